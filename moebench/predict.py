@@ -82,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel", help=f"one of {', '.join(pricing.KERNELS)}")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float8"))
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--claims", action="store_true", help="settle what papers claim instead")
+    parser.add_argument("--plot", metavar="FILE", help="with --claims: draw them into a file")
     options = parser.parse_args(argv)
+    if options.claims:
+        from moebench.claims.verb import print_claims
+
+        return print_claims(as_json=options.json, plot=options.plot)
     try:
         batches = batch_range(options.batch)
         blocks = [

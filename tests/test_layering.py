@@ -35,7 +35,9 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast"), ("numpy", "scipy"), ("pandas",)
+    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "claims"),
+    ("numpy", "scipy"),
+    ("pandas",),
 )
 TABLE: dict[str, May] = {
     "__init__": May(()),
@@ -84,6 +86,10 @@ TABLE: dict[str, May] = {
     "train": VERB,
     "doctor": VERB,
     "calibrate": VERB,
+    "claims": May((*FOUNDATION, "policies", "claims")),
+    "claims.settle": May((*FOUNDATION, "policies", "cost", "claims", "predict")),
+    "claims.say": May((*FOUNDATION, "codec", "claims")),
+    "claims.figure": May((*FOUNDATION, "figures", "claims"), ("matplotlib",)),
     "predict": COMPUTED_VERB,
     "validate": COMPUTED_VERB,
     "__main__": May(EVERYTHING),
@@ -111,6 +117,9 @@ TORCHLESS = (
     "budget",
     "progress",
     "suite",
+    "claims",
+    "claims.settle",
+    "claims.say",
     "predict",
     "validate",
     "__main__",

@@ -1,0 +1,199 @@
+"""Settled claims as tables for people and as one JSON document.
+
+The two tables of the summary are Markdown, so that what a README shows is what the command prints.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from moebench.claims.settle import BATCHES, PHASES, Curve, Settled, held_batches
+from moebench.codec import encode
+from moebench.spec import load_hardware, load_model
+
+SHOWN = (1, 4, 16, 64, 256, 1024, 4096)
+"""Batches of the detailed tables; the document and the figure have all."""
+FLOPS_TITLES = ("claim", "model", "mean k", "FLOPs saved", "counted", "experts alone", "verdict")
+SPEED_TITLES = (
+    "claim", "model", "mean k", "claimed", "FLOPs say", "phase", "predicted", "verdict",
+    "H100", "H200", "B200",
+)  # fmt: skip
+HOW = """\
+How a verdict is decided
+- FLOPs saved: counting gives a range, over the rounding of the printed k and, where the paper does
+  not state its sample, over 1 to 2048 tokens. The claim holds if that range meets the printed
+  number. "Experts alone" is the share saved if routed experts were all FLOPs: no way of counting
+  gives more.
+- Speed: the claim holds at a batch if it is inside the prediction's 90 % interval or below it, and
+  surely if it is below all of the interval; it cannot hold if it is above the interval at every
+  batch of both phases. The verdict is on the paper's GPU; the last columns are where the claim
+  would hold on others, or the predicted range where none is claimed.
+- Every speed is over the model's own top-k on the same kernel: decode of one token a
+  sequence, prefill of whole sequences; the batch is sequences. An execution of the experts that is
+  not a fused kernel (a loop over experts) is not what is predicted here.
+- Not testable: nothing is claimed, or what is missing is said."""
+
+
+def render(settled: Sequence[Settled]) -> str:
+    """The summary, the curves behind it, and how a verdict is decided."""
+    parts = [
+        markdown(FLOPS_TITLES, flops_rows(settled)),
+        markdown(SPEED_TITLES, speed_rows(settled)),
+        *(curves_in_words(one) for one in settled if one.curves),
+        unstated_in_words(settled),
+        HOW,
+    ]
+    return "\n\n".join(parts)
+
+
+def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
+    """Claims of saved FLOPs against the count."""
+    rows = []
+    for one in settled:
+        claim, counted = one.claim, one.arithmetic
+        if claim.quantity != "flops-saved" or counted is None or counted.ceiling is None:
+            continue
+        rows.append(
+            [
+                f"{one.paper.name}, {claim.source}",
+                claim.model or "–",
+                claim.k or "–",
+                claim.printed,
+                f"{_percent(counted.value)} [{_percent(counted.low)}, {_percent(counted.high)}]",
+                _percent(counted.ceiling),
+                _verdict(one),
+            ]
+        )
+    return rows
+
+
+def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
+    """Claims about time and memory; a line for each phase of what could be predicted."""
+    rows = []
+    for one in settled:
+        claim = one.claim
+        if claim.quantity == "flops-saved":
+            continue
+        times = "" if claim.quantity == "speedup" else f" {claim.quantity}"
+        head = [
+            f"{one.paper.name}, {claim.source.partition(':')[0]}",
+            claim.model or "–",
+            claim.k or "–",
+            f"{claim.printed}×{times}" if claim.printed else "no speed",
+            "–" if one.flops_say is None else f"{one.flops_say:.2f}×",
+        ]
+        if not one.curves:
+            rows.append([*head, "–", "–", _verdict(one), "–", "–", "–"])
+        for phase in PHASES if one.curves else ():
+            own, *others = [curve for curve in one.curves if curve.phase == phase]
+            newer = others if one.paper.hardware else (own, *others)
+            rows.append(
+                [
+                    *head,
+                    phase,
+                    f"{_short(own.hardware)} {_range(own)}",
+                    held(own) if own.reach and one.paper.hardware else _verdict(one),
+                    *(held_batches(curve) if curve.reach else _range(curve) for curve in newer),
+                ]
+            )
+    return rows
+
+
+def held(curve: Curve) -> str:
+    """The verdict on one GPU in one phase."""
+    batches = held_batches(curve)
+    return "cannot hold" if batches == "none" else f"holds at batch {batches}"
+
+
+def curves_in_words(one: Settled) -> str:
+    """What was predicted for one claim at some batches."""
+    claim = one.claim
+    model = load_model(claim.model or "")
+    claimed = f"claimed {claim.printed}×" if claim.printed else "no speed claimed"
+    first = one.curves[0]
+    lines = [
+        f"{one.paper.name} · {model.name} · {claim.router}"
+        + (f", mean k {claim.k}" if claim.k else f", k = {model.top_k}")
+        + f" · {claimed} · {claim.source}",
+        f"{first.level}, sequences of {first.tokens} tokens; marked: ++ surely, + holds",
+    ]
+    if claim.note:
+        lines.append(f"note: {claim.note}")
+    shown = [BATCHES.index(batch) for batch in SHOWN]
+    marks = {"surely": "++", "holds": "+", "beyond": ""}
+    table = [["", *(f"batch {batch}" for batch in SHOWN)]]
+    for curve in one.curves:
+        reached = curve.reach or ("beyond",) * len(curve.batches)
+        table.append(
+            [
+                f"{curve.devices} x {_short(curve.hardware)} {curve.phase}",
+                *(
+                    f"{curve.speedup[i]:.2f} [{curve.low[i]:.2f}, {curve.high[i]:.2f}]"
+                    f"{marks[reached[i]]:2}"
+                    for i in shown
+                ),
+            ]
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    caveats = dict.fromkeys(caveat for curve in one.curves for caveat in curve.caveats)
+    return "\n".join([*lines, *(f"⚠ {caveat}" for caveat in caveats)])
+
+
+def unstated_in_words(settled: Sequence[Settled]) -> str:
+    """What each paper leaves open."""
+    papers = {one.paper.name: one.paper for one in settled}
+    lines = ["What the papers do not state"]
+    for paper in papers.values():
+        lines.append(f"- {paper.name} ({paper.citation}): {'; '.join(paper.unstated)}")
+    return "\n".join(lines)
+
+
+def document(settled: Sequence[Settled]) -> dict[str, Any]:
+    """One JSON document; times are ratios to the model's own top-k."""
+    return {
+        "schema": 1,
+        "provenance": "predicted",
+        "claims": [
+            {
+                "paper": one.paper.name,
+                "citation": one.paper.citation,
+                "paper_hardware": one.paper.hardware,
+                "unstated": encode(one.paper.unstated),
+                **encode(one.claim),
+                "value": encode(one.claim.value),
+                "arithmetic": encode(one.arithmetic),
+                "flops_say": one.flops_say,
+                "verdict": one.verdict.answer,
+                "reason": one.verdict.reason,
+                "curves": encode(one.curves),
+            }
+            for one in settled
+        ],
+    }
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up."""
+    lines = [list(titles), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    first, *others = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([first, rule, *others])
+
+
+def _verdict(one: Settled) -> str:
+    answer, reason = one.verdict.answer, one.verdict.reason
+    return f"{answer}: {reason}" if reason and answer != "holds" else answer
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _range(curve: Curve) -> str:
+    return f"{min(curve.speedup):.2f}–{max(curve.speedup):.2f}×"
+
+
+def _short(hardware: str) -> str:
+    """A machine by its first word: A800 of a800-sxm-80gb."""
+    return load_hardware(hardware).name.partition("-")[0].upper()
