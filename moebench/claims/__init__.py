@@ -79,6 +79,8 @@ class Claim:
     """A shipped model."""
     k: str | None = None
     """Mean routed experts a token, as printed; the router's own if left out. "2" is exact."""
+    k_shares: tuple[float, ...] = ()
+    """Shares of tokens with 0, 1, 2, ... experts, where the method states them."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """More options of the policy."""
     full_flops: Annotated[Flops, "flops"] | None = None
@@ -100,6 +102,8 @@ class Claim:
             raise ValueError("quantity: flops-saved needs a model and printed = a percentage")
         if self.k is not None:
             _named("k", self.k)
+        if self.k_shares and abs(sum(self.k_shares) - 1) > 1e-6:
+            raise ValueError(f"k_shares: found {self.k_shares}, expected shares that sum to 1")
         if self.model is not None:
             if self.model not in model_names():
                 raise ValueError(

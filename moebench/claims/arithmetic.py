@@ -18,7 +18,7 @@ from moebench.ops import (
     total_flops,
 )
 from moebench.policies import Policy, policy
-from moebench.spec import Attention, Gate, ModelSpec, Workload, load_model
+from moebench.spec import Attention, Gate, ModelSpec, OperatingPoint, Workload, load_model
 from moebench.units import Flops
 
 SHORTEST, LONGEST = 1, 2048
@@ -43,15 +43,29 @@ def claim_policy(claim: Claim, k: float | None = None) -> Policy:
     """The router of a claim, at its own k or another one."""
     mean = k if k is not None or claim.mean_k is None else claim.mean_k.value
     options = dict(claim.options)
-    if mean is not None:
+    if mean is not None and not claim.k_shares:
         options |= {"top_k": round(mean)} if claim.router == "top-k" else {"mean_k": mean}
     return policy(claim.router, options, claim.source)
 
 
-def model_flops(model: ModelSpec, router: Policy, num_tokens: int, *, head: bool = True) -> Flops:
+def claim_point(claim: Claim) -> OperatingPoint | None:
+    """How many experts tokens run, where the method says so; None: what the policy says."""
+    if not claim.k_shares:
+        return None
+    return OperatingPoint(claim.k_shares, "imposed", claim.source)
+
+
+def model_flops(
+    model: ModelSpec,
+    router: Policy,
+    num_tokens: int,
+    point: OperatingPoint | None = None,
+    *,
+    head: bool = True,
+) -> Flops:
     """FLOPs of one forward pass over a sample of `num_tokens`, attention scores in full."""
     workload = Workload("prefill", "decoder", batch=1, sequence_length=num_tokens)
-    load = router.load(model, num_tokens, router.operating_point(model))
+    load = router.load(model, num_tokens, point or router.operating_point(model))
     moe = layer_ops(
         model,
         workload,
@@ -83,7 +97,8 @@ def flops_saved(paper: Paper, claim: Claim) -> Arithmetic:
 
     def saved(at: float, tokens: int) -> float:
         router = claim_policy(claim, at if claim.k else None)
-        return 1 - model_flops(model, router, tokens) / model_flops(model, base, tokens)
+        own = model_flops(model, router, tokens, claim_point(claim))
+        return 1 - own / model_flops(model, base, tokens)
 
     ends = [saved(at, tokens) for at in (k.low, k.high) for tokens in lengths]
     return Arithmetic(

@@ -9,11 +9,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from moebench.claims import Claim
 from moebench.claims.settle import PHASES, Settled
 from moebench.figures.style import INK, MUTED, STYLE, WIDTH, add_legend
 from moebench.spec import load_hardware
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+def is_control(claim: Claim) -> bool:
+    """A smaller fixed k in a paper about another router."""
+    return claim.router == "top-k" and not claim.k_shares
 
 
 def draw_claims(settled: Sequence[Settled], path: Path) -> None:
@@ -22,7 +28,7 @@ def draw_claims(settled: Sequence[Settled], path: Path) -> None:
     Raises:
         ValueError: the file cannot be written, or its ending names no format.
     """
-    claims = [s for s in settled if s.curves and s.claim.value and s.claim.router != "top-k"]
+    claims = [s for s in settled if s.curves and s.claim.value and not is_control(s.claim)]
     names = list(dict.fromkeys(curve.hardware for one in claims for curve in one.curves))
     colours = dict(zip(names, COLOURS, strict=False))
     with rc_context(STYLE):  # type: ignore[arg-type]
@@ -35,11 +41,18 @@ def draw_claims(settled: Sequence[Settled], path: Path) -> None:
                     if curve.phase != phase:
                         continue
                     colour = colours[curve.hardware]
+                    inside = sum(curve.fits)
+                    batches = curve.batches[:inside]
                     if curve.hardware == one.paper.hardware:
                         axes.fill_between(
-                            curve.batches, curve.low, curve.high, color=colour, alpha=0.16, lw=0
+                            batches,
+                            curve.low[:inside],
+                            curve.high[:inside],
+                            color=colour,
+                            alpha=0.16,
+                            lw=0,
                         )
-                    axes.plot(curve.batches, curve.speedup, color=colour, lw=1.3)
+                    axes.plot(batches, curve.speedup[:inside], color=colour, lw=1.3)
                 axes.axhline(one.claim.value.value, color=INK, lw=1.2, ls="--")
                 axes.axhline(one.flops_say, color=INK, lw=1.2, ls=":")
                 axes.axhline(1, color=MUTED, lw=0.8, zorder=1)

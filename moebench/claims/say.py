@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moebench.claims.settle import BATCHES, PHASES, Curve, Settled, held_batches
+from moebench.claims.verdict import holds
 from moebench.codec import encode
 from moebench.spec import load_hardware, load_model
 
@@ -23,13 +24,15 @@ How a verdict is decided
   not state its sample, over 1 to 2048 tokens. The claim holds if that range meets the printed
   number. "Experts alone" is the share saved if routed experts were all FLOPs: no way of counting
   gives more.
-- Speed: the claim holds at a batch if it is inside the prediction's 90 % interval or below it, and
-  surely if it is below all of the interval; it cannot hold if it is above the interval at every
+- Speed: a claim is a promise of at least that speedup. It holds at a batch if it is inside the
+  prediction's 90 % interval or below it, which is to say that the prediction does not exclude it;
+  surely if it is below all of the interval. It cannot hold if it is above the interval at every
   batch of both phases. The verdict is on the paper's GPU; the last columns are where the claim
   would hold on others, or the predicted range where none is claimed.
-- Every speed is over the model's own top-k on the same kernel: decode of one token a
-  sequence, prefill of whole sequences; the batch is sequences. An execution of the experts that is
-  not a fused kernel (a loop over experts) is not what is predicted here.
+- Every speed is of the whole model over its own top-k on the same kernel, on the fewest GPUs that
+  hold the bf16 weights: decode of one token a sequence, prefill of whole sequences; the batch is
+  sequences. A batch that does not fit into memory counts for nothing. An execution of the experts
+  that is not a fused kernel (a loop over experts) is not what is predicted here.
 - Not testable: nothing is claimed, or what is missing is said."""
 
 
@@ -39,6 +42,7 @@ def render(settled: Sequence[Settled]) -> str:
         markdown(FLOPS_TITLES, flops_rows(settled)),
         markdown(SPEED_TITLES, speed_rows(settled)),
         *(curves_in_words(one) for one in settled if one.curves),
+        caveats_in_words(settled),
         unstated_in_words(settled),
         HOW,
     ]
@@ -77,7 +81,7 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
         head = [
             f"{one.paper.name}, {claim.source.partition(':')[0]}",
             claim.model or "–",
-            claim.k or "–",
+            claim.k or ("–" if claim.model is None else str(load_model(claim.model).top_k)),
             f"{claim.printed}×{times}" if claim.printed else "no speed",
             "–" if one.flops_say is None else f"{one.flops_say:.2f}×",
         ]
@@ -100,8 +104,10 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
 
 def held(curve: Curve) -> str:
     """The verdict on one GPU in one phase."""
-    batches = held_batches(curve)
-    return "cannot hold" if batches == "none" else f"holds at batch {batches}"
+    if not any(map(holds, curve.reach)):
+        return "cannot hold"
+    surely = "" if "surely" in curve.reach else ", surely none"
+    return f"holds at batch {held_batches(curve)}{surely}"
 
 
 def curves_in_words(one: Settled) -> str:
@@ -114,12 +120,12 @@ def curves_in_words(one: Settled) -> str:
         f"{one.paper.name} · {model.name} · {claim.router}"
         + (f", mean k {claim.k}" if claim.k else f", k = {model.top_k}")
         + f" · {claimed} · {claim.source}",
-        f"{first.level}, sequences of {first.tokens} tokens; marked: ++ surely, + holds",
+        f"whole model, sequences of {first.tokens} tokens; + holds, ++ surely, ? does not fit",
     ]
     if claim.note:
         lines.append(f"note: {claim.note}")
     shown = [BATCHES.index(batch) for batch in SHOWN]
-    marks = {"surely": "++", "holds": "+", "beyond": ""}
+    marks = {"surely": "++", "holds": "+", "beyond": "", "no room": "?"}
     table = [["", *(f"batch {batch}" for batch in SHOWN)]]
     for curve in one.curves:
         reached = curve.reach or ("beyond",) * len(curve.batches)
@@ -135,8 +141,19 @@ def curves_in_words(one: Settled) -> str:
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    caveats = dict.fromkeys(caveat for curve in one.curves for caveat in curve.caveats)
-    return "\n".join([*lines, *(f"⚠ {caveat}" for caveat in caveats)])
+    return "\n".join(lines)
+
+
+def caveats_in_words(settled: Sequence[Settled]) -> str:
+    """What to doubt, once each; that a batch does not fit is said where it does not."""
+    curves = [curve for one in settled for curve in one.curves]
+    caveats = dict.fromkeys(
+        f"⚠ {caveat.kind}: {caveat.seen}; {caveat.meaning}"
+        for curve in curves
+        for caveat in curve.caveats
+        if caveat.kind != "out-of-memory"
+    )
+    return "\n".join(["What the predictions rest on", *caveats])
 
 
 def unstated_in_words(settled: Sequence[Settled]) -> str:
@@ -191,7 +208,9 @@ def _percent(share: float) -> str:
 
 
 def _range(curve: Curve) -> str:
-    return f"{min(curve.speedup):.2f}–{max(curve.speedup):.2f}×"
+    """Least and most over the batches that fit."""
+    inside = [speedup for speedup, fits in zip(curve.speedup, curve.fits, strict=True) if fits]
+    return f"{min(inside):.2f}–{max(inside):.2f}×" if inside else "does not fit"
 
 
 def _short(hardware: str) -> str:

@@ -1,23 +1,37 @@
 """Claim by claim: count, predict, decide.
 
-A speedup is predicted over batch 1 to 4096, on the paper's GPU and on newer
+A speedup is predicted for the whole model over batch 1 to 4096, on the paper's GPU and on newer
 ones, in both phases, since papers do not say which they timed: decode over a context as long as
 the paper's sample, and prefill of such samples. The batch is the number of sequences.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from moebench.claims import Claim, Paper
-from moebench.claims.arithmetic import Arithmetic, claim_policy, flops_saved, time_ratio
-from moebench.claims.verdict import Reach, Verdict, batches_in_words, flops_verdict, reach
-from moebench.spec import load_hardware, load_model
+from moebench.claims.arithmetic import (
+    Arithmetic,
+    claim_point,
+    claim_policy,
+    flops_saved,
+    time_ratio,
+)
+from moebench.claims.verdict import Reach, Verdict, batches_in_words, flops_verdict, holds, reach
+from moebench.cost.deployment import Deployment
+from moebench.cost.speedup import forecast
+from moebench.ops import parameters
+from moebench.results import Caveat
+from moebench.spec import HardwareSpec, ModelSpec, load_hardware, load_model
+from moebench.units import BYTES_PER_ELEMENT
 
 NEWER = ("h100-sxm", "h200-sxm", "b200-sxm")
 BATCHES = tuple(2**power for power in range(13))
 SAMPLE_TOKENS = 256
 """Tokens of a sequence where the paper does not say: those over which Ada-K counts FLOPs."""
+FULL = 0.9
+"""Share of memory that weights may take: the rest is for cache and activations."""
 Phase = Literal["decode", "prefill"]
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 
@@ -32,16 +46,16 @@ class Curve:
     """GPUs that the model is split over: the fewest that hold its weights."""
     tokens: int
     """Tokens of a sequence: in the cache in decode, new in prefill."""
-    level: str
-    """What the speedup is of: "MoE layer" or "whole model"."""
     kernel: str
     batches: tuple[int, ...]
     speedup: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     """90 % interval."""
+    fits: tuple[bool, ...]
+    """Whether weights, cache and activations fit into those GPUs."""
     flops_promise: tuple[float, ...]
-    caveats: tuple[str, ...]
+    caveats: tuple[Caveat, ...]
     reach: tuple[Reach, ...] = ()
     """Of the claimed speedup; empty where none is claimed."""
 
@@ -59,11 +73,6 @@ class Settled:
     verdict: Verdict
 
 
-def settle(papers: Sequence[Paper]) -> list[Settled]:
-    """Every claim of every paper."""
-    return [settle_claim(paper, claim) for paper in papers for claim in paper.claim]
-
-
 def settle_claim(paper: Paper, claim: Claim) -> Settled:
     """Count and predict what can be, and decide."""
     if claim.quantity == "flops-saved":
@@ -73,7 +82,7 @@ def settle_claim(paper: Paper, claim: Claim) -> Settled:
         return Settled(paper, claim, counted, counted.value, (), verdict)
     if claim.quantity != "speedup" or claim.model is None:
         counted_ratio = time_ratio(claim)
-        verdict = Verdict("not testable", "missing: " + "; ".join(claim.missing))
+        verdict = Verdict("not testable", "missing " + "; ".join(claim.missing))
         flops_say = counted_ratio.value if counted_ratio else None
         return Settled(paper, claim, counted_ratio, flops_say, (), verdict)
     counted = flops_saved(paper, claim)
@@ -93,7 +102,10 @@ def with_reach(curve: Curve, claim: Claim) -> Curve:
     claimed = claim.value
     if claimed is None:
         return curve
-    reached = (reach(claimed, *ends) for ends in zip(curve.low, curve.high, strict=True))
+    reached = (
+        reach(claimed, low, high) if fits else "no room"
+        for low, high, fits in zip(curve.low, curve.high, curve.fits, strict=True)
+    )
     return replace(curve, reach=tuple(reached))
 
 
@@ -102,41 +114,52 @@ def speed_verdict(paper: Paper, claim: Claim, curves: Sequence[Curve]) -> Verdic
     if claim.value is None:
         return Verdict("not testable", "the paper claims no speed of inference")
     if paper.hardware is None:
-        return Verdict("not testable", "missing: the paper's GPU")
+        return Verdict("not testable", "missing the paper's GPU")
     own = [curve for curve in curves if curve.hardware == paper.hardware]
-    where = "; ".join(f"{curve.phase}: {held_batches(curve)}" for curve in own)
-    held = any(reached != "beyond" for curve in own for reached in curve.reach)
-    return Verdict("holds" if held else "cannot hold", f"at batches {where}" if held else "")
+    where = "; ".join(f"{curve.phase} {held_batches(curve)}" for curve in own)
+    held = any(holds(reached) for curve in own for reached in curve.reach)
+    return Verdict("holds" if held else "cannot hold", f"at batch: {where}" if held else "")
 
 
 def held_batches(curve: Curve) -> str:
-    """Where the claim holds, and where surely: "1–8 (surely 1–2)"."""
-    held = batches_in_words(curve.batches, [reached != "beyond" for reached in curve.reach])
+    """Where the claim holds, and where surely: "1–8, surely 1–2"."""
+    held = batches_in_words(curve.batches, [holds(reached) for reached in curve.reach])
     surely = batches_in_words(curve.batches, [reached == "surely" for reached in curve.reach])
-    return held if surely in (held, "none") and surely == "none" else f"{held} (surely {surely})"
+    return held if surely == "none" else f"{held}, surely {surely}"
 
 
 def curve(paper: Paper, claim: Claim, hardware: str, phase: Phase) -> Curve:
     """Predict a claim's speedup over batch."""
-    from moebench.predict import forecast_layer
-
     assert claim.model is not None
-    model, machine, router = load_model(claim.model), load_hardware(hardware), claim_policy(claim)
-    tokens = paper.sample_tokens or SAMPLE_TOKENS
-    rows, calibration, caveats = forecast_layer(
-        model, machine, router, [b * (tokens if phase == "prefill" else 1) for b in BATCHES]
+    model, machine = load_model(claim.model), load_hardware(hardware)
+    deployment = Deployment(
+        model,
+        machine,
+        phase=phase,
+        level="model",
+        context=paper.sample_tokens or SAMPLE_TOKENS,
+        tensor_parallel=devices_for(model, machine),
     )
+    answer = forecast(deployment, claim_policy(claim), BATCHES, claim_point(claim))
+    rows = answer.rows
     return Curve(
         hardware=hardware,
         phase=phase,
-        devices=1,
-        tokens=tokens,
-        level="MoE layer",
+        devices=deployment.num_devices,
+        tokens=deployment.context,
         kernel=rows[0].kernel,
         batches=BATCHES,
         speedup=tuple(row.speedup for row in rows),
         low=tuple(row.speedup_low for row in rows),
         high=tuple(row.speedup_high for row in rows),
+        fits=tuple(row.peak_memory_bytes <= machine.memory_capacity for row in rows),
         flops_promise=tuple(row.flops_promise for row in rows),
-        caveats=tuple(f"{c.kind}: {c.seen}; {c.meaning}" for c in caveats),
+        caveats=answer.caveats,
     )
+
+
+def devices_for(model: ModelSpec, hardware: HardwareSpec) -> int:
+    """The fewest GPUs, a power of two, of whose memory bf16 weights fill at most `FULL`."""
+    weights = parameters(model) * BYTES_PER_ELEMENT["bfloat16"]
+    shares = weights / (FULL * hardware.memory_capacity)
+    return 1 << max(0, math.ceil(math.log2(shares)))

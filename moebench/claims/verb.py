@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moebench.claims import load_papers
 from moebench.claims.say import document, render
-from moebench.claims.settle import settle
+from moebench.claims.settle import settle_claim
 
 
 def print_claims(*, as_json: bool, plot: str | None) -> int:
@@ -15,7 +15,11 @@ def print_claims(*, as_json: bool, plot: str | None) -> int:
     Returns:
         The exit code: 0, or 2 if the figure cannot be written.
     """
-    settled = settle(load_papers())
+    from tqdm import tqdm
+
+    claims = [(paper, claim) for paper in load_papers() for claim in paper.claim]
+    bar = tqdm(claims, "claims", file=sys.stderr, leave=False, disable=None)
+    settled = [settle_claim(paper, claim) for paper, claim in bar]
     print(json.dumps(document(settled)) if as_json else render(settled))
     if plot is not None:
         from moebench.claims.figure import draw_claims

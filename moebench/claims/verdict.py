@@ -4,10 +4,12 @@
 tokens it counted. The claim *holds* if the range and the printed number, rounded as it is, overlap;
 otherwise it *cannot hold*.
 
-**Speed.** A prediction has a 90 % interval at every batch. The claimed speedup *holds* at a batch
-if it lies inside the interval or below it, and holds *surely* if the whole interval reaches it. It
+**Speed.** A claimed speedup is a promise of at least that much, and a prediction has a 90 %
+interval at every batch. The claim *holds* at a batch if it lies inside the interval or below it:
+the prediction does not exclude it. It holds *surely* if it lies below all of the interval. It
 *cannot hold* if it lies above the interval at every batch of every phase that the paper may mean.
-What is not claimed, or cannot be priced, is *not testable*, with what is missing.
+A batch that does not fit into memory counts for nothing. What is not claimed, or cannot be priced,
+is *not testable*, with what is missing.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from typing import Literal
 from moebench.claims import Rounded
 
 Answer = Literal["holds", "cannot hold", "not testable"]
-Reach = Literal["surely", "holds", "beyond"]
+Reach = Literal["surely", "holds", "beyond", "no room"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ def reach(claimed: Rounded, low: float, high: float) -> Reach:
     if claimed.high <= low:
         return "surely"
     return "holds" if claimed.low <= high else "beyond"
+
+
+def holds(reached: Reach) -> bool:
+    """Whether the claim holds there; a step that does not fit shows nothing."""
+    return reached in ("surely", "holds")
 
 
 def batches_in_words(batches: Sequence[int], kept: Sequence[bool]) -> str:

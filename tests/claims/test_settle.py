@@ -1,0 +1,156 @@
+"""Claims settled as the command settles them: what may be said, and nothing beyond it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moebench.claims import Claim, Paper, load_papers
+from moebench.claims.settle import (
+    BATCHES,
+    FULL,
+    NEWER,
+    Settled,
+    devices_for,
+    settle_claim,
+    speed_verdict,
+    with_reach,
+)
+from moebench.claims.verdict import holds
+from moebench.ops import parameters
+from moebench.predict import main
+from moebench.spec import load_hardware, load_model
+
+PAPERS = {paper.name: paper for paper in load_papers()}
+
+
+def claims(name: str) -> list[tuple[Paper, Claim]]:
+    return [(PAPERS[name], claim) for claim in PAPERS[name].claim]
+
+
+@pytest.fixture(scope="module")
+def ada_k() -> list[Settled]:
+    """The speedups that Ada-K claims, on its four models."""
+    return [
+        settle_claim(paper, claim)
+        for paper, claim in claims("Ada-K")
+        if claim.quantity == "speedup" and claim.router == "ada-k"
+    ]
+
+
+def test_every_speedup_is_predicted_on_the_papers_gpu_and_newer_ones(ada_k: list[Settled]) -> None:
+    assert len(ada_k) == 4
+    for one in ada_k:
+        hardware = dict.fromkeys(curve.hardware for curve in one.curves)
+        assert tuple(hardware) == ("a800-sxm-80gb", *NEWER)
+        for curve in one.curves:
+            assert curve.batches == BATCHES and (BATCHES[0], BATCHES[-1]) == (1, 4096)
+            for low, value, high in zip(curve.low, curve.speedup, curve.high, strict=True):
+                assert 0 < low <= value <= high
+
+
+def test_nothing_gains_more_than_if_experts_were_all_there_is(ada_k: list[Settled]) -> None:
+    """Amdahl: k over mean k. A switch of tiles may bend it by 3 %."""
+    for one in ada_k:
+        assert one.claim.mean_k is not None
+        ceiling = load_model(one.claim.model or "").top_k / one.claim.mean_k.value
+        assert all(max(curve.speedup) < 1.03 * ceiling for curve in one.curves)
+
+
+def test_the_valley_is_in_every_prediction_of_decode(ada_k: list[Settled]) -> None:
+    """A batch that touches all experts reads all weights, whatever k is."""
+    for one in ada_k:
+        for curve in one.curves:
+            if curve.phase == "decode":
+                assert min(curve.speedup) < 1.06 < max(curve.speedup)
+
+
+def test_what_holds_is_carried_by_an_interval_that_fits(ada_k: list[Settled]) -> None:
+    for one in ada_k:
+        claimed = one.claim.value
+        assert claimed is not None
+        own = [curve for curve in one.curves if curve.hardware == one.paper.hardware]
+        carried = [
+            fits and claimed.low <= high
+            for curve in own
+            for fits, high in zip(curve.fits, curve.high, strict=True)
+        ]
+        assert [holds(r) for curve in own for r in curve.reach] == carried
+        assert (one.verdict.answer == "holds") == any(carried)
+
+
+def test_a_claim_above_every_interval_cannot_hold(ada_k: list[Settled]) -> None:
+    one = ada_k[0]
+    bold = replace(one.claim, printed="1.90")
+    curves = [with_reach(curve, bold) for curve in one.curves]
+    assert speed_verdict(one.paper, bold, curves).answer == "cannot hold"
+
+
+def test_batches_that_do_not_fit_show_nothing(ada_k: list[Settled]) -> None:
+    one = ada_k[0]
+    modest = replace(one.claim, printed="0.50")
+    nowhere = [replace(curve, fits=(False,) * len(BATCHES)) for curve in one.curves]
+    curves = [with_reach(curve, modest) for curve in nowhere]
+    assert speed_verdict(one.paper, modest, curves).answer == "cannot hold"
+
+
+def test_what_is_not_claimed_is_not_testable() -> None:
+    unclaimed = [
+        settle_claim(paper, claim)
+        for name in ("AdaMoE", "RMoE")
+        for paper, claim in claims(name)
+        if claim.quantity == "speedup"
+    ]
+    assert len(unclaimed) == 2
+    for one in unclaimed:
+        assert one.verdict.answer == "not testable" and "claims no speed" in one.verdict.reason
+        assert one.curves and not any(curve.reach for curve in one.curves)
+    rmoe = next(one for one in unclaimed if one.paper.name == "RMoE")
+    assert all(max(curve.high) <= 1 for curve in rmoe.curves), "a recurrent router only adds work"
+
+
+def test_what_cannot_be_priced_says_what_is_missing() -> None:
+    for name in ("RMoE", "MoE++", "ReMoE", "Top-p"):
+        for paper, claim in claims(name):
+            if claim.model is None:
+                verdict = settle_claim(paper, claim).verdict
+                assert verdict.answer == "not testable" and claim.missing[0] in verdict.reason
+
+
+@pytest.mark.parametrize("hardware", ["a800-sxm-80gb", "h200-sxm", "b200-sxm"])
+@pytest.mark.parametrize("model", ["mixtral-8x22b", "mixtral-8x7b", "deepseek-moe-16b"])
+def test_a_model_is_split_over_the_fewest_gpus_that_hold_it(model: str, hardware: str) -> None:
+    spec, machine = load_model(model), load_hardware(hardware)
+    devices = devices_for(spec, machine)
+    weights = 2 * parameters(spec)
+    assert weights <= devices * FULL * machine.memory_capacity
+    assert devices == 1 or weights > devices / 2 * FULL * machine.memory_capacity
+
+
+def test_the_command_needs_no_torch_and_gives_every_claim(tmp_path: Path) -> None:
+    """One process prints the document and draws the figure."""
+    code = (
+        "import sys; sys.modules['torch'] = None; from moebench.predict import main; "
+        f"sys.exit(main(['--claims', '--json', '--plot', {str(tmp_path / 'claims.png')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["provenance"] == "predicted"
+    assert len(document["claims"]) == sum(len(paper.claim) for paper in PAPERS.values())
+    answers = {entry["verdict"] for entry in document["claims"]}
+    assert answers == {"holds", "cannot hold", "not testable"}
+    assert (tmp_path / "claims.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_cannot_be_written_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ada_k: list[Settled]
+) -> None:
+    monkeypatch.setattr("moebench.claims.verb.load_papers", lambda: (PAPERS["Ada-K"],))
+    monkeypatch.setattr("moebench.claims.verb.settle_claim", lambda *_: ada_k[0])
+    assert main(["--claims", "--plot", "nowhere/claims.png"]) == 2
+    error = capsys.readouterr().err
+    assert "--plot: nowhere/claims.png" in error and error.count("\n") == 1
