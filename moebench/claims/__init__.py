@@ -122,6 +122,11 @@ class Claim:
         return rounded(self.printed) if self.printed else None
 
     @property
+    def is_control(self) -> bool:
+        """A smaller fixed k in a paper about another router, under the same conditions."""
+        return self.router == "top-k" and not self.k_shares
+
+    @property
     def mean_k(self) -> Rounded | None:
         return None if self.k is None else rounded(self.k)
 

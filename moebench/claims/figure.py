@@ -9,17 +9,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from moebench.claims import Claim
 from moebench.claims.settle import PHASES, Settled
 from moebench.figures.style import INK, MUTED, STYLE, WIDTH, add_legend
 from moebench.spec import load_hardware
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-
-
-def is_control(claim: Claim) -> bool:
-    """A smaller fixed k in a paper about another router."""
-    return claim.router == "top-k" and not claim.k_shares
 
 
 def draw_claims(settled: Sequence[Settled], path: Path) -> None:
@@ -28,7 +22,7 @@ def draw_claims(settled: Sequence[Settled], path: Path) -> None:
     Raises:
         ValueError: the file cannot be written, or its ending names no format.
     """
-    claims = [s for s in settled if s.curves and s.claim.value and not is_control(s.claim)]
+    claims = [s for s in settled if s.curves and s.claim.value and not s.claim.is_control]
     names = list(dict.fromkeys(curve.hardware for one in claims for curve in one.curves))
     colours = dict(zip(names, COLOURS, strict=False))
     with rc_context(STYLE):  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
             continue
         times = "" if claim.quantity == "speedup" else f" {claim.quantity}"
         head = [
-            f"{one.paper.name}, {claim.source.partition(':')[0]}",
+            f"{one.paper.name}{' (fixed k)' * claim.is_control}, {claim.source.partition(':')[0]}",
             claim.model or "–",
             claim.k or ("–" if claim.model is None else str(load_model(claim.model).top_k)),
             f"{claim.printed}×{times}" if claim.printed else "no speed",

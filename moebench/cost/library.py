@@ -79,7 +79,7 @@ def op_times(library: Library, ops: Sequence[Op]) -> Floats:
     for dtype in {op.dtype for op in ops}:
         here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
         if here:
-            m, n, k = (np.array(size) for size in zip(*(product_shape(ops[i]) for i in here),
+            m, n, k = (np.array(size, float) for size in zip(*(product_shape(ops[i]) for i in here),
                                                       strict=True))  # fmt: skip
             seconds[here] = dense_time(p, hardware, m, n, k, dtype=dtype, warm=False)
     rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
