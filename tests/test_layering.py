@@ -35,7 +35,9 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast"), ("numpy", "scipy"), ("pandas",)
+    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "prediction"),
+    ("numpy", "scipy"),
+    ("pandas",),
 )
 TABLE: dict[str, May] = {
     "__init__": May(()),
@@ -75,6 +77,7 @@ TABLE: dict[str, May] = {
     # 3: verbs and what they wire with.
     "plan": May((*FOUNDATION, "policies"), ("numpy",)),
     "forecast": May((*FOUNDATION, "policies", "cost", "plan", "record"), ("numpy",)),
+    "prediction": May((*FOUNDATION, "cost")),
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),
     "cell": VERB,
@@ -111,6 +114,7 @@ TORCHLESS = (
     "budget",
     "progress",
     "suite",
+    "prediction",
     "predict",
     "validate",
     "__main__",
