@@ -35,7 +35,7 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "claims"),
+    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "prediction", "claims"),
     ("numpy", "scipy"),
     ("pandas",),
 )
@@ -77,6 +77,7 @@ TABLE: dict[str, May] = {
     # 3: verbs and what they wire with.
     "plan": May((*FOUNDATION, "policies"), ("numpy",)),
     "forecast": May((*FOUNDATION, "policies", "cost", "plan", "record"), ("numpy",)),
+    "prediction": May((*FOUNDATION, "cost")),
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),
     "cell": VERB,
@@ -89,7 +90,7 @@ TABLE: dict[str, May] = {
     "claims": May((*FOUNDATION, "policies", "claims")),
     "claims.settle": May((*FOUNDATION, "policies", "cost", "claims")),
     "claims.say": May((*FOUNDATION, "codec", "claims")),
-    "claims.verb": May((*FOUNDATION, "claims"), (), ("tqdm",)),
+    "claims.verb": May((*FOUNDATION, "figures", "claims"), (), ("tqdm",)),
     "claims.figure": May((*FOUNDATION, "figures", "claims"), ("matplotlib",)),
     "predict": COMPUTED_VERB,
     "validate": COMPUTED_VERB,
@@ -122,6 +123,7 @@ TORCHLESS = (
     "claims.settle",
     "claims.say",
     "claims.verb",
+    "prediction",
     "predict",
     "validate",
     "__main__",

@@ -1,7 +1,6 @@
 """Claimed speedups over predicted ones, against batch."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -16,12 +15,8 @@ from moebench.spec import load_hardware
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
-def draw_claims(settled: Sequence[Settled], path: Path) -> None:
-    """One row of panels a claimed speedup of an adaptive router, decode left and prefill right.
-
-    Raises:
-        ValueError: the file cannot be written, or its ending names no format.
-    """
+def draw_claims(settled: Sequence[Settled]) -> Figure:
+    """One row of panels a claimed speedup of an adaptive router, decode left and prefill right."""
     claims = [s for s in settled if s.curves and s.claim.value and not s.claim.is_control]
     names = list(dict.fromkeys(curve.hardware for one in claims for curve in one.curves))
     colours = dict(zip(names, COLOURS, strict=False))
@@ -75,7 +70,4 @@ def draw_claims(settled: Sequence[Settled], path: Path) -> None:
                 Line2D([], [], color=INK, ls=":", label="if time followed FLOPs"),
             ],
         )
-        try:
-            figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--plot: {path}: {error}") from error
+    return figure

@@ -189,4 +189,12 @@ def test_a_figure_that_cannot_be_written_is_one_line_and_exit_2(
     monkeypatch.setattr("moebench.claims.verb.settle_claim", lambda *_: ada_k[0])
     assert main(["--claims", "--plot", "nowhere/claims.png"]) == 2
     error = capsys.readouterr().err
-    assert "--plot: nowhere/claims.png" in error and error.count("\n") == 1
+    assert "--plot nowhere/claims.png: cannot be written" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--tp", "2"], ["--model", "mixtral-8x7b"]])
+def test_options_of_a_prediction_are_refused_beside_claims(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--claims", *options]) == 2
+    assert f"{options[0]}: not beside --claims" in capsys.readouterr().err
