@@ -6,6 +6,7 @@ The two tables of the summary are Markdown, so that what a README shows is what 
 from collections.abc import Sequence
 from typing import Any
 
+from moebench.claims import Claim
 from moebench.claims.settle import BATCHES, PHASES, Curve, Settled, held_batches
 from moebench.claims.verdict import holds
 from moebench.codec import encode
@@ -18,6 +19,7 @@ SPEED_TITLES = (
     "claim", "model", "mean k", "claimed", "FLOPs say", "phase", "predicted", "verdict",
     "H100", "H200", "B200",
 )  # fmt: skip
+UNPRICED_TITLES = ("claim", "quantity", "claimed", "FLOPs say", "verdict")
 HOW = """\
 How a verdict is decided
 - FLOPs saved: counting gives a range, over the rounding of the printed k and, where the paper does
@@ -29,10 +31,11 @@ How a verdict is decided
   surely if it is below all of the interval. It cannot hold if it is above the interval at every
   batch of both phases. The verdict is on the paper's GPU; the last columns are where the claim
   would hold on others, or the predicted range where none is claimed.
-- Every speed is of the whole model over its own top-k on the same kernel, on the fewest GPUs that
-  hold the bf16 weights: decode of one token a sequence, prefill of whole sequences; the batch is
-  sequences. A batch that does not fit into memory counts for nothing. An execution of the experts
-  that is not a fused kernel (a loop over experts) is not what is predicted here.
+- Every speed is of the whole model, composed of its layers, over its own top-k on the same kernel,
+  on the fewest GPUs that hold the bf16 weights: decode of one token a sequence, prefill of whole
+  sequences in one step; the batch is sequences. A batch that does not fit into memory counts for
+  nothing. Experts that no fused kernel runs (a loop over experts) are not what is predicted here.
+- Training time and memory are those of the router over top-k's; FLOPs of the layers alone.
 - Not testable: nothing is claimed, or what is missing is said."""
 
 
@@ -41,6 +44,7 @@ def render(settled: Sequence[Settled]) -> str:
     parts = [
         markdown(FLOPS_TITLES, flops_rows(settled)),
         markdown(SPEED_TITLES, speed_rows(settled)),
+        markdown(UNPRICED_TITLES, unpriced_rows(settled)),
         *(curves_in_words(one) for one in settled if one.curves),
         caveats_in_words(settled),
         unstated_in_words(settled),
@@ -58,7 +62,7 @@ def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
             continue
         rows.append(
             [
-                f"{one.paper.name}, {claim.source}",
+                f"{one.paper.name}, {_table(claim)}",
                 claim.model or "–",
                 claim.k or "–",
                 claim.printed,
@@ -71,28 +75,20 @@ def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
 
 
 def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
-    """Claims about time and memory; a line for each phase of what could be predicted."""
+    """Speeds of inference against the prediction, a line for each phase."""
     rows = []
     for one in settled:
         claim = one.claim
-        if claim.quantity == "flops-saved":
-            continue
-        times = "" if claim.quantity == "speedup" else f" {claim.quantity}"
-        head = [
-            f"{one.paper.name}{' (fixed k)' * claim.is_control}, {claim.source.partition(':')[0]}",
-            claim.model or "–",
-            claim.k or ("–" if claim.model is None else str(load_model(claim.model).top_k)),
-            f"{claim.printed}×{times}" if claim.printed else "no speed",
-            "–" if one.flops_say is None else f"{one.flops_say:.2f}×",
-        ]
-        if not one.curves:
-            rows.append([*head, "–", "–", _verdict(one), "–", "–", "–"])
         for phase in PHASES if one.curves else ():
             own, *others = [curve for curve in one.curves if curve.phase == phase]
             newer = others if one.paper.hardware else (own, *others)
             rows.append(
                 [
-                    *head,
+                    f"{one.paper.name}{' (fixed k)' * claim.is_control}, {_table(claim)}",
+                    claim.model or "–",
+                    claim.k or str(load_model(claim.model or "").top_k),
+                    f"{claim.printed}×" if claim.printed else "no speed",
+                    _times(one.flops_say),
                     phase,
                     f"{_short(own.hardware)} {_range(own)}",
                     held(own) if own.reach and one.paper.hardware else _verdict(one),
@@ -100,6 +96,21 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
                 ]
             )
     return rows
+
+
+def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
+    """What nobody can predict with what the papers and moebench have."""
+    return [
+        [
+            f"{one.paper.name}, {_table(one.claim)}",
+            one.claim.quantity,
+            f"{one.claim.printed}×" if one.claim.printed else "none",
+            _times(one.flops_say),
+            _verdict(one),
+        ]
+        for one in settled
+        if not one.curves and one.claim.quantity != "flops-saved"
+    ]
 
 
 def held(curve: Curve) -> str:
@@ -201,6 +212,14 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _verdict(one: Settled) -> str:
     answer, reason = one.verdict.answer, one.verdict.reason
     return f"{answer}: {reason}" if reason and answer != "holds" else answer
+
+
+def _table(claim: Claim) -> str:
+    return claim.source.partition(":")[0]
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}×"
 
 
 def _percent(share: float) -> str:

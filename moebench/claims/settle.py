@@ -118,7 +118,9 @@ def speed_verdict(paper: Paper, claim: Claim, curves: Sequence[Curve]) -> Verdic
     own = [curve for curve in curves if curve.hardware == paper.hardware]
     where = "; ".join(f"{curve.phase} {held_batches(curve)}" for curve in own)
     held = any(holds(reached) for curve in own for reached in curve.reach)
-    return Verdict("holds" if held else "cannot hold", f"at batch: {where}" if held else "")
+    if not held:
+        return Verdict("cannot hold", "above the 90 % interval at every batch that fits")
+    return Verdict("holds", f"at batch: {where}")
 
 
 def held_batches(curve: Curve) -> str:
