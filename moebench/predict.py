@@ -36,6 +36,7 @@ from moebench.prediction import (
 from moebench.spec import ModelSpec, OperatingPoint, load_hardware, load_model
 
 LARGEST_BATCH = 2**20
+DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8": "float8"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +61,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", action="append", help="name or TOML; default: mixtral-8x7b")
     p.add_argument("--hardware", action="append", help="name or TOML; default: h100-sxm")
     p.add_argument("--router", action="append", help="default: ada-k; several options compare")
-    p.add_argument("--phase", default="decode", help=f"{', '.join(PHASES)}; default: decode")
-    p.add_argument("--level", default="moe", help=f"{', '.join(LEVELS)}; default: moe (one layer)")
+    p.add_argument("--phase", default="decode", choices=PHASES, help="default: decode")
+    p.add_argument(
+        "--level",
+        default="moe",
+        choices=LEVELS,
+        help="one MoE layer (the default), one decoder "
+        "layer, or the whole model, which is composed",
+    )
     p.add_argument(
         "--batch", default="1:1024", metavar="B|B,B|B:B", help="sequences; a range doubles"
     )
@@ -82,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--skew", type=float, default=0.0, help="power law of the experts' shares")
     p.add_argument("--kernel", help=f"one of {', '.join(KERNELS)}; default: vllm's choice")
-    p.add_argument("--dtype", default="bfloat16", help="of the weights: bfloat16 (bf16), float8")
+    p.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
     p.add_argument(
         "--break-even", type=float, metavar="SPEEDUP", help="find the mean k that gains it: 1.10"
     )
@@ -154,7 +161,7 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
             phase=options.phase,
             level=options.level,
             context=options.context,
-            dtype={"bf16": "bfloat16", "fp8": "float8"}.get(options.dtype, options.dtype),
+            dtype=DTYPES[options.dtype],
             kernel=options.kernel,
             tensor_parallel=options.tp,
             expert_parallel=options.ep,
@@ -163,7 +170,7 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
         )
     except ValueError as error:
         option, colon, rest = str(error).partition(": found")
-        is_option = option in ("level", "phase", "context", "tp", "ep", "layers", "dtype", "skew")
+        is_option = option in ("context", "tp", "ep", "layers", "dtype", "skew")
         raise ValueError(f"--{option}{colon}{rest}" if is_option else str(error)) from error
 
 

@@ -1,5 +1,6 @@
 """Predictions as tables for people: one case in full, several cases side by side, break-evens."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from moebench.cost.break_even import BreakEven
@@ -9,9 +10,9 @@ from moebench.results import Caveat, Forecast
 from moebench.units import text
 
 LEVEL_TITLES = {
-    "moe": "one MoE layer (--level model: the whole network)",
-    "decoder": "one decoder layer (attention and MoE)",
-    "model": "whole model, composed of its layers",
+    "moe": "one MoE layer",
+    "decoder": "one decoder layer",
+    "model": "whole model, composed",
 }
 BASIS_TITLES = {
     "seen": "seen",
@@ -26,6 +27,7 @@ _BASIS_NOTES = {
     "shape": "; unseen shape: the device was measured, not this model's experts",
     "device": "; unseen device: neither it nor its generation was measured",
 }
+FOOTNOTE_WIDTH = 150
 NARROWEST_SHARE = 0.005
 """Stages below it at every batch are left out of the breakdown."""
 
@@ -109,9 +111,10 @@ def figure_texts(answers: Sequence[Answer]) -> tuple[str, str]:
     first = answers[0]
     keys = [(one.rows[0].model, one.rows[0].hardware, one.rows[0].router) for one in answers]
     shared = [key[0] for key in zip(*keys, strict=True) if len(set(key)) == 1]
-    title = f"{' on '.join(shared[:2])}: {first.rows[0].phase}, {first.rows[0].level} level"
+    title = f"{', '.join(shared)}: {first.rows[0].phase}, {LEVEL_TITLES[first.rows[0].level]}"
     means = ", ".join(sorted({f"{one.point.mean_k:.2f}" for one in answers}))
-    return title, f"Predicted. {_asked(first.deployment)}; mean k {means}."
+    footnote = f"Predicted: {_asked(first.deployment)}; mean k {means}."
+    return title.removeprefix(": "), textwrap.fill(footnote, FOOTNOTE_WIDTH)
 
 
 def _label(key: tuple[str, ...], keys: Sequence[tuple[str, ...]]) -> str:
@@ -134,7 +137,7 @@ def _asked(deployment: Deployment) -> str:
         "train": f"of {d.context} tokens a sequence, forward and backward, without the optimizer",
     }[d.phase]
     if d.phase == "decode" and d.level == "moe":
-        context = "a token a sequence"
+        context = "of one token a sequence"
     layers = f" ({d.moe_layers + d.dense_layers} layers)" if d.level == "model" else ""
     ranks = [f"tp {d.tensor_parallel}"] * (d.tensor_parallel > 1)
     ranks += [f"ep {d.expert_parallel}"] * (d.expert_parallel > 1)
@@ -151,16 +154,17 @@ def _rests_on(answer: Answer) -> str:
 
 def _header(answer: Answer) -> list[str]:
     d, first = answer.deployment, answer.rows[0]
+    hint = {"moe": " (--level model composes the whole network)"}.get(d.level, "")
     lines = [
         f"{first.model} · {first.router} · {d.hardware.title}",
-        _asked(d),
+        _asked(d) + hint,
         f"mean k {answer.point.mean_k:.2f} of {d.model.num_experts} experts: {answer.point.source}",
         f"expert kernel {first.kernel} ({first.family} family), calibrated on "
         f"{answer.calibration.origin}; weights cold",
     ]
     lines.append(
-        "measured error: 90 % of the expert kernel's measured rows that a calibration like this had "
-        f"not seen were this far off{_BASIS_NOTES.get(first.basis, '')}"
+        "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
+        f"seen were this far off{_BASIS_NOTES.get(first.basis, '')}"
     )
     if d.level != "moe" or d.model.shared_intermediate_size:
         lines.append(

@@ -18,11 +18,11 @@ from moebench.cost.samplers import Floats
 from moebench.load import ExpertLoad
 from moebench.ops import cache_elements_per_token
 from moebench.spec import HardwareSpec, ModelSpec, Phase, Workload
-from moebench.units import nearest
 
 Level = Literal["moe", "decoder", "model"]
 LEVELS: tuple[Level, ...] = ("moe", "decoder", "model")
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
+DTYPES = ("bfloat16", "float8")
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,8 @@ class Deployment:
     """Power law of the experts' shares."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("level", self.level, LEVELS),
-            ("phase", self.phase, PHASES),
-            ("dtype", self.dtype, ("bfloat16", "float8")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: found {value!r}{nearest(value, known)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         if self.context < 1:
             raise ValueError(f"context: found {self.context}, expected at least 1 token")
         if self.hardware.kind != "gpu":

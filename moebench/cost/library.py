@@ -79,9 +79,8 @@ def op_times(library: Library, ops: Sequence[Op]) -> Floats:
     for dtype in {op.dtype for op in ops}:
         here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
         if here:
-            m, n, k = (np.array(size, float) for size in zip(*(product_shape(ops[i]) for i in here),
-                                                      strict=True))  # fmt: skip
-            seconds[here] = dense_time(p, hardware, m, n, k, dtype=dtype, warm=False)
+            sizes = np.array([product_shape(ops[index]) for index in here], dtype=float)
+            seconds[here] = dense_time(p, hardware, *sizes.T, dtype=dtype, warm=False)
     rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
     stream = hardware.memory_bandwidth * p.bandwidth
     for i, op in enumerate(ops):
