@@ -14,7 +14,10 @@ from moebench.spec import load_hardware, load_model
 
 SHOWN = (1, 4, 16, 64, 256, 1024, 4096)
 """Batches of the detailed tables; the document and the figure have all."""
-FLOPS_TITLES = ("claim", "model", "mean k", "FLOPs saved", "counted", "experts alone", "verdict")
+FLOPS_TITLES = (
+    "claim", "model", "mean k", "TFLOP of top-k", "FLOPs saved", "counted", "experts alone",
+    "verdict",
+)  # fmt: skip
 SPEED_TITLES = (
     "claim", "model", "mean k", "claimed", "FLOPs say", "phase", "predicted", "verdict",
     "H100", "H200", "B200",
@@ -24,7 +27,8 @@ HOW = """\
 How a verdict is decided
 - FLOPs saved: counting gives a range, over the rounding of the printed k and, where the paper does
   not state its sample, over 1 to 2048 tokens. The claim holds if that range meets the printed
-  number. "Experts alone" is the share saved if routed experts were all FLOPs: no way of counting
+  number. That the FLOPs of the model's own top-k agree shows that the paper counts as we do.
+  "Experts alone" is the share saved if routed experts were all FLOPs: no way of counting
   gives more.
 - Speed: a claim is a promise of at least that speedup. It holds at a batch if it is inside the
   prediction's 90 % interval or below it, which is to say that the prediction does not exclude it;
@@ -65,6 +69,7 @@ def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
                 f"{one.paper.name}, {_table(claim)}",
                 claim.model or "–",
                 claim.k or "–",
+                _full_flops(one),
                 claim.printed,
                 f"{_percent(counted.value)} [{_percent(counted.low)}, {_percent(counted.high)}]",
                 _percent(counted.ceiling),
@@ -185,6 +190,7 @@ def document(settled: Sequence[Settled]) -> dict[str, Any]:
             {
                 "paper": one.paper.name,
                 "citation": one.paper.citation,
+                "paper_source": one.paper.source,
                 "paper_hardware": one.paper.hardware,
                 "unstated": encode(one.paper.unstated),
                 **encode(one.claim),
@@ -216,6 +222,15 @@ def _verdict(one: Settled) -> str:
 
 def _table(claim: Claim) -> str:
     return claim.source.partition(":")[0]
+
+
+def _full_flops(one: Settled) -> str:
+    """Published and counted FLOPs of the model's own top-k: whether the convention is the same."""
+    published = one.claim.full_flops
+    counted = None if one.arithmetic is None else one.arithmetic.full_flops
+    if published is None or counted is None:
+        return "–"
+    return f"{published / 1e12:.2f} published, {counted / 1e12:.2f} counted"
 
 
 def _times(ratio: float | None) -> str:

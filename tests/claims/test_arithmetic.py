@@ -49,6 +49,14 @@ def test_a_fixed_k_costs_the_published_flops(model: str, k: int, teraflop: float
     assert count / 1e12 == pytest.approx(teraflop, abs=0.0051)
 
 
+def test_every_published_count_of_a_models_own_top_k_is_ours() -> None:
+    published = [(p, c) for p, c in FLOPS if c.full_flops is not None]
+    assert len(published) == 4
+    for paper, claim in published:
+        counted = flops_saved(paper, claim).full_flops
+        assert counted == pytest.approx(claim.full_flops, abs=0.0051e12)
+
+
 def test_the_count_of_mixtral_is_the_sum_one_writes_down() -> None:
     """Projections, experts, router, scores and head of Mixtral-8x7B, term by term."""
     s, h, layers, kv = 256, 4096, 32, 1024
