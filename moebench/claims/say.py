@@ -121,7 +121,7 @@ def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
 def held(curve: Curve) -> str:
     """The verdict on one GPU in one phase."""
     if not any(map(holds, curve.reach)):
-        return "cannot hold"
+        return "cannot hold" if any(curve.fits) else "not testable: no batch fits"
     surely = "" if "surely" in curve.reach else ", surely none"
     return f"holds at batch {held_batches(curve)}{surely}"
 

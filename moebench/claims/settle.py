@@ -116,6 +116,8 @@ def speed_verdict(paper: Paper, claim: Claim, curves: Sequence[Curve]) -> Verdic
     if paper.hardware is None:
         return Verdict("not testable", "missing the paper's GPU")
     own = [curve for curve in curves if curve.hardware == paper.hardware]
+    if not any(any(curve.fits) for curve in own):
+        return Verdict("not testable", "no batch fits into the GPUs that hold the weights")
     where = "; ".join(f"{curve.phase} {held_batches(curve)}" for curve in own)
     held = any(holds(reached) for curve in own for reached in curve.reach)
     if not held:

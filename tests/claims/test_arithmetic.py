@@ -85,16 +85,16 @@ def test_ada_k_saves_what_its_mean_k_allows(model: str, percent: float) -> None:
 
 
 def test_the_arithmetic_contradicts_three_of_four_rows_of_ada_k_and_none_of_adamoe() -> None:
-    answers = {(p.name, c.model, c.k): answer(p, c) for p, c in FLOPS}
-    ada_k = {model: said for (paper, model, _), said in answers.items() if paper == "Ada-K"}
+    answers = [(p.name, c.model, answer(p, c)) for p, c in FLOPS]
+    ada_k = {model: said for paper, model, said in answers if paper == "Ada-K"}
     assert ada_k == {
         "mixtral-8x22b": "holds",
         "mixtral-8x7b": "cannot hold",
         "qwen1.5-moe-a2.7b": "cannot hold",
         "deepseek-moe-16b": "cannot hold",
     }
-    adamoe = [said for (paper, _, _), said in answers.items() if paper == "AdaMoE"]
-    assert len(adamoe) == 7 and set(adamoe) == {"holds"}
+    adamoe = [said for paper, _, said in answers if paper == "AdaMoE"]
+    assert adamoe == ["holds"] * 8
 
 
 def test_a_claim_beyond_the_experts_alone_is_called_that() -> None:

@@ -106,7 +106,12 @@ def test_batches_that_do_not_fit_show_nothing(ada_k: list[Settled]) -> None:
     modest = replace(one.claim, printed="0.50")
     nowhere = [replace(curve, fits=(False,) * len(BATCHES)) for curve in one.curves]
     curves = [with_reach(curve, modest) for curve in nowhere]
-    assert speed_verdict(one.paper, modest, curves).answer == "cannot hold"
+    assert speed_verdict(one.paper, modest, curves).answer == "not testable"
+    one_fits = replace(curves[0], fits=(True,) + (False,) * (len(BATCHES) - 1))
+    verdict = speed_verdict(one.paper, modest, [with_reach(one_fits, modest), *curves[1:]])
+    assert (
+        verdict.answer == "holds" and verdict.reason == "at batch: decode 1, surely 1; prefill none"
+    )
 
 
 @pytest.mark.parametrize("name", ["AdaMoE", "RMoE"])
