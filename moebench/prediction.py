@@ -25,7 +25,7 @@ BASIS_TITLES = {
 _BASIS_NOTES = {
     "sibling": "; near device: same compute capability as a measured one",
     "shape": "; unseen shape: the device was measured, not this model's experts",
-    "device": "; unseen device: neither it nor its generation was measured",
+    "device": "; unseen device: neither it nor one like it was measured with such weights",
 }
 FOOTNOTE_WIDTH = 150
 NARROWEST_SHARE = 0.005
@@ -40,6 +40,7 @@ def forecast_text(answer: Answer) -> str:
             *_header(answer),
             "",
             _aligned(_rows(answer.rows)),
+            _memory_line(answer.rows[-1]),
             "",
             "share of the latency by stage",
             _aligned(_stages(answer.rows)),
@@ -209,6 +210,11 @@ def _stages(rows: Sequence[Forecast]) -> list[list[str]]:
             for i, row in enumerate(rows)
         ),
     ]
+
+
+def _memory_line(row: Forecast) -> str:
+    parts = ", ".join(f"{name} {text(size, 'size')}" for name, size in row.memory_bytes.items())
+    return f"memory of the fullest device at batch {row.batch}: {parts}"
 
 
 def _latency(row: Forecast) -> str:

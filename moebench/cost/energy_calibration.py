@@ -191,8 +191,9 @@ def layer_energy(
     bytes_moved: Bytes,
     flops: Flops,
     dtype: str = "bfloat16",
+    small_seconds: Seconds = 0.0,
 ) -> LayerEnergy:
-    """Energy of a layer whose kernels run all the time: E = P t + e_byte bytes + e_flop FLOPs.
+    """Energy of kernels that run all the time: E = P t + e_byte bytes + e_flop FLOPs.
 
     Not counted: waiting between steps, communication, CPU, memory of the host.
 
@@ -202,15 +203,18 @@ def layer_energy(
         bytes_moved: from and to DRAM.
         flops: 2 for each multiply-add.
         dtype: whose datasheet peak prices the FLOPs.
+        small_seconds: of the latency, in small kernels and collectives, which draw less.
 
     Raises:
         ValueError: a time that is not positive, a dtype without a peak.
     """
     if not seconds > 0:
         raise ValueError(f"seconds: found {seconds}, expected a positive number")
+    small = min(1.0, small_seconds / seconds)
     p, hardware = calibration.parameters, calibration.hardware
     idle, limit = limits(hardware)
-    constant = idle + (limit - idle) * (p.wait_power + p.busy_power)
+    running = (1 - small) * p.busy_power + small * p.layer_power
+    constant = idle + (limit - idle) * (p.wait_power + running)
     per_byte = p.byte_energy * limit / hardware.memory_bandwidth
     per_flop = p.flop_energy * limit / hardware.peak_for(dtype)
     demand = constant + (per_byte * bytes_moved + per_flop * flops) / seconds

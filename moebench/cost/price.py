@@ -118,7 +118,8 @@ def calibrated(
     origin += "" if dense_here is None else " and this device's dense matmuls"
     prior = prior_of(kernel, hardware, fits=known, dense_here=dense_here)
     basis: Basis = "device" if relatives and kernel.is_recognised else "stranger"
-    capabilities = {load_hardware(fit.system).compute_capability for fit in relatives}
+    alike = [fit for fit in relatives if fit.kernel.dtype == kernel.dtype]
+    capabilities = {load_hardware(fit.system).compute_capability for fit in alike}
     if basis == "device" and hardware.compute_capability in capabilities:
         basis = "sibling"
     return Calibrated(kernel, hardware, prior.parameters, basis, frozenset(), origin)

@@ -25,6 +25,8 @@ from moebench.results import Caveat, Forecast
 from moebench.spec import OperatingPoint
 from moebench.units import Joules, Seconds, text
 
+SMALL_STAGES = ("launch", "routing", "router", "norm", "communication")
+"""Stages of small kernels and collectives, which leave the multiprocessors mostly idle."""
 RAGGED = Caveat(
     "ragged-routing",
     "every measured row had the same k for all tokens of a call",
@@ -82,9 +84,12 @@ def forecast(
     error_low, error_high = shipped_widths().latency_factors(
         basis, calibration.kernel.family, own.cases.num_tokens
     )
+    energies = [
+        step_energy(d, own, i, ends)
+        for i, ends in enumerate(zip(low.tolist(), high.tolist(), strict=True))
+    ]
     rows = []
-    for i, batch in enumerate(batches):
-        energy = step_energy(d, own, i, (float(low[i]), float(high[i])))
+    for i, (batch, energy) in enumerate(zip(batches, energies, strict=True)):
         memory = rank_memory(d, router, own.loads[i], float(own.cases.loads.copies[i]), batch)
         rows.append(
             Forecast(
@@ -124,7 +129,8 @@ def forecast(
                 calibration_error_high=float(error_high[i]) - 1,
             )
         )
-    return Answer(d, tuple(rows), point, calibration, library, caveats_of(d, router, own, rows))
+    doubts = (*caveats_of(d, router, own, rows), *energies[0].caveats)
+    return Answer(d, tuple(rows), point, calibration, library, doubts)
 
 
 def calibrated_for(deployment: Deployment) -> pricing.Calibrated:
@@ -179,9 +185,12 @@ def step_energy(deployment: Deployment, own: Step, i: int, ends: Sequence[Second
         calibration = energy_calibration(d.hardware.name)
     except ValueError as error:
         return StepEnergy(missing=str(error))
+    latency = float(own.seconds[i])
+    small = sum(float(own.part(name)[i]) for name in SMALL_STAGES) / latency
+    moved, worked = float(own.bytes_moved[i]), float(own.flops[i])
     low, middle, high = (
-        layer_energy(calibration, seconds, float(own.bytes_moved[i]), float(own.flops[i]), d.dtype)
-        for seconds in (ends[0], float(own.seconds[i]), ends[1])
+        layer_energy(calibration, seconds, moved, worked, d.dtype, small * seconds)
+        for seconds in (ends[0], latency, ends[1])
     )
     n = d.num_devices
     return StepEnergy(n * middle.joules, n * low.low, n * high.high, None, middle.caveats)
@@ -207,7 +216,7 @@ def caveats_of(
                 f"{' and more' if len(over) > 1 else ''}, "
                 f"where {d.hardware.name} has {text(capacity, 'size')}",
                 "the step does not fit; its time is what it would be if it did",
-                "more devices (--tp, --ep), --dtype float8, or a smaller --context",
+                "more devices (--tp, --ep), narrower weights (--dtype), or a smaller --context",
             )
         )
     return tuple(found)

@@ -203,6 +203,15 @@ def test_a_layer_costs_constant_bytes_and_flops_within_its_bounds() -> None:
         layer_energy(model, 0.0, 1.0, 1.0)
 
 
+def test_small_kernels_draw_less_than_busy_multiprocessors() -> None:
+    model = energy_calibration("h100-sxm")
+    joules = [
+        layer_energy(model, 1e-3, 1e6, 1e6, small_seconds=s).joules for s in (0.0, 5e-4, 1e-3)
+    ]
+    assert joules[0] > joules[1] > joules[2] > 68.5e-3
+    assert joules[0] - joules[1] == pytest.approx(joules[1] - joules[2], rel=0.05)
+
+
 def test_a_gpu_never_measured_gets_a_wider_interval_and_says_so() -> None:
     own, shared = energy_calibration("h100-sxm"), energy_calibration("h200-sxm")
     assert own.basis == "gpu" and not own.caveats
