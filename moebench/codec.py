@@ -76,7 +76,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         (inner,) = (option for option in arguments if option is not type(None))
         return _decode(inner, value, where)
     if origin is typing.Literal:
-        if value not in arguments:
+        if not any(value == known and type(value) is type(known) for known in arguments):
             expected = ", ".join(map(repr, arguments))
             raise ValueError(f"{where}: found {value!r}, expected one of {expected}")
         return value

@@ -107,7 +107,10 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     kept = load_run(options.resume) if options.resume else None
     if kept is not None:
         # The run's own command line says which layers and routers it has.
-        argv = shlex.split(kept.manifest.command)[3:]
+        try:
+            argv = shlex.split(kept.manifest.command)[3:]
+        except ValueError as error:
+            raise ValueError(f"{options.resume}: manifest.json: command: {error}") from error
         budget = options.time_budget
         options = _parser().parse_args(argv)
         options.time_budget = budget or options.time_budget
@@ -192,6 +195,10 @@ def _measure(
     """Measure the suite on this machine, or what is left of a run."""
     from moebench.measure.environment import choose_device
 
+    if suite.file.dtype == "float8":
+        raise ValueError(
+            f"suite {suite.name}: dtype: float8 is predicted (--predict) and not executed"
+        )
     device = choose_device(options.device)
     kind: Kind = "gpu" if device.type == "cuda" else "cpu"
     planned = cells(suite, kind, options.layers, options.only)
@@ -218,11 +225,11 @@ def _measure(
         run.write_predictions(predictions(run.manifest.run, planned, estimates))
         try:
             measure_cells(run, suite, planned, machine, device, budget)
-        except KeyboardInterrupt:
-            run.finish("interrupted")
-            _say(f"interrupted; go on with: python -m moebench.suite --resume {run.directory}")
+            run.finish("done")
+        except BaseException:
+            command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
+            _say(f"stopped; what was measured is kept, go on with: {command}")
             raise
-        run.finish("done")
     return _report(run.directory, options.json)
 
 
