@@ -6,10 +6,11 @@ The last key of a line is the CRC-32 of the line without that key. Files of sche
 their lines load as far as they are JSON of the right shape.
 """
 
+import dataclasses
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -69,11 +70,12 @@ def read_lines(path: Path, cls: type[T], *, all_sealed: bool) -> list[Line[T]]:
         return []
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    first_key = dataclasses.fields(cls)[0].name  # type: ignore[arg-type]
     *whole, last = data.split(b"\n")
     lines = []
     for number, text in enumerate([*whole, last] if last else whole, start=1):
         where = f"{path.name}: line {number}"
-        for raw in _pieces(text):
+        for raw in _pieces(text, first_key):
             try:
                 table = _table(raw, str(path), all_sealed)
                 lines.append(Line(raw, where, decode(cls, table, where)))
@@ -96,26 +98,37 @@ class _NewerError(ValueError):
     """A version of moebench later than this one wrote the file."""
 
 
-def _pieces(text: bytes) -> Iterator[bytes]:
-    """A line; or the lines that it was before the newline between them became another byte."""
-    start = 0
-    for seal in _SEAL.finditer(text):
-        if seal.end() < len(text):
-            yield text[start : seal.end()]
-            yield text[seal.end() : seal.end() + 1]
-            start = seal.end() + 1
-    if start < len(text) or not start:
-        yield text[start:]
+def _pieces(text: bytes, first_key: str) -> list[bytes]:
+    """A line; or the lines that it was before newlines between them became another byte.
+
+    Such a byte stood after a checksum or before the first key, and is a piece of its own.
+    """
+    seals = list(_SEAL.finditer(text))
+    if not seals or _body(text, seals[-1]) is not None:
+        return [text]
+    start = b'{"%s": ' % first_key.encode()
+    breaks = {seal.end() for seal in seals if seal.end() < len(text)}
+    breaks |= {found.start() - 1 for found in re.finditer(start, text) if found.start()}
+    pieces, begin = [], 0
+    for newline in sorted(breaks):
+        pieces += [text[begin:newline], text[newline : newline + 1]]
+        begin = newline + 1
+    return [piece for piece in (*pieces, text[begin:]) if piece]
+
+
+def _body(raw: bytes, seal: re.Match[bytes]) -> bytes | None:
+    """A line without its checksum; None if that does not fit."""
+    body = raw[: seal.start()] + b"}"
+    return body if seal.end() == len(raw) and zlib.crc32(body) == int(seal[1], 16) else None
 
 
 def _table(raw: bytes, path: str, all_sealed: bool) -> Any:
-    seal = _SEAL.search(raw)
-    if seal is not None:
-        raw = raw[: seal.start()] + b"}"
-        if zlib.crc32(raw) != int(seal[1], 16):
-            raise _DamagedError("its checksum does not fit")
+    seal = next(_SEAL.finditer(raw), None)
+    body = raw if seal is None else _body(raw, seal)
+    if body is None:
+        raise _DamagedError("its checksum does not fit")
     try:
-        table = json.loads(raw)
+        table = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise _DamagedError("not valid JSON") from error
     if seal is not None:

@@ -3,7 +3,7 @@
     python kill_loop.py SUITE RESULTS SEED KILLS
 
 Every attempt is a fork of this process, which has imported everything but never computed. Half of
-the moments are drawn in time, half in bytes written; writing is slowed to 2 KiB at a time, so
+the moments are drawn in time, half in bytes written; writing is slowed to 1 KiB at a time, so
 that kills fall between the bytes of a line too. After each kill the directory is read. Prints one
 JSON document and fails by an assertion.
 """
@@ -23,9 +23,9 @@ import torch
 from moebench import machine, storage, suite
 from moebench.record import KeptRun, load_run
 
-LONGEST = 2.5
+LONGEST = 1.5
 """Seconds until a kill that is drawn in time; one that is drawn in bytes comes at most here too."""
-PIECE = 2048
+PIECE = 1024
 LARGEST_GROWTH = 150_000
 """Bytes: about a cell's records."""
 
@@ -33,7 +33,7 @@ LARGEST_GROWTH = 150_000
 def _slowly(descriptor: int, data: bytes) -> None:
     for start in range(0, len(data), PIECE):
         os.write(descriptor, data[start : start + PIECE])
-        time.sleep(0.0005)
+        time.sleep(0.001)
 
 
 def start(arguments: list[str]) -> int:
