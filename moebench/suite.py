@@ -32,7 +32,7 @@ from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, now, 
 from moebench.results import Failure, Ratio, Record
 from moebench.spec import HardwareSpec, load_hardware
 from moebench.table import predicted_table, render_text
-from moebench.units import Bytes, Seconds, quantity, text
+from moebench.units import Bytes, Seconds, printable, quantity, text
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(options, list(sys.argv[1:] if argv is None else argv))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -433,7 +433,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

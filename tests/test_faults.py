@@ -147,10 +147,10 @@ from moebench import record
 from moebench.record import Run, load_run
 
 suite_file, disk, fault = sys.argv[1:]
-def mount(options):
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=True)
+def system(*command):
+    subprocess.run([*command, disk], check=True)
 
-mount("size=4m")
+system("mount", "-t", "tmpfs", "-o", "size=4m", "none")
 append, filler = Run.append, Path(disk, "filler")
 
 def append_then_fail(run, records, failures=()):
@@ -164,7 +164,8 @@ def append_then_fail(run, records, failures=()):
                 except OSError: pass
                 file.truncate(file.tell() - 4096)
         else:
-            mount("remount,ro")
+            system("mount", "--bind", disk)  # over the mount in which the lock is open
+            system("mount", "-o", "remount,bind,ro")
 
 Run.append = append_then_fail
 code = suite.main([suite_file, "--device", "cpu", "--out", disk])
@@ -174,7 +175,7 @@ print(code, len(cut.records), len(cut.problems), flush=True)
 print("---", file=sys.stderr, flush=True)
 code = suite.main(["--resume", str(path.parent)])
 print("---", file=sys.stderr, flush=True)
-mount("remount,rw,size=8m") if fault == "read-only" else filler.unlink()
+system("umount") if fault == "read-only" else filler.unlink()
 print(code, suite.main(["--resume", str(path.parent), "--json"]) and "failed")
 done = load_run(path.parent)
 print(len(done.records), done.manifest.status, done.records[:3] == cut.records)
