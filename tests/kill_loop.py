@@ -26,8 +26,8 @@ from moebench.record import KeptRun, load_run
 LONGEST = 1.5
 """Seconds until a kill that is drawn in time; one that is drawn in bytes comes at most here too."""
 PIECE = 1024
-LARGEST_GROWTH = 150_000
-"""Bytes: about a cell's records."""
+LARGEST_GROWTH = 40_000
+"""Bytes: twice a cell's records."""
 
 
 def _slowly(descriptor: int, data: bytes) -> None:

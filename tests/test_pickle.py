@@ -8,7 +8,7 @@ import pytest
 import moebench
 
 PACKAGE = Path(moebench.__file__).parent
-SOURCES = [path for path in PACKAGE.rglob("*.py")]
+SOURCES = list(PACKAGE.rglob("*.py"))
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 READERS = {"read_pickle", "unsafe_load", "Unpickler"}
 

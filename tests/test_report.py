@@ -275,7 +275,7 @@ class Shown(HTMLParser):
 
 
 def test_names_that_are_markup_show_as_text_in_every_report(tmp_path: Path) -> None:
-    directory = write_run(tmp_path, SMALL, failing="adamoe")
+    directory = write_run(tmp_path, SMALL[:1], failing="adamoe")
     run = load_run(directory)
     cells = tuple(
         replace(cell, cases=tuple(key.replace("/ada-k/", f"/{NASTY}/") for key in cell.cases))
@@ -301,7 +301,9 @@ def test_names_that_are_markup_show_as_text_in_every_report(tmp_path: Path) -> N
     assert shown.text.count(printable(NASTY)) > 10
     for text in (html, plain, report.terminal_report(spoiled)):
         assert "\x1b" not in text and "\u202e" not in text
-    assert "<script" not in plain and "](javascript" not in plain
+    # An indented line is code, which Markdown shows as it stands.
+    lines = [line for line in plain.splitlines() if not line.startswith("    ")]
+    assert not any("<script" in line or "](javascript" in line for line in lines)
 
 
 def retitled(record: Record) -> Record:
