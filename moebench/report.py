@@ -297,7 +297,7 @@ def _failures(run: KeptRun) -> Iterable[Block]:
         yield Heading("Cases that gave no number")
         yield Bullets(tuple(f"{f.case}: {f.kind}: {f.message}" for f in run.failures))
     if run.problems:
-        yield Heading("Lines that could not be read")
+        yield Heading("What is wrong with the files of this run")
         yield Bullets(run.problems)
 
 
