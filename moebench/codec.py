@@ -8,6 +8,7 @@ number that is not finite is refused: JSON has none, and in a record it would be
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ def encode(value: Any, where: str = "") -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: found {value}, expected a finite number, or None with a reason")
+    if isinstance(value, str) and not _is_unicode(value):
+        raise ValueError(f"{where}: found {value!r}, expected text that is Unicode")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"{where}: found a {type(value).__name__}, which a record cannot hold")
@@ -66,14 +69,14 @@ def _hints(cls: type) -> dict[str, Any]:
 def _decode(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return value
+        return encode(value, where)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         (inner,) = (option for option in arguments if option is not type(None))
         return _decode(inner, value, where)
     if origin is typing.Literal:
-        if value not in arguments:
+        if not any(value == known and type(value) is type(known) for known in arguments):
             expected = ", ".join(map(repr, arguments))
             raise ValueError(f"{where}: found {value!r}, expected one of {expected}")
         return value
@@ -82,12 +85,19 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _expect(value, dict, "a table", where)
-        return {key: _decode(arguments[1], item, _join(where, key)) for key, item in value.items()}
+        return {
+            _key(key, where): _decode(arguments[1], item, _join(where, key))
+            for key, item in value.items()
+        }
     if dataclasses.is_dataclass(hint):
         return _decode_dataclass(cast(type, hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{where}: found {value!r:.40}, expected a finite number")
         return float(value)
     _expect(value, hint, f"a value of type {hint.__name__}", where)
+    if isinstance(value, str) and not _is_unicode(value):
+        raise ValueError(f"{where}: found {value!r}, expected text that is Unicode")
     if isinstance(value, bool) and hint is not bool:
         raise ValueError(f"{where}: found {value!r}, expected a value of type {hint.__name__}")
     return value
@@ -118,8 +128,13 @@ def _expect(value: Any, kind: type, expected: str, where: str) -> None:
         raise ValueError(f"{where}: found {value!r}, expected {expected}")
 
 
+def _is_unicode(value: str) -> bool:
+    """Whether there is no half of a surrogate pair, which no file in UTF-8 can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _key(key: Any, where: str) -> str:
-    if not isinstance(key, str):
+    if not isinstance(key, str) or not _is_unicode(key):
         raise ValueError(f"{where}: found the key {key!r}, expected a string")
     return key
 

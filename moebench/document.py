@@ -6,11 +6,13 @@ The page loads nothing: figures are inside it, and it reads well on a telephone 
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from moebench.figures import Plate
+from moebench.units import printable
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ def _markdown_block(block: Block) -> str:
         case Heading(text, depth):
             return f"{'#' * depth} {_plain(text)}"
         case Paragraph(text):
-            return _plain(text)
+            return _line(text)
         case Bullets(items):
-            return "\n".join(f"- {_plain(item)}" for item in items)
+            return "\n".join(f"- {_line(item)}" for item in items)
         case Command(text):
-            return "\n".join(f"    {line}" for line in text.splitlines())
+            return f"    {printable(text)}"
         case Picture(plate):
-            return f"![{_plain(plate.title)}]({plate.name}.png)\n\n{_plain(plate.caption)}"
+            return f"![{_plain(plate.title)}]({plate.name}.png)\n\n{_line(plate.caption)}"
         case Grid():
             return _markdown_grid(block)
 
@@ -113,12 +115,23 @@ def _pipes(values: Sequence[str]) -> str:
     return "| " + " | ".join(_plain(value) for value in values) + " |"
 
 
+_EMPHASIS = re.compile(r"(?<!\w)_|_(?!\w)|~~")
+_BLOCK = re.compile(r"^(\d*)([#>+=~\[.)-])")
+"""What would start a heading, a list, a quotation, a rule, a link's target, a code block."""
+
+
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    text = html.escape(" ".join(text.split()), quote=False)
+    """Text inside a line that Markdown shows as it is."""
+    text = html.escape(printable(" ".join(text.split())), quote=False)
     for character in "\\`*|":
         text = text.replace(character, "\\" + character)
-    return text.replace("](", "]\\(")
+    text = _EMPHASIS.sub(lambda found: "\\" + "\\".join(found[0]), text)
+    return text.replace("](", "]\\(").replace("][", "]\\[")
+
+
+def _line(text: str) -> str:
+    """Text at the start of a line, the same."""
+    return _BLOCK.sub(r"\1\\\2", _plain(text))
 
 
 STYLE = """
@@ -162,28 +175,32 @@ def page(title: str, blocks: Sequence[Block]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _html_block(block: Block) -> str:
     match block:
         case Heading(text, depth):
-            return f"<h{depth}>{html.escape(text)}</h{depth}>"
+            return f"<h{depth}>{_escaped(text)}</h{depth}>"
         case Paragraph(text, is_small):
             small = ' class="small"' if is_small else ""
-            return f"<p{small}>{html.escape(text)}</p>"
+            return f"<p{small}>{_escaped(text)}</p>"
         case Bullets(items):
-            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
         case Command(text):
-            return f"<pre><code>{html.escape(text)}</code></pre>"
+            return f"<pre><code>{_escaped(text)}</code></pre>"
         case Picture(plate):
             data = base64.b64encode(plate.png).decode()
             return (
-                f'<figure><img alt="{html.escape(plate.title)}" '
+                f'<figure><img alt="{_escaped(plate.title)}" '
                 f'src="data:image/png;base64,{data}">'
-                f"<figcaption>{html.escape(plate.caption)}</figcaption></figure>"
+                f"<figcaption>{_escaped(plate.caption)}</figcaption></figure>"
             )
         case Grid():
             return _html_grid(block)
@@ -191,19 +208,18 @@ def _html_block(block: Block) -> str:
 
 def _html_grid(grid: Grid) -> str:
     head = "".join(
-        f"<th{_text_class(grid, i)}>{html.escape(title)}</th>"
-        for i, title in enumerate(grid.titles)
+        f"<th{_text_class(grid, i)}>{_escaped(title)}</th>" for i, title in enumerate(grid.titles)
     )
     lines = [f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>']
     for group in grid.groups:
         if group.title:
             span = len(grid.titles)
             lines.append(
-                f'<tr class="group"><th colspan="{span}">{html.escape(group.title)}</th></tr>'
+                f'<tr class="group"><th colspan="{span}">{_escaped(group.title)}</th></tr>'
             )
         for row in group.rows:
             cells = (
-                f"<td{_text_class(grid, i, value)}>{html.escape(value)}</td>"
+                f"<td{_text_class(grid, i, value)}>{_escaped(value)}</td>"
                 for i, value in enumerate(row)
             )
             lines.append(f"<tr>{''.join(cells)}</tr>")

@@ -73,8 +73,11 @@ def prepare_machine(
     if benchmarks is None:
         say("calibrating this machine once (under two minutes) ...")
         benchmarks = microbenchmarks(device, dtype, budget=CALIBRATION_BUDGET, progress=progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(encode(benchmarks), indent=1).encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps(encode(benchmarks), indent=1).encode())
+        except (OSError, ValueError) as error:
+            say(f"the calibration cannot be kept for the next run: {error}")
     hardware = known_hardware(environment) or measured_hardware(environment, benchmarks, dtype)
     return Machine(
         environment,

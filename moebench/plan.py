@@ -4,6 +4,7 @@ A cell is one workload with all its routers: the unit of work, of interleaving a
 The first router of a suite is the baseline of every ratio.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,6 +28,10 @@ from moebench.strict import from_mapping, read_toml
 from moebench.units import Seconds, nearest
 
 Kind = Literal["cpu", "gpu"]
+MOST = {"batch": 2**40, "sequence_length": 2**40, "context_length": 2**40, "scale": 2**20}
+MOST |= {"num_layers": 2**12, "stream_tokens": 2**24, "min_rounds": 2**16, "seed": 2**63 - 1}
+"""Beyond any machine and any use; a larger number is a slip of the keyboard."""
+MOST_SKEW = 16.0
 SLOW_STEP: Seconds = 0.25
 """Cases with longer steps are not warmed up beyond their untimed passes, and have their stages read
 off the memory pass: what that allocates costs nothing beside such a step."""
@@ -37,6 +42,7 @@ class RouterEntry:
     """A `[[router]]` table: a line of every cell."""
 
     name: str
+    """A router of moebench's, or "package.module:Policy": code that runs because it stands here."""
     label: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     is_floor: bool = False
@@ -57,8 +63,13 @@ class WorkloadEntry:
     def __post_init__(self) -> None:
         for name in ("batch", "sequence_length"):
             values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise ValueError(f"{name}: found {list(values)}, expected numbers of at least 1")
+            if not values or min(values) < 1 or max(values) > MOST[name]:
+                raise ValueError(
+                    f"{name}: found {list(values)}, expected numbers from 1 to {MOST[name]}"
+                )
+        if not self.levels:
+            raise ValueError("levels: found [], expected 'moe', 'decoder' or both")
+        _check_range(self, "context_length", 0)
         if self.phase == "decode" and self.sequence_length != (1,):
             raise ValueError("sequence_length: decode has one new token a sequence; leave it out")
         if self.phase != "decode" and self.context_length:
@@ -76,6 +87,14 @@ class MeasurePlan:
     stream_tokens: int = 4096
     """Distinct tokens that a cell's steps cycle through."""
 
+    def __post_init__(self) -> None:
+        _check_range(self, "min_rounds", 1)
+        _check_range(self, "stream_tokens", 1)
+        if self.target_half_width < 0:
+            raise ValueError(
+                f"target_half_width: found {self.target_half_width}, expected 0 or more"
+            )
+
 
 @dataclass(frozen=True)
 class DevicePlan:
@@ -84,6 +103,9 @@ class DevicePlan:
     num_layers: int
     time_budget: Annotated[Seconds, "time"]
     """Wall time of all cells together, after set-up and calibration."""
+
+    def __post_init__(self) -> None:
+        _check_range(self, "num_layers", 1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +127,12 @@ class SuiteFile:
     skew: float = 0.0
     """Exponent of the power law of the experts' marginals."""
     plan: MeasurePlan = field(default_factory=MeasurePlan)
+
+    def __post_init__(self) -> None:
+        _check_range(self, "scale", 1)
+        _check_range(self, "seed", 0)
+        if not 0 <= self.skew <= MOST_SKEW:
+            raise ValueError(f"skew: found {self.skew}, expected 0 to {MOST_SKEW:g}")
 
 
 @dataclass(frozen=True)
@@ -140,6 +168,12 @@ class Cell:
         return self.cases[0].workload
 
 
+def _check_range(spec: object, name: str, least: int) -> None:
+    found = getattr(spec, name)
+    if not least <= found <= MOST[name]:
+        raise ValueError(f"{name}: found {found}, expected {least} to {MOST[name]}")
+
+
 def suite_directory() -> Path:
     """Where the shipped suites lie: inside the package of a wheel, beside it in a checkout."""
     package = Path(__file__).parent
@@ -165,6 +199,9 @@ def load_suite(name: str) -> Suite:
         path = suite_directory() / f"{name}.toml"
     else:
         raise ValueError(f"unknown suite {name!r}{nearest(name, suite_names())}")
+    if not re.fullmatch(r"\w[\w .+-]*", path.stem):
+        # It names a folder of the results.
+        raise ValueError(f"{path}: expected a file name of letters, digits, '-', '_' and '.'")
     file = from_mapping(SuiteFile, read_toml(path), str(path))
     where = f"{path}: "
     try:
@@ -174,28 +211,45 @@ def load_suite(name: str) -> Suite:
     if file.backend not in EXPERT_BACKENDS:
         miss = nearest(file.backend, EXPERT_BACKENDS)
         raise ValueError(f"{where}backend: unknown expert backend {file.backend!r}{miss}")
-    policies = _policies(file, where, model)
+    # A suite that ships with moebench names no code; one of the user's own may.
+    policies = _policies(file, where, model, may_import=name.endswith(".toml"))
+    _check_workloads(file, where)
     return Suite(path.stem, sha256(path.read_bytes()).hexdigest(), file, model, policies)
 
 
-def _policies(file: SuiteFile, where: str, model: ModelSpec) -> tuple[Policy, ...]:
+def _policies(
+    file: SuiteFile, where: str, model: ModelSpec, *, may_import: bool
+) -> tuple[Policy, ...]:
     if not file.router or not file.workload:
         missing = "router" if not file.router else "workload"
         raise ValueError(f"{where}[[{missing}]]: found none, expected at least one")
     policies = []
     for entry in file.router:
         at = f"{where}[[router]] {entry.name}"
-        found = policy(entry.name, entry.options, at)
+        found = policy(entry.name, entry.options, at, may_import=may_import)
         try:
             found.operating_point(model)
         except ValueError as error:
-            raise ValueError(f"{at}: {error}") from error
+            what = str(error).removeprefix(f"{entry.name}: ")
+            raise ValueError(f"{at}: {what}") from error
         policies.append(found)
     titles = [entry.label or entry.name for entry in file.router]
     doubled = sorted({title for title in titles if titles.count(title) > 1})
     if doubled:
         raise ValueError(f"{where}[[router]]: two are called {doubled[0]!r}; give one a label")
     return tuple(policies)
+
+
+def _check_workloads(file: SuiteFile, where: str) -> None:
+    """Every cell once: a case is known by its key, and a second one would have the same."""
+    for kind in ("cpu", "gpu"):
+        asked = workloads(file, kind)
+        doubled = next((w for w in asked if asked.count(w) > 1), None)
+        if doubled is not None:
+            context = f" with context {doubled.context_length}" * (doubled.context_length > 0)
+            raise ValueError(
+                f"{where}[[workload]]: {doubled.level} {doubled.label}{context} is there twice"
+            )
 
 
 def cells(
@@ -210,8 +264,10 @@ def cells(
         only: names or labels of routers to keep; the baseline always stays.
 
     Raises:
-        ValueError: a router in `only` that the suite does not have.
+        ValueError: a router in `only` that the suite does not have, or no workload for `kind`.
     """
+    if num_layers is not None and not 1 <= num_layers <= MOST["num_layers"]:
+        raise ValueError(f"--layers: found {num_layers}, expected 1 to {MOST['num_layers']}")
     entries = suite.file.router
     titles = [entry.label or entry.name for entry in entries]
     known = {*titles, *(entry.name for entry in entries)}
@@ -225,9 +281,12 @@ def cells(
         for i, entry in enumerate(entries)
         if i == 0 or not only or entry.name in only or titles[i] in only
     ]
+    asked = workloads(suite.file, kind)
+    if not asked:
+        raise ValueError(f"suite {suite.name}: none of its workloads is for a {kind}")
     return tuple(
         _cell(suite, kept, workload, num_layers or suite.device_plan(kind).num_layers)
-        for workload in workloads(suite.file, kind)
+        for workload in asked
     )
 
 
@@ -257,9 +316,10 @@ def _cell(suite: Suite, kept: Sequence[int], workload: Workload, num_layers: int
         )
         for i in kept
     )
+    context = f" context {workload.context_length}" if workload.context_length else ""
     floors = [case for case, i in zip(cases, kept, strict=True) if file.router[i].is_floor]
     return Cell(
-        key=f"{workload.level} {workload.label} {workload.dtype}",
+        key=f"{workload.level} {workload.label}{context} {workload.dtype}",
         cases=cases,
         policies=tuple(suite.policies[i] for i in kept),
         baseline=cases[0],

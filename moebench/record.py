@@ -15,15 +15,17 @@ failure, and the lines of a cell that was cut off are set aside and the cell is 
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from moebench.codec import decode, encode
-from moebench.results import SCHEMA, Failure, Record
+from moebench.lines import Line, append_lines, check_schema, read_lines, set_aside
+from moebench.results import SCHEMA, SEALED_SINCE, Failure, Record
 from moebench.spec import HardwareSpec
-from moebench.storage import acquire, append_bytes, release, replace_file
+from moebench.storage import acquire, release, replace_file
 from moebench.units import Seconds, slug
 
 MANIFEST = "manifest.json"
@@ -31,7 +33,6 @@ PREDICTIONS = "predictions.jsonl"
 RECORDS = "records.jsonl"
 FAILURES = "failures.jsonl"
 
-T = TypeVar("T", Record, Failure)
 Status = Literal["running", "done", "interrupted"]
 
 
@@ -138,19 +139,30 @@ def load_run(directory: Path) -> KeptRun:
         raise ValueError(f"{directory}: not a run: no {MANIFEST}") from error
     except OSError as error:
         raise ValueError(f"{manifest_path}: cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise ValueError(f"{manifest_path}: not valid JSON: nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{manifest_path}: not valid JSON: {error}") from error
-    _check_schema(table, str(manifest_path))
+    check_schema(table, str(manifest_path))
     manifest = decode(Manifest, table, str(manifest_path))
-    problems: list[str] = []
-    predictions = _unique(_read(directory / PREDICTIONS, Record, problems), problems)
-    records = _unique(_read(directory / RECORDS, Record, problems), problems)
-    measured = {record.case.key for record in records}
-    failures = {
-        line.value.case: line.value for line in _read(directory / FAILURES, Failure, problems)
-    }
-    kept_failures = tuple(f for case, f in failures.items() if case not in measured)
-    return KeptRun(directory, manifest, predictions, records, kept_failures, tuple(problems))
+    sealed = manifest.schema >= SEALED_SINCE
+    predictions = read_lines(directory / PREDICTIONS, Record, all_sealed=sealed)
+    records = read_lines(directory / RECORDS, Record, all_sealed=sealed)
+    failures = read_lines(directory / FAILURES, Failure, all_sealed=sealed)
+    lines: tuple[Line[Any], ...] = (*predictions, *records, *failures)
+    problems = [line.problem for line in lines if line.problem]
+    measured = _unique(records, problems)
+    problems += _when_the_clock_went_back(manifest, measured)
+    done = {record.case.key for record in measured}
+    failed = {line.value.case: line.value for line in failures if line.value is not None}
+    return KeptRun(
+        directory,
+        manifest,
+        _unique(predictions, problems),
+        measured,
+        tuple(failure for case, failure in failed.items() if case not in done),
+        tuple(problems),
+    )
 
 
 class Run:
@@ -214,11 +226,14 @@ class Run:
         try:
             kept = load_run(directory)
             problems = [*kept.problems]
-            _set_aside(directory / PREDICTIONS, Record, lambda _: True)
-            _set_aside(directory / FAILURES, Failure, lambda _: True)
-            moved = _set_aside(
-                directory / RECORDS, Record, lambda record: record.cell in kept.finished_cells
-            )
+            sealed = kept.manifest.schema >= SEALED_SINCE
+            predictions, records = (directory / name for name in (PREDICTIONS, RECORDS))
+            failures = directory / FAILURES
+            set_aside(predictions, read_lines(predictions, Record, all_sealed=sealed))
+            set_aside(failures, read_lines(failures, Failure, all_sealed=sealed))
+            lines = read_lines(records, Record, all_sealed=sealed)
+            finished = kept.finished_cells
+            moved = set_aside(records, lines, lambda record: record.cell in finished)
             problems += [
                 f"{RECORDS}: {record.case.key}: its cell was cut off; set aside, to be run again"
                 for record in moved
@@ -240,11 +255,12 @@ class Run:
         Raises:
             ValueError: the file cannot be written.
         """
-        known = {prediction.case.key for prediction in self.kept.predictions}
+        # A measured case whose prediction's line was damaged keeps the estimate of its record.
+        known = {line.case.key for line in (*self.kept.predictions, *self.kept.records)}
         new = [p for p in predictions if p.case.key not in known]
         for prediction in new:
             assert prediction.provenance == "predicted" and prediction.measurement is None
-        _append(self.directory / PREDICTIONS, new)
+        append_lines(self.directory / PREDICTIONS, new)
         self.kept = replace(self.kept, predictions=(*self.kept.predictions, *new))
 
     def append(self, records: Sequence[Record], failures: Sequence[Failure] = ()) -> None:
@@ -263,8 +279,8 @@ class Run:
             assert predicted.get(key) == record.estimate, f"{key}: not what was predicted"
         # Failures first: a cell is finished by its records, and a cut between the two files
         # then means that the whole cell is measured again.
-        _append(self.directory / FAILURES, failures)
-        _append(self.directory / RECORDS, records)
+        append_lines(self.directory / FAILURES, failures)
+        append_lines(self.directory / RECORDS, records)
         self.kept = replace(
             self.kept,
             records=(*self.kept.records, *records),
@@ -298,51 +314,12 @@ class Run:
         self.kept = replace(self.kept, manifest=manifest)
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One line of a JSON Lines file."""
-
-    raw: bytes
-    where: str
-    value: Any
-    """None if the line is damaged."""
-    problem: str | None = field(default=None)
-
-
-def _lines(path: Path, cls: type[T]) -> Iterator[_Line]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    *whole, last = data.split(b"\n")
-    for number, raw in enumerate([*whole, last] if last else whole, start=1):
-        where = f"{path.name}: line {number}"
-        torn = number > len(whole)
-        try:
-            table = json.loads(raw)
-            if isinstance(table, dict):
-                _check_schema(table, str(path))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            what = "torn (the last line was cut off)" if torn else "damaged (not valid JSON)"
-            yield _Line(raw, where, None, f"{where}: {what}; skipped")
-            continue
-        try:
-            yield _Line(raw, where, decode(cls, table, where))
-        except ValueError as error:
-            yield _Line(raw, where, None, f"{error}; skipped")
-
-
-def _read(path: Path, cls: type[T], problems: list[str]) -> list[_Line]:
-    lines = list(_lines(path, cls))
-    problems += [line.problem for line in lines if line.problem]
-    return [line for line in lines if line.problem is None]
-
-
-def _unique(lines: Iterable[_Line], problems: list[str]) -> tuple[Record, ...]:
+def _unique(lines: Iterable[Line[Record]], problems: list[str]) -> tuple[Record, ...]:
+    """The undamaged records; of two of one case the first holds."""
     records: dict[str, Record] = {}
     for line in lines:
+        if line.value is None:
+            continue
         key = line.value.case.key
         if key in records:
             problems.append(f"{line.where}: {key} is there already; skipped")
@@ -351,33 +328,13 @@ def _unique(lines: Iterable[_Line], problems: list[str]) -> tuple[Record, ...]:
     return tuple(records.values())
 
 
-def _check_schema(table: Any, where: str) -> None:
-    """Files of older versions load (what they lack takes its default); newer ones are refused."""
-    found = table.get("schema") if isinstance(table, dict) else None
-    if isinstance(found, int) and found > SCHEMA:
-        raise ValueError(
-            f"{where}: found schema {found}, expected at most {SCHEMA}; "
-            "it was written by a newer moebench, update this one"
-        )
-
-
-def _set_aside(path: Path, cls: type[T], keep: Any) -> list[T]:
-    """Move damaged lines and those not to be kept to `<path>.torn`; returns the latter."""
-    lines = list(_lines(path, cls))
-    kept = [line for line in lines if line.problem is None and keep(line.value)]
-    aside = [line for line in lines if line not in kept]
-    if aside:
-        # Aside first: a crash in between leaves lines twice, never nowhere.
-        append_bytes(
-            path.with_name(path.name + ".torn"), b"".join(line.raw + b"\n" for line in aside)
-        )
-        replace_file(path, b"".join(line.raw + b"\n" for line in kept))
-    elif lines and not path.read_bytes().endswith(b"\n"):
-        append_bytes(path, b"\n")
-    return [line.value for line in aside if line.problem is None]
-
-
-def _append(path: Path, values: Sequence[Any]) -> None:
-    if values:
-        rows = (json.dumps(encode(v), ensure_ascii=False, allow_nan=False) for v in values)
-        append_bytes(path, "".join(row + "\n" for row in rows).encode())
+def _when_the_clock_went_back(manifest: Manifest, records: Sequence[Record]) -> Iterator[str]:
+    """Times of day come from a clock that can be set; durations do not."""
+    times = [manifest.started_at, *(record.written_at for record in records)]
+    times += [manifest.finished_at] if manifest.finished_at else []
+    for earlier, later in pairwise(times):
+        if later < earlier:
+            yield (
+                f"the clock was set back during the run, from {earlier} to {later}: "
+                "times of day are doubtful, durations and speedups are not"
+            )

@@ -44,7 +44,7 @@ from moebench.table import (
     render_text,
     run_table,
 )
-from moebench.units import Kind, text
+from moebench.units import Kind, printable, text
 
 FACT_KINDS: Mapping[str, Kind] = {
     "memory": "size",
@@ -77,7 +77,7 @@ def terminal_report(run: KeptRun) -> str:
     """What a suite prints at its end: the table, its footnotes, and the predictions' errors."""
     m = run.manifest
     lines = [
-        f"{m.title} · {m.machine} · {m.dtype}",
+        printable(f"{m.title} · {m.machine} · {m.dtype}"),
         "",
         render_text(run_table(run)),
         "",
@@ -91,7 +91,7 @@ def terminal_report(run: KeptRun) -> str:
             f"Predictions of {whole.n} cases: median |error| {percent(whole.median_absolute)}, "
             f"P90 {percent(whole.p90_absolute)}, median {percent(whole.median, signed=True)}.",
         ]
-    lines += [f"⚠ {problem}" for problem in run.problems]
+    lines += [f"⚠ {printable(problem)}" for problem in run.problems]
     return "\n".join([*lines, "", f"{len(run.records)} records → {run.directory}"])
 
 
@@ -297,7 +297,7 @@ def _failures(run: KeptRun) -> Iterable[Block]:
         yield Heading("Cases that gave no number")
         yield Bullets(tuple(f"{f.case}: {f.kind}: {f.message}" for f in run.failures))
     if run.problems:
-        yield Heading("Lines that could not be read")
+        yield Heading("What is wrong with the files of this run")
         yield Bullets(run.problems)
 
 
@@ -393,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(terminal_report(run))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -12,7 +12,9 @@ from moebench.load import ExpertLoad
 from moebench.spec import Case
 from moebench.units import Bytes, BytesPerSecond, Flops, Joules, Seconds
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of a run's files. 2: every line ends with its checksum."""
+SEALED_SINCE = 2
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]
 

@@ -24,6 +24,9 @@ from moebench.units import (
     nearest,
 )
 
+MOST = {"num_layers": 2**12, "num_experts": 2**14}
+"""Beyond any network; other sizes are bounded by `MOST_SIZE`."""
+MOST_SIZE = 2**28
 DType = Literal["float32", "bfloat16", "float16", "float8"]
 Phase = Literal["decode", "prefill", "train"]
 Level = Literal["moe", "decoder"]
@@ -329,8 +332,11 @@ class Case:
 
 def _require_at_least(least: int, spec: Any, *names: str) -> None:
     for name in names:
-        if getattr(spec, name) < least:
-            raise ValueError(f"{name}: found {getattr(spec, name)}, expected at least {least}")
+        found, most = getattr(spec, name), MOST.get(name, MOST_SIZE)
+        if found < least:
+            raise ValueError(f"{name}: found {found}, expected at least {least}")
+        if found > most:
+            raise ValueError(f"{name}: found {found}, expected at most {most}")
 
 
 def _data(kind: str) -> Traversable:

@@ -73,12 +73,16 @@ def acquire(directory: Path) -> int:
             raise ValueError(f"{directory}: process {holder} is writing this run") from error
         # Its last holder may have removed the file between our open and our lock.
         if path.exists() and os.fstat(lock).st_ino == path.stat().st_ino:
-            os.ftruncate(lock, 0)
-            os.write(lock, str(os.getpid()).encode())
+            # The number is for people: on a full disk the lock holds without it.
+            with contextlib.suppress(OSError):
+                os.ftruncate(lock, 0)
+                os.write(lock, str(os.getpid()).encode())
             return lock
         os.close(lock)
 
 
 def release(lock: int, directory: Path) -> None:
-    (directory / ".lock").unlink(missing_ok=True)
+    """Let go of the directory, also if it has become read-only meanwhile."""
+    with contextlib.suppress(OSError):
+        (directory / ".lock").unlink()
     os.close(lock)

@@ -18,6 +18,7 @@ from moebench.units import example, nearest, quantity
 T = TypeVar("T")
 LARGEST = 1e300
 """Numbers beyond it (and nan) are refused: no quantity here comes near it."""
+LARGEST_INTEGER = 2**63 - 1
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -81,8 +82,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         (inner,) = (option for option in arguments if option is not type(None))
         return convert(value, inner, where)
     if origin is typing.Literal:
-        if value not in arguments:
-            miss = nearest(str(value), map(str, arguments))
+        if not any(value == known and type(value) is type(known) for known in arguments):
+            miss = nearest(str(value), map(str, arguments)).partition("; known")[0]
             raise ValueError(f"{where}: found {value!r}, expected {_expected(hint)}{miss}")
         return value
     if origin is tuple:
@@ -99,10 +100,12 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) < LARGEST:
-            raise ValueError(f"{where}: found {value!r}, expected a finite number")
+            raise ValueError(f"{where}: found {value!r:.40}, expected a finite number")
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{where}: found {value!r}, expected {_expected(hint)}")
+    if hint is int and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"{where}: found {value!r:.40}, expected an integer of at most 63 bits")
     return value
 
 
@@ -114,7 +117,8 @@ def _expected(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return _expected(next(option for option in arguments if option is not type(None)))
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(option) for option in arguments)
+        listed = ", ".join(repr(option) for option in arguments)
+        return listed if len(arguments) == 1 else f"one of {listed}"
     if origin is tuple:
         return f"a list, each {_expected(arguments[0])}"
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}

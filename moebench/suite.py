@@ -32,7 +32,7 @@ from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, now, 
 from moebench.results import Failure, Ratio, Record
 from moebench.spec import HardwareSpec, load_hardware
 from moebench.table import predicted_table, render_text
-from moebench.units import Bytes, Seconds, quantity, text
+from moebench.units import Bytes, Seconds, printable, quantity, text
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(options, list(sys.argv[1:] if argv is None else argv))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -107,7 +107,10 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     kept = load_run(options.resume) if options.resume else None
     if kept is not None:
         # The run's own command line says which layers and routers it has.
-        argv = shlex.split(kept.manifest.command)[3:]
+        try:
+            argv = shlex.split(kept.manifest.command)[3:]
+        except ValueError as error:
+            raise ValueError(f"{options.resume}: manifest.json: command: {error}") from error
         budget = options.time_budget
         options = _parser().parse_args(argv)
         options.time_budget = budget or options.time_budget
@@ -192,6 +195,10 @@ def _measure(
     """Measure the suite on this machine, or what is left of a run."""
     from moebench.measure.environment import choose_device
 
+    if suite.file.dtype == "float8":
+        raise ValueError(
+            f"suite {suite.name}: dtype: float8 is predicted (--predict) and not executed"
+        )
     device = choose_device(options.device)
     kind: Kind = "gpu" if device.type == "cuda" else "cpu"
     planned = cells(suite, kind, options.layers, options.only)
@@ -218,11 +225,11 @@ def _measure(
         run.write_predictions(predictions(run.manifest.run, planned, estimates))
         try:
             measure_cells(run, suite, planned, machine, device, budget)
-        except KeyboardInterrupt:
-            run.finish("interrupted")
-            _say(f"interrupted; go on with: python -m moebench.suite --resume {run.directory}")
+            run.finish("done")
+        except BaseException:
+            command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
+            _say(f"stopped; what was measured is kept, go on with: {command}")
             raise
-        run.finish("done")
     return _report(run.directory, options.json)
 
 
@@ -426,7 +433,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

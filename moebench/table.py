@@ -13,7 +13,7 @@ from moebench.compare import prediction_error
 from moebench.record import KeptRun
 from moebench.results import Caveat, Estimate, Failure, Interval, Ratio, Record
 from moebench.spec import Case
-from moebench.units import Kind, text
+from moebench.units import Kind, printable, text
 
 DASH = "–"
 LEVELS = {"moe": "MoE layer", "decoder": "decoder layer"}
@@ -392,8 +392,12 @@ def render_text(table: Table) -> str:
     """The table for a terminal; titles stand in two lines."""
     heads = {column.key: _two_lines(column.title + column.marks) for column in table.columns}
     rows = [row for section in table.sections for row in section.rows]
+
+    def shown(row: Row, key: str) -> str:
+        return printable(row.cells[key].text + row.marks[key])
+
     widths = {
-        key: max(map(len, (*head, *(row.cells[key].text + row.marks[key] for row in rows))))
+        key: max(map(len, (*head, *(shown(row, key) for row in rows))))
         for key, head in heads.items()
     }
 
@@ -407,10 +411,7 @@ def render_text(table: Table) -> str:
     lines = [line({key: head[i] for key, head in heads.items()}) for i in (0, 1)]
     for section in table.sections:
         lines += ["", f"{LEVELS[section.level]} · {section.workload} ({section.detail})"]
-        lines += [
-            line({key: cell.text + row.marks[key] for key, cell in row.cells.items()})
-            for row in section.rows
-        ]
+        lines += [line({key: shown(row, key) for key in row.cells}) for row in section.rows]
     if table.footnotes:
         notes = (fill(f"{mark} {note}", subsequent_indent="  ") for mark, note in table.footnotes)
         lines += ["", *notes]
@@ -419,7 +420,7 @@ def render_text(table: Table) -> str:
 
 def fill(paragraph: str, subsequent_indent: str = "") -> str:
     """Break a paragraph into lines that a terminal shows whole."""
-    return textwrap.fill(paragraph, 110, subsequent_indent=subsequent_indent)
+    return textwrap.fill(printable(paragraph), 110, subsequent_indent=subsequent_indent)
 
 
 def _two_lines(title: str) -> tuple[str, str]:

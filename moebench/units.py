@@ -11,6 +11,7 @@ A FLOP count is 2 per multiply-add, everywhere in this package.
 import difflib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
@@ -136,6 +137,18 @@ def text(value: float | None, kind: Kind, digits: int = 3) -> str:
     scaled = float(f"{value / scales[prefix]:.{digits}g}")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled)))) if scaled else 0
     return f"{scaled:.{decimals}f} {prefix}{BASE_UNIT[kind]}".strip()
+
+
+def printable(text: str) -> str:
+    """A line of text in which nothing is hidden or moves the cursor.
+
+    Control characters, direction marks and the like become escapes: a terminal obeys them, and a
+    reader does not see them.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c
+        for c in text
+    )
 
 
 def slug(name: str) -> str:

@@ -1,5 +1,6 @@
-"""Fixtures that every test may use: tiny models, seeded randomness, the reference data."""
+"""Fixtures that every test may use: tiny models, a toy suite, seeded randomness, reference data."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,41 @@ import pytest
 
 from moebench.spec import Attention, Gate, ModelSpec
 
+ONE_CELL = """
+schema = 1
+title = "One cell, made for tests"
+model = "mixtral-8x7b"
+scale = 64
+seed = 3
+
+[[router]]
+name = "top-k"
+
+[[router]]
+name = "top-k"
+label = "top-k k=1"
+options = { top_k = 1 }
+is_floor = true
+
+[[router]]
+name = "ada-k"
+
+[[workload]]
+phase = "decode"
+levels = ["moe"]
+batch = [4, 8]
+
+[plan]
+stream_tokens = 4096
+
+[cpu]
+num_layers = 1
+time_budget = "2 s"
+
+[gpu]
+num_layers = 1
+time_budget = "2 s"
+"""
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
 
@@ -51,3 +87,36 @@ def reference() -> Path:
     if not REFERENCE.is_dir():
         pytest.skip("measured reference tables (../shared/reference) are not here")
     return REFERENCE
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    """A suite of two small cells in a file of the user's own."""
+    path = tmp_path / "one-cell.toml"
+    path.write_text(ONE_CELL, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calibration of this machine made in a moment: tests hold no timing."""
+    import torch
+
+    from moebench.codec import encode
+    from moebench.machine import calibration_path
+    from moebench.measure.environment import describe_machine
+    from moebench.results import MatmulSample, Microbenchmarks
+
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr("moebench.machine.recheck", lambda device, benchmarks: 1.0)
+    environment = describe_machine(torch.device("cpu"))
+    samples = tuple(
+        MatmulSample(rows, 1024, 1024, "bfloat16", 1e-5 + 2e-7 * rows) for rows in range(1, 9)
+    )
+    made_up = Microbenchmarks(
+        environment.fingerprint, "2026-01-01T00:00:00Z", samples, 1e10, 1e10, 2e9, 2e-6, 0.1
+    )
+    path = calibration_path(environment, "bfloat16")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(encode(made_up)), encoding="utf-8")

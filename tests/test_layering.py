@@ -18,7 +18,7 @@ import moebench
 
 PACKAGE = Path(moebench.__file__).parent
 FOUNDATION = ("units", "strict", "load", "spec", "results", "ops")
-RECORDS = ("codec", "storage", "record", "compare")
+RECORDS = ("codec", "storage", "lines", "record", "compare")
 KEPT = (*RECORDS, "table", "figures", "document", "report")
 EVERYTHING = ("*",)
 
@@ -67,8 +67,11 @@ TABLE: dict[str, May] = {
     # 2d: kept and said.
     "codec": May(FOUNDATION, ("numpy",)),
     "storage": May(FOUNDATION),
-    "record": May((*FOUNDATION, "codec", "storage"), ("numpy", "scipy"), ("pandas",)),
-    "compare": May((*FOUNDATION, "codec", "storage", "record"), ("numpy", "scipy"), ("pandas",)),
+    "lines": May((*FOUNDATION, "codec", "storage")),
+    "record": May((*FOUNDATION, "codec", "storage", "lines"), ("numpy", "scipy"), ("pandas",)),
+    "compare": May(
+        (*FOUNDATION, "codec", "storage", "lines", "record"), ("numpy", "scipy"), ("pandas",)
+    ),
     "table": May((*FOUNDATION, *RECORDS), ("numpy",), ("pandas",)),
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),

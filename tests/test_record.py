@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, 
 
 from moebench import storage
 from moebench.codec import decode, encode
+from moebench.lines import sealed
 from moebench.record import Run, load_run, run_id
 from moebench.results import Failure, Microbenchmarks, Record
 from moebench.spec import HardwareSpec, Level
@@ -160,6 +162,7 @@ def test_a_last_line_that_only_lacks_its_newline_counts(tmp_path: Path) -> None:
 def test_a_damaged_line_in_the_middle_is_named_and_the_others_load(tmp_path: Path) -> None:
     directory = write_run(tmp_path, SMALL)
     path = directory / "records.jsonl"
+    as_schema_1(directory)
     lines = path.read_text().splitlines()
     lines[2] = lines[2].replace('"seconds"', '"secunds"', 1)
     lines[4] = lines[4][:50] + "\x00" + lines[4][51:]
@@ -228,17 +231,53 @@ def test_a_directory_that_cannot_be_written_is_a_message(tmp_path: Path) -> None
         load_run(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "records.jsonl"])
-def test_a_newer_schema_is_refused_and_an_older_one_is_read(tmp_path: Path, name: str) -> None:
+def test_a_manifest_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     directory = write_run(tmp_path, SMALL)
-    path = directory / name
-    text = path.read_text()
-    assert '"schema": 1' in text
-    path.write_text(text.replace('"schema": 1', '"schema": 0'))
-    assert len(load_run(directory).records) == 20
-    path.write_text(text.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(ValueError, match="found schema 2, expected at most 1"):
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(ValueError, match=r"manifest\.json: found schema 3, expected at most 2"):
         load_run(directory)
+
+
+def test_a_line_of_a_newer_schema_is_refused_if_it_really_is_one(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, SMALL)
+    path = directory / "records.jsonl"
+    damaged = path.read_bytes().replace(b'"schema": 2', b'"schema": 3', 1)
+    path.write_bytes(damaged)
+    kept = load_run(directory)
+    assert len(kept.records) == 19
+    assert kept.problems == ("records.jsonl: line 1: damaged (its checksum does not fit); skipped",)
+    path.write_bytes(sealed(replace(kept.records[0], schema=3)))
+    with pytest.raises(ValueError, match=r"records\.jsonl: found schema 3, expected at most 2"):
+        load_run(directory)
+
+
+def as_schema_1(directory: Path) -> None:
+    """Turn a run into what was written before lines had checksums."""
+    for path in directory.glob("*.json*"):
+        text = path.read_text().replace('"schema": 2', '"schema": 1')
+        path.write_text(re.sub(', "crc32": "[0-9a-f]{8}"', "", text))
+
+
+def test_a_run_without_checksums_is_read_and_resumed(tmp_path: Path) -> None:
+    with Run.create(tmp_path, manifest(SMALL)) as run:
+        write_cell(run, "moe", FIRST)
+    as_schema_1(run.directory)
+    assert len(load_run(run.directory).records) == 5 and not load_run(run.directory).problems
+    with Run.open(run.directory) as again:
+        write_cell(again, "decoder", FIRST)
+    kept = load_run(run.directory)
+    assert len(kept.records) == 10 and not kept.problems
+
+
+def test_committed_runs_are_read_whole() -> None:
+    results = Path(__file__).resolve().parents[1] / "results"
+    directories = [path.parent for path in results.glob("*/*/*/manifest.json")]
+    assert directories
+    for directory in directories:
+        kept = load_run(directory)
+        assert kept.manifest.status == "done" and not kept.problems
+        assert kept.finished_cells == {cell.key for cell in kept.manifest.cells}
 
 
 def test_an_exception_leaves_an_interrupted_run_that_can_be_resumed(tmp_path: Path) -> None:
@@ -254,6 +293,7 @@ def test_an_exception_leaves_an_interrupted_run_that_can_be_resumed(tmp_path: Pa
 HOLD = """
 import sys, time
 from pathlib import Path
+from moebench.lines import sealed
 from moebench.record import Run
 run = Run.open(Path(sys.argv[1]))
 print("held", flush=True)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from moebench.ops import STAGES
 from moebench.record import KeptRun, Run, load_run
 from moebench.results import Caveat, Record
 from moebench.table import Table, run_table, superscript
+from moebench.units import printable
 
 SMALL = (("decode", 1, 1, 1024), ("decode", 16, 1, 1024), ("prefill", 1, 128, 0))
 
@@ -252,3 +254,62 @@ def test_every_stage_of_an_op_has_its_place_in_the_figure_of_stages() -> None:
     assert sum(merged.values()) == sum(by_stage.values()) - by_stage["optimizer"]
     with pytest.raises(ValueError):
         merged_stages({"a stage that nobody draws": 1.0})
+
+
+NASTY = '<script>alert("x")</script> $\\frac$ | \x1b[31m\u202e [b](javascript:c) &amp; ../../up'
+
+
+class Shown(HTMLParser):
+    """What a browser shows of a page, and which elements it has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.tags = "", set[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_names_that_are_markup_show_as_text_in_every_report(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, SMALL[:1], failing="adamoe")
+    run = load_run(directory)
+    cells = tuple(
+        replace(cell, cases=tuple(key.replace("/ada-k/", f"/{NASTY}/") for key in cell.cases))
+        for cell in run.manifest.cells
+    )
+    spoiled = replace(
+        run,
+        manifest=replace(
+            run.manifest, cells=cells, title=NASTY, machine=NASTY, command=NASTY, commit=NASTY
+        ),
+        predictions=tuple(retitled(record) for record in run.predictions),
+        records=tuple(retitled(record) for record in run.records),
+        failures=tuple(replace(f, message=NASTY) for f in run.failures),
+        problems=(NASTY,),
+    )
+    before = set(tmp_path.rglob("*"))
+    written = report.write_report(spoiled)
+    assert set(tmp_path.rglob("*")) - before == set(written)
+    assert all(path.parent == directory for path in written)
+    html, plain = ((directory / name).read_text() for name in ("report.html", "report.md"))
+    shown = Shown(html)
+    assert "script" not in shown.tags and "b" not in shown.tags and "a" not in shown.tags
+    assert shown.text.count(printable(NASTY)) > 10
+    for text in (html, plain, report.terminal_report(spoiled)):
+        assert "\x1b" not in text and "\u202e" not in text
+    # An indented line is code, which Markdown shows as it stands.
+    lines = [line for line in plain.splitlines() if not line.startswith("    ")]
+    assert not any("<script" in line or "](javascript" in line for line in lines)
+
+
+def retitled(record: Record) -> Record:
+    """The record of ada-k under another name, and of rmoe under one that matplotlib would hide."""
+    label = {"ada-k": NASTY, "rmoe": "_hidden_"}.get(record.case.router.title)
+    if label is None:
+        return record
+    router = replace(record.case.router, label=label)
+    return replace(record, case=replace(record.case, router=router))

@@ -1,11 +1,8 @@
 """The suite verb from end to end at toy size: what it writes, refuses, and survives."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,73 +14,7 @@ from moebench.forecast import Estimates
 from moebench.record import load_run
 from moebench.suite import main
 
-ONE_CELL = """
-schema = 1
-title = "One cell, made for tests"
-model = "mixtral-8x7b"
-scale = 64
-seed = 3
-
-[[router]]
-name = "top-k"
-
-[[router]]
-name = "top-k"
-label = "top-k k=1"
-options = { top_k = 1 }
-is_floor = true
-
-[[router]]
-name = "ada-k"
-
-[[workload]]
-phase = "decode"
-levels = ["moe"]
-batch = [4, 8]
-
-[plan]
-stream_tokens = 4096
-
-[cpu]
-num_layers = 1
-time_budget = "2 s"
-
-[gpu]
-num_layers = 1
-time_budget = "2 s"
-"""
-
-
-@pytest.fixture
-def suite(tmp_path: Path) -> str:
-    path = tmp_path / "one-cell.toml"
-    path.write_text(ONE_CELL, encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A calibration of this machine made in a moment: tests hold no timing."""
-    import torch
-
-    from moebench.codec import encode
-    from moebench.machine import calibration_path
-    from moebench.measure.environment import describe_machine
-    from moebench.results import MatmulSample, Microbenchmarks
-
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr("moebench.machine.recheck", lambda device, benchmarks: 1.0)
-    environment = describe_machine(torch.device("cpu"))
-    samples = tuple(
-        MatmulSample(rows, 1024, 1024, "bfloat16", 1e-5 + 2e-7 * rows) for rows in range(1, 9)
-    )
-    made_up = Microbenchmarks(
-        environment.fingerprint, "2026-01-01T00:00:00Z", samples, 1e10, 1e10, 2e9, 2e-6, 0.1
-    )
-    path = calibration_path(environment, "bfloat16")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(encode(made_up)), encoding="utf-8")
+pytestmark = pytest.mark.usefixtures("calibrated")
 
 
 def run_of(results: Path) -> Path:
@@ -277,33 +208,3 @@ def test_an_interrupted_run_is_resumed_where_it_stopped(
     assert second.manifest.status == "done"
     assert second.records[:3] == first.records and second.predictions == first.predictions
     assert len(second.records) == len({record.case.key for record in second.records}) == 6
-
-
-@pytest.mark.slow
-def test_kill_9_in_the_middle_loses_nothing_and_doubles_nothing(suite: str, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    arguments = [suite, "--device", "cpu", "--out", str(results), "--time-budget", "20 s"]
-    code = (
-        "import sys, torch; torch.set_num_threads(1); from moebench import machine, suite; "
-        "machine.recheck = lambda device, benchmarks: 1.0; sys.exit(suite.main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ,
-    )
-    deadline = time.monotonic() + 120
-    while not list(results.glob("*/*/*/records.jsonl")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    directory = run_of(results)
-    before = load_run(directory)
-    assert before.manifest.status == "running" and 0 < len(before.records) < 6
-    assert main(["--resume", str(directory), "--time-budget", "2 s"]) == 0
-    after = load_run(directory)
-    assert after.records[: len(before.records)] == before.records
-    keys = [record.case.key for record in after.records]
-    assert len(keys) == len(set(keys)) == 6 and not after.failures

@@ -289,12 +289,14 @@ def read_fits(text: str, where: str) -> list[KernelFit]:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid TOML: {error}") from error
-    kernel = table.get("kernel", {})
+    kernel, entries = table.get("kernel", {}), table.get("fit", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{where}: fit: found {entries!r:.80}, expected [[fit]] tables")
     return [
         from_mapping(KernelFit, {"kernel": kernel, **entry}, f"{where}: [[fit]] {number}")
-        for number, entry in enumerate(table.get("fit", ()), start=1)
+        for number, entry in enumerate(entries, start=1)
     ]
 
 

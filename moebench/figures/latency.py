@@ -26,6 +26,7 @@ from moebench.figures.style import (
     phase_handles,
     router_colours,
     router_handles,
+    shown,
     titles_of,
 )
 from moebench.record import KeptRun
@@ -77,7 +78,7 @@ def latency_by_stage(level: str, run: KeptRun) -> Figure | str:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in grid[len(labels) :]:
         axes.set_axis_off()
-    grid[0].set_yticks(range(len(titles)), titles)
+    grid[0].set_yticks(range(len(titles)), [shown(title) for title in titles])
     handles: list[Any] = [Patch(color=c, label=s) for s, c in STAGE_COLOURS.items() if s in used]
     handles.append(Patch(facecolor="#999999", label="upper bar: measured"))
     handles.append(

@@ -67,7 +67,7 @@ def peak_memory(run: KeptRun) -> Figure | str:
         for part, alpha in (("weights", 0.3), ("KV cache", 0.6), ("activations", 1.0))
     ]
     if any(measurement_of(r).memory.activations is None for r in records):
-        parts.append(Line2D([], [], marker="$?$", color=MUTED, linestyle="", label="not read"))
+        parts.append(Line2D([], [], linestyle="", label="?: not read"))
     add_legend(figure, router_handles(run, records, patches=True) + parts)
     return figure
 

@@ -20,6 +20,7 @@ from moebench.figures.style import (
     level_title,
     levels_of,
     router_colours,
+    shown,
     titles_of,
 )
 from moebench.record import KeptRun
@@ -45,7 +46,7 @@ def speedup_by_batch(run: KeptRun) -> Figure | str:
             own.sort(key=lambda r: r.case.workload.batch)
             _draw_speedup_panel(axes, own, colours[title], run)
             if i == 0:
-                axes.set_title(title, color=colours[title])
+                axes.set_title(shown(title), color=colours[title])
             if j == 0:
                 axes.set_ylabel(f"{level_title(level)}\nspeedup")
             if i == len(levels) - 1:
@@ -143,7 +144,7 @@ def speedup_elsewhere(run: KeptRun) -> Figure | str:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
     ticks = [(places[label, titles[0]] - 1.0, label, INK) for label in labels]
-    ticks += [(y, title, colours[title]) for (_, title), y in places.items()]
+    ticks += [(y, shown(title), colours[title]) for (_, title), y in places.items()]
     grid[0].set_yticks([y for y, _, _ in ticks], [name for _, name, _ in ticks])
     for tick, (_, name, colour) in zip(grid[0].get_yticklabels(), ticks, strict=True):
         tick.set(color=colour, weight="bold" if name in labels else "normal")

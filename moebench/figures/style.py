@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from moebench.record import KeptRun
 from moebench.results import Measurement, Record
 from moebench.table import LEVELS
-from moebench.units import Kind, text
+from moebench.units import Kind, printable, text
 
 NOTHING = "no case was measured"
 INK = "#222222"
@@ -62,6 +62,8 @@ STYLE = {
     "hatch.linewidth": 0.6,
     "lines.linewidth": 1.6,
     "svg.hashsalt": "moebench",
+    # A router called "$x$" is called that.
+    "text.parse_math": False,
 }
 
 
@@ -115,11 +117,16 @@ def titles_of(records: Sequence[Record]) -> list[str]:
 def router_handles(run: KeptRun, records: Sequence[Record], patches: bool = False) -> list[Any]:
     colours = router_colours(run)
     if patches:
-        return [Patch(color=colours[title], label=title) for title in titles_of(records)]
+        return [Patch(color=colours[title], label=shown(title)) for title in titles_of(records)]
     return [
-        Line2D([], [], marker="o", linestyle="", color=colours[title], label=title)
+        Line2D([], [], marker="o", linestyle="", color=colours[title], label=shown(title))
         for title in titles_of(records)
     ]
+
+
+def shown(title: str) -> str:
+    """A title in a figure; in a legend, matplotlib takes "_" in front for "do not show"."""
+    return printable(f" {title}" if title.startswith("_") else title)
 
 
 def phase_handles(records: Sequence[Record]) -> list[Any]:

@@ -39,6 +39,8 @@ class Policy(ABC):
     """Whether tokens differ in how many experts they run."""
     is_causal: ClassVar[bool] = True
     """Whether a token's route is independent of later tokens."""
+    builder: ClassVar[str] = ""
+    """Of a router that lies elsewhere: "package.module:function" of what builds its modules."""
     published: ClassVar[Mapping[str, PublishedMean]] = {}
     """Published mean k by model name."""
 
@@ -95,16 +97,45 @@ def register(cls: type[Policy]) -> type[Policy]:
     return cls
 
 
-def policy(name: str, options: Mapping[str, Any] | None = None, where: str = "") -> Policy:
+def policy(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    where: str = "",
+    *,
+    may_import: bool = False,
+) -> Policy:
     """The policy of a router with its options.
+
+    Args:
+        name: of a router here, or "package.module:Policy" for one that lies elsewhere.
+        options: of the router; the policy's fields are their schema.
+        where: file and table for error messages.
+        may_import: whether a router that lies elsewhere is imported, which runs its code; only
+            for a name that the user wrote.
 
     Raises:
         ValueError: unknown router or option (with the nearest known one), or an ill-typed value.
     """
+    prefix = f"{where}: " if where else ""
+    if may_import and ":" in name:
+        return from_mapping(_imported(name, prefix), options or {}, where or name)
     if name not in POLICIES:
-        prefix = f"{where}: " if where else ""
         raise ValueError(f"{prefix}unknown router {name!r}{nearest(name, POLICIES)}")
     return from_mapping(POLICIES[name], options or {}, where or name)
+
+
+def _imported(path: str, prefix: str) -> type[Policy]:
+    """A policy from outside moebench; importing it runs code."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever that code raises
+        raise ValueError(
+            f"{prefix}router {path!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Policy) and found.builder):
+        raise ValueError(f"{prefix}router {path!r}: expected a Policy that names its `builder`")
+    return found
 
 
 for _module in pkgutil.iter_modules(__path__):

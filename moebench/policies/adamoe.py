@@ -14,6 +14,8 @@ from moebench.policies import Policy, PublishedMean, register
 from moebench.policies.top_k import choice_ops, reachable_experts
 from moebench.spec import ModelSpec
 
+MOST_NULL_EXPERTS = 4096
+
 
 @register
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class AdaMoE(Policy):
         Raises:
             ValueError: no null expert, or more slots than a token can fill.
         """
-        if self.num_null_experts < 1:
+        if not 1 <= self.num_null_experts <= MOST_NULL_EXPERTS:
             raise ValueError(
-                f"{self.name}: num_null_experts: found {self.num_null_experts}, expected at least 1"
+                f"{self.name}: num_null_experts: found {self.num_null_experts}, "
+                f"expected 1 to {MOST_NULL_EXPERTS}"
             )
         largest = reachable_experts(model) + self.num_null_experts
         if not 1 <= self.top_k <= largest:

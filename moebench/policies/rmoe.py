@@ -33,6 +33,10 @@ class RMoE(Policy):
     top_k: int | None = None
     """Experts per token; the model's own if left out."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.state_size <= 2**16:
+            raise ValueError(f"state_size: found {self.state_size}, expected 1 to {2**16}")
+
     def experts_per_token(self, model: ModelSpec) -> int:
         return check_top_k(self.name, self.top_k, model)
 

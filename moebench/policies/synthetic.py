@@ -56,5 +56,9 @@ class Skewed(TopK):
     skew: float = 1.0
     """Expert e has a marginal proportional to (e + 1) ** -skew, capped at one token each."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.skew <= 16:
+            raise ValueError(f"skew: found {self.skew}, expected 0 to 16")
+
     def operating_point(self, model: ModelSpec, skew: float = 0.0) -> OperatingPoint:
         return super().operating_point(model, self.skew)

@@ -161,6 +161,10 @@ def build_routers(
     Raises:
         ValueError: nothing executes this policy.
     """
+    if policy.builder:
+        module, _, name = policy.builder.partition(":")
+        build: Builder = getattr(importlib.import_module(module), name)
+        return build(model, policy, num_layers, dtype)
     if policy.name not in BUILDERS:
         raise ValueError(f"unknown router {policy.name!r}{nearest(policy.name, BUILDERS)}")
     return BUILDERS[policy.name](model, policy, num_layers, dtype)

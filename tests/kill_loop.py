@@ -1,0 +1,130 @@
+"""Runs a suite again and again and kills it with SIGKILL at random moments; a script, not a test.
+
+    python kill_loop.py SUITE RESULTS SEED KILLS
+
+Every attempt is a fork of this process, which has imported everything but never computed. Half of
+the moments are drawn in time, half in bytes written; writing is slowed to 1 KiB at a time, so
+that kills fall between the bytes of a line too. After each kill the directory is read. Prints one
+JSON document and fails by an assertion.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from moebench import machine, storage, suite
+from moebench.record import KeptRun, load_run
+
+LONGEST = 1.5
+"""Seconds until a kill that is drawn in time; one that is drawn in bytes comes at most here too."""
+PIECE = 1024
+LARGEST_GROWTH = 40_000
+"""Bytes: twice a cell's records."""
+
+
+def _slowly(descriptor: int, data: bytes) -> None:
+    for start in range(0, len(data), PIECE):
+        os.write(descriptor, data[start : start + PIECE])
+        time.sleep(0.001)
+
+
+def start(arguments: list[str]) -> int:
+    """Run the verb in a fork; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        torch.set_num_threads(1)
+        storage._write_all = _slowly
+        machine.recheck = lambda device, benchmarks: 1.0
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = suite.main(arguments)
+        os._exit(code)
+
+
+def size(folder: Path) -> int:
+    """Bytes in the lines that a run has appended."""
+    return sum(path.stat().st_size for path in folder.glob("*/*/*/*.jsonl"))
+
+
+def killed(child: int, results: Path, rng: random.Random) -> bool:
+    """Wait for a random moment and kill; False if the child was done before."""
+    in_bytes = rng.random() < 0.5
+    deadline = time.monotonic() + (LONGEST * 2 if in_bytes else rng.uniform(0, LONGEST))
+    enough = size(results) + rng.randrange(LARGEST_GROWTH)
+    while time.monotonic() < deadline and not (in_bytes and size(results) > enough):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0, "the suite failed by itself"
+            return False
+        time.sleep(0.0002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def keys(run: KeptRun) -> list[str]:
+    """Of the records, in their order."""
+    return [record.case.key for record in run.records]
+
+
+def check(before: KeptRun | None, after: KeptRun) -> int:
+    """What was finished before is there unchanged, once; returns the number of torn lines."""
+    assert len(keys(after)) == len(set(keys(after)))
+    assert not after.failures
+    for problem in after.problems:
+        assert problem.endswith("torn (the last line was cut off); skipped"), problem
+    if before is not None:
+        done = [record for record in before.records if record.cell in before.finished_cells]
+        assert after.records[: len(done)] == tuple(done), "a finished cell was lost or changed"
+        known = {p.case.key: p.estimate for p in after.predictions}
+        assert all(known[record.case.key] == record.estimate for record in done)
+    return len(after.problems)
+
+
+def main(name: str, folder: str, seed: str, kills: str) -> None:
+    rng, results, left = random.Random(int(seed)), Path(folder), int(kills)
+    complete = torn = nothing_yet = 0
+    before: KeptRun | None = None
+    while left or before is not None:
+        found = [path.parent for path in results.glob("*/*/*/manifest.json")]
+        arguments = [name, "--device", "cpu", "--out", folder, "--time-budget", "0.5 s"]
+        if found:
+            arguments = ["--resume", str(found[0]), "--time-budget", "0.5 s"]
+        else:
+            shutil.rmtree(results, ignore_errors=True)
+        child = start(arguments)
+        if left and killed(child, results, rng):
+            left -= 1
+        else:
+            with contextlib.suppress(ChildProcessError):
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        found = [path.parent for path in results.glob("*/*/*/manifest.json")]
+        if not found:
+            nothing_yet += 1
+            continue
+        after = load_run(found[0])
+        torn += check(before, after)
+        before = after
+        planned = [case for cell in after.manifest.cells for case in cell.cases]
+        if after.manifest.status == "done":
+            assert sorted(keys(after)) == sorted(planned) and not after.problems
+            complete += 1
+            before = None
+            shutil.rmtree(results)
+    print(json.dumps({"complete": complete, "torn": torn, "killed_before_start": nothing_yet}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,442 @@
+"""Nothing lost: runs that are killed, crowded out, locked out and misled, for real.
+
+Faults that need a file system of their own run in a user namespace with a small tmpfs; where the
+system has none, those tests are skipped.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moebench.record import KeptRun, Run, load_run
+from moebench.suite import main
+
+pytestmark = pytest.mark.usefixtures("calibrated")
+TESTS = Path(__file__).parent
+ROUTERS = '''
+"""Routers that fail, outside of moebench."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from moebench.policies.top_k import TopK
+from moebench.routing.top_k import build
+
+
+@dataclass(frozen=True)
+class Raising(TopK):
+    name: ClassVar[str] = "raising"
+    builder: ClassVar[str] = "failing_routers:build_raising"
+
+
+@dataclass(frozen=True)
+class Greedy(TopK):
+    name: ClassVar[str] = "greedy"
+    builder: ClassVar[str] = "failing_routers:build_greedy"
+
+
+def build_raising(*arguments):
+    routers = build(*arguments)
+    for router in routers:
+        router.route = route_wrongly
+    return routers
+
+
+def route_wrongly(scores):
+    raise LookupError("no expert speaks <b>this</b> language")
+
+
+def build_greedy(*arguments):
+    routers = build(*arguments)
+    for router in routers:
+        router.route = lambda scores: torch.empty(2**45)
+    return routers
+'''
+
+
+def run_of(results: Path) -> KeptRun:
+    (path,) = results.glob("*/*/*/manifest.json")
+    return load_run(path.parent)
+
+
+def keys(run: KeptRun) -> list[str]:
+    return [record.case.key for record in run.records]
+
+
+def planned(run: KeptRun) -> list[str]:
+    return [case for cell in run.manifest.cells for case in cell.cases]
+
+
+def measure(suite: str, results: Path, *more: str) -> int:
+    return main([suite, "--device", "cpu", "--out", str(results), *more])
+
+
+def resume(run: KeptRun) -> int:
+    return main(["--resume", str(run.directory)])
+
+
+def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, with the toy calibration and one thread."""
+    start = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from moebench import machine, suite\n"
+        "machine.recheck = lambda device, benchmarks: 1.0\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start + code, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    """Of the smoke suite; what is checked after each kill stands in kill_loop.py."""
+    seed = str(random.SystemRandom().randrange(10**6))
+    print(f"seed {seed}")
+    done = subprocess.run(
+        [sys.executable, TESTS / "kill_loop.py", "smoke", tmp_path / "results", seed, "50"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"seed {seed}: {done.stderr[-3000:]}"
+    assert json.loads(done.stdout)["complete"] >= 1
+
+
+@pytest.mark.slow
+def test_a_file_that_may_not_grow_ends_the_run_with_a_message_and_loses_nothing(
+    suite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert measure(suite, tmp_path / "whole") == 0
+    lines = (run_of(tmp_path / "whole").directory / "records.jsonl").read_bytes().splitlines()
+    limit = sum(len(line) for line in lines[:4])  # the first cell has three
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        assert measure(suite, tmp_path / "full") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    cut = run_of(tmp_path / "full")
+    said = capfd.readouterr().err
+    assert f"go on with: python -m moebench.suite --resume {cut.directory}" in said
+    assert "records.jsonl: cannot be written: File too large; what was written" in said
+    assert "Traceback" not in said
+    assert cut.manifest.status == "interrupted" and len(cut.records) == 3 and not cut.problems
+    assert resume(cut) == 0
+    whole = load_run(cut.directory)
+    assert sorted(keys(whole)) == sorted(planned(whole))
+    assert whole.records[:3] == cut.records
+
+
+SMALL_DISK = """
+import os, subprocess
+from pathlib import Path
+from moebench import record
+from moebench.record import Run, load_run
+
+suite_file, disk, fault = sys.argv[1:]
+def system(*command):
+    subprocess.run([*command, disk], check=True)
+
+system("mount", "-t", "tmpfs", "-o", "size=4m", "none")
+append, filler = Run.append, Path(disk, "filler")
+
+def append_then_fail(run, records, failures=()):
+    append(run, records, failures)
+    if records:
+        Run.append = append
+        if fault == "full":
+            with open(filler, "wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(4096)): pass
+                except OSError: pass
+                file.truncate(file.tell() - 4096)
+        else:
+            system("mount", "--bind", disk)  # over the mount in which the lock is open
+            system("mount", "-o", "remount,bind,ro")
+
+Run.append = append_then_fail
+code = suite.main([suite_file, "--device", "cpu", "--out", disk])
+(path,) = Path(disk).glob("*/*/*/manifest.json")
+cut = load_run(path.parent)
+print(code, len(cut.records), len(cut.problems), flush=True)
+print("---", file=sys.stderr, flush=True)
+code = suite.main(["--resume", str(path.parent)])
+print("---", file=sys.stderr, flush=True)
+system("umount") if fault == "read-only" else filler.unlink()
+print(code, suite.main(["--resume", str(path.parent), "--json"]) and "failed")
+done = load_run(path.parent)
+print(len(done.records), done.manifest.status, done.records[:3] == cut.records)
+"""
+ERRORS = {"full": "No space left on device", "read-only": "Read-only file system"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_disk_that_fills_or_locks_up_ends_the_run_and_it_goes_on_after(
+    fault: str, suite: str, tmp_path: Path
+) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces with mounts here")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    start = "import torch; torch.set_num_threads(1)"
+    code = (
+        f"import sys; {start}; from moebench import machine, suite\n"
+        "machine.recheck = lambda device, benchmarks: 1.0\n" + SMALL_DISK
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", code, suite, str(disk), fault],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    first, second, _ = done.stderr.split("---")
+    for said in (first, second):
+        assert f"cannot be written: {ERRORS[fault]}" in said
+    lines = done.stdout.splitlines()
+    assert lines[0] == "2 3 0" and lines[-2].startswith("2 ") and lines[-1] == "6 done True"
+
+
+@pytest.mark.slow
+def test_a_run_that_somebody_writes_is_left_alone(
+    suite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert measure(suite, tmp_path / "results", "--only", "ada-k") == 0
+    run = run_of(tmp_path / "results")
+    with Run.open(run.directory):
+        before = {path.name: path.read_bytes() for path in run.directory.iterdir()}
+        assert resume(run) == 2
+        after = {path.name: path.read_bytes() for path in run.directory.iterdir()}
+    assert before == after
+    expected = f"error: {run.directory}: process {os.getpid()} is writing this run"
+    assert expected in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_of_two_that_resume_one_run_at_once_one_is_refused(suite: str, tmp_path: Path) -> None:
+    assert measure(suite, tmp_path / "results") == 0
+    run = run_of(tmp_path / "results")
+    path = run.directory / "records.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from moebench import machine, suite\n"
+        "machine.recheck = lambda device, benchmarks: 1.0\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "sys.exit(suite.main(sys.argv[1:]))\n"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "--resume", str(run.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    said = []
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in both:
+        said.append(process.communicate()[1])
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    refused = next(i for i, process in enumerate(both) if process.returncode == 2)
+    assert f"process {both[1 - refused].pid} is writing this run" in said[refused]
+    whole = load_run(run.directory)
+    assert sorted(keys(whole)) == sorted(planned(whole)) and not whole.problems
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(id, now);
+    if (id == CLOCK_REALTIME && access(getenv("SET_BACK"), F_OK) == 0) now->tv_sec -= 86400;
+    return result;
+}
+"""
+SET_BACK = """
+import os
+from pathlib import Path
+from moebench.record import Run
+append = Run.append
+def append_and_set_back(run, records, failures=()):
+    append(run, records, failures)
+    if records:
+        Path(os.environ["SET_BACK"]).touch()
+Run.append = append_and_set_back
+sys.exit(suite.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_back_spoils_times_of_day_and_nothing_else(
+    suite: str, tmp_path: Path
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no C compiler to put a clock in front of the system's")
+    (tmp_path / "clock.c").write_text(CLOCK)
+    shim = tmp_path / "clock.so"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", shim, tmp_path / "clock.c", "-ldl"], check=True
+    )
+    done = python(
+        SET_BACK,
+        *(suite, "--device", "cpu", "--out", str(tmp_path / "results")),
+        LD_PRELOAD=str(shim),
+        SET_BACK=str(tmp_path / "set-back"),
+    )
+    assert done.returncode == 0, done.stderr
+    run = run_of(tmp_path / "results")
+    times = [record.written_at for record in run.records]
+    assert times[0] > times[-1], "the clock was not set back"
+    assert keys(run) == planned(run)
+    for record in run.records:
+        assert record.measurement is not None
+        assert all(sample.seconds > 0 for sample in record.measurement.samples)
+    assert len(run.problems) == 1 and "the clock was set back" in run.problems[0]
+    assert "the clock was set back" in (run.directory / "report.md").read_text()
+
+
+OUT_OF_MEMORY = """
+import resource
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 700 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(suite.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_case_that_runs_out_of_memory_fails_and_the_others_go_on(
+    suite: str, tmp_path: Path
+) -> None:
+    """Memory is limited for the process: the prediction sees the machine's and plans the case."""
+    path = Path(suite)
+    path.write_text(path.read_text().replace("batch = [4, 8]", "batch = [4, 1048576, 8]"))
+    done = python(OUT_OF_MEMORY, *(suite, "--device", "cpu", "--out", str(tmp_path / "results")))
+    assert done.returncode == 3, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    run = run_of(tmp_path / "results")
+    assert run.manifest.status == "done" and len(run.records) == 6
+    assert {record.case.workload.batch for record in run.records} == {4, 8}
+    assert [failure.kind for failure in run.failures] == ["out-of-memory"] * 3
+    assert all("b1048576" in failure.case for failure in run.failures)
+
+
+def with_router(suite: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The toy suite with one more router, which lies in a module outside of moebench."""
+    (folder / "failing_routers.py").write_text(ROUTERS)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "failing_routers", raising=False)
+    path = Path(suite)
+    entry = f'[[router]]\nname = "failing_routers:{name}"\nlabel = "mine"\n\n[[workload]]'
+    path.write_text(path.read_text().replace("[[workload]]", entry, 1))
+    return suite
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("Raising", "error", "LookupError: no expert speaks <b>this</b> language"),
+        pytest.param(
+            "Greedy",
+            "out-of-memory",
+            "RuntimeError: [enforce fail at alloc_cpu.cpp",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_router_that_fails_is_a_failure_row_that_says_where_and_the_others_go_on(
+    name: str,
+    kind: str,
+    message: str,
+    suite: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_router(suite, name, tmp_path, monkeypatch)
+    assert measure(suite, tmp_path / "results") == 3
+    run = run_of(tmp_path / "results")
+    assert len(run.records) == 6 and len(run.failures) == 2
+    for failure in run.failures:
+        assert failure.kind == kind and failure.message.startswith(message)
+        assert "failing_routers.py" in failure.details["raised"][-1]
+        assert str(tmp_path) not in json.dumps(failure.details)
+    html = (run.directory / "report.html").read_text()
+    assert "<b>this" not in html and (kind != "error" or "&lt;b&gt;this" in html)
+
+
+def test_code_from_outside_runs_only_where_the_users_own_suite_names_it(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from moebench.plan import load_suite
+    from moebench.predict import main as predict
+
+    with_router(suite, "Raising", tmp_path, monkeypatch)
+    assert predict(["--router", "failing_routers:Raising"]) == 2
+    assert "unknown router 'failing_routers:Raising'" in capfd.readouterr().err
+    monkeypatch.setattr("moebench.plan.suite_directory", lambda: tmp_path)
+    with pytest.raises(ValueError, match="unknown router 'failing_routers:Raising'"):
+        load_suite("one-cell")
+    assert "failing_routers" not in sys.modules
+    assert load_suite(suite).policies[-1].name == "raising"
+    assert "failing_routers" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:Mine", "router 'nowhere:Mine' cannot be imported: ModuleNotFoundError"),
+        ("json:Mine", "router 'json:Mine' cannot be imported: AttributeError"),
+        ("json:loads", "router 'json:loads': expected a Policy that names its `builder`"),
+        (":", "router ':' cannot be imported: ValueError"),
+    ],
+)
+def test_a_router_that_cannot_be_imported_is_one_line(
+    name: str, message: str, suite: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(suite)
+    path.write_text(path.read_text().replace('name = "ada-k"', f'name = "{name}"'))
+    assert main([suite, "--predict", "h100-sxm"]) == 2
+    said = capfd.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_calibration_that_cannot_be_kept_is_no_reason_to_stop(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from moebench import machine
+
+    (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "moebench").iterdir()
+    known: Any = machine._kept(kept, machine.describe_machine(machine.torch.device("cpu")))
+    monkeypatch.setattr(machine, "microbenchmarks", lambda *_, **__: known)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert measure(suite, tmp_path / "results", "--only", "ada-k") == 0
+    assert "the calibration cannot be kept" in capfd.readouterr().err
