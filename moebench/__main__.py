@@ -11,6 +11,8 @@ VERBS = {
     "predict": "what a router would bring on a GPU that is not here",
     "validate": "score the cost model against a table of measured latencies",
     "calibrate": "fit the cost model's kernels to a table of measured latencies",
+    "compare": "whether a run is slower than another of the same suite",
+    "doctor": "what spoils measurements here; --selftest measures the harness itself",
     "report": "write the report of a run again from its records",
 }
 USAGE = "\n".join(

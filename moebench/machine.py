@@ -6,7 +6,6 @@ other, what the microbenchmarks showed *is* the datasheet.
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from moebench.cost.calibration import Calibration, calibrate
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
 from moebench.measure.microbenchmark import microbenchmarks, recheck
+from moebench.noise import cache_directory
 from moebench.results import Microbenchmarks
 from moebench.spec import HardwareSpec, hardware_aliases, load_hardware
 from moebench.storage import replace_file
@@ -101,8 +101,7 @@ def available_memory(device: torch.device) -> Bytes:
 
 def calibration_path(environment: Environment, dtype: str) -> Path:
     """Where the microbenchmarks of this machine and software are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "moebench" / f"{environment.fingerprint}-{dtype}.json"
+    return cache_directory() / f"{environment.fingerprint}-{dtype}.json"
 
 
 def _kept(path: Path, environment: Environment) -> Microbenchmarks | None:

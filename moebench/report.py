@@ -8,12 +8,13 @@ Everything comes from the records of a run's directory, so a report can be rebui
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moebench.codec import encode
-from moebench.compare import MIN_ROUNDS, prediction_error, prediction_errors
+from moebench.compare import MIN_ROUNDS, corrected, prediction_error, prediction_errors
 from moebench.document import (
     Block,
     Bullets,
@@ -46,6 +47,12 @@ from moebench.table import (
 )
 from moebench.units import Kind, text
 
+STOPS = {
+    "precise": "because every speedup was as precise as asked for",
+    "budget": "because their time was spent",
+    "max-rounds": "after the largest number of rounds",
+    "no-case-left": "because every case failed",
+}
 FACT_KINDS: Mapping[str, Kind] = {
     "memory": "size",
     "cache": "size",
@@ -131,7 +138,7 @@ def run_summary(run: KeptRun) -> dict[str, Any]:
         "run": run.manifest.run,
         "directory": str(run.directory),
         "status": run.manifest.status,
-        "cases": [_case_summary(record) for record in measured_only(run.records)],
+        "cases": [_case_summary(record) for record in measured_only(corrected(run.records))],
         "failures": encode(run.failures),
         "prediction_errors": encode(prediction_errors(run.records)),
         "problems": list(run.problems),
@@ -319,6 +326,14 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
             f"Rounds in a cell: {' to '.join(map(str, sorted({min(rounds), max(rounds)})))}"
             + (f"; {few} cases had fewer than {MIN_ROUNDS}, too few for a verdict." if few else ".")
         )
+    stops = Counter(
+        stop
+        for cell in {record.cell: record for record in run.records}.values()
+        if cell.measurement and (stop := cell.measurement.stopped)
+    )
+    if stops:
+        counts = ", ".join(f"{n} {STOPS[stop]}" for stop, n in sorted(stops.items()))
+        limits.append(f"Why the cells stopped: {counts}.")
     methods = dict.fromkeys(m.memory.method for m in measured)
     if methods:
         limits.append(f"Peak memory by: {'; '.join(methods)}.")

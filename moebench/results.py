@@ -15,6 +15,7 @@ from moebench.units import Bytes, BytesPerSecond, Flops, Joules, Seconds
 SCHEMA = 1
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]
+Stop = Literal["precise", "budget", "max-rounds", "no-case-left"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class Sample:
     num_steps: int
     seconds: Seconds
     """Time of all `num_steps` steps together."""
+    work: float | None = None
+    """Distinct experts that these steps touched, over all steps and layers; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,15 @@ class FlopCount:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The reference operation, timed once in every round of a cell."""
+
+    version: int
+    """Of the operation: only equal versions may be compared."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What the instruments say about one case."""
 
@@ -215,6 +227,10 @@ class Measurement:
     measured_mean_k: float
     """Mean k over the steps that were timed."""
     caveats: tuple[Caveat, ...] = ()
+    reference: Reference | None = None
+    """The same for all cases of a cell; None in runs that had none."""
+    stopped: Stop | None = None
+    """Why the cell's rounds ended; None in runs that did not keep it."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import moebench
 
 PACKAGE = Path(moebench.__file__).parent
 FOUNDATION = ("units", "strict", "load", "spec", "results", "ops")
-RECORDS = ("codec", "storage", "record", "compare")
+RECORDS = ("codec", "storage", "record", "noise", "resampling", "compare")
 KEPT = (*RECORDS, "table", "figures", "document", "report")
 EVERYTHING = ("*",)
 
@@ -68,7 +68,10 @@ TABLE: dict[str, May] = {
     "codec": May(FOUNDATION, ("numpy",)),
     "storage": May(FOUNDATION),
     "record": May((*FOUNDATION, "codec", "storage"), ("numpy", "scipy"), ("pandas",)),
-    "compare": May((*FOUNDATION, "codec", "storage", "record"), ("numpy", "scipy"), ("pandas",)),
+    "noise": May((*FOUNDATION, "codec", "storage")),
+    "resampling": May((), ("numpy", "scipy")),
+    "compare": May((*FOUNDATION, *RECORDS, "across"), ("numpy", "scipy"), ("pandas",)),
+    "across": May((*FOUNDATION, *RECORDS), ("numpy",)),
     "table": May((*FOUNDATION, *RECORDS), ("numpy",), ("pandas",)),
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),
@@ -109,7 +112,10 @@ TORCHLESS = (
     "codec",
     "storage",
     "record",
+    "noise",
+    "resampling",
     "compare",
+    "across",
     "report",
     "table",
     "figures",
