@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
-RESAMPLES = 2000
+RESAMPLES = 1000
 TRIM = 0.25
 """Share of the values left out at either end."""
 

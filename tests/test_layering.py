@@ -89,6 +89,7 @@ TABLE: dict[str, May] = {
     "suite": May(EVERYTHING, inside=("torch", "tqdm", "pandas")),
     "train": VERB,
     "doctor": VERB,
+    "selftest": VERB,
     "calibrate": VERB,
     "claims": May((*FOUNDATION, "policies", "claims")),
     "claims.settle": May((*FOUNDATION, "policies", "cost", "claims")),
