@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -26,6 +27,20 @@ from moebench.units import BASE_UNIT, Bytes, Kind, Seconds, text
 CALIBRATION_BUDGET: Seconds = 110.0
 RECHECK_TOLERANCE = 0.20
 """A matmul that is this far from its calibrated time makes the calibration stale."""
+
+
+@dataclass(frozen=True)
+class KeptFit:
+    """The fit to a machine's microbenchmarks as it is kept for people to read."""
+
+    fitted_at: str
+    """UTC, ISO 8601."""
+    measured_at: str
+    commit: str | None
+    """Of the code that measured."""
+    fingerprint: str
+    calibration: Calibration
+    """With its own error."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,21 @@ def prepare_machine(
         benchmarks,
         available_memory(device),
     )
+
+
+def keep_fit(machine: Machine) -> Path:
+    """Write the fit beside its microbenchmarks; returns the file."""
+    benchmarks, dtype = machine.benchmarks, machine.calibration.dtype
+    fit = KeptFit(
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        benchmarks.taken_at,
+        benchmarks.commit,
+        benchmarks.fingerprint,
+        machine.calibration,
+    )
+    path = cache_directory() / f"{benchmarks.fingerprint}-{dtype}-fit.json"
+    replace_file(path, (json.dumps(encode(fit), indent=1) + "\n").encode())
+    return path
 
 
 def available_memory(device: torch.device) -> Bytes:

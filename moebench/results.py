@@ -301,6 +301,10 @@ class Microbenchmarks:
     """One framework call on a tensor of a few elements."""
     duration: Seconds
     """How long the microbenchmarks took."""
+    reference: Seconds | None = None
+    """The reference operation in the same passes, median: how fast the machine was."""
+    commit: str | None = None
+    """Of the code that measured; None outside a checkout."""
 
 
 @dataclass(frozen=True)

@@ -359,7 +359,11 @@ def record(
     most: int,
     told: Callable[[], None],
 ) -> Times:
-    """Times of two visits in interleaved rounds, for some time or a number of rounds."""
+    """Times of two visits in interleaved rounds, for some time or a number of rounds.
+
+    Raises:
+        ValueError: the time did not hold one experiment.
+    """
     clock = clock_for(device)
     end, parts, done = clock.now() + budget, [], 0
     while done < most and clock.now() < end:
@@ -376,4 +380,9 @@ def record(
         parts.append([[s.seconds for s in rounds.samples[key]] for key in ("first", "second")])
         done += rounds.num_rounds
         told()
+    if done < MANY_ROUNDS:
+        raise ValueError(
+            f"selftest: found time for {done} rounds of a unit, expected at least {MANY_ROUNDS}; "
+            "give it more (--time-budget), or stop what else runs here"
+        )
     return np.concatenate([np.array(part) for part in parts], axis=1)

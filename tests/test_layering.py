@@ -35,7 +35,7 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "prediction", "claims"),
+    (*FOUNDATION, "policies", "cost", *KEPT, "ownrun", "plan", "forecast", "prediction", "claims"),
     ("numpy", "scipy"),
     ("pandas",),
 )
@@ -72,6 +72,7 @@ TABLE: dict[str, May] = {
     "resampling": May((), ("numpy", "scipy")),
     "compare": May((*FOUNDATION, *RECORDS, "across"), ("numpy", "scipy"), ("pandas",)),
     "across": May((*FOUNDATION, *RECORDS), ("numpy",)),
+    "ownrun": May((*FOUNDATION, *RECORDS, "across"), ("numpy",)),
     "table": May((*FOUNDATION, *RECORDS), ("numpy",), ("pandas",)),
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),
@@ -117,6 +118,7 @@ TORCHLESS = (
     "resampling",
     "compare",
     "across",
+    "ownrun",
     "report",
     "table",
     "figures",

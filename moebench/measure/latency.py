@@ -177,15 +177,17 @@ def measure_rounds(
         except Exception as error:
             failures[case] = _failure(error)
     cases = [case for case in visits if case not in failures]
+    referring = 0.0
+    if reference is not None:
+        reference()
+        referring = plan.min_rounds * clock.time(reference)
     num_steps = _steps_per_visit(
         [warmup[case][-1] for case in cases if warmup[case]],
         plan,
-        plan.budget - (clock.now() - start),
+        plan.budget - referring - (clock.now() - start),
     )
     collected: dict[str, list[Sample]] = {case: [] for case in cases}
     referred: list[Sample] = []
-    if reference is not None:
-        reference()
     order, next_look, was_precise = random.Random(plan.seed), plan.min_rounds, False
     stopped: Stop = "max-rounds"
     for number in range(plan.max_rounds):
