@@ -155,14 +155,14 @@ def selftest_text(found: Selftest) -> str:
         "power_5": f"sees 5 % in {FEW_ROUNDS} rounds",
         "coverage": "coverage of 95 %",
     }
-    lines = [f"{'':24}" + "".join(f"{name:>26}" for name in units)]
+    lines = [f"{'':24}" + "".join(f"{name:>30}" for name in units)]
     for key, title in titles.items():
-        row = "".join(f"{rate_text(getattr(unit, key)):>26}" for unit in units.values())
+        row = "".join(f"{rate_text(getattr(unit, key)):>30}" for unit in units.values())
         low, high = BANDS[key]
         lines.append(f"{title:24}{row}   required {low:.0%} to {high:.0%}")
 
     def plain(title: str, cells: Sequence[str]) -> str:
-        return f"{title:24}" + "".join(f"{cell:>26}" for cell in cells)
+        return f"{title:24}" + "".join(f"{cell:>30}" for cell in cells)
 
     each: Sequence[UnitRates] = [*units.values()]
     lines += [

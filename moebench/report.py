@@ -98,7 +98,11 @@ def terminal_report(run: KeptRun) -> str:
             f"Predictions of {whole.n} cases: median |error| {percent(whole.median_absolute)}, "
             f"P90 {percent(whole.p90_absolute)}, median {percent(whole.median, signed=True)}.",
         ]
-    lines += [f"⚠ {problem}" for problem in run.problems]
+    lines += [
+        *_stops(run.records),
+        f"Noise floor of this machine: {noise_floor(run)}.",
+        *(f"⚠ {problem}" for problem in run.problems),
+    ]
     return "\n".join([*lines, "", f"{len(run.records)} records → {run.directory}"])
 
 
@@ -162,6 +166,7 @@ def _case_summary(record: Record) -> dict[str, Any]:
         "predicted_latency_s": record.estimate.latency,
         "prediction_error": prediction_error(record),
         "ratios": encode(record.ratios),
+        "stopped": measurement.stopped,
         "energy_j": measurement.energy.joules,
         "energy_missing": measurement.energy.missing,
         "peak_memory_bytes": measurement.memory.peak,
@@ -326,14 +331,7 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
             f"Rounds in a cell: {' to '.join(map(str, sorted({min(rounds), max(rounds)})))}"
             + (f"; {few} cases had fewer than {MIN_ROUNDS}, too few for a verdict." if few else ".")
         )
-    stops = Counter(
-        stop
-        for cell in {record.cell: record for record in run.records}.values()
-        if cell.measurement and (stop := cell.measurement.stopped)
-    )
-    if stops:
-        counts = ", ".join(f"{n} {STOPS[stop]}" for stop, n in sorted(stops.items()))
-        limits.append(f"Why the cells stopped: {counts}.")
+    limits += _stops(run.records)
     methods = dict.fromkeys(m.memory.method for m in measured)
     if methods:
         limits.append(f"Peak memory by: {'; '.join(methods)}.")
@@ -342,6 +340,14 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
     if run.manifest.hardware.kind == "cpu" and measured:
         limits.append("This is a CPU: how routers rank on a GPU is for a run on a GPU to say.")
     return tuple(limits)
+
+
+def _stops(records: Sequence[Record]) -> list[str]:
+    """Why the rounds of the cells ended, in one line; nothing where no record says so."""
+    cells = {record.cell: record.measurement for record in records}
+    stops = Counter(m.stopped for m in cells.values() if m is not None and m.stopped)
+    counts = [f"{n} {STOPS[stop]}" for stop, n in sorted(stops.items())]
+    return [f"Why the cells stopped: {', '.join(counts)}."] if counts else []
 
 
 def _run_facts(run: KeptRun) -> dict[str, str]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from runs import manifest, measured_cell
 
 from moebench import compare
-from moebench.results import Interval, Sample
+from moebench.results import Interval, Ratio, Record, Sample
 
 
 def visits(seconds: NDArray[np.float64] | list[float], num_steps: int = 1) -> tuple[Sample, ...]:
@@ -215,3 +215,24 @@ def test_prediction_errors_are_signed_and_grouped() -> None:
     assert summaries[0].median == pytest.approx(sorted(errors)[2])
     assert summaries[0].median_absolute == pytest.approx(sorted(map(abs, errors))[2])
     assert compare.prediction_errors([]) == ()
+
+
+def test_of_many_rows_only_those_that_stand_up_to_the_number_of_rows_keep_a_verdict() -> None:
+    """One clear row and one borderline row among 38 equal ones: the borderline one falls."""
+    plan = manifest()
+    record = measured_cell(plan, "moe", ("decode", 1, 1, 1024))[1]
+
+    def row(index: int, value: float, half_width: float) -> Record:
+        case = replace(record.case, router=replace(record.case.router, label=f"row {index}"))
+        low, high = value - half_width, value + half_width
+        said = compare.verdict(low, high, 36, "faster")
+        ratio = Ratio("speedup", "t", "b", value, low, high, said, 36)
+        return replace(record, case=case, ratios=(ratio,))
+
+    rows = [row(0, 1.5, 0.05), row(1, 1.03, 0.029)]
+    rows += [row(i, 1 + 0.0005 * i, 0.03) for i in range(2, 40)]
+    assert [r.ratios[0].verdict for r in rows[:2]] == ["faster", "faster"]
+    verdicts = [r.ratios[0].verdict for r in compare.corrected(rows)]
+    assert verdicts[:3] == ["faster", "unclear", "unclear"]
+    alone = compare.corrected(rows[1:2])
+    assert alone[0].ratios[0].verdict == "faster"
