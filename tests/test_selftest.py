@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import write_run
 
 from moebench import doctor, selftest
 from moebench.figures import noise_floor
@@ -14,7 +15,6 @@ from moebench.measure.environment import describe_machine
 from moebench.noise import NoiseFloor, keep_noise_floor, kept_noise_floor
 from moebench.record import KeptRun, load_run
 from moebench.selftest import Rate, Selftest, cut, drifting, exact_rate, rates, shuffled
-from runs import write_run
 
 CPU = torch.device("cpu")
 
