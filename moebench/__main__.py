@@ -10,7 +10,9 @@ VERBS = {
     "suite": "measure a suite here, each number beside its prediction",
     "predict": "what a router would bring on a GPU that is not here",
     "validate": "score the cost model against a table of measured latencies",
-    "calibrate": "fit the cost model's kernels to a table of measured latencies",
+    "calibrate": "calibrate this machine, or fit the cost model to measured latencies",
+    "compare": "whether a run is slower than another of the same suite",
+    "doctor": "what spoils measurements here; --selftest measures the harness itself",
     "report": "write the report of a run again from its records",
 }
 USAGE = "\n".join(

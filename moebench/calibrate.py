@@ -1,4 +1,9 @@
-"""`python -m moebench.calibrate`: fit the GPU model's parameters to measured tables.
+"""`python -m moebench.calibrate`: calibrate this machine, or fit the GPU model to measured tables.
+
+    python -m moebench.calibrate
+
+runs microbenchmarks here (under two minutes), fits the prices of `moebench.cost.calibration` to
+them and keeps both for the suites, with date, commit, machine fingerprint and the fit's own error.
 
     python -m moebench.calibrate --from latencies.csv.gz --from gemm.csv.gz --out calibration/
 
@@ -25,6 +30,7 @@ from moebench.cost.intervals import Basis, Residuals, calibrate_widths, write_wi
 from moebench.cost.kernel import layer_time
 from moebench.cost.table import Table, read_table
 from moebench.spec import load_hardware
+from moebench.units import text
 
 LEAST_ROWS = 100
 """Rows on one rank below which a kernel is not fitted: too few to ship."""
@@ -33,19 +39,25 @@ LEAST_ROWS = 100
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m moebench.calibrate",
-        description="Fit the GPU model to measured tables.",
+        description="Calibrate this machine, or fit the GPU model to measured tables.",
         epilog="example: python -m moebench.calibrate --from latencies.csv.gz --out calibration",
     )
     parser.add_argument(
-        "--from", dest="tables", metavar="TABLE", type=Path, action="append", required=True,
-        help="measured layer latencies, top-k pairs or dense matmuls; may be repeated",
+        "--from", dest="tables", metavar="TABLE", type=Path, action="append",
+        help="measured layer latencies, top-k pairs or dense matmuls; may be repeated. Left out: "
+        "calibrate this machine",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("calibration"), help="folder to write to")
     parser.add_argument(
         "--intervals", action="store_true",
         help="also calibrate the 90 %% intervals by leaving devices and shapes out (minutes)",
     )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--json", action="store_true", help="this machine's fit as JSON")
     options = parser.parse_args(arguments)
+    if not options.tables:
+        return _calibrate_here(options.device, options.dtype, options.json)
     try:
         tables = [read_table(path) for path in options.tables]
     except ValueError as error:
@@ -57,6 +69,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     calibrate(tables, options.out, options.intervals)
     return 3 if any(table.problems for table in tables) else 0
+
+
+def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
+    """Measure this machine anew, fit, keep both; 0 done, 2 bad input."""
+    from moebench.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
+    from moebench.measure.environment import choose_device
+    from moebench.progress import Bar
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    try:
+        device = choose_device(device_name)
+        with Bar(CALIBRATION_BUDGET) as bar:
+            machine = prepare_machine(device, dtype, recalibrate=True, say=say, progress=bar)
+        path = keep_fit(machine)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    fit = machine.calibration
+    if as_json:
+        print(path.read_text(encoding="utf-8"), end="")
+        return 0
+    facts = {
+        "matmul rate": text(fit.rate, "rate"),
+        "matmul bandwidth": text(fit.bandwidth, "bandwidth"),
+        "row overhead": f"{fit.row_overhead:.1f} rows",
+        "overlap exponent": f"{fit.overlap:.2f}",
+        "copy bandwidth": text(fit.copy_bandwidth, "bandwidth"),
+        "small call": text(fit.launch_overhead, "time"),
+        "reference operation": text(fit.reference, "time") if fit.reference else "not measured",
+    }
+    print(f"{machine.hardware.title}, {dtype}: {fit.name}")
+    print("\n".join(f"  {name:20} {value}" for name, value in facts.items()))
+    print(f"kept for the suites: {path}")
+    return 0
 
 
 def calibrate(tables: Sequence[Table], folder: Path, with_intervals: bool) -> list[KernelFit]:

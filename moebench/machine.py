@@ -6,9 +6,9 @@ other, what the microbenchmarks showed *is* the datasheet.
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from moebench.cost.calibration import Calibration, calibrate
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
 from moebench.measure.microbenchmark import microbenchmarks, recheck
+from moebench.noise import cache_directory
 from moebench.results import Microbenchmarks
 from moebench.spec import HardwareSpec, hardware_aliases, load_hardware
 from moebench.storage import replace_file
@@ -26,6 +27,20 @@ from moebench.units import BASE_UNIT, Bytes, Kind, Seconds, text
 CALIBRATION_BUDGET: Seconds = 110.0
 RECHECK_TOLERANCE = 0.20
 """A matmul that is this far from its calibrated time makes the calibration stale."""
+
+
+@dataclass(frozen=True)
+class KeptFit:
+    """The fit to a machine's microbenchmarks as it is kept for people to read."""
+
+    fitted_at: str
+    """UTC, ISO 8601."""
+    measured_at: str
+    commit: str | None
+    """Of the code that measured."""
+    fingerprint: str
+    calibration: Calibration
+    """With its own error."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,21 @@ def prepare_machine(
     )
 
 
+def keep_fit(machine: Machine) -> Path:
+    """Write the fit beside its microbenchmarks; returns the file."""
+    benchmarks, dtype = machine.benchmarks, machine.calibration.dtype
+    fit = KeptFit(
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        benchmarks.taken_at,
+        benchmarks.commit,
+        benchmarks.fingerprint,
+        machine.calibration,
+    )
+    path = cache_directory() / f"{benchmarks.fingerprint}-{dtype}-fit.json"
+    replace_file(path, (json.dumps(encode(fit), indent=1) + "\n").encode())
+    return path
+
+
 def available_memory(device: torch.device) -> Bytes:
     """What can be allocated without swapping; infinite where the system does not say."""
     if device.type == "cuda":
@@ -104,8 +134,7 @@ def available_memory(device: torch.device) -> Bytes:
 
 def calibration_path(environment: Environment, dtype: str) -> Path:
     """Where the microbenchmarks of this machine and software are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "moebench" / f"{environment.fingerprint}-{dtype}.json"
+    return cache_directory() / f"{environment.fingerprint}-{dtype}.json"
 
 
 def _kept(path: Path, environment: Environment) -> Microbenchmarks | None:

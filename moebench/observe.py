@@ -6,8 +6,8 @@ on are timed with nothing else switched on.
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from moebench.measure.latency import (
     measure_rounds,
 )
 from moebench.measure.memory import is_out_of_memory, measure_memory
+from moebench.measure.reference import VERSION, reference_operation
 from moebench.plan import SLOW_STEP, MeasurePlan
 from moebench.record import now
 from moebench.results import (
@@ -40,6 +41,7 @@ from moebench.results import (
     Measurement,
     Memory,
     Ratio,
+    Reference,
     Sample,
 )
 from moebench.units import Seconds, text
@@ -115,16 +117,24 @@ def observe(
             min_rounds=plan.min_rounds,
             max_warmup_visits=0 if slowest > SLOW_STEP else 4,
         ),
-        precise_enough=_precise(cell, plan.target_half_width),
+        precise_enough=_precise(cell, running, plan.target_half_width),
         progress=tell,
+        reference=reference_operation(device),
     )
-    errors |= {key: failure.error for key, failure in rounds.failures.items()}
-    measurements = {
-        ready.case.key: _measurement(cell, ready, machine, first[ready.case.key], rounds)
+    samples = {
+        ready.case.key: with_work(cell, ready, rounds.samples[ready.case.key])
         for ready in running
         if rounds.samples.get(ready.case.key)
     }
-    return Observed(measurements, _ratios(cell, rounds.samples), errors, rounds)
+    errors |= {key: failure.error for key, failure in rounds.failures.items()}
+    measurements = {
+        ready.case.key: _measurement(
+            cell, ready, machine, first[ready.case.key], samples[ready.case.key], rounds
+        )
+        for ready in running
+        if ready.case.key in samples
+    }
+    return Observed(measurements, _ratios(cell, samples), errors, rounds)
 
 
 def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _FirstPass:
@@ -198,16 +208,20 @@ def _flops(cell: ReadyCell, ready: ReadyCase, counted: CountedFlops, step: int) 
     )
 
 
-def _precise(cell: ReadyCell, target: float) -> Callable[[Samples], bool]:
+def _precise(
+    cell: ReadyCell, running: Sequence[ReadyCase], target: float
+) -> Callable[[Samples], bool]:
     """Whether every speedup over the baseline is as narrow as asked for."""
     baseline = cell.cell.baseline.key
+    by_key = {ready.case.key: ready for ready in running}
 
     def precise(samples: Samples) -> bool:
         if baseline not in samples:
             return False
+        known = {key: with_work(cell, by_key[key], own) for key, own in samples.items()}
         return all(
-            compare.precise_enough(compare.speedup(samples[baseline], other), target)
-            for key, other in samples.items()
+            compare.precise_enough(compare.speedup(known[baseline], other), target)
+            for key, other in known.items()
             if key != baseline
         )
 
@@ -215,9 +229,13 @@ def _precise(cell: ReadyCell, target: float) -> Callable[[Samples], bool]:
 
 
 def _measurement(
-    cell: ReadyCell, ready: ReadyCase, machine: Machine, first: _FirstPass, rounds: Rounds
+    cell: ReadyCell,
+    ready: ReadyCase,
+    machine: Machine,
+    first: _FirstPass,
+    samples: tuple[Sample, ...],
+    rounds: Rounds,
 ) -> Measurement:
-    samples = rounds.samples[ready.case.key]
     workload = cell.workload
     timed = ready.load(workload.num_tokens, timed_steps(cell, samples))
     return Measurement(
@@ -235,7 +253,20 @@ def _measurement(
             *cell.caveats(ready, machine.hardware.cache),
             *_round_caveats(rounds),
         ),
+        reference=Reference(VERSION, rounds.reference),
+        stopped=rounds.stopped,
     )
+
+
+def with_work(cell: ReadyCell, ready: ReadyCase, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    """The samples with the number of distinct experts that each of them touched."""
+    touched = (ready.tokens_per_expert > 0).sum(axis=(0, 2))[cell.order]
+
+    def work(sample: Sample) -> float:
+        places = np.arange(sample.first_step, sample.first_step + sample.num_steps)
+        return float(touched[places % cell.num_steps].sum())
+
+    return tuple(replace(sample, work=work(sample)) for sample in samples)
 
 
 def timed_steps(cell: ReadyCell, samples: tuple[Sample, ...]) -> list[int]:

@@ -8,12 +8,13 @@ Everything comes from the records of a run's directory, so a report can be rebui
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moebench.codec import encode
-from moebench.compare import MIN_ROUNDS, prediction_error, prediction_errors
+from moebench.compare import MIN_ROUNDS, corrected, prediction_error, prediction_errors
 from moebench.document import (
     Block,
     Bullets,
@@ -46,6 +47,12 @@ from moebench.table import (
 )
 from moebench.units import Kind, printable, text
 
+STOPS = {
+    "precise": "because every speedup was as precise as asked for",
+    "budget": "because their time was spent",
+    "max-rounds": "after the largest number of rounds",
+    "no-case-left": "because every case failed",
+}
 FACT_KINDS: Mapping[str, Kind] = {
     "memory": "size",
     "cache": "size",
@@ -91,7 +98,11 @@ def terminal_report(run: KeptRun) -> str:
             f"Predictions of {whole.n} cases: median |error| {percent(whole.median_absolute)}, "
             f"P90 {percent(whole.p90_absolute)}, median {percent(whole.median, signed=True)}.",
         ]
-    lines += [f"⚠ {printable(problem)}" for problem in run.problems]
+    lines += [
+        *_stops(run.records),
+        f"Noise floor of this machine: {noise_floor(run)}.",
+        *(f"⚠ {printable(problem)}" for problem in run.problems),
+    ]
     return "\n".join([*lines, "", f"{len(run.records)} records → {run.directory}"])
 
 
@@ -131,7 +142,7 @@ def run_summary(run: KeptRun) -> dict[str, Any]:
         "run": run.manifest.run,
         "directory": str(run.directory),
         "status": run.manifest.status,
-        "cases": [_case_summary(record) for record in measured_only(run.records)],
+        "cases": [_case_summary(record) for record in measured_only(corrected(run.records))],
         "failures": encode(run.failures),
         "prediction_errors": encode(prediction_errors(run.records)),
         "problems": list(run.problems),
@@ -155,6 +166,7 @@ def _case_summary(record: Record) -> dict[str, Any]:
         "predicted_latency_s": record.estimate.latency,
         "prediction_error": prediction_error(record),
         "ratios": encode(record.ratios),
+        "stopped": measurement.stopped,
         "energy_j": measurement.energy.joules,
         "energy_missing": measurement.energy.missing,
         "peak_memory_bytes": measurement.memory.peak,
@@ -319,6 +331,7 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
             f"Rounds in a cell: {' to '.join(map(str, sorted({min(rounds), max(rounds)})))}"
             + (f"; {few} cases had fewer than {MIN_ROUNDS}, too few for a verdict." if few else ".")
         )
+    limits += _stops(run.records)
     methods = dict.fromkeys(m.memory.method for m in measured)
     if methods:
         limits.append(f"Peak memory by: {'; '.join(methods)}.")
@@ -327,6 +340,14 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
     if run.manifest.hardware.kind == "cpu" and measured:
         limits.append("This is a CPU: how routers rank on a GPU is for a run on a GPU to say.")
     return tuple(limits)
+
+
+def _stops(records: Sequence[Record]) -> list[str]:
+    """Why the rounds of the cells ended, in one line; nothing where no record says so."""
+    cells = {record.cell: record.measurement for record in records}
+    stops = Counter(m.stopped for m in cells.values() if m is not None and m.stopped)
+    counts = [f"{n} {STOPS[stop]}" for stop, n in sorted(stops.items())]
+    return [f"Why the cells stopped: {', '.join(counts)}."] if counts else []
 
 
 def _run_facts(run: KeptRun) -> dict[str, str]:

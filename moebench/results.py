@@ -17,6 +17,7 @@ SCHEMA = 2
 SEALED_SINCE = 2
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]
+Stop = Literal["precise", "budget", "max-rounds", "no-case-left"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Sample:
     num_steps: int
     seconds: Seconds
     """Time of all `num_steps` steps together."""
+    work: float | None = None
+    """Distinct experts that these steps touched, over all steps and layers; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,15 @@ class FlopCount:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The reference operation, timed once in every round of a cell."""
+
+    version: int
+    """Of the operation: only equal versions may be compared."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What the instruments say about one case."""
 
@@ -217,6 +229,10 @@ class Measurement:
     measured_mean_k: float
     """Mean k over the steps that were timed."""
     caveats: tuple[Caveat, ...] = ()
+    reference: Reference | None = None
+    """The same for all cases of a cell; None in runs that had none."""
+    stopped: Stop | None = None
+    """Why the cell's rounds ended; None in runs that did not keep it."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +303,10 @@ class Microbenchmarks:
     """One framework call on a tensor of a few elements."""
     duration: Seconds
     """How long the microbenchmarks took."""
+    reference: Seconds | None = None
+    """The reference operation in the same passes, median: how fast the machine was."""
+    commit: str | None = None
+    """Of the code that measured; None outside a checkout."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from moebench.budget import Need, allowance
 from moebench.codec import encode
 from moebench.cost.calibration import from_datasheet
 from moebench.forecast import Estimates, forecast_cells, predictions
+from moebench.noise import kept_noise_floor
 from moebench.plan import SLOW_STEP, Cell, Kind, Suite, cells, load_suite, suite_names
 from moebench.progress import Bar
 from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, now, run_id
@@ -263,6 +264,7 @@ def _manifest(
     if commit is not None and software.dirty:
         commit = f"{commit}-dirty"
     started = datetime.now(UTC)
+    floor = kept_noise_floor(environment.fingerprint)
     return Manifest(
         run=run_id(started, (software.commit or f"v{__version__}")[:9]),
         suite=suite.name,
@@ -289,6 +291,7 @@ def _manifest(
             PlannedCell(cell.key, tuple(case.key for case in cell.cases)) for cell in planned
         ),
         started_at=started.isoformat(timespec="seconds"),
+        noise_floor=None if floor is None else floor.half_width,
     )
 
 

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moebench.compare import prediction_error
+from moebench.compare import corrected, prediction_error
 from moebench.record import KeptRun
 from moebench.results import Caveat, Estimate, Failure, Interval, Ratio, Record
 from moebench.spec import Case
@@ -21,8 +21,10 @@ LEGEND = (
     "mean k: routed experts a token ran; distinct experts: those that a step touched in one layer. "
     "latency: measured time of a step through the layers run, with the larger side of its 95 % "
     "interval; error: predicted over measured latency, less 1. speedup: the baseline's total time "
-    "over the router's on the same steps, with its 95 % interval; verdict same: inside 1 ± 1 %; "
-    "unclear: the interval holds 1, or fewer than 8 rounds ran. FLOPs promise: the speedup if "
+    "over the router's on the same steps without the delays of single rounds, with its 95 % "
+    "interval; verdict same: inside 1 ± 1 %; unclear: the interval holds 1, fewer than 8 rounds "
+    "ran, or the row does not stand up to the correction for the number of rows "
+    "(Benjamini-Hochberg, 5 %). FLOPs promise: the speedup if "
     "time followed FLOPs. Quality: not measured (random weights)."
 )
 
@@ -117,7 +119,7 @@ def run_table(run: KeptRun) -> Table:
     Raises:
         ValueError: a record is simulated, and so does not belong among measured ones.
     """
-    records = {record.case.key: record for record in run.records}
+    records = {record.case.key: record for record in corrected(run.records)}
     predictions = {record.case.key: record for record in run.predictions}
     failures = {failure.case: failure for failure in run.failures}
     sections = []

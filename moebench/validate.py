@@ -26,6 +26,7 @@ from moebench.cost.kernel import layer_time
 from moebench.cost.price import Calibrated, calibrated, latency_interval, prior_of, ratio_interval
 from moebench.cost.samplers import Floats
 from moebench.cost.table import Table, read_table
+from moebench.ownrun import validate_run
 
 SCHEMA = 1
 MOST_SKIPPED = 0.005
@@ -89,7 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Score the GPU model against measured latencies.",
         epilog="example: python -m moebench.validate latencies.csv.gz --calibration rows:40",
     )
-    parser.add_argument("table", type=Path, help="latencies, top-k pairs or dense matmuls")
+    parser.add_argument(
+        "table", type=Path, nargs="?", help="latencies, top-k pairs or dense matmuls"
+    )
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="score the predictions of a suite run instead"
+    )
+    parser.add_argument(
+        "--earlier", type=Path, metavar="DIR", help="with --run: an earlier run of the same suite"
+    )
     parser.add_argument(
         "--calibration", default="shipped", metavar="shipped|rows:N|none",
         help="shipped parameters; fitted on N rows of each kernel and device, scored on the "
@@ -108,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the rows drawn (default: 0)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
+    if options.run is not None:
+        return validate_run(options.run, options.earlier, options.json)
+    if options.table is None:
+        parser.error("which table? (or --run DIR)")
     if is_energy_table(options.table):
         return validate_energy(options.table, options.models, options.given, options.json)
     try:

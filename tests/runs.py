@@ -1,6 +1,6 @@
 """Synthetic runs for the tests of what is kept and said: plausible numbers, nothing measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from moebench import compare
 from moebench.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
-from moebench.record import Manifest, PlannedCell, Run
+from moebench.record import KeptRun, Manifest, PlannedCell, Run
 from moebench.results import (
     Caveat,
     Energy,
@@ -19,6 +19,7 @@ from moebench.results import (
     Memory,
     Ratio,
     Record,
+    Reference,
     Sample,
 )
 from moebench.spec import Case, HardwareSpec, Level, OperatingPoint, RouterSpec, Workload
@@ -55,6 +56,8 @@ HARDWARE = HardwareSpec(
     cache=32e6,
     num_processors=2,
 )
+HERE = {"fingerprint": "f00d", "cpu": {"model": "AMD EPYC", "num_cores": 2, "memory": 1.0}}
+FEW = WORKLOADS[:2]
 EXPERT_BYTES = 3 * 4096 * 14336 * 2
 WARM = Caveat("warm-cache", "weights of 2.8 GB, cache 32 MB", "the first step is warmer", "--cold")
 COARSE = Caveat("coarse-price", "kernel below the grid", "the price is extrapolated", "recalibrate")
@@ -266,3 +269,47 @@ def write_run(
                 run.append(kept, failures)
         run.finish("done")
         return run.directory
+
+
+def timed(
+    seed: int,
+    factor: float = 1.0,
+    speed: float = 1.0,
+    shift: float = 0.0,
+    change: Callable[[Manifest], Manifest] = lambda m: m,
+) -> KeptRun:
+    """A run whose machine is `speed` times as slow, of code that is `factor` times as slow.
+
+    Args:
+        seed: of the noise.
+        factor: on the latencies alone.
+        speed: on latencies and reference operation.
+        shift: logarithm by which all latencies differ in this run, as from run to run.
+        change: applied to the manifest.
+    """
+    plan = change(replace(manifest(FEW), environment=HERE))
+    rng = np.random.default_rng(seed)
+    records = []
+    for record in (r for w in FEW for r in measured_cell(plan, "moe", w)):
+        assert record.measurement is not None
+        noise = np.exp(0.01 * rng.standard_normal((2, 12))) * speed
+        seconds = record.measurement.latency.value * factor * float(np.exp(shift))
+        own = tuple(
+            replace(s, seconds=s.num_steps * seconds * float(n))
+            for s, n in zip(record.measurement.samples, noise[0], strict=True)
+        )
+        reference = tuple(
+            replace(s, seconds=0.02 * float(n), num_steps=1)
+            for s, n in zip(record.measurement.samples, noise[1], strict=True)
+        )
+        measurement = replace(record.measurement, samples=own, reference=Reference(1, reference))
+        records.append(replace(record, measurement=measurement))
+    return KeptRun(Path("run"), plan, (), tuple(records), (), ())
+
+
+def without_reference(run: KeptRun) -> KeptRun:
+    def stripped(record: Record) -> Record:
+        assert record.measurement is not None
+        return replace(record, measurement=replace(record.measurement, reference=None))
+
+    return replace(run, records=tuple(map(stripped, run.records)))

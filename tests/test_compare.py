@@ -1,12 +1,14 @@
 """Ratios and intervals: algebra by hand, and whether 95 % means 95 %."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from runs import manifest, measured_cell
 
 from moebench import compare
-from moebench.results import Interval, Sample
+from moebench.results import Interval, Ratio, Record, Sample
 
 
 def visits(seconds: NDArray[np.float64] | list[float], num_steps: int = 1) -> tuple[Sample, ...]:
@@ -38,9 +40,42 @@ def test_samples_of_one_round_are_added_up() -> None:
     assert compare.latency(split) == compare.latency(whole)
 
 
+def working(samples: tuple[Sample, ...], work: NDArray[np.float64]) -> tuple[Sample, ...]:
+    return tuple(replace(s, work=float(w)) for s, w in zip(samples, work, strict=True))
+
+
 def test_speedup_is_a_ratio_of_totals_not_of_medians() -> None:
-    baseline, target = visits([1.0, 1.0, 10.0]), visits([2.0, 2.0, 2.0])
-    assert compare.speedup(baseline, target).value == 2.0
+    """Most steps touch one expert, a few touch ten: the median step says nothing."""
+    work = np.array([1.0, 1.0, 10.0] * 4)
+    target = working(visits(0.5 + work), work)
+    ratio = compare.speedup(visits([2.0] * 12), target)
+    assert ratio.value == pytest.approx(24 / (6 + 48))
+    assert ratio.verdict == "slower"
+
+
+def test_a_delay_of_one_round_moves_no_speedup_and_every_latency() -> None:
+    seconds = np.full(24, 1.0)
+    work = np.array([1.0, 2.0, 2.0, 4.0] * 6)
+    target = np.where(np.arange(24) == 5, 30.0, 0.25 * work)
+    for known in (visits(target), working(visits(target), work)):
+        assert compare.latency(known).value > 1.5
+    ratio = compare.speedup(visits(seconds), working(visits(target), work))
+    assert ratio.value == pytest.approx(24 / (0.25 * work.sum()), rel=1e-6)
+
+
+def test_the_interval_holds_the_ratio_of_expected_totals_where_the_work_varies() -> None:
+    """K is geometric at batch 1: the truth is the ratio of mean costs, noise has delays."""
+    rng = np.random.default_rng(4)
+    held = []
+    for seed in range(200):
+        work = np.minimum(rng.geometric(0.6, 24), 8).astype(float)
+        one, other = (np.exp(0.03 * correlated(rng, 24, 0.0, True)) for _ in range(2))
+        target = working(visits((0.3 + work) * one), work)
+        ratio = compare.speedup(visits(2.3 * other), target, seed=seed)
+        truth = 2.3 * 24 / (0.3 + work).sum()
+        assert ratio.low is not None and ratio.high is not None
+        held.append(ratio.low <= truth <= ratio.high)
+    assert 0.90 <= np.mean(held) <= 0.99
 
 
 def test_exchanging_the_sides_inverts_ratio_and_interval() -> None:
@@ -180,3 +215,24 @@ def test_prediction_errors_are_signed_and_grouped() -> None:
     assert summaries[0].median == pytest.approx(sorted(errors)[2])
     assert summaries[0].median_absolute == pytest.approx(sorted(map(abs, errors))[2])
     assert compare.prediction_errors([]) == ()
+
+
+def test_of_many_rows_only_those_that_stand_up_to_the_number_of_rows_keep_a_verdict() -> None:
+    """One clear row and one borderline row among 38 equal ones: the borderline one falls."""
+    plan = manifest()
+    record = measured_cell(plan, "moe", ("decode", 1, 1, 1024))[1]
+
+    def row(index: int, value: float, half_width: float) -> Record:
+        case = replace(record.case, router=replace(record.case.router, label=f"row {index}"))
+        low, high = value - half_width, value + half_width
+        said = compare.verdict(low, high, 36, "faster")
+        ratio = Ratio("speedup", "t", "b", value, low, high, said, 36)
+        return replace(record, case=case, ratios=(ratio,))
+
+    rows = [row(0, 1.5, 0.05), row(1, 1.03, 0.029)]
+    rows += [row(i, 1 + 0.0005 * i, 0.03) for i in range(2, 40)]
+    assert [r.ratios[0].verdict for r in rows[:2]] == ["faster", "faster"]
+    verdicts = [r.ratios[0].verdict for r in compare.corrected(rows)]
+    assert verdicts[:3] == ["faster", "unclear", "unclear"]
+    alone = compare.corrected(rows[1:2])
+    assert alone[0].ratios[0].verdict == "faster"

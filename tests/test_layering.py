@@ -18,7 +18,7 @@ import moebench
 
 PACKAGE = Path(moebench.__file__).parent
 FOUNDATION = ("units", "strict", "load", "spec", "results", "ops")
-RECORDS = ("codec", "storage", "lines", "record", "compare")
+RECORDS = ("codec", "storage", "lines", "record", "noise", "resampling", "compare")
 KEPT = (*RECORDS, "table", "figures", "document", "report")
 EVERYTHING = ("*",)
 
@@ -35,7 +35,7 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "prediction", "claims"),
+    (*FOUNDATION, "policies", "cost", *KEPT, "ownrun", "plan", "forecast", "prediction", "claims"),
     ("numpy", "scipy"),
     ("pandas",),
 )
@@ -69,9 +69,11 @@ TABLE: dict[str, May] = {
     "storage": May(FOUNDATION),
     "lines": May((*FOUNDATION, "codec", "storage")),
     "record": May((*FOUNDATION, "codec", "storage", "lines"), ("numpy", "scipy"), ("pandas",)),
-    "compare": May(
-        (*FOUNDATION, "codec", "storage", "lines", "record"), ("numpy", "scipy"), ("pandas",)
-    ),
+    "noise": May((*FOUNDATION, "codec", "storage")),
+    "resampling": May((), ("numpy", "scipy")),
+    "compare": May((*FOUNDATION, *RECORDS, "across"), ("numpy", "scipy"), ("pandas",)),
+    "across": May((*FOUNDATION, *RECORDS), ("numpy",)),
+    "ownrun": May((*FOUNDATION, *RECORDS, "across"), ("numpy",)),
     "table": May((*FOUNDATION, *RECORDS), ("numpy",), ("pandas",)),
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),
@@ -89,6 +91,7 @@ TABLE: dict[str, May] = {
     "suite": May(EVERYTHING, inside=("torch", "tqdm", "pandas")),
     "train": VERB,
     "doctor": VERB,
+    "selftest": VERB,
     "calibrate": VERB,
     "claims": May((*FOUNDATION, "policies", "claims")),
     "claims.settle": May((*FOUNDATION, "policies", "cost", "claims")),
@@ -112,7 +115,11 @@ TORCHLESS = (
     "codec",
     "storage",
     "record",
+    "noise",
+    "resampling",
     "compare",
+    "across",
+    "ownrun",
     "report",
     "table",
     "figures",

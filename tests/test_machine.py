@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moebench import machine
+from moebench.calibrate import main
 from moebench.codec import encode
 from moebench.machine import calibration_path, hardware_toml, measured_hardware, prepare_machine
 from moebench.measure.environment import describe_machine
@@ -82,3 +83,19 @@ def test_every_shipped_machine_survives_being_written(name: str, tmp_path: Path)
     assert replace(copy, peak=original.peak).aliases == original.aliases
     assert copy.interconnect == original.interconnect
     assert (copy.power_limit, copy.note) == (original.power_limit, original.note)
+
+
+def test_calibrating_this_machine_keeps_the_fit_with_date_commit_fingerprint_and_error(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--device", "cpu", "--json"]) == 0
+    fit = json.loads(capsys.readouterr().out)
+    assert fit["fingerprint"] == describe_machine(CPU).fingerprint
+    assert fit["measured_at"] == "2026-01-01T00:00:00Z" and fit["fitted_at"] > "2026"
+    assert "commit" in fit
+    assert 0 <= fit["calibration"]["median_error"] <= fit["calibration"]["p90_error"]
+    # The suites use what was measured anew.
+    assert prepare_machine(CPU, "bfloat16").benchmarks == made_up(rate=2.0)
+    assert main(["--device", "cpu"]) == 0
+    assert "matmul rate" in capsys.readouterr().out
+    assert main(["--device", "tpu"]) == 2

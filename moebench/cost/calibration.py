@@ -61,6 +61,8 @@ class Calibration:
     """Median absolute relative error on its own microbenchmarks; None: never compared."""
     p90_error: float | None
     """The 90th percentile of the same."""
+    reference: Seconds | None = None
+    """The reference operation when the machine was calibrated; None: not known."""
 
     def matmul(
         self, groups: float, rows: float, flops: Flops, moved: Bytes, launches: float
@@ -132,6 +134,7 @@ def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -
         block=1,
         median_error=median,
         p90_error=p90,
+        reference=benchmarks.reference,
     )
 
 

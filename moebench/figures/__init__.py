@@ -114,4 +114,6 @@ def temperature(records: Sequence[Record]) -> str:
 def noise_floor(run: KeptRun) -> str:
     """The speedup that a case shows against itself."""
     floor = run.manifest.noise_floor
-    return "not measured" if floor is None else f"±{percent(floor)}"
+    if floor is None:
+        return "not measured (python -m moebench.doctor --selftest)"
+    return f"±{percent(floor)}, the interval of a case against itself"

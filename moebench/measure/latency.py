@@ -12,25 +12,26 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from moebench.results import Sample
+from moebench.results import Sample, Stop
 from moebench.units import Seconds
 
 Visit = Callable[[int, int], None]
 """`visit(first_step, num_steps)` runs steps (first_step + i) modulo the length of the stream."""
 Samples = Mapping[str, tuple[Sample, ...]]
-Stop = Literal["precise", "budget", "max-rounds", "no-case-left"]
 Progress = Callable[[float, str], None]
 """Called with the share of the work that is done, 0 to 1, and what runs now."""
 
 LOOK_AGAIN = 1.25
 """Precision is looked at after 8, 10, 13, ... rounds: few looks, since each one can err."""
+SETTLED: Seconds = 0.1
+"""Refilling the last-level cache (milliseconds) is lost in visits longer than this."""
 
 
 @runtime_checkable
@@ -132,6 +133,8 @@ class Rounds:
     """Steps of every visit."""
     stopped: Stop
     duration: Seconds
+    reference: tuple[Sample, ...] = ()
+    """Of the reference operation, once a round."""
 
     @property
     def num_rounds(self) -> int:
@@ -144,6 +147,7 @@ def measure_rounds(
     plan: Plan,
     precise_enough: Callable[[Samples], bool] | None = None,
     progress: Progress | None = None,
+    reference: Callable[[], None] | None = None,
 ) -> Rounds:
     """Time the cases of one cell in randomly interleaved rounds.
 
@@ -155,8 +159,11 @@ def measure_rounds(
         visits: the cases by key.
         clock: what times a visit.
         plan: budget, seed and bounds.
-        precise_enough: asked now and then once there are `plan.min_rounds` rounds.
+        precise_enough: asked now and then once there are `plan.min_rounds` rounds; two yeses in
+            a row end the cell, since one alone may be an interval that is narrow by chance.
         progress: told after every round.
+        reference: a fixed operation that ends every round. It leaves the caches to its own data,
+            so one quick case (the round's last, a random one) then runs again, untimed.
     """
     start = clock.now()
     failures: dict[str, VisitFailure] = {}
@@ -170,13 +177,18 @@ def measure_rounds(
         except Exception as error:
             failures[case] = _failure(error)
     cases = [case for case in visits if case not in failures]
+    referring = 0.0
+    if reference is not None:
+        reference()
+        referring = plan.min_rounds * clock.time(reference)
     num_steps = _steps_per_visit(
         [warmup[case][-1] for case in cases if warmup[case]],
         plan,
-        plan.budget - (clock.now() - start),
+        plan.budget - referring - (clock.now() - start),
     )
     collected: dict[str, list[Sample]] = {case: [] for case in cases}
-    order, next_look = random.Random(plan.seed), plan.min_rounds
+    referred: list[Sample] = []
+    order, next_look, was_precise = random.Random(plan.seed), plan.min_rounds, False
     stopped: Stop = "max-rounds"
     for number in range(plan.max_rounds):
         round_start = clock.now()
@@ -192,6 +204,12 @@ def measure_rounds(
                 del collected[case]
                 continue
             collected[case].append(Sample(number, position, first_step, num_steps, seconds))
+        if reference is not None and cases:
+            with _without_garbage_collection():
+                referred.append(Sample(number, len(cases), 0, 1, clock.time(reference)))
+            if collected[cases[-1]][-1].seconds < SETTLED:
+                with suppress(Exception):  # if it fails again, then where it is timed
+                    visits[cases[-1]](first_step, num_steps)
         now, done = clock.now(), number + 1
         if progress is not None:
             progress(_share(now - start, plan.budget), f"round {done}")
@@ -200,13 +218,23 @@ def measure_rounds(
             break
         if done >= next_look and precise_enough is not None:
             next_look = math.ceil(done * LOOK_AGAIN)
-            if precise_enough(_frozen(collected)):
+            is_precise = precise_enough(_frozen(collected))
+            if is_precise and was_precise:
                 stopped = "precise"
                 break
+            was_precise = is_precise
         if clock.now() - start + (now - round_start) > plan.budget:
             stopped = "budget"
             break
-    return Rounds(_frozen(collected), failures, warmup, num_steps, stopped, clock.now() - start)
+    return Rounds(
+        _frozen(collected),
+        failures,
+        warmup,
+        num_steps,
+        stopped,
+        clock.now() - start,
+        tuple(referred),
+    )
 
 
 def _share(spent: Seconds, budget: Seconds) -> float:

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from moebench.measure.environment import describe_machine
 from moebench.measure.latency import Clock, Progress, clock_for
+from moebench.measure.reference import reference_operation
 from moebench.results import MatmulSample, Microbenchmarks
 from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Seconds
 
@@ -102,6 +103,9 @@ def microbenchmarks(
     copying: list[BytesPerSecond] = []
     fresh: list[BytesPerSecond] = []
     small: list[Seconds] = []
+    referred: list[Seconds] = []
+    reference = reference_operation(device)
+    reference()
     for number in range(MAX_PASSES):
         pass_start = clock.now()
         for size in sizes:
@@ -110,6 +114,7 @@ def microbenchmarks(
         copying.append(_copy_bandwidth(pool, clock))
         fresh.append(_fresh_bandwidth(pool.elements, clock))
         small.append(_small_op(pool.elements[:4], clock))
+        referred.append(clock.time(reference))
         now = clock.now()
         if progress is not None:
             progress(min(1.0, (now - start) / budget), f"microbenchmarks, pass {number + 1}")
@@ -126,6 +131,8 @@ def microbenchmarks(
         fresh_bandwidth=statistics.median(fresh) if device.type == "cpu" else None,
         small_op=statistics.median(small),
         duration=clock.now() - start,
+        reference=statistics.median(referred),
+        commit=environment.software.commit,
     )
 
 

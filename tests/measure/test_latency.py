@@ -127,8 +127,8 @@ def test_precision_stops_a_cell_but_not_before_the_minimum_of_rounds() -> None:
 
     rounds = measure_rounds(stream.visits, stream.clock, Plan(budget=60.0), precise_enough)
     assert rounds.stopped == "precise"
-    assert looks == [8, 10, 13]
-    assert rounds.num_rounds == 13
+    assert looks == [8, 10, 13, 17]  # two in a row
+    assert rounds.num_rounds == 17
 
 
 def test_warm_up_goes_on_until_two_visits_agree_and_is_not_part_of_the_samples() -> None:

@@ -1,0 +1,304 @@
+"""Two runs of one suite compared: did the code, or the machine's software, become slower?
+
+Between two runs clocks, heat and neighbours change, and with them every latency. What is compared
+is therefore latency divided by the reference operation that was timed in the same rounds. What is
+left between runs of unchanged code (memory lands elsewhere, threads on other cores) cannot be
+seen inside a run; it is estimated from runs of one unchanged cell that are kept for the machine,
+and enters the interval:
+
+    log B/A  +-  t * sqrt(within_A^2 + within_B^2 + 2 between^2)
+
+with t for the degrees of freedom by Welch and Satterthwaite.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moebench.compare import MIN_ROUNDS, Rounds, expected_seconds
+from moebench.noise import LEAST_RUNS, UnchangedRuns
+from moebench.record import KeptRun
+from moebench.resampling import (
+    center_limits,
+    degrees_of_freedom,
+    discoveries,
+    p_value,
+    t_quantile,
+    trimmed_mean,
+)
+from moebench.results import Measurement, Sample, Verdict
+
+THRESHOLD = 0.05
+CPU_FACTS = ("model", "family", "num_cores", "features", "l2_cache", "l3_cache", "hypervisor")
+GPU_FACTS = ("name", "memory", "num_processors", "power_limit", "ecc", "mig")
+
+
+@dataclass(frozen=True)
+class Level:
+    """Latency of a case in one run, as a logarithm."""
+
+    value: float
+    """log of seconds a step, divided by the reference operation unless told otherwise."""
+    error: float | None
+    """Standard error within the run; None for fewer than `MIN_ROUNDS` rounds."""
+    freedom: float
+
+
+@dataclass(frozen=True)
+class CaseChange:
+    """One case in both runs."""
+
+    case: str
+    value: float
+    """Time in run B over time in run A, each over its run's reference operation."""
+    low: float | None
+    high: float | None
+    """95 % interval; None where a run has too few rounds."""
+    plain: float
+    """The same without the reference operation: what a stopwatch would say."""
+    verdict: Verdict
+    """After the correction for the number of cases; "same" is within the threshold."""
+    is_regression: bool
+    """Slower, by more than the threshold."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cases that two runs share."""
+
+    run_a: str
+    run_b: str
+    threshold: float
+    changes: tuple[CaseChange, ...]
+    missing: tuple[str, ...]
+    """Cases that only one run has."""
+    deviation_between_runs: float | None
+    """Relative standard deviation between runs of unchanged code; None: not known."""
+    labels: tuple[str, ...]
+    """What the reader must know: forced comparisons, and noise between runs that is not known."""
+
+    @property
+    def regressions(self) -> tuple[CaseChange, ...]:
+        return tuple(change for change in self.changes if change.is_regression)
+
+
+def compare_runs(
+    run_a: KeptRun,
+    run_b: KeptRun,
+    unchanged: UnchangedRuns,
+    threshold: float = THRESHOLD,
+    force: bool = False,
+) -> Comparison:
+    """How much slower run B is than run A, case by case.
+
+    Args:
+        run_a: the earlier or reference run.
+        run_b: the other one.
+        unchanged: runs of one unchanged cell on this machine.
+        threshold: relative slowdown from which a slower case is a regression, and change within
+            which cases are called the same.
+        force: compare what should not be compared, and say so in `labels`.
+
+    Raises:
+        ValueError: the runs differ in machine, suite or reference operation; or share no case.
+    """
+    reasons = differences(run_a, run_b)
+    if reasons and not force:
+        raise ValueError(
+            "these runs cannot be compared: " + "; ".join(reasons) + " (--force compares anyway)"
+        )
+    of_a, of_b = _measurements(run_a), _measurements(run_b)
+    shared = [case for case in of_a if case in of_b]
+    if not shared:
+        raise ValueError("these runs share no measured case")
+    version = _version(of_b)
+    is_divided = version is not None and _version(of_a) == version
+    between = unchanged.deviation(version) if is_divided and version is not None else None
+    noise = None if between is None else (between**2, len(unchanged.runs) - 1.0)
+    labels = [f"forced: {reason}" for reason in reasons]
+    if not is_divided:
+        labels.append("latencies are not divided by a reference operation")
+    if between is None:
+        labels.append(
+            f"noise between runs is not known (fewer than {LEAST_RUNS} A/A runs are kept for this "
+            "machine): intervals hold the noise within the runs only and are too narrow; "
+            "make some: python -m moebench.doctor --aa-runs 10"
+        )
+    changes = [_change(case, of_a[case], of_b[case], is_divided, noise) for case in shared]
+    return Comparison(
+        run_a.manifest.run,
+        run_b.manifest.run,
+        threshold,
+        _judged(changes, threshold),
+        tuple(sorted(set(of_a) ^ set(of_b))),
+        between,
+        tuple(labels),
+    )
+
+
+def comparison_text(found: Comparison) -> str:
+    """The table of a comparison for people."""
+    width = max(len(change.case) for change in found.changes)
+    lines = [f"A: {found.run_a}", f"B: {found.run_b}", ""]
+    lines.append(
+        f"{'time of B over A':{width}}  {'ratio':>6}  {'95 %':^16}  {'undivided':>9}  verdict"
+    )
+    for change in found.changes:
+        limits = "–"
+        if change.low is not None and change.high is not None:
+            limits = f"[{change.low:.3f}, {change.high:.3f}]"
+        said = f"same within {found.threshold:.0%}" if change.verdict == "same" else change.verdict
+        mark = "  REGRESSION" if change.is_regression else ""
+        lines.append(
+            f"{change.case:{width}}  {change.value:6.3f}  {limits:^16}  {change.plain:9.3f}  "
+            f"{said}{mark}"
+        )
+    lines += ["", *(f"note: {label}" for label in found.labels)]
+    if found.deviation_between_runs is not None:
+        lines.append(
+            f"deviation between runs of unchanged code: {found.deviation_between_runs:.1%}"
+        )
+    if found.missing:
+        lines.append(f"only in one run: {', '.join(found.missing)}")
+    lines.append(
+        f"{len(found.regressions)} of {len(found.changes)} cases slower by more than "
+        f"{found.threshold:.0%}"
+    )
+    return "\n".join(lines)
+
+
+def differences(run_a: KeptRun, run_b: KeptRun) -> tuple[str, ...]:
+    """Why two runs should not be compared: fact, what A has, what B has."""
+    facts = zip(_facts(run_a).items(), _facts(run_b).values(), strict=True)
+    return tuple(
+        f"{name} differs: A has {_short(a)}, B has {_short(b)}" for (name, a), b in facts if a != b
+    )
+
+
+def relative_latency(measurement: Measurement, is_divided: bool = True) -> Level:
+    """Logarithm of a case's latency over the reference operation of the same rounds.
+
+    The centre is that of `moebench.compare`: what the rounds' work accounts for, times the
+    trimmed mean of what is left.
+    """
+    rounds = Rounds.of(measurement.samples)
+    expected = expected_seconds(rounds)
+    residuals = np.log(rounds.seconds / expected)
+    if is_divided:
+        reference = _reference_seconds(measurement)
+        # A round that was cut off before its reference operation has none.
+        known = [i for i, number in enumerate(rounds.numbers) if number in reference]
+        divisors = np.array([reference[rounds.numbers[i]] for i in known])
+        residuals = residuals[known] - np.log(divisors)
+    value = math.log(expected.sum() / rounds.steps.sum()) + float(trimmed_mean(residuals))
+    freedom = degrees_of_freedom(len(residuals))
+    low, high = center_limits(residuals, seed=0)
+    if low is None or high is None or len(residuals) < MIN_ROUNDS:
+        return Level(value, None, 0.0)
+    return Level(value, (high - low) / (2 * t_quantile(freedom)), freedom)
+
+
+def _reference_seconds(measurement: Measurement) -> dict[int, float]:
+    samples: Sequence[Sample] = measurement.reference.samples if measurement.reference else ()
+    return {sample.round: sample.seconds for sample in samples}
+
+
+def _change(
+    case: str,
+    a: Measurement,
+    b: Measurement,
+    is_divided: bool,
+    between: tuple[float, float] | None,
+) -> tuple[CaseChange, float]:
+    """A case without a verdict, and the p-value of "nothing changed".
+
+    Args:
+        case: its key.
+        a: in run A.
+        b: in run B.
+        is_divided: by the reference operation.
+        between: variance between runs and its degrees of freedom.
+    """
+    of_a, of_b = (relative_latency(m, is_divided) for m in (a, b))
+    plain = relative_latency(b, False).value - relative_latency(a, False).value
+    value = of_b.value - of_a.value
+    change = CaseChange(case, math.exp(value), None, None, math.exp(plain), "unclear", False)
+    if of_a.error is None or of_b.error is None:
+        return change, 1.0
+    parts = [(of_a.error**2, of_a.freedom), (of_b.error**2, of_b.freedom)]
+    if between is not None:
+        parts.append((2 * between[0], between[1]))
+    freedom = _freedom(parts)
+    width = math.sqrt(sum(square for square, _ in parts)) * t_quantile(freedom)
+    limited = replace(change, low=math.exp(value - width), high=math.exp(value + width))
+    return limited, p_value(value, value - width, value + width, freedom)
+
+
+def _freedom(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of estimated variances.
+
+    **Source** Satterthwaite, Biometrics Bulletin 2, 1946, equation 17.
+    """
+    below = sum(square**2 / freedom for square, freedom in parts)
+    return sum(square for square, _ in parts) ** 2 / below if below else math.inf
+
+
+def _judged(
+    changes: Sequence[tuple[CaseChange, float]], threshold: float
+) -> tuple[CaseChange, ...]:
+    """The verdicts, corrected for the number of cases."""
+    differs = discoveries([p for _, p in changes])
+    judged = []
+    for (change, _), is_different in zip(changes, differs, strict=True):
+        verdict: Verdict = "unclear"
+        if change.low is not None and change.high is not None:
+            if change.low >= 1 - threshold and change.high <= 1 + threshold:
+                verdict = "same"
+            elif is_different:
+                verdict = "slower" if change.value > 1 else "faster"
+        is_regression = verdict == "slower" and change.value > 1 + threshold
+        judged.append(replace(change, verdict=verdict, is_regression=is_regression))
+    return tuple(judged)
+
+
+def _measurements(run: KeptRun) -> dict[str, Measurement]:
+    """What was measured, by case key; simulated records are no measurements."""
+    return {
+        record.case.key: record.measurement
+        for record in run.records
+        if record.measurement is not None and record.provenance == "measured"
+    }
+
+
+def _version(measurements: Mapping[str, Measurement]) -> int | None:
+    """Version of the reference operation that all of a run was timed beside; None without."""
+    versions = {m.reference.version if m.reference else None for m in measurements.values()}
+    return versions.pop() if len(versions) == 1 else None
+
+
+def _facts(run: KeptRun) -> dict[str, Any]:
+    """What must be equal for two runs to be compared."""
+    m = run.manifest
+    return {
+        "suite": f"{m.suite} {m.suite_sha256[:12]}",
+        "machine": m.machine,
+        "device": m.device,
+        "dtype": m.dtype,
+        "processor": _part(m.environment.get("cpu"), CPU_FACTS),
+        "GPU": _part(m.environment.get("gpu"), GPU_FACTS),
+        "threads": _part(m.environment.get("software"), ("num_threads",)),
+        "reference operation": _version(_measurements(run)),
+    }
+
+
+def _part(table: Any, names: Sequence[str]) -> Any:
+    """The named entries of a table; anything else as it is."""
+    return {n: table.get(n) for n in names} if isinstance(table, Mapping) else table
+
+
+def _short(fact: Any) -> str:
+    text = "none" if fact is None else str(fact)
+    return text if len(text) <= 120 else f"{text[:117]}..."

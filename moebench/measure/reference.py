@@ -1,0 +1,44 @@
+"""The reference operation: the same work in every run, so that runs can be divided by it.
+
+A machine is not equally fast on two days: clocks, heat, neighbours. What a run measures is
+therefore also given as a multiple of one frozen operation that is timed in the same rounds: a
+bfloat16 matrix product of 256 x 4096 by 4096 x 2048 and one pass over 128 MiB of fp32 words, so
+that both the arithmetic and the memory of the machine are in it.
+
+The operation is frozen. Whoever changes anything in it increases `VERSION`; runs of different
+versions are not compared.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import linear
+
+VERSION = 1
+ROWS, INPUTS, OUTPUTS = 256, 4096, 2048
+READ_BYTES = 128 * 2**20
+
+
+@functools.cache
+def reference_operation(device: torch.device) -> Callable[[], None]:
+    """The operation on a device; its 147 MiB of data are made once and kept.
+
+    Data are random, since zeros are multiplied faster. What it returns enqueues the work; a clock
+    that waits for the device times it.
+    """
+    generator = torch.Generator(device).manual_seed(VERSION)
+
+    def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+
+    x = normal(ROWS, INPUTS, dtype=torch.bfloat16)
+    weight = normal(OUTPUTS, INPUTS, dtype=torch.bfloat16)
+    words = normal(READ_BYTES // 4, dtype=torch.float32)
+
+    @torch.inference_mode()
+    def work() -> None:
+        words.sum()
+        linear(x, weight)
+
+    return work

@@ -1,0 +1,169 @@
+"""`python -m moebench.validate --run RUN [--earlier RUN]`: how good a suite run's predictions were.
+
+A shared machine's speed changes between its calibration and a run, and no formula can know by how
+much. So a prediction is held against two things: an *earlier measurement of the same cases*, which
+is the best predictor there can be and suffers from the same changes; and the latency after both
+sides are divided by the reference operation - the run's latency by that of its own rounds, the
+prediction by that of the calibration, the earlier measurement by that of the earlier run.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moebench.across import differences, relative_latency
+from moebench.codec import encode
+from moebench.record import KeptRun, load_run
+from moebench.results import Measurement, Record
+
+MOST_RATIO = 1.3
+"""Of the median error of the predictions to that of the earlier measurement."""
+MOST_DIVIDED = 0.12
+"""Median error after both sides are divided by the reference operation."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """Relative errors, |predicted / measured - 1|."""
+
+    n: int
+    median: float
+    p90: float
+    bias: float
+    """Median of the signed errors."""
+
+
+@dataclass(frozen=True)
+class RunScore:
+    """Predictions of a run beside an earlier measurement of its cases."""
+
+    run: str
+    earlier: str | None
+    predicted: Error
+    """Latencies as they are, of the cases that both runs have."""
+    predicted_divided: Error | None
+    """Both divided by the reference operation; None: the calibration or the run has none."""
+    measured_earlier: Error | None
+    measured_earlier_divided: Error | None
+    ratio: float | None
+    """Of the median error of the predictions to that of the earlier measurement."""
+    missed: tuple[str, ...]
+    """Required figures that were not reached."""
+
+
+def validate_run(directory: Path, earlier: Path | None, as_json: bool) -> int:
+    """Score a run's own predictions; 0 done, 1 a required figure was missed, 2 bad input."""
+    try:
+        score = score_run(load_run(directory), load_run(earlier) if earlier else None)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if as_json:
+        print(json.dumps({"schema": 1, **encode(score)}, indent=1))
+    else:
+        print(score_text(score))
+    return 1 if score.missed else 0
+
+
+def score_run(run: KeptRun, earlier: KeptRun | None) -> RunScore:
+    """Score the predictions that a run wrote before it measured.
+
+    Raises:
+        ValueError: nothing was measured, or the earlier run is of another machine or suite.
+    """
+    records = {r.case.key: r for r in run.records if r.measurement is not None}
+    before: Mapping[str, Measurement] = {}
+    if earlier is not None:
+        reasons = differences(earlier, run)
+        if reasons:
+            raise ValueError("the earlier run is not of the same cases: " + "; ".join(reasons))
+        before = {r.case.key: r.measurement for r in earlier.records if r.measurement is not None}
+        records = {key: record for key, record in records.items() if key in before}
+    if not records:
+        raise ValueError(f"{run.directory}: no measured case to score")
+    predicted = _error([_log_error(r) for r in records.values()])
+    reference = run.manifest.calibration.get("reference")
+    divided = None
+    if reference and all(m.reference for m in map(_measured, records.values())):
+        divided = _error(
+            [
+                math.log(r.estimate.latency / float(reference))
+                - relative_latency(_measured(r)).value
+                for r in records.values()
+            ]
+        )
+    again = again_divided = ratio = None
+    if before:
+        again = _error(
+            [
+                math.log(before[key].latency.value / _measured(r).latency.value)
+                for key, r in records.items()
+            ]
+        )
+        ratio = predicted.median / again.median if again.median else None
+        if all(m.reference for key in records for m in (before[key], _measured(records[key]))):
+            again_divided = _error(
+                [
+                    relative_latency(before[key]).value - relative_latency(_measured(r)).value
+                    for key, r in records.items()
+                ]
+            )
+    missed = []
+    if ratio is not None and ratio > MOST_RATIO:
+        missed.append(f"{ratio:.2f} times the error of an earlier measurement, {MOST_RATIO} asked")
+    if divided is not None and divided.median > MOST_DIVIDED:
+        missed.append(f"median error {divided.median:.1%} after division, {MOST_DIVIDED:.0%} asked")
+    return RunScore(
+        run.manifest.run,
+        None if earlier is None else earlier.manifest.run,
+        predicted,
+        divided,
+        again,
+        again_divided,
+        ratio,
+        tuple(missed),
+    )
+
+
+def score_text(score: RunScore) -> str:
+    """The score for people."""
+    rows = {
+        "prediction": score.predicted,
+        "prediction, divided": score.predicted_divided,
+        "earlier measurement": score.measured_earlier,
+        "earlier measurement, divided": score.measured_earlier_divided,
+    }
+    lines = [f"{'error of':30}{'cases':>6}{'median':>9}{'P90':>9}{'bias':>9}"]
+    for title, error in rows.items():
+        figures = "  not known"
+        if error is not None:
+            figures = f"{error.n:6}{error.median:9.1%}{error.p90:9.1%}{error.bias:+9.1%}"
+        lines.append(f"{title:30}{figures}")
+    if score.ratio is not None:
+        lines.append(f"prediction over earlier measurement: {score.ratio:.2f} (median errors)")
+    return "\n".join([*lines, *(f"MISSED: {what}" for what in score.missed)])
+
+
+def _measured(record: Record) -> Measurement:
+    assert record.measurement is not None
+    return record.measurement
+
+
+def _log_error(record: Record) -> float:
+    return math.log(record.estimate.latency / _measured(record).latency.value)
+
+
+def _error(logs: Sequence[float]) -> Error:
+    errors = np.expm1(np.asarray(logs))
+    absolute = np.abs(errors)
+    return Error(
+        len(errors),
+        float(np.median(absolute)),
+        float(np.quantile(absolute, 0.9)),
+        float(np.median(errors)),
+    )

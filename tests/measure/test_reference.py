@@ -1,0 +1,67 @@
+"""The reference operation: frozen, and timed once in every round."""
+
+import numpy as np
+import torch
+
+from moebench.measure import reference
+from moebench.measure.latency import Plan, measure_rounds
+
+
+class CountingClock:
+    """Every timed piece of work takes a second."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def time(self, work) -> float:  # type: ignore[no-untyped-def]
+        work()
+        self.seconds += 1.0
+        return 1.0
+
+
+def test_the_operation_of_version_one_is_frozen() -> None:
+    """Whoever changes a size must increase the version, and then this line."""
+    sizes = (reference.ROWS, reference.INPUTS, reference.OUTPUTS, reference.READ_BYTES)
+    assert (reference.VERSION, *sizes) == (1, 256, 4096, 2048, 134217728)
+    work = reference.reference_operation(torch.device("cpu"))
+    work()
+    assert reference.reference_operation(torch.device("cpu")) is work
+
+
+def test_every_round_ends_with_the_reference_and_a_case_that_refills_the_caches() -> None:
+    ran: list[str] = []
+    rounds = measure_rounds(
+        {name: lambda first, n, name=name: ran.append(name) for name in ("a", "b")},  # type: ignore[misc]
+        CountingClock(),
+        Plan(budget=1e9, max_rounds=9, max_warmup_visits=0),
+        reference=lambda: ran.append("reference"),
+    )
+    assert [sample.round for sample in rounds.reference] == list(range(9))
+    assert {sample.position for sample in rounds.reference} == {2}
+    # Two calls before the rounds; visits of a second are long enough to need no refilling.
+    assert ran[:2] == ["reference"] * 2
+    by_round = np.array(ran[2:]).reshape(9, 3)
+    assert set(by_round[:, 2]) == {"reference"}
+    assert all({one, other} == {"a", "b"} for one, other in by_round[:, :2])
+    assert "reference" not in rounds.samples
+
+
+def test_quick_cases_refill_the_caches_after_the_reference() -> None:
+    class QuickClock(CountingClock):
+        def time(self, work) -> float:  # type: ignore[no-untyped-def]
+            work()
+            return 0.001
+
+    ran: list[str] = []
+    rounds = measure_rounds(
+        {name: lambda first, n, name=name: ran.append(name) for name in ("a", "b")},  # type: ignore[misc]
+        QuickClock(),
+        Plan(budget=1e9, max_rounds=5, max_warmup_visits=0),
+        reference=lambda: ran.append("reference"),
+    )
+    by_round = np.array(ran[2:]).reshape(5, 4)
+    assert all(row[3] == row[1] and row[2] == "reference" for row in by_round)
+    assert all(len(samples) == 5 for samples in rounds.samples.values())
