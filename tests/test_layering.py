@@ -53,7 +53,9 @@ TABLE: dict[str, May] = {
     # 2b: executed.
     "routing": May((*FOUNDATION, "policies", "routing"), TORCH),
     "experts": May(
-        (*FOUNDATION, "policies", "routing", "experts"), TORCH, ("triton", "vllm", "sglang")
+        (*FOUNDATION, "policies", "routing", "experts"),
+        TORCH,
+        ("triton", "transformers", "vllm", "scattermoe", "sonicmoe"),
     ),
     "model": May((*FOUNDATION, "policies", "routing", "experts"), TORCH),
     "flops": May((*FOUNDATION, "policies", "routing", "experts", "model"), (*TORCH, "fvcore")),

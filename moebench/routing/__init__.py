@@ -56,6 +56,28 @@ class Routing:
         """How many experts each token runs."""
         return torch.bincount(self.token_indices, minlength=self.num_tokens)
 
+    def slots(
+        self, width: int | None = None
+    ) -> tuple[Float[Tensor, "tokens slots"], Int[Tensor, "tokens slots"]]:
+        """Weights and experts as dense slots, for kernels that know nothing else.
+
+        As many slots as the token with the most experts has, or `width`. Empty ones come last,
+        with weight 0 and the sentinel `num_experts` for an expert. Asks the device for the width.
+        """
+        counts = self.experts_per_token()
+        if width is None:
+            width = int(counts.max()) if self.num_tokens else 0
+        by_token = self.token_indices.argsort(stable=True)
+        tokens = self.token_indices[by_token]
+        first = counts.cumsum(0) - counts
+        places = torch.arange(len(tokens), device=tokens.device) - first[tokens]
+        shape = (self.num_tokens, width)
+        weights = self.weights.new_zeros(shape)
+        weights = weights.index_put((tokens, places), self.weights[by_token])
+        experts = self.expert_indices.new_full(shape, self.num_experts)
+        experts = experts.index_put((tokens, places), self.expert_indices[by_token])
+        return weights, experts
+
     @classmethod
     def from_slots(
         cls,
