@@ -240,7 +240,7 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     stream = torch.empty(shape, dtype=bench.dtype, device=bench.device)
     fill_normal(stream, 0.0, 1.0, (workload.seed, 1))
     cache = _cache(bench, workload, workload.batch)
-    experts = load_backend(cell.baseline.backend)
+    experts = load_backend(cell.baseline.backend, bench.device)
     first_inputs = _router_inputs(bench, workload, stream, cache, (), experts)
     cases = []
     errors: dict[str, Exception] = {}

@@ -122,7 +122,7 @@ EXPERT_BACKENDS = {
     for backend in (
         ExpertBackend("loop", 0, 1, 0, 2, 1, 6),
         ExpertBackend("grouped", 0, 1, 1, 0, 8, 0),
-        ExpertBackend("packed", 0, 1, 1, 0, 8, 0),
+        ExpertBackend("packed", 0, 1, 0, 0, 7, 2),
         # Kernels of others, with what the adapter does; a fused one is a call in all.
         ExpertBackend("transformers-eager", 0, 1, 26, 0, 0, 10),
         ExpertBackend("transformers-grouped-mm", 1, 0, 20, 0, 15, 0),

@@ -5,7 +5,7 @@ The first router of a suite is the baseline of every ratio.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,6 +98,7 @@ class SuiteFile:
     cpu: DevicePlan
     gpu: DevicePlan
     dtype: DType = "bfloat16"
+    kind: Literal["routers"] = "routers"
     backend: str = "grouped"
     seed: int = 0
     scale: int = 1
@@ -159,12 +160,7 @@ def load_suite(name: str) -> Suite:
         ValueError: unknown suite, model, router or option, or an ill-typed value; the message has
             the file, the key, what was found, what was expected and the nearest known name.
     """
-    if name.endswith(".toml"):
-        path = Path(name)
-    elif name in suite_names():
-        path = suite_directory() / f"{name}.toml"
-    else:
-        raise ValueError(f"unknown suite {name!r}{nearest(name, suite_names())}")
+    path = suite_path(name)
     file = from_mapping(SuiteFile, read_toml(path), str(path))
     where = f"{path}: "
     try:
@@ -196,6 +192,55 @@ def _policies(file: SuiteFile, where: str, model: ModelSpec) -> tuple[Policy, ..
     if doubled:
         raise ValueError(f"{where}[[router]]: two are called {doubled[0]!r}; give one a label")
     return tuple(policies)
+
+
+def suite_path(name: str) -> Path:
+    """Where a suite's text is: a shipped name, or a TOML file of one's own.
+
+    Raises:
+        ValueError: unknown; the message has the nearest known name.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    if name in suite_names():
+        return suite_directory() / f"{name}.toml"
+    raise ValueError(f"unknown suite {name!r}{nearest(name, suite_names())}")
+
+
+def suite_kind(path: Path) -> str:
+    """What a suite compares: "routers", or "experts" (`moebench.execution`)."""
+    return str(read_toml(path).get("kind", "routers"))
+
+
+def suite_title(path: Path) -> str:
+    return str(read_toml(path).get("title", ""))
+
+
+def with_backends(cells: Sequence[Cell], backends: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells under each of some expert backends; ratios stay within a backend.
+
+    Raises:
+        ValueError: a backend that is not known.
+    """
+    for name in backends:
+        if name not in EXPERT_BACKENDS:
+            raise ValueError(
+                f"--experts: unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}"
+            )
+
+    def under(cell: Cell, name: str) -> Cell:
+        def moved(case: Case) -> Case:
+            return replace(case, backend=name)
+
+        return replace(
+            cell,
+            key=f"{cell.key} {name}" if len(backends) > 1 else cell.key,
+            cases=tuple(moved(case) for case in cell.cases),
+            baseline=moved(cell.baseline),
+            floor=moved(cell.floor) if cell.floor else None,
+        )
+
+    return tuple(under(cell, name) for name in backends for cell in cells)
 
 
 def cells(

@@ -26,7 +26,19 @@ from moebench.budget import Need, allowance
 from moebench.codec import encode
 from moebench.cost.calibration import from_datasheet
 from moebench.forecast import Estimates, forecast_cells, predictions
-from moebench.plan import SLOW_STEP, Cell, Kind, Suite, cells, load_suite, suite_names
+from moebench.plan import (
+    SLOW_STEP,
+    Cell,
+    Kind,
+    Suite,
+    cells,
+    load_suite,
+    suite_kind,
+    suite_names,
+    suite_path,
+    suite_title,
+    with_backends,
+)
 from moebench.progress import Bar
 from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, now, run_id
 from moebench.results import Failure, Ratio, Record
@@ -85,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="ROUTER", help="this router and the baseline"
     )
     parser.add_argument(
+        "--experts", metavar="NAME[,NAME]", help="expert backends instead of the suite's"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="suite experts: the whole grid, without a time budget"
+    )
+    parser.add_argument(
         "--time-budget", metavar="TIME", help="wall time of all cells together, e.g. '8 min'"
     )
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept")
@@ -104,6 +122,11 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
         raise ValueError(f"--layers: found {options.layers}, expected at least 1")
     if options.write_hardware:
         return _write_hardware(options)
+    executed = _execution(options, argv)
+    if executed is not None:
+        return executed
+    if options.full:
+        raise ValueError("--full is for the suite `experts`")
     kept = load_run(options.resume) if options.resume else None
     if kept is not None:
         # The run's own command line says which layers and routers it has.
@@ -124,8 +147,36 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     return _measure(options, suite, kept, argv)
 
 
+def _execution(options: argparse.Namespace, argv: list[str]) -> int | None:
+    """Run a suite that compares expert backends; None for one that compares routers."""
+    if options.resume and not options.suite:
+        manifest = options.resume / "manifest.json"
+        if not manifest.exists() or '"argv"' not in manifest.read_text():
+            return None
+        argv = json.loads(manifest.read_text())["argv"]
+        resumed = options.resume
+        options = _parser().parse_args(argv)
+        options.resume = resumed
+    elif options.suite is None or suite_kind(suite_path(options.suite)) != "experts":
+        return None
+    from moebench.execution.plan import load_execution_suite
+    from moebench.execution.report import terminal_report, write_report
+    from moebench.execution.run import measure
+
+    suite = load_execution_suite(suite_path(options.suite))
+    chosen = options.experts.split(",") if options.experts else []
+    budget = quantity(options.time_budget, "time") if options.time_budget else None
+    signal.signal(signal.SIGTERM, _terminate)
+    directory = measure(
+        suite, argv, options.device, options.out, options.resume, options.full, chosen, budget
+    )
+    write_report(directory)
+    print(terminal_report(directory))
+    return 0
+
+
 def _list(as_json: bool) -> int:
-    suites = {name: load_suite(name).file.title for name in suite_names()}
+    suites = {name: suite_title(suite_path(name)) for name in suite_names()}
     if as_json:
         print(json.dumps(suites))
     else:
@@ -158,7 +209,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
 def _predict(options: argparse.Namespace, suite: Suite) -> int:
     """The predicted columns for a named machine; nothing is built."""
     hardware = load_hardware(options.predict)
-    planned = cells(suite, hardware.kind, options.layers, options.only)
+    planned = _cells(options, suite, hardware.kind)
     calibration = from_datasheet(hardware, suite.file.dtype)
     estimates = forecast_cells(planned, suite.model, hardware, calibration)
     records = predictions("predicted", planned, estimates)
@@ -168,6 +219,14 @@ def _predict(options: argparse.Namespace, suite: Suite) -> int:
         print(render_text(predicted_table(records)))
         print(f"\npredicted for {hardware.title}; calibration: {calibration.name}")
     return 0
+
+
+def _cells(options: argparse.Namespace, suite: Suite, kind: Kind) -> tuple[Cell, ...]:
+    """The suite's cells, under the backends that the command line names."""
+    planned = cells(suite, kind, options.layers, options.only)
+    if options.experts is None:
+        return planned
+    return with_backends(planned, tuple(dict.fromkeys(options.experts.split(","))))
 
 
 def _dry_run(
@@ -194,7 +253,7 @@ def _measure(
 
     device = choose_device(options.device)
     kind: Kind = "gpu" if device.type == "cuda" else "cpu"
-    planned = cells(suite, kind, options.layers, options.only)
+    planned = _cells(options, suite, kind)
     budget = _budget(options, suite, kind)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)

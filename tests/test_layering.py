@@ -82,6 +82,7 @@ TABLE: dict[str, May] = {
     "cell": VERB,
     "observe": VERB,
     "machine": VERB,
+    "execution": VERB,
     "suite": May(EVERYTHING, inside=("torch", "tqdm", "pandas")),
     "train": VERB,
     "doctor": VERB,

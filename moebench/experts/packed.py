@@ -7,9 +7,15 @@ memory, and it knows no gradients: with gradients `grouped` runs.
 Kernels for one to three rows stream the weights no faster than those for four do, by and large
 slower: they load a block for too little work. A short slice therefore borrows the rows next to
 its own; what they give is dropped.
+
+Nothing large is allocated: rows are gathered expert by expert, and the memory of the outputs is
+kept from call to call. More than 32 MiB of new memory comes from the kernel, page by page, at less
+than 1 GB/s on a virtual machine: a third of the time of 1024 tokens of Qwen3-30B-A3B.
 """
 
 import functools
+import math
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -46,23 +52,38 @@ def packed(
         return torch.zeros_like(x)
     matrices = weights.laid_out("packed", pack)
     inner = weights.down.shape[2]
-    rows = gathered(x, routing)
-    outputs = []
+    is_single = routing.num_tokens == 1
+    if is_single:
+        x = x.expand(LEAST_ROWS, -1).contiguous()
+    outputs = kept.empty((total, x.shape[1]), x.dtype)
     for expert, mine in slices(routing.tokens_per_expert.tolist()):
         gate_up, down = matrices[expert]
-        start = max(0, min(mine.start, len(rows) - LEAST_ROWS))
-        stop = max(mine.stop, min(start + LEAST_ROWS, len(rows)))
-        hidden = linear(rows[start:stop], gate_up)
-        output = linear(activation(hidden, inner), down)
-        outputs.append(output[mine.start - start : mine.stop - start])
-    return combine(torch.cat(outputs), routing)
+        first, rows = mine.start, x
+        if not is_single:
+            first = max(0, min(mine.start, total - LEAST_ROWS))
+            last = max(mine.stop, first + LEAST_ROWS)
+            rows = x.index_select(0, routing.token_indices[first:last])
+        output = linear(activation(linear(rows, gate_up), inner), down)
+        outputs[mine] = output[mine.start - first : mine.stop - first]
+    return combine(outputs, routing)
 
 
-def gathered(x: Float[Tensor, "tokens hidden"], routing: Routing) -> Float[Tensor, "rows hidden"]:
-    """The row of each assignment; of a single token, `LEAST_ROWS` at least."""
-    if routing.num_tokens == 1:
-        return x.expand(max(routing.num_assignments, LEAST_ROWS), -1).contiguous()
-    return x.index_select(0, routing.token_indices)
+class Kept(threading.local):
+    """Memory that a thread's next call may overwrite."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty(0, dtype=torch.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor in it."""
+        need = math.prod(shape) * dtype.itemsize
+        if self.buffer.numel() < need:
+            with torch.inference_mode(False):
+                self.buffer = torch.empty(need, dtype=torch.uint8)
+        return self.buffer[:need].view(dtype).view(shape)
+
+
+kept = Kept()
 
 
 def pack(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:

@@ -47,7 +47,7 @@ def transformers_grouped_mm(
 def _run(x: Tensor, routing: Routing, weights: ExpertWeights, implementation: str) -> Tensor:
     if routing.num_assignments == 0:  # neither implementation takes tokens without slots
         return torch.zeros_like(x)
-    slot_weights, experts = routing.slots()
+    slot_weights, experts = routing.slots
     module = weights.laid_out(
         f"transformers {implementation}", lambda w: _module(w, implementation)
     )

@@ -58,7 +58,7 @@ def vllm(
     """
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
-    slot_weights, experts = routing.slots()
+    slot_weights, experts = routing.slots
     if experts.numel() == routing.num_assignments:
         return _fused(x, slot_weights, experts, weights)
     rows = x.index_select(0, routing.token_indices)
