@@ -47,7 +47,7 @@ def _ada_k(num_tokens: int, generator: torch.Generator) -> Tensor:
 
 
 def _nulls(num_tokens: int, generator: torch.Generator) -> Tensor:
-    """AdaMoE heavy in nulls: of 8 slots a token 6 are null on average, and over the batch exactly."""
+    """AdaMoE heavy in nulls: of 8 slots, 6 are null on average, exactly so over a batch."""
     kept = torch.zeros(num_tokens * 8, dtype=torch.bool)
     kept[torch.randperm(num_tokens * 8, generator=generator)[: num_tokens * 2]] = True
     return kept.view(num_tokens, 8)
