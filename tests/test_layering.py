@@ -82,7 +82,7 @@ TABLE: dict[str, May] = {
     "cell": VERB,
     "observe": VERB,
     "machine": VERB,
-    "execution": VERB,
+    "execution": May(EVERYTHING, top=TORCH, inside=("matplotlib",)),
     "suite": May(EVERYTHING, inside=("torch", "tqdm", "pandas")),
     "train": VERB,
     "doctor": VERB,

@@ -39,6 +39,7 @@ SLOW_ENTRY = 12.0
 """A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
 SLOW_ROUNDS = 3
 SHARED = "shared"
+CELLS = "cells.jsonl"
 
 
 @dataclass
@@ -157,7 +158,10 @@ def measure(
                 f"{directory}: was measured on another machine, with other software, or from "
                 "another version of the suite; a run cannot mix two"
             )
-    finished = {result.plan.key for result in load_results(directory)}
+    kept = load_results(directory)
+    if kept:  # without a line that a crash cut off
+        replace_file(directory / CELLS, b"".join(_line(result) for result in kept))
+    finished = {result.plan.key for result in kept}
     todo = [plan for plan in plans if plan.key not in finished]
     if todo:
         allowed = budget or (math.inf if is_full else suite.file.time_budget)
@@ -215,8 +219,7 @@ def _measure_cells(
                 bar.tell(plan.key)
                 share = left / (len(todo) - index)
                 result = _measure_cell(suite, plan, backends, workers, 3 * share)
-                line = json.dumps(asdict(result), separators=(",", ":")) + "\n"
-                append_bytes(directory / "cells.jsonl", line.encode())
+                append_bytes(directory / CELLS, _line(result))
     finally:
         workers.close()
 
@@ -281,9 +284,13 @@ def _entries(
     return entries + [(f"router {name}", plan.mixes[0]) for name in routers]
 
 
+def _line(result: CellResult) -> bytes:
+    return (json.dumps(asdict(result), separators=(",", ":")) + "\n").encode()
+
+
 def load_results(directory: Path) -> list[CellResult]:
     """The cells that a run has; a line that a crash cut off is dropped."""
-    path = directory / "cells.jsonl"
+    path = directory / CELLS
     results = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
