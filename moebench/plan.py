@@ -212,11 +212,19 @@ def suite_kind(path: Path) -> str:
     return str(read_toml(path).get("kind", "routers"))
 
 
+def is_execution(suite: str | None, resumed: Path | None) -> bool:
+    """Whether a suite, or the run to take up, compares expert backends."""
+    if suite is not None:
+        return suite_kind(suite_path(suite)) == "experts"
+    manifest = resumed / "manifest.json" if resumed else None
+    return manifest is not None and manifest.exists() and '"absent"' in manifest.read_text()
+
+
 def suite_title(path: Path) -> str:
     return str(read_toml(path).get("title", ""))
 
 
-def with_backends(cells: Sequence[Cell], backends: Sequence[str]) -> tuple[Cell, ...]:
+def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Cell, ...]:
     """The cells under each of some expert backends; ratios stay within a backend.
 
     Raises:
@@ -240,11 +248,15 @@ def with_backends(cells: Sequence[Cell], backends: Sequence[str]) -> tuple[Cell,
             floor=moved(cell.floor) if cell.floor else None,
         )
 
-    return tuple(under(cell, name) for name in backends for cell in cells)
+    return tuple(under(cell, name) for name in backends for cell in planned)
 
 
 def cells(
-    suite: Suite, kind: Kind, num_layers: int | None = None, only: Sequence[str] = ()
+    suite: Suite,
+    kind: Kind,
+    num_layers: int | None = None,
+    only: Sequence[str] = (),
+    backends: Sequence[str] = (),
 ) -> tuple[Cell, ...]:
     """The cells of a suite on a kind of device, in the order of the file.
 
@@ -253,9 +265,10 @@ def cells(
         kind: chooses workloads and the number of layers.
         num_layers: instead of the suite's.
         only: names or labels of routers to keep; the baseline always stays.
+        backends: expert backends instead of the suite's, each with all cells.
 
     Raises:
-        ValueError: a router in `only` that the suite does not have.
+        ValueError: a router in `only` that the suite does not have, or an unknown backend.
     """
     entries = suite.file.router
     titles = [entry.label or entry.name for entry in entries]
@@ -270,10 +283,11 @@ def cells(
         for i, entry in enumerate(entries)
         if i == 0 or not only or entry.name in only or titles[i] in only
     ]
-    return tuple(
+    planned = tuple(
         _cell(suite, kept, workload, num_layers or suite.device_plan(kind).num_layers)
         for workload in workloads(suite.file, kind)
     )
+    return _with_backends(planned, backends) if backends else planned
 
 
 def workloads(file: SuiteFile, kind: Kind) -> tuple[Workload, ...]:

@@ -32,12 +32,11 @@ from moebench.plan import (
     Kind,
     Suite,
     cells,
+    is_execution,
     load_suite,
-    suite_kind,
     suite_names,
     suite_path,
     suite_title,
-    with_backends,
 )
 from moebench.progress import Bar
 from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, now, run_id
@@ -97,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="ROUTER", help="this router and the baseline"
     )
     parser.add_argument(
-        "--experts", metavar="NAME[,NAME]", help="expert backends instead of the suite's"
+        "--experts",
+        metavar="NAME[,NAME]",
+        type=lambda names: tuple(dict.fromkeys(names.split(","))),
+        default=(),
+        help="expert backends instead of the suite's",
     )
     parser.add_argument(
         "--full", action="store_true", help="suite experts: the whole grid, without a time budget"
@@ -122,11 +125,13 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
         raise ValueError(f"--layers: found {options.layers}, expected at least 1")
     if options.write_hardware:
         return _write_hardware(options)
-    executed = _execution(options, argv)
-    if executed is not None:
-        return executed
+    if is_execution(options.suite, options.resume):
+        from moebench.execution.verb import run_execution
+
+        signal.signal(signal.SIGTERM, _terminate)
+        return run_execution(options, argv, _parser())
     if options.full:
-        raise ValueError("--full is for the suite `experts`")
+        raise ValueError("--full: only for a suite of expert backends")
     kept = load_run(options.resume) if options.resume else None
     if kept is not None:
         # The run's own command line says which layers and routers it has.
@@ -145,34 +150,6 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     if options.predict:
         return _predict(options, suite)
     return _measure(options, suite, kept, argv)
-
-
-def _execution(options: argparse.Namespace, argv: list[str]) -> int | None:
-    """Run a suite that compares expert backends; None for one that compares routers."""
-    if options.resume and not options.suite:
-        manifest = options.resume / "manifest.json"
-        if not manifest.exists() or '"argv"' not in manifest.read_text():
-            return None
-        argv = json.loads(manifest.read_text())["argv"]
-        resumed = options.resume
-        options = _parser().parse_args(argv)
-        options.resume = resumed
-    elif options.suite is None or suite_kind(suite_path(options.suite)) != "experts":
-        return None
-    from moebench.execution.plan import load_execution_suite
-    from moebench.execution.report import terminal_report, write_report
-    from moebench.execution.run import measure
-
-    suite = load_execution_suite(suite_path(options.suite))
-    chosen = options.experts.split(",") if options.experts else []
-    budget = quantity(options.time_budget, "time") if options.time_budget else None
-    signal.signal(signal.SIGTERM, _terminate)
-    directory = measure(
-        suite, argv, options.device, options.out, options.resume, options.full, chosen, budget
-    )
-    write_report(directory)
-    print(terminal_report(directory))
-    return 0
 
 
 def _list(as_json: bool) -> int:
@@ -209,7 +186,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
 def _predict(options: argparse.Namespace, suite: Suite) -> int:
     """The predicted columns for a named machine; nothing is built."""
     hardware = load_hardware(options.predict)
-    planned = _cells(options, suite, hardware.kind)
+    planned = cells(suite, hardware.kind, options.layers, options.only, options.experts)
     calibration = from_datasheet(hardware, suite.file.dtype)
     estimates = forecast_cells(planned, suite.model, hardware, calibration)
     records = predictions("predicted", planned, estimates)
@@ -219,14 +196,6 @@ def _predict(options: argparse.Namespace, suite: Suite) -> int:
         print(render_text(predicted_table(records)))
         print(f"\npredicted for {hardware.title}; calibration: {calibration.name}")
     return 0
-
-
-def _cells(options: argparse.Namespace, suite: Suite, kind: Kind) -> tuple[Cell, ...]:
-    """The suite's cells, under the backends that the command line names."""
-    planned = cells(suite, kind, options.layers, options.only)
-    if options.experts is None:
-        return planned
-    return with_backends(planned, tuple(dict.fromkeys(options.experts.split(","))))
 
 
 def _dry_run(
@@ -249,11 +218,16 @@ def _measure(
     options: argparse.Namespace, suite: Suite, kept: KeptRun | None, argv: list[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
+    from moebench.cell import runnable_cells
     from moebench.measure.environment import choose_device
 
     device = choose_device(options.device)
     kind: Kind = "gpu" if device.type == "cuda" else "cpu"
-    planned = _cells(options, suite, kind)
+    planned, left_out = runnable_cells(
+        cells(suite, kind, options.layers, options.only, options.experts), device
+    )
+    for line in left_out:
+        _say(line)
     budget = _budget(options, suite, kind)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from moebench.execution.plan import load_execution_suite, planned_cells
-from moebench.plan import cells, load_suite, suite_kind, suite_names, suite_path
+from moebench.plan import (
+    cells,
+    load_suite,
+    suite_kind,
+    suite_names,
+    suite_path,
+)
 
 SUITE = """
 schema = 1
@@ -119,3 +125,21 @@ def test_an_unknown_suite_names_the_nearest() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere.toml: cannot be read"):
         load_suite(str(tmp_path / "nowhere.toml"))
+
+
+def test_backends_named_on_the_command_line_replace_the_suite_s() -> None:
+    smoke = load_suite("smoke")
+    planned = cells(smoke, "cpu")
+    one = cells(smoke, "cpu", backends=("packed",))
+    assert [cell.key for cell in one] == [cell.key for cell in planned]
+    both = cells(smoke, "cpu", backends=("grouped", "packed"))
+    assert len({cell.key for cell in both}) == 2 * len(planned)
+    for cell in both:
+        backends = {case.backend for case in (*cell.cases, cell.baseline, cell.floor) if case}
+        assert len(backends) == 1
+        assert backends.pop() in cell.key
+
+
+def test_an_unknown_backend_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'packed'"):
+        cells(load_suite("smoke"), "cpu", backends=("paked",))
