@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moebench.experts import Experts, load_backend
+from moebench.experts import BACKENDS, Experts, load_backend
 from moebench.load import ExpertLoad
 from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
@@ -223,6 +223,32 @@ class ReadyCell:
         return total - self.bench.num_layers * unread * size
 
 
+def runnable_cells(
+    planned: Sequence[Cell], device: torch.device
+) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+    """The cells whose expert backend can run them, and a line for each that is left out.
+
+    Raises:
+        ValueError: a backend does not run here, or must not share a process with another.
+    """
+    names = tuple(dict.fromkeys(cell.baseline.backend for cell in planned))
+    for name in names:
+        load_backend(name, device)
+        if BACKENDS[name].owns_process and len(names) > 1:
+            raise ValueError(
+                f"--experts: {name!r} brings a matmul library that must not share a process; "
+                "run it by itself"
+            )
+    kept, left_out = [], []
+    for cell in planned:
+        backend = BACKENDS[cell.baseline.backend]
+        if cell.workload.phase == "train" and not backend.has_gradients:
+            left_out.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
+        else:
+            kept.append(cell)
+    return tuple(kept), tuple(left_out)
+
+
 def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     """Draw the stream, fill the cache, and bring every router to its operating point.
 
@@ -240,7 +266,7 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     stream = torch.empty(shape, dtype=bench.dtype, device=bench.device)
     fill_normal(stream, 0.0, 1.0, (workload.seed, 1))
     cache = _cache(bench, workload, workload.batch)
-    experts = load_backend(cell.baseline.backend)
+    experts = load_backend(cell.baseline.backend, bench.device)
     first_inputs = _router_inputs(bench, workload, stream, cache, (), experts)
     cases = []
     errors: dict[str, Exception] = {}

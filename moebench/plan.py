@@ -6,7 +6,7 @@ The first router of a suite is the baseline of every ratio.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -120,6 +120,7 @@ class SuiteFile:
     cpu: DevicePlan
     gpu: DevicePlan
     dtype: DType = "bfloat16"
+    kind: Literal["routers"] = "routers"
     backend: str = "grouped"
     seed: int = 0
     scale: int = 1
@@ -193,12 +194,7 @@ def load_suite(name: str) -> Suite:
         ValueError: unknown suite, model, router or option, or an ill-typed value; the message has
             the file, the key, what was found, what was expected and the nearest known name.
     """
-    if name.endswith(".toml"):
-        path = Path(name)
-    elif name in suite_names():
-        path = suite_directory() / f"{name}.toml"
-    else:
-        raise ValueError(f"unknown suite {name!r}{nearest(name, suite_names())}")
+    path = suite_path(name)
     if not re.fullmatch(r"\w[\w .+-]*", path.stem):
         # It names a folder of the results.
         raise ValueError(f"{path}: expected a file name of letters, digits, '-', '_' and '.'")
@@ -252,8 +248,69 @@ def _check_workloads(file: SuiteFile, where: str) -> None:
             )
 
 
+def suite_path(name: str) -> Path:
+    """Where a suite's text is: a shipped name, or a TOML file of one's own.
+
+    Raises:
+        ValueError: unknown; the message has the nearest known name.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    if name in suite_names():
+        return suite_directory() / f"{name}.toml"
+    raise ValueError(f"unknown suite {name!r}{nearest(name, suite_names())}")
+
+
+def suite_kind(path: Path) -> str:
+    """What a suite compares: "routers", or "experts" (`moebench.execution`)."""
+    return str(read_toml(path).get("kind", "routers"))
+
+
+def is_execution(suite: str | None, resumed: Path | None) -> bool:
+    """Whether a suite, or the run to take up, compares expert backends."""
+    if suite is not None:
+        return suite_kind(suite_path(suite)) == "experts"
+    manifest = resumed / "manifest.json" if resumed else None
+    return manifest is not None and manifest.exists() and '"absent"' in manifest.read_text()
+
+
+def suite_title(path: Path) -> str:
+    return str(read_toml(path).get("title", ""))
+
+
+def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells under each of some expert backends; ratios stay within a backend.
+
+    Raises:
+        ValueError: a backend that is not known.
+    """
+    for name in backends:
+        if name not in EXPERT_BACKENDS:
+            raise ValueError(
+                f"--experts: unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}"
+            )
+
+    def under(cell: Cell, name: str) -> Cell:
+        def moved(case: Case) -> Case:
+            return replace(case, backend=name)
+
+        return replace(
+            cell,
+            key=f"{cell.key} {name}" if len(backends) > 1 else cell.key,
+            cases=tuple(moved(case) for case in cell.cases),
+            baseline=moved(cell.baseline),
+            floor=moved(cell.floor) if cell.floor else None,
+        )
+
+    return tuple(under(cell, name) for name in backends for cell in planned)
+
+
 def cells(
-    suite: Suite, kind: Kind, num_layers: int | None = None, only: Sequence[str] = ()
+    suite: Suite,
+    kind: Kind,
+    num_layers: int | None = None,
+    only: Sequence[str] = (),
+    backends: Sequence[str] = (),
 ) -> tuple[Cell, ...]:
     """The cells of a suite on a kind of device, in the order of the file.
 
@@ -262,9 +319,11 @@ def cells(
         kind: chooses workloads and the number of layers.
         num_layers: instead of the suite's.
         only: names or labels of routers to keep; the baseline always stays.
+        backends: expert backends instead of the suite's, each with all cells.
 
     Raises:
-        ValueError: a router in `only` that the suite does not have, or no workload for `kind`.
+        ValueError: a router in `only` that the suite does not have, an unknown backend, or no
+            workload for `kind`.
     """
     if num_layers is not None and not 1 <= num_layers <= MOST["num_layers"]:
         raise ValueError(f"--layers: found {num_layers}, expected 1 to {MOST['num_layers']}")
@@ -284,10 +343,11 @@ def cells(
     asked = workloads(suite.file, kind)
     if not asked:
         raise ValueError(f"suite {suite.name}: none of its workloads is for a {kind}")
-    return tuple(
+    planned = tuple(
         _cell(suite, kept, workload, num_layers or suite.device_plan(kind).num_layers)
         for workload in asked
     )
+    return _with_backends(planned, backends) if backends else planned
 
 
 def workloads(file: SuiteFile, kind: Kind) -> tuple[Workload, ...]:

@@ -27,7 +27,18 @@ from moebench.codec import encode
 from moebench.cost.calibration import from_datasheet
 from moebench.forecast import Estimates, forecast_cells, predictions
 from moebench.noise import kept_noise_floor
-from moebench.plan import SLOW_STEP, Cell, Kind, Suite, cells, load_suite, suite_names
+from moebench.plan import (
+    SLOW_STEP,
+    Cell,
+    Kind,
+    Suite,
+    cells,
+    is_execution,
+    load_suite,
+    suite_names,
+    suite_path,
+    suite_title,
+)
 from moebench.progress import Bar
 from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, now, run_id
 from moebench.results import Failure, Ratio, Record
@@ -86,6 +97,16 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="ROUTER", help="this router and the baseline"
     )
     parser.add_argument(
+        "--experts",
+        metavar="NAME[,NAME]",
+        type=lambda names: tuple(dict.fromkeys(names.split(","))),
+        default=(),
+        help="expert backends instead of the suite's",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="suite experts: the whole grid, without a time budget"
+    )
+    parser.add_argument(
         "--time-budget", metavar="TIME", help="wall time of all cells together, e.g. '8 min'"
     )
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept")
@@ -105,6 +126,13 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
         raise ValueError(f"--layers: found {options.layers}, expected at least 1")
     if options.write_hardware:
         return _write_hardware(options)
+    if is_execution(options.suite, options.resume):
+        from moebench.execution.verb import run_execution
+
+        signal.signal(signal.SIGTERM, _terminate)
+        return run_execution(options, argv, _parser())
+    if options.full:
+        raise ValueError("--full: only for a suite of expert backends")
     kept = load_run(options.resume) if options.resume else None
     if kept is not None:
         # The run's own command line says which layers and routers it has.
@@ -129,7 +157,7 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _list(as_json: bool) -> int:
-    suites = {name: load_suite(name).file.title for name in suite_names()}
+    suites = {name: suite_title(suite_path(name)) for name in suite_names()}
     if as_json:
         print(json.dumps(suites))
     else:
@@ -162,7 +190,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
 def _predict(options: argparse.Namespace, suite: Suite) -> int:
     """The predicted columns for a named machine; nothing is built."""
     hardware = load_hardware(options.predict)
-    planned = cells(suite, hardware.kind, options.layers, options.only)
+    planned = cells(suite, hardware.kind, options.layers, options.only, options.experts)
     calibration = from_datasheet(hardware, suite.file.dtype)
     estimates = forecast_cells(planned, suite.model, hardware, calibration)
     records = predictions("predicted", planned, estimates)
@@ -194,6 +222,7 @@ def _measure(
     options: argparse.Namespace, suite: Suite, kept: KeptRun | None, argv: list[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
+    from moebench.cell import runnable_cells
     from moebench.measure.environment import choose_device
 
     if suite.file.dtype == "float8":
@@ -202,7 +231,11 @@ def _measure(
         )
     device = choose_device(options.device)
     kind: Kind = "gpu" if device.type == "cuda" else "cpu"
-    planned = cells(suite, kind, options.layers, options.only)
+    planned, left_out = runnable_cells(
+        cells(suite, kind, options.layers, options.only, options.experts), device
+    )
+    for line in left_out:
+        _say(line)
     budget = _budget(options, suite, kind)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)

@@ -55,7 +55,9 @@ TABLE: dict[str, May] = {
     # 2b: executed.
     "routing": May((*FOUNDATION, "policies", "routing"), TORCH),
     "experts": May(
-        (*FOUNDATION, "policies", "routing", "experts"), TORCH, ("triton", "vllm", "sglang")
+        (*FOUNDATION, "policies", "routing", "experts"),
+        TORCH,
+        ("triton", "transformers", "vllm", "scattermoe", "sonicmoe"),
     ),
     "model": May((*FOUNDATION, "policies", "routing", "experts"), TORCH),
     "flops": May((*FOUNDATION, "policies", "routing", "experts", "model"), (*TORCH, "fvcore")),
@@ -88,6 +90,7 @@ TABLE: dict[str, May] = {
     "cell": VERB,
     "observe": VERB,
     "machine": VERB,
+    "execution": May(EVERYTHING, top=TORCH, inside=("matplotlib",)),
     "suite": May(EVERYTHING, inside=("torch", "tqdm", "pandas")),
     "train": VERB,
     "doctor": VERB,

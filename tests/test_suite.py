@@ -73,7 +73,7 @@ def test_a_dry_run_leaves_nothing_behind(
     ("arguments", "message"),
     [
         (["mixtrl"], "unknown suite 'mixtrl'; did you mean 'mixtral'?"),
-        ([], "which suite? known: mixtral, smoke"),
+        ([], "which suite? known: experts, mixtral, smoke"),
         (["smoke", "--predict", "h100-smx"], "did you mean 'h100-sxm'?"),
         (["smoke", "--only", "adak"], "--only: no router 'adak' in suite smoke"),
         (["smoke", "--time-budget", "8"], "--time-budget: found no unit in '8'"),

@@ -1,18 +1,22 @@
 """Ragged expert execution: dispatch, the experts' feed-forward networks, combine.
 
 A backend is a function `experts(x, routing, weights) -> y`, one file each, registered under the
-name that `moebench.ops.EXPERT_BACKENDS` prices. All compute the same thing,
+name that `moebench.ops.EXPERT_BACKENDS` prices: ours, and adapters for kernels that people deploy,
+which are active where their package is. All compute the same thing,
 
     y_t = sum over the assignments (t, e) of weight_te * expert_e(x_t),
 
 and compute it for the assignments only: no padded rows, no slots of weight zero. A token without
 an assignment gets exact zeros; a step without tokens and an expert without tokens are ordinary.
-Gradients flow to x, to the routing weights and to the experts' weights.
+Gradients flow to x, to the routing weights and to the experts' weights, unless a backend is for
+inference only.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +26,8 @@ from torch.nn import functional
 from moebench.routing import Routing
 from moebench.spec import ModelSpec
 from moebench.units import nearest
+
+Layout = TypeVar("Layout")
 
 
 class ExpertWeights(nn.Module):
@@ -39,34 +45,100 @@ class ExpertWeights(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(experts, width, hidden, dtype=dtype))
         self.down = nn.Parameter(torch.empty(experts, hidden, inner, dtype=dtype))
 
+        self._layouts: dict[str, tuple[tuple[int, ...], object]] = {}
+
     @property
     def num_experts(self) -> int:
         return self.down.shape[0]
 
+    @property
+    def is_gated(self) -> bool:
+        return self.gate_up.shape[1] == 2 * self.down.shape[2]
+
+    def laid_out(self, name: str, lay_out: Callable[["ExpertWeights"], Layout]) -> Layout:
+        """The weights as a backend wants them: made on its first call, kept until they change.
+
+        A second copy in memory, beside the parameters. Changes are seen by the version that torch
+        counts for each tensor; what is written through `.data` goes unseen.
+        """
+        tensors = (self.gate_up, self.down)
+        version = tuple(n for t in tensors for n in (t.data_ptr(), t._version))
+        kept = self._layouts.get(name)
+        if kept is None or kept[0] != version:
+            self._layouts.pop(name, None)
+            with torch.inference_mode(False), torch.no_grad():
+                kept = version, lay_out(self)
+            self._layouts[name] = kept
+        return kept[1]  # type: ignore[return-value]
+
 
 Experts = Callable[[Tensor, Routing, ExpertWeights], Tensor]
-BACKENDS: dict[str, Experts] = {}
 
 
-def backend(name: str) -> Callable[[Experts], Experts]:
-    """Decorator: register an expert execution under its name."""
+def runs_everywhere(device: torch.device) -> None:
+    """Nothing is missing."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An expert execution and what it can do."""
+
+    name: str
+    run: Experts
+    missing: Callable[[torch.device], str | None] = runs_everywhere
+    """Why it does not run on a device here, in a few words; None: it does."""
+    has_gradients: bool = True
+    is_gated_only: bool = False
+    """Experts of two matrices are beyond it."""
+    dtypes: tuple[torch.dtype, ...] = (
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+    )
+    takes_slots: bool = False
+    """It wants the router's dense slots (`Routing.slots`) and sorts them itself."""
+    owns_process: bool = False
+    """It brings a matmul library that must not share a process with oneDNN's."""
+
+
+BACKENDS: dict[str, Backend] = {}
+
+
+def backend(
+    name: str,
+    *,
+    missing: Callable[[torch.device], str | None] = runs_everywhere,
+    has_gradients: bool = True,
+    is_gated_only: bool = False,
+    dtypes: tuple[torch.dtype, ...] = Backend.dtypes,
+    takes_slots: bool = False,
+    owns_process: bool = False,
+) -> Callable[[Experts], Experts]:
+    """Decorator: register an expert execution under its name; see `Backend` for the rest."""
 
     def add(experts: Experts) -> Experts:
-        BACKENDS[name] = experts
+        BACKENDS[name] = Backend(
+            name, experts, missing, has_gradients, is_gated_only, dtypes, takes_slots, owns_process
+        )
         return experts
 
     return add
 
 
-def load_backend(name: str) -> Experts:
+def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
     """The expert execution of that name.
 
     Raises:
-        ValueError: nothing of that name is registered; the message has the nearest known one.
+        ValueError: nothing of that name is registered, with the nearest known one; or it does not
+            run on the device here, with the reason.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown expert backend {name!r}{nearest(name, BACKENDS)}")
-    return BACKENDS[name]
+    why = BACKENDS[name].missing(torch.device(device))
+    if why is not None:
+        raise ValueError(f"expert backend {name!r} does not run here: {why}")
+    return BACKENDS[name].run
 
 
 def feed_forward(

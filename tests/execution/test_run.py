@@ -1,0 +1,95 @@
+"""The suite from end to end at toy size, interrupted and taken up again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moebench.execution.plan import load_execution_suite, planned_cells
+from moebench.execution.run import load_results
+from moebench.suite import main
+
+SUITE = """
+schema = 1
+kind = "experts"
+title = "Toy"
+backends = ["grouped", "packed", "sonicmoe"]
+routers = ["ada-k"]
+rounds = 6
+time_budget = "1 min"
+
+[[shape]]
+title = "Mixtral / 64"
+model = "mixtral-8x7b"
+scale = 64
+tokens = [1, 8]
+full_tokens = [1, 8, 32]
+mixes = ["fixed", "k=8", "geometric"]
+mixes_from = 8
+train = [8]
+"""
+
+
+def written(tmp_path: Path, text: str = SUITE) -> Path:
+    path = tmp_path / "toy.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_full_has_what_the_default_has_and_more(tmp_path: Path) -> None:
+    file = load_execution_suite(written(tmp_path)).file
+    quick, full = (planned_cells(file, is_full) for is_full in (False, True))
+    assert [(c.phase, c.num_tokens) for c in quick] == [
+        ("forward", 1),
+        ("forward", 8),
+        ("train", 8),
+    ]
+    assert {c.key for c in quick} < {c.key for c in full}
+    assert [len(c.mixes) for c in quick] == [1, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"packed"', '"pakced"', "backends: unknown 'pakced'; did you mean 'packed'?"),
+        ('"ada-k"', '"adak"', "routers: unknown 'adak'; did you mean 'ada-k'?"),
+        ('"geometric"', '"geometrik"', "mixes: unknown 'geometrik'; did you mean 'geometric'?"),
+        ("rounds = 6", "rounds = 0", "rounds: found 0, expected at least 1"),
+    ],
+)
+def test_what_is_not_known_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_execution_suite(written(tmp_path, SUITE.replace(old, new)))
+    assert message in str(error.value)
+
+
+def test_a_backend_that_is_not_here_must_not_be_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(written(tmp_path)), "--experts", "sonicmoe", "--out", str(tmp_path)]) == 2
+    assert "'sonicmoe' does not run here: sonicmoe is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(written(tmp_path)), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    (directory,) = (tmp_path / "out" / "toy").glob("*/*")
+    whole = load_results(directory)
+    assert [cell.plan.num_tokens for cell in whole] == [1, 8, 8]
+    assert set(whole[1].samples) == {"grouped", "packed", "router ada-k"}
+    assert all(len(s) == 6 for mixes in whole[1].samples.values() for s in mixes.values())
+    assert json.loads((directory / "manifest.json").read_text())["absent"] == {
+        "sonicmoe": "sonicmoe is not installed"
+    }
+    out = capsys.readouterr().out
+    assert "## Mixtral / 64, train, 8 tokens, bfloat16" in out
+    assert "realisation" in out
+    assert (directory / "execution.png").stat().st_size > 10_000
+
+    cells = directory / "cells.jsonl"
+    kept = cells.read_text().splitlines(keepends=True)
+    cells.write_text(kept[0] + kept[1][:40])  # as a crash leaves it
+    assert main(["--resume", str(directory)]) == 0
+    again = load_results(directory)
+    assert [cell.plan.key for cell in again] == [cell.plan.key for cell in whole]
+    assert again[0] == whole[0]

@@ -1,0 +1,107 @@
+"""What the samples of a run say: medians with intervals, bounds, and the figures asked."""
+
+import pytest
+
+from moebench.execution.plan import CellPlan
+from moebench.execution.run import CellResult
+from moebench.execution.table import findings, limits_of, lines, median, paired, router_shares
+from moebench.execution.work import PROBE_WORK
+from moebench.spec import load_model
+
+RATE, READ = 4e11, 3e10
+
+
+def cell(
+    times: dict[str, dict[str, list[float]]],
+    loads: dict[str, tuple[int, int]],
+    num_tokens: int = 1024,
+    phase: str = "forward",
+) -> CellResult:
+    """A cell of Mixtral whose limits are `RATE` and `READ`."""
+    plan = CellPlan("Mixtral", "mixtral-8x7b", 1, phase, "bfloat16", num_tokens, tuple(loads))  # type: ignore[arg-type]
+    rounds = max(len(s) for mixes in times.values() for s in mixes.values())
+    return CellResult(
+        plan,
+        {mix: [load] for mix, load in loads.items()},
+        {
+            backend: {m: [(i, i, s) for i, s in enumerate(times_)] for m, times_ in mixes.items()}
+            for backend, mixes in times.items()
+        },
+        {
+            name: [work / (RATE if name.startswith("matmul") else READ)] * rounds
+            for name, work in PROBE_WORK.items()
+        },
+        {},
+        {f"{backend}, {mix}": 1 for backend, mixes in times.items() for mix in mixes},
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "place"), [(5, None), (6, 1), (8, 1), (9, 2), (12, 3), (17, 5), (25, 8)]
+)
+def test_the_interval_of_a_median_is_that_of_the_sign_test(n: int, place: int | None) -> None:
+    """Places of the limits in the tables of the sign test at 5 %, two-sided, plus one.
+
+    **Source**: Dixon and Mood, JASA 41 (1946), table 1: critical numbers 0 at n = 6 to 8, 1 at 9,
+    2 at 12, 4 at 17, 7 at 25.
+    """
+    found = median([float(i) for i in range(n, 0, -1)])
+    assert found.value == (n + 1) / 2
+    assert (found.low, found.high) == ((None, None) if place is None else (place, n + 1 - place))
+
+
+def test_a_bound_is_compute_where_there_are_many_rows_and_weights_where_there_are_few() -> None:
+    expert = load_model("mixtral-8x7b").expert_parameters
+    many, few = (
+        lines([cell({"packed": {"fixed": [1.0] * 6}}, {"fixed": load}, tokens)])[0]
+        for load, tokens in (((2048, 8), 1024), ((2, 2), 1))
+    )
+    assert many.bound == pytest.approx(2 * 2048 * expert / RATE)
+    assert few.bound == pytest.approx(2 * 2 * expert / READ)
+    assert many.bound_share == pytest.approx(many.matmul_share)
+    assert few.bound_share == pytest.approx(few.read_share)
+
+
+def test_time_that_falls_with_assignments_realises_the_whole_saving() -> None:
+    loads = {"k=8": (8192, 8), "geometric": (2048, 8)}
+    whole = cell({"packed": {"k=8": [4.0] * 6, "geometric": [1.0] * 6}}, loads)
+    padded = cell({"packed": {"k=8": [4.0] * 6, "geometric": [2.6] * 6}}, loads)
+    (found,) = findings([whole])
+    assert (found.value, found.is_reached) == (pytest.approx(1.0), True)
+    (found,) = findings([padded])
+    assert (found.value, found.is_reached) == (pytest.approx(4 / 2.6 / 4), False)
+
+
+def test_nulls_may_cost_five_percent_at_most() -> None:
+    loads = {"fixed": (2048, 8), "nulls": (2048, 8)}
+    for time, is_reached in ((1.04, True), (1.06, False)):
+        times = {"packed": {"fixed": [1.0] * 6, "nulls": [time] * 6}}
+        found = [f for f in findings([cell(times, loads)]) if f.title == "nulls"]
+        assert [f.is_reached for f in found] == [is_reached]
+
+
+def test_drift_of_the_machine_cancels_in_a_ratio() -> None:
+    drift = [1.0, 1.5, 0.7, 2.0, 1.1, 0.9]
+    times = {"packed": {"fixed": drift}, "vllm": {"fixed": [0.8 * t for t in drift]}}
+    found = paired(cell(times, {"fixed": (2048, 8)}), ("vllm", "fixed"), ("packed", "fixed"))
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(0.8), pytest.approx(0.8))
+
+
+def test_only_rounds_that_both_ran_are_compared() -> None:
+    times = {"packed": {"fixed": [1.0] * 6}, "loop": {"fixed": [9.0] * 3}}
+    found = paired(cell(times, {"fixed": (2048, 8)}), ("loop", "fixed"), ("packed", "fixed"))
+    assert found is not None
+    assert (found.value, found.low) == (9.0, None)
+
+
+def test_a_router_s_share_is_of_router_and_experts() -> None:
+    times = {"packed": {"fixed": [0.9] * 6}, "router top-k": {"fixed": [0.1] * 6}}
+    ((_, name, share),) = router_shares([cell(times, {"fixed": (2048, 8)})])
+    assert (name, share) == ("top-k", pytest.approx(0.1))
+
+
+def test_reading_is_judged_by_the_fastest_probe() -> None:
+    one = cell({"packed": {"fixed": [1.0] * 6}}, {"fixed": (2, 2)})
+    one.limits["read dot"] = [PROBE_WORK["read dot"] / (2 * READ)] * 6
+    assert limits_of(one).read == pytest.approx(2 * READ)

@@ -1,0 +1,40 @@
+"""Dense slots of a flat routing, for kernels that know nothing else."""
+
+import pytest
+import torch
+
+from moebench.routing import Routing
+
+KEEP = {
+    "ragged": [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]],
+    "one each": [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]],
+    "nothing": [[0, 0, 0]] * 4,
+}
+
+
+@pytest.mark.parametrize("case", KEEP)
+def test_slots_hold_every_assignment_once_and_sentinels_else(case: str) -> None:
+    keep = torch.tensor(KEEP[case]) > 0
+    experts = torch.stack([torch.randperm(5)[:3] for _ in range(4)])
+    weights = torch.rand(4, 3)
+    slot_weights, slot_experts = Routing.from_slots(weights, experts, 5, keep).slots
+    assert slot_experts.shape == (4, int(keep.sum(1).max()))
+    for token in range(4):
+        given = dict(
+            zip(
+                experts[token, keep[token]].tolist(),
+                weights[token, keep[token]].tolist(),
+                strict=True,
+            )
+        )
+        found = list(zip(slot_experts[token].tolist(), slot_weights[token].tolist(), strict=True))
+        filled = [(expert, weight) for expert, weight in found if expert != 5]
+        assert dict(filled) == given and len(filled) == len(given)
+        assert found[len(filled) :] == [(5, 0.0)] * (len(found) - len(filled))
+
+
+def test_gradients_reach_the_weights_through_slots() -> None:
+    weights = torch.rand(3, 2, requires_grad=True)
+    experts = torch.tensor([[0, 1], [1, 2], [2, 0]])
+    Routing.from_slots(weights, experts, 3).slots[0].square().sum().backward()
+    torch.testing.assert_close(weights.grad, 2 * weights.detach())
