@@ -85,7 +85,7 @@ def test_all_three_agree_for_top_k(workload: Workload, tiny: ModelSpec) -> None:
     assert_three_agree(tiny, workload)
 
 
-@pytest.mark.parametrize("backend", sorted(EXPERT_BACKENDS))
+@pytest.mark.parametrize("backend", sorted(set(EXPERT_BACKENDS) - {"triton"}))
 def test_all_three_agree_for_every_backend(backend: str, tiny: ModelSpec) -> None:
     assert_three_agree(tiny, STEPS[0], backend=backend)
 
