@@ -60,6 +60,8 @@ TABLE: dict[str, May] = {
     "experts.gpu.kernels": May((), ("triton",)),
     "experts.gpu.tiles": May(()),
     "experts.gpu.occupancy": May(()),
+    "experts.gpu.compilation": May(("experts",), inside=("triton",)),
+    "experts.gpu.report": May(("experts",), inside=("triton", "tqdm")),
     "model": May((*FOUNDATION, "policies", "routing", "experts"), TORCH),
     "flops": May((*FOUNDATION, "policies", "routing", "experts", "model"), (*TORCH, "fvcore")),
     "learn": May((*FOUNDATION, "policies", "routing", "experts", "model", "learn"), TORCH),

@@ -40,26 +40,26 @@ class Tiles:
     down: Tile
 
 
-PREFILL_BY_POINTERS = Tiles(Tile(128, 64, 128, 8, 3), Tile(128, 128, 128, 8, 3))
 DECODE_SMALL = Tiles(Tile(16, 32, 256, 4, 3), Tile(16, 32, 256, 4, 4))
 """Two programs of it fit the 100 KB of shared memory of a graphics chip."""
 DECODE_LARGE = Tiles(Tile(16, 64, 256, 4, 4), Tile(16, 64, 256, 4, 4))
+PREFILL_LARGE = Tiles(Tile(128, 128, 128, 8, 4), Tile(128, 128, 128, 8, 3))
 
 TABLE: dict[int, dict[Phase, Tiles]] = {
     80: {
         "decode": Tiles(Tile(16, 64, 256, 4, 3), Tile(16, 64, 256, 4, 4)),
-        "prefill": PREFILL_BY_POINTERS,
+        "prefill": Tiles(Tile(128, 64, 128, 8, 3), Tile(128, 128, 128, 8, 4)),
     },
-    86: {"decode": DECODE_SMALL, "prefill": PREFILL_BY_POINTERS},
-    90: {
-        "decode": DECODE_LARGE,
-        "prefill": Tiles(Tile(128, 128, 128, 8, 4), Tile(128, 128, 128, 8, 3)),
+    86: {
+        "decode": DECODE_SMALL,
+        "prefill": Tiles(Tile(128, 64, 128, 8, 4), Tile(128, 64, 128, 8, 3)),
     },
-    100: {
-        "decode": DECODE_LARGE,
-        "prefill": Tiles(Tile(128, 128, 128, 8, 4), Tile(128, 128, 128, 8, 3)),
+    90: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
+    100: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
+    120: {
+        "decode": DECODE_SMALL,
+        "prefill": Tiles(Tile(128, 64, 128, 8, 4), Tile(128, 128, 128, 8, 4)),
     },
-    120: {"decode": DECODE_SMALL, "prefill": PREFILL_BY_POINTERS},
 }
 """By compute capability (90 is 9.0): a device uses the last row that is not beyond it."""
 
