@@ -22,17 +22,26 @@ from moebench.experts.gpu.tiles import (
 )
 
 Kernel = Literal["up, gated", "up", "down"]
-KERNELS: tuple[Kernel, ...] = ("up, gated", "up", "down")
+Dtype = Literal["bf16", "fp32"]
+ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
 
-ELEMENT_BYTES = 2
-"""Of bf16, for which everything is compiled."""
+VARIANTS: tuple[tuple[Kernel, Phase, Dtype], ...] = (
+    ("up, gated", "decode", "bf16"),
+    ("up", "decode", "bf16"),
+    ("down", "decode", "bf16"),
+    ("up, gated", "prefill", "bf16"),
+    ("up", "prefill", "bf16"),
+    ("down", "prefill", "bf16"),
+    ("up, gated", "prefill", "fp32"),
+    ("down", "prefill", "fp32"),
+)
+"""What is compiled for every device; fp16 differs from bf16 in one word of its instructions, and
+in fp32 both phases have the same tiles."""
+
 BLOCK_OF_EXPERTS = 64
 
-POINTERS = {
-    "x": "*bf16",
-    "hidden": "*bf16",
-    "gate_up": "*bf16",
-    "down": "*bf16",
+MATRICES = ("x", "hidden", "gate_up", "down")
+VECTORS = {
     "token_indices": "*i64",
     "tokens_per_expert": "*i64",
     "routing_weights": "*fp32",
@@ -45,7 +54,7 @@ INTEGERS = {
     "intermediate_size": "i32",
     "x_stride": "i64",
 }
-MULTIPLES_OF_16 = {*POINTERS, "hidden_size", "intermediate_size", "x_stride"}
+MULTIPLES_OF_16 = {*MATRICES, *VECTORS, "hidden_size", "intermediate_size", "x_stride"}
 """What Triton finds out at run time for ordinary shapes: wide loads depend on it."""
 
 TENSOR_CORES = {
@@ -63,6 +72,7 @@ class Compiled:
     capability: int
     kernel: Kernel
     phase: Phase
+    dtype: Dtype
     tile: Tile
     registers: int
     """Of a thread."""
@@ -90,8 +100,8 @@ class Compiled:
         )
 
 
-def compile_kernel(capability: int, kernel: Kernel, phase: Phase) -> Compiled:
-    """Compile a kernel in bf16 with the tile that the table has for this device.
+def compile_kernel(capability: int, kernel: Kernel, phase: Phase, dtype: Dtype) -> Compiled:
+    """Compile a kernel with the tile that the table has for this device.
 
     No GPU and no CUDA are needed: Triton brings its assembler and disassembler.
     """
@@ -101,8 +111,9 @@ def compile_kernel(capability: int, kernel: Kernel, phase: Phase) -> Compiled:
 
     from moebench.experts.gpu import kernels
 
-    tiles = choose_tiles(capability, phase)
+    tiles = choose_tiles(capability, phase, ELEMENT_BYTES[dtype])
     tile = tiles.down if kernel == "down" else tiles.up
+    depth = tile.depth(ELEMENT_BYTES[dtype])
     function = kernels.down_and_combine if kernel == "down" else kernels.up_and_activate
     constants: dict[str, Any] = {
         "TMA": capability >= FIRST_TMA_CAPABILITY,
@@ -110,17 +121,18 @@ def compile_kernel(capability: int, kernel: Kernel, phase: Phase) -> Compiled:
         "BLOCK_E": BLOCK_OF_EXPERTS,
         "BLOCK_M": tile.rows,
         "BLOCK_N": tile.columns,
-        "BLOCK_K": tile.depth(ELEMENT_BYTES),
+        "BLOCK_K": depth,
         "GROUP": ROW_TILES_PER_GROUP,
     }
     if kernel != "down":
         constants["IS_GATED"] = kernel == "up, gated"
-    types = {**POINTERS, **INTEGERS, **dict.fromkeys(constants, "constexpr")}
+    matrices = dict.fromkeys(MATRICES, f"*{dtype}")
+    types = {**matrices, **VECTORS, **INTEGERS, **dict.fromkeys(constants, "constexpr")}
     if constants["TMA"]:
-        weight = f"tensordesc<bf16[{tile.columns}, {tile.depth(ELEMENT_BYTES)}]>"
+        weight = f"tensordesc<{dtype}[{tile.columns}, {depth}]>"
         types |= {"gate_up": weight, "down": weight}
         if kernel == "down":
-            types["hidden"] = f"tensordesc<bf16[{tile.rows}, {tile.depth(ELEMENT_BYTES)}]>"
+            types["hidden"] = f"tensordesc<{dtype}[{tile.rows}, {depth}]>"
     signature = {name: types[name] for name in function.arg_names}
     attributes = {
         (place,): [["tt.divisibility", 16]]
@@ -137,6 +149,7 @@ def compile_kernel(capability: int, kernel: Kernel, phase: Phase) -> Compiled:
         capability,
         kernel,
         phase,
+        dtype,
         tile,
         registers=usage["REG"],
         spills=instructions["LDL"] + instructions["STL"],

@@ -14,6 +14,7 @@ from moebench.experts.gpu.tiles import (
     FIRST_TMA_CAPABILITY,
     ROW_TILES_PER_GROUP,
     Tile,
+    Tiles,
     choose_phase,
     choose_tiles,
     row_tiles,
@@ -47,7 +48,7 @@ def ragged_up(
 
     bound, num_experts = token_indices.shape[0], tokens_per_expert.shape[0]
     hidden_size = x.shape[1]
-    tile = tile or choose_tiles(_capability(x), choose_phase(bound, num_experts)).up
+    tile = tile or _tiles(x, bound, num_experts).up
     depth = tile.depth(x.element_size())
     x = x if x.stride(1) == 1 else x.contiguous()
     hidden = x.new_empty(bound, intermediate_size)
@@ -97,7 +98,7 @@ def ragged_down(
         raise ValueError(
             f"{num_tokens} tokens of {hidden_size} are too many for one call: 2**31 elements"
         )
-    tile = tile or choose_tiles(_capability(hidden), choose_phase(bound, num_experts)).down
+    tile = tile or _tiles(hidden, bound, num_experts).down
     depth = tile.depth(hidden.element_size())
     y = hidden.new_zeros(num_tokens, hidden_size, dtype=torch.float32)
     use_tma = _uses_tma(down) and _uses_tma(hidden)
@@ -123,6 +124,11 @@ def ragged_down(
 def block_of_experts(num_experts: int) -> int:
     """The power of two that holds the experts' counts."""
     return max(16, 1 << (num_experts - 1).bit_length())
+
+
+def _tiles(x: Tensor, bound: int, num_experts: int) -> Tiles:
+    """The tiles of the table for this device, this type and so many assignments."""
+    return choose_tiles(_capability(x), choose_phase(bound, num_experts), x.element_size())
 
 
 def _constants(tile: Tile, depth: int, num_experts: int, x: Tensor) -> dict[str, int | bool]:

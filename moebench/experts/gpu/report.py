@@ -2,22 +2,21 @@
 
     python -m moebench.experts.gpu.report [--out FILE]
 
-A table in Markdown, one row for each device, tile and kernel. It takes half a minute.
+A table in Markdown, one row for each device, tile and kernel. It takes about a minute.
 """
 
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import get_args
 
-from moebench.experts.gpu.compilation import ELEMENT_BYTES, KERNELS, Compiled, compile_kernel
+from moebench.experts.gpu.compilation import ELEMENT_BYTES, VARIANTS, Compiled, compile_kernel
 from moebench.experts.gpu.occupancy import KIB, LIMITS
-from moebench.experts.gpu.tiles import Phase
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """A100; L40S; H100 and H200; B200; RTX PRO 6000."""
 COLUMNS = (
     "target",
+    "dtype",
     "phase",
     "kernel",
     "tile",
@@ -35,18 +34,20 @@ COLUMNS = (
 PREAMBLE = """\
 # Compile report: ragged expert kernels, Triton {version}
 
-Compiled ahead of time in bf16 by `python -m moebench.experts.gpu.report`. **Nothing here ran on a
-GPU**: how long the kernels take, and their bf16 results on a device, are unverified. Results were
-checked in Triton's interpreter only.
+Compiled ahead of time by `python -m moebench.experts.gpu.report`. **Nothing here ran on a GPU**:
+how long the kernels take, and what they compute in bf16 on a device, are unverified. Their results
+were checked in Triton's interpreter only.
 
-- *kernel*: `up, gated` gathers rows, multiplies by gate and up, ends in SwiGLU; `up` is the same for
-  experts of two matrices (squared ReLU); `down` multiplies, weights and adds to the tokens in fp32.
+- *kernel*: `up, gated` gathers rows, multiplies by gate and up, ends in SwiGLU; `up` is the same
+  for experts of two matrices (squared ReLU); `down` multiplies, weights and adds to the tokens.
 - *tile*: rows x columns x depth in elements; `up, gated` computes two such tiles, gate and up.
 - *registers*: of a thread. *spills*: loads and stores of registers that did not fit.
-- *shared*: bytes of a block, all dynamic; in brackets the most that a block of this target may have.
-- *occupancy*: resident warps over the most a multiprocessor holds, computed from NVIDIA's documented
-  limits, and *bound by* what runs out first. Registers are the usual bound of large tiles.
-- *tensor cores*: what multiplies. Tiles of 16 rows are below the 64 of wgmma and tcgen05.
+- *shared*: memory of a block, all dynamic; in brackets the most that a block of this target may
+  have.
+- *occupancy*: resident warps over the most that a multiprocessor (SM) holds, computed from NVIDIA's
+  documented limits, and *bound by* what runs out first.
+- *tensor cores*: what multiplies matrices. Tiles of 16 rows are below the 64 of wgmma and tcgen05;
+  fp32 is multiplied in full precision, without tensor cores.
 - *tile loads*: TMA where the target has it. Rows of x are gathered by cp.async: they lie apart.
 """
 
@@ -55,12 +56,7 @@ def compile_all(capabilities: Iterable[int] = CAPABILITIES) -> list[Compiled]:
     """Every kernel with every tile that the devices use."""
     from tqdm import tqdm
 
-    wanted = [
-        (capability, kernel, phase)
-        for capability in capabilities
-        for phase in get_args(Phase)
-        for kernel in KERNELS
-    ]
+    wanted = [(capability, *variant) for capability in capabilities for variant in VARIANTS]
     return [compile_kernel(*one) for one in tqdm(wanted, desc="compiling", unit="kernel")]
 
 
@@ -78,9 +74,10 @@ def _row(one: Compiled) -> tuple[str, ...]:
     ]
     return (
         f"sm_{one.capability}",
-        one.phase,
+        one.dtype,
+        one.phase if one.dtype == "bf16" else "both",
         one.kernel,
-        f"{tile.rows} x {tile.columns} x {tile.depth(ELEMENT_BYTES)}",
+        f"{tile.rows} x {tile.columns} x {tile.depth(ELEMENT_BYTES[one.dtype])}",
         str(tile.warps),
         str(tile.stages),
         str(one.registers),
@@ -89,7 +86,7 @@ def _row(one: Compiled) -> tuple[str, ...]:
         str(held.blocks),
         f"{100 * held.share:.0f} %",
         held.bound,
-        ", ".join(one.tensor_cores),
+        ", ".join(one.tensor_cores) or "none",
         ", ".join(loads),
     )
 

@@ -63,6 +63,10 @@ TABLE: dict[int, dict[Phase, Tiles]] = {
 }
 """By compute capability (90 is 9.0): a device uses the last row that is not beyond it."""
 
+FLOAT32 = Tiles(Tile(32, 32, 64, 4, 3), Tile(32, 32, 64, 4, 3))
+"""On every device and for any number of rows: its products are not the tensor cores' business, and
+larger tiles of it spill."""
+
 DECODE_ROWS = 16
 """Up to so many assignments per expert, on average, decode's tiles are used: one row tile holds
 them. Not timed."""
@@ -78,8 +82,8 @@ def choose_phase(bound: int, num_experts: int) -> Phase:
     return "decode" if bound <= DECODE_ROWS * num_experts else "prefill"
 
 
-def choose_tiles(capability: int, phase: Phase) -> Tiles:
-    """The tiles for a device.
+def choose_tiles(capability: int, phase: Phase, element_bytes: int) -> Tiles:
+    """The tiles for a device, and for elements of 2 bytes or 4.
 
     Raises:
         ValueError: the device is older than the first row of the table.
@@ -90,7 +94,7 @@ def choose_tiles(capability: int, phase: Phase) -> Tiles:
             f"expert backend 'triton' needs compute capability {min(TABLE) / 10} or newer,"
             f" this device has {capability / 10}"
         )
-    return TABLE[max(rows)][phase]
+    return FLOAT32 if element_bytes == 4 else TABLE[max(rows)][phase]
 
 
 def row_tiles(bound: int, num_experts: int, rows: int) -> int:
