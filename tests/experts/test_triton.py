@@ -66,7 +66,7 @@ def test_a_bounded_routing_is_the_compact_one_with_a_tail() -> None:
 
 
 def test_a_bounded_routing_never_asks_the_device() -> None:
-    """Tensors without data have no value to ask for: `from_slots` with a mask cannot run on them."""
+    """Tensors without data have no value to ask for; `from_slots` with a mask does ask."""
     weights, experts = torch.rand(9, 4, device="meta"), torch.zeros(9, 4).long().to("meta")
     keep = torch.ones(9, 4, dtype=torch.bool, device="meta")
     assert bounded_routing(weights, experts, 6, keep).tokens_per_expert.shape == (6,)

@@ -72,10 +72,12 @@ def occupancy(
     """
     limits = LIMITS[capability]
     registers_per_warp = _round_up(registers * WARP, REGISTER_UNIT)
-    resident_warps = PARTITIONS * (REGISTERS // PARTITIONS // registers_per_warp)
+    warps_with_registers = PARTITIONS * (REGISTERS // PARTITIONS // registers_per_warp)
+    # A launch is refused as if a block took as many registers in each partition.
+    is_launched = registers_per_warp * _round_up(warps, PARTITIONS) <= REGISTERS
     shared = _round_up(shared_bytes + SHARED_RESERVED, SHARED_UNIT)
     fitting = {
-        "registers": resident_warps // _round_up(warps, PARTITIONS),
+        "registers": warps_with_registers // warps if is_launched else 0,
         "shared memory": limits.shared_bytes // shared,
         "warps": limits.warps // warps,
         "blocks": limits.blocks,
