@@ -25,26 +25,36 @@ from torch import Tensor
 
 from moebench.experts import ExpertWeights, backend
 from moebench.experts.gpu.launch import DTYPES
+from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.grouped import grouped
 from moebench.routing import Routing
 
 
-@backend("triton")
+def missing(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install 'moebench[triton]')"
+    if device.type == "cuda":
+        capability, oldest = torch.cuda.get_device_capability(device), divmod(min(TABLE), 10)
+        return None if capability >= oldest else "it needs compute capability 8.0 or newer"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "it needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for checks)"
+
+
+@backend("triton", missing=missing, dtypes=DTYPES)
 def triton(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
     """Launch both kernels; `routing` may be longer than its assignments.
 
     Raises:
-        ValueError: it cannot run here, or not in this dtype.
+        ValueError: it does not compute in this dtype.
     """
     trained = (x, routing.weights, weights.gate_up, weights.down)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
         return grouped(x, routing, weights)
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
-    if reason := missing():
-        raise ValueError(f"expert backend 'triton' cannot run here: {reason}")
     if x.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"expert backend 'triton' computes in {names}; x is {x.dtype}")
@@ -61,15 +71,6 @@ def triton(
         routing.num_tokens,
     )
     return y.to(x.dtype)
-
-
-def missing() -> str | None:
-    """What keeps this backend from running on this machine, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install 'moebench[triton]')"
-    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
-        return None
-    return "there is no CUDA device (TRITON_INTERPRET=1 runs it very slowly on the CPU)"
 
 
 def bounded_routing(

@@ -13,7 +13,7 @@ import triton_install
 
 from moebench.experts import ExpertWeights, load_backend
 from moebench.experts.gpu.tiles import TABLE, Phase, choose_phase, choose_tiles, row_tiles
-from moebench.experts.triton import bounded_routing, missing, triton
+from moebench.experts.triton import bounded_routing, triton
 from moebench.routing import Routing
 from moebench.spec import ModelSpec
 
@@ -92,11 +92,15 @@ def test_training_is_that_of_grouped(tiny: ModelSpec) -> None:
     assert all(map(torch.equal, *gradients))
 
 
-def test_where_it_cannot_run_it_says_why(tiny: ModelSpec) -> None:
-    if missing() is None:
-        pytest.skip("it can run here")
-    with torch.no_grad(), pytest.raises(ValueError, match="'triton' cannot run here: "):
-        triton(*layer(tiny, torch.float32))
+def test_it_runs_on_a_cpu_in_the_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="'triton' does not run here: "):
+        load_backend("triton", "cpu")
+
+
+def test_double_precision_is_refused(tiny: ModelSpec) -> None:
+    with torch.no_grad(), pytest.raises(ValueError, match="float16; x is torch.float64"):
+        triton(*layer(tiny, torch.float64))
 
 
 @pytest.fixture(scope="module")

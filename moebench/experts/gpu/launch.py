@@ -20,7 +20,7 @@ from moebench.experts.gpu.tiles import (
     row_tiles,
 )
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED_CAPABILITY = 90
 """Whose tiles Triton's interpreter runs, on CPU tensors."""
 
