@@ -132,7 +132,7 @@ EXPERT_BACKENDS = {
         # Counted in the adapters' text, since neither could be run.
         ExpertBackend("scattermoe", 1, 0, 3, 0, 7, 0),
         ExpertBackend("sonicmoe", 0.25, 0, 7, 0, 0, 0),
-        # Kernels on the device, counted by hand: fp32 zeros, and back from fp32 when combined.
+        # Combined in fp32: a launch to fill with zeros, and one to go back.
         ExpertBackend("triton", 1, 0, 0, 0, 2, 0, activation_launches=0),
     )
 }

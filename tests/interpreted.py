@@ -124,15 +124,17 @@ def layer(x: Tensor, routing: Routing, weights: ExpertWeights, phase: Phase) -> 
         weights.down.shape[2],
         replace(tiles.up, depth_bytes=128),
     )
-    return ragged_down(
+    y = torch.zeros(x.shape)
+    ragged_down(
         hidden,
         routing.token_indices,
         routing.weights,
         per_expert,
         weights.down,
-        routing.num_tokens,
+        y,
         replace(tiles.down, depth_bytes=128),
     )
+    return y
 
 
 @torch.no_grad()

@@ -62,13 +62,14 @@ def triton(
     hidden = operations.ragged_up(
         x, routing.token_indices, routing.tokens_per_expert, weights.gate_up, weights.down.shape[2]
     )
-    y: Tensor = operations.ragged_down(
+    y = x.new_zeros(x.shape, dtype=torch.float32)
+    operations.ragged_down(
         hidden,
         routing.token_indices,
         routing.weights,
         routing.tokens_per_expert,
         weights.down,
-        routing.num_tokens,
+        y,
     )
     return y.to(x.dtype)
 

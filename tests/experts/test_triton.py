@@ -131,6 +131,20 @@ def test_the_kernels_compute_the_double_sum(
 
 
 @pytest.mark.slow
+def test_the_backend_keeps_the_contract() -> None:
+    """The tests of all backends, with this one interpreted: they skip it where nothing runs it."""
+    environment = {**triton_install.environment(), "TRITON_INTERPRET": "1"}
+    contract = str(triton_install.ROOT / "tests" / "experts" / "test_backends.py")
+    program = [sys.executable, "-m", "pytest", "-q", "-rA", contract, "-k", "triton"]
+    done = subprocess.run(
+        program, env=environment, cwd=triton_install.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "PASSED" in done.stdout
+    assert "needs a GPU" not in done.stdout
+
+
+@pytest.mark.slow
 def test_both_counters_see_the_kernels_flops(found: dict[str, Any]) -> None:
     assert found["flops"]["triton"] == found["flops"]["grouped"]
     assert found["flops"]["triton"][2]

@@ -79,28 +79,27 @@ def ragged_down(
     routing_weights: Float[Tensor, " bound"],
     tokens_per_expert: Int[Tensor, " experts"],
     down: Float[Tensor, "experts hidden intermediate"],
-    num_tokens: int,
+    y: Float[Tensor, "tokens hidden"],
     tile: Tile | None = None,
-) -> Float[Tensor, "tokens hidden"]:
-    """The sum of each token's weighted expert outputs, in fp32.
+) -> None:
+    """Add each token's weighted expert outputs to y, which is fp32.
 
-    Added up by atomics in an order that the device chooses: a token of up to two experts gets
+    They are added by atomics in an order that the device chooses: a token of up to two experts gets
     the same bits every time (0 + a + b is 0 + b + a), one of more may differ in the last.
 
     Raises:
-        ValueError: the result has 2**31 elements or more.
+        ValueError: y has 2**31 elements or more.
     """
     from moebench.experts.gpu import kernels
 
     bound, num_experts = token_indices.shape[0], tokens_per_expert.shape[0]
     hidden_size, intermediate_size = down.shape[1:]
-    if num_tokens * hidden_size >= 2**31:
+    if y.numel() >= 2**31:
         raise ValueError(
-            f"{num_tokens} tokens of {hidden_size} are too many for one call: 2**31 elements"
+            f"{y.shape[0]} tokens of {hidden_size} are too many for one call: 2**31 elements"
         )
     tile = tile or _tiles(hidden, bound, num_experts).down
     depth = tile.depth(hidden.element_size())
-    y = hidden.new_zeros(num_tokens, hidden_size, dtype=torch.float32)
     use_tma = _uses_tma(down) and _uses_tma(hidden)
     grid_rows = row_tiles(bound, num_experts, tile.rows)
     grid = (grid_rows * -(-hidden_size // tile.columns),)
@@ -118,7 +117,6 @@ def ragged_down(
         TMA=use_tma,
         **_constants(tile, depth, num_experts, hidden),
     )
-    return y
 
 
 def block_of_experts(num_experts: int) -> int:
@@ -174,7 +172,7 @@ SCHEMAS = {
     ragged_up: "ragged_up(Tensor x, Tensor token_indices, Tensor tokens_per_expert,"
     " Tensor gate_up, int intermediate_size) -> Tensor",
     ragged_down: "ragged_down(Tensor hidden, Tensor token_indices, Tensor routing_weights,"
-    " Tensor tokens_per_expert, Tensor down, int num_tokens) -> Tensor",
+    " Tensor tokens_per_expert, Tensor down, Tensor(a!) y) -> ()",
 }
 
 
