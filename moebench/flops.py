@@ -125,6 +125,8 @@ def trace_macs(module: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
         analysis = FlopCountAnalysis(module, x)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _traced_attention)
         analysis.set_op_handle("aten::_grouped_mm", _traced_grouped_mm)
+        analysis.set_op_handle("moebench::ragged_up", _traced_ragged(1, 3))
+        analysis.set_op_handle("moebench::ragged_down", _traced_ragged(1, 4))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
         total = int(analysis.total())
@@ -154,9 +156,13 @@ def torch_counter() -> FlopCounterMode:
         # As many products again for each of the two operands; scores computed anew do not count.
         attention[getattr(aten, f"{name}_backward")] = 2
     formulas = {op: _dispatched_attention(op, passes) for op, passes in attention.items()}
-    return FlopCounterMode(
-        display=False, custom_mapping={**formulas, aten._grouped_mm: _dispatched_grouped_mm}
-    )
+    ragged = torch.ops.moebench
+    grouped = {
+        aten._grouped_mm: _dispatched_grouped_mm,
+        ragged.ragged_up: _dispatched_ragged(1, 3),
+        ragged.ragged_down: _dispatched_ragged(1, 4),
+    }
+    return FlopCounterMode(display=False, custom_mapping={**formulas, **grouped})
 
 
 def attended_pairs(queries: int, keys: int, is_causal: bool) -> int:
@@ -195,6 +201,21 @@ def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: Any, **__: Any) -> i
     return 2 * rows[0] * weights[-2] * weights[-1]
 
 
+def _dispatched_ragged(assignments: int, weights: int) -> Callable[..., int]:
+    """Formula of a kernel of `moebench.experts.gpu`: the places of two of its arguments.
+
+    A product with one expert's matrix for each assignment, as long as the bound that the kernel
+    is given is their number; outside a CUDA graph it is.
+    """
+
+    def count(*shapes: Any, **_: Any) -> int:
+        (rows,) = shapes[assignments]
+        _, n, k = shapes[weights]
+        return int(2 * rows * n * k)
+
+    return count
+
+
 def _traced_attention(inputs: list[Any], _: list[Any]) -> int:
     """Handle for fvcore, in multiply-adds."""
     query, key, value = (node.type().sizes() for node in inputs[:3])
@@ -206,3 +227,15 @@ def _traced_grouped_mm(inputs: list[Any], _: list[Any]) -> int:
     """Handle for fvcore, in multiply-adds."""
     rows, weights = (node.type().sizes() for node in inputs[:2])
     return _dispatched_grouped_mm(rows, weights) // 2
+
+
+def _traced_ragged(assignments: int, weights: int) -> Callable[[list[Any], list[Any]], int]:
+    """Handle for fvcore, in multiply-adds."""
+    dispatched = _dispatched_ragged(assignments, weights)
+
+    def count(inputs: list[Any], _: list[Any]) -> int:
+        places = (assignments, weights)
+        shapes = {place: inputs[place].type().sizes() for place in places}
+        return dispatched(*(shapes.get(place) for place in range(len(inputs)))) // 2
+
+    return count

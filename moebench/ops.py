@@ -115,6 +115,8 @@ class ExpertBackend:
     """For each expert of the model, touched or not."""
     combine_launches: float
     combine_launches_per_expert: float
+    activation_launches: float = 2
+    """For each launch of a matmul: SiLU and a product, or nothing where the matmul ends in it."""
 
 
 EXPERT_BACKENDS = {
@@ -130,6 +132,8 @@ EXPERT_BACKENDS = {
         # Counted in the adapters' text, since neither could be run.
         ExpertBackend("scattermoe", 1, 0, 3, 0, 7, 0),
         ExpertBackend("sonicmoe", 0.25, 0, 7, 0, 0, 0),
+        # Combined in fp32: a launch to fill with zeros, and one to go back.
+        ExpertBackend("triton", 1, 0, 0, 0, 2, 0, activation_launches=0),
     )
 }
 
@@ -145,7 +149,8 @@ def expert_ops(
         dtype: of weights and activations.
         backend: gives the launches.
 
-    Not counted: tile padding, which is the price's business.
+    Not counted: tile padding, which is the price's business; and that a backend which fuses these
+    steps does not move all of these bytes.
     """
     h, f = model.hidden_size, model.intermediate_size
     up_width = f * (model.expert_matrices - 1)
@@ -158,14 +163,12 @@ def expert_ops(
     combine_calls = backend.combine_launches + backend.combine_launches_per_expert * touched
     up = linear("experts-up", "experts", rows, up_width, h, dtype, groups=touched)
     down = linear("experts-down", "experts", rows, h, f, dtype, groups=touched)
-    activation = traffic(
-        "activation", "experts", assignments * up_width, assignments * f, dtype, launches=2 * calls
-    )
+    activation = traffic("activation", "experts", assignments * up_width, assignments * f, dtype)
     moved = assignments * h
     return (
         traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls),
         replace(up, launches=calls),
-        activation,
+        replace(activation, launches=backend.activation_launches * calls),
         replace(down, launches=calls),
         traffic("combine", "combine", moved, load.num_tokens * h, dtype, launches=combine_calls),
     )

@@ -1,0 +1,116 @@
+"""The compile report: what Triton makes of our kernels for each GPU, found out without one.
+
+    python -m moebench.experts.gpu.report [--out FILE]
+
+A table in Markdown, one row for each device, tile and kernel. It takes about a minute.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from moebench.experts.gpu.compilation import ELEMENT_BYTES, VARIANTS, Compiled, compile_kernel
+from moebench.experts.gpu.occupancy import KIB, LIMITS
+
+CAPABILITIES = (80, 89, 90, 100, 120)
+"""A100; L40S; H100 and H200; B200; RTX PRO 6000."""
+COLUMNS = (
+    "target",
+    "dtype",
+    "phase",
+    "kernel",
+    "tile",
+    "warps",
+    "stages",
+    "registers",
+    "spills",
+    "shared KiB (limit)",
+    "blocks per SM",
+    "occupancy",
+    "bound by",
+    "tensor cores",
+    "tile loads",
+)
+PREAMBLE = """\
+# Compile report: ragged expert kernels, Triton {version}
+
+Compiled ahead of time by `python -m moebench.experts.gpu.report`. **Nothing here ran on a GPU**:
+how long the kernels take, and what they compute in bf16 on a device, are unverified. Their results
+were checked in Triton's interpreter only.
+
+- *kernel*: `up, gated` gathers rows, multiplies by gate and up, ends in SwiGLU; `up` is the same
+  for experts of two matrices (squared ReLU); `down` multiplies, weights and adds to the tokens.
+- *tile*: rows x columns x depth in elements; `up, gated` computes two such tiles, gate and up.
+- *registers*: of a thread. *spills*: loads and stores of registers that did not fit.
+- *shared*: memory of a block, all dynamic; in brackets the most that a block of this target may
+  have.
+- *occupancy*: resident warps over the most that a multiprocessor (SM) holds, computed from NVIDIA's
+  documented limits, and *bound by* what runs out first.
+- *tensor cores*: what multiplies matrices. Tiles of 16 rows are below the 64 of wgmma and tcgen05;
+  fp32 is multiplied in full precision, without tensor cores.
+- *tile loads*: TMA where the target has it. Rows of x are gathered by cp.async: they lie apart.
+"""
+
+
+def compile_all(capabilities: Iterable[int] = CAPABILITIES) -> list[Compiled]:
+    """Every kernel with every tile that the devices use."""
+    from tqdm import tqdm
+
+    wanted = [(capability, *variant) for capability in capabilities for variant in VARIANTS]
+    return [compile_kernel(*one) for one in tqdm(wanted, desc="compiling", unit="kernel")]
+
+
+def render(compiled: Sequence[Compiled], version: str) -> str:
+    """The report in Markdown."""
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(_row(one) for one in compiled)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{PREAMBLE.format(version=version)}\n{table}\n"
+
+
+def _row(one: Compiled) -> tuple[str, ...]:
+    tile, held = one.tile, one.occupancy
+    loads = [
+        name for name, count in (("TMA", one.tma_loads), ("cp.async", one.async_copies)) if count
+    ]
+    return (
+        f"sm_{one.capability}",
+        one.dtype,
+        one.phase if one.dtype == "bf16" else "both",
+        one.kernel,
+        f"{tile.rows} x {tile.columns} x {tile.depth(ELEMENT_BYTES[one.dtype])}",
+        str(tile.warps),
+        str(tile.stages),
+        str(one.registers),
+        str(one.spills),
+        f"{one.shared_bytes / KIB:.1f} ({LIMITS[one.capability].shared_bytes_per_block // KIB})",
+        str(held.blocks),
+        f"{100 * held.share:.0f} %",
+        held.bound,
+        ", ".join(one.tensor_cores) or "none",
+        ", ".join(loads),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile everything and print the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moebench.experts.gpu.report",
+        description="Compile our Triton kernels for every GPU target, without a GPU, and report.",
+        epilog="example: python -m moebench.experts.gpu.report --out report.md",
+    )
+    parser.add_argument("--out", type=Path, help="write the report to this file instead")
+    options = parser.parse_args(arguments)
+    try:
+        import triton
+    except ImportError:
+        parser.error("Triton is not installed (pip install 'moebench[triton]')")
+    text = render(compile_all(), triton.__version__)
+    if options.out is None:
+        print(text, end="")
+    else:
+        options.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""How the work of a ragged mixture of experts is cut into tiles, per device.
+
+Two sets of tiles: in *decode* an expert has a few rows, the kernel is bound by reading weights,
+and a row tile is as small as the tensor cores take (16); in *prefill* experts have many rows, and
+a row tile is as large as the registers hold. One row of the table per family of devices.
+
+**The tiles are chosen by what the compiler reports** (no spills, shared memory, occupancy, see
+`moebench.experts.gpu.report`) **and by reasoning; no GPU has timed them**, nor the border between
+the two sets.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["decode", "prefill"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a kernel computes, and how."""
+
+    rows: int
+    columns: int
+    """Of the result; the first kernel of gated experts computes as many twice, gate and up."""
+    depth_bytes: int
+    """What one step along the inner dimension reads of each row."""
+    warps: int
+    stages: int
+    """Steps along the inner dimension that are in flight."""
+
+    def depth(self, element_bytes: int) -> int:
+        return self.depth_bytes // element_bytes
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of both kernels."""
+
+    up: Tile
+    down: Tile
+
+
+DECODE_SMALL = Tiles(Tile(16, 32, 256, 4, 3), Tile(16, 32, 256, 4, 4))
+"""Two programs of it fit the 100 KB of shared memory of a graphics chip."""
+DECODE_LARGE = Tiles(Tile(16, 64, 256, 4, 4), Tile(16, 64, 256, 4, 4))
+PREFILL_LARGE = Tiles(Tile(128, 128, 128, 8, 4), Tile(128, 128, 128, 8, 3))
+
+TABLE: dict[int, dict[Phase, Tiles]] = {
+    80: {
+        "decode": Tiles(Tile(16, 64, 256, 4, 3), Tile(16, 64, 256, 4, 4)),
+        "prefill": Tiles(Tile(128, 64, 128, 8, 3), Tile(128, 128, 128, 8, 4)),
+    },
+    86: {
+        "decode": DECODE_SMALL,
+        "prefill": Tiles(Tile(128, 64, 128, 8, 4), Tile(128, 64, 128, 8, 3)),
+    },
+    90: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
+    100: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
+    120: {
+        "decode": DECODE_SMALL,
+        "prefill": Tiles(Tile(128, 64, 128, 8, 4), Tile(128, 128, 128, 8, 4)),
+    },
+}
+"""By compute capability (90 is 9.0): a device uses the last row that is not beyond it."""
+
+FLOAT32 = Tiles(Tile(32, 32, 64, 4, 3), Tile(32, 32, 64, 4, 3))
+"""On every device and for any number of rows: its products are not the tensor cores' business, and
+larger tiles of it spill."""
+
+DECODE_ROWS = 16
+"""Up to so many assignments per expert, on average, decode's tiles are used: one row tile holds
+them. Not timed."""
+
+ROW_TILES_PER_GROUP = 8
+"""Row tiles whose programs run next to each other, so that they share weights in the L2 cache."""
+
+FIRST_TMA_CAPABILITY = 90
+
+
+def choose_phase(bound: int, num_experts: int) -> Phase:
+    """Decode or prefill, by the upper bound of assignments: the actual ones are not known here."""
+    return "decode" if bound <= DECODE_ROWS * num_experts else "prefill"
+
+
+def choose_tiles(capability: int, phase: Phase, element_bytes: int) -> Tiles:
+    """The tiles for a device, and for elements of 2 bytes or 4.
+
+    Raises:
+        ValueError: the device is older than the first row of the table.
+    """
+    rows = [row for row in TABLE if row <= capability]
+    if not rows:
+        raise ValueError(
+            f"expert backend 'triton' needs compute capability {min(TABLE) / 10} or newer,"
+            f" this device has {capability / 10}"
+        )
+    return FLOAT32 if element_bytes == 4 else TABLE[max(rows)][phase]
+
+
+def row_tiles(bound: int, num_experts: int, rows: int) -> int:
+    """The most row tiles that `bound` assignments over `num_experts` experts can need.
+
+    An expert with n > 0 assignments needs 1 + (n - 1) // rows of them. The sum over the experts
+    is largest where as many experts as possible have one assignment, and one has all others.
+    """
+    touched = min(bound, num_experts)
+    return touched + (bound - touched) // rows

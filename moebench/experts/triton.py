@@ -1,0 +1,100 @@
+"""Two Triton kernels: gather, matmul and activation; matmul, weighting and combine.
+
+Inference on NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and fp32 (fp32 without
+tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch.
+
+The kernels read on the device how many assignments each expert has. The grid depends on the
+length of `routing.token_indices` alone, which may exceed the number of assignments: a decode step
+routed by `moebench.experts.triton.bounded_routing` can be captured in a CUDA graph.
+
+Outputs are added up by atomics in fp32: repeated runs agree to the bit for up to two experts per
+token, to a rounding of fp32 beyond.
+
+**Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
+fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120
+(`python -m moebench.experts.gpu.report`). No GPU has run it: its time, its bf16 results on a
+device and its capture in a graph are unverified.
+"""
+
+import importlib.util
+import os
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from moebench.experts import ExpertWeights, backend
+from moebench.experts.gpu.launch import DTYPES
+from moebench.experts.gpu.tiles import TABLE
+from moebench.experts.grouped import grouped
+from moebench.routing import Routing
+
+
+def missing(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install 'moebench[triton]')"
+    if device.type == "cuda":
+        capability, oldest = torch.cuda.get_device_capability(device), divmod(min(TABLE), 10)
+        return None if capability >= oldest else "it needs compute capability 8.0 or newer"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "it needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for checks)"
+
+
+@backend("triton", missing=missing, dtypes=DTYPES)
+def triton(
+    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
+) -> Float[Tensor, "tokens hidden"]:
+    """Launch both kernels; `routing` may be longer than its assignments.
+
+    Raises:
+        ValueError: it does not compute in this dtype.
+    """
+    trained = (x, routing.weights, weights.gate_up, weights.down)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
+        return grouped(x, routing, weights)
+    if routing.num_assignments == 0:
+        return torch.zeros_like(x)
+    if x.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"expert backend 'triton' computes in {names}; x is {x.dtype}")
+    operations = torch.ops.moebench
+    hidden = operations.ragged_up(
+        x, routing.token_indices, routing.tokens_per_expert, weights.gate_up, weights.down.shape[2]
+    )
+    y = x.new_zeros(x.shape, dtype=torch.float32)
+    operations.ragged_down(
+        hidden,
+        routing.token_indices,
+        routing.weights,
+        routing.tokens_per_expert,
+        weights.down,
+        y,
+    )
+    return y.to(x.dtype)
+
+
+def bounded_routing(
+    weights: Float[Tensor, "tokens slots"],
+    expert_indices: Int[Tensor, "tokens slots"],
+    num_experts: int,
+    keep: Bool[Tensor, "tokens slots"],
+) -> Routing:
+    """`Routing.from_slots` without a host synchronisation: all shapes are known beforehand.
+
+    Slots that are not kept are sorted behind all others. They are in `token_indices` and
+    `weights` still, with `num_experts` for an expert, but not in `tokens_per_expert`. Only this
+    backend, outside training, takes such a routing.
+    """
+    slots = expert_indices.shape[1]
+    candidates = torch.where(keep, expert_indices, num_experts).reshape(-1)
+    experts, positions = candidates.sort(stable=True)
+    bounds = torch.arange(num_experts + 1, dtype=experts.dtype, device=experts.device)
+    tokens_per_expert = torch.searchsorted(experts, bounds).diff()
+    return Routing(
+        positions // slots,
+        experts,
+        weights.reshape(-1)[positions],
+        tokens_per_expert,
+        expert_indices.shape[0],
+    )

@@ -1,0 +1,167 @@
+"""What Triton's compiler makes of the kernels for GPUs that are not here."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton_install
+
+from moebench.experts.gpu.compilation import VARIANTS
+from moebench.experts.gpu.occupancy import LIMITS, SHARED_RESERVED, WARP, occupancy
+from moebench.experts.gpu.report import CAPABILITIES
+
+REPORT = triton_install.ROOT / "results" / "compile" / f"triton-{triton_install.VERSION}"
+PROGRAM = """
+import dataclasses, json, triton
+from moebench.experts.gpu.report import compile_all, render
+compiled = compile_all()
+rows = [dataclasses.asdict(one) | dataclasses.asdict(one.occupancy) for one in compiled]
+print(json.dumps({
+    "rows": rows, "report": render(compiled, triton.__version__), "where": triton.__file__
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    """All kernels for all targets, compiled in a process that has Triton."""
+    environment = {**triton_install.environment(), "TRITON_INTERPRET": "0"}
+    program = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def rows(compiled: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
+    found = [
+        row
+        for row in compiled["rows"]
+        if all(row[field] == value for field, value in wanted.items())
+    ]
+    assert found
+    return found
+
+
+@pytest.mark.slow
+def test_everything_compiles_without_spills(compiled: dict[str, Any]) -> None:
+    assert len(compiled["rows"]) == len(CAPABILITIES) * len(VARIANTS)
+    assert {80, 90, 100, 120} <= set(CAPABILITIES)
+    for row in compiled["rows"]:
+        assert (row["spills"], row["stack_bytes"]) == (0, 0), row
+
+
+@pytest.mark.slow
+def test_every_block_fits_its_device(compiled: dict[str, Any]) -> None:
+    for row in compiled["rows"]:
+        assert row["shared_bytes"] <= LIMITS[row["capability"]].shared_bytes_per_block, row
+        assert row["blocks"] >= 1, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "instruction"),
+    [(80, "mma.sync"), (89, "mma.sync"), (90, "wgmma"), (100, "tcgen05"), (120, "mma.sync")],
+)
+def test_prefill_multiplies_by_the_targets_best_instruction(
+    compiled: dict[str, Any], capability: int, instruction: str
+) -> None:
+    for row in rows(compiled, capability=capability, phase="prefill", dtype="bf16"):
+        assert row["tensor_cores"] == [instruction]
+
+
+@pytest.mark.slow
+def test_decode_uses_tensor_cores(compiled: dict[str, Any]) -> None:
+    for row in rows(compiled, phase="decode"):
+        assert row["tensor_cores"] == ["mma.sync"]
+
+
+@pytest.mark.slow
+def test_weights_come_by_tma_where_there_is_one_and_asynchronously_elsewhere(
+    compiled: dict[str, Any],
+) -> None:
+    for row in compiled["rows"]:
+        assert bool(row["tma_loads"]) == (row["capability"] >= 90), row
+        gathers = row["kernel"] != "down"
+        assert bool(row["async_copies"]) == (gathers or row["capability"] < 90), row
+
+
+@pytest.mark.slow
+def test_two_blocks_share_a_multiprocessor_in_decode(compiled: dict[str, Any]) -> None:
+    """While one waits for its first weights, another computes."""
+    assert all(row["blocks"] >= 2 for row in rows(compiled, phase="decode"))
+
+
+@pytest.mark.slow
+def test_the_committed_report_is_what_the_compiler_says(compiled: dict[str, Any]) -> None:
+    title = compiled["report"].splitlines()[0]
+    if not title.endswith(triton_install.VERSION):
+        pytest.skip(f"another version of Triton is installed here: {title}")
+    assert (REPORT / "report.md").read_text(encoding="utf-8") == compiled["report"]
+
+
+CALCULATOR = """
+#include <stdio.h>
+#include "cuda_occupancy.h"
+int main(void) {
+    int major, minor, warps_held, shared_held, shared_limit, reserved;
+    int warps, registers, shared;
+    while (scanf("%d %d %d %d %d %d %d %d %d", &major, &minor, &warps_held, &shared_held,
+                 &shared_limit, &reserved, &warps, &registers, &shared) == 9) {
+        cudaOccDeviceProp device = {major, minor, 1024, 32 * warps_held, 65536, 65536, 32, 49152,
+                                    shared_held, 1, shared_limit, reserved};
+        cudaOccFuncAttributes kernel = {1024, registers, 0, PARTITIONED_GC_OFF,
+                                        FUNC_SHMEM_LIMIT_OPTIN, shared, 0};
+        cudaOccDeviceState state = {CACHE_PREFER_NONE, SHAREDMEM_CARVEOUT_MAX_SHARED};
+        cudaOccResult result;
+        int error = cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state,
+                                                            32 * warps, shared);
+        printf("%d\\n", error ? -error : result.activeBlocksPerMultiprocessor);
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.slow
+def test_occupancy_is_that_of_nvidias_own_calculator(
+    compiled: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its header comes with Triton; a grid of kernels, tensor memory aside."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    headers = Path(compiled["where"]).parent / "backends" / "nvidia" / "include"
+    source, binary = tmp_path / "calculator.c", tmp_path / "calculator"
+    source.write_text(CALCULATOR, encoding="utf-8")
+    subprocess.run([compiler, f"-I{headers}", "-o", binary, source], check=True)
+    grid = [
+        (capability, warps, registers, shared)
+        for capability in LIMITS
+        for warps in (1, 3, 4, 8, 16)
+        for registers in (16, 40, 72, 104, 128, 168, 255)
+        for shared in (0, 1000, 25_616, 49_152, 66_576, 98_336, 101_376, 131_104, 232_448)
+        if 32 * warps * registers <= 65536
+    ]
+    lines = []
+    for capability, warps, registers, shared in grid:
+        held = LIMITS[capability]
+        device = (held.warps, held.shared_bytes, held.shared_bytes_per_block, SHARED_RESERVED)
+        numbers = (*divmod(capability, 10), *device, warps, registers, shared)
+        lines.append(" ".join(map(str, numbers)))
+    done = subprocess.run([binary], input="\n".join(lines), capture_output=True, text=True)
+    expected = [int(line) for line in done.stdout.split()]
+    assert len(expected) == len(grid)
+    assert min(expected) >= 0
+    for one, blocks in zip(grid, expected, strict=True):
+        assert occupancy(*one).blocks == blocks, one
+
+
+def test_tensor_memory_bounds_blackwell_only() -> None:
+    assert occupancy(100, 4, 32, 0, tensor_memory_columns=256).blocks == 2
+    assert occupancy(90, 4, 32, 0).bound != "tensor memory"
+    assert WARP * LIMITS[90].warps == 2048

@@ -1,0 +1,57 @@
+"""Triton for the tests that need it: installed by themselves into a directory of its own.
+
+A wheel of 286 MB that nothing else needs on a machine without a GPU; kept between runs.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+VERSION = "3.9.0"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cache() -> Path:
+    """Where the installation is kept: safe to delete."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "moebench-tests" / f"triton-{VERSION}-{sys.implementation.cache_tag}"
+
+
+def environment() -> dict[str, str]:
+    """Variables for a subprocess that can import Triton, the package and the tests' modules.
+
+    Skips the test where Triton is not installed and cannot be.
+    """
+    places = [ROOT, ROOT / "tests"]
+    if importlib.util.find_spec("triton") is None:
+        places.append(installed())
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
+        "TRITON_CACHE_DIR": str(cache().with_name("triton-compiled")),
+        "TRITON_DEFAULT_FP_FUSION": "1",
+    }
+
+
+def installed() -> Path:
+    """The directory with Triton in it; filled on the first call."""
+    target = cache()
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
+    try:
+        done = subprocess.run([*pip, f"triton=={VERSION}"], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"Triton {VERSION} cannot be installed here: {done.stderr.strip()[-200:]}")
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
