@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -172,6 +172,26 @@ def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
     )
 
 
+def open_board(uuid: str, own: Sequence[int], nvml: Any = None) -> tuple[Board, dict[str, Any]]:
+    """A board whose joules are ours, and what does not change about it.
+
+    Args:
+        uuid: as NVML has it.
+        own: process ids that are ours.
+        nvml: the NVML binding; `pynvml` if left out.
+
+    Raises:
+        Fault: no NVML, no such board, or joules that are not ours alone.
+    """
+    nvml = connect(nvml)
+    board = Board(nvml, uuid)
+    board.check_exclusive(own)
+    with contextlib.suppress(Fault):  # how power is read is known once it was tried
+        board.watts()
+    facts = {**board.facts(), "power_method": board.power_method}
+    return board, {**facts, "simulated": is_simulated(nvml)}
+
+
 def main(arguments: list[str]) -> int:
     """`gpu FD UUID PID...` or `rapl FD ROOT`: follow a board, or the processor's packages."""
     kind, descriptor, name, *own = arguments
@@ -182,14 +202,8 @@ def main(arguments: list[str]) -> int:
     try:
         source: Source
         if kind == "gpu":
-            nvml = connect()
-            board = Board(nvml, name)
-            board.check_exclusive([int(pid) for pid in own])
-            with contextlib.suppress(Fault):  # the method is known once it was tried
-                board.watts()
-            facts = {**board.facts(), "power_method": board.power_method}
-            emit(["facts", {**facts, "simulated": is_simulated(nvml)}])
-            source = board
+            source, facts = open_board(name, [int(pid) for pid in own])
+            emit(["facts", facts])
         else:
             source = Rapl(Path(name))
             emit(["facts", {"simulated": False}])

@@ -32,6 +32,8 @@ MIN_WINDOWS = 3
 """Fewer say nothing about what differs between them."""
 RESIDUAL_SEEN, RESIDUAL_FATAL = 0.03, 0.25
 """Counter against integrated power: worth a caveat; one of the two is wrong."""
+POLL_MARGIN: Seconds = 0.05
+"""Two polls of power: up to so long before a load's end, none lies beyond it."""
 AVERAGED: Seconds = 1.1
 """After a change of power, a reading that is a mean over 1 s is right again."""
 HARMFUL = ("hw-slowdown", "sw-thermal", "hw-thermal", "power-brake")
@@ -205,7 +207,8 @@ def _power_windows(trace: Trace, loads: Sequence[Stamps], plan: EnergyPlan) -> l
     settle = max(plan.settle, AVERAGED) if _is_averaged(trace) else plan.settle
     windows = []
     for load in loads:
-        stamps = [stamp for stamp in load if stamp[0] >= load[0][0] + settle]
+        first, last = load[0][0] + settle, load[-1][0] - POLL_MARGIN
+        stamps = [stamp for stamp in load if first <= stamp[0] <= last]
         if len(stamps) < 2 or stamps[-1][0] - stamps[0][0] < 0.5 * plan.length:
             raise Fault("window-too-short", "the load is too short for a mean of power")
         begin, end = stamps[0][0], stamps[-1][0]
@@ -294,6 +297,15 @@ def _caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
                 f"the energy counter differs from integrated power by {energy.residual:+.1%}",
                 "one of two readings of the same board is off by that much",
                 "repeat with --energy full; compare joules only on this board",
+            )
+        )
+    if failed is None and energy.residual is None and "power_method" in energy.conditions:
+        found.append(
+            Caveat(
+                "energy-unchecked",
+                "power could not be polled beside the energy counter",
+                "nothing but the counter itself says that it is right",
+                "none on this board or driver; --energy full where power is a mean over 1 s",
             )
         )
     shares = energy.conditions.get("throttle_share", {})

@@ -4,20 +4,18 @@
 start at different phases, followed by `follow` and judged by `energy_of`.
 """
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from nvml.simulator import UUID, Simulator, VirtualClock
 
-from moebench.measure.energy_reader import follow
+from moebench.measure.energy_reader import follow, open_board
 from moebench.measure.energy_result import EnergyPlan, energy_of, no_energy
 from moebench.measure.energy_window import Stamps, trace
-from moebench.measure.nvml import Board, Fault, is_simulated
+from moebench.measure.nvml import Fault
 from moebench.results import Energy
-
-from .simulator import UUID, Simulator, VirtualClock
 
 QUICK = EnergyPlan(windows=5, length=1.0, idle=1.0, settle=0.3, budget=30.0)
 IDLE_WATTS = 90.0
@@ -41,7 +39,7 @@ class Load:
     """Relative change a second."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Case:
     """One measurement on the simulator."""
 
@@ -121,21 +119,21 @@ def schedule(case: Case) -> tuple[list[Stamps], np.ndarray, float]:
     return loads, np.concatenate(points), now + 0.3
 
 
-def measure(simulator: Simulator, case: Case, loads: Sequence[Stamps], until: float) -> Energy:
+def measure(
+    simulator: Simulator,
+    case: Case,
+    loads: Sequence[Stamps],
+    until: float,
+    uuid: str = UUID.format(0),
+) -> Energy:
     """The real reader and the real judgement, in virtual time."""
     rows: list[list[object]] = []
     begin = simulator.now()
     try:
-        nvml = simulator.binding()
-        nvml.nvmlInit()
-        board = Board(nvml, UUID.format(0))
-        board.check_exclusive([1])
+        board, facts = open_board(uuid, [1], simulator.binding())
     except Fault as error:
         return no_energy(error)
-    with contextlib.suppress(Fault):
-        board.watts()
-    facts = {**board.facts(), "power_method": board.power_method}
-    rows.append(["facts", {**facts, "simulated": is_simulated(nvml)}])
+    rows.append(["facts", facts])
     follow(board, VirtualClock(simulator, until), rows.append)
     return energy_of(trace(rows), loads, (begin, loads[0][0][0]), case.plan)
 
