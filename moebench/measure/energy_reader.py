@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from moebench.measure.nvml import Board, Fault, connect, is_simulated
 from moebench.measure.rapl import Rapl
@@ -43,6 +43,7 @@ FAST_TICK = 0.004
 FAST_INTERVAL = 0.02
 
 
+@runtime_checkable
 class Source(Protocol):
     """What has a counter of joules, and perhaps a reading of power."""
 
@@ -55,6 +56,7 @@ class Source(Protocol):
     def throttled(self) -> dict[str, float]: ...
 
 
+@runtime_checkable
 class Timekeeper(Protocol):
     """A clock that can wait."""
 
