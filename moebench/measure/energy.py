@@ -38,7 +38,7 @@ from moebench.measure.environment import describe_cpu
 from moebench.measure.latency import Visit
 from moebench.measure.nvml import Fault
 from moebench.measure.rapl import Rapl, rapl_packages
-from moebench.results import Energy
+from moebench.results import Energy, Provenance
 from moebench.units import Seconds
 
 __all__ = ["FULL", "QUICK", "EnergyPlan", "measure_energy"]
@@ -82,7 +82,7 @@ def measure_energy(
         for reader in readers:
             reader.stop()
     if early is not None:
-        return no_energy(early)
+        return no_energy(early, provenance=_provenance(readers))
     found = [energy_of(trace(reader.rows), loads, idle, plan) for reader in readers]
     names = [source[1] for source in sources]
     return found[0] if len(found) == 1 else _together(dict(zip(names, found, strict=True)))
@@ -165,7 +165,13 @@ def _listen(readers: Sequence[Reader]) -> None:
         reader.update()
         failure = reader.failure()
         if failure is not None:
-            raise failure
+            which = f"{reader.name}: " if len(readers) > 1 else ""
+            raise Fault(failure.kind, f"{which}{failure}")
+
+
+def _provenance(readers: Sequence[Reader]) -> Provenance:
+    facts = [row[1] for reader in readers for row in reader.rows if row[0] == "facts"]
+    return "simulated" if any(fact.get("simulated") for fact in facts) else "measured"
 
 
 def _num_edges(reader: Reader) -> int:

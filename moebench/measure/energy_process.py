@@ -32,6 +32,8 @@ class Reader:
         """Start it. `arguments`: "gpu UUID PID..." or "rapl ROOT", as its own text has them."""
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
         kind, *rest = arguments
+        self.name = rest[0]
+        """Of the board."""
         descriptor = self._file.fileno()
         root = str(Path(moebench.__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
