@@ -19,7 +19,7 @@ from moebench.flops import CountedFlops, count_flops, count_training_flops
 from moebench.forecast import case_flops
 from moebench.load import ExpertLoad
 from moebench.machine import Machine
-from moebench.measure.energy import measure_energy
+from moebench.measure.energy import EnergyPlan, measure_energy
 from moebench.measure.latency import (
     Plan,
     Progress,
@@ -77,6 +77,7 @@ def observe(
     plan: MeasurePlan,
     budget: Seconds,
     progress: Progress,
+    energy: EnergyPlan | None,
 ) -> Observed:
     """Run every pass over a cell; a case that fails is left out of the later ones.
 
@@ -86,6 +87,7 @@ def observe(
         plan: rounds and precision to reach.
         budget: wall time for all passes together.
         progress: told the share of the budget that is spent, and what runs.
+        energy: how to measure energy, after all rounds; None: not at all.
     """
     start = time.perf_counter()
     device = cell.bench.device
@@ -127,13 +129,14 @@ def observe(
         if rounds.samples.get(ready.case.key)
     }
     errors |= {key: failure.error for key, failure in rounds.failures.items()}
-    measurements = {
-        ready.case.key: _measurement(
-            cell, ready, machine, first[ready.case.key], samples[ready.case.key], rounds
-        )
-        for ready in running
-        if ready.case.key in samples
-    }
+    measurements = {}
+    for ready in running:
+        if ready.case.key in samples:
+            tell(1.0, f"{ready.case.key}: energy")
+            joules = _energy(cell, ready, energy)
+            measurements[ready.case.key] = _measurement(
+                cell, ready, machine, first[ready.case.key], samples[ready.case.key], rounds, joules
+            )
     return Observed(measurements, _ratios(cell, samples), errors, rounds)
 
 
@@ -235,6 +238,7 @@ def _measurement(
     first: _FirstPass,
     samples: tuple[Sample, ...],
     rounds: Rounds,
+    energy: Energy,
 ) -> Measurement:
     workload = cell.workload
     timed = ready.load(workload.num_tokens, timed_steps(cell, samples))
@@ -243,7 +247,7 @@ def _measurement(
         latency=compare.latency(samples),
         by_stage=first.by_stage,
         memory=first.memory,
-        energy=_energy(cell, ready),
+        energy=energy,
         flops=first.flops,
         load=ready.load(workload.num_tokens),
         k_histogram=ready.k_histogram,
@@ -252,6 +256,7 @@ def _measurement(
         caveats=(
             *cell.caveats(ready, machine.hardware.cache),
             *_round_caveats(rounds),
+            *energy.caveats,
         ),
         reference=Reference(VERSION, rounds.reference),
         stopped=rounds.stopped,
@@ -275,8 +280,10 @@ def timed_steps(cell: ReadyCell, samples: tuple[Sample, ...]) -> list[int]:
     return [int(step) for step in cell.order[places % cell.num_steps]]
 
 
-def _energy(cell: ReadyCell, ready: ReadyCase) -> Energy:
-    return measure_energy(cell.visit(ready), cell.bench.device)
+def _energy(cell: ReadyCell, ready: ReadyCase, plan: EnergyPlan | None) -> Energy:
+    if plan is None:
+        return Energy(None, None, method="none", missing="not asked for (--energy off)")
+    return measure_energy(cell.visit(ready), cell.bench.device, plan)
 
 
 def _round_caveats(rounds: Rounds) -> tuple[Caveat, ...]:

@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--time-budget", metavar="TIME", help="wall time of all cells together, e.g. '8 min'"
     )
+    parser.add_argument(
+        "--energy",
+        choices=("quick", "full", "off"),
+        default="quick",
+        help="quick: about 9 s a case where there is a counter; full: about 40 s",
+    )
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="take up a run's directory")
     parser.add_argument("--recalibrate", action="store_true", help="measure the machine again")
@@ -258,7 +264,7 @@ def _measure(
     with run:
         run.write_predictions(predictions(run.manifest.run, planned, estimates))
         try:
-            measure_cells(run, suite, planned, machine, device, budget)
+            measure_cells(run, suite, planned, machine, device, budget, options.energy)
             run.finish("done")
         except BaseException:
             command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
@@ -335,11 +341,13 @@ def measure_cells(
     machine: "Machine",
     device: "torch.device",
     budget: Seconds,
+    energy: str,
 ) -> None:
     """Measure the cells that the run does not have yet, each appended as soon as it is done."""
     import torch
 
     from moebench.cell import Bench, prepare_cell
+    from moebench.measure.energy import FULL, QUICK
     from moebench.model import build_decoder
     from moebench.observe import failure, observe
 
@@ -378,6 +386,7 @@ def measure_cells(
                 suite.file.plan,
                 allowance(needs[index:], left),
                 lambda share, what, key=cell.key: bar.tell(f"{key}: {what}"),  # type: ignore[misc]
+                {"quick": QUICK, "full": FULL, "off": None}[energy],
             )
             run.append(*_rows(run, cell, observed, estimates, promised))
 
@@ -397,7 +406,8 @@ def _rows(
             run=run.manifest.run,
             cell=cell.key,
             case=case,
-            provenance="measured",
+            # Where one instrument was a simulator, the record is no measurement.
+            provenance=observed.measurements[case.key].energy.provenance,
             estimate=estimates[case.key],
             measurement=observed.measurements[case.key],
             ratios=(*observed.ratios.get(case.key, ()), *promised[case.key]),

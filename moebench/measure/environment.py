@@ -5,14 +5,13 @@ covers what a timing depends on: two machines that share one may share a calibra
 """
 
 import hashlib
-import importlib
 import json
 import os
 import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 import moebench
+from moebench.measure.nvml import answer, as_text, foreign_processes, open_nvml
 from moebench.units import Bytes, Hertz, Watts, slug
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "bf16")
@@ -242,43 +242,16 @@ def describe_checkout(package: Path) -> tuple[str | None, bool | None]:
     return git("rev-parse", "HEAD"), None if changes is None else changes != ""
 
 
-def open_nvml(nvml: Any = None) -> Any:
-    """The initialised NVML binding, or None where there is no NVML to talk to."""
-    try:
-        binding = importlib.import_module("pynvml") if nvml is None else nvml
-        binding.nvmlInit()
-    except Exception:  # each binding and driver has its own way to say that it is not there
-        return None
-    return binding
-
-
 def nvml_handle(nvml: Any, device: torch.device) -> Any:
     """NVML's handle of a torch device, matched by UUID: the two number devices differently."""
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-
-
-def foreign_processes(nvml: Any, handle: Any, is_ours: bool) -> int:
-    """Other processes that compute on a board.
-
-    Args:
-        nvml: the NVML binding.
-        handle: the board.
-        is_ours: this process computes on the board too. In a container NVML reports process ids
-            of the host, so a single one that does not exist here is then taken for our own.
-    """
-    pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-    if os.getpid() in pids:
-        return len(pids) - 1
-    if is_ours and len(pids) == 1 and not Path(f"/proc/{pids[0]}").exists():
-        return 0
-    return len(pids)
 
 
 def describe_gpu(device: torch.device, nvml: Any = None) -> Gpu:
     """The board behind a CUDA device; fields that NVML refuses are None."""
     properties = torch.cuda.get_device_properties(device)
     nvml = open_nvml(nvml)
-    handle = None if nvml is None else _quietly(lambda: nvml_handle(nvml, device))
+    handle = None if nvml is None else answer(lambda: nvml_handle(nvml, device))
 
     def ask(function: str, *arguments: Any, scale: float = 1.0) -> float | None:
         value = _nvml_value(nvml, function, handle, *arguments)
@@ -297,7 +270,7 @@ def describe_gpu(device: torch.device, nvml: Any = None) -> Gpu:
         name=properties.name,
         uuid_hash=hashlib.sha256(str(properties.uuid).encode()).hexdigest()[:12],
         driver=driver_version(nvml),
-        vbios=None if vbios is None else _as_text(vbios),
+        vbios=None if vbios is None else as_text(vbios),
         memory=float(properties.total_memory),
         l2_cache=float(properties.L2_cache_size),
         num_processors=properties.multi_processor_count,
@@ -316,26 +289,15 @@ def _nvml_value(nvml: Any, function: str, handle: Any, *arguments: Any) -> Any:
     """One NVML answer, or None: boards support different subsets."""
     if nvml is None or handle is None:
         return None
-    return _quietly(lambda: getattr(nvml, function)(handle, *arguments))
-
-
-def _quietly(ask: Callable[[], Any]) -> Any:
-    try:
-        return ask()
-    except Exception:
-        return None
-
-
-def _as_text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return answer(lambda: getattr(nvml, function)(handle, *arguments))
 
 
 def driver_version(nvml: Any, proc: Path = Path("/proc")) -> str | None:
     """The NVIDIA driver's version, from NVML or from the kernel module."""
     if nvml is not None:
-        version = _quietly(nvml.nvmlSystemGetDriverVersion)
+        version = answer(nvml.nvmlSystemGetDriverVersion)
         if version is not None:
-            return _as_text(version)
+            return as_text(version)
     match = re.search(r"Module\s+(\d[\d.]+)", _read(proc / "driver/nvidia/version") or "")
     return match.group(1) if match else None
 
@@ -397,11 +359,11 @@ def _is_busy(nvml: Any, cuda: Any, index: int) -> bool:
     if nvml is None:
         return False
     uuid = cuda.get_device_properties(index).uuid
-    handle = _quietly(lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+    handle = answer(lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
     if handle is None:
         return False
-    utilisation = _quietly(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu) or 0
-    others = _quietly(lambda: foreign_processes(nvml, handle, is_ours=False)) or 0
+    utilisation = answer(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu) or 0
+    others = answer(lambda: foreign_processes(nvml, handle, is_ours=False)) or 0
     return bool(utilisation > BUSY_PERCENT or others > 0)
 
 
@@ -410,7 +372,7 @@ def _unusable_gpu(
 ) -> str | None:
     """Why torch cannot use the GPU that NVML or the device files show; None without a GPU."""
     nodes = [*Path("/dev").glob("nvidia[0-9]*")] if device_nodes is None else device_nodes
-    boards = (nvml and _quietly(nvml.nvmlDeviceGetCount)) or len(nodes)
+    boards = (nvml and answer(nvml.nvmlDeviceGetCount)) or len(nodes)
     if not boards:
         return None
     driver = driver_version(nvml) or "of unknown version"

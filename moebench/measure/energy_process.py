@@ -1,0 +1,108 @@
+"""The reader's process, as its parent sees it."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import moebench
+from moebench.measure.nvml import Fault
+from moebench.units import Seconds
+
+START: Seconds = 20.0
+"""A reader that has not said anything by then will not."""
+STALL: Seconds = 5.0
+"""A reader that is silent for so long hangs in a call."""
+
+
+class Reader:
+    """A process that follows one counter while this one works; a context manager.
+
+    Its rows go through a file, never a pipe: a full pipe would stop the reader while the parent
+    is busy, and spoil its stamps.
+    """
+
+    def __init__(self, arguments: Sequence[str]):
+        """Start it. `arguments`: "gpu UUID PID..." or "rapl ROOT", as its own text has them."""
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
+        kind, *rest = arguments
+        self.name = rest[0]
+        """Of the board."""
+        descriptor = self._file.fileno()
+        root = str(Path(moebench.__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "moebench.measure.energy_reader", kind, str(descriptor), *rest],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(descriptor,),
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._offset, self._torn = 0, b""
+        self._heard = self._started = time.monotonic()
+        self.rows: list[Sequence[Any]] = []
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def update(self) -> None:
+        """Take in what it has written since; rows that say that it died or hangs are added."""
+        new = os.pread(self._file.fileno(), 2**26, self._offset)
+        now = time.monotonic()
+        if new:
+            self._heard = now
+            self._offset += len(new)
+            *lines, self._torn = (self._torn + new).split(b"\n")
+            self.rows += [json.loads(line) for line in lines]
+            return
+        silent = now - self._heard
+        if self._process.poll() is not None and not self._ended():
+            said = (self._process.stderr.read() if self._process.stderr else b"").decode()
+            last = said.strip().splitlines()[-1:] or [f"exit code {self._process.returncode}"]
+            self._fault("reader-died", f"the process that reads the counter died: {last[0]}")
+        elif silent > (STALL if self.rows else START) and not self._ended():
+            self._fault("reader-stalled", f"a call to the counter has hung for {silent:.0f} s")
+
+    def _ended(self) -> bool:
+        return any(
+            row[0] == "end" or (row[0] == "fault" and row[2] == "board") for row in self.rows
+        )
+
+    def _fault(self, kind: str, text: str) -> None:
+        self.rows.append(["fault", time.monotonic(), "board", kind, text])
+
+    def failure(self) -> Fault | None:
+        """What ended the reading of counter and power alike."""
+        found = {row[2]: row for row in self.rows if row[0] == "fault"}
+        row = found.get("board")
+        if row is None and "power" in found:
+            row = found.get("counter")
+        return None if row is None else Fault(row[3], row[4])
+
+    def stop(self) -> None:
+        """End the process and take in the rest; a second call does nothing."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+            try:
+                self._process.wait(timeout=3)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self.update()
+            if self._process.stderr is not None:
+                self._process.stderr.close()
+            self._file.close()

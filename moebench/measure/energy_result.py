@@ -1,0 +1,339 @@
+"""From what a reader saw to joules a step, or to why there are none.
+
+The counter is believed when it never went back, never stood still, never jumped, and agrees with
+the power that was polled beside it. Where it failed and power did not, polled power is integrated
+instead and the method says so. There is never a guess.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moebench.measure.energy_budget import energy_budget, half_width
+from moebench.measure.energy_window import (
+    Stamped,
+    Stamps,
+    Trace,
+    Window,
+    edge_window,
+    power_integral,
+    stamped,
+)
+from moebench.measure.nvml import Fault
+from moebench.results import Caveat, Energy
+from moebench.units import Seconds, Watts, text
+
+MIN_TICKS = 10
+"""Of the counter, in all windows together."""
+MIN_WINDOWS = 3
+"""Fewer say nothing about what differs between them."""
+RESIDUAL_SEEN, RESIDUAL_FATAL = 0.03, 0.25
+"""Counter against integrated power: worth a caveat; one of the two is wrong."""
+POLL_MARGIN: Seconds = 0.05
+"""Two polls of power: up to so long before a load's end, none lies beyond it."""
+AVERAGED: Seconds = 1.1
+"""After a change of power, a reading that is a mean over 1 s is right again."""
+HARMFUL = ("hw-slowdown", "sw-thermal", "hw-thermal", "power-brake")
+"""Reasons for lower clocks that are no normal state; a power cap is one."""
+
+
+@dataclass(frozen=True)
+class EnergyPlan:
+    """How energy is measured: windows, each in a load of its own, each at another phase."""
+
+    windows: int
+    length: Seconds
+    """Least length of a window."""
+    idle: Seconds
+    """Time before the loads in which idle power is measured."""
+    settle: Seconds
+    """At the start of each load, left out: power rises."""
+    budget: Seconds
+    """Longest time of all loads together."""
+    patience: Seconds = 4.0
+    """How long a counter may take to move at all before it is given up."""
+
+
+QUICK = EnergyPlan(windows=5, length=1.0, idle=1.0, settle=0.3, budget=30.0)
+FULL = EnergyPlan(windows=5, length=5.0, idle=10.0, settle=0.5, budget=180.0)
+
+
+def no_energy(fault: Fault, **known: Any) -> Energy:
+    """The answer that there is no energy."""
+    return Energy(None, None, method="none", missing=str(fault), fault=fault.kind, **known)
+
+
+def energy_of(
+    trace: Trace, loads: Sequence[Stamps], idle: tuple[Seconds, Seconds], plan: EnergyPlan
+) -> Energy:
+    """Joules a step of one source, or the reason why not.
+
+    Args:
+        trace: what the reader saw.
+        loads: the stamps of each continuous load.
+        idle: between these moments nothing ran.
+        plan: how it was measured.
+    """
+    known: dict[str, Any] = {
+        "conditions": _conditions(trace, loads),
+        "provenance": "simulated" if trace.facts.get("simulated") else "measured",
+    }
+    if "board" in trace.faults:
+        return no_energy(Fault(*trace.faults["board"]), **known)
+    edges = stamped(trace.edges)
+    failed: Fault | None = None
+    try:
+        windows = _counter_windows(trace, edges, loads, plan)
+        method = "energy counter, windows from edge to edge"
+    except Fault as error:
+        failed = error
+        if failed.kind == "sources-disagree":
+            return no_energy(failed, **known)
+        try:
+            windows = _power_windows(trace, loads, plan)
+        except Fault as second:
+            both = Fault(failed.kind, f"{failed}; and {second}")
+            return no_energy(both, tick=None if edges is None else edges.tick, **known)
+        method = f"{trace.facts.get('power_method', 'power')}, polled and integrated"
+    assert all(window.joules > 0 and window.steps > 0 for window in windows)
+    joules = sum(window.joules for window in windows)
+    steps = sum(window.steps for window in windows)
+    seconds = sum(window.seconds for window in windows)
+    value = joules / steps
+    budget = energy_budget(
+        windows,
+        centre=float(np.mean([(load[0][0] + plan.settle + load[-1][0]) / 2 for load in loads])),
+        swing=_swing(trace, windows),
+        jitter_share=0.0 if edges is None else edges.jitter_share,
+        polled=failed is not None,
+    )
+    half = half_width(budget) * value
+    idle_power = _idle_power(trace, None if failed else edges, idle)
+    net, net_missing = None, "idle power could not be measured"
+    if idle_power is not None:
+        net = value - idle_power * seconds / steps
+        if net <= 0:
+            net, net_missing = None, f"the load draws no more than idle ({idle_power:.0f} W)"
+    residual = None if failed else _residual(trace, windows, loads)
+    energy = Energy(
+        joules=value,
+        net_joules=net,
+        method=method,
+        window=seconds,
+        num_steps=round(steps),
+        low=value - half,
+        high=value + half,
+        budget=budget,
+        fault=None if failed is None else failed.kind,
+        net_missing=net_missing if net is None else None,
+        idle_power=idle_power,
+        tick=None if edges is None else edges.tick,
+        num_ticks=None if failed else sum(window.ticks for window in windows),
+        windows=tuple(window.joules_per_step for window in windows),
+        residual=residual,
+        **known,
+    )
+    return replace(energy, caveats=_caveats(energy, failed))
+
+
+def _counter_windows(
+    trace: Trace, edges: Stamped | None, loads: Sequence[Stamps], plan: EnergyPlan
+) -> list[Window]:
+    """One window for each load.
+
+    Raises:
+        Fault: why the counter is not believed, or says too little.
+    """
+    if "counter" in trace.faults:
+        raise Fault(*trace.faults["counter"])
+    begin, end = loads[0][0][0], loads[-1][-1][0]
+    inside = [edge for edge in trace.edges if begin <= edge.after <= end]
+    if not inside:
+        raise Fault("counter-frozen", "the energy counter did not move during the load")
+    if edges is None or len(inside) < 3:
+        moves = f"the energy counter moved {len(inside)} times during the load"
+        raise Fault("window-too-short", f"{moves}, at least {MIN_TICKS} needed")
+    silence = end - inside[-1].after
+    if silence > max(0.5, 5 * edges.tick):
+        raise Fault("counter-frozen", f"the energy counter stood still for {text(silence, 'time')}")
+    _check_jumps(trace, edges)
+    found = [edge_window(edges, load, plan.settle, 0.95 * plan.length) for load in loads]
+    windows = [window for window in found if window is not None]
+    ticks = sum(window.ticks for window in windows)
+    if len(windows) < max(MIN_WINDOWS, len(loads)) or ticks < MIN_TICKS:
+        raise Fault(
+            "window-too-short",
+            f"the energy counter moved {ticks} times in {len(windows)} windows of at least "
+            f"{text(plan.length, 'time')}; {MIN_TICKS} times in {len(loads)} needed "
+            f"(it moves every {text(edges.tick, 'time')})",
+        )
+    residual = _residual(trace, windows, loads)
+    if residual is not None and abs(residual) > RESIDUAL_FATAL:
+        raise Fault(
+            "sources-disagree",
+            f"the counter says {residual:+.0%} against integrated power: one of them is wrong",
+        )
+    return windows
+
+
+def _check_jumps(trace: Trace, edges: Stamped) -> None:
+    """No board draws much more than its limit, whatever the counter says."""
+    limit = trace.facts.get("most_power_limit_w") or trace.facts.get("power_limit_w")
+    highest = max((watts for _, watts in trace.powers), default=None)
+    bounds = [b for b in (limit and 2 * limit, highest and 4 * highest) if b]
+    if not bounds:
+        return
+    joules, times = np.diff(edges.joules), np.diff(edges.times)
+    # Short ticks are stamped badly; over a tick and what its stamps leave open it must hold.
+    watts = joules / (times + 3 * np.hypot(edges.sd[1:], edges.sd[:-1]))
+    worst = float(watts.max())
+    if worst > max(bounds):
+        raise Fault(
+            "counter-jumped", f"the energy counter rose as if the board drew {text(worst, 'power')}"
+        )
+
+
+def _power_windows(trace: Trace, loads: Sequence[Stamps], plan: EnergyPlan) -> list[Window]:
+    """Polled power over whole steps of each load.
+
+    Raises:
+        Fault: power was not polled all the time, or the loads are too short for it.
+    """
+    if "power" in trace.faults:
+        raise Fault(*trace.faults["power"])
+    settle = max(plan.settle, AVERAGED) if _is_averaged(trace) else plan.settle
+    windows = []
+    for load in loads:
+        first, last = load[0][0] + settle, load[-1][0] - POLL_MARGIN
+        stamps = [stamp for stamp in load if first <= stamp[0] <= last]
+        if len(stamps) < 2 or stamps[-1][0] - stamps[0][0] < 0.5 * plan.length:
+            raise Fault("window-too-short", "the load is too short for a mean of power")
+        begin, end = stamps[0][0], stamps[-1][0]
+        joules = power_integral(trace.powers, begin, end)
+        if not math.isfinite(joules):
+            raise Fault("power-gap", "power was not read all through the load")
+        steps = stamps[-1][1] - stamps[0][1]
+        windows.append(Window(begin, end, joules, steps, ticks=0, stamp=0.0, broken=0.0))
+    if len(windows) < MIN_WINDOWS:
+        raise Fault("window-too-short", f"{len(windows)} loads, at least {MIN_WINDOWS} needed")
+    return windows
+
+
+def _is_averaged(trace: Trace) -> bool:
+    return "mean over" in str(trace.facts.get("power_method", ""))
+
+
+def _residual(trace: Trace, windows: Sequence[Window], loads: Sequence[Stamps]) -> float | None:
+    """Counter over integrated power less 1; None where power was not polled all through."""
+    if _is_averaged(trace):
+        late = zip(windows, loads, strict=True)
+        if any(window.begin < load[0][0] + AVERAGED for window, load in late):
+            return None
+    polled = sum(power_integral(trace.powers, w.begin, w.end) for w in windows)
+    if not math.isfinite(polled) or polled <= 0:
+        return None
+    return sum(window.joules for window in windows) / polled - 1
+
+
+def _swing(trace: Trace, windows: Sequence[Window]) -> float:
+    """Relative standard deviation of polled power in the windows; 1 where there is none."""
+    watts = [p for t, p in trace.powers if any(w.begin <= t <= w.end for w in windows)]
+    return float(np.std(watts) / np.mean(watts)) if len(watts) > 1 else 1.0
+
+
+def _idle_power(trace: Trace, edges: Stamped | None, idle: tuple[Seconds, Seconds]) -> Watts | None:
+    if edges is not None:
+        inside = np.flatnonzero((edges.times > idle[0]) & (edges.times < idle[1]))
+        if len(inside) >= 3:
+            i, j = inside[0], inside[-1]
+            rise = edges.joules[j] - edges.joules[i]
+            return float(rise / (edges.times[j] - edges.times[i]))
+    watts = [p for t, p in trace.powers if idle[0] < t < idle[1]]
+    return float(np.mean(watts)) if watts else None
+
+
+def _conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
+    """Of the board: what does not change, and what was seen while the load ran."""
+    begin, end = (loads[0][0][0], loads[-1][-1][0]) if loads else (0.0, math.inf)
+    states = [state for state in trace.states if begin <= state["time"] <= end]
+    seen: dict[str, Any] = {}
+    for key in ("sm_clock_hz", "memory_clock_hz", "temperature_c"):
+        values = [state[key] for state in states if state.get(key) is not None]
+        if values:
+            seen[key] = {
+                "start": values[0],
+                "end": values[-1],
+                "min": min(values),
+                "max": max(values),
+            }
+    reasons = [state["reasons"] for state in states if state.get("reasons") is not None]
+    if reasons:
+        names = sorted({name for held in reasons for name in held})
+        seen["throttle_share"] = {
+            name: sum(name in held for held in reasons) / len(reasons) for name in names
+        }
+    facts = {key: value for key, value in trace.facts.items() if key != "simulated"}
+    return {**facts, **trace.end, **seen}
+
+
+def _caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
+    found = []
+    if failed is not None:
+        found.append(
+            Caveat(
+                "polled-power",
+                str(failed),
+                "energy is polled power, integrated: published errors are 2 to 5 % over 6 s",
+                "none on this board or driver",
+            )
+        )
+    if energy.residual is not None and abs(energy.residual) > RESIDUAL_SEEN:
+        found.append(
+            Caveat(
+                "energy-residual",
+                f"the energy counter differs from integrated power by {energy.residual:+.1%}",
+                "one of two readings of the same board is off by that much",
+                "repeat with --energy full; compare joules only on this board",
+            )
+        )
+    if failed is None and energy.residual is None and "power_method" in energy.conditions:
+        found.append(
+            Caveat(
+                "energy-unchecked",
+                "power could not be polled beside the energy counter",
+                "nothing but the counter itself says that it is right",
+                "none on this board or driver; --energy full where power is a mean over 1 s",
+            )
+        )
+    shares = energy.conditions.get("throttle_share", {})
+    seconds = energy.conditions.get("throttled_s", {})
+    harmful = [f"{name} in {shares[name]:.0%} of looks" for name in HARMFUL if shares.get(name)]
+    # The counters catch what falls between two looks; that of the power cap is no fault.
+    harmful += [
+        f"{name} for {text(spent, 'time')}"
+        for name, spent in seconds.items()
+        if name != "power" and spent > 0
+    ]
+    if harmful:
+        found.append(
+            Caveat(
+                "throttled",
+                f"the board held its clocks down: {', '.join(harmful)}",
+                "latency and energy are those of a throttled board",
+                "cool it, or check its power supply",
+            )
+        )
+    assert energy.budget is not None
+    if energy.budget.aliasing > 0.01:
+        found.append(
+            Caveat(
+                "energy-aliasing",
+                f"windows at different phases differ: {energy.budget.aliasing:.1%} of uncertainty",
+                "the sensor looks part of the time and beats with the load",
+                "--energy full averages it out further",
+            )
+        )
+    return tuple(found)

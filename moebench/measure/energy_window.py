@@ -1,0 +1,227 @@
+"""From edges of an energy counter to joules a step with an interval that states its parts.
+
+A counter shows the energy up to its last update, exactly; what is uncertain is when that was. A
+window runs from edge to edge inside one continuous load, so its joules are exact up to the board's
+gain, and only the two stamps blur the time, and with it the work, that they belong to. Windows at
+random phases of the counter show what else varies: a part-time sensor that beats with the load,
+power that drifts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moebench.units import Joules, Seconds, Watts
+
+MOST_BEGINNINGS = 64
+"""Edges that a window may begin at."""
+Stamps = Sequence[tuple[Seconds, float]]
+"""(time, steps finished by then) of one continuous load, in order."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The counter moved to `joules` between two moments."""
+
+    before: Seconds
+    after: Seconds
+    joules: Joules
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a reader saw."""
+
+    edges: tuple[Edge, ...]
+    powers: tuple[tuple[Seconds, Watts], ...]
+    states: tuple[Mapping[str, Any], ...]
+    faults: Mapping[str, tuple[str, str]]
+    """By what failed (counter, power, board): kind and text."""
+    facts: Mapping[str, Any]
+    end: Mapping[str, Any]
+
+
+def trace(rows: Sequence[Sequence[Any]]) -> Trace:
+    """A reader's rows by kind."""
+
+    def of(kind: str) -> list[Sequence[Any]]:
+        return [row[1:] for row in rows if row[0] == kind]
+
+    return Trace(
+        edges=tuple(Edge(*row) for row in of("edge")),
+        powers=tuple((moment, watts) for moment, watts in of("power")),
+        states=tuple({"time": moment, **state} for moment, state in of("state")),
+        faults={what: (kind, text) for _, what, kind, text in reversed(of("fault"))},
+        facts=next((facts for (facts,) in of("facts")), {}),
+        end=next((end for (end,) in of("end")), {}),
+    )
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """Edges with the best estimate of when each was."""
+
+    times: np.ndarray
+    sd: np.ndarray
+    """Standard uncertainty of each time."""
+    joules: np.ndarray
+    tick: Seconds
+    jitter: Seconds
+    """Standard deviation of the ticks from an even beat, beyond what the stamps explain."""
+    jitter_share: float
+    """Part of the times' variance that is due to it."""
+
+
+def stamped(edges: Sequence[Edge]) -> Stamped | None:
+    """When each edge was: its own bounds joined with the beat that all edges share.
+
+    The beat is a line through the edges' numbers and times. It predicts an edge within the jitter
+    that the others show; the bounds of the edge cut that prediction off. Where the jitter is small
+    the beat decides, where it is large the bounds do. None with fewer than three edges.
+    """
+    if len(edges) < 3:
+        return None
+    low, high = np.array([[edge.before, edge.after] for edge in edges]).T
+    steps = np.diff((low + high) / 2)
+    # Slow calls see a fast counter only at multiples of their own duration: their median is then
+    # no tick. But where edges were missed, their mean is none.
+    beats = [_beat(low, high, tick) for tick in (np.median(steps), np.mean(steps))]
+    beat = min(beats, key=lambda found: found.jitter2)
+    times, sd = _truncated(beat.expected, np.sqrt(beat.jitter2 + beat.blur2), low, high)
+    own = float(np.mean((high - low) ** 2)) / 12
+    return Stamped(
+        times,
+        sd,
+        joules=np.array([edge.joules for edge in edges]),
+        tick=beat.tick,
+        jitter=math.sqrt(beat.jitter2),
+        jitter_share=beat.jitter2 / (beat.jitter2 + own + 1e-12),
+    )
+
+
+@dataclass(frozen=True)
+class _Beat:
+    """A line through the numbers and times of edges."""
+
+    tick: Seconds
+    expected: np.ndarray
+    jitter2: float
+    blur2: np.ndarray
+    """Variance of `expected`."""
+
+
+def _beat(low: np.ndarray, high: np.ndarray, tick: Seconds) -> _Beat:
+    """Fit it, with edges numbered by a tick that is about right.
+
+    An edge weighs by its bounds and the jitter together, and the jitter is what the residuals
+    have beyond the bounds; a few rounds settle both.
+    """
+    middle, own = (low + high) / 2, (high - low) ** 2 / 12 + 1e-12
+    numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(np.diff(middle) / tick)))])
+    freedom = len(middle) / (len(middle) - 2)
+    weights, jitter2 = 1 / own, 0.0
+    for _ in range(4):
+        total = weights.sum()
+        x = numbers - weights @ numbers / total
+        spread = weights @ x**2
+        slope = weights @ (x * middle) / spread
+        expected = weights @ middle / total + slope * x
+        excess = freedom * (middle - expected) ** 2 - own
+        jitter2 = max(0.0, float(weights @ excess / total))
+        weights = 1 / (own + jitter2)
+    return _Beat(float(slope), expected, jitter2, 1 / total + x**2 / spread)
+
+
+def _truncated(
+    mean: np.ndarray, sd: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of normal distributions cut off at [low, high], on a grid."""
+    places = (np.arange(32) + 0.5) / 32
+    grid = low[:, None] + (high - low)[:, None] * places
+    exponent = -0.5 * ((grid - mean[:, None]) / np.maximum(sd[:, None], 1e-9)) ** 2
+    density = np.exp(exponent - exponent.max(axis=1, keepdims=True))
+    density /= density.sum(axis=1, keepdims=True)
+    centre = (density * grid).sum(axis=1)
+    variance = (density * (grid - centre[:, None]) ** 2).sum(axis=1)
+    return centre, np.sqrt(variance + ((high - low) / 32) ** 2 / 12)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Energy and work between two moments of one continuous load."""
+
+    begin: Seconds
+    end: Seconds
+    joules: Joules
+    steps: float
+    ticks: int
+    stamp: float
+    """Relative standard uncertainty of its time from the two stamps."""
+    broken: float
+    """Part of a step that the work is away from whole steps, relative to the work."""
+
+    @property
+    def seconds(self) -> Seconds:
+        return self.end - self.begin
+
+    @property
+    def joules_per_step(self) -> Joules:
+        return self.joules / self.steps
+
+
+def edge_window(edges: Stamped, stamps: Stamps, settle: Seconds, least: Seconds) -> Window | None:
+    """The window inside a load that is nearest to whole steps, and then the longest.
+
+    Power varies within a step and work is interpolated between stamps, so a window over part of a
+    step is wrong by up to that part. None where no two edges are far enough apart.
+
+    Args:
+        edges: of the counter.
+        stamps: of the load.
+        settle: left out at its start, while power rises.
+        least: shortest window.
+    """
+    times, steps = np.array(stamps).T
+    inside = np.flatnonzero((edges.times >= times[0] + settle) & (edges.times <= times[-1]))
+    if len(inside) < 2:
+        return None
+    at, sd = edges.times[inside], edges.sd[inside]
+    done = np.interp(at, times, steps)
+    # Begin among the edges of the first step (or so), end at any edge.
+    first = np.flatnonzero(at <= at[-1] - least)[:MOST_BEGINNINGS]
+    if not len(first):
+        return None
+    work = done[None, :] - done[first, None]
+    span = at[None, :] - at[first, None]
+    blur = np.hypot(sd[None, :], sd[first, None])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        broken = np.abs(work - np.rint(work)) / work
+        # A long window is worth a little of either: no part of it shrinks slower than its inverse.
+        cost = np.hypot(broken, blur / span) + 1e-3 * (at[-1] - at[0]) / span
+    cost[(span < least) | (work <= 0)] = math.inf
+    a, b = np.unravel_index(np.argmin(cost), cost.shape)
+    if not math.isfinite(cost[a, b]):
+        return None
+    i, j = inside[first[a]], inside[b]
+    return Window(
+        begin=float(edges.times[i]),
+        end=float(edges.times[j]),
+        joules=float(edges.joules[j] - edges.joules[i]),
+        steps=float(work[a, b]),
+        ticks=int(j - i),
+        stamp=float(blur[a, b] / span[a, b]),
+        broken=float(broken[a, b]),
+    )
+
+
+def power_integral(powers: Sequence[tuple[Seconds, Watts]], begin: Seconds, end: Seconds) -> Joules:
+    """Polled power, linear between the polls, integrated; NaN where it does not reach."""
+    if len(powers) < 2 or powers[0][0] > begin or powers[-1][0] < end:
+        return math.nan
+    times, watts = np.array(powers).T
+    inside = times[(times > begin) & (times < end)]
+    moments = np.concatenate([[begin], inside, [end]])
+    return float(np.trapezoid(np.interp(moments, times, watts), moments))

@@ -1,0 +1,281 @@
+"""NVML as the instruments use it: one board, typed faults, and whether the library is real.
+
+Imports neither torch nor numpy: the process that reads the counters must be small.
+"""
+
+import ctypes
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+POWER_INSTANT = 186
+"""Field id. Source: nvml.h, NVML_FI_DEV_POWER_INSTANT; needs a driver of the 530 series."""
+SCOPE_GPU, SCOPE_MODULE = 0, 1
+"""Source: nvml.h, NVML_POWER_SCOPE_*. A module is a GPU with the processor beside it."""
+VIOLATIONS = {74: "power", 75: "thermal", 269: "sw-thermal", 270: "hw-thermal", 271: "power-brake"}
+"""Field ids of the counters of throttled nanoseconds. Source: nvml.h, NVML_FI_DEV_*."""
+REASONS = {
+    0x1: "idle",
+    0x2: "application-clocks",
+    0x4: "power-cap",
+    0x8: "hw-slowdown",
+    0x10: "sync-boost",
+    0x20: "sw-thermal",
+    0x40: "hw-thermal",
+    0x80: "power-brake",
+    0x100: "display-clocks",
+}
+"""Why the clocks are not at their highest. Source: nvml.h, nvmlClocksEventReason*."""
+KINDS = {
+    1: "uninitialised",
+    2: "invalid-argument",
+    3: "not-supported",
+    4: "no-permission",
+    6: "not-found",
+    9: "driver-not-loaded",
+    10: "timeout",
+    12: "no-library",
+    13: "function-not-found",
+    15: "gpu-lost",
+    16: "reset-required",
+    18: "version-mismatch",
+}
+"""NVML's return codes as kinds of fault. Source: nvml.h, nvmlReturn_t."""
+MOST_WATTS = 10_000.0
+"""No board draws more: a reading beyond is rubbish."""
+
+
+class Fault(Exception):
+    """Why an instrument has no number: `kind` for programs, the text for people."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text)
+        self.kind = kind
+
+
+def fault(error: Exception, what: str) -> Fault:
+    """An exception of the binding as a fault of `what` was asked for."""
+    if isinstance(error, Fault):
+        return error
+    kind = KINDS.get(getattr(error, "value", -1), "unknown")
+    return Fault(kind, f"{what}: {str(error) or type(error).__name__}")
+
+
+def connect(nvml: Any = None) -> Any:
+    """The initialised NVML binding (`pynvml` if left out).
+
+    Raises:
+        Fault: no binding, no library, no driver, no permission.
+    """
+    try:
+        binding = importlib.import_module("pynvml") if nvml is None else nvml
+        binding.nvmlInit()
+    except ImportError as error:
+        raise Fault("no-library", f"the NVML binding is not installed: {error}") from error
+    except Exception as error:  # each binding and driver has its own exceptions
+        raise fault(error, "NVML cannot be used") from error
+    return binding
+
+
+def open_nvml(nvml: Any = None) -> Any:
+    """The initialised NVML binding, or None where there is no NVML to talk to."""
+    try:
+        return connect(nvml)
+    except Fault:
+        return None
+
+
+def is_simulated(nvml: Any) -> bool:
+    """Whether the library is a simulator: it exports a marker, or its driver ends in "-sim"."""
+    library = getattr(nvml, "nvmlLib", None)
+    if library is not None:
+        try:
+            ctypes.c_int.in_dll(library, "nvmlsim_marker")
+        except ValueError:  # the symbol is not there
+            pass
+        else:
+            return True
+    driver = answer(nvml.nvmlSystemGetDriverVersion)
+    return driver is not None and as_text(driver).endswith("-sim")
+
+
+def answer(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """What NVML says, or None: boards support different subsets."""
+    try:
+        return ask(*arguments)
+    except Exception:
+        return None
+
+
+def as_text(value: str | bytes) -> str:
+    """Older bindings return bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def foreign_processes(
+    nvml: Any, handle: Any, is_ours: bool, own: Sequence[int] | None = None
+) -> int:
+    """Other processes that compute on a board.
+
+    Args:
+        nvml: the NVML binding.
+        handle: the board.
+        is_ours: this process computes on the board too. In a container NVML reports process ids
+            of the host, so a single one that does not exist here is then taken for our own.
+        own: process ids that are ours; this process's if left out.
+    """
+    pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    others = [pid for pid in pids if pid not in (own or (os.getpid(),))]
+    if is_ours and len(others) == len(pids) == 1 and not Path(f"/proc/{pids[0]}").exists():
+        return 0
+    return len(others)
+
+
+class Board:
+    """One GPU: its energy counter, its power, and what else a record of energy must say."""
+
+    def __init__(self, nvml: Any, uuid: str):
+        self.nvml, self.uuid = nvml, uuid
+        try:
+            self.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        except Exception as error:
+            raise fault(error, f"NVML does not know {uuid}") from error
+        self.power_method = "instant power"
+        self._violations = self.violations()
+
+    def check_exclusive(self, own: Sequence[int]) -> None:
+        """See that the board's joules are those of our work alone.
+
+        Raises:
+            Fault: partitioned, shared with other processes, or read for a whole module.
+        """
+        mode = answer(self.nvml.nvmlDeviceGetMigMode, self.handle)
+        if mode is not None and mode[0]:
+            raise Fault("mig", "the board is partitioned (MIG): its energy is of all partitions")
+        try:
+            others = foreign_processes(self.nvml, self.handle, True, own)
+        except Exception as error:
+            raise fault(error, "NVML does not say who else uses the board") from error
+        if others:
+            raise Fault(
+                "shared-board",
+                f"{others} other process(es) compute on the board: its energy is not ours alone",
+            )
+        if self._field(POWER_INSTANT) is None and self._field(POWER_INSTANT, SCOPE_MODULE):
+            raise Fault(
+                "module-scope",
+                "this board reports power of the whole module only, the processor included",
+            )
+
+    def joules(self) -> float:
+        """The counter of energy since the driver was loaded; NVML gives millijoules.
+
+        Raises:
+            Fault: the call failed.
+        """
+        try:
+            millijoules = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
+        except Exception as error:
+            raise fault(error, "the energy counter") from error
+        return float(millijoules) * 1e-3
+
+    def watts(self) -> float:
+        """Power of this moment; where the driver has only a mean over a second, that.
+
+        Raises:
+            Fault: the call failed, or the reading is no power.
+        """
+        milliwatts = self._field(POWER_INSTANT)
+        if milliwatts is None:
+            self.power_method = "power (may be a mean over 1 s)"
+            try:
+                milliwatts = self.nvml.nvmlDeviceGetPowerUsage(self.handle)
+            except Exception as error:
+                raise fault(error, "the power reading") from error
+        watts = float(milliwatts) * 1e-3
+        if not 0 < watts < MOST_WATTS:
+            raise Fault("power-implausible", f"the power sensor reads {watts:g} W")
+        return watts
+
+    def _field(self, field: int, scope: int = SCOPE_GPU) -> int | None:
+        """A field value; a field that failed raises nothing, only its own return code tells."""
+        values = answer(self.nvml.nvmlDeviceGetFieldValues, self.handle, [(field, scope)])
+        if values is None or values[0].nvmlReturn != 0:
+            return None
+        value = values[0].value
+        return int(value.ullVal if values[0].valueType == 3 else value.uiVal)
+
+    def state(self) -> dict[str, Any]:
+        """Clocks, temperature and why the clocks are as they are; None where NVML refuses."""
+        nvml, handle = self.nvml, self.handle
+        # The name changed with driver 535; the bits did not.
+        new = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+        reasons = None if new is None else answer(new, handle)
+        if reasons is None:
+            reasons = answer(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+        return {
+            "reasons": None
+            if reasons is None
+            else [name for bit, name in REASONS.items() if reasons & bit],
+            "sm_clock_hz": _scaled(answer(nvml.nvmlDeviceGetClockInfo, handle, 1), 1e6),
+            "memory_clock_hz": _scaled(answer(nvml.nvmlDeviceGetClockInfo, handle, 2), 1e6),
+            "temperature_c": answer(nvml.nvmlDeviceGetTemperature, handle, 0),
+        }
+
+    def violations(self) -> dict[str, float]:
+        """Seconds that the clocks were held down since the driver was loaded, by cause."""
+        found = {name: self._field(field) for field, name in VIOLATIONS.items()}
+        return {name: value * 1e-9 for name, value in found.items() if value is not None}
+
+    def throttled(self) -> dict[str, float]:
+        """Seconds that the clocks were held down since this object was made, by cause."""
+        now = self.violations()
+        return {name: now[name] - start for name, start in self._violations.items() if name in now}
+
+    def facts(self) -> Mapping[str, Any]:
+        """What does not change during a measurement; None where NVML refuses."""
+        nvml, handle = self.nvml, self.handle
+
+        def ask(function: str) -> Any:
+            return answer(getattr(nvml, function), handle)
+
+        ecc = ask("nvmlDeviceGetEccMode")
+        mig = ask("nvmlDeviceGetMigMode")
+        limits = ask("nvmlDeviceGetPowerManagementLimitConstraints") or (None, None)
+        driver = answer(nvml.nvmlSystemGetDriverVersion)
+        vbios = ask("nvmlDeviceGetVbiosVersion")
+        return {
+            "driver": None if driver is None else as_text(driver),
+            "vbios": None if vbios is None else as_text(vbios),
+            "cuda_driver": answer(nvml.nvmlSystemGetCudaDriverVersion),
+            "persistence": _flag(ask("nvmlDeviceGetPersistenceMode")),
+            "ecc": None if ecc is None else bool(ecc[0]),
+            "mig": None if mig is None else bool(mig[0]),
+            "power_limit_w": _scaled(ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
+            "default_power_limit_w": _scaled(ask("nvmlDeviceGetPowerManagementDefaultLimit"), 1e-3),
+            "least_power_limit_w": _scaled(limits[0], 1e-3),
+            "most_power_limit_w": _scaled(limits[1], 1e-3),
+            "scope": "gpu",
+        }
+
+
+def memory_used(nvml: Any, handle: Any) -> float | None:
+    """Bytes of a board that anybody uses, the driver's own reserve left out where it is told.
+
+    Version 1 of the call counts that reserve as used, version 2 tells it apart.
+    """
+    version = getattr(nvml, "nvmlMemory_v2", None)
+    info = None if version is None else answer(nvml.nvmlDeviceGetMemoryInfo, handle, version)
+    if info is None:
+        info = answer(nvml.nvmlDeviceGetMemoryInfo, handle)
+    return None if info is None else float(info.used)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else float(value) * scale
+
+
+def _flag(value: int | None) -> bool | None:
+    return None if value is None else bool(value)

@@ -1,0 +1,66 @@
+"""A processor's package energy from Linux's powercap tree, whose counters wrap."""
+
+from pathlib import Path
+from typing import Any
+
+from moebench.measure.nvml import Fault
+
+
+class Rapl:
+    """Package energy of all sockets.
+
+    Whatever else runs on the sockets is part of it; memory is not, except where the package
+    domain includes it.
+
+    Raises:
+        Fault: a domain cannot be read.
+    """
+
+    def __init__(self, root: Path):
+        self.domains = rapl_packages(root)
+        try:
+            self._range = [int((d / "max_energy_range_uj").read_text()) for d in self.domains]
+            self._last = self._raw()
+        except PermissionError as error:
+            text = "no_permission: the kernel lets only root read RAPL's energy_uj"
+            raise Fault("no-permission", text) from error
+        except (OSError, ValueError) as error:
+            raise Fault("rapl-unreadable", f"RAPL cannot be read: {error}") from error
+        self._total = 0
+
+    def _raw(self) -> list[int]:
+        return [int((domain / "energy_uj").read_text()) for domain in self.domains]
+
+    def joules(self) -> float:
+        """Energy since this object was made; the kernel gives microjoules.
+
+        Raises:
+            Fault: a domain cannot be read any more, or was set to zero.
+        """
+        try:
+            raw = self._raw()
+        except (OSError, ValueError) as error:
+            raise Fault("rapl-unreadable", f"RAPL cannot be read: {error}") from error
+        for before, after, full in zip(self._last, raw, self._range, strict=True):
+            step = after - before if after >= before else after - before + full
+            # A wrap leaves a small step; a counter that was set to zero leaves a huge one.
+            if step > full // 10:
+                raise Fault("counter-reset", "the RAPL counter was reset during the window")
+            self._total += step
+        self._last = raw
+        return self._total * 1e-6
+
+    def watts(self) -> float:
+        raise Fault("not-supported", "RAPL has no reading of power")
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def throttled(self) -> dict[str, float]:
+        return {}
+
+
+def rapl_packages(root: Path) -> list[Path]:
+    """The package domains of a powercap tree; not their parts (cores, dram), nor the platform."""
+    domains = sorted(root.glob("intel-rapl:*"))
+    return [d for d in domains if (d / "name").read_text().startswith("package")]
