@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from moebench import console
 from moebench.cost.crossval import as_fit, cross_validate, shared_fits, summary
 from moebench.cost.dense import DenseParameters, dense_time, fit_library
 from moebench.cost.families import KernelFit, prior_for, write_fits
 from moebench.cost.fit import Measured, percentage_errors
 from moebench.cost.groups import dense_rows, groups_of
-from moebench.cost.intervals import Basis, Residuals, calibrate_widths, write_widths
+from moebench.cost.intervals import UNSEEN, Basis, Residuals, calibrate_widths, write_widths
 from moebench.cost.kernel import layer_time
 from moebench.cost.table import Table, read_table
 from moebench.spec import load_hardware
@@ -167,7 +168,7 @@ def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
         strangers = [fit for fit in fits if fit.system != eight.hardware.name]
         prior = prior_for(eight.kernel, eight.hardware, strangers or fits, machines)
         with_own: tuple[Basis, ...] = ("seen", "rows", "shape")
-        with_others: tuple[Basis, ...] = ("device", "stranger")
+        with_others: tuple[Basis, ...] = UNSEEN
         for parameters, bases in (
             (own.parameters, with_own),
             (prior.parameters, with_others),
@@ -209,4 +210,4 @@ def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameter
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -35,7 +35,9 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast"), ("numpy", "scipy"), ("pandas",)
+    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "scoring", "progress", "console"),
+    ("numpy", "scipy"),
+    ("pandas",),
 )
 TABLE: dict[str, May] = {
     "__init__": May(()),
@@ -71,10 +73,12 @@ TABLE: dict[str, May] = {
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),
     "document": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",)),
-    "report": May((*FOUNDATION, *KEPT), ("numpy", "scipy"), ("pandas", "matplotlib")),
+    "report": May((*FOUNDATION, *KEPT, "console"), ("numpy", "scipy"), ("pandas", "matplotlib")),
     # 3: verbs and what they wire with.
     "plan": May((*FOUNDATION, "policies"), ("numpy",)),
     "forecast": May((*FOUNDATION, "policies", "cost", "plan", "record"), ("numpy",)),
+    "scoring": May((*FOUNDATION, "cost"), ("numpy",)),
+    "console": May(()),
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),
     "cell": VERB,
@@ -108,6 +112,8 @@ TORCHLESS = (
     "document",
     "plan",
     "forecast",
+    "scoring",
+    "console",
     "budget",
     "progress",
     "suite",

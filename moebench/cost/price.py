@@ -76,9 +76,14 @@ class Calibrated:
     token_range: tuple[int, int] | None = None
     """Tokens per step that were measured."""
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows of this kernel on this device were fitted."""
+        return self.basis in ("seen", "rows", "shape")
+
     def basis_of(self, shapes: Sequence[str]) -> list[Basis]:
         """What each case's prediction rests on, given its model shape."""
-        if self.basis in ("sibling", "device", "stranger"):
+        if not self.has_rows:
             return [self.basis] * len(shapes)
         return [self.basis if shape in self.shapes else "shape" for shape in shapes]
 
@@ -117,11 +122,18 @@ def calibrated(
     origin = f"the {kernel.family} family on {', '.join(devices)}" if devices else "typical values"
     origin += "" if dense_here is None else " and this device's dense matmuls"
     prior = prior_of(kernel, hardware, fits=known, dense_here=dense_here)
-    basis: Basis = "device" if relatives and kernel.is_recognised else "stranger"
-    capabilities = {load_hardware(fit.system).compute_capability for fit in relatives}
-    if basis == "device" and hardware.compute_capability in capabilities:
-        basis = "sibling"
+    basis = unseen_basis(kernel, hardware, known)
     return Calibrated(kernel, hardware, prior.parameters, basis, frozenset(), origin)
+
+
+def unseen_basis(kernel: Kernel, hardware: HardwareSpec, fits: Sequence[KernelFit]) -> Basis:
+    """What a prediction rests on where no row of the kernel on the device was fitted."""
+    if not kernel.is_recognised or all(fit.kernel.family != kernel.family for fit in fits):
+        return "stranger"
+    devices = [load_hardware(fit.system) for fit in fits if fit.kernel == kernel]
+    if any(device.compute_capability == hardware.compute_capability for device in devices):
+        return "sibling"
+    return "device" if devices else "relative"
 
 
 def prior_of(
@@ -241,7 +253,7 @@ def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
                 "calibrate with rows of it: python -m moebench.calibrate --from TABLE",
             )
         )
-    if calibration.basis in ("sibling", "device", "stranger"):
+    if not calibration.has_rows:
         found.append(
             Caveat(
                 "uncalibrated-device",
