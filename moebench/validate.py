@@ -389,7 +389,7 @@ def _plot(table: Table, scores: Scores, folder: Path) -> list[Path]:
     """A figure of each device; returns the files."""
     from moebench.figures.accuracy import Points, draw_accuracy
 
-    quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul"}
+    quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
     x = "m" if table.kind == "gemm" else "tokens"
     folder.mkdir(parents=True, exist_ok=True)
     systems = np.array(table.columns["system"])
@@ -409,7 +409,7 @@ def _plot(table: Table, scores: Scores, folder: Path) -> list[Path]:
         )
         path = folder / f"{system}.png"
         path.write_bytes(
-            draw_accuracy(points, system, quantity.get(table.kind, "MoE layer, seconds"), x)
+            draw_accuracy(points, system, quantity.get(table.kind, "MoE layer latency"), x)
         )
         paths.append(path)
     return paths

@@ -19,6 +19,8 @@ PANEL = (4.4, 2.5)
 """Inches of one kernel's panel."""
 MOST_POINTS = 1500
 """Points of a panel that are drawn, evenly picked: more only make the file large."""
+TITLE = 50
+"""Characters of a kernel's name: its ends tell it from others."""
 WITHIN = 0.10
 """The band around equality."""
 
@@ -63,7 +65,8 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
             axis.plot(grid, middle, color=INK, linewidth=1.3)
             axis.plot(grid, ends, color=MUTED, linewidth=0.8)
             error = 100 * np.abs(ratio - 1)
-            axis.set_title(f"{name[:46]}: {error.mean():.1f} %", fontsize=8)
+            title = name if len(name) <= TITLE else f"{name[:20]}...{name[-(TITLE - 23):]}"
+            axis.set_title(f"{title}: {error.mean():.1f} %", fontsize=8)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log", base=2)
             axis.set_ylim(0.5, 2.0)
