@@ -9,6 +9,7 @@ intervals.toml. Files that ship in moebench/data/kernels are made by this comman
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -51,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = [read_table(path) for path in options.tables]
     except ValueError as error:
         print(error, file=sys.stderr)
+        return 2
+    kinds = {table.kind for table in tables}
+    if options.intervals and not {"latency", "pairs"} <= kinds:
+        found = ", ".join(sorted(kinds))
+        print(
+            f"--intervals: found tables of {found}, expected layer latencies and top-k pairs",
+            file=sys.stderr,
+        )
         return 2
     for table in tables:
         for problem in table.problems:
@@ -178,9 +187,12 @@ def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
                 for group in (eight, six)
             ]
             error = true - np.log(predicted[0] / predicted[1])
-            for basis in bases:
+            parallel = eight.cases.expert_parallel > 1
+            for basis, is_parallel in itertools.product(bases, (False, True)):
+                here = parallel == is_parallel
                 family, system = eight.kernel.family, eight.hardware.name
-                found.append(Residuals(basis, family, system, eight.cases.num_tokens, error))
+                tokens = eight.cases.num_tokens[here]
+                found.append(Residuals(basis, family, system, tokens, error[here], is_parallel))
     return found
 
 

@@ -11,10 +11,11 @@ CLOSED = 141
 def run(main: Callable[[], int]) -> int:
     """Run a verb and return its exit code; a closed stdout ends it without a traceback."""
     try:
-        code = main()
-        sys.stdout.flush()
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes stdout once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
-    return code

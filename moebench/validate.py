@@ -405,7 +405,10 @@ def _plot(table: Table, scores: Scores, folder: Path) -> list[Path]:
     for system in sorted(set(systems[works].tolist())):
         here = works & (systems == system)
         points = Points(
-            labels[here], scores.num_tokens[here], scores.measured[here], scores.predicted[here]
+            labels[here].tolist(),
+            scores.num_tokens[here],
+            scores.measured[here],
+            scores.predicted[here],
         )
         path = folder / f"{system}.png"
         path.write_bytes(

@@ -48,6 +48,8 @@ class Residuals:
     num_tokens: Floats
     log_error: Floats
     """log(measured / predicted)."""
+    is_parallel: bool = False
+    """Ratios under expert parallelism, where the load of the fullest rank is one draw of many."""
 
 
 Bounds = Mapping[str, tuple[float, float]]
@@ -62,6 +64,8 @@ class Widths:
     """By basis, then by family ("any" pools them)."""
     ratio: Mapping[str, Bounds]
     """By basis: of log ratios of two loads `RATIO_STEP` apart."""
+    parallel_ratio: Mapping[str, Bounds]
+    """The same under expert parallelism."""
 
     def latency_factors(
         self, basis: Basis, family: str, num_tokens: Floats
@@ -72,7 +76,11 @@ class Widths:
         return np.exp(low), np.exp(high)
 
     def ratio_factors(
-        self, basis: Basis, num_tokens: Floats, assignment_ratio: Floats
+        self,
+        basis: Basis,
+        num_tokens: Floats,
+        assignment_ratio: Floats,
+        is_parallel: bool = False,
     ) -> tuple[Floats, Floats]:
         """The same for the ratio of two latencies of one kernel on one device.
 
@@ -81,8 +89,10 @@ class Widths:
             num_tokens: tokens of the step, the same in both.
             assignment_ratio: token copies of one over those of the other: the errors of two
                 equal loads cancel, and part as the loads part.
+            is_parallel: under expert parallelism.
         """
-        low, high = _by_regime(self.ratio[basis], num_tokens)
+        table = self.parallel_ratio if is_parallel else self.ratio
+        low, high = _by_regime(table[basis], num_tokens)
         apart = np.sqrt(np.abs(np.log(assignment_ratio)) / RATIO_STEP)
         return np.exp(low * apart), np.exp(high * apart)
 
@@ -122,17 +132,23 @@ def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -
                 table[family] = bounds_of(own)
         by_basis[basis] = table
     by_basis |= {basis: {"any": bounds} for basis, bounds in unseen_bounds(rows).items()}
-    by_ratio: dict[str, Bounds] = {
-        basis: bounds_of(one for one in ratios if one.basis == basis)
-        for basis in BASES
-        if basis != "sibling"
-    }
-    by_ratio["sibling"] = _towards(by_ratio["shape"], by_ratio["device"])
+    alone = _ratio_bounds(one for one in ratios if not one.is_parallel)
+    parallel = _ratio_bounds(one for one in ratios if one.is_parallel)
     by_basis["sibling"] = {
         family: _towards(bounds, by_basis["device"]["any"])
         for family, bounds in by_basis["shape"].items()
     }
-    return Widths(by_basis, by_ratio)
+    return Widths(by_basis, alone, parallel)
+
+
+def _ratio_bounds(residuals: Iterable[Residuals]) -> dict[str, Bounds]:
+    ratios = list(residuals)
+    found: dict[str, Bounds] = {
+        basis: bounds_of(one for one in ratios if one.basis == basis)
+        for basis in BASES
+        if basis != "sibling"
+    }
+    return found | {"sibling": _towards(found["shape"], found["device"])}
 
 
 def unseen_bounds(residuals: Iterable[Residuals]) -> dict[Basis, Bounds]:
@@ -192,7 +208,8 @@ def write_widths(widths: Widths, path: Path, note: str) -> None:
         for basis, families in widths.latency.items()
         for family, bounds in families.items()
     ]
-    tables += [(f"ratio.{basis}", bounds) for basis, bounds in widths.ratio.items()]
+    for kind, by_basis in (("ratio", widths.ratio), ("parallel_ratio", widths.parallel_ratio)):
+        tables += [(f"{kind}.{basis}", bounds) for basis, bounds in by_basis.items()]
     for name, bounds in tables:
         lines += ["", f"[{name}]"]
         lines += [f'"{regime}" = [{low:.4f}, {high:.4f}]' for regime, (low, high) in bounds.items()]
@@ -208,7 +225,11 @@ def shipped_widths() -> Widths:
         basis: {family: _bounds(bounds) for family, bounds in families.items()}
         for basis, families in table["latency"].items()
     }
-    return Widths(latency, {basis: _bounds(bounds) for basis, bounds in table["ratio"].items()})
+    ratios = [
+        {basis: _bounds(bounds) for basis, bounds in table[kind].items()}
+        for kind in ("ratio", "parallel_ratio")
+    ]
+    return Widths(latency, *ratios)
 
 
 def _bounds(table: Mapping[str, list[float]]) -> Bounds:

@@ -1,7 +1,7 @@
 """Predicting rows of devices or model shapes that nothing was fitted to, priors included.
 
-Unlike `crossval`, which makes the shipped intervals, every interval here comes from the other
-devices (or the other shapes) alone, so its coverage is honest too.
+Unlike `crossval`, which makes the shipped intervals, every interval here comes from errors on the
+other devices (or the other shapes) alone, so its coverage is honest too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -280,7 +280,7 @@ def _with_interval(
         others = [one.residuals for one in parts if one.unit != part.unit]
         alike = [one for one in others if one.family == family]
         bounds = bounds_of(alike or others)
-    widths = Widths({part.basis: {"any": bounds}}, {})
+    widths = Widths({part.basis: {"any": bounds}}, {}, {})
     low, high = widths.latency_factors(part.basis, family, part.rows.cases.num_tokens)
     seconds = part.rows.seconds / np.exp(part.log_error)
     return Predicted(part.group, part.index, seconds, seconds * low, seconds * high)

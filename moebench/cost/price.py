@@ -5,6 +5,7 @@ come from DRAM, whatever a benchmark that replays one call may have found in L2.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -224,9 +225,12 @@ def ratio_interval(
     low, high = np.empty(len(ratio)), np.empty(len(ratio))
     bases = np.array(calibration.basis_of(shapes))
     copies = np.maximum(baseline.loads.copies, 1e-9) / np.maximum(target.loads.copies, 1e-9)
-    for basis in set(bases.tolist()):
-        here = bases == basis
-        factors = shipped_widths().ratio_factors(basis, target.num_tokens[here], copies[here])
+    parallel = target.expert_parallel > 1
+    for basis, is_parallel in itertools.product(set(bases.tolist()), (False, True)):
+        here = (bases == basis) & (parallel == is_parallel)
+        factors = shipped_widths().ratio_factors(
+            basis, target.num_tokens[here], copies[here], is_parallel
+        )
         low[here], high[here] = ratio[here] * factors[0], ratio[here] * factors[1]
     return low, high
 

@@ -5,12 +5,13 @@ that the model does not know.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from moebench.figures.style import BAND, INK, MUTED, STYLE
 
@@ -29,11 +30,11 @@ WITHIN = 0.10
 class Points:
     """Arrays over rows."""
 
-    labels: np.ndarray[Any, Any]
+    labels: Sequence[str]
     """Kernel of each row: a panel each."""
-    num_tokens: np.ndarray[Any, Any]
-    measured: np.ndarray[Any, Any]
-    predicted: np.ndarray[Any, Any]
+    num_tokens: NDArray[np.float64]
+    measured: NDArray[np.float64]
+    predicted: NDArray[np.float64]
 
 
 def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
@@ -45,13 +46,13 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
         quantity: what is predicted.
         x: what the horizontal axis counts.
     """
-    names = sorted(set(points.labels.tolist()))
+    names = sorted(set(points.labels))
     lines = -(-len(names) // COLUMNS)
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(COLUMNS * PANEL[0], lines * PANEL[1] + 0.6), layout="constrained")
         axes = figure.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
         for axis, name in zip(axes, names, strict=False):
-            here = points.labels == name
+            here = np.array(points.labels) == name
             tokens = points.num_tokens[here]
             ratio = points.predicted[here] / points.measured[here]
             axis.axhspan(1 / (1 + WITHIN), 1 + WITHIN, color=BAND, zorder=0)
@@ -65,7 +66,7 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
             axis.plot(grid, middle, color=INK, linewidth=1.3)
             axis.plot(grid, ends, color=MUTED, linewidth=0.8)
             error = 100 * np.abs(ratio - 1)
-            title = name if len(name) <= TITLE else f"{name[:20]}...{name[-(TITLE - 23):]}"
+            title = name if len(name) <= TITLE else f"{name[:20]}...{name[-(TITLE - 23) :]}"
             axis.set_title(f"{title}: {error.mean():.1f} %", fontsize=8)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log", base=2)
