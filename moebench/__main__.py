@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from moebench import __version__
+from moebench import __version__, console
 from moebench.units import nearest
 
 VERBS = {
@@ -52,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -14,6 +14,7 @@ intervals.toml. Files that ship in moebench/data/kernels are made by this comman
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from moebench import console
 from moebench.cost.crossval import as_fit, cross_validate, shared_fits, summary
 from moebench.cost.dense import DenseParameters, dense_time, fit_library
 from moebench.cost.families import KernelFit, prior_for, write_fits
 from moebench.cost.fit import Measured, percentage_errors
 from moebench.cost.groups import dense_rows, groups_of
-from moebench.cost.intervals import Basis, Residuals, calibrate_widths, write_widths
+from moebench.cost.intervals import UNSEEN, Basis, Residuals, calibrate_widths, write_widths
 from moebench.cost.kernel import layer_time
 from moebench.cost.table import Table, read_table
 from moebench.spec import load_hardware
@@ -62,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = [read_table(path) for path in options.tables]
     except ValueError as error:
         print(error, file=sys.stderr)
+        return 2
+    kinds = {table.kind for table in tables}
+    if options.intervals and not {"latency", "pairs"} <= kinds:
+        found = ", ".join(sorted(kinds))
+        print(
+            f"--intervals: found tables of {found}, expected layer latencies and top-k pairs",
+            file=sys.stderr,
+        )
         return 2
     for table in tables:
         for problem in table.problems:
@@ -215,7 +225,7 @@ def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
         strangers = [fit for fit in fits if fit.system != eight.hardware.name]
         prior = prior_for(eight.kernel, eight.hardware, strangers or fits, machines)
         with_own: tuple[Basis, ...] = ("seen", "rows", "shape")
-        with_others: tuple[Basis, ...] = ("device", "stranger")
+        with_others: tuple[Basis, ...] = UNSEEN
         for parameters, bases in (
             (own.parameters, with_own),
             (prior.parameters, with_others),
@@ -225,9 +235,12 @@ def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
                 for group in (eight, six)
             ]
             error = true - np.log(predicted[0] / predicted[1])
-            for basis in bases:
+            parallel = eight.cases.expert_parallel > 1
+            for basis, is_parallel in itertools.product(bases, (False, True)):
+                here = parallel == is_parallel
                 family, system = eight.kernel.family, eight.hardware.name
-                found.append(Residuals(basis, family, system, eight.cases.num_tokens, error))
+                tokens = eight.cases.num_tokens[here]
+                found.append(Residuals(basis, family, system, tokens, error[here], is_parallel))
     return found
 
 
@@ -257,4 +270,4 @@ def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameter
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

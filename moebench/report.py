@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moebench import console
 from moebench.codec import encode
 from moebench.compare import MIN_ROUNDS, corrected, prediction_error, prediction_errors
 from moebench.document import (
@@ -420,4 +421,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from moebench import __version__
+from moebench import __version__, console
 from moebench.budget import Need, allowance
 from moebench.codec import encode
 from moebench.cost.calibration import from_datasheet
@@ -483,4 +483,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

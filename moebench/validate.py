@@ -1,6 +1,7 @@
 """`python -m moebench.validate TABLE`: score the GPU model against measured latencies.
 
     python -m moebench.validate latencies.csv.gz --calibration rows:40 --json
+    python -m moebench.validate latencies.csv.gz --leave-out device --plot figures/
 
 Tables of layer latencies, of top-k pairs (the ratio is scored) and of dense matmuls. Everything
 is in percent. Predictions are warm, because the tables are measured without flushing L2.
@@ -10,81 +11,106 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.dense import DenseParameters, dense_time, fit_device, shipped_dense
+from moebench import console
+from moebench.cost.crossval import as_fit, full_fit
+from moebench.cost.dense import (
+    DenseParameters,
+    DenseRows,
+    dense_time,
+    fit_device,
+    shipped_dense,
+)
 from moebench.cost.energy_table import is_energy_table, validate_energy
 from moebench.cost.families import KernelFit, shipped_fits
-from moebench.cost.fit import REGIME_NAMES, REGIMES, Measured, fit_siblings, stratified
+from moebench.cost.fit import Measured, fit_siblings, stratified
 from moebench.cost.groups import Group, dense_rows, groups_of
 from moebench.cost.kernel import layer_time
+from moebench.cost.leaveout import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
 from moebench.cost.price import Calibrated, calibrated, latency_interval, prior_of, ratio_interval
 from moebench.cost.samplers import Floats
 from moebench.cost.table import Table, read_table
 from moebench.ownrun import validate_run
+from moebench.progress import Bar
+from moebench.scoring import (
+    Scores,
+    Skipped,
+    dense_document,
+    latency_document,
+    pairs_document,
+    text,
+)
+from moebench.spec import load_hardware
 
-SCHEMA = 1
 MOST_SKIPPED = 0.005
 """Share of well-formed rows that may stay without a price before the check fails."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Predicted against measured, row by row; arrays over rows."""
-
-    predicted: Floats
-    measured: Floats
-    low: Floats
-    high: Floats
-    num_tokens: Floats
-
-    def __getitem__(self, index: NDArray[Any]) -> "Scores":
-        return Scores(
-            self.predicted[index],
-            self.measured[index],
-            self.low[index],
-            self.high[index],
-            self.num_tokens[index],
-        )
-
-    def figures(self, with_correlation: bool = False) -> dict[str, float | int | None]:
-        """Number of rows, errors and coverage in percent; None where there are no rows."""
-        n = len(self.measured)
-        names = ("mape", "median_ape", "p90_ape", "bias", "coverage90")
-        if not n:
-            empty: dict[str, float | int | None] = {"n": 0, **dict.fromkeys(names)}
-            return empty | ({"correlation": None} if with_correlation else {})
-        error = 100 * (self.predicted / self.measured - 1)
-        inside = (self.low <= self.measured) & (self.measured <= self.high)
-        ape = np.abs(error)
-        values = (ape.mean(), np.median(ape), np.percentile(ape, 90), error.mean())
-        found: dict[str, float | int | None] = {"n": n}
-        found |= {
-            name: round(float(value), 4)
-            for name, value in zip(names, (*values, 100 * inside.mean()), strict=True)
-        }
-        if with_correlation:
-            logs = np.log(self.predicted), np.log(self.measured)
-            is_constant = n < 2 or logs[0].std() < 1e-12 or logs[1].std() < 1e-12
-            correlation = None if is_constant else float(np.corrcoef(*logs)[0, 1])
-            found["correlation"] = None if correlation is None else round(correlation, 4)
-        return found
-
-    def by_regime(self, with_correlation: bool = False) -> dict[str, dict[str, Any]]:
-        return {
-            name: self[(self.num_tokens > low) & (self.num_tokens <= high)].figures(
-                with_correlation
-            )
-            for name, (low, high) in zip(REGIME_NAMES, REGIMES, strict=True)
-        }
+LEAVE_OUT_SECONDS = 60
+"""What leaving devices or shapes out takes, about, for the bar."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is not None:
+        return validate_run(options.run, options.earlier, options.json)
+    if options.table is None:
+        parser.error("which table? (or --run DIR)")
+    if is_energy_table(options.table):
+        return validate_energy(options.table, options.models, options.given, options.json)
+    try:
+        rows = _rows_of(options.calibration)
+        table = read_table(options.table)
+        dense = _dense_fits(options.gemm)
+        fits = None if options.fits is None else _fits_of(options.fits)
+        if options.leave_out and table.kind == "gemm":
+            raise ValueError("--leave-out: found a table of dense matmuls, expected another one")
+        if options.leave_out not in (None, "device") and table.kind == "pairs":
+            raise ValueError(
+                f"--leave-out: found {options.leave_out!r}, expected 'device': all pairs are of "
+                "one shape"
+            )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for problem in table.problems:
+        print(f"{table.path}: {problem}", file=sys.stderr)
+    if not len(table):
+        print(f"{table.path}: no row could be read", file=sys.stderr)
+        return 2
+    calibration, seed = options.calibration, options.seed
+    if table.kind == "gemm":
+        scores, skipped = dense_scores(table, calibration, rows, seed)
+        document = dense_document(table, scores, skipped, calibration, seed)
+    elif table.kind == "pairs":
+        is_left_out = options.leave_out is not None
+        scores, skipped = pair_scores(table, calibration, rows, seed, dense, fits, is_left_out)
+        document = pairs_document(table, scores, skipped, calibration, seed)
+    else:
+        if options.leave_out is None:
+            scores, skipped = latency_scores(table, calibration, rows, seed, dense, fits)
+        else:
+            scores, skipped = left_out_scores(table, options.leave_out, rows, seed, dense)
+        document = latency_document(table, scores, skipped, calibration, seed)
+    if options.leave_out is not None:
+        document["leave_out"] = options.leave_out
+    if not document["n"]:
+        print(f"{table.path}: nothing could be priced: {document['skipped']}", file=sys.stderr)
+        return 2
+    print(json.dumps(document, indent=1) if options.json else text(document))
+    if options.plot is not None:
+        for path in _plot(table, scores, options.plot):
+            print(path, file=sys.stderr)
+    if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
+        return 1
+    return 3 if table.problems else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m moebench.validate",
         description="Score the GPU model against measured latencies.",
@@ -105,6 +131,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "others; or the spec sheet alone (default: shipped)",
     )  # fmt: skip
     parser.add_argument(
+        "--leave-out", choices=("device", "shapes", "both"),
+        help="fit the table itself without each device in turn, without a quarter of its model "
+        "shapes at a time, or without both, and score what was left out; with rows:N, N rows of "
+        "the device (and of other shapes) are known all the same; shipped parameters stay out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fits", type=Path, metavar="TABLE",
+        help="fit kernels to these latencies in place of the shipped parameters",
+    )  # fmt: skip
+    parser.add_argument(
         "--gemm", type=Path, help="dense matmuls of devices that were never calibrated"
     )
     parser.add_argument(
@@ -115,39 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="with such a table: whether predictions are told the measured throughput",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the rows drawn (default: 0)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FOLDER", help="draw a figure of each device into this folder"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args(arguments)
-    if options.run is not None:
-        return validate_run(options.run, options.earlier, options.json)
-    if options.table is None:
-        parser.error("which table? (or --run DIR)")
-    if is_energy_table(options.table):
-        return validate_energy(options.table, options.models, options.given, options.json)
-    try:
-        rows = _rows_of(options.calibration)
-        table = read_table(options.table)
-        dense = _dense_fits(options.gemm)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for problem in table.problems:
-        print(f"{table.path}: {problem}", file=sys.stderr)
-    if not len(table):
-        print(f"{table.path}: no row could be read", file=sys.stderr)
-        return 2
-    if table.kind == "gemm":
-        document = score_dense(table, options.calibration, rows, options.seed)
-    elif table.kind == "pairs":
-        document = score_pairs(table, options.calibration, rows, options.seed, dense)
-    else:
-        document = score_latencies(table, options.calibration, rows, options.seed, dense)
-    if not document["n"]:
-        print(f"{table.path}: nothing could be priced: {document['skipped']}", file=sys.stderr)
-        return 2
-    print(json.dumps(document, indent=1) if options.json else text(document))
-    if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
-        return 1
-    return 3 if table.problems else 0
+    return parser
 
 
 def _rows_of(calibration: str) -> int | None:
@@ -177,141 +185,154 @@ def _dense_fits(path: Path | None) -> dict[str, DenseParameters]:
     return {name: fit_device(rows, library) for name, rows in dense_rows(table).items()}
 
 
-def score_latencies(
+def _fits_of(path: Path) -> list[KernelFit]:
+    """A fit of each group of a latency table, by itself."""
+    table = read_table(path)
+    if table.kind != "latency":
+        raise ValueError(f"{path}: found a {table.kind} table, expected layer latencies")
+    seconds = table.numbers["latency_us"] * 1e-6
+    works = table.numbers["slow_tactic"] == 0
+    groups = [_measured(group, seconds)[works[group.rows]] for group in _groups(table, seconds)[0]]
+    return [
+        as_fit(rows, full_fit(rows), path.name, table.sha256)
+        for rows in groups
+        if (rows.cases.expert_parallel == 1).sum() >= LEAST_ROWS
+    ]
+
+
+def _groups(table: Table, seconds: Floats) -> tuple[list[Group], Skipped]:
+    return groups_of(table, seconds=seconds)
+
+
+def _measured(group: Group, seconds: Floats) -> Measured:
+    return Measured(
+        group.kernel, group.hardware, group.cases, np.array(group.shapes), seconds[group.rows]
+    )
+
+
+def latency_scores(
     table: Table,
     calibration: str,
     rows: int | None,
     seed: int,
     dense: Mapping[str, DenseParameters],
-) -> dict[str, Any]:
-    """The JSON document of a table of layer latencies."""
+    fits: Sequence[KernelFit] | None = None,
+) -> tuple[Scores, Skipped]:
+    """Predictions of a table of layer latencies; NaN where rows calibrate or have no price."""
     seconds = table.numbers["latency_us"] * 1e-6
-    groups, skipped = groups_of(table, seconds=seconds)
-    predicted, low, high = (np.full(len(seconds), np.nan) for _ in range(3))
+    groups, skipped = _groups(table, seconds)
+    scores = Scores.waiting(seconds, table.numbers["num_tokens"])
     for members in _together(groups):
         drawn = _drawn(members, table, rows, seed)
-        own = [
-            Measured(
-                group.kernel,
-                group.hardware,
-                group.cases,
-                np.array(group.shapes),
-                seconds[group.rows],
-            )[drawn[group.rows]]
-            for group in members
-        ]
-        chosen_ones = _calibrations(own, calibration, table.sha256, dense)
+        own = [_measured(group, seconds)[drawn[group.rows]] for group in members]
+        chosen_ones = _calibrations(own, calibration, table.sha256, dense, fits)
         for group, chosen in zip(members, chosen_ones, strict=True):
-            here = group.rows
-            use = drawn[here]
             time = layer_time(chosen.parameters, group.hardware, group.cases, warm=True).seconds
             ends = latency_interval(chosen, group.cases, group.shapes, time)
-            rest = here[~use]
-            predicted[rest], low[rest], high[rest] = time[~use], ends[0][~use], ends[1][~use]
-    priced = np.isfinite(predicted)
-    scores = Scores(predicted, seconds, low, high, table.numbers["num_tokens"])
+            rest = ~drawn[group.rows]
+            scores.fill(group.rows[rest], time[rest], ends[0][rest], ends[1][rest])
+    return scores, skipped
+
+
+def left_out_scores(
+    table: Table,
+    what: LeftOut,
+    rows: int | None,
+    seed: int,
+    dense: Mapping[str, DenseParameters],
+) -> tuple[Scores, Skipped]:
+    """The same from fits of the table itself that never saw what they predict."""
+    seconds = table.numbers["latency_us"] * 1e-6
     works = table.numbers["slow_tactic"] == 0
-    parallel = table.numbers["moe_ep_size"] > 1
-    good = priced & works
-    return {
-        **_head(table, calibration, seed, int(priced.sum()), skipped),
-        "overall": scores[good].figures(),
-        "ep1": scores[good & ~parallel].figures(),
-        "ep_gt1": scores[good & parallel].figures(),
-        "slow_tactic": scores[priced & ~works].figures(),
-        "regimes": scores[good].by_regime(),
-        "groups": _groups(table, scores, good, parallel, False),
-    }
+    groups, skipped = _groups(table, seconds)
+    every = [
+        LeftOutGroup(_measured(group, seconds), works[group.rows], _source(group))
+        for group in groups
+    ]
+    scores = Scores.waiting(seconds, table.numbers["num_tokens"])
+    with Bar(LEAVE_OUT_SECONDS) as bar:
+        for found in predict_left_out(every, what, rows, seed, dense, bar.tell):
+            place = groups[found.group].rows[found.index]
+            scores.fill(place, found.seconds, found.low, found.high)
+    return scores, skipped
 
 
-def score_pairs(
+def pair_scores(
     table: Table,
     calibration: str,
     rows: int | None,
     seed: int,
     dense: Mapping[str, DenseParameters],
-) -> dict[str, Any]:
-    """The JSON document of a table of top-k pairs: everything is about the ratio."""
-    measured_ratio = table.numbers["latency_us_top8"] / table.numbers["latency_us_top6"]
+    fits: Sequence[KernelFit] | None = None,
+    without_device: bool = False,
+) -> tuple[Scores, Skipped]:
+    """Predicted ratios of a table of top-k pairs.
+
+    Args:
+        table: the pairs.
+        calibration: of the command line.
+        rows: drawn of each kernel and device, if so.
+        seed: of the draw.
+        dense: fits of devices' dense matmuls.
+        fits: in place of the shipped ones.
+        without_device: fits of the device that is predicted are left out.
+    """
+    top8, top6 = (table.numbers[f"latency_us_top{k}"] * 1e-6 for k in (8, 6))
     eights, skipped = groups_of(table, 8)
     sixes, _ = groups_of(table, 6)
-    ratio, low, high = (np.full(len(measured_ratio), np.nan) for _ in range(3))
+    scores = Scores.waiting(top8 / top6, table.numbers["num_tokens"])
     for members in _together(list(zip(eights, sixes, strict=True))):
         drawn = _drawn([eight for eight, _ in members], table, rows, seed)
         for eight, six in members:
-            here, use = eight.rows, drawn[eight.rows]
-            measured = Measured(
-                eight.kernel, eight.hardware, eight.cases, np.array(eight.shapes),
-                table.numbers["latency_us_top8"][here] * 1e-6,
-            )  # fmt: skip
-            (chosen,) = _calibrations([measured[use]], calibration, table.sha256, dense)
+            known: Sequence[KernelFit] = shipped_fits() if fits is None else fits
+            if without_device:
+                known = [fit for fit in known if fit.system != eight.hardware.name]
+            rest = ~drawn[eight.rows]
+            own = _measured(eight, top8)[~rest]
+            (chosen,) = _calibrations([own], calibration, table.sha256, dense, known)
             times = [
                 layer_time(chosen.parameters, group.hardware, group.cases, warm=True).seconds
                 for group in (eight, six)
             ]
-            found = times[0] / times[1]
-            ends = ratio_interval(chosen, six.cases, eight.cases, eight.shapes, found)
-            rest = here[~use]
-            ratio[rest], low[rest], high[rest] = found[~use], ends[0][~use], ends[1][~use]
-    priced = np.isfinite(ratio)
-    tokens = table.numbers["num_tokens"]
-    scores = Scores(ratio, measured_ratio, low, high, tokens)
-    parallel = table.numbers["moe_ep_size"] > 1
-    baselines = {}
-    for name, value in (("flops", 8 / 6), ("no_change", 1.0)):
-        flat = np.full(len(ratio), value)
-        baselines[name] = Scores(flat, measured_ratio, flat, flat, tokens)[priced].figures(True)
-    return {
-        **_head(table, calibration, seed, int(priced.sum()), skipped),
-        "overall": scores[priced].figures(True),
-        "ep1": scores[priced & ~parallel].figures(True),
-        "ep_gt1": scores[priced & parallel].figures(True),
-        "slow_tactic": scores[np.zeros(len(ratio), dtype=bool)].figures(True),
-        **baselines,
-        "regimes": scores[priced].by_regime(True),
-        "groups": _groups(table, scores, priced, parallel, True),
-    }
+            ratio = times[0] / times[1]
+            ends = ratio_interval(chosen, six.cases, eight.cases, eight.shapes, ratio)
+            scores.fill(eight.rows[rest], ratio[rest], ends[0][rest], ends[1][rest])
+    return scores, skipped
 
 
-def score_dense(table: Table, calibration: str, rows: int | None, seed: int) -> dict[str, Any]:
-    """The JSON document of a table of dense matmuls, split by m in place of tokens."""
-    seconds = table.numbers["latency_us"] * 1e-6
-    predicted = np.full(len(seconds), np.nan)
+def dense_scores(
+    table: Table, calibration: str, rows: int | None, seed: int
+) -> tuple[Scores, Skipped]:
+    """Predictions of a table of dense matmuls, without intervals."""
+    scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["m"])
     systems = np.array(table.columns["system"])
     shipped = {} if calibration == "none" else shipped_dense()
     library = next(iter(shipped.values()), DenseParameters())
-    found = []
-    known = dense_rows(table)
     skipped = {}
     for system in sorted(set(systems.tolist())):
         here = np.flatnonzero(systems == system)
-        data = next(
-            (d for d in known.values() if system in (d.hardware.name, *d.hardware.aliases)), None
-        )
-        if data is None:
-            skipped[f"unknown hardware {system!r}"] = here
+        try:
+            hardware = load_hardware(system)
+        except ValueError as error:
+            skipped[str(error)] = here
             continue
+        m, n, k = (table.numbers[name][here] for name in ("m", "n", "k"))
+        data = DenseRows(hardware, m, n, k, scores.measured[here])
         parameters = shipped.get(data.hardware.name, library)
         rest = np.arange(len(here))
         if rows is not None:
             use = stratified(data.m, rows, np.random.default_rng(seed))
             rest = np.setdiff1d(rest, use)
-            thin = type(data)(
-                data.hardware, data.m[use], data.n[use], data.k[use], data.seconds[use]
-            )
-            parameters = fit_device(thin, library)
+            parameters = fit_device(data[use], library)
         time = dense_time(parameters, data.hardware, data.m, data.n, data.k)
-        predicted[here[rest]] = time[rest]
-        scores = Scores(time[rest], data.seconds[rest], time[rest], time[rest], data.m[rest])
-        found.append({"system": system, **scores.figures(), "regimes": scores.by_regime()})
-    priced = np.isfinite(predicted)
-    scores = Scores(predicted, seconds, predicted, predicted, table.numbers["m"])[priced]
-    return {
-        **_head(table, calibration, seed, int(priced.sum()), skipped),
-        "overall": scores.figures(),
-        "regimes": scores.by_regime(),
-        "groups": found,
-    }
+        nothing = np.full(len(rest), np.nan)
+        scores.fill(here[rest], time[rest], nothing, nothing)
+    return scores, skipped
+
+
+def _source(group: Group) -> tuple[str, ...]:
+    kernel = group.kernel
+    return group.system, kernel.framework, kernel.version, kernel.source
 
 
 def _together(groups: Sequence[Any]) -> list[list[Any]]:
@@ -343,6 +364,7 @@ def _calibrations(
     calibration: str,
     sha256: str,
     dense: Mapping[str, DenseParameters],
+    given: Sequence[KernelFit] | None,
 ) -> list[Calibrated]:
     """Parameters for groups of one source; `own` are their rows drawn for calibration, if any.
 
@@ -350,7 +372,8 @@ def _calibrations(
     that are scored.
     """
     hardware = own[0].hardware
-    fits: Sequence[KernelFit] = () if calibration == "none" else shipped_fits()
+    known = shipped_fits() if given is None else given
+    fits: Sequence[KernelFit] = () if calibration == "none" else known
     here = None if calibration == "none" else dense.get(hardware.name)
     if not calibration.startswith("rows:"):
         return [calibrated(rows.kernel, hardware, fits=fits, dense_here=here) for rows in own]
@@ -376,69 +399,38 @@ def _calibrations(
     ]
 
 
-def _head(
-    table: Table, calibration: str, seed: int, n: int, skipped: Mapping[str, NDArray[np.int64]]
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "table": str(table.path),
-        "calibration": calibration,
-        "seed": seed,
-        "n": n,
-        "skipped": {reason: len(rows) for reason, rows in skipped.items()},
-    }
+def _plot(table: Table, scores: Scores, folder: Path) -> list[Path]:
+    """A figure of each device; returns the files."""
+    from moebench.figures.accuracy import Points, draw_accuracy
 
-
-def _groups(
-    table: Table,
-    scores: Scores,
-    good: NDArray[np.bool_],
-    parallel: NDArray[np.bool_],
-    with_correlation: bool,
-) -> list[dict[str, Any]]:
-    """One entry for each device, kernel, split and whether experts were shared out."""
-    names = ("system", "framework", "version", "kernel_source", "split")
-    columns = [table.columns[name] for name in names]
-    members: dict[tuple[str, ...], list[int]] = {}
-    for index in np.flatnonzero(good).tolist():
-        key = (*(column[index] for column in columns), ">1" if parallel[index] else "1")
-        members.setdefault(key, []).append(index)
-    return [
-        {
-            **dict(zip((*names, "ep"), key, strict=True)),
-            **scores[np.array(rows)].figures(with_correlation),
-            "regimes": scores[np.array(rows)].by_regime(with_correlation),
-        }
-        for key, rows in sorted(members.items())
-    ]
-
-
-def text(document: Mapping[str, Any]) -> str:
-    """The document as a table for people."""
-    lines = [
-        f"{document['table']}, calibration {document['calibration']}, {document['n']} rows scored",
-        f"{'':44}{'n':>8}{'MAPE':>8}{'median':>8}{'P90':>8}{'bias':>8}{'inside':>8}",
-    ]
-    entries = [
-        (name, document[name])
-        for name in ("overall", "ep1", "ep_gt1", "slow_tactic", "flops", "no_change")
-        if name in document
-    ]
-    entries += [(f"  {name} tokens", figures) for name, figures in document["regimes"].items()]
-    for group in document["groups"]:
-        words = [group.get(name, "") for name in ("system", "framework", "version")]
-        source = group.get("kernel_source", "")[-18:]
-        split = [group.get("split", ""), f"ep {group['ep']}" if "ep" in group else ""]
-        entries.append((" ".join(filter(None, (*words, source, *split))), group))
-    for name, figures in entries:
-        if not figures["n"]:
-            continue
-        values = (figures[key] for key in ("mape", "median_ape", "p90_ape", "bias", "coverage90"))
-        lines.append(f"{name:44.44}{figures['n']:8d}" + "".join(f"{v:8.2f}" for v in values))
-    for reason, count in document["skipped"].items():
-        lines.append(f"skipped {count} rows: {reason}")
-    return "\n".join(lines)
+    quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
+    x = "m" if table.kind == "gemm" else "tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    systems = np.array(table.columns["system"])
+    names = ("framework", "version", "kernel_source")
+    columns = [table.columns[name] for name in names if name in table.columns]
+    labels = np.array(
+        [" ".join(each) for each in zip(*columns, strict=True)] or [""] * len(systems)
+    )
+    paths = []
+    works = np.isfinite(scores.predicted)
+    if table.kind == "latency":
+        works &= table.numbers["slow_tactic"] == 0
+    for system in sorted(set(systems[works].tolist())):
+        here = works & (systems == system)
+        points = Points(
+            labels[here].tolist(),
+            scores.num_tokens[here],
+            scores.measured[here],
+            scores.predicted[here],
+        )
+        path = folder / f"{system}.png"
+        path.write_bytes(
+            draw_accuracy(points, system, quantity.get(table.kind, "MoE layer latency"), x)
+        )
+        paths.append(path)
+    return paths
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

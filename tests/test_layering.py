@@ -35,7 +35,20 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "ownrun", "plan", "forecast", "prediction", "claims"),
+    (
+        *FOUNDATION,
+        "policies",
+        "cost",
+        *KEPT,
+        "ownrun",
+        "plan",
+        "forecast",
+        "prediction",
+        "claims",
+        "scoring",
+        "progress",
+        "console",
+    ),
     ("numpy", "scipy"),
     ("pandas",),
 )
@@ -87,11 +100,13 @@ TABLE: dict[str, May] = {
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),
     "document": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",)),
-    "report": May((*FOUNDATION, *KEPT), ("numpy", "scipy"), ("pandas", "matplotlib")),
+    "report": May((*FOUNDATION, *KEPT, "console"), ("numpy", "scipy"), ("pandas", "matplotlib")),
     # 3: verbs and what they wire with.
     "plan": May((*FOUNDATION, "policies"), ("numpy",)),
     "forecast": May((*FOUNDATION, "policies", "cost", "plan", "record"), ("numpy",)),
     "prediction": May((*FOUNDATION, "cost")),
+    "scoring": May((*FOUNDATION, "cost"), ("numpy",)),
+    "console": May(()),
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),
     "cell": VERB,
@@ -136,6 +151,8 @@ TORCHLESS = (
     "document",
     "plan",
     "forecast",
+    "scoring",
+    "console",
     "budget",
     "progress",
     "suite",

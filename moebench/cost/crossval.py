@@ -12,7 +12,7 @@ import numpy as np
 from moebench.cost.dense import DenseParameters, shift
 from moebench.cost.families import Error, KernelFit, Prior, generic_prior, prior_for
 from moebench.cost.fit import Measured, fit_parameters, percentage_errors, stratified, thinned
-from moebench.cost.intervals import Basis, Residuals
+from moebench.cost.intervals import UNSEEN, Basis, Residuals
 from moebench.cost.kernel import Parameters
 from moebench.cost.samplers import Floats
 from moebench.spec import HardwareSpec, load_hardware
@@ -23,6 +23,11 @@ PARALLEL_ROWS = 250
 """The same under expert parallelism."""
 FOLD_ROWS = 500
 FEW_ROWS = 40
+UNSEEN_DEVICE: Mapping[Basis, str] = {
+    "device": "unseen device, spec sheet only",
+    "relative": "unseen device and kernel",
+    "stranger": "unseen device and kernel family",
+}
 FOLDS = 4
 """A quarter of the model shapes is left out at a time."""
 
@@ -118,38 +123,69 @@ def cross_validate(
         HeldOut("many rows (training error)", "seen", rows, rows.log_error(parameters))
         for rows, parameters in zip(groups, shared_fits(groups), strict=True)
     ]
-    found += _devices_left_out(groups, dense or {})
+    fits = [as_fit(rows, full_fit(rows)) for rows in groups]
+    found += unseen_devices(groups, fits)
+    found += _devices_with_help(groups, fits, dense or {})
     found += _shapes_left_out(groups)
     return found
 
 
-def _devices_left_out(
-    groups: Sequence[Measured], dense: Mapping[str, DenseParameters]
-) -> Iterator[HeldOut]:
-    """No rows of the device, and a few of them, with priors from the other devices."""
-    fits = [as_fit(rows, full_fit(rows)) for rows in groups]
+def unseen_devices(groups: Sequence[Measured], fits: Sequence[KernelFit]) -> list[HeldOut]:
+    """Every group from its spec sheet and fits of other devices.
+
+    Of all of them, of those of other kernels, and of those of other families.
+
+    Args:
+        groups: measured rows.
+        fits: of each group by itself.
+    """
     machines = {rows.hardware.name: rows.hardware for rows in groups}
-    for number, rows in enumerate(groups):
+    found = []
+    for rows in groups:
+        kernel = rows.kernel
+        others = [fit for fit in fits if fit.system != rows.hardware.name]
+        families = [fit for fit in others if fit.kernel.family == kernel.family]
+        is_known = any(fit.kernel == kernel for fit in others)
+        used = (
+            others if is_known else [],
+            [fit for fit in others if fit.kernel != kernel] if families else [],
+            [fit for fit in others if fit.kernel.family != kernel.family],
+        )
+        for basis, some in zip(UNSEEN, used, strict=True):
+            if some:
+                prior = prior_for(kernel, rows.hardware, some, machines)
+                error = rows.log_error(prior.parameters)
+                found.append(HeldOut(UNSEEN_DEVICE[basis], basis, rows, error))
+    return found
+
+
+def _devices_with_help(
+    groups: Sequence[Measured],
+    fits: Sequence[KernelFit],
+    dense: Mapping[str, DenseParameters],
+) -> Iterator[HeldOut]:
+    """Unseen devices with their dense matmuls, and with a few rows of each kernel.
+
+    And kernels left out of a device of which others are known.
+    """
+    machines = {rows.hardware.name: rows.hardware for rows in groups}
+    for number, (rows, own) in enumerate(zip(groups, fits, strict=True)):
         here = rows.hardware.name
         others = [fit for fit in fits if fit.system != here]
         if not others:
             continue
         prior = prior_for(rows.kernel, rows.hardware, others, machines)
-        error = rows.log_error(prior.parameters)
-        if all(fit.kernel.family != rows.kernel.family for fit in others):
-            yield HeldOut("unseen device and kernel family", "stranger", rows, error)
-        else:
-            yield HeldOut("unseen device, spec sheet only", "device", rows, error)
-            if here in dense:
-                shifts = {
-                    name: shift(dense[here], dense[name]) for name in machines if name in dense
-                }
-                told = prior_for(rows.kernel, rows.hardware, others, machines, shifts)
-                error = rows.log_error(told.parameters)
-                yield HeldOut("unseen device, its dense matmuls", None, rows, error)
+        if here in dense:
+            shifts = {name: shift(dense[here], dense[name]) for name in machines if name in dense}
+            told = prior_for(rows.kernel, rows.hardware, others, machines, shifts)
+            error = rows.log_error(told.parameters)
+            yield HeldOut("unseen device, its dense matmuls", None, rows, error)
         few, rest = _few_and_rest(rows, number)
         error = rest.log_error(fit_parameters(few, prior))
         yield HeldOut(f"{FEW_ROWS} rows of an unseen device", "rows", rest, error)
+        prior = _prior(rows, [fit for fit in fits if fit is not own], machines)
+        error = rows.log_error(prior.parameters)
+        yield HeldOut("unseen kernel, calibrated device", None, rows, error)
 
 
 def _shapes_left_out(groups: Sequence[Measured]) -> Iterator[HeldOut]:

@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moebench.cost.samplers import Floats
 from moebench.spec import HardwareSpec
@@ -98,7 +99,9 @@ class DenseRows:
         """At most `count` of the rows, always the same ones."""
         if len(self.m) <= count:
             return self
-        index = np.random.default_rng(0).choice(len(self.m), count, replace=False)
+        return self[np.random.default_rng(0).choice(len(self.m), count, replace=False)]
+
+    def __getitem__(self, index: NDArray[np.int64]) -> "DenseRows":
         arrays = (self.m, self.n, self.k, self.seconds)
         return DenseRows(self.hardware, *(array[index] for array in arrays))
 

@@ -29,6 +29,16 @@ FRAMEWORK_STRANGER_WEIGHT = 0.2
 """The same for the overheads of the framework."""
 FLOOR_SPREAD = 0.2
 """Least spread of a prior, as far as the parameter's own generic spread is not smaller."""
+SAME_GENERATION = 3.0
+"""Weight of a fit whose device feeds its tensor cores by the same instruction."""
+SAME_CAPABILITY = 10.0
+"""The same on a device of the same compute capability: the multiprocessors are equal."""
+SAME_KERNEL = 3.0
+"""The same of this very kernel, on any device."""
+SAME_CODE = 10.0
+"""On top of both: the same instructions on the same multiprocessors, so what differs is in the
+spec sheet. Dense matmuls say so too: H100 and H200 reach shares of their peak and bandwidth that
+are within 0.5 % of each other."""
 CLOCK_EXPONENT = -1.0
 """Overheads are chains of instructions: they take as many clocks on one device as on another."""
 
@@ -99,6 +109,7 @@ class Kernel:
             can_skip_sort=self.framework == "vllm",
             handles_all_copies=is_triton and self.framework == "vllm",
             loads_by_element=is_triton,
+            permutes_copies=self.family == "cutlass",
             uses_tensor_memory=is_triton and mma_generation(hardware) == "tcgen05",
         )
 
@@ -235,7 +246,7 @@ def prior_for(
     mean, spread = {}, {}
     for name in PARAMETERS:
         meta = METADATA[name]
-        weights, values = [], []
+        weights, spread_weights, values = [], [], []
         for fit in found:
             machine = machines[fit.system]
             value = math.log(getattr(fit.parameters, name))
@@ -243,13 +254,21 @@ def prior_for(
                 value += CLOCK_EXPONENT * math.log(clock / (machine.clock or clock))
             if dense_shift:
                 value += dense_shift.get(fit.system, {}).get(name, 0.0)
-            weights.append(_nearness(kernel, fit.kernel, meta["scope"]))
-            if meta["scope"] == "kernel" and mma_generation(machine) == own:
-                weights[-1] *= 3
             values.append(value)
-        w = np.array(weights) / np.sum(weights)
+            is_equal = machine.compute_capability == hardware.compute_capability
+            weight = _nearness(kernel, fit.kernel, meta["scope"])
+            if meta["scope"] == "kernel" and mma_generation(machine) == own:
+                weight *= SAME_GENERATION
+            if fit.kernel == kernel:
+                weight *= SAME_KERNEL * (SAME_CODE if is_equal else 1)
+            spread_weights.append(weight)
+            if meta["scope"] == "kernel" and is_equal:
+                weight *= SAME_CAPABILITY
+            weights.append(weight)
+        w, around = (np.array(each) / np.sum(each) for each in (weights, spread_weights))
         mean[name] = float(w @ np.array(values))
-        variance = float(w @ (np.array(values) - mean[name]) ** 2)
+        # How much kernels differ is not known better because one device's weigh more.
+        variance = float(around @ (np.array(values) - mean[name]) ** 2)
         floor = min(0.5 * meta["spread"], FLOOR_SPREAD)
         spread[name] = math.sqrt(variance + floor**2)
     return Prior(mean, spread)

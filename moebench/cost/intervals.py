@@ -18,15 +18,18 @@ import numpy as np
 from moebench.cost.fit import REGIME_NAMES, REGIMES
 from moebench.cost.samplers import Floats
 
-Basis = Literal["seen", "rows", "shape", "sibling", "device", "stranger"]
+Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stranger"]
 """What the parameters rest on: many rows of the kernel on the device, and the shape among them;
-a few such rows; the same without the shape; the kernel's family on a device of the same compute
-capability, on other devices only; nothing."""
-BASES: tuple[Basis, ...] = ("seen", "rows", "shape", "sibling", "device", "stranger")
-MEASURED_BASES = tuple(basis for basis in BASES if basis != "sibling")
-"""No two devices of the development tables have one compute capability, so a sibling's widths
-are assumed: `SIBLING_SHARE` of the way from an unseen shape's to an unseen device's."""
+a few such rows; the same without the shape; this kernel on a device of the same compute
+capability; on other devices; other kernels of its family; kernels of other families."""
+BASES: tuple[Basis, ...] = (
+    "seen", "rows", "shape", "sibling", "device", "relative", "stranger",
+)  # fmt: skip
+UNSEEN: tuple[Basis, ...] = ("device", "relative", "stranger")
+"""Bases without a row of the kernel on such a device, from the surest to the least sure."""
 SIBLING_SHARE = 0.25
+"""No two devices of the development tables have one compute capability, so a sibling's widths
+are assumed: this far on the way from an unseen shape's to an unseen device's."""
 LEVEL = 0.90
 LEAST_ROWS = 60
 """Residuals below which a family's own quantiles are not trusted and all families' are used."""
@@ -45,6 +48,8 @@ class Residuals:
     num_tokens: Floats
     log_error: Floats
     """log(measured / predicted)."""
+    is_parallel: bool = False
+    """Ratios under expert parallelism, where the load of the fullest rank is one draw of many."""
 
 
 Bounds = Mapping[str, tuple[float, float]]
@@ -59,6 +64,8 @@ class Widths:
     """By basis, then by family ("any" pools them)."""
     ratio: Mapping[str, Bounds]
     """By basis: of log ratios of two loads `RATIO_STEP` apart."""
+    parallel_ratio: Mapping[str, Bounds]
+    """The same under expert parallelism."""
 
     def latency_factors(
         self, basis: Basis, family: str, num_tokens: Floats
@@ -69,7 +76,11 @@ class Widths:
         return np.exp(low), np.exp(high)
 
     def ratio_factors(
-        self, basis: Basis, num_tokens: Floats, assignment_ratio: Floats
+        self,
+        basis: Basis,
+        num_tokens: Floats,
+        assignment_ratio: Floats,
+        is_parallel: bool = False,
     ) -> tuple[Floats, Floats]:
         """The same for the ratio of two latencies of one kernel on one device.
 
@@ -78,8 +89,10 @@ class Widths:
             num_tokens: tokens of the step, the same in both.
             assignment_ratio: token copies of one over those of the other: the errors of two
                 equal loads cancel, and part as the loads part.
+            is_parallel: under expert parallelism.
         """
-        low, high = _by_regime(self.ratio[basis], num_tokens)
+        table = self.parallel_ratio if is_parallel else self.ratio
+        low, high = _by_regime(table[basis], num_tokens)
         apart = np.sqrt(np.abs(np.log(assignment_ratio)) / RATIO_STEP)
         return np.exp(low * apart), np.exp(high * apart)
 
@@ -108,7 +121,9 @@ def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -
     """Quantiles for every basis and family that has enough residuals."""
     rows, ratios = list(latency), list(ratio)
     by_basis: dict[str, dict[str, Bounds]] = {}
-    for basis in MEASURED_BASES:
+    for basis in BASES:
+        if basis == "sibling" or basis in UNSEEN:
+            continue
         members = [one for one in rows if one.basis == basis]
         table = {"any": bounds_of(members)}
         for family in sorted({one.family for one in members}):
@@ -116,42 +131,49 @@ def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -
             if sum(len(one.log_error) for one in own) >= LEAST_ROWS:
                 table[family] = bounds_of(own)
         by_basis[basis] = table
-    scale = device_scale([one for one in rows if one.basis == "device"])
-    by_basis["device"] = {
-        family: {name: (scale * low, scale * high) for name, (low, high) in bounds.items()}
-        for family, bounds in by_basis["device"].items()
-    }
-    # What is wholly unknown is never more certain than a kernel of a known family.
-    by_basis["stranger"] = {
-        family: _wider(by_basis["stranger"]["any"], bounds)
-        for family, bounds in by_basis["device"].items()
-    }
-    by_ratio: dict[str, Bounds] = {
-        basis: bounds_of(r for r in ratios if r.basis == basis) for basis in MEASURED_BASES
-    }
-    by_ratio["sibling"] = _towards(by_ratio["shape"], by_ratio["device"])
+    by_basis |= {basis: {"any": bounds} for basis, bounds in unseen_bounds(rows).items()}
+    alone = _ratio_bounds(one for one in ratios if not one.is_parallel)
+    parallel = _ratio_bounds(one for one in ratios if one.is_parallel)
     by_basis["sibling"] = {
-        family: _towards(by_basis["shape"].get(family, by_basis["shape"]["any"]), bounds)
-        for family, bounds in by_basis["device"].items()
+        family: _towards(bounds, by_basis["device"]["any"])
+        for family, bounds in by_basis["shape"].items()
     }
-    return Widths(by_basis, by_ratio)
+    return Widths(by_basis, alone, parallel)
 
 
-def device_scale(members: list[Residuals]) -> float:
-    """Factor by which widths from some devices must grow to cover 90 % of another's rows.
+def _ratio_bounds(residuals: Iterable[Residuals]) -> dict[str, Bounds]:
+    ratios = list(residuals)
+    found: dict[str, Bounds] = {
+        basis: bounds_of(one for one in ratios if one.basis == basis)
+        for basis in BASES
+        if basis != "sibling"
+    }
+    return found | {"sibling": _towards(found["shape"], found["device"])}
 
-    Rows of one device err together, so pooled quantiles are too narrow for a new device.
+
+def unseen_bounds(residuals: Iterable[Residuals]) -> dict[Basis, Bounds]:
+    """Bounds of predictions for devices without a row of the kernel.
+
+    Rows of one device err together, so what counts is the number of devices, not of rows: bounds
+    are as wide as the device with the largest errors needs for 90 % of its rows. They are
+    symmetrical: whether the next device is faster or slower than its spec sheet says is not
+    known. Knowing less is never narrower.
     """
-    systems = sorted({one.system for one in members})
-    if len(systems) < 2:
-        return 1.0
-    needed = []
-    for one in members:
-        others = [other for other in members if other.system != one.system]
-        alike = [other for other in others if other.family == one.family]
-        low, high = _by_regime(bounds_of(alike or others), one.num_tokens)
-        needed.append(np.maximum(one.log_error / high, one.log_error / low))
-    return max(1.0, float(np.quantile(np.concatenate(needed), LEVEL)))
+    rows = list(residuals)
+    found: dict[Basis, Bounds] = {}
+    before: Bounds = dict.fromkeys(REGIME_NAMES, (-0.002, 0.002))
+    for basis in UNSEEN:
+        members = [one for one in rows if one.basis == basis]
+        for system in sorted({one.system for one in members}):
+            own = bounds_of(
+                Residuals(basis, one.family, system, one.num_tokens, sign * np.abs(one.log_error))
+                for one in members
+                for sign in (-1, 1)
+                if one.system == system
+            )
+            before = _wider(before, own)
+        found[basis] = before
+    return found
 
 
 def _wider(one: Bounds, other: Bounds) -> Bounds:
@@ -186,7 +208,8 @@ def write_widths(widths: Widths, path: Path, note: str) -> None:
         for basis, families in widths.latency.items()
         for family, bounds in families.items()
     ]
-    tables += [(f"ratio.{basis}", bounds) for basis, bounds in widths.ratio.items()]
+    for kind, by_basis in (("ratio", widths.ratio), ("parallel_ratio", widths.parallel_ratio)):
+        tables += [(f"{kind}.{basis}", bounds) for basis, bounds in by_basis.items()]
     for name, bounds in tables:
         lines += ["", f"[{name}]"]
         lines += [f'"{regime}" = [{low:.4f}, {high:.4f}]' for regime, (low, high) in bounds.items()]
@@ -202,7 +225,11 @@ def shipped_widths() -> Widths:
         basis: {family: _bounds(bounds) for family, bounds in families.items()}
         for basis, families in table["latency"].items()
     }
-    return Widths(latency, {basis: _bounds(bounds) for basis, bounds in table["ratio"].items()})
+    ratios = [
+        {basis: _bounds(bounds) for basis, bounds in table[kind].items()}
+        for kind in ("ratio", "parallel_ratio")
+    ]
+    return Widths(latency, *ratios)
 
 
 def _bounds(table: Mapping[str, list[float]]) -> Bounds:

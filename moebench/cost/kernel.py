@@ -35,6 +35,8 @@ ALIGNMENT = 16
 """Elements: Triton vectorises loads of rows whose stride it knows to be a multiple of this."""
 SECTOR_DEPTH = 32
 """Elements of a row in one step that fill only half of a 128-byte line."""
+SCALE_GROUP = 128
+"""Activations of a token that share a scale where weights are scaled in blocks of 128 x 128."""
 CHUNK = 32768
 """Cases priced at a time, so that temporaries stay in cache."""
 
@@ -75,6 +77,9 @@ class Parameters:
     """Per token copy: sorting and permuting."""
     expert: float = _parameter(5e-9, 1.2, "s", "framework", paced=True)
     """Per expert of the rank: histogram and prefix sum."""
+    quantise: float = _parameter(70.0, 1.0, "clock", "framework")
+    """Of one SM for `SCALE_GROUP` activations that become fp8 with a scale of their own: a warp
+    reduces and rescales them, which takes longer than their bytes."""
     activation_traffic: float = _parameter(1.3, 0.4, "", "framework")
     """Bytes that the elementwise kernels and activations really move over the minimum."""
     top1_launch: float = _parameter(3e-6, 0.7, "s", "framework", paced=True)
@@ -134,6 +139,9 @@ class Traits:
     loads_by_element: bool = False
     """Rows whose stride is no multiple of `ALIGNMENT` are loaded without vectors (Triton; others
     need 16 bytes alone, or pad)."""
+    permutes_copies: bool = False
+    """Token copies are laid out expert by expert before the first matmul, which are then quantised
+    one by one; otherwise that matmul gathers tokens, quantised once each."""
     uses_tensor_memory: bool = False
     """Tiles of 64 rows and more accumulate in tensor memory (Triton on compute capability 10)."""
 
@@ -283,6 +291,11 @@ def _layer_time(p: Parameters, m: _Machine, cases: LayerCases, warm: bool) -> La
         + is_top1 * p.top1_passes * 2 * ACTIVATION_BYTES * tokens * hidden / stream,
         "routing": p.copy * handled + p.expert * cases.num_experts / cases.expert_parallel,
     }
+    if cases.dtype == "float8":
+        rows = copies if cases.traits.permutes_copies else tokens
+        groups = (rows * hidden + copies * inner) / SCALE_GROUP
+        quantising = p.quantise * groups / (m.processors * m.clock)
+        stages["elementwise"] = stages["elementwise"] + quantising
     terms = {
         name: pick(parts[0][1][name]) + pick(parts[1][1][name])
         for name in ("tensor", "dram", "l2", "latency")

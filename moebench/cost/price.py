@@ -5,6 +5,7 @@ come from DRAM, whatever a benchmark that replays one call may have found in L2.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,14 @@ class Calibrated:
     token_range: tuple[int, int] | None = None
     """Tokens per step that were measured."""
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows of this kernel on this device were fitted."""
+        return self.basis in ("seen", "rows", "shape")
+
     def basis_of(self, shapes: Sequence[str]) -> list[Basis]:
         """What each case's prediction rests on, given its model shape."""
-        if self.basis in ("sibling", "device", "stranger"):
+        if not self.has_rows:
             return [self.basis] * len(shapes)
         return [self.basis if shape in self.shapes else "shape" for shape in shapes]
 
@@ -117,12 +123,18 @@ def calibrated(
     origin = f"the {kernel.family} family on {', '.join(devices)}" if devices else "typical values"
     origin += "" if dense_here is None else " and this device's dense matmuls"
     prior = prior_of(kernel, hardware, fits=known, dense_here=dense_here)
-    basis: Basis = "device" if relatives and kernel.is_recognised else "stranger"
-    alike = [fit for fit in relatives if fit.kernel.dtype == kernel.dtype]
-    capabilities = {load_hardware(fit.system).compute_capability for fit in alike}
-    if basis == "device" and hardware.compute_capability in capabilities:
-        basis = "sibling"
+    basis = unseen_basis(kernel, hardware, known)
     return Calibrated(kernel, hardware, prior.parameters, basis, frozenset(), origin)
+
+
+def unseen_basis(kernel: Kernel, hardware: HardwareSpec, fits: Sequence[KernelFit]) -> Basis:
+    """What a prediction rests on where no row of the kernel on the device was fitted."""
+    if not kernel.is_recognised or all(fit.kernel.family != kernel.family for fit in fits):
+        return "stranger"
+    devices = [load_hardware(fit.system) for fit in fits if fit.kernel == kernel]
+    if any(device.compute_capability == hardware.compute_capability for device in devices):
+        return "sibling"
+    return "device" if devices else "relative"
 
 
 def prior_of(
@@ -213,9 +225,12 @@ def ratio_interval(
     low, high = np.empty(len(ratio)), np.empty(len(ratio))
     bases = np.array(calibration.basis_of(shapes))
     copies = np.maximum(baseline.loads.copies, 1e-9) / np.maximum(target.loads.copies, 1e-9)
-    for basis in set(bases.tolist()):
-        here = bases == basis
-        factors = shipped_widths().ratio_factors(basis, target.num_tokens[here], copies[here])
+    parallel = target.expert_parallel > 1
+    for basis, is_parallel in itertools.product(set(bases.tolist()), (False, True)):
+        here = (bases == basis) & (parallel == is_parallel)
+        factors = shipped_widths().ratio_factors(
+            basis, target.num_tokens[here], copies[here], is_parallel
+        )
         low[here], high[here] = ratio[here] * factors[0], ratio[here] * factors[1]
     return low, high
 
@@ -242,7 +257,7 @@ def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
                 "calibrate with rows of it: python -m moebench.calibrate --from TABLE",
             )
         )
-    if calibration.basis in ("sibling", "device", "stranger"):
+    if not calibration.has_rows:
         found.append(
             Caveat(
                 "uncalibrated-device",

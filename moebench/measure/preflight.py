@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moebench.measure.environment import foreign_processes, open_nvml
+from moebench.measure.nvml import foreign_processes, open_nvml
 
 Status = Literal["good", "bad", "unknown"]
 BUSY_SHARE = 0.25

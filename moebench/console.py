@@ -1,0 +1,21 @@
+"""How a verb ends when it is run from a shell."""
+
+import os
+import sys
+from collections.abc import Callable
+
+CLOSED = 141
+"""Exit code of a program whose reader has gone (128 + SIGPIPE), as in `... | head`."""
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a verb and return its exit code; a closed stdout ends it without a traceback."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED

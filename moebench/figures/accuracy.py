@@ -1,0 +1,84 @@
+"""Predicted over measured, row by row: what a score hides, a figure shows.
+
+A trend over tokens is a missing term, a cloud is noise, two clouds are a choice of the kernel
+that the model does not know.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from moebench.figures.style import BAND, INK, MUTED, STYLE
+
+COLUMNS = 2
+PANEL = (4.4, 2.5)
+"""Inches of one kernel's panel."""
+MOST_POINTS = 1500
+"""Points of a panel that are drawn, evenly picked: more only make the file large."""
+TITLE = 50
+"""Characters of a kernel's name: its ends tell it from others."""
+WITHIN = 0.10
+"""The band around equality."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Arrays over rows."""
+
+    labels: Sequence[str]
+    """Kernel of each row: a panel each."""
+    num_tokens: NDArray[np.float64]
+    measured: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+
+
+def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
+    """A PNG with a panel for each kernel: predicted over measured against tokens.
+
+    Args:
+        points: at least one row.
+        device: for the title.
+        quantity: what is predicted.
+        x: what the horizontal axis counts.
+    """
+    names = sorted(set(points.labels))
+    lines = -(-len(names) // COLUMNS)
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(COLUMNS * PANEL[0], lines * PANEL[1] + 0.6), layout="constrained")
+        axes = figure.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
+        for axis, name in zip(axes, names, strict=False):
+            here = np.array(points.labels) == name
+            tokens = points.num_tokens[here]
+            ratio = points.predicted[here] / points.measured[here]
+            axis.axhspan(1 / (1 + WITHIN), 1 + WITHIN, color=BAND, zorder=0)
+            shown = np.linspace(0, len(tokens) - 1, min(len(tokens), MOST_POINTS)).astype(int)
+            axis.plot(
+                tokens[shown], ratio[shown], ".", color="#0072B2", alpha=0.25, markersize=3, mew=0
+            )
+            grid = np.unique(tokens)
+            middle = [np.median(ratio[tokens == value]) for value in grid]
+            ends = [np.percentile(ratio[tokens == value], [5, 95]) for value in grid]
+            axis.plot(grid, middle, color=INK, linewidth=1.3)
+            axis.plot(grid, ends, color=MUTED, linewidth=0.8)
+            error = 100 * np.abs(ratio - 1)
+            title = name if len(name) <= TITLE else f"{name[:20]}...{name[-(TITLE - 23) :]}"
+            axis.set_title(f"{title}: {error.mean():.1f} %", fontsize=8)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log", base=2)
+            axis.set_ylim(0.5, 2.0)
+            axis.set_yticks([0.5, 0.7, 1.0, 1.4, 2.0], ["0.5", "0.7", "1", "1.4", "2"])
+        for axis in axes[len(names) :]:
+            axis.set_axis_off()
+        figure.suptitle(
+            f"{device}, {quantity}: predicted over measured (line: median, grey: 5 and 95 %)",
+            fontsize=9,
+        )
+        figure.supxlabel(x, fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
