@@ -203,7 +203,7 @@ def hardware_toml(hardware: HardwareSpec, name: str) -> str:
     if hardware.interconnect is not None:
         bandwidth = _quantity(hardware.interconnect.bandwidth, "bandwidth")
         lines += ["", "[interconnect]", f"name = {json.dumps(hardware.interconnect.name)}"]
-        lines += [f'bandwidth = "{bandwidth}"']
+        lines += [f'bandwidth = "{bandwidth}"', f"devices = {hardware.interconnect.devices}"]
     return "\n".join(lines) + "\n"
 
 
