@@ -71,6 +71,7 @@ def test_the_noise_between_runs_enters_the_interval() -> None:
     assert narrow.low > 1.05 and wide.low < 0.95
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_where_runs_differ_by_more_than_their_rounds_say() -> None:
     """Ten A/A runs and two runs, all shifted by 2 %: 95 % of the intervals hold "unchanged"."""
     rng = np.random.default_rng(3)
