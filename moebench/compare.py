@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from moebench import console
 from moebench.resampling import (
     LEVEL,
     Limits,
@@ -388,4 +389,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

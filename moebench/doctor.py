@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from moebench import console
 from moebench.across import relative_latency
 from moebench.codec import encode
 from moebench.measure.environment import choose_device, describe_machine
@@ -233,4 +234,4 @@ def _unchanged_run(folder: Path, device: torch.device) -> UnchangedRun:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from moebench import console
 from moebench.codec import encode
 from moebench.cost.break_even import break_even
 from moebench.cost.deployment import LEVELS, PHASES, Deployment
@@ -34,6 +35,7 @@ from moebench.prediction import (
     labels_of,
 )
 from moebench.spec import ModelSpec, OperatingPoint, load_hardware, load_model
+from moebench.units import printable
 
 LARGEST_BATCH = 2**20
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8": "float8"}
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(answered(options))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -312,4 +314,4 @@ def _document(**parts: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

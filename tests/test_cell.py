@@ -37,7 +37,9 @@ def ready_cell(key: str) -> ReadyCell:
     return prepare_cell(bench(), replace(cell, cases=cases), 4096)
 
 
-@pytest.mark.parametrize("key", ["moe decode b16 bfloat16", "decoder decode b16 bfloat16"])
+@pytest.mark.parametrize(
+    "key", ["moe decode b16 context 64 bfloat16", "decoder decode b16 context 64 bfloat16"]
+)
 def test_every_router_is_at_its_operating_point_over_the_stream(key: str) -> None:
     ready = ready_cell(key)
     for case in ready.cases:
@@ -51,7 +53,7 @@ def test_every_router_is_at_its_operating_point_over_the_stream(key: str) -> Non
 
 def test_the_loads_that_are_stored_are_those_that_run() -> None:
     """The stream is looked at in wide batches and timed in narrow ones."""
-    ready = ready_cell("decoder decode b1 bfloat16")
+    ready = ready_cell("decoder decode b1 context 64 bfloat16")
     for case in ready.cases:
         for place in range(20):
             step = int(ready.order[place])
@@ -63,7 +65,7 @@ def test_the_loads_that_are_stored_are_those_that_run() -> None:
 
 
 def test_a_stretch_of_the_order_has_the_mean_k_of_the_stream() -> None:
-    ready = ready_cell("moe decode b1 bfloat16")
+    ready = ready_cell("moe decode b1 context 64 bfloat16")
     for case in ready.cases:
         whole = case.load(1).mean_k
         assert case.load(1, ready.order[:40].tolist()).mean_k == pytest.approx(whole, rel=0.05)
@@ -90,7 +92,7 @@ def test_training_steps_leave_no_gradient_behind() -> None:
 
 
 def test_an_output_that_is_not_a_number_is_refused() -> None:
-    ready = ready_cell("moe decode b16 bfloat16")
+    ready = ready_cell("moe decode b16 context 64 bfloat16")
     y = ready.step(ready.cases[0], 0).clone()
     ready.check(y)
     y[3, 0, 5] = float("nan")
@@ -109,7 +111,7 @@ def test_a_repeated_cache_holds_every_sequence_as_often() -> None:
 
 
 def test_caveats_say_when_the_weights_stay_in_the_cache() -> None:
-    ready = ready_cell("moe decode b1 bfloat16")
+    ready = ready_cell("moe decode b1 context 64 bfloat16")
     kinds = [caveat.kind for caveat in ready.caveats(ready.cases[0], cache_bytes=1e9)]
     assert "warm-cache" in kinds
     assert "warm-cache" not in [c.kind for c in ready.caveats(ready.cases[0], cache_bytes=1.0)]
@@ -120,7 +122,7 @@ def test_cells_of_a_suite_are_told_apart() -> None:
 
 
 def test_decode_on_a_gpu_says_that_the_host_is_waited_for() -> None:
-    ready = ready_cell("moe decode b1 bfloat16")
+    ready = ready_cell("moe decode b1 context 64 bfloat16")
     on_gpu = replace(ready, bench=replace(ready.bench, device=torch.device("cuda")))
     kinds = {caveat.kind for caveat in on_gpu.caveats(ready.cases[0], cache_bytes=1.0)}
     assert "host-sync" in kinds

@@ -93,7 +93,7 @@ TABLE: dict[str, May] = {
     "record": May((*FOUNDATION, "codec", "storage", "lines"), ("numpy", "scipy"), ("pandas",)),
     "noise": May((*FOUNDATION, "codec", "storage")),
     "resampling": May((), ("numpy", "scipy")),
-    "compare": May((*FOUNDATION, *RECORDS, "across"), ("numpy", "scipy"), ("pandas",)),
+    "compare": May((*FOUNDATION, *RECORDS, "across", "console"), ("numpy", "scipy"), ("pandas",)),
     "across": May((*FOUNDATION, *RECORDS), ("numpy",)),
     "ownrun": May((*FOUNDATION, *RECORDS, "across"), ("numpy",)),
     "table": May((*FOUNDATION, *RECORDS), ("numpy",), ("pandas",)),
