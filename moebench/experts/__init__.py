@@ -100,6 +100,8 @@ class Backend:
     """It wants the router's dense slots (`Routing.slots`) and sorts them itself."""
     owns_process: bool = False
     """It brings a matmul library that must not share a process with oneDNN's."""
+    hides_flops: bool = False
+    """Its matmuls are no operations that FLOP counters know."""
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -114,12 +116,21 @@ def backend(
     dtypes: tuple[torch.dtype, ...] = Backend.dtypes,
     takes_slots: bool = False,
     owns_process: bool = False,
+    hides_flops: bool = False,
 ) -> Callable[[Experts], Experts]:
     """Decorator: register an expert execution under its name; see `Backend` for the rest."""
 
     def add(experts: Experts) -> Experts:
         BACKENDS[name] = Backend(
-            name, experts, missing, has_gradients, is_gated_only, dtypes, takes_slots, owns_process
+            name,
+            experts,
+            missing,
+            has_gradients,
+            is_gated_only,
+            dtypes,
+            takes_slots,
+            owns_process,
+            hides_flops,
         )
         return experts
 

@@ -37,7 +37,7 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-@backend("packed", missing=missing)
+@backend("packed", missing=missing, hides_flops=True)
 def packed(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

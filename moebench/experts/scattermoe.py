@@ -23,7 +23,12 @@ def missing(device: torch.device) -> str | None:
     return None if device.type == "cuda" else "it needs a GPU"
 
 
-@backend("scattermoe", missing=missing, dtypes=(torch.float32, torch.bfloat16, torch.float16))
+@backend(
+    "scattermoe",
+    missing=missing,
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    hides_flops=True,
+)
 def scattermoe(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

@@ -26,7 +26,13 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-@backend("sonicmoe", missing=missing, is_gated_only=True, dtypes=(torch.bfloat16, torch.float16))
+@backend(
+    "sonicmoe",
+    missing=missing,
+    is_gated_only=True,
+    dtypes=(torch.bfloat16, torch.float16),
+    hides_flops=True,
+)
 def sonicmoe(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

@@ -22,7 +22,9 @@ def missing(device: torch.device) -> str | None:
     return None if importlib.util.find_spec("transformers") else "transformers is not installed"
 
 
-@backend("transformers-eager", missing=missing, is_gated_only=True, takes_slots=True)
+@backend(
+    "transformers-eager", missing=missing, is_gated_only=True, takes_slots=True, hides_flops=True
+)
 def transformers_eager(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
@@ -36,6 +38,7 @@ def transformers_eager(
     is_gated_only=True,
     dtypes=GROUPED_TYPES,
     takes_slots=True,
+    hides_flops=True,
 )
 def transformers_grouped_mm(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights

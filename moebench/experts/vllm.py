@@ -47,6 +47,7 @@ def library(package: Path) -> Path:
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     takes_slots=True,
     owns_process=True,
+    hides_flops=True,
 )
 def vllm(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
