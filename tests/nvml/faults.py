@@ -179,6 +179,15 @@ FAULTS = (
     FaultCase("counter supported but always 0", settings(zero=1), "polled", "counter-frozen"),
     FaultCase("counter stuck at 2^64 - 1", settings(energy_raw=1.8e19), "polled", "counter-frozen"),
     FaultCase("counter moves every 4 s", settings(tick=4), "polled", "window-too-short"),
+    FaultCase(
+        "three windows of a counter that moves every second",
+        settings(tick=1),
+        "polled",
+        "window-too-short",
+        case=replace(
+            STEADY, plan=replace(QUICK, windows=3), settings={**STEADY.settings, "tick": 1.0}
+        ),
+    ),
     FaultCase("counter in microjoules", settings(counter_gain=1000), "polled", "counter-jumped"),
     FaultCase("counter in joules", settings(counter_gain=0.001), "none", "sources-disagree"),
     FaultCase("counter 60 % too high", settings(counter_gain=1.6), "none", "sources-disagree"),
