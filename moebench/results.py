@@ -164,6 +164,8 @@ class Memory:
     """Peak held by the device's caching allocator (GPU only)."""
     allocation_retries: int | None = None
     """Times that allocator had to give memory back before it found room (GPU only)."""
+    device_used: Bytes | None = None
+    """Of the whole board after the step, by anybody, as NVML has it (GPU only)."""
 
     @property
     def peak(self) -> Bytes | None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from moebench.measure.environment import nvml_handle
+from moebench.measure.nvml import answer, memory_used, open_nvml
 from moebench.results import Memory
 from moebench.units import Bytes, text
 
@@ -95,7 +97,14 @@ def _on_cuda(
         "torch.cuda.max_memory_allocated, less what was allocated before",
         reserved=float(torch.cuda.max_memory_reserved(device)),
         allocation_retries=_allocation_retries(device) - retries,
+        device_used=_board_used(device),
     )
+
+
+def _board_used(device: torch.device) -> Bytes | None:
+    nvml = open_nvml()
+    handle = None if nvml is None else answer(nvml_handle, nvml, device)
+    return None if handle is None else memory_used(nvml, handle)
 
 
 def _allocation_retries(device: torch.device) -> int:

@@ -10,7 +10,7 @@ import pynvml
 import pytest
 from nvml.simulator import UUID, Simulator
 
-from moebench.measure.nvml import is_simulated
+from moebench.measure.nvml import is_simulated, memory_used
 
 
 @pytest.fixture
@@ -81,6 +81,7 @@ def test_throttling_and_memory_follow_their_timelines(simulator: Simulator, hand
     assert pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle) == 0x40
     assert pynvml.nvmlDeviceGetMemoryInfo(handle).used == 1.5e9
     assert pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2).used == 1e9
+    assert memory_used(pynvml, handle) == 1e9
     simulator.advance(2.9)
     thermal, power = pynvml.nvmlDeviceGetFieldValues(handle, [270, 74])
     assert thermal.value.ullVal == pytest.approx(0.25e9)
