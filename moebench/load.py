@@ -5,6 +5,7 @@ so how many of them a batch touches is the first thing a prediction needs. For i
 it follows from the experts' inclusion probabilities alone.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,15 +52,23 @@ class ExpertLoad:
             k_distribution: probability of a token running 0, 1, 2, ... experts.
             skew: exponent of the power law of the experts' marginals; 0 is uniform.
         """
-        k = np.arange(len(k_distribution))
-        probability = np.asarray(k_distribution, dtype=float)
-        popularity = np.arange(1, num_experts + 1, dtype=np.float64) ** -skew
-        inclusion = np.stack([inclusion_probabilities(popularity, int(count)) for count in k])
-        marginal = probability @ inclusion
+        marginal = marginals(num_experts, tuple(k_distribution), skew)
         untouched = (1.0 - marginal) ** num_tokens
         return cls(
             tuple((num_tokens * marginal).tolist()), num_tokens, float((1.0 - untouched).sum())
         )
+
+
+@functools.lru_cache(maxsize=256)
+def marginals(
+    num_experts: int, k_distribution: tuple[float, ...], skew: float
+) -> NDArray[np.float64]:
+    """Probability that a token runs each expert; arguments as of `ExpertLoad.expected`."""
+    popularity = np.arange(1, num_experts + 1, dtype=np.float64) ** -skew
+    inclusion = [inclusion_probabilities(popularity, k) for k in range(len(k_distribution))]
+    marginal = np.asarray(k_distribution, dtype=float) @ np.stack(inclusion)
+    marginal.flags.writeable = False  # one array serves every caller
+    return np.asarray(marginal)
 
 
 def inclusion_probabilities(popularity: NDArray[np.float64], k: int) -> NDArray[np.float64]:

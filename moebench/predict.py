@@ -1,9 +1,11 @@
 """`python -m moebench.predict`: what a router would bring on a GPU that is not here.
 
-One MoE layer (router, dispatch, experts, combine; attention is not part of it), priced by the
-model of `moebench.cost.kernel` with the parameters that were fitted to measured layers of the
-same kernel. The speedup is over the model's own top-k on the same kernel; its interval is that of
-the ratio, whose errors largely cancel. Weights come from DRAM, as in deployment.
+Routed experts are priced with the parameters that were fitted to measured layers of the same
+kernel; what stands around them (attention, shared experts, head, communication) with fitted dense
+matmuls and stated assumptions. The speedup is over the model's own top-k in the same deployment;
+its interval is that of the ratio, whose errors largely cancel. Weights come from DRAM, as in
+deployment. Level "moe", the default, is one MoE layer, which is what was measured; "model" is
+composed and says so.
 
 Exit codes: 0 done, 2 bad input.
 """
@@ -12,102 +14,246 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moebench.codec import encode
-from moebench.cost import dense
-from moebench.cost import price as pricing
-from moebench.cost.groups import shape_label
-from moebench.cost.kernel import LayerCases
-from moebench.cost.samplers import Floats, expected_loads
-from moebench.load import ExpertLoad
-from moebench.ops import EXPERT_BACKENDS, Op, expert_ops, shared_expert_ops, total_flops
-from moebench.policies import Policy, policy
-from moebench.results import Caveat
-from moebench.spec import HardwareSpec, ModelSpec, load_hardware, load_model
-from moebench.units import Seconds, text
+from moebench.cost.break_even import break_even
+from moebench.cost.deployment import LEVELS, PHASES, Deployment
+from moebench.cost.price import KERNELS
+from moebench.cost.speedup import Answer, forecast
+from moebench.load import geometric_k
+from moebench.policies import POLICIES, Policy, policy
+from moebench.policies.top_k import reachable_experts
+from moebench.prediction import (
+    break_even_text,
+    comparison_text,
+    figure_texts,
+    forecast_text,
+    labels_of,
+)
+from moebench.spec import ModelSpec, OperatingPoint, load_hardware, load_model
 
 LARGEST_BATCH = 2**20
-ROUTER_UNCERTAINTY = 2.0
-"""Factor by which what a router runs beyond top-k may take more or less time than predicted."""
-RAGGED = Caveat(
-    "ragged-routing",
-    "every measured row had the same k for all tokens of a call",
-    "the prediction takes it that a token's missing experts cost nothing in this kernel",
-    "measure the router on the device with the suite",
-)
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """One batch on one machine under one router; the keys of --json."""
-
-    model: str
-    hardware: str
-    router: str
-    kernel: str
-    batch: int
-    mean_k: float
-    distinct_experts: float
-    latency_s: float
-    latency_low_s: float
-    latency_high_s: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    flops_promise: float
-    bound: str
-    stages_s: dict[str, float]
+DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8": "float8"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and print; see the module's text for exit codes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moebench.predict",
-        description="Predict an MoE layer's latency and speedup over batch on GPUs.",
-        epilog="example: python -m moebench.predict --model mixtral-8x7b --hardware h100-sxm "
-        "--router ada-k --batch 1:1024",
-    )
-    parser.add_argument("--model", action="append", help="default: mixtral-8x7b")
-    parser.add_argument("--hardware", action="append", help="default: h100-sxm")
-    parser.add_argument("--router", action="append", help="default: ada-k")
-    parser.add_argument(
-        "--batch", default="1:1024", metavar="B|B,B|B:B", help="tokens a step; a range doubles"
-    )
-    parser.add_argument("--mean-k", type=float, help="instead of the paper's for the model")
-    parser.add_argument("--skew", type=float, default=0.0, help="power law of the experts' shares")
-    parser.add_argument("--kernel", help=f"one of {', '.join(pricing.KERNELS)}")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float8"))
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     try:
-        batches = batch_range(options.batch)
-        blocks = [
-            forecast_layer(
-                load_model(model),
-                load_hardware(hardware),
-                policy(router, {} if options.mean_k is None else {"mean_k": options.mean_k}),
-                batches,
-                kernel=options.kernel,
-                dtype=options.dtype,
-                skew=options.skew,
-            )
-            for model in options.model or ["mixtral-8x7b"]
-            for hardware in options.hardware or ["h100-sxm"]
-            for router in options.router or ["ada-k"]
-        ]
+        print(answered(options))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.json:
-        rows = [encode(row) for rows, _, _ in blocks for row in rows]
-        print(json.dumps({"schema": 1, "provenance": "predicted", "rows": rows}))
-    else:
-        print("\n\n".join(render(*block) for block in blocks))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m moebench.predict",
+        description="Predict latency, speedup, energy and memory of adaptive routing on GPUs.",
+        epilog="example: python -m moebench.predict --model mixtral-8x7b --hardware h100-sxm "
+        "--router ada-k --phase decode --batch 1:1024",
+    )
+    p.add_argument("--model", action="append", help="name or TOML; default: mixtral-8x7b")
+    p.add_argument("--hardware", action="append", help="name or TOML; default: h100-sxm")
+    p.add_argument("--router", action="append", help="default: ada-k; several options compare")
+    p.add_argument("--phase", default="decode", choices=PHASES, help="default: decode")
+    p.add_argument(
+        "--level",
+        default="moe",
+        choices=LEVELS,
+        help="one MoE layer (the default), one decoder "
+        "layer, or the whole model, which is composed",
+    )
+    p.add_argument(
+        "--batch", default="1:1024", metavar="B|B,B|B:B", help="sequences; a range doubles"
+    )
+    p.add_argument(
+        "--context", type=int, default=1024, help="tokens in the cache, or of a prompt; 1024"
+    )
+    p.add_argument("--layers", type=int, help="of --level model; default: all")
+    p.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks")
+    p.add_argument("--ep", type=int, default=1, help="expert-parallel groups of such ranks")
+    p.add_argument(
+        "--operating-point", choices=("published",), help="the paper's mean k (the default)"
+    )
+    p.add_argument("--mean-k", type=float, help="mean experts per token of the adaptive routers")
+    p.add_argument(
+        "--k-distribution",
+        metavar="geometric|P0,P1,...",
+        help="of --mean-k: the truncated geometric one; or probabilities of 0, 1, 2, ... experts",
+    )
+    p.add_argument("--skew", type=float, default=0.0, help="power law of the experts' shares")
+    p.add_argument("--kernel", help=f"one of {', '.join(KERNELS)}; default: vllm's choice")
+    p.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
+    p.add_argument(
+        "--break-even", type=float, metavar="SPEEDUP", help="find the mean k that gains it: 1.10"
+    )
+    p.add_argument(
+        "--claims", action="store_true", help="settle what papers claim; with --json, --plot"
+    )
+    p.add_argument("--plot", type=Path, metavar="FILE", help="draw speedup over batch")
+    p.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return p
+
+
+def answered(options: argparse.Namespace) -> str:
+    """The text that answers a command line.
+
+    Raises:
+        ValueError: any option that cannot be used.
+    """
+    if options.claims:
+        from moebench.claims.verb import claims_text
+
+        _refuse_beside_claims(options)
+        return claims_text(as_json=options.json, plot=options.plot)
+    batches = batch_range(options.batch)
+    routers = options.router or ["ada-k"]
+    deployments = [
+        deployment_of(options, model, hardware)
+        for model in options.model or ["mixtral-8x7b"]
+        for hardware in options.hardware or ["h100-sxm"]
+    ]
+    if options.break_even is not None:
+        _refuse_beside_break_even(options)
+        cases = [
+            break_even(deployment, router, batches, options.break_even)
+            for deployment, router in product(deployments, routers)
+        ]
+        if options.json:
+            return _document(break_even=[row for rows in cases for row in rows])
+        return break_even_text(cases, deployments[0])
+    if options.plot is not None:
+        from moebench.figures.forecast import check_format
+
+        check_format(options.plot)
+    answers = []
+    for deployment, router in product(deployments, routers):
+        own, point = routing_of(options, router, deployment.model)
+        answers.append(forecast(deployment, own, batches, point))
+    if options.plot is not None:
+        draw(answers, options.plot)
+    if options.json:
+        return _document(
+            rows=[row for one in answers for row in one.rows],
+            cases=[_case(one) for one in answers],
+        )
+    if len(answers) == 1:
+        return forecast_text(answers[0])
+    return comparison_text(answers, labels_of(answers))
+
+
+def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Deployment:
+    """What the options ask for, with their own names in errors.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+    try:
+        return Deployment(
+            model=load_model(model),
+            hardware=load_hardware(hardware),
+            phase=options.phase,
+            level=options.level,
+            context=options.context,
+            dtype=DTYPES[options.dtype],
+            kernel=options.kernel,
+            tensor_parallel=options.tp,
+            expert_parallel=options.ep,
+            num_layers=options.layers,
+            skew=options.skew,
+        )
+    except ValueError as error:
+        option, colon, rest = str(error).partition(": found")
+        is_option = option in ("context", "tp", "ep", "layers", "dtype", "skew")
+        raise ValueError(f"--{option}{colon}{rest}" if is_option else str(error)) from error
+
+
+def routing_of(
+    options: argparse.Namespace, router: str, model: ModelSpec
+) -> tuple[Policy, OperatingPoint]:
+    """A router and how it routes; --mean-k and --k-distribution are for adaptive ones.
+
+    Raises:
+        ValueError: no mean k is known, or the options contradict one another or the router.
+    """
+    mean, distribution = options.mean_k, options.k_distribution
+    if options.operating_point and (mean is not None or distribution is not None):
+        raise ValueError("--operating-point published excludes --mean-k and --k-distribution")
+    own = policy(router)
+    if not own.is_adaptive:
+        asked = options.router or ["ada-k"]
+        if mean is not None or distribution is not None:
+            _refuse_without_adaptive(asked)
+        return own, own.operating_point(model, options.skew)
+    if distribution is not None and distribution != "geometric":
+        if mean is not None:
+            raise ValueError("--mean-k: the probabilities of --k-distribution give the mean")
+        chances = probabilities(distribution, reachable_experts(model))
+        return own, OperatingPoint(chances, "imposed", "probabilities as given", options.skew)
+    if mean is not None:
+        own = policy(router, {"mean_k": mean})
+    try:
+        point = own.operating_point(model, options.skew)
+    except ValueError as error:
+        hint = "" if mean is not None else " with --mean-k"
+        raise ValueError(f"{error}{hint}") from error
+    if distribution == "geometric":
+        chances = geometric_k(point.mean_k, reachable_experts(model))
+        return own, OperatingPoint(chances, "imposed", "geometric with that mean", options.skew)
+    return own, point
+
+
+def probabilities(description: str, most: int) -> tuple[float, ...]:
+    """Probabilities of 0, 1, 2, ... experts from "0.2,0.5,0.3".
+
+    Args:
+        description: as the user wrote it.
+        most: experts that a token can choose.
+
+    Raises:
+        ValueError: not numbers, more than a token can choose, or no distribution.
+    """
+    try:
+        chances = tuple(float(part) for part in description.split(","))
+    except ValueError:
+        chances = ()
+    good = all(chance >= 0 for chance in chances) and abs(sum(chances) - 1) <= 1e-6
+    if not good or not 2 <= len(chances) <= most + 1:
+        raise ValueError(
+            f"--k-distribution: found {description!r}, expected 'geometric', or 2 to {most + 1} "
+            "probabilities of 0, 1, 2, ... experts that sum to 1: 0.2,0.5,0.3"
+        )
+    return chances
+
+
+def _refuse_without_adaptive(routers: Sequence[str]) -> None:
+    adaptive = sorted(name for name, cls in POLICIES.items() if cls.is_adaptive)
+    if not set(routers) & set(adaptive):
+        raise ValueError(
+            f"--mean-k and --k-distribution: {', '.join(routers)} runs the same k for every "
+            f"token; adaptive routers: {', '.join(adaptive)}"
+        )
+
+
+def _refuse_beside_break_even(options: argparse.Namespace) -> None:
+    for name in ("mean_k", "k_distribution", "operating_point", "plot"):
+        if getattr(options, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: not beside --break-even, which looks for the mean k")
+
+
+def _refuse_beside_claims(options: argparse.Namespace) -> None:
+    defaults = vars(parser().parse_args([]))
+    for name, value in vars(options).items():
+        if name not in ("claims", "json", "plot") and value != defaults[name]:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: not beside --claims, which says what each claim is of")
 
 
 def batch_range(description: str) -> list[int]:
@@ -131,183 +277,38 @@ def batch_range(description: str) -> list[int]:
     return batches
 
 
-def forecast_layer(
-    model: ModelSpec,
-    hardware: HardwareSpec,
-    router: Policy,
-    batches: Sequence[int],
-    *,
-    kernel: str | None = None,
-    dtype: str = "bfloat16",
-    skew: float = 0.0,
-) -> tuple[list[Forecast], pricing.Calibrated, tuple[Caveat, ...]]:
-    """Price a router and the model's own top-k at every batch.
-
-    Returns:
-        A row for each batch, what the prices rest on, and what to doubt.
+def draw(answers: Sequence[Answer], path: Path) -> None:
+    """The figure of --plot.
 
     Raises:
-        ValueError: an unknown kernel, a CPU, a missing mean k, or a figure that the machine lacks.
+        ValueError: it cannot be written there.
     """
-    if hardware.kind != "gpu":
-        raise ValueError(f"{hardware.name}: found a CPU, expected a GPU; measure with the suite")
-    kernel = kernel or pricing.default_kernel(hardware)
-    calibration = pricing.calibrated(
-        pricing.kernel_named(kernel, model.expert_matrices, dtype),
-        hardware,
-        dense_here=dense.shipped_dense().get(hardware.name),
-    )
-    shapes = [
-        shape_label(model.hidden_size, model.intermediate_size, model.top_k, model.num_experts)
-    ] * len(batches)
-    base = policy("top-k")
-    priced = {}
-    for who in (base, router):
-        loads = _loads(model, who, batches, skew)
-        cases = _cases(calibration, model, batches, loads)
-        layer = pricing.price(calibration, cases, shapes)
-        extra = np.array([_router_time(calibration, model, who, b) for b in batches])
-        priced[who.name] = (loads, cases, layer, extra)
-    base_loads, base_cases, base_layer, base_extra = priced[base.name]
-    loads, cases, layer, extra = priced[router.name]
-    ratio = (base_layer.seconds + base_extra) / (layer.seconds + extra)
-    low, high = pricing.ratio_interval(calibration, cases, base_cases, shapes, ratio)
-    dearer, cheaper = (
-        (base_layer.seconds + base_extra) / (layer.seconds + base_extra + beyond) / ratio
-        for beyond in (
-            ROUTER_UNCERTAINTY * (extra - base_extra),
-            (extra - base_extra) / ROUTER_UNCERTAINTY,
-        )
-    )
-    low, high = low * np.minimum(1.0, dearer), high * np.maximum(1.0, cheaper)
-    rows = [
-        Forecast(
-            model=model.name,
-            hardware=hardware.name,
-            router=router.name,
-            kernel=kernel,
-            batch=batch,
-            mean_k=loads[i].mean_k,
-            distinct_experts=loads[i].distinct_experts,
-            latency_s=float(layer.seconds[i] + extra[i]),
-            latency_low_s=float(layer.low[i] + extra[i]),
-            latency_high_s=float(layer.high[i] + extra[i]),
-            speedup=float(ratio[i]),
-            speedup_low=float(low[i]),
-            speedup_high=float(high[i]),
-            flops_promise=_flops(model, base, base_loads[i], dtype)
-            / _flops(model, router, loads[i], dtype),
-            bound=layer.bound[i],
-            stages_s={"router": float(extra[i])}
-            | {name: float(seconds[i]) for name, seconds in layer.time.stages.items()},
-        )
-        for i, batch in enumerate(batches)
-    ]
-    doubts = (*layer.caveats, *([RAGGED] if router.is_adaptive else []))
-    return rows, calibration, doubts
+    from moebench.figures.forecast import draw_forecasts, save
+
+    labels = labels_of(answers)
+    rows = {label: one.rows for label, one in zip(labels, answers, strict=True)}
+    title, footnote = figure_texts(answers)
+    save(draw_forecasts(rows, title, footnote), path)
+    print(f"drawn: {path}", file=sys.stderr)
 
 
-def _loads(
-    model: ModelSpec, router: Policy, batches: Sequence[int], skew: float
-) -> list[ExpertLoad]:
-    point = router.operating_point(model, skew)
-    return [router.load(model, batch, point) for batch in batches]
+def _case(answer: Answer) -> dict[str, Any]:
+    """What the rows of one case share, for --json."""
+    first = answer.rows[0]
+    return {
+        "model": first.model,
+        "hardware": first.hardware,
+        "router": first.router,
+        "operating_point": encode(answer.point),
+        "calibration": answer.calibration.origin,
+        "dense_calibration": answer.library.origin,
+        "is_composed": first.level == "model",
+        "caveats": encode(answer.caveats),
+    }
 
 
-def _cases(
-    calibration: pricing.Calibrated,
-    model: ModelSpec,
-    batches: Sequence[int],
-    loads: Sequence[ExpertLoad],
-) -> LayerCases:
-    """The layer on one device that holds all experts.
-
-    The tile is chosen as the deployed kernel chooses it: from tokens and shapes, not from the
-    routing, so the model's own top_k stands here for every router.
-    """
-
-    def full(value: float) -> Floats:
-        return np.full(len(batches), float(value))
-
-    counts = [np.array(load.tokens_per_expert) for load in loads]
-    return calibration.kernel.cases(
-        calibration.hardware,
-        expected_loads(counts, batches),
-        num_tokens=np.array(batches, dtype=float),
-        hidden_size=full(model.hidden_size),
-        inner_size=full(model.intermediate_size),
-        top_k=full(model.top_k),
-        num_experts=full(model.num_experts),
-        expert_parallel=full(1),
-    )
-
-
-def _router_time(
-    calibration: pricing.Calibrated, model: ModelSpec, router: Policy, batch: int
-) -> Seconds:
-    """What the router adds to the measured call, which starts at the router logits.
-
-    Its matrix products in full, and what else it runs beyond top-k: one kernel an op, each with
-    the fitted start of a matmul kernel and the roofline of its traffic and FLOPs.
-    """
-    own = router.ops(model, batch, "bfloat16")
-    known = {op.name for op in policy("top-k").ops(model, batch, "bfloat16") if op.rows is None}
-    return sum(
-        _kernel_time(calibration, op) for op in own if op.rows is not None or op.name not in known
-    )
-
-
-def _kernel_time(calibration: pricing.Calibrated, op: Op) -> Seconds:
-    hardware, parameters = calibration.hardware, calibration.parameters
-    rate = hardware.peak_for("bfloat16") * parameters.tensor
-    stream = hardware.memory_bandwidth * parameters.bandwidth
-    return parameters.gemm + max(op.flops / rate, op.bytes_moved / stream)
-
-
-def _flops(model: ModelSpec, router: Policy, load: ExpertLoad, dtype: str) -> float:
-    """FLOPs of the layer: router, routed and shared experts."""
-    return total_flops(
-        (
-            *router.ops(model, load.num_tokens, dtype),
-            *expert_ops(model, load, dtype, EXPERT_BACKENDS["grouped"]),
-            *shared_expert_ops(model, load.num_tokens, dtype),
-        )
-    )
-
-
-def render(
-    rows: Sequence[Forecast], calibration: pricing.Calibrated, caveats: Sequence[Caveat]
-) -> str:
-    """One router on one machine as a table for people."""
-    first = rows[0]
-    head = (
-        f"{first.model} · {first.router}, mean k {first.mean_k:.2f} · "
-        f"{calibration.hardware.title} · MoE layer, {calibration.kernel.dtype} weights, cold\n"
-        f"kernel {first.kernel}; calibration: {calibration.origin}\n"
-    )
-    columns = ["batch", "experts", "latency [90 %]", "speedup [90 %]", "FLOPs say", "bound by"]
-    lines = [
-        [
-            str(row.batch),
-            f"{row.distinct_experts:.1f}",
-            f"{text(row.latency_s, 'time')} [{text(row.latency_low_s, 'time')}, "
-            f"{text(row.latency_high_s, 'time')}]",
-            f"{row.speedup:.2f}× [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
-            f"{row.flops_promise:.2f}×",
-            row.bound,
-        ]
-        for row in rows
-    ]
-    notes = [f"⚠ {c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}" for c in caveats]
-    return "\n".join([head, _aligned([columns, *lines]), *notes])
-
-
-def _aligned(lines: Sequence[Sequence[Any]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+def _document(**parts: Any) -> str:
+    return json.dumps({"schema": 1, "provenance": "predicted", **encode(parts)})
 
 
 if __name__ == "__main__":

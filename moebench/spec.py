@@ -179,6 +179,8 @@ class Interconnect:
 
     name: str
     bandwidth: Annotated[BytesPerSecond, "bandwidth"]
+    devices: int = 8
+    """How many devices it joins: those of a node, or of a bridge."""
 
 
 @dataclass(frozen=True)

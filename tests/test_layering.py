@@ -35,7 +35,9 @@ class May:
 TORCH = ("torch", "jaxtyping", "numpy")
 VERB = May(EVERYTHING, top=("numpy", "scipy", "torch", "tqdm"), inside=("pandas", "matplotlib"))
 COMPUTED_VERB = May(
-    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast"), ("numpy", "scipy"), ("pandas",)
+    (*FOUNDATION, "policies", "cost", *KEPT, "plan", "forecast", "prediction", "claims"),
+    ("numpy", "scipy"),
+    ("pandas",),
 )
 TABLE: dict[str, May] = {
     "__init__": May(()),
@@ -77,6 +79,7 @@ TABLE: dict[str, May] = {
     # 3: verbs and what they wire with.
     "plan": May((*FOUNDATION, "policies"), ("numpy",)),
     "forecast": May((*FOUNDATION, "policies", "cost", "plan", "record"), ("numpy",)),
+    "prediction": May((*FOUNDATION, "cost")),
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),
     "cell": VERB,
@@ -87,6 +90,11 @@ TABLE: dict[str, May] = {
     "train": VERB,
     "doctor": VERB,
     "calibrate": VERB,
+    "claims": May((*FOUNDATION, "policies", "claims")),
+    "claims.settle": May((*FOUNDATION, "policies", "cost", "claims")),
+    "claims.say": May((*FOUNDATION, "codec", "claims")),
+    "claims.verb": May((*FOUNDATION, "figures", "claims"), (), ("tqdm",)),
+    "claims.figure": May((*FOUNDATION, "figures", "claims"), ("matplotlib",)),
     "predict": COMPUTED_VERB,
     "validate": COMPUTED_VERB,
     "__main__": May(EVERYTHING),
@@ -114,6 +122,11 @@ TORCHLESS = (
     "budget",
     "progress",
     "suite",
+    "claims",
+    "claims.settle",
+    "claims.say",
+    "claims.verb",
+    "prediction",
     "predict",
     "validate",
     "__main__",

@@ -1,63 +1,24 @@
-"""Predictions of GPUs: laws over batch, every router priced, bad input in one line."""
+"""The verb: what it prints, every router priced without torch, bad input in one line."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from moebench.policies import POLICIES, policy
-from moebench.predict import Forecast, batch_range, forecast_layer, main
-from moebench.spec import hardware_names, load_hardware, load_model
-
-MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")
-BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384]
+from moebench.policies import POLICIES
+from moebench.predict import batch_range, main
 
 
-def forecast(router: str, hardware: str = "h100-sxm") -> list[Forecast]:
-    rows, _, _ = forecast_layer(MIXTRAL, load_hardware(hardware), policy(router), BATCHES)
-    return rows
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main([*arguments]) == 0
+    return capsys.readouterr().out
 
 
-def test_top_k_over_itself_is_one_at_every_batch() -> None:
-    assert [row.speedup for row in forecast("top-k")] == [1.0] * len(BATCHES)
-
-
-@pytest.mark.parametrize("router", sorted(set(POLICIES) - {"skewed"}))
-def test_every_router_is_priced_with_an_interval_around_its_speedup(router: str) -> None:
-    for row in forecast(router):
-        assert 0 < row.latency_low_s < row.latency_s < row.latency_high_s
-        assert 0 < row.speedup_low <= row.speedup <= row.speedup_high
-        assert sum(row.stages_s.values()) == pytest.approx(row.latency_s)
-
-
-def test_a_recurrent_router_at_the_same_k_never_gains() -> None:
-    for row in forecast("rmoe"):
-        assert row.speedup < 1 and row.speedup_high <= 1
-
-
-@pytest.mark.parametrize("hardware", hardware_names())
-def test_adaptive_routing_gains_at_both_ends_and_little_in_between(hardware: str) -> None:
-    """FLOPs promise 1.43 everywhere; where a batch touches all experts, weights are read anyway.
-
-    A switch of tiles may help or hurt single batches in between.
-    """
-    by_batch = {row.batch: row for row in forecast("ada-k", hardware)}
-    assert all(1.40 < row.flops_promise < 1.44 for row in by_batch.values())
-    assert by_batch[1].speedup > 1.2 and by_batch[16384].speedup > 1.2
-    assert min(by_batch[batch].speedup for batch in (16, 32, 64)) < 1.1
-    assert by_batch[1].distinct_experts == pytest.approx(1.4, rel=1e-3)
-
-
-def test_fewer_experts_are_never_slower_beyond_a_switch_of_tiles() -> None:
-    means = [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]
-    rows = [
-        forecast_layer(MIXTRAL, H100, policy("ada-k", {"mean_k": mean}), BATCHES)[0]
-        for mean in means
-    ]
-    for fewer, more in zip(rows, rows[1:], strict=False):
-        for a, b in zip(fewer, more, strict=True):
-            assert a.latency_s <= b.latency_s * 1.03
+def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(printed(capsys, *arguments, "--json"))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -71,44 +32,166 @@ def test_batches_are_a_list_or_a_doubling_range(description: str, batches: list[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "0"], "--batch: found '0', expected 8, 1,8,64 or 1:1024"),
-        (["--batch", "4:2"], "--batch: found '4:2'"),
-        (["--batch", "1:2:3"], "--batch: found '1:2:3'"),
-        (["--hardware", "h100-smx"], "did you mean 'h100-sxm'?"),
-        (["--router", "adak"], "did you mean 'ada-k'?"),
-        (["--kernel", "vllm-trition"], "did you mean 'vllm-triton'?"),
-        (["--model", "olmoe-1b-7b"], "no published mean k for 'olmoe-1b-7b'"),
-        (["--router", "top-k", "--mean-k", "1.4"], "top-k: unknown key 'mean_k'"),
-        (["--mean-k", "9"], "mean k: found 9.0, expected 1 to 8"),
-        (["--hardware", "a100-sxm-80gb", "--dtype", "float8"], "no peak for dtype 'float8'"),
+        ("--batch 0", "--batch: found '0', expected 8, 1,8,64 or 1:1024"),
+        ("--batch 4:2", "--batch: found '4:2'"),
+        ("--batch 1:2:3", "--batch: found '1:2:3'"),
+        ("--hardware h100-smx", "did you mean 'h100-sxm'?"),
+        ("--router adak", "did you mean 'ada-k'?"),
+        ("--kernel vllm-trition", "did you mean 'vllm-triton'?"),
+        ("--model mixtral", "did you mean 'mixtral-8x7b'?"),
+        ("--model olmoe-1b-7b", "no published mean k for 'olmoe-1b-7b'"),
+        ("--model olmoe-1b-7b", "with --mean-k"),
+        ("--operating-point published --mean-k 1.4", "excludes --mean-k"),
+        ("--router top-k --mean-k 1.4", "top-k runs the same k for every token"),
+        ("--mean-k 9", "mean k: found 9.0, expected 1 to 8"),
+        ("--mean-k nan", "mean_k: found nan, expected a finite number"),
+        ("--k-distribution 0.2,0.5", "--k-distribution: found '0.2,0.5'"),
+        ("--k-distribution some", "--k-distribution: found 'some'"),
+        ("--k-distribution 0.5,0.5 --mean-k 1", "--mean-k: the probabilities of"),
+        ("--hardware a100-sxm-80gb --dtype fp8", "no peak for dtype 'float8'"),
+        ("--tp 3", "--tp: found 3, expected a divisor of attention heads = 32"),
+        ("--ep 5", "--ep: found 5, expected a divisor of num_experts = 8"),
+        ("--context 0", "--context: found 0"),
+        ("--layers 2", "--layers: found 2 at level moe"),
+        ("--skew -1", "--skew: found -1.0"),
+        ("--break-even 0.9", "--break-even: found 0.9"),
+        ("--break-even 1.1 --router rmoe", "rmoe runs the same k for every token"),
+        ("--break-even 1.1 --mean-k 1.2", "--mean-k: not beside --break-even"),
+        ("--plot speedup.doc", "--plot: found 'speedup.doc', expected a name in .png"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments) == 2
+    assert main(arguments.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--level modle", "--phase decoding", "--dtype int4"])
+def test_a_word_that_is_none_of_the_choices_lists_them(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(option.split())
+    assert stopped.value.code == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_a_processor_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cpu.toml"
+    file.write_text(
+        'name = "cpu"\ntitle = "A processor"\nkind = "cpu"\nsource = "made for this test"\n'
+        'memory_bandwidth = "200 GB/s"\nmemory_capacity = "64 GB"\ncache = "32 MB"\n'
+        '[peak]\nbfloat16 = "2 TFLOP/s"\n'
+    )
+    assert main(["--hardware", str(file)]) == 2
+    assert "found a CPU, expected a GPU; measure with the suite" in capsys.readouterr().err
+
+
+def test_the_table_says_what_it_rests_on(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "--batch", "1,64", "--level", "model", "--tp", "2")
+    for words in (
+        "whole model, composed (32 layers)",
+        "2 devices (tp 2)",
+        "against 1024 cached tokens",
+        "mean k 1.40 of 8 experts: Yue et al., ICLR 2025, Table 3",
+        "vllm-triton (triton family), calibrated on",
+        "unseen shape",
+        "share of the latency by stage",
+        "communication",
+        "ragged-routing",
+    ):
+        assert words in text
+
+
+def test_equal_cases_are_compared_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(
+        capsys, "--router", "ada-k", "--router", "rmoe", "--hardware", "h100-sxm",
+        "--hardware", "a800-sxm", "--batch", "1,2",
+    ).splitlines()  # fmt: skip
+    head = next(line for line in lines if line.lstrip().startswith("batch"))
+    assert [part for part in head.split("  ") if part][1:] == [
+        "h100-sxm, ada-k", "h100-sxm, rmoe", "a800-sxm-80gb, ada-k", "a800-sxm-80gb, rmoe",
+    ] or "a800-sxm-80gb, rmoe" in head  # fmt: skip
+    assert "no energy: a800-sxm-80gb: energy needs idle_power and power_limit" in lines
 
 
 def test_the_document_has_every_combination_with_units_in_its_keys(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["--hardware", "h100-sxm", "--hardware", "h200-sxm", "--batch", "1,4", "--json"]
-    assert main(arguments) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["provenance"] == "predicted"
-    assert [(r["hardware"], r["batch"]) for r in document["rows"]] == [
+    found = document(
+        capsys, "--hardware", "h100-sxm", "--hardware", "h200-sxm", "--batch", "1,4"
+    )  # fmt: skip
+    rows, cases = found["rows"], found["cases"]
+    assert isinstance(rows, list) and isinstance(cases, list)
+    assert found["provenance"] == "predicted"
+    assert [(r["hardware"], r["batch"]) for r in rows] == [
         ("h100-sxm", 1), ("h100-sxm", 4), ("h200-sxm", 1), ("h200-sxm", 4),
     ]  # fmt: skip
-    assert {"latency_s", "latency_low_s", "speedup"} <= set(document["rows"][0])
+    assert {"latency_s", "latency_low_s", "speedup", "energy_j", "peak_memory_bytes"} <= set(
+        rows[0]
+    )
+    assert [case["hardware"] for case in cases] == ["h100-sxm", "h200-sxm"]
 
 
-def test_predicting_needs_no_torch() -> None:
+def test_given_probabilities_are_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "--k-distribution", "0.2,0.5,0.3", "--batch", "1")
+    (row,) = found["rows"]  # type: ignore[misc]
+    assert row["mean_k"] == pytest.approx(0.5 + 2 * 0.3)
+    same = document(capsys, "--k-distribution", "0,0,1", "--batch", "256")["rows"]
+    assert same[0]["flops_promise"] == pytest.approx(1.0, abs=1e-3)  # type: ignore[index]
+
+
+def test_a_geometric_distribution_has_the_mean_of_the_router(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--router", "adamoe", "--k-distribution", "geometric", "--batch", "1"]
+    (row,) = document(capsys, *words)["rows"]  # type: ignore[misc]
+    assert row["mean_k"] == pytest.approx(1.66)
+
+
+def test_break_evens_are_printed_for_every_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "--break-even", "1.10", "--batch", "1,64")
+    assert "1.10× as fast" in text and "mixtral-8x7b has k = 2" in text
+    assert "no: 1.00× at k = 1" in text
+    rows = document(capsys, "--break-even", "1.10", "--batch", "1,64")["break_even"]
+    assert isinstance(rows, list)
+    assert rows[0]["mean_k"] > 1 and rows[1]["mean_k"] is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_figure_is_drawn(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"speedup{suffix}"
+    printed(capsys, "--batch", "1:8", "--router", "ada-k", "--router", "rmoe", "--plot", str(file))
+    content = file.read_bytes()
+    assert content.startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+    assert len(content) > 10_000
+
+
+def test_a_figure_in_no_folder_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--batch", "1", "--plot", str(tmp_path / "none" / "a.png")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_every_router_is_priced_where_torch_cannot_be_imported() -> None:
+    """In a fresh interpreter that has no torch; what costs time to import is not imported."""
+    options = {name: ["--mean-k", "1.5"] for name, cls in POLICIES.items() if cls.is_adaptive}
     code = (
-        "import sys; from moebench.predict import main; "
-        "assert main(['--batch', '1']) == 0; assert 'torch' not in sys.modules"
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from moebench.predict import main\n"
+        f"for name, options in {[(name, options.get(name, [])) for name in POLICIES]}:\n"
+        "    for level in ('moe', 'model'):\n"
+        "        arguments = ['--router', name, '--batch', '1,64', '--level', level, *options]\n"
+        "        assert main(arguments) == 0, name\n"
+        "for heavy in ('scipy.optimize', 'pandas', 'matplotlib'):\n"
+        "    assert heavy not in sys.modules, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "ragged-routing" in done.stdout
+    assert done.stdout.count("share of the latency by stage") == 2 * len(POLICIES)

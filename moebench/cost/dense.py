@@ -14,14 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from moebench.cost.samplers import Floats
 from moebench.spec import HardwareSpec
 from moebench.strict import from_mapping, read_toml
+from moebench.units import BYTES_PER_ELEMENT
 
 ELEMENT = 2
-"""Bytes of a bfloat16 element; partial sums of split products are fp32."""
+"""Bytes of a bfloat16 output; partial sums of split products are fp32."""
 STAGES = 4
 DEPTH = 64
 TILES = np.array(
@@ -104,21 +104,38 @@ class DenseRows:
 
 
 def dense_time(
-    p: DenseParameters, hardware: HardwareSpec, m: Floats, n: Floats, k: Floats
+    p: DenseParameters,
+    hardware: HardwareSpec,
+    m: Floats,
+    n: Floats,
+    k: Floats,
+    *,
+    dtype: str = "bfloat16",
+    warm: bool = True,
 ) -> Floats:
-    """Seconds of dense bfloat16 matmuls, operands as a replaying benchmark leaves them.
+    """Seconds of dense matmuls.
+
+    Args:
+        p: of the library on the device.
+        hardware: its spec sheet.
+        m: rows of the activations; outputs are bfloat16.
+        n: columns of the weight.
+        k: depth.
+        dtype: of weights and inputs; the library was measured in bfloat16 alone.
+        warm: operands as a replaying benchmark leaves them in L2; False: all come from DRAM.
 
     Raises:
         ValueError: the spec sheet lacks a figure that the model needs.
     """
     if hardware.clock is None or hardware.shared_memory is None:
         raise ValueError(f"{hardware.name}: clock or shared_memory is missing")
-    peak, clock, sms = hardware.peak_for("bfloat16"), hardware.clock, hardware.num_processors
+    peak, clock, sms = hardware.peak_for(dtype), hardware.clock, hardware.num_processors
+    size = BYTES_PER_ELEMENT[dtype]
     rows, columns, split, warps = TILES.T
     m, n, k = m[:, None], n[:, None], k[:, None]
     blocks = np.ceil(m / rows) * np.ceil(n / columns) * split
     steps = np.ceil(k / DEPTH / split)
-    loaded = (rows + columns) * DEPTH * ELEMENT
+    loaded = (rows + columns) * DEPTH * size
     resident = np.minimum(
         hardware.shared_memory // (3 * loaded),
         65536 // (32 * warps * (rows * columns / (32 * warps) + 64)),
@@ -127,8 +144,8 @@ def dense_time(
     one_block = 2 * (rows + p.fill_rows) * columns * steps * DEPTH
     tensor = np.maximum(blocks / sms, 1) * one_block * sms / (peak * p.tensor)
     l2 = np.maximum(blocks / sms, 1) * steps * (p.step + loaded / p.l2_port) / clock
-    operands = ELEMENT * (n * k + m * k + m * n)
-    hit = 1 / (1 + (operands / (p.retention * hardware.cache)) ** 4)
+    operands = size * (n * k + m * k) + ELEMENT * m * n
+    hit = warm / (1 + (operands / (p.retention * hardware.cache)) ** 4)
     stream = p.l2_stream * p.l2_port * clock * sms
     dram = operands * ((1 - hit) / (hardware.memory_bandwidth * p.bandwidth) + hit / stream)
     dram = dram + (split > 1) * p.split * split * m * n * 8 / (p.l2_port * clock * sms)
@@ -161,6 +178,8 @@ def fit_device(rows: DenseRows, library: DenseParameters) -> DenseParameters:
 def _fit(
     names: list[str], start: DenseParameters, devices: Mapping[str, DenseRows], num_shared: int
 ) -> list[DenseParameters]:
+    from scipy.optimize import least_squares  # a quarter of a second that predictions never need
+
     mean = np.log([getattr(start, name) for name in names])
     spread = np.array([SPREAD[name] for name in names])
     ceiling = np.array([0.0 if name in ("bandwidth", "tensor") else np.inf for name in names])

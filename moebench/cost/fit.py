@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from moebench.cost.families import Error, Kernel, Prior
 from moebench.cost.kernel import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
@@ -104,6 +103,8 @@ def _fit(groups: Sequence[Measured], prior: Prior) -> Parameters:
         error = np.concatenate([rows.log_error(tried) for rows in groups]) / noise
         soft = np.sign(error) * np.sqrt(2 * (np.sqrt(1 + error**2) - 1))
         return np.concatenate([soft, (logs - mean) / spread])
+
+    from scipy.optimize import least_squares  # a quarter of a second that predictions never need
 
     found = least_squares(residuals, np.minimum(mean, ceiling), x_scale=spread, max_nfev=40)
     return parameters(found.x)

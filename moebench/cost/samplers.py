@@ -92,16 +92,36 @@ def expected_loads(
         num_tokens: for each case, tokens in the step: no expert gets more.
         expert_parallel: ranks that hold equal shares of consecutive experts.
     """
-    rows = []
-    for counts, tokens in zip(tokens_per_expert, num_tokens, strict=True):
+    marginals, repeats, tokens, sizes, copies = [], [], [], [], []
+    for counts, step_tokens in zip(tokens_per_expert, num_tokens, strict=True):
         ranks = np.asarray(counts, dtype=float).reshape(expert_parallel, -1)
         local = ranks[ranks.sum(axis=1).argmax()]
-        marginal = np.clip(local / max(tokens, 1), 0.0, 1.0)
-        distinct = float((1 - (1 - marginal) ** tokens).sum())
-        tiles = [_binomial_tiles(marginal, tokens, block) for block in BLOCK_ROWS]
-        rows.append([distinct, distinct, float(local.sum()), *tiles])
-    table = np.array(rows).reshape(len(rows), 3 + len(BLOCK_ROWS))
-    return Loads(table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
+        chances = np.clip(local / max(step_tokens, 1), 0.0, 1.0)
+        values, times = np.unique(chances, return_counts=True)
+        marginals.append(values)
+        repeats.append(times)
+        tokens.append(np.full(len(values), step_tokens))
+        sizes.append(len(values))
+        copies.append(float(local.sum()))
+    each = uniform_loads(*(np.concatenate(part) for part in (marginals, repeats, tokens)))
+    starts = np.cumsum([0, *sizes[:-1]])
+    distinct = np.add.reduceat(each.distinct, starts)
+    tiles = np.add.reduceat(each.tiles, starts, axis=0)
+    return Loads(distinct, distinct, np.array(copies), tiles)
+
+
+def uniform_loads(marginal: Floats, num_experts: Counts, num_tokens: Counts) -> Loads:
+    """Loads of independent tokens over equally popular experts; arrays over cases, a million a go.
+
+    Args:
+        marginal: [cases] probability that a token chooses one given expert.
+        num_experts: [cases] experts of the rank.
+        num_tokens: [cases] tokens of the step.
+    """
+    distinct = num_experts * (1 - (1 - marginal) ** num_tokens)
+    tiles = np.stack([_binomial_tiles(marginal, num_tokens, b) for b in BLOCK_ROWS], axis=1)
+    copies = num_experts * num_tokens * marginal
+    return Loads(distinct, distinct, copies, num_experts[:, None] * tiles)
 
 
 def observed_loads(tokens_per_expert: Sequence[Counts], expert_parallel: int = 1) -> Loads:
@@ -114,24 +134,27 @@ def observed_loads(tokens_per_expert: Sequence[Counts], expert_parallel: int = 1
     return Loads(table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
 
 
-def _binomial_tiles(marginal: Floats, tokens: int, block: int) -> float:
-    """Expected row tiles of experts whose counts are Binomial(tokens, marginal).
+def _binomial_tiles(marginal: Floats, tokens: Counts, block: int) -> Floats:
+    """Expected row tiles of one expert whose count is Binomial(tokens, marginal); over cases.
 
-    The j-th tile of an expert exists if more than (j - 1) block tokens chose it. Below eight
-    standard deviations under the mean that is certain, above as many impossible; where the counts
-    spread over many tiles, their remainder modulo the block is uniform.
+    The j-th tile exists if more than (j - 1) block tokens chose the expert. Below eight standard
+    deviations under the mean that is certain, above as many impossible; where the counts spread
+    over many tiles, their remainder modulo the block is uniform.
     """
-    values, repeats = np.unique(marginal, return_counts=True)
-    mean = tokens * values
-    deviation = np.sqrt(mean * (1 - values))
+    mean = tokens * marginal
+    deviation = np.sqrt(mean * (1 - marginal))
     spread_out = (mean + (block - 1) / 2) / block
     certain = np.maximum(0.0, np.floor((mean - 8 * deviation) / block))
     starts = (certain[:, None] + np.arange(18)) * block
-    left = tokens - starts
+    left = tokens[:, None] - starts
     # P(count > s) = I_p(s + 1, tokens - s), the regularised incomplete beta function.
-    chance = betainc(starts + 1, np.maximum(left, 1), values[:, None])
-    counted = certain + np.where(left > 0, chance, 0.0).sum(axis=1)
-    return float(repeats @ np.where(deviation > block, spread_out, counted))
+    far = (mean + 8 * deviation)[:, None]
+    open_ = (left > 0) & (starts <= far) & (deviation <= block)[:, None]
+    case, place = np.nonzero(open_)
+    at = starts[case, place]
+    chance = betainc(at + 1, left[case, place], marginal[case])
+    counted = certain + np.bincount(case, chance, len(mean))
+    return np.where(deviation > block, spread_out, counted)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -1,0 +1,189 @@
+"""What papers claim, number by number, each with its table: `moebench/data/claims/*.toml`.
+
+A number is kept as it was printed, because its digits say how far it was rounded, and a verdict
+must not hang on a digit that nobody printed. What a paper does not say is part of the data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from moebench.policies import POLICIES
+from moebench.spec import load_hardware, model_names
+from moebench.strict import from_mapping, read_toml
+from moebench.units import Flops, nearest
+
+Quantity = Literal["speedup", "expert-speedup", "flops-saved", "training-time", "training-memory"]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A printed number and what it may have been before rounding."""
+
+    value: float
+    half_unit: float
+    """Half of one unit of the last digit printed."""
+
+    @property
+    def low(self) -> float:
+        return self.value - self.half_unit
+
+    @property
+    def high(self) -> float:
+        return self.value + self.half_unit
+
+
+def rounded(printed: str) -> Rounded:
+    """Read "1.28", "1.40" or "32.6 %" (a share of 1).
+
+    Raises:
+        ValueError: not a positive number, with or without a percent sign.
+    """
+    digits, percent, rest = printed.strip().partition("%")
+    digits = digits.strip()
+    whole, _, decimals = digits.partition(".")
+    if rest or not whole.isdecimal() or (decimals and not decimals.isdecimal()):
+        raise ValueError(f"found {printed!r}, expected a number as printed, such as '1.28', '3 %'")
+    scale = 0.01 if percent else 1.0
+    half_unit = 0.5 * 10.0 ** -len(decimals) if decimals or percent else 0.0
+    return Rounded(scale * float(digits), scale * half_unit)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The sizes of a trained model's layers, where a paper gives those and not the whole model."""
+
+    source: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    top_k: int
+    is_gated: bool = True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published number, or that there is none."""
+
+    quantity: Quantity
+    source: str
+    """Table, and what was compared."""
+    router: str
+    """The policy that prices it; a name without a policy is never priced."""
+    printed: str = ""
+    """As printed: a ratio to the baseline, or the share saved; "" where the paper claims none."""
+    model: str | None = None
+    """A shipped model."""
+    k: str | None = None
+    """Mean routed experts a token, as printed; the router's own if left out. "2" is exact."""
+    k_shares: tuple[float, ...] = ()
+    """Shares of tokens with 0, 1, 2, ... experts, where the method states them."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """More options of the policy."""
+    full_flops: Annotated[Flops, "flops"] | None = None
+    """FLOPs that the paper prints for the model's own top-k, over the paper's sample."""
+    layers: Layers | None = None
+    """The layers of a model that is not shipped."""
+    flops_ratio: float | None = None
+    """What the paper's own arithmetic gives, where there is no model to count; over the baseline
+    where the quantity is a time, of the baseline where it is a speedup."""
+    flops_source: str = ""
+    missing: tuple[str, ...] = ()
+    """What it would take to test this claim, beyond what the paper leaves unstated."""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.printed:
+            _named("printed", self.printed)
+        if self.quantity == "flops-saved" and not (self.printed.endswith("%") and self.model):
+            raise ValueError("quantity: flops-saved needs a model and printed = a percentage")
+        if self.k is not None:
+            _named("k", self.k)
+        if self.k_shares and abs(sum(self.k_shares) - 1) > 1e-6:
+            raise ValueError(f"k_shares: found {self.k_shares}, expected shares that sum to 1")
+        if self.model is not None:
+            if self.model not in model_names():
+                raise ValueError(
+                    f"unknown model {self.model!r}{nearest(self.model, model_names())}"
+                )
+            if self.router not in POLICIES:
+                raise ValueError(f"unknown router {self.router!r}{nearest(self.router, POLICIES)}")
+        elif not self.missing:
+            raise ValueError("missing: found nothing, expected what a claim without a model lacks")
+        if self.flops_ratio is not None and not self.flops_source:
+            raise ValueError("flops_source: missing, expected where flops_ratio comes from")
+
+    @property
+    def value(self) -> Rounded | None:
+        """The published number; None where the paper claims none."""
+        return rounded(self.printed) if self.printed else None
+
+    @property
+    def is_control(self) -> bool:
+        """A smaller fixed k in a paper about another router, under the same conditions."""
+        return self.router == "top-k" and not self.k_shares
+
+    @property
+    def mean_k(self) -> Rounded | None:
+        return None if self.k is None else rounded(self.k)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's claims, on what they rest and what the paper leaves unstated."""
+
+    name: str
+    citation: str
+    source: str
+    unstated: tuple[str, ...]
+    claim: tuple[Claim, ...]
+    hardware: str | None = None
+    hardware_source: str = ""
+    sample_tokens: int | None = None
+    """Tokens of the sample over which the paper counts FLOPs."""
+    sample_source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.claim:
+            raise ValueError("claim: found none, expected at least one")
+        if self.hardware is not None:
+            load_hardware(self.hardware)
+        for name in ("hardware", "sample"):
+            number = self.hardware if name == "hardware" else self.sample_tokens
+            if number is not None and not getattr(self, f"{name}_source"):
+                raise ValueError(f"{name}_source: missing, expected where the paper says so")
+
+
+def load_papers() -> tuple[Paper, ...]:
+    """Every shipped paper, the ones that moebench measures first.
+
+    Raises:
+        ValueError: a bad file, with the key and what was expected.
+    """
+    folder = files("moebench") / "data" / "claims"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    papers = [read_paper(Path(str(folder / name))) for name in names]
+    return tuple(sorted(papers, key=lambda paper: not _is_priced(paper)))
+
+
+def read_paper(path: Path) -> Paper:
+    """The claims of one file.
+
+    Raises:
+        ValueError: a bad file, with the key and what was expected.
+    """
+    return from_mapping(Paper, read_toml(path), f"{path.parent.name}/{path.name}")
+
+
+def _is_priced(paper: Paper) -> bool:
+    return any(claim.model for claim in paper.claim)
+
+
+def _named(key: str, printed: str) -> None:
+    try:
+        rounded(printed)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -1,0 +1,107 @@
+"""Predicted speedup over batch, with its interval and what FLOPs promise."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from moebench.figures.style import (
+    BASELINE_COLOUR,
+    INK,
+    MUTED,
+    OTHER_COLOURS,
+    PAPER_COLOURS,
+    STYLE,
+    WIDTH,
+    add_legend,
+)
+from moebench.results import Forecast
+
+FORMATS = (".png", ".pdf", ".svg")
+MOST_TICKS = 14
+
+
+def draw_forecasts(cases: Mapping[str, Sequence[Forecast]], title: str, footnote: str) -> Figure:
+    """Speedup over the model's own top-k at every batch.
+
+    Args:
+        cases: rows of each case by its label.
+        title: what all cases share.
+        footnote: what the prediction rests on.
+    """
+    colours = _colours(cases)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(1.0, color=BASELINE_COLOUR, linewidth=1.0)
+        batches = sorted({row.batch for rows in cases.values() for row in rows})
+        for label, rows in cases.items():
+            x = [row.batch for row in rows]
+            axes.fill_between(
+                x,
+                [row.speedup_low for row in rows],
+                [row.speedup_high for row in rows],
+                color=colours[label],
+                alpha=0.18,
+                linewidth=0,
+            )
+            axes.plot(x, [row.speedup for row in rows], "--o", color=colours[label], mfc="white",
+                      markersize=4.5)  # fmt: skip
+            axes.plot(x, [row.flops_promise for row in rows], ":", color=colours[label])
+        axes.set_xscale("log", base=2)
+        step = -(-len(batches) // MOST_TICKS)
+        axes.xaxis.set_major_locator(FixedLocator([float(batch) for batch in batches[::step]]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}×"))
+        axes.set_xlabel("batch, sequences")
+        axes.set_ylabel("speedup over the model's top-k")
+        axes.set_title(title, wrap=True)
+        handles = [
+            *(
+                Line2D([], [], color=colours[label], linestyle="--", marker="o", mfc="white",
+                       label=label)
+                for label in cases
+            ),
+            Patch(color=MUTED, alpha=0.3, label="90 % interval"),
+            Line2D([], [], color=INK, linestyle=":", label="what FLOPs promise"),
+        ]  # fmt: skip
+        add_legend(figure, handles)
+        figure.supxlabel(footnote, fontsize=7.5, color=MUTED, x=0.01, ha="left")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format that the file's name asks for.
+
+    Raises:
+        ValueError: a format that is none of `FORMATS`, or a file that cannot be written.
+    """
+    check_format(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ValueError(f"--plot {path}: cannot be written: {error.strerror}") from error
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file name before anything is computed."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"--plot: found {str(path)!r}, expected a name in {', '.join(FORMATS)}")
+
+
+def _colours(cases: Mapping[str, Sequence[Forecast]]) -> dict[str, str]:
+    """A router's own colour where routers are what differs, else one colour after another."""
+    routers = [rows[0].router for rows in cases.values()]
+    if len(set(routers)) == len(routers):
+        spare = iter(OTHER_COLOURS)
+        return {
+            label: PAPER_COLOURS.get(router) or next(spare, MUTED)
+            for label, router in zip(cases, routers, strict=True)
+        }
+    palette = (*PAPER_COLOURS.values(), *OTHER_COLOURS)
+    return {label: palette[i % len(palette)] for i, label in enumerate(cases)}

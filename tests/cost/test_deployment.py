@@ -1,0 +1,163 @@
+"""Ranks of a deployment: hand counts of Mixtral's memory, ranks that add up, communication."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moebench.cost.communication import all_reduce, all_to_all
+from moebench.cost.deployment import Deployment, cache_bytes, most_loaded_rank, rank_model
+from moebench.cost.memory import rank_memory, rank_parameters
+from moebench.cost.step import step_flops
+from moebench.load import ExpertLoad, fixed_k, geometric_k
+from moebench.ops import parameters
+from moebench.policies import policy
+from moebench.spec import load_hardware, load_model, model_names
+
+MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")
+TOP_K = policy("top-k")
+WHOLE = Deployment(MIXTRAL, H100, level="model", context=1024)
+
+
+def test_mixtrals_weights_are_its_published_parameters_in_two_bytes() -> None:
+    """46,702,792,704 parameters: 46.7 B (Jiang et al., 2401.04088, section 1)."""
+    load = TOP_K.load(MIXTRAL, 1, TOP_K.operating_point(MIXTRAL))
+    assert rank_memory(WHOLE, TOP_K, load, 2.0, 1)["weights"] == 2 * 46_702_792_704
+
+
+def test_mixtrals_cache_is_counted_by_hand() -> None:
+    """Two vectors of 8 heads of 128 in bfloat16, in 32 layers: 131,072 bytes a token."""
+    load = TOP_K.load(MIXTRAL, 16, TOP_K.operating_point(MIXTRAL))
+    assert rank_memory(WHOLE, TOP_K, load, 32.0, 16)["cache"] == 16 * (1024 + 1) * 131_072
+
+
+def test_one_moe_layer_of_mixtral_is_counted_by_hand() -> None:
+    """Eight experts of three 4096 x 14336 matrices, and an 8 x 4096 router."""
+    layer = replace(WHOLE, level="moe")
+    assert rank_parameters(layer, TOP_K) == (8 * 3 * 4096 * 14336, 8 * 4096)
+    half = replace(layer, dtype="float8")
+    load = TOP_K.load(MIXTRAL, 1, TOP_K.operating_point(MIXTRAL))
+    weights = rank_memory(half, TOP_K, load, 2.0, 1)["weights"]
+    assert weights == 8 * 3 * 4096 * 14336 + 2 * 8 * 4096
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_single_rank_holds_every_parameter_of_the_model(name: str) -> None:
+    model = load_model(name)
+    whole = replace(WHOLE, model=model)
+    assert sum(rank_parameters(whole, TOP_K)) == parameters(model)
+
+
+def test_training_adds_fourteen_bytes_a_parameter() -> None:
+    """Two of gradients, twelve of AdamW's states (ZeRO, 1910.02054, section 3.1)."""
+    train = replace(WHOLE, phase="train", context=16)
+    load = TOP_K.load(MIXTRAL, 16, TOP_K.operating_point(MIXTRAL))
+    memory = rank_memory(train, TOP_K, load, 32.0, 1)
+    assert memory["gradients"] + memory["optimizer"] == 14 * 46_702_792_704
+    assert "cache" not in memory
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(2, 1), (8, 1), (1, 8), (2, 4), (4, 2)])
+def test_ranks_share_out_the_experts_and_each_holds_less(tp: int, ep: int) -> None:
+    split = replace(WHOLE, tensor_parallel=tp, expert_parallel=ep)
+    layer = replace(split, level="moe")
+    assert rank_parameters(layer, TOP_K)[0] * tp * ep == 8 * MIXTRAL.expert_parameters
+    assert sum(rank_parameters(split, TOP_K)) < sum(rank_parameters(WHOLE, TOP_K))
+
+
+def test_multi_head_latent_attention_caches_the_same_on_every_tensor_parallel_rank() -> None:
+    """512 + 64 elements a token and layer (DeepSeek-V3's config)."""
+    deep = Deployment(load_model("deepseek-v3"), H100, level="model", context=100)
+    one = cache_bytes(deep, 3)
+    assert one == 3 * 101 * 576 * 2
+    assert cache_bytes(replace(deep, tensor_parallel=8), 3) == one
+
+
+def test_more_ranks_than_key_value_heads_copy_them() -> None:
+    assert rank_model(MIXTRAL, 8).attention.num_kv_heads == 1
+    assert rank_model(MIXTRAL, 32).attention.num_kv_heads == 1
+    assert rank_model(MIXTRAL, 32).attention.num_heads == 1
+
+
+@pytest.mark.parametrize(("top_k", "teraflops"), [(2, 6.56), (1, 3.68)])
+def test_mixtrals_flops_on_256_tokens_are_the_published_ones(top_k: int, teraflops: float) -> None:
+    """Yue et al., ICLR 2025, Table 3; a forward pass with the head on every position."""
+    train = replace(WHOLE, phase="train", context=256)
+    router = policy("top-k", {"top_k": top_k})
+    load = router.load(MIXTRAL, 256, router.operating_point(MIXTRAL))
+    assert step_flops(train, router, load, 1) / 3e12 == pytest.approx(teraflops, rel=0.01)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("tokens", [1, 4, 64, 1024])
+def test_the_most_loaded_rank_is_that_of_simulated_routing(tokens: int, ranks: int) -> None:
+    experts, k = 64, 6
+    load = ExpertLoad.expected(tokens, experts, fixed_k(k))
+    predicted = most_loaded_rank(load, fixed_k(k), ranks).sum()
+    draws = np.random.default_rng(0).random((200, tokens, experts)).argsort(axis=2)[:, :, :k]
+    shares = [[(draws // (experts // ranks) == r).sum(axis=(1, 2))] for r in range(ranks)]
+    simulated = np.max(shares, axis=0).mean()
+    assert predicted == pytest.approx(simulated, rel=0.12)
+
+
+@given(st.integers(1, 4096), st.sampled_from([1, 2, 4, 8]), st.floats(1.0, 4.0), st.floats(0, 1.5))
+def test_the_most_loaded_rank_waits_for_no_more_than_everything(
+    tokens: int, ranks: int, mean: float, skew: float
+) -> None:
+    chances = geometric_k(mean, 16)
+    load = ExpertLoad.expected(tokens, 16, chances, skew)
+    local = most_loaded_rank(load, chances, ranks)
+    assert len(local) == 16 // ranks and (local <= tokens * (1 + 1e-9)).all()
+    assert load.num_assignments / ranks * (1 - 1e-9) <= local.sum()
+    assert local.sum() <= load.num_assignments * (1 + 1e-9)
+
+
+@given(st.integers(2, 8), st.floats(0, 1e9), st.floats(0, 1e9))
+def test_communication_takes_at_least_its_bytes_and_grows_with_them(
+    ranks: int, one: float, other: float
+) -> None:
+    less, more = sorted((one, other))
+    payload = np.array([less, more])
+    assert H100.interconnect is not None
+    for seconds, crossing in (
+        (all_reduce(H100, ranks, payload), 2 * (ranks - 1) / ranks * payload),
+        (all_to_all(H100, ranks, payload), payload),
+    ):
+        assert (seconds > crossing / H100.interconnect.bandwidth).all()
+        assert seconds[0] <= seconds[1] and (seconds > 5e-6).all()
+
+
+def test_one_device_says_nothing() -> None:
+    assert all_reduce(H100, 1, np.array([1e6])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 0}, "context: found 0"),
+        ({"tensor_parallel": 3}, "expected a divisor of attention heads = 32"),
+        ({"expert_parallel": 3}, "expected a divisor of num_experts = 8"),
+        ({"expert_parallel": 0}, "tp and ep: found 1 and 0"),
+        ({"tensor_parallel": 4, "expert_parallel": 4}, "found 16 devices"),
+        ({"num_layers": 33, "level": "model"}, "layers: found 33, expected 1 to 32"),
+        ({"num_layers": 3}, "they belong to --level model"),
+        ({"skew": -1.0}, "skew: found -1.0"),
+        ({"skew": math.nan}, "skew: found nan"),
+        ({"phase": "train", "dtype": "float8"}, "expected bfloat16 in training"),
+        ({"dtype": "int4"}, "dtype: found 'int4'"),
+        (
+            {"hardware": replace(H100, interconnect=None), "tensor_parallel": 2},
+            "no interconnect is known",
+        ),
+        ({"hardware": load_hardware("h100-pcie"), "tensor_parallel": 4}, "expected at most 2"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused_with_the_reason(
+    changes: dict[str, object], message: str
+) -> None:
+    fields = {"model": MIXTRAL, "hardware": H100, **changes}
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        Deployment(**fields)  # type: ignore[arg-type]

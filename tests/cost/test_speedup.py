@@ -1,0 +1,275 @@
+"""Forecasts of whole steps: laws over random deployments, and parts that add up."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moebench.cost.around import attention, projections
+from moebench.cost.break_even import break_even
+from moebench.cost.deployment import LEVELS, Deployment
+from moebench.cost.library import library_for
+from moebench.cost.speedup import calibrated_for, forecast
+from moebench.cost.step import EXPERT_STAGES, step
+from moebench.ops import total_flops
+from moebench.policies import POLICIES, policy
+from moebench.results import Forecast
+from moebench.spec import hardware_names, load_hardware, load_model
+from moebench.units import BYTES_PER_ELEMENT
+
+MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")
+MODELS = ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "qwen1.5-moe-a2.7b")
+MACHINES = ("h100-sxm", "a100-sxm-80gb", "b200-sxm", "l40s")
+BATCHES = [1, 3, 16, 64, 300, 2048]
+TILE_SWITCH = 1.03
+"""What a declared switch of tiles may cost."""
+
+asked = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(MODELS),
+        "hardware": st.sampled_from(MACHINES),
+        "phase": st.sampled_from(["decode", "prefill", "train"]),
+        "level": st.sampled_from(LEVELS),
+        "context": st.sampled_from([1, 128, 2048]),
+        "tensor_parallel": st.sampled_from([1, 2, 4]),
+        "expert_parallel": st.sampled_from([1, 2]),
+        "skew": st.sampled_from([0.0, 0.6]),
+    }
+)
+means = st.floats(1.0, 2.0)
+
+
+def deployed(fields: Mapping[str, Any]) -> Deployment:
+    names = {"model": load_model(fields["model"]), "hardware": load_hardware(fields["hardware"])}
+    return Deployment(**{**fields, **names})
+
+
+def latencies(deployment: Deployment, mean: float) -> np.ndarray:
+    rows = forecast(deployment, policy("ada-k", {"mean_k": mean}), BATCHES).rows
+    return np.array([row.latency_s for row in rows])
+
+
+@settings(max_examples=12, deadline=None)
+@given(asked, means, st.floats(1.0, 3.0))
+def test_more_bandwidth_or_more_peak_is_never_slower(
+    fields: dict[str, Any], mean: float, factor: float
+) -> None:
+    deployment = deployed(fields)
+    machine = deployment.hardware
+    peaks = {name: factor * peak for name, peak in machine.peak.items()}
+    before = latencies(deployment, mean)
+    for better in (
+        replace(machine, memory_bandwidth=factor * machine.memory_bandwidth),
+        replace(machine, peak=peaks),
+    ):
+        after = latencies(replace(deployment, hardware=better), mean)
+        assert (after <= before * TILE_SWITCH).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(asked, means, means)
+def test_fewer_experts_are_never_slower(fields: dict[str, Any], one: float, other: float) -> None:
+    deployment = deployed(fields)
+    fewer, more = sorted((one, other))
+    assert (latencies(deployment, fewer) <= latencies(deployment, more) * TILE_SWITCH).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(asked, means)
+def test_a_step_is_never_below_its_roofline(fields: dict[str, Any], mean: float) -> None:
+    """FLOPs at the peak, or each weight and cached token once; the same loads."""
+    deployment = deployed(fields)
+    router = policy("ada-k", {"mean_k": mean})
+    point = router.operating_point(deployment.model, deployment.skew)
+    calibration, library = calibrated_for(deployment), library_for(deployment.hardware)
+    priced = step(deployment, calibration, library, router, point, BATCHES)
+    machine = deployment.hardware
+    compute = priced.flops / machine.peak_for(deployment.dtype)
+    shape = deployment.model.expert_parameters / deployment.tensor_parallel
+    weights = BYTES_PER_ELEMENT[deployment.dtype] * shape * priced.cases.loads.distinct
+    read = deployment.moe_layers * weights
+    if deployment.level != "moe":
+        layers = deployment.moe_layers + deployment.dense_layers
+        ops = [projections(deployment, b) + attention(deployment, b) for b in BATCHES]
+        read = read + layers * np.array([sum(op.bytes_read for op in some) for some in ops])
+    assert (priced.seconds >= compute).all()
+    assert (priced.seconds >= read / machine.memory_bandwidth).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(asked, st.sampled_from(sorted(POLICIES)))
+def test_parts_add_up_and_intervals_hold_their_value(fields: dict[str, Any], name: str) -> None:
+    deployment = deployed(fields)
+    options = {"mean_k": 1.5} if POLICIES[name].is_adaptive else {}
+    for row in forecast(deployment, policy(name, options), BATCHES).rows:
+        assert sum(row.stages_s.values()) == pytest.approx(row.latency_s)
+        assert sum(row.memory_bytes.values()) == row.peak_memory_bytes
+        assert 0 < row.latency_low_s < row.latency_s < row.latency_high_s < np.inf
+        assert 0 < row.speedup_low <= row.speedup <= row.speedup_high < np.inf
+        assert row.calibration_error_low < 0 < row.calibration_error_high
+        if row.energy_j is not None:
+            machine, n = deployment.hardware, deployment.num_devices
+            assert machine.idle_power is not None and machine.power_limit is not None
+            watts = row.energy_j / row.latency_s / n
+            assert machine.idle_power <= watts <= machine.power_limit
+            assert row.energy_low_j is not None and row.energy_high_j is not None
+            assert row.energy_low_j <= row.energy_j <= row.energy_high_j
+
+
+@settings(max_examples=12, deadline=None)
+@given(asked, st.sampled_from([64, 128, 256, 512]))
+def test_a_recurrent_router_with_as_much_work_is_never_faster(
+    fields: dict[str, Any], state: int
+) -> None:
+    """Where p C + 6 p^2 + p N >= N C, its products are no smaller than the plain router's."""
+    deployment, p = deployed(fields), state
+    model = deployment.model
+    n, c = model.num_experts, model.hidden_size
+    if p * c + 6 * p * p + p * n < n * c:
+        return
+    for row in forecast(deployment, policy("rmoe", {"state_size": p}), BATCHES).rows:
+        assert row.speedup <= 1 and row.speedup_high <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_top_k_over_itself_is_one_with_an_interval_of_nothing(level: str) -> None:
+    whole = Deployment(MIXTRAL, H100, level=level)  # type: ignore[arg-type]
+    for row in forecast(whole, policy("top-k"), BATCHES).rows:
+        assert row.speedup == row.flops_promise == 1.0
+        assert (row.speedup_low, row.speedup_high) == pytest.approx((1.0, 1.0))
+
+
+def part(rows: tuple[Forecast, ...], names: tuple[str, ...]) -> np.ndarray:
+    return np.array([sum(row.stages_s.get(name, 0.0) for name in names) for row in rows])
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v3"])
+def test_tensor_parallel_ranks_hold_less_and_compute_less(name: str) -> None:
+    """Everything but communication; what one rank does is a narrower model's work."""
+    computing = (*EXPERT_STAGES, "shared", "projections", "attention", "dense layers", "head")
+    before: tuple[Forecast, ...] | None = None
+    for tp in (1, 2, 4, 8):
+        whole = Deployment(load_model(name), H100, level="model", tensor_parallel=tp)
+        rows = forecast(whole, policy("top-k"), BATCHES).rows
+        if before:
+            assert (part(rows, computing) <= part(before, computing) * TILE_SWITCH).all()
+            assert all(
+                a.peak_memory_bytes < b.peak_memory_bytes for a, b in zip(rows, before, strict=True)
+            )
+            assert (part(rows, ("communication",)) >= part(before, ("communication",))).all()
+        before = rows
+
+
+def test_expert_parallel_groups_hold_less_and_the_matmuls_of_a_rank_shrink() -> None:
+    matmuls = ("first matmul", "second matmul")
+    before: tuple[Forecast, ...] | None = None
+    for ep in (1, 2, 4, 8):
+        whole = Deployment(load_model("deepseek-v3"), H100, level="model", expert_parallel=ep)
+        rows = forecast(whole, policy("top-k"), BATCHES).rows
+        if before:
+            assert (part(rows, matmuls) <= part(before, matmuls) * TILE_SWITCH).all()
+            assert all(
+                a.peak_memory_bytes < b.peak_memory_bytes for a, b in zip(rows, before, strict=True)
+            )
+        before = rows
+
+
+def test_a_model_is_its_layers_and_its_head() -> None:
+    """61 attention layers, 58 MoE layers, 3 dense ones of DeepSeek-V3."""
+    deep = Deployment(load_model("deepseek-v3"), load_hardware("b200-sxm"), level="model")
+    whole = forecast(deep, policy("top-k"), BATCHES).rows
+    layer = forecast(replace(deep, level="decoder"), policy("top-k"), BATCHES).rows
+    for a, b in zip(whole, layer, strict=True):
+        for name, count in (("attention", 61), ("projections", 61), ("shared", 58), ("launch", 58)):
+            assert a.stages_s[name] == pytest.approx(count * b.stages_s[name])
+        assert {"head", "dense layers"} == set(a.stages_s) - set(b.stages_s)
+    fewer = forecast(replace(deep, num_layers=4), policy("top-k"), BATCHES).rows
+    assert fewer[0].stages_s["launch"] == pytest.approx(layer[0].stages_s["launch"])
+
+
+def test_prefill_of_many_tokens_is_decode_of_as_many_sequences_in_the_moe_layer() -> None:
+    prefill = Deployment(MIXTRAL, H100, phase="prefill", context=128)
+    decode = Deployment(MIXTRAL, H100, phase="decode")
+    a = forecast(prefill, policy("ada-k"), [1, 4]).rows
+    b = forecast(decode, policy("ada-k"), [128, 512]).rows
+    assert [row.latency_s for row in a] == [row.latency_s for row in b]
+
+
+def test_a_training_step_is_three_forward_passes() -> None:
+    forward = Deployment(MIXTRAL, H100, phase="prefill", context=128)
+    a = forecast(forward, policy("ada-k"), [2]).rows[0]
+    b = forecast(replace(forward, phase="train"), policy("ada-k"), [2])
+    assert b.rows[0].latency_s == pytest.approx(3 * a.latency_s)
+    assert b.rows[0].latency_high_s / b.rows[0].latency_s > a.latency_high_s / a.latency_s
+    assert "backward-not-measured" in {caveat.kind for caveat in b.caveats}
+
+
+def test_latent_attention_decodes_on_compressed_vectors() -> None:
+    """DeepSeek-V3: 128 heads, each 576 wide against the cache and 512 wide on the way out."""
+    deep = Deployment(load_model("deepseek-v3"), H100, level="decoder", context=999)
+    (scores,) = attention(deep, 5)
+    assert scores.flops == 2 * 5 * 1000 * 128 * (576 + 512)
+    a, h = deep.model.attention, 7168
+    down = h * (a.query_rank + 576)
+    up = 128 * (1536 * (128 + 64) + 512 * (128 + 128) + 128 * h)
+    assert total_flops(projections(deep, 5)) == 2 * 5 * (down + up)
+
+
+def test_a_step_that_does_not_fit_says_so() -> None:
+    whole = Deployment(MIXTRAL, H100, level="model")
+    kinds = {c.kind for c in forecast(whole, policy("ada-k"), [1]).caveats}
+    assert "out-of-memory" in kinds
+    fits = replace(whole, tensor_parallel=2)
+    assert "out-of-memory" not in {c.kind for c in forecast(fits, policy("ada-k"), [1]).caveats}
+
+
+def test_energy_is_missing_with_a_reason_where_idle_power_is_unknown() -> None:
+    china = Deployment(MIXTRAL, load_hardware("a800-sxm-80gb"))
+    (row,) = forecast(china, policy("ada-k"), [1]).rows
+    assert row.energy_j is None and row.energy_missing and "idle_power" in row.energy_missing
+
+
+@pytest.mark.parametrize("name", hardware_names())
+def test_adaptive_routing_gains_at_both_ends_and_little_in_between(name: str) -> None:
+    """FLOPs promise 1.43 everywhere; where a batch touches all experts, weights are read anyway.
+
+    A switch of tiles may help or hurt single batches in between.
+    """
+    layer = Deployment(MIXTRAL, load_hardware(name))
+    rows = forecast(layer, policy("ada-k"), [1, 16, 32, 64, 16384]).rows
+    assert all(1.40 < row.flops_promise < 1.44 for row in rows)
+    assert rows[0].speedup > 1.2 and rows[-1].speedup > 1.2
+    assert min(row.speedup for row in rows[1:4]) < 1.1
+    assert rows[0].distinct_experts == pytest.approx(1.4, rel=1e-3)
+
+
+@pytest.mark.parametrize("level", ["moe", "model"])
+@pytest.mark.parametrize("router", ["ada-k", "adamoe"])
+def test_a_break_even_is_where_the_forecast_reaches_the_target(level: str, router: str) -> None:
+    whole = Deployment(MIXTRAL, H100, level=level)  # type: ignore[arg-type]
+    batches = [1, 8, 64, 2048]
+    found = break_even(whole, router, batches, 1.10)
+    assert any(row.mean_k is not None for row in found)
+    for row in found:
+        if row.mean_k is None:
+            assert row.largest_speedup < 1.10
+            continue
+
+        def speedup(mean: float, batch: int = row.batch) -> float:
+            own = policy(router, {"mean_k": mean})
+            return forecast(whole, own, [batch]).rows[0].speedup
+
+        assert speedup(row.mean_k) >= 1.10
+        assert speedup(row.mean_k + 0.01) < 1.10 + 1e-3
+
+
+def test_a_whole_model_breaks_even_at_fewer_experts_than_its_layer() -> None:
+    options: Mapping[str, Deployment] = {
+        level: Deployment(MIXTRAL, H100, level=level) for level in LEVELS
+    }
+    means = [break_even(options[level], "ada-k", [1], 1.10)[0].mean_k or 0.0 for level in LEVELS]
+    assert means[0] > means[1] >= means[2]
