@@ -298,5 +298,11 @@ def load_results(directory: Path) -> list[CellResult]:
         except json.JSONDecodeError:
             continue
         plan = {**table["plan"], "mixes": tuple(table["plan"]["mixes"])}
-        results.append(CellResult(**{**table, "plan": CellPlan(**plan)}))
+        loads = {mix: [(a, t) for a, t in steps] for mix, steps in table["loads"].items()}
+        samples = {
+            what: {mix: [(r, f, s) for r, f, s in found] for mix, found in mixes.items()}
+            for what, mixes in table["samples"].items()
+        }
+        read = {**table, "plan": CellPlan(**plan), "loads": loads, "samples": samples}
+        results.append(CellResult(**read))
     return results

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moebench.execution.plan import load_execution_suite, planned_cells
-from moebench.execution.run import load_results
+from moebench.execution.run import SLOW_ROUNDS, load_results
 from moebench.suite import main
 
 SUITE = """
@@ -77,7 +77,9 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     whole = load_results(directory)
     assert [cell.plan.num_tokens for cell in whole] == [1, 8, 8]
     assert set(whole[1].samples) == {"grouped", "packed", "router ada-k"}
-    assert all(len(s) == 6 for mixes in whole[1].samples.values() for s in mixes.values())
+    # Under load an entry may seem slow, and slow ones run fewer rounds.
+    rounds = {len(s) for mixes in whole[1].samples.values() for s in mixes.values()}
+    assert rounds <= {SLOW_ROUNDS, 6}
     assert json.loads((directory / "manifest.json").read_text())["absent"] == {
         "sonicmoe": "sonicmoe is not installed"
     }
