@@ -85,7 +85,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     }
     out = capsys.readouterr().out
     assert "## Mixtral / 64, train, 8 tokens, bfloat16" in out
-    assert "realisation" in out
+    assert "## The figures asked" in out
     assert (directory / "execution.png").stat().st_size > 10_000
 
     cells = directory / "cells.jsonl"
