@@ -1,8 +1,10 @@
-"""How a verb ends when it is run from a shell."""
+"""How a verb speaks beside its answer, and how it ends."""
 
 import os
 import sys
 from collections.abc import Callable
+
+from moebench.units import printable
 
 CLOSED = 141
 """Exit code of a program whose reader has gone (128 + SIGPIPE), as in `... | head`."""
@@ -19,3 +21,8 @@ def run(main: Callable[[], int]) -> int:
         # The interpreter flushes stdout once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
+
+
+def say(line: str) -> None:
+    """A line on stderr, which is not the answer."""
+    print(printable(line), file=sys.stderr)

@@ -8,27 +8,22 @@ Exit codes: 0 done, 2 bad input, 3 some cases failed, 130 interrupted.
 """
 
 import argparse
-import gc
 import json
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from moebench import __version__, console
-from moebench.budget import Need, allowance
+from moebench import __version__, campaign, console
 from moebench.codec import encode
 from moebench.cost.calibration import from_datasheet
-from moebench.forecast import Estimates, forecast_cells, predictions
+from moebench.forecast import forecast_cells, predictions
 from moebench.noise import kept_noise_floor
 from moebench.plan import (
-    SLOW_STEP,
     Cell,
     Kind,
     Suite,
@@ -40,27 +35,16 @@ from moebench.plan import (
     suite_title,
 )
 from moebench.progress import Bar
-from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, now, run_id
-from moebench.results import Failure, Ratio, Record
+from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, run_id
+from moebench.results import Record
 from moebench.spec import HardwareSpec, load_hardware
 from moebench.table import predicted_table, render_text
-from moebench.units import Bytes, Seconds, printable, quantity, text
+from moebench.units import Seconds, printable, quantity, text
 
 if TYPE_CHECKING:
     import torch
 
     from moebench.machine import Machine
-    from moebench.observe import Observed
-
-UNTIMED_SLOW_STEPS = 2
-"""Steps of a case outside the rounds where steps are slow: counting FLOPs, memory and stages."""
-UNTIMED_QUICK_STEPS = 8
-"""The same where steps are quick, with the stage pass and warm-up."""
-MARGIN = 1.15
-"""On predicted times: a cell that is a little slower than predicted still gets all its rounds."""
-QUICK_CELL: Seconds = 8.0
-"""Time of rounds that a cell is given even if it could do its least number in less."""
-MOST_ROUNDS = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +173,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
 
     with Bar(CALIBRATION_BUDGET) as bar:
         return prepare_machine(
-            device, dtype, recalibrate=options.recalibrate, say=_say, progress=bar
+            device, dtype, recalibrate=options.recalibrate, say=console.say, progress=bar
         )
 
 
@@ -241,7 +225,7 @@ def _measure(
         cells(suite, kind, options.layers, options.only, options.experts), device
     )
     for line in left_out:
-        _say(line)
+        console.say(line)
     budget = _budget(options, suite, kind)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)
@@ -260,15 +244,15 @@ def _measure(
             )
         run = Run.open(kept.directory)
         for problem in run.kept.problems:
-            _say(f"note: {problem}")
+            console.say(f"note: {problem}")
     with run:
         run.write_predictions(predictions(run.manifest.run, planned, estimates))
         try:
-            measure_cells(run, suite, planned, machine, device, budget, options.energy)
+            campaign.measure_cells(run, suite, planned, machine, device, budget, options.energy)
             run.finish("done")
         except BaseException:
             command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
-            _say(f"stopped; what was measured is kept, go on with: {command}")
+            console.say(f"stopped; what was measured is kept, go on with: {command}")
             raise
     return _report(run.directory, options.json)
 
@@ -334,137 +318,6 @@ def _manifest(
     )
 
 
-def measure_cells(
-    run: Run,
-    suite: Suite,
-    planned: Sequence[Cell],
-    machine: "Machine",
-    device: "torch.device",
-    budget: Seconds,
-    energy: str,
-) -> None:
-    """Measure the cells that the run does not have yet, each appended as soon as it is done."""
-    import torch
-
-    from moebench.cell import Bench, prepare_cell
-    from moebench.measure.energy import FULL, QUICK
-    from moebench.model import build_decoder
-    from moebench.observe import failure, observe
-
-    estimates = {record.case.key: record.estimate for record in run.kept.predictions}
-    promised = {record.case.key: record.ratios for record in run.kept.predictions}
-    todo = [cell for cell in planned if cell.key not in run.finished_cells]
-    todo = _without_what_does_not_fit(run, todo, estimates, machine.available_memory)
-    if not todo:
-        return
-    num_layers = todo[0].baseline.num_layers
-    dtype = getattr(torch, suite.file.dtype)
-    _say(f"building {num_layers} layer{'s' * (num_layers > 1)} of {suite.model.name} ...")
-    decoder = build_decoder(suite.model, num_layers, dtype, device, suite.file.seed)
-    bench = Bench(suite.model, decoder, device, dtype)
-    needs = [_need(cell, estimates, suite.file.plan.min_rounds) for cell in todo]
-    deadline = time.perf_counter() + budget
-    with Bar(budget) as bar:
-        for index, cell in enumerate(todo):
-            bar.tell(f"{cell.key}: operating points")
-            # What lives now stays; walking it would cost every memory pass 0.2 s.
-            gc.collect()
-            gc.freeze()
-            try:
-                ready = prepare_cell(bench, cell, suite.file.plan.stream_tokens)
-            except Exception as error:  # too large a stream or cache, most likely
-                failures = [
-                    failure(run.manifest.run, cell.key, case.key, error) for case in cell.cases
-                ]
-                run.append([], failures)
-                continue
-            left = deadline - time.perf_counter()
-            left -= sum(_preparation(later) for later in todo[index + 1 :])
-            observed = observe(
-                ready,
-                machine,
-                suite.file.plan,
-                allowance(needs[index:], left),
-                lambda share, what, key=cell.key: bar.tell(f"{key}: {what}"),  # type: ignore[misc]
-                {"quick": QUICK, "full": FULL, "off": None}[energy],
-            )
-            run.append(*_rows(run, cell, observed, estimates, promised))
-
-
-def _rows(
-    run: Run,
-    cell: Cell,
-    observed: "Observed",
-    estimates: Estimates,
-    promised: Mapping[str, tuple[Ratio, ...]],
-) -> tuple[list[Record], list[Failure]]:
-    """What a cell adds to records and failures."""
-    from moebench.observe import failure
-
-    records = [
-        Record(
-            run=run.manifest.run,
-            cell=cell.key,
-            case=case,
-            # Where one instrument was a simulator, the record is no measurement.
-            provenance=observed.measurements[case.key].energy.provenance,
-            estimate=estimates[case.key],
-            measurement=observed.measurements[case.key],
-            ratios=(*observed.ratios.get(case.key, ()), *promised[case.key]),
-            written_at=now(),
-        )
-        for case in cell.cases
-        if case.key in observed.measurements
-    ]
-    failures = [
-        failure(run.manifest.run, cell.key, key, error) for key, error in observed.errors.items()
-    ]
-    return records, failures
-
-
-def _need(cell: Cell, estimates: Estimates, min_rounds: int) -> Need:
-    """Predicted wall time of a cell after its preparation; quick cells get more rounds."""
-    latencies = [MARGIN * estimates[case.key].latency for case in cell.cases]
-    untimed = UNTIMED_SLOW_STEPS if max(latencies) > SLOW_STEP else UNTIMED_QUICK_STEPS
-    rounds = max(min_rounds, min(MOST_ROUNDS, round(QUICK_CELL / sum(latencies))))
-    return Need((untimed + 1) * sum(latencies), (untimed + rounds) * sum(latencies))
-
-
-def _preparation(cell: Cell) -> Seconds:
-    """Imposing the operating points of a cell, as it took on two cores."""
-    return 0.5 if cell.workload.level == "moe" else 3.0
-
-
-def _without_what_does_not_fit(
-    run: Run, todo: Sequence[Cell], estimates: Estimates, available: Bytes
-) -> list[Cell]:
-    """Drop cases that need more memory than there is, each with a failure row.
-
-    Raises:
-        ValueError: nothing fits.
-    """
-    kept, failures = [], []
-    for cell in todo:
-        fitting = []
-        for case, policy in zip(cell.cases, cell.policies, strict=True):
-            need = estimates[case.key].peak_memory
-            if need <= available:
-                fitting.append((case, policy))
-                continue
-            message = f"needs {text(need, 'size')}, {text(available, 'size')} are available"
-            _say(f"{case.key}: does not fit: {message}")
-            failures.append(
-                Failure(run.manifest.run, cell.key, case.key, "does-not-fit", message, now())
-            )
-        if fitting:
-            cases, policies = zip(*fitting, strict=True)
-            kept.append(replace(cell, cases=cases, policies=policies))
-    if todo and not kept:
-        raise ValueError(f"no case fits into memory: {failures[0].case}: {failures[0].message}")
-    run.append([], failures)
-    return kept
-
-
 def _budget(options: argparse.Namespace, suite: Suite, kind: Kind) -> Seconds:
     if options.time_budget is None:
         return suite.device_plan(kind).time_budget
@@ -476,10 +329,6 @@ def _budget(options: argparse.Namespace, suite: Suite, kind: Kind) -> Seconds:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":
