@@ -63,7 +63,7 @@ FUZZ = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-PLENTY = settings(FUZZ, max_examples=400)
+PLENTY = settings(FUZZ, max_examples=150)
 EDITS = st.lists(
     st.tuples(st.randoms(use_true_random=False), st.integers(0, 9), KEYS, VALUES),
     min_size=1,
@@ -238,6 +238,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @FUZZ
 @given(name=st.sampled_from(["manifest", "records", "failures", "predictions"]), edits=EDITS)
 def test_any_table_in_a_run_gives_a_run_or_a_message(
