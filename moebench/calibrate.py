@@ -27,7 +27,7 @@ from moebench.cost.crossval import as_fit, cross_validate, shared_fits, summary
 from moebench.cost.dense import DenseParameters, dense_time, fit_library
 from moebench.cost.families import KernelFit, prior_for, write_fits
 from moebench.cost.fit import Measured, percentage_errors
-from moebench.cost.groups import dense_rows, groups_of
+from moebench.cost.groups import dense_groups, groups_of
 from moebench.cost.intervals import UNSEEN, Basis, Residuals, calibrate_widths, write_widths
 from moebench.cost.kernel import layer_time
 from moebench.cost.table import Table, read_table
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     for table in tables:
-        for problem in table.problems:
-            print(f"{table.path}: {problem}", file=sys.stderr)
+        for line in table.unread():
+            print(line, file=sys.stderr)
     options.out.mkdir(parents=True, exist_ok=True)
     calibrate(tables, options.out, options.intervals)
     return 3 if any(table.problems for table in tables) else 0
@@ -157,7 +157,9 @@ def calibrate(tables: Sequence[Table], folder: Path, with_intervals: bool) -> li
 def measured(table: Table) -> list[Measured]:
     """The groups of a latency table that can be fitted, without failed tactics."""
     seconds = table.numbers["latency_us"] * 1e-6
-    groups, _ = groups_of(table, seconds=seconds)
+    groups, skipped = groups_of(table, seconds=seconds)
+    for line in table.unpriced(skipped):
+        print(line, file=sys.stderr)
     works = table.numbers["slow_tactic"] == 0
     found = []
     for group in groups:
@@ -246,12 +248,10 @@ def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
 
 def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameters]:
     """Fit the dense matmuls of all devices together and write dense.toml."""
-    rows = dense_rows(table)
-    known = {
-        name for data in rows.values() for name in (data.hardware.name, *data.hardware.aliases)
-    }
-    for system in sorted(set(table.columns["system"]) - known):
-        print(f"{table.path}: unknown hardware {system!r}, left out", file=sys.stderr)
+    groups, skipped = dense_groups(table)
+    for line in table.unpriced(skipped):
+        print(line, file=sys.stderr)
+    rows = {group.data.hardware.name: group.data for group in groups}
     found = fit_library(rows)
     lines = [
         "# Written by `python -m moebench.calibrate --from TABLE`; SI units.",

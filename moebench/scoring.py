@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,5 +221,38 @@ def text(document: Mapping[str, Any]) -> str:
         cells = ("-" if value is None else f"{value:.2f}" for value in values)
         lines.append(f"{name:60.60}{figures['n']:8d}" + "".join(f"{cell:>8}" for cell in cells))
     for reason, count in document["skipped"].items():
-        lines.append(f"skipped {count} rows: {reason}")
+        lines.append(f"skipped {count} row{'s' * (count > 1)}: {reason}")
     return "\n".join(lines)
+
+
+def draw_scores(table: Table, scores: Scores, folder: Path) -> list[Path]:
+    """A figure of each device; returns the files."""
+    from moebench.figures.accuracy import Points, draw_accuracy
+
+    quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
+    x = "m" if table.kind == "gemm" else "tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    systems = np.array(table.columns["system"])
+    names = ("framework", "version", "kernel_source")
+    columns = [table.columns[name] for name in names if name in table.columns]
+    labels = np.array(
+        [" ".join(each) for each in zip(*columns, strict=True)] or [""] * len(systems)
+    )
+    paths = []
+    works = np.isfinite(scores.predicted)
+    if table.kind == "latency":
+        works &= table.numbers["slow_tactic"] == 0
+    for system in sorted(set(systems[works].tolist())):
+        here = works & (systems == system)
+        points = Points(
+            labels[here].tolist(),
+            scores.num_tokens[here],
+            scores.measured[here],
+            scores.predicted[here],
+        )
+        path = folder / f"{system}.png"
+        path.write_bytes(
+            draw_accuracy(points, system, quantity.get(table.kind, "MoE layer latency"), x)
+        )
+        paths.append(path)
+    return paths

@@ -10,7 +10,7 @@ is in percent. Predictions are warm, because the tables are measured without flu
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,21 @@ from moebench import console
 from moebench.cost.crossval import as_fit, full_fit
 from moebench.cost.dense import (
     DenseParameters,
-    DenseRows,
     dense_time,
     fit_device,
     shipped_dense,
 )
-from moebench.cost.energy_table import is_energy_table, validate_energy
+from moebench.cost.energy_leaveout import dense_backbones_path, score_backbones_left_out
+from moebench.cost.energy_table import (
+    EnergyTable,
+    is_energy_table,
+    read_backbones,
+    read_energy_table,
+    validate_energy,
+)
 from moebench.cost.families import KernelFit, shipped_fits
 from moebench.cost.fit import Measured, fit_siblings, stratified
-from moebench.cost.groups import Group, dense_rows, groups_of
+from moebench.cost.groups import Group, dense_groups, groups_of
 from moebench.cost.kernel import layer_time
 from moebench.cost.leaveout import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
 from moebench.cost.price import Calibrated, calibrated, latency_interval, prior_of, ratio_interval
@@ -41,11 +47,11 @@ from moebench.scoring import (
     Scores,
     Skipped,
     dense_document,
+    draw_scores,
     latency_document,
     pairs_document,
     text,
 )
-from moebench.spec import load_hardware
 
 MOST_SKIPPED = 0.005
 """Share of well-formed rows that may stay without a price before the check fails."""
@@ -61,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table is None:
         parser.error("which table? (or --run DIR)")
     if is_energy_table(options.table):
-        return validate_energy(options.table, options.models, options.given, options.json)
+        return _validate_energy(options)
     try:
         rows = _rows_of(options.calibration)
         table = read_table(options.table)
@@ -69,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fits = None if options.fits is None else _fits_of(options.fits)
         if options.leave_out and table.kind == "gemm":
             raise ValueError("--leave-out: found a table of dense matmuls, expected another one")
+        if options.leave_out == "backbone":
+            raise ValueError(f"--leave-out: found 'backbone', but {table.path} is of latencies")
         if options.leave_out not in (None, "device") and table.kind == "pairs":
             raise ValueError(
                 f"--leave-out: found {options.leave_out!r}, expected 'device': all pairs are of "
@@ -77,8 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    for problem in table.problems:
-        print(f"{table.path}: {problem}", file=sys.stderr)
+    _say(table.unread())
     if not len(table):
         print(f"{table.path}: no row could be read", file=sys.stderr)
         return 2
@@ -96,18 +103,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             scores, skipped = left_out_scores(table, options.leave_out, rows, seed, dense)
         document = latency_document(table, scores, skipped, calibration, seed)
+    _say(table.unpriced(skipped))
     if options.leave_out is not None:
         document["leave_out"] = options.leave_out
     if not document["n"]:
-        print(f"{table.path}: nothing could be priced: {document['skipped']}", file=sys.stderr)
+        print(f"{table.path}: nothing could be priced", file=sys.stderr)
         return 2
     print(json.dumps(document, indent=1) if options.json else text(document))
     if options.plot is not None:
-        for path in _plot(table, scores, options.plot):
+        for path in draw_scores(table, scores, options.plot):
             print(path, file=sys.stderr)
     if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
         return 1
     return 3 if table.problems else 0
+
+
+def _validate_energy(options: argparse.Namespace) -> int:
+    """Score a table of energy; the exit status."""
+    score = None
+    if options.leave_out not in (None, "backbone"):
+        print(
+            f"--leave-out: found {options.leave_out!r}, expected 'backbone' of a table of energy",
+            file=sys.stderr,
+        )
+        return 2
+    if options.leave_out == "backbone":
+
+        def score(table: EnergyTable) -> dict[str, Any]:
+            facts = read_backbones(options.models) | read_backbones(dense_backbones_path())
+            others = [] if options.fits is None else [read_energy_table(options.fits, facts)]
+            return score_backbones_left_out(table, others, options.given)
+
+    return validate_energy(options.table, options.models, options.given, options.json, score)
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,14 +163,16 @@ def _parser() -> argparse.ArgumentParser:
         "others; or the spec sheet alone (default: shipped)",
     )  # fmt: skip
     parser.add_argument(
-        "--leave-out", choices=("device", "shapes", "both"),
+        "--leave-out", choices=("device", "shapes", "both", "backbone"),
         help="fit the table itself without each device in turn, without a quarter of its model "
         "shapes at a time, or without both, and score what was left out; with rows:N, N rows of "
-        "the device (and of other shapes) are known all the same; shipped parameters stay out",
+        "the device (and of other shapes) are known all the same; shipped parameters stay out. "
+        "Of a table of energy: each backbone",
     )  # fmt: skip
     parser.add_argument(
         "--fits", type=Path, metavar="TABLE",
-        help="fit kernels to these latencies in place of the shipped parameters",
+        help="fit kernels to these latencies in place of the shipped parameters; with backbones "
+        "left out, more energy to fit (dense models)",
     )  # fmt: skip
     parser.add_argument(
         "--gemm", type=Path, help="dense matmuls of devices that were never calibrated"
@@ -182,7 +216,10 @@ def _dense_fits(path: Path | None) -> dict[str, DenseParameters]:
     if table.kind != "gemm":
         raise ValueError(f"{path}: found a {table.kind} table, expected columns m, n, k")
     library = next(iter(shipped_dense().values()), DenseParameters())
-    return {name: fit_device(rows, library) for name, rows in dense_rows(table).items()}
+    groups, skipped = dense_groups(table)
+    _say(table.unread())
+    _say(table.unpriced(skipped))
+    return {group.data.hardware.name: fit_device(group.data, library) for group in groups}
 
 
 def _fits_of(path: Path) -> list[KernelFit]:
@@ -192,16 +229,15 @@ def _fits_of(path: Path) -> list[KernelFit]:
         raise ValueError(f"{path}: found a {table.kind} table, expected layer latencies")
     seconds = table.numbers["latency_us"] * 1e-6
     works = table.numbers["slow_tactic"] == 0
-    groups = [_measured(group, seconds)[works[group.rows]] for group in _groups(table, seconds)[0]]
+    found, skipped = groups_of(table, seconds=seconds)
+    _say(table.unread())
+    _say(table.unpriced(skipped))
+    groups = [_measured(group, seconds)[works[group.rows]] for group in found]
     return [
         as_fit(rows, full_fit(rows), path.name, table.sha256)
         for rows in groups
         if (rows.cases.expert_parallel == 1).sum() >= LEAST_ROWS
     ]
-
-
-def _groups(table: Table, seconds: Floats) -> tuple[list[Group], Skipped]:
-    return groups_of(table, seconds=seconds)
 
 
 def _measured(group: Group, seconds: Floats) -> Measured:
@@ -220,7 +256,7 @@ def latency_scores(
 ) -> tuple[Scores, Skipped]:
     """Predictions of a table of layer latencies; NaN where rows calibrate or have no price."""
     seconds = table.numbers["latency_us"] * 1e-6
-    groups, skipped = _groups(table, seconds)
+    groups, skipped = groups_of(table, seconds=seconds)
     scores = Scores.waiting(seconds, table.numbers["num_tokens"])
     for members in _together(groups):
         drawn = _drawn(members, table, rows, seed)
@@ -244,7 +280,7 @@ def left_out_scores(
     """The same from fits of the table itself that never saw what they predict."""
     seconds = table.numbers["latency_us"] * 1e-6
     works = table.numbers["slow_tactic"] == 0
-    groups, skipped = _groups(table, seconds)
+    groups, skipped = groups_of(table, seconds=seconds)
     every = [
         LeftOutGroup(_measured(group, seconds), works[group.rows], _source(group))
         for group in groups
@@ -305,28 +341,20 @@ def dense_scores(
 ) -> tuple[Scores, Skipped]:
     """Predictions of a table of dense matmuls, without intervals."""
     scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["m"])
-    systems = np.array(table.columns["system"])
     shipped = {} if calibration == "none" else shipped_dense()
     library = next(iter(shipped.values()), DenseParameters())
-    skipped = {}
-    for system in sorted(set(systems.tolist())):
-        here = np.flatnonzero(systems == system)
-        try:
-            hardware = load_hardware(system)
-        except ValueError as error:
-            skipped[str(error)] = here
-            continue
-        m, n, k = (table.numbers[name][here] for name in ("m", "n", "k"))
-        data = DenseRows(hardware, m, n, k, scores.measured[here])
+    groups, skipped = dense_groups(table)
+    for group in groups:
+        data = group.data
         parameters = shipped.get(data.hardware.name, library)
-        rest = np.arange(len(here))
+        rest = np.arange(len(data.m))
         if rows is not None:
             use = stratified(data.m, rows, np.random.default_rng(seed))
             rest = np.setdiff1d(rest, use)
             parameters = fit_device(data[use], library)
         time = dense_time(parameters, data.hardware, data.m, data.n, data.k)
         nothing = np.full(len(rest), np.nan)
-        scores.fill(here[rest], time[rest], nothing, nothing)
+        scores.fill(group.rows[rest], time[rest], nothing, nothing)
     return scores, skipped
 
 
@@ -397,39 +425,6 @@ def _calibrations(
         )
         for rows, parameters in zip(own, fit_siblings(own, priors), strict=True)
     ]
-
-
-def _plot(table: Table, scores: Scores, folder: Path) -> list[Path]:
-    """A figure of each device; returns the files."""
-    from moebench.figures.accuracy import Points, draw_accuracy
-
-    quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
-    x = "m" if table.kind == "gemm" else "tokens"
-    folder.mkdir(parents=True, exist_ok=True)
-    systems = np.array(table.columns["system"])
-    names = ("framework", "version", "kernel_source")
-    columns = [table.columns[name] for name in names if name in table.columns]
-    labels = np.array(
-        [" ".join(each) for each in zip(*columns, strict=True)] or [""] * len(systems)
-    )
-    paths = []
-    works = np.isfinite(scores.predicted)
-    if table.kind == "latency":
-        works &= table.numbers["slow_tactic"] == 0
-    for system in sorted(set(systems[works].tolist())):
-        here = works & (systems == system)
-        points = Points(
-            labels[here].tolist(),
-            scores.num_tokens[here],
-            scores.measured[here],
-            scores.predicted[here],
-        )
-        path = folder / f"{system}.png"
-        path.write_bytes(
-            draw_accuracy(points, system, quantity.get(table.kind, "MoE layer latency"), x)
-        )
-        paths.append(path)
-    return paths
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ TABLE: dict[str, May] = {
     "plan": May((*FOUNDATION, "policies"), ("numpy",)),
     "forecast": May((*FOUNDATION, "policies", "cost", "plan", "record"), ("numpy",)),
     "prediction": May((*FOUNDATION, "cost")),
-    "scoring": May((*FOUNDATION, "cost"), ("numpy",)),
+    "scoring": May((*FOUNDATION, "cost", "figures"), ("numpy",)),
     "console": May(("units",)),
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),

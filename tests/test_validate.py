@@ -107,7 +107,58 @@ def test_milliseconds_among_microseconds_are_noticed(
     rows[5] = rows[5] | {"latency_us": "1.9"}
     code, found = document(capsys, str(write(tmp_path / "t.csv", rows)))
     assert code == 1
-    assert found["skipped"] == {"latency is not in microseconds": 1}
+    assert found["skipped"] == {"column latency_us: not in microseconds": 1}
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3])
+def test_rows_in_another_unit_are_named_and_not_scored(
+    factor: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = a_table()
+    for index in (2, 3, 5):
+        rows[index] = rows[index] | {"latency_us": str(1500 * factor)}
+    assert validate.main([str(write(tmp_path / "t.csv", rows)), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 4
+    assert "rows 3-4, 6, column latency_us: not in microseconds; not priced" in err
+
+
+def test_a_dtype_without_a_peak_is_refused_by_row_and_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        row | {"moe_dtype": "bfloat16"} for row in a_table(system="a100_sxm", latency_us="4000")
+    ]
+    rows[1] = rows[1] | {"moe_dtype": "fp8"}
+    assert validate.main([str(write(tmp_path / "t.csv", rows)), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 6
+    assert "row 2 (line 3), column moe_dtype: a100-sxm-80gb: no peak for dtype 'float8'" in err
+
+
+def test_ragged_rows_blank_lines_and_byte_marks_do_not_shift_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "t.csv", a_table())
+    lines = path.read_text().splitlines()
+    lines[2] += ",5"
+    lines[3] = lines[3][:20]
+    lines.insert(5, "")
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    assert validate.main([str(path), "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 5
+    assert "row 2 (line 3), column (all): found '16 cells', expected a row of 15 cells" in err
+    assert "row 3 (line 4)" in err and "row 5" not in err
+
+
+def test_a_table_that_is_cut_off_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "t.csv.gz", a_table())
+    path.write_bytes(path.read_bytes()[:-20])
+    assert validate.main([str(path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("column", ["latency_us", "topk", "system"])

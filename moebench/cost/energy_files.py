@@ -11,14 +11,12 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moebench.cost.energy import METADATA, PARAMETERS
-from moebench.cost.energy_calibration import SHARED, UNSEEN_PRECISION, EnergyFit, Origin
+from moebench.cost.energy_calibration import SHARED, EnergyFit, Origin
 from moebench.cost.energy_cases import PRECISIONS
 from moebench.cost.energy_fit import (
     LeftOut,
@@ -30,6 +28,7 @@ from moebench.cost.energy_fit import (
     rows_of,
     widths,
 )
+from moebench.cost.energy_leaveout import dense_backbones_path, has_company, report
 from moebench.cost.energy_table import EnergyTable, read_backbones, read_energy_table
 from moebench.spec import HardwareSpec, load_hardware
 
@@ -62,16 +61,6 @@ def energy_fits(
             )
         )  # fmt: skip
     return found
-
-
-def has_company(rows: Rows) -> NDArray[np.bool_]:
-    """Rows whose GPU has another backbone: a GPU's only one says nothing when it is left out."""
-    lone = [
-        gpu
-        for gpu in sorted(set(rows.gpus.tolist()))
-        if len(set(rows.backbones[rows.gpus == gpu].tolist())) < 2
-    ]
-    return ~np.isin(rows.gpus, lone)
 
 
 def write_fit(fit: EnergyFit, folder: Path) -> Path:
@@ -127,73 +116,6 @@ def _absolute(name: str, value: float, hardware: HardwareSpec | None) -> str:
         peak = hardware.peak_for("bfloat16")
         return f": {1e12 * value * hardware.power_limit / peak:.2f} pJ/FLOP in bfloat16"
     return ""
-
-
-def report(left_out: LeftOut) -> str:
-    """Left-out errors, GPU by GPU and backbone by backbone, beside the baselines.
-
-    The constant mean is that of the same GPU's other MoE backbones. Intervals of a backbone come
-    from the errors on the others.
-    """
-    rows = left_out.rows
-    lines = [
-        f"{'':34}{'n':>5}{'power|thr':>11}{'P90':>7}{'mean W':>8}{'limit':>8}{'inside':>8}"
-        f"{'J/token':>9}{'P90':>7}{'inside':>8}{'step':>7}"
-    ]
-    inside = _inside(left_out)
-    baseline = {
-        name: np.array([_baseline(rows, i, name) for i in range(len(rows))])
-        for name in ("mean", "limit")
-    }
-    groups = [(f"{gpu}, {name}", (rows.gpus == gpu) & (rows.backbones == name))
-              for gpu in sorted(set(rows.gpus.tolist()))
-              for name in sorted(set(rows.backbones[rows.gpus == gpu].tolist()))]  # fmt: skip
-    groups += [(gpu, rows.gpus == gpu) for gpu in sorted(set(rows.gpus.tolist()))]
-    groups += [
-        ("precision seen in another backbone", left_out.precision_seen),
-        ("all", np.full(len(rows), True)),
-    ]
-    for label, here in groups:
-        given = 100 * np.abs(np.expm1(-left_out.power_given_throughput[here]))
-        energy = 100 * np.abs(np.expm1(-left_out.energy_per_token[here]))
-        step = 100 * np.abs(np.expm1(-left_out.seconds[here]))
-        base = [100 * np.abs(baseline[name][here] / rows.watts[here] - 1) for name in baseline]
-        lines.append(
-            f"{label:34.34}{here.sum():5d}{np.median(given):11.1f}{np.percentile(given, 90):7.1f}"
-            f"{np.median(base[0]):8.1f}{np.median(base[1]):8.1f}{100 * inside[0][here].mean():8.0f}"
-            f"{np.median(energy):9.1f}{np.percentile(energy, 90):7.1f}"
-            f"{100 * inside[1][here].mean():8.0f}{np.median(step):7.1f}"
-        )
-    return "\n".join(lines)
-
-
-def _baseline(rows: Rows, row: int, name: str) -> float:
-    if name == "limit":
-        return load_hardware(str(rows.gpus[row])).power_limit or float("nan")
-    others = (rows.gpus == rows.gpus[row]) & (rows.backbones != rows.backbones[row])
-    return float(rows.watts[others].mean()) if others.any() else float("nan")
-
-
-def _inside(left_out: LeftOut) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether rows lie inside intervals made from the other backbones' errors."""
-    rows = left_out.rows
-    found = np.zeros((2, len(rows)), dtype=np.bool_)
-    stretch = np.where(left_out.precision_seen, 1.0, UNSEEN_PRECISION)
-    for gpu in sorted(set(rows.gpus.tolist())):
-        for name in sorted(set(rows.backbones[rows.gpus == gpu].tolist())):
-            here = (rows.backbones == name) & (rows.gpus == gpu)
-            ends = widths(left_out, (rows.backbones != name) & has_company(rows), gpu)
-            for i, quantity in enumerate(("power_given_throughput", "energy_per_token")):
-                low, high = getattr(ends, quantity)
-                error = getattr(left_out, quantity) / stretch
-                found[i][here] = ((low <= error) & (error <= high))[here]
-    return found[0], found[1]
-
-
-def dense_backbones_path() -> Path:
-    """Facts of the dense models in the calibration tables."""
-    with as_file(files("moebench").joinpath("data/energy/dense_backbones.csv")) as path:
-        return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,6 @@ Columns are those of the reference tables `gpu_moe_energy` and `gpu_moe_energy_m
 row never hides the others.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -34,6 +33,7 @@ from moebench.cost.energy_cases import (
     Task,
     cases_of,
 )
+from moebench.cost.table import read_rows
 from moebench.spec import load_hardware
 from moebench.units import nearest
 
@@ -74,6 +74,7 @@ DeepSeek's do; a per-row checkpoint of somebody else is predicted too slow and t
 UNKNOWN_TASK: Task = "lm-arena-chat"
 """Ordinary chat."""
 MOST_SKIPPED = 0.005
+"""Share of rows that may stay without a price before the check fails."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class EnergyTable:
     tokens_per_second: Floats
     """[rows] output tokens of all GPUs together."""
     problems: tuple[str, ...]
-    """Row by row, what could not be read."""
+    """Row by row, what could not be read or has no price."""
+    unpriced: int
+    """Of these, well-formed rows with an unknown GPU, backbone or precision."""
     total: int
 
     def __len__(self) -> int:
@@ -111,6 +114,10 @@ class EnergyTable:
         return dataclasses.replace(self, servings=servings, **values)
 
 
+class Unpriced(ValueError):
+    """A well-formed row that the model cannot price."""
+
+
 def read_backbones(path: Path) -> dict[str, Backbone]:
     """Facts of text decoders by name.
 
@@ -118,7 +125,7 @@ def read_backbones(path: Path) -> dict[str, Backbone]:
         ValueError: the file cannot be read, lacks a column, or holds a bad value (with its row).
     """
     found = {}
-    for number, row in enumerate(_rows(path, ("backbone", *FACTS, *FIGURES)), start=1):
+    for number, row in _rows(path, ("backbone", *FACTS, *FIGURES)):
         values: dict[str, Any] = {"name": row["backbone"]}
         for column in (*FACTS, *FIGURES):
             try:
@@ -147,12 +154,14 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
     """
     rows = _rows(path, (*NAMES, *NUMBERS))
     servings, kept, problems = [], [], []
-    for number, row in enumerate(rows, start=1):
+    unpriced = 0
+    for number, row in rows:
         try:
             servings.append(_serving(row, backbones))
             kept.append(row)
         except ValueError as error:
             problems.append(f"row {number} (line {number + 1}), {error}")
+            unpriced += isinstance(error, Unpriced)
 
     def numbers(column: str) -> Floats:
         return np.array([float(row[column]) for row in kept], dtype=np.float64)
@@ -167,24 +176,26 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
         numbers("energy_j_per_output_token"),
         numbers("output_throughput_tok_per_s"),
         tuple(problems),
+        unpriced,
         len(rows),
     )
 
 
-def _rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            header = reader.fieldnames or ()
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+def _rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Number and cells of each row; cells that are missing are empty."""
+    rows = read_rows(path)
+    header = next(rows, [])
     missing = [name for name in needed if name not in header]
     if missing:
         raise ValueError(
             f"{path}: missing column {', '.join(map(repr, missing))}; found {', '.join(header)}"
         )
-    return rows
+    empty = dict.fromkeys(header, "")
+    return [
+        (number, empty | dict(zip(header, row, strict=False)))
+        for number, row in enumerate(rows, start=1)
+        if row
+    ]
 
 
 def _serving(row: Mapping[str, str], backbones: Mapping[str, Backbone]) -> Serving:
@@ -209,11 +220,14 @@ def _serving(row: Mapping[str, str], backbones: Mapping[str, Backbone]) -> Servi
             "mixed units?"
         )
     if row["backbone"] not in backbones:
-        raise ValueError(
+        raise Unpriced(
             f"column backbone: found {row['backbone']!r}, expected one of the table of models"
             f"{nearest(row['backbone'], backbones)}"
         )
-    load_hardware(row["gpu"])
+    try:
+        load_hardware(row["gpu"])
+    except ValueError as error:
+        raise Unpriced(f"column gpu: {error}") from None
     return Serving(
         backbone=backbones[row["backbone"]],
         precision=_precision(row),
@@ -231,7 +245,7 @@ def _precision(row: Mapping[str, str]) -> Precision:
     if name == "fp8":
         return "fp8" if row["model_id"].startswith(ROW_SCALED) else "fp8-block"
     if name not in ("bfloat16", "mxfp4"):
-        raise ValueError(
+        raise Unpriced(
             f"column weight_precision: found {name!r}, expected one of bfloat16, fp8, mxfp4"
         )
     return "bfloat16" if name == "bfloat16" else "mxfp4"
@@ -246,14 +260,18 @@ def _task(name: str) -> Task:
 def is_energy_table(path: Path) -> bool:
     """Whether the header has a column of energy."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            return "energy_j_per_output_token" in stream.readline()
-    except (OSError, UnicodeDecodeError):
+        return "energy_j_per_output_token" in next(read_rows(path), ())
+    except ValueError:
         return False
 
 
-def validate_energy(path: Path, models: Path | None, given: str, as_json: bool) -> int:
-    """Score the shipped energy model; the exit status of `moebench.validate`."""
+Score = Callable[["EnergyTable"], dict[str, Any]]
+
+
+def validate_energy(
+    path: Path, models: Path | None, given: str, as_json: bool, score: Score | None = None
+) -> int:
+    """Score the shipped energy model, or what `score` says; the exit status of `validate`."""
     try:
         if models is None:
             raise ValueError(f"{path}: an energy table needs --models FILE, facts of its backbones")
@@ -266,9 +284,16 @@ def validate_energy(path: Path, models: Path | None, given: str, as_json: bool) 
     if not len(table):
         print(f"{path}: no row could be read", file=sys.stderr)
         return 2
-    document = score_energy(table, given, energy_calibration)
+    try:
+        score = score or (lambda table: score_energy(table, given, energy_calibration))
+        document = score(table)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     document["models"] = str(models)
     print(json.dumps(document, indent=1) if as_json else energy_text(document))
+    if table.unpriced > MOST_SKIPPED * table.total:
+        return 1
     return 3 if table.problems else 0
 
 
@@ -313,13 +338,21 @@ def score_energy(
     (`constant_mean`), or its power limit (`tdp`); their energy is that power over the throughput
     that the model itself works with.
     """
-    found = predict_table(table, given, calibration)
+    models = {gpu: calibration(load_hardware(gpu).name) for gpu in sorted(set(table.gpus.tolist()))}
+    means = np.array([models[gpu].mean_power for gpu in table.gpus.tolist()])
+    return energy_document(table, given, predict_table(table, given, calibration), means)
+
+
+def energy_document(
+    table: EnergyTable, given: str, found: Mapping[str, Floats], means: Floats
+) -> dict[str, Any]:
+    """The document of predictions as `predict_table` makes them; `means` are `constant_mean`."""
     gpus = np.array([one.num_gpus for one in table.servings], dtype=np.float64)
     batch = np.array([one.batch for one in table.servings], dtype=np.float64)
     per_token = gpus * found["seconds"] / batch
-    models = {gpu: calibration(load_hardware(gpu).name) for gpu in sorted(set(table.gpus.tolist()))}
-    means = np.array([models[gpu].mean_power for gpu in table.gpus.tolist()])
-    limit = np.array([models[gpu].hardware.power_limit for gpu in table.gpus.tolist()], dtype=float)
+    names = sorted(set(table.gpus.tolist()))
+    limits = {gpu: load_hardware(gpu).power_limit for gpu in names}
+    limit = np.array([limits[gpu] for gpu in table.gpus.tolist()], dtype=np.float64)
 
     def split(predicted: Floats, low: Floats, high: Floats, measured: Floats) -> dict[str, Any]:
         arrays = (predicted, low, high, measured)
@@ -329,7 +362,7 @@ def score_energy(
 
         return {
             "overall": of(np.full(len(table), True)),
-            "gpus": {gpu: of(table.gpus == gpu) for gpu in models},
+            "gpus": {gpu: of(table.gpus == gpu) for gpu in names},
             "backbones": {
                 name: of(table.backbones == name) for name in sorted(set(table.backbones.tolist()))
             },
@@ -339,7 +372,7 @@ def score_energy(
                     "backbone": name,
                     **of((table.gpus == gpu) & (table.backbones == name)),
                 }
-                for gpu in models
+                for gpu in names
                 for name in sorted(set(table.backbones[table.gpus == gpu].tolist()))
             ],
         }
@@ -367,8 +400,13 @@ def score_energy(
 def figures(
     predicted: Floats, low: Floats, high: Floats, measured: Floats
 ) -> dict[str, float | int | None]:
-    """F of the verb `validate`: errors and coverage in percent; None where there are no rows."""
+    """F of the verb `validate`: errors and coverage in percent; None where there are no rows.
+
+    A prediction that is NaN does not exist and is not counted.
+    """
     names = ("mape", "median_ape", "p90_ape", "bias", "coverage90")
+    exists = np.isfinite(predicted)
+    predicted, low, high, measured = (array[exists] for array in (predicted, low, high, measured))
     if not len(measured):
         return {"n": 0, **dict.fromkeys(names)}
     error = 100 * (predicted / measured - 1)
@@ -394,6 +432,8 @@ def energy_text(document: Mapping[str, Any]) -> str:
             entries += [(f"{name}", baseline["overall"])]
             entries += [(f"{name}, {gpu}", value) for gpu, value in baseline["gpus"].items()]
         for name, one in entries:
+            if not one["n"]:
+                continue
             keys = ("mape", "median_ape", "p90_ape", "bias", "coverage90")
             lines.append(f"{name:44.44}{one['n']:8d}" + "".join(f"{one[k]:8.2f}" for k in keys))
     return "\n".join(lines)

@@ -11,10 +11,17 @@ from moebench.cost.kernel import LayerCases, roofline
 from moebench.cost.samplers import Floats, sampled_loads
 from moebench.cost.table import Table
 from moebench.spec import HardwareSpec, load_hardware
+from moebench.units import BYTES_PER_ELEMENT
 
-PLAUSIBLE = (0.05, 1e5)
-"""Measured latency over the roofline's; outside, the row is in another unit. Replayed weights
-come from L2, up to ten times faster than DRAM, and a launch may dwarf a tiny layer."""
+LEAST_OF_ROOFLINE = 0.05
+"""Measured latency over the roofline's; below, the row is in another unit. Replayed weights come
+from L2, up to ten times faster than DRAM; the least of the development tables is 0.4."""
+MOST_OF_ROOFLINE = 300
+"""Measured latency over `LAUNCHES` and the roofline's; above, the row is in another unit. The most
+of the development tables is 21."""
+LAUNCHES = 100e-6
+"""Seconds that a layer takes however tiny it is."""
+NOT_MICROSECONDS = "column latency_us: not in microseconds"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,17 @@ class Group:
 def shape_label(hidden_size: float, inter_size: float, top_k: float, num_experts: float) -> str:
     """How fits and scores name a model shape: "4096 x 14336, 2 of 8"."""
     return f"{hidden_size:g} x {inter_size:g}, {top_k:g} of {num_experts:g}"
+
+
+def is_plausible(seconds: Floats, least: Floats) -> NDArray[np.bool_]:
+    """Whether measured latencies can be in the unit that is taken for theirs.
+
+    Args:
+        seconds: measured.
+        least: what a roofline allows.
+    """
+    low, high = LEAST_OF_ROOFLINE * least, MOST_OF_ROOFLINE * (least + LAUNCHES)
+    return np.asarray((seconds >= low) & (seconds <= high))
 
 
 def groups_of(
@@ -71,19 +89,20 @@ def groups_of(
         first = indices[0]
         (system, framework, version), source, gated, dtype = keys[first]
         kernel = Kernel(framework, version, source, 3 if gated else 2, dtype)
+        column = "system"
         try:
             hardware = load_hardware(system)
+            column = "moe_dtype"
             hardware.peak_for(dtype)
         except ValueError as error:
-            skipped.setdefault(str(error), []).extend(indices)
+            skipped.setdefault(f"column {column}: {error}", []).extend(indices)
             continue
         rows = np.array(indices, dtype=np.int64)
         group = _group(table, system, hardware, kernel, rows, top_k)
         if seconds is not None:
-            ratio = seconds[rows] / roofline(hardware, group.cases)
-            odd = (ratio < PLAUSIBLE[0]) | (ratio > PLAUSIBLE[1])
+            odd = ~is_plausible(seconds[rows], roofline(hardware, group.cases))
             if odd.any():
-                skipped.setdefault("latency is not in microseconds", []).extend(rows[odd].tolist())
+                skipped.setdefault(NOT_MICROSECONDS, []).extend(rows[odd].tolist())
                 if odd.all():
                     continue
                 group = _group(table, system, hardware, kernel, rows[~odd], top_k)
@@ -131,20 +150,38 @@ def _group(
     return Group(system, hardware, kernel, rows, cases, shapes)
 
 
-def dense_rows(table: Table) -> dict[str, DenseRows]:
-    """The rows of a table of dense matmuls by hardware name.
+@dataclass(frozen=True)
+class DenseGroup:
+    """The dense matmuls of one device."""
 
-    Unknown systems are left out: who reads the table says so.
-    """
-    found = {}
-    for system in sorted(set(table.columns["system"])):
+    system: str
+    """As the table names it."""
+    rows: NDArray[np.int64]
+    """Indices into the table's well-formed rows."""
+    data: DenseRows
+
+
+def dense_groups(table: Table) -> tuple[list[DenseGroup], dict[str, NDArray[np.int64]]]:
+    """Group a table of dense matmuls by device; the rest as `groups_of`."""
+    found, skipped = [], {}
+    systems = np.array(table.columns["system"])
+    for system in sorted(set(systems.tolist())):
+        here = np.flatnonzero(systems == system)
         try:
             hardware = load_hardware(system)
-        except ValueError:
+        except ValueError as error:
+            skipped[f"column system: {error}"] = here
             continue
-        here = np.array(table.columns["system"]) == system
-        numbers = {name: table.numbers[name][here] for name in ("m", "n", "k", "latency_us")}
-        found[hardware.name] = DenseRows(
-            hardware, numbers["m"], numbers["n"], numbers["k"], numbers["latency_us"] * 1e-6
+        m, n, k = (table.numbers[name][here] for name in ("m", "n", "k"))
+        data = DenseRows(hardware, m, n, k, table.numbers["latency_us"][here] * 1e-6)
+        moved = BYTES_PER_ELEMENT["bfloat16"] * (m * n + n * k + m * k)
+        least = np.maximum(
+            moved / hardware.memory_bandwidth, 2 * m * n * k / hardware.peak_for("bfloat16")
         )
-    return found
+        good = is_plausible(data.seconds, least)
+        if not good.all():
+            odd = skipped.get(NOT_MICROSECONDS, np.array([], dtype=np.int64))
+            skipped[NOT_MICROSECONDS] = np.append(odd, here[~good])
+        if good.any():
+            found.append(DenseGroup(system, here[good], data[np.flatnonzero(good)]))
+    return found, skipped

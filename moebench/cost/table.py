@@ -8,12 +8,14 @@ import csv
 import gzip
 import hashlib
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moebench.cost.samplers import Floats
 
@@ -40,6 +42,10 @@ DTYPES = {
     "float8": "float8",
 }
 """Weight types of `moe_dtype`; float16 runs at bfloat16's speed."""
+MOST_NAMED = 20
+"""Rows, or runs of them, that one message lists."""
+MOST_APART = 10
+"""Of a pair's two latencies: further apart, one of them is in another unit."""
 DISTRIBUTION = re.compile(r"balanced|power_law_\d+(\.\d+)?")
 
 
@@ -71,12 +77,35 @@ class Table:
     """The columns of names; every needed and optional one."""
     numbers: Mapping[str, Floats]
     """The columns of numbers, in the table's units."""
+    row_numbers: NDArray[np.int64]
+    """Of the well-formed rows, counted as in `Problem`."""
     problems: tuple[Problem, ...]
     total: int
     """Rows of the file, bad ones included."""
 
     def __len__(self) -> int:
-        return self.total - len({problem.row for problem in self.problems})
+        return len(self.row_numbers)
+
+    def unread(self) -> list[str]:
+        """A line for each cell that could not be read."""
+        return [f"{self.path}: {problem}" for problem in self.problems]
+
+    def unpriced(self, skipped: Mapping[str, NDArray[np.int64]]) -> list[str]:
+        """A line for each reason why well-formed rows have no price, with their numbers."""
+        return [
+            f"{self.path}: {self._where(rows)}, {reason}; not priced"
+            for reason, rows in skipped.items()
+        ]
+
+    def _where(self, rows: NDArray[np.int64]) -> str:
+        """Which rows of the file these are, in words: "rows 3, 7-12"."""
+        numbers = np.sort(self.row_numbers[rows])
+        if len(numbers) == 1:
+            return f"row {numbers[0]} (line {numbers[0] + 1})"
+        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+        words = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+        more = f", ... ({len(numbers)} in all)" if len(words) > MOST_NAMED else ""
+        return f"rows {', '.join(words[:MOST_NAMED])}{more}"
 
 
 def read_table(path: Path) -> Table:
@@ -85,7 +114,7 @@ def read_table(path: Path) -> Table:
     Raises:
         ValueError: the file cannot be read, or lacks a column that no kind can do without.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     header = next(rows, None)
     if header is None:
         raise ValueError(f"{path}: found an empty file, expected a header and rows")
@@ -94,23 +123,32 @@ def read_table(path: Path) -> Table:
     places = {name: header.index(name) for name in names if name in header}
     columns: dict[str, list[Any]] = {name: [] for name in names}
     problems: list[Problem] = []
+    kept: list[int] = []
     total = 0
-    for total, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows, start=1):
+        if not row:
+            continue
+        total += 1
+        if len(row) != len(header):
+            cells = f"a row of {len(header)} cells, as the header"
+            problems.append(Problem(number, "(all)", f"{len(row)} cells", cells))
+            continue
         values: dict[str, Any] = {}
         for name in names:
             place = places.get(name)
-            text = OPTIONAL[name] if place is None else row[place] if place < len(row) else ""
+            text = OPTIONAL[name] if place is None else row[place]
             try:
                 values[name] = _value(name, text)
             except ValueError as error:
-                problems.append(Problem(total, name, text, str(error)))
+                problems.append(Problem(number, name, text, str(error)))
         if len(values) == len(names):
             conflict = _conflict(values)
             if conflict is None:
+                kept.append(number)
                 for name, value in values.items():
                     columns[name].append(value)
             else:
-                problems.append(Problem(total, *conflict))
+                problems.append(Problem(number, *conflict))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     numeric = COUNTS | FLAGS | LATENCIES
     return Table(
@@ -119,23 +157,28 @@ def read_table(path: Path) -> Table:
         digest,
         {name: values for name, values in columns.items() if name not in numeric},
         {name: np.array(values) for name, values in columns.items() if name in numeric},
+        np.array(kept, dtype=np.int64),
         tuple(problems),
         total,
     )
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
-    """Header and rows as strings."""
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """Header and rows as strings; a blank line is an empty row.
+
+    Raises:
+        ValueError: the file cannot be read (to its end).
+    """
     try:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
         elif path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8", newline="") as stream:
+            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as stream:
                 yield from csv.reader(stream)
         else:
-            with path.open(encoding="utf-8", newline="") as stream:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
                 yield from csv.reader(stream)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
@@ -146,7 +189,10 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
         raise ValueError(
             f"{path}: parquet needs pyarrow, which is not installed; expected .csv or .csv.gz"
         ) from error
-    table = pyarrow.parquet.read_table(path).to_pydict()
+    try:
+        table = pyarrow.parquet.read_table(path).to_pydict()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
     yield list(table)
     for row in zip(*table.values(), strict=True):
         yield ["" if value is None else str(value) for value in row]
@@ -209,6 +255,10 @@ def _conflict(values: Mapping[str, Any]) -> tuple[str, str, str] | None:
     top_k = values.get("topk", 8)
     if top_k > experts:
         return "topk", f"{top_k:g}", f"at most num_experts = {experts:g}"
+    eight, six = (values.get(f"latency_us_top{k}", 1.0) for k in (8, 6))
+    if not 1 / MOST_APART < eight / six < MOST_APART:
+        expected = f"at most {MOST_APART} times as far from latency_us_top6 = {six:g}: mixed units?"
+        return "latency_us_top8", f"{eight:g}", expected
     if values["inter_size"] < values["moe_tp_size"]:
         return "moe_tp_size", f"{values['moe_tp_size']:g}", "at most inter_size"
     return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from moebench.figures.style import BAND, INK, MUTED, STYLE
@@ -22,6 +23,8 @@ MOST_POINTS = 1500
 """Points of a panel that are drawn, evenly picked: more only make the file large."""
 TITLE = 50
 """Characters of a kernel's name: its ends tell it from others."""
+SHOWN = (0.5, 2.0)
+"""Points beyond lie on the edge."""
 WITHIN = 0.10
 """The band around equality."""
 
@@ -58,7 +61,13 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
             axis.axhspan(1 / (1 + WITHIN), 1 + WITHIN, color=BAND, zorder=0)
             shown = np.linspace(0, len(tokens) - 1, min(len(tokens), MOST_POINTS)).astype(int)
             axis.plot(
-                tokens[shown], ratio[shown], ".", color="#0072B2", alpha=0.25, markersize=3, mew=0
+                tokens[shown],
+                np.clip(ratio[shown], *SHOWN),
+                ".",
+                color="#0072B2",
+                alpha=0.25,
+                markersize=3,
+                mew=0,
             )
             grid = np.unique(tokens)
             middle = [np.median(ratio[tokens == value]) for value in grid]
@@ -70,8 +79,13 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
             axis.set_title(f"{title}: {error.mean():.1f} %", fontsize=8)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log", base=2)
-            axis.set_ylim(0.5, 2.0)
+            axis.set_ylim(*SHOWN)
             axis.set_yticks([0.5, 0.7, 1.0, 1.4, 2.0], ["0.5", "0.7", "1", "1.4", "2"])
+            axis.xaxis.set_major_locator(LogLocator(base=4.0, numticks=12))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+            axis.xaxis.set_minor_locator(NullLocator())
+        for axis in axes[: len(names)][-COLUMNS:]:
+            axis.xaxis.set_tick_params(labelbottom=True)
         for axis in axes[len(names) :]:
             axis.set_axis_off()
         figure.suptitle(

@@ -354,8 +354,8 @@ def test_energy_needs_no_torch() -> None:
 
 @pytest.mark.slow
 def test_shipped_coefficients_are_those_of_the_development_tables(reference: Path) -> None:
-    from moebench.cost.energy_files import dense_backbones_path
     from moebench.cost.energy_fit import fit_energy, rows_of
+    from moebench.cost.energy_leaveout import dense_backbones_path
     from moebench.cost.energy_table import read_backbones, read_energy_table
 
     facts = read_backbones(reference / "gpu_moe_energy_models.csv")
