@@ -210,9 +210,12 @@ def measured_only(records: Iterable[Record]) -> tuple[Record, ...]:
     kept = tuple(records)
     for record in kept:
         if record.provenance != "measured" or record.measurement is None:
+            why = ""
+            if record.provenance == "simulated":
+                why = " (its NVML library is a simulator: measure again without it)"
             raise ValueError(
                 f"{record.case.key}: its record is {record.provenance}, "
-                "and only measured records enter a table of measurements"
+                f"and only measured records enter a table of measurements{why}"
             )
     return kept
 

@@ -201,17 +201,21 @@ def main(arguments: list[str]) -> int:
     def emit(row: list[Any]) -> None:
         os.write(int(descriptor), (json.dumps(row) + "\n").encode())
 
+    facts: dict[str, Any] = {"simulated": False}
     try:
         source: Source
         if kind == "gpu":
-            source, facts = open_board(name, [int(pid) for pid in own])
-            emit(["facts", facts])
+            nvml = connect()
+            facts = {"simulated": is_simulated(nvml)}
+            source, facts = open_board(name, [int(pid) for pid in own], nvml)
         else:
             source = Rapl(Path(name))
-            emit(["facts", {"simulated": False}])
     except Fault as error:
+        # A simulated board that refuses was a simulated board all the same.
+        emit(["facts", facts])
         emit(["fault", time.monotonic(), "board", error.kind, str(error)])
         return 1
+    emit(["facts", facts])
     follow(source, UntilInput(), emit)
     return 0
 

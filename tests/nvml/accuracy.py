@@ -1,11 +1,14 @@
 """How right the joules are, over random loads and boards whose joules are known exactly.
 
-`PYTHONPATH=tests python -m nvml.accuracy` prints the published figures, in about a minute. Its
-traces (seeds from 10,000) were never looked at while the method was made.
+`PYTHONPATH=tests python -m nvml.accuracy` prints the published figures, in about a minute; with
+`--promised`, those alone that a test holds. Its traces (seeds from 10,000) were never looked at
+while the method was made.
 """
 
 import json
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,9 @@ TRACES = 300
 """Of each kind, with boards of every sort."""
 TICK = 0.1
 TRACES_AT_TICK = 200
+PROMISED = (("steady", 1.0), ("periodic", 0.25))
+"""Load, and share of the time that the sensor looks: errors at a tick of 100 ms are promised."""
+PUBLISHED = (("steady", 1.0), ("steady", 0.25), ("periodic", 1.0), ("periodic", 0.25))
 
 
 def outcomes(simulator: Simulator, cases: list[Case]) -> list[Outcome]:
@@ -47,8 +53,13 @@ def at_100_ms(kind: str, plan: EnergyPlan, duty: float) -> list[Case]:
     return cases
 
 
-def figures(simulator: Simulator) -> dict[str, float]:
-    """Errors (95th percentiles) and coverage of the stated 95 % interval, all relative."""
+def figures(simulator: Simulator, at_tick: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Errors (95th percentiles) and coverage of the stated 95 % interval, all relative.
+
+    Args:
+        simulator: fresh.
+        at_tick: loads and sensors of the errors at a tick of 100 ms.
+    """
     found: dict[str, float] = {}
     covered: list[bool] = []
     for kind in KINDS:
@@ -60,7 +71,7 @@ def figures(simulator: Simulator) -> dict[str, float]:
         found[f"any board, {kind}: p95"] = p95([outcome.error for outcome in measured])
     found["any board, any load: covered"] = float(np.mean(covered))
     found["any board, any load: traces"] = len(covered)
-    for kind, duty in (("steady", 1.0), ("steady", 0.25), ("periodic", 1.0), ("periodic", 0.25)):
+    for kind, duty in at_tick:
         for plan in (QUICK, FULL):
             measured = outcomes(simulator, at_100_ms(kind, plan, duty))
             name = f"100 ms tick, {kind}, sensor {duty:.0%}"
@@ -71,11 +82,12 @@ def figures(simulator: Simulator) -> dict[str, float]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    at_tick = PROMISED if "--promised" in arguments else PUBLISHED
     with tempfile.TemporaryDirectory() as folder:
         simulator = Simulator(compile_library(Path(folder)))
-        print(json.dumps(figures(simulator), indent=1))
+        print(json.dumps(figures(simulator, at_tick), indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

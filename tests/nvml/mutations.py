@@ -93,8 +93,14 @@ TESTS = (
 )
 
 
-def noticed(mutation: Mutation | None, folder: Path) -> list[str]:
-    """Tests that fail with the mutation; with None, those that fail without any."""
+def noticed(mutation: Mutation | None, folder: Path, *options: str) -> list[str]:
+    """Tests that fail with the mutation; with None, those that fail without any.
+
+    Args:
+        mutation: what to take out.
+        folder: where the package and the tests are copied to.
+        options: of pytest; with "-x" the first test that fails is the only one.
+    """
     folder.mkdir(exist_ok=True)
     for name in ("moebench", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -104,7 +110,17 @@ def noticed(mutation: Mutation | None, folder: Path) -> list[str]:
         text = path.read_text()
         assert text.count(mutation.line) == 1, f"{mutation.check}: its line is not there once"
         path.write_text(text.replace(mutation.line, mutation.without))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:jaxtyping", "--tb=no", *TESTS]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:jaxtyping",
+        "--tb=no",
+        *TESTS,
+        *options,
+    ]
     done = subprocess.run(
         [*command, "--override-ini=addopts=--import-mode=importlib -m 'not slow'"],
         cwd=folder,

@@ -83,6 +83,8 @@ def test_a_fault_in_the_process_reaches_the_parent(
     assert energy.joules is None
     assert energy.fault == kind
     assert energy.missing
+    # Whoever could be asked said what it is, also where it refuses joules.
+    assert energy.provenance == ("measured" if kind == "driver-not-loaded" else "simulated")
 
 
 @pytest.mark.usefixtures("board")
