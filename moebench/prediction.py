@@ -20,12 +20,14 @@ BASIS_TITLES = {
     "shape": "unseen shape",
     "sibling": "near device",
     "device": "unseen device",
+    "relative": "related kernel",
     "stranger": "unknown kernel",
 }
 _BASIS_NOTES = {
     "sibling": "; near device: same compute capability as a measured one",
     "shape": "; unseen shape: the device was measured, not this model's experts",
     "device": "; unseen device: neither it nor one like it was measured with such weights",
+    "relative": "; related kernel: only other kernels of its family were measured",
 }
 FOOTNOTE_WIDTH = 150
 NARROWEST_SHARE = 0.005

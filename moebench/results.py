@@ -122,7 +122,7 @@ class Forecast:
     """By what they hold; they add up to the peak."""
     basis: str
     """What the expert kernel's calibration knew of this case: "seen", "shape" (the device, not
-    the shape), "sibling", "device" (neither) or "stranger"."""
+    the shape), "sibling", "device" (neither), "relative" (nor the kernel) or "stranger"."""
     calibration_error_low: float
     calibration_error_high: float
     """Measured over predicted, minus 1: between these were 90 % of the expert kernels' measured

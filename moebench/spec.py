@@ -378,8 +378,7 @@ def load_hardware(name: str) -> HardwareSpec:
     if name not in hardware_names() and not name.endswith(".toml"):
         aliases = hardware_aliases()
         if name not in aliases:
-            known = [*hardware_names(), *aliases]
-            raise ValueError(f"unknown hardware {name!r}{nearest(name, known)}")
+            raise ValueError(f"unknown hardware {name!r}{nearest(name, hardware_names())}")
         name = aliases[name]
     return cast(HardwareSpec, _load(HardwareSpec, "hardware", name))
 

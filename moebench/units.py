@@ -158,8 +158,14 @@ def slug(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The near miss for an error message: "; did you mean 'x'?", or the list of what is known."""
+    """The near miss for an error message: "; did you mean 'x'?", or the list of what is known.
+
+    What begins with the name comes first, all of it: nobody can tell which of them was meant.
+    """
     options = sorted(known)
+    begun = [option for option in options if name and option.lower().startswith(name.lower())]
+    if len(begun) > 1:
+        return f"; did you mean one of {', '.join(begun)}?"
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

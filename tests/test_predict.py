@@ -5,11 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from moebench.cost.families import KernelFit, shipped_fits
+from moebench.cost.intervals import Basis
+from moebench.cost.price import KERNELS, kernel_named
 from moebench.policies import POLICIES
 from moebench.predict import batch_range, main
+from moebench.prediction import BASIS_TITLES
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -39,7 +44,7 @@ def test_batches_are_a_list_or_a_doubling_range(description: str, batches: list[
         ("--hardware h100-smx", "did you mean 'h100-sxm'?"),
         ("--router adak", "did you mean 'ada-k'?"),
         ("--kernel vllm-trition", "did you mean 'vllm-triton'?"),
-        ("--model mixtral", "did you mean 'mixtral-8x7b'?"),
+        ("--model mixtral", "did you mean one of mixtral-8x22b, mixtral-8x7b?"),
         ("--model olmoe-1b-7b", "no published mean k for 'olmoe-1b-7b'"),
         ("--model olmoe-1b-7b", "with --mean-k"),
         ("--operating-point published --mean-k 1.4", "excludes --mean-k"),
@@ -196,3 +201,17 @@ def test_every_router_is_priced_where_torch_cannot_be_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("share of the latency by stage") == 2 * len(POLICIES)
+
+
+def test_every_basis_of_a_prediction_has_words() -> None:
+    assert set(BASIS_TITLES) == set(get_args(Basis))
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [fit for fit in shipped_fits() if fit.kernel.dtype == "float8"],
+    ids=lambda fit: fit.kernel.label,
+)
+def test_every_shipped_fit_of_fp8_is_found_under_a_name(fit: KernelFit) -> None:
+    named = [kernel_named(name, fit.kernel.matrices, "float8") for name in KERNELS]
+    assert fit.kernel in named

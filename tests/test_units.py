@@ -124,3 +124,9 @@ def test_a_near_miss_is_suggested_and_a_far_one_gets_the_list() -> None:
     assert nearest("topk", known) == "; did you mean 'top-k'?"
     assert nearest("xyz", known) == "; known: ada-k, adamoe, rmoe, top-k"
     assert nearest("xyz", ()) == ""
+
+
+def test_what_begins_with_the_name_is_suggested_all_together() -> None:
+    known = ("A100-40GB", "a100-sxm", "h100-sxm")
+    assert nearest("a100", known) == "; did you mean one of A100-40GB, a100-sxm?"
+    assert nearest("a100-s", known) == "; did you mean 'a100-sxm'?"

@@ -38,7 +38,15 @@ KERNELS: Mapping[str, Kernel] = {
     "sglang-triton": Kernel("sglang", "0.5.10", "sglang_fused_moe_triton"),
     "trtllm-cutlass": Kernel("trtllm", "1.3.0rc20", "moe_torch_flow_cutlass"),
 }
-"""Kernels by the names that `--kernel` takes."""
+"""Kernels by the names that `--kernel` takes, for bf16 weights."""
+FLOAT8_KERNELS: Mapping[str, Kernel] = {
+    "vllm-triton": Kernel("vllm", "0.24.0", "vllm_fp8moe_triton_tritonexperts"),
+    "vllm-flashinfer-cutlass": Kernel(
+        "vllm", "0.24.0", "vllm_fp8moe_flashinfer_cutlass_flashinferexperts"
+    ),
+    "sglang-triton": Kernel("sglang", "0.5.14", "sglang_fused_moe_triton"),
+}
+"""What the frameworks run under the same names for fp8 weights, where it is another code path."""
 
 
 def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kernel:
@@ -49,7 +57,8 @@ def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kerne
     """
     if name not in KERNELS:
         raise ValueError(f"unknown kernel {name!r}{nearest(name, KERNELS)}")
-    return dataclasses.replace(KERNELS[name], matrices=matrices, dtype=dtype)
+    kernel = (FLOAT8_KERNELS if dtype == "float8" else KERNELS).get(name, KERNELS[name])
+    return dataclasses.replace(kernel, matrices=matrices, dtype=dtype)
 
 
 def default_kernel(hardware: HardwareSpec) -> str:
