@@ -44,6 +44,7 @@ def test_rates_carry_the_exact_binomial_interval(
     assert (rate.low, rate.high) == pytest.approx((low, high), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_harness_that_favours_one_side_is_found_out() -> None:
     """A second unit that is slower in truth is no A/A: nearly every experiment must object."""
     fair = rates(cut(recording(96 * 40), 96), 0.0)
@@ -52,6 +53,7 @@ def test_a_harness_that_favours_one_side_is_found_out() -> None:
     assert unfair.aa_rate.value > 0.9 and unfair.coverage.value < 0.1
 
 
+@pytest.mark.slow
 def test_planted_slowdowns_are_seen_through_little_noise_and_not_through_much() -> None:
     quiet = rates(cut(recording(96 * 20, 0.01), 96), 0.03)
     loud = rates(cut(recording(96 * 20, 0.5), 96), 0.0)

@@ -110,8 +110,12 @@ def test_a_case_that_cannot_fit_is_said_before_anything_is_built(
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (NotANumber("1 of 256 output elements are NaN or infinite"), "not-a-number"),
-        (MemoryError("no room"), "out-of-memory"),
+        pytest.param(
+            NotANumber("1 of 256 output elements are NaN or infinite"),
+            "not-a-number",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(MemoryError("no room"), "out-of-memory", marks=pytest.mark.slow),
         (RuntimeError("a bug in a router"), "error"),
     ],
 )
