@@ -4,6 +4,7 @@ A cell is one workload with all its routers: the unit of work, of interleaving a
 The first router of a suite is the baseline of every ratio.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -270,8 +271,11 @@ def is_execution(suite: str | None, resumed: Path | None) -> bool:
     """Whether a suite, or the run to take up, compares expert backends."""
     if suite is not None:
         return suite_kind(suite_path(suite)) == "experts"
-    manifest = resumed / "manifest.json" if resumed else None
-    return manifest is not None and manifest.exists() and '"absent"' in manifest.read_text()
+    try:
+        manifest = json.loads((resumed / "manifest.json").read_text()) if resumed else {}
+    except (OSError, ValueError):
+        return False  # reading the run says what is wrong with it
+    return "absent" in manifest
 
 
 def suite_title(path: Path) -> str:

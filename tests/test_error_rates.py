@@ -5,7 +5,7 @@ would have to lie outside the band for such a count to be likely.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from moebench import compare
 from moebench.measure.latency import Plan, measure_rounds
 from moebench.resampling import discoveries, p_value
 from moebench.results import Ratio, Sample
+from moebench.selftest import Tape
 
 EXPERIMENTS = 200
 NOISES = ("even", "server", "correlated")
@@ -26,29 +27,6 @@ def rate_within(count: int, n: int, low: float, high: float) -> bool:
     lowest = betaincinv(count, n - count + 1, 0.005) if count else 0.0
     highest = betaincinv(count + 1, n - count, 0.995) if count < n else 1.0
     return bool(lowest <= high and highest >= low)
-
-
-class Tape:
-    """A clock that plays recorded times."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> float:
-        return self.seconds
-
-    def time(self, work: Callable[[], None]) -> float:
-        start = self.seconds
-        work()
-        return self.seconds - start
-
-    def case(self, times: NDArray[np.float64]) -> Callable[[int, int], None]:
-        left = iter(times.tolist())
-
-        def visit(first_step: int, num_steps: int) -> None:
-            self.seconds += next(left)
-
-        return visit
 
 
 def times_of_two_cases(
