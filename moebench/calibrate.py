@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from moebench import console
-from moebench.cost.crossval import as_fit, cross_validate, shared_fits, summary
-from moebench.cost.dense import DenseParameters, dense_time, fit_library
-from moebench.cost.families import KernelFit, prior_for, write_fits
-from moebench.cost.fit import Measured, percentage_errors
-from moebench.cost.groups import dense_groups, groups_of
-from moebench.cost.intervals import UNSEEN, Basis, Residuals, calibrate_widths, write_widths
-from moebench.cost.kernel import layer_time
-from moebench.cost.table import Table, read_table
+from moebench.cost.kernels.crossval import as_fit, cross_validate, shared_fits, summary
+from moebench.cost.kernels.dense import DenseParameters, dense_time, fit_library
+from moebench.cost.kernels.families import KernelFit, prior_for, write_fits
+from moebench.cost.kernels.fit import Measured, percentage_errors
+from moebench.cost.kernels.groups import dense_groups, groups_of
+from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals, calibrate_widths, write_widths
+from moebench.cost.kernels.layer import layer_time
+from moebench.cost.kernels.table import Table, read_table
 from moebench.spec import load_hardware
 from moebench.units import text
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from moebench import console
 from moebench.codec import encode
-from moebench.cost.break_even import break_even
-from moebench.cost.deployment import LEVELS, PHASES, Deployment
-from moebench.cost.price import KERNELS
-from moebench.cost.speedup import Answer, forecast
+from moebench.cost.kernels.price import KERNELS
+from moebench.cost.serving.break_even import break_even
+from moebench.cost.serving.deployment import LEVELS, PHASES, Deployment
+from moebench.cost.serving.speedup import Answer, forecast
 from moebench.load import geometric_k
 from moebench.policies import POLICIES, Policy, policy
 from moebench.policies.top_k import reachable_experts

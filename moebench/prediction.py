@@ -3,9 +3,9 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from moebench.cost.break_even import BreakEven
-from moebench.cost.deployment import Deployment
-from moebench.cost.speedup import Answer
+from moebench.cost.serving.break_even import BreakEven
+from moebench.cost.serving.deployment import Deployment
+from moebench.cost.serving.speedup import Answer
 from moebench.results import Caveat, Forecast
 from moebench.units import text
 

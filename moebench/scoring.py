@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.fit import REGIME_NAMES, REGIMES
-from moebench.cost.samplers import Floats
-from moebench.cost.table import Table
+from moebench.cost.kernels.fit import REGIME_NAMES, REGIMES
+from moebench.cost.kernels.samplers import Floats
+from moebench.cost.kernels.table import Table
 
 SCHEMA = 1
 Skipped = Mapping[str, NDArray[np.int64]]

@@ -18,29 +18,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench import console
-from moebench.cost.crossval import as_fit, full_fit
-from moebench.cost.dense import (
-    DenseParameters,
-    dense_time,
-    fit_device,
-    shipped_dense,
-)
-from moebench.cost.energy_leaveout import dense_backbones_path, score_backbones_left_out
-from moebench.cost.energy_table import (
+from moebench.cost.energy.leaveout import dense_backbones_path, score_backbones_left_out
+from moebench.cost.energy.table import (
     EnergyTable,
     is_energy_table,
     read_backbones,
     read_energy_table,
     validate_energy,
 )
-from moebench.cost.families import KernelFit, shipped_fits
-from moebench.cost.fit import Measured, fit_siblings, stratified
-from moebench.cost.groups import Group, dense_groups, groups_of
-from moebench.cost.kernel import layer_time
-from moebench.cost.leaveout import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
-from moebench.cost.price import Calibrated, calibrated, latency_interval, prior_of, ratio_interval
-from moebench.cost.samplers import Floats
-from moebench.cost.table import Table, read_table
+from moebench.cost.kernels.crossval import as_fit, full_fit
+from moebench.cost.kernels.dense import (
+    DenseParameters,
+    dense_time,
+    fit_device,
+    shipped_dense,
+)
+from moebench.cost.kernels.families import KernelFit, shipped_fits
+from moebench.cost.kernels.fit import Measured, fit_siblings, stratified
+from moebench.cost.kernels.groups import Group, dense_groups, groups_of
+from moebench.cost.kernels.layer import layer_time
+from moebench.cost.kernels.leaveout import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
+from moebench.cost.kernels.price import (
+    Calibrated,
+    calibrated,
+    latency_interval,
+    prior_of,
+    ratio_interval,
+)
+from moebench.cost.kernels.samplers import Floats
+from moebench.cost.kernels.table import Table, read_table
 from moebench.ownrun import validate_run
 from moebench.progress import Bar
 from moebench.scoring import (

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from runs import manifest, write_run
 
 from moebench import suite as verb
-from moebench.cost.families import read_fits
+from moebench.cost.kernels.families import read_fits
 from moebench.lines import append_lines, read_lines
 from moebench.record import load_run
 from moebench.results import Failure, Record

@@ -64,7 +64,7 @@ TABLE: dict[str, May] = {
     # 2a: computed from shapes and datasheets.
     "policies": May((*FOUNDATION, "policies"), ("numpy", "scipy")),
     "cost": May((*FOUNDATION, "policies", "cost"), ("numpy", "scipy")),
-    "cost.table": May((*FOUNDATION, "cost"), ("numpy",), ("pyarrow",)),
+    "cost.kernels.table": May((*FOUNDATION, "cost"), ("numpy",), ("pyarrow",)),
     # 2b: executed.
     "routing": May((*FOUNDATION, "policies", "routing"), TORCH),
     "experts": May(

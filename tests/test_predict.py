@@ -9,9 +9,9 @@ from typing import get_args
 
 import pytest
 
-from moebench.cost.families import KernelFit, shipped_fits
-from moebench.cost.intervals import Basis
-from moebench.cost.price import KERNELS, kernel_named
+from moebench.cost.kernels.families import KernelFit, shipped_fits
+from moebench.cost.kernels.intervals import Basis
+from moebench.cost.kernels.price import KERNELS, kernel_named
 from moebench.policies import POLICIES
 from moebench.predict import batch_range, main
 from moebench.prediction import BASIS_TITLES

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from moebench import validate
-from moebench.cost import leaveout
-from moebench.cost.intervals import Residuals, unseen_bounds
-from moebench.cost.table import read_table
+from moebench.cost.kernels import leaveout
+from moebench.cost.kernels.intervals import Residuals, unseen_bounds
+from moebench.cost.kernels.table import read_table
 from moebench.scoring import Scores, mean_over_groups
 
 ROW = {

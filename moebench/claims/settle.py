@@ -19,8 +19,8 @@ from moebench.claims.arithmetic import (
     time_ratio,
 )
 from moebench.claims.verdict import Reach, Verdict, batches_in_words, flops_verdict, holds, reach
-from moebench.cost.deployment import Deployment
-from moebench.cost.speedup import forecast
+from moebench.cost.serving.deployment import Deployment
+from moebench.cost.serving.speedup import forecast
 from moebench.ops import parameters
 from moebench.results import Caveat
 from moebench.spec import HardwareSpec, ModelSpec, load_hardware, load_model

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.cost.communication import all_reduce, all_to_all
-from moebench.cost.deployment import Deployment, cache_bytes, most_loaded_rank, rank_model
-from moebench.cost.memory import rank_memory, rank_parameters
-from moebench.cost.step import step_flops
+from moebench.cost.serving.communication import all_reduce, all_to_all
+from moebench.cost.serving.deployment import Deployment, cache_bytes, most_loaded_rank, rank_model
+from moebench.cost.serving.memory import rank_memory, rank_parameters
+from moebench.cost.serving.step import step_flops
 from moebench.load import ExpertLoad, fixed_k, geometric_k
 from moebench.ops import parameters
 from moebench.policies import policy

@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench import validate
-from moebench.cost.energy import (
+from moebench.cost.energy.calibration import (
+    energy_calibration,
+    energy_interval,
+    layer_energy,
+    power_interval,
+    shipped_energy,
+)
+from moebench.cost.energy.cases import PRECISIONS, TASKS, Backbone, Cases, Serving, cases_of
+from moebench.cost.energy.power import (
     METADATA,
     PARAMETERS,
     EnergyParameters,
@@ -27,14 +35,6 @@ from moebench.cost.energy import (
     step_time,
     step_traffic,
 )
-from moebench.cost.energy_calibration import (
-    energy_calibration,
-    energy_interval,
-    layer_energy,
-    power_interval,
-    shipped_energy,
-)
-from moebench.cost.energy_cases import PRECISIONS, TASKS, Backbone, Cases, Serving, cases_of
 from moebench.spec import load_hardware
 
 MIXTRAL = Backbone("mixtral", 32, 0, 4096, 8, 2, 14336, 32, 8, 128, 32000, 46.70e9, 12.75e9, 65536)
@@ -347,7 +347,7 @@ def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_energy_needs_no_torch() -> None:
     code = (
-        "import sys; from moebench.cost.energy_calibration import energy_calibration; "
+        "import sys; from moebench.cost.energy.calibration import energy_calibration; "
         "energy_calibration('h100-sxm'); assert 'torch' not in sys.modules; "
         "assert 'scipy' not in sys.modules"
     )
@@ -356,9 +356,9 @@ def test_energy_needs_no_torch() -> None:
 
 @pytest.mark.slow
 def test_shipped_coefficients_are_those_of_the_development_tables(reference: Path) -> None:
-    from moebench.cost.energy_fit import fit_energy, rows_of
-    from moebench.cost.energy_leaveout import dense_backbones_path
-    from moebench.cost.energy_table import read_backbones, read_energy_table
+    from moebench.cost.energy.fit import fit_energy, rows_of
+    from moebench.cost.energy.leaveout import dense_backbones_path
+    from moebench.cost.energy.table import read_backbones, read_energy_table
 
     facts = read_backbones(reference / "gpu_moe_energy_models.csv")
     facts |= read_backbones(dense_backbones_path())

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.cost.families import Kernel
-from moebench.cost.kernel import METADATA, LayerCases, Parameters, layer_time, roofline
-from moebench.cost.price import KERNELS
-from moebench.cost.samplers import expected_loads, sampled_loads
+from moebench.cost.kernels.families import Kernel
+from moebench.cost.kernels.layer import METADATA, LayerCases, Parameters, layer_time, roofline
+from moebench.cost.kernels.price import KERNELS
+from moebench.cost.kernels.samplers import expected_loads, sampled_loads
 from moebench.spec import HardwareSpec, load_hardware
 
 SWITCH = 1.03

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moebench.cost.families import Kernel
-from moebench.cost.kernel import LayerCases, layer_time, roofline
-from moebench.cost.price import (
+from moebench.cost.kernels.families import Kernel
+from moebench.cost.kernels.layer import LayerCases, layer_time, roofline
+from moebench.cost.kernels.price import (
     KERNELS,
     Calibrated,
     calibrated,
@@ -21,7 +21,7 @@ from moebench.cost.price import (
     price,
     ratio_interval,
 )
-from moebench.cost.samplers import Loads, expected_loads
+from moebench.cost.kernels.samplers import Loads, expected_loads
 from moebench.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
 from moebench.spec import HardwareSpec, hardware_names, load_hardware
 

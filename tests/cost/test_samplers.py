@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.cost.samplers import (
+from moebench.cost.kernels.samplers import (
     BLOCK_ROWS,
     NUM_DRAWS,
     balanced_counts,

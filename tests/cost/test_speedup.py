@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.cost.around import attention, projections
-from moebench.cost.break_even import break_even
-from moebench.cost.deployment import LEVELS, Deployment
-from moebench.cost.library import library_for
-from moebench.cost.speedup import calibrated_for, forecast
-from moebench.cost.step import EXPERT_STAGES, step
+from moebench.cost.serving.around import attention, projections
+from moebench.cost.serving.break_even import break_even
+from moebench.cost.serving.deployment import LEVELS, Deployment
+from moebench.cost.serving.library import library_for
+from moebench.cost.serving.speedup import calibrated_for, forecast
+from moebench.cost.serving.step import EXPERT_STAGES, step
 from moebench.ops import total_flops
 from moebench.policies import POLICIES, policy
 from moebench.results import Forecast

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moebench.cost import tiles
+from moebench.cost.kernels import tiles
 
 
 def chosen(

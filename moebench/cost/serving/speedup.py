@@ -11,15 +11,15 @@ The speedup is over the model's own top-k in the same deployment.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebench.cost import price as pricing
-from moebench.cost.dense import shipped_dense
-from moebench.cost.deployment import Deployment
-from moebench.cost.energy_calibration import energy_calibration, layer_energy
-from moebench.cost.intervals import shipped_widths
-from moebench.cost.library import Library, library_for
-from moebench.cost.memory import rank_memory
-from moebench.cost.spread import latency_interval, speedup_interval
-from moebench.cost.step import EXPERT_STAGES, Step, shape_of, step, step_flops
+from moebench.cost.energy.calibration import energy_calibration, layer_energy
+from moebench.cost.kernels import price as pricing
+from moebench.cost.kernels.dense import shipped_dense
+from moebench.cost.kernels.intervals import shipped_widths
+from moebench.cost.serving.deployment import Deployment
+from moebench.cost.serving.library import Library, library_for
+from moebench.cost.serving.memory import rank_memory
+from moebench.cost.serving.spread import latency_interval, speedup_interval
+from moebench.cost.serving.step import EXPERT_STAGES, Step, shape_of, step, step_flops
 from moebench.policies import Policy, policy
 from moebench.results import Caveat, Forecast
 from moebench.spec import OperatingPoint

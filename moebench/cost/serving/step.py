@@ -13,14 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost import around
-from moebench.cost import price as pricing
-from moebench.cost.communication import all_reduce, all_to_all
-from moebench.cost.deployment import Deployment, crossing_bytes, most_loaded_rank, rank_model
-from moebench.cost.groups import shape_label
-from moebench.cost.kernel import ACTIVATION_BYTES, LayerCases
-from moebench.cost.library import Library, op_times
-from moebench.cost.samplers import Floats, expected_loads
+from moebench.cost.kernels import price as pricing
+from moebench.cost.kernels.groups import shape_label
+from moebench.cost.kernels.layer import ACTIVATION_BYTES, LayerCases
+from moebench.cost.kernels.samplers import Floats, expected_loads
+from moebench.cost.serving import around
+from moebench.cost.serving.communication import all_reduce, all_to_all
+from moebench.cost.serving.deployment import (
+    Deployment,
+    crossing_bytes,
+    most_loaded_rank,
+    rank_model,
+)
+from moebench.cost.serving.library import Library, op_times
 from moebench.load import ExpertLoad
 from moebench.ops import (
     EXPERT_BACKENDS,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.samplers import Floats
 from moebench.spec import HardwareSpec, Interconnect
 
 LINK_SHARE = 0.8

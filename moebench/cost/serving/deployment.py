@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.cost.communication import link
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.samplers import Floats
+from moebench.cost.serving.communication import link
 from moebench.load import ExpertLoad
 from moebench.ops import cache_elements_per_token
 from moebench.spec import HardwareSpec, ModelSpec, Phase, Workload

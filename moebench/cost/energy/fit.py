@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy import (
+from moebench.cost.energy.calibration import SHARED, Error, Widths
+from moebench.cost.energy.cases import Cases, Floats, Names, cases_of
+from moebench.cost.energy.power import (
     METADATA,
     PARAMETERS,
     EnergyParameters,
@@ -24,9 +26,7 @@ from moebench.cost.energy import (
     step_time,
     step_traffic,
 )
-from moebench.cost.energy_calibration import SHARED, Error, Widths
-from moebench.cost.energy_cases import Cases, Floats, Names, cases_of
-from moebench.cost.energy_table import EnergyTable
+from moebench.cost.energy.table import EnergyTable
 from moebench.spec import HardwareSpec, load_hardware
 
 POWER_SPREAD = 0.06

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost import dense
-from moebench.cost.families import (
+from moebench.cost.kernels import dense
+from moebench.cost.kernels.families import (
     Kernel,
     KernelFit,
     Prior,
@@ -20,9 +20,9 @@ from moebench.cost.families import (
     prior_for,
     shipped_fits,
 )
-from moebench.cost.intervals import Basis, shipped_widths
-from moebench.cost.kernel import LayerCases, LayerTime, Parameters, layer_time
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.intervals import Basis, shipped_widths
+from moebench.cost.kernels.layer import LayerCases, LayerTime, Parameters, layer_time
+from moebench.cost.kernels.samplers import Floats
 from moebench.results import Caveat
 from moebench.spec import HardwareSpec, load_hardware
 from moebench.units import nearest

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from moebench.cost import tiles as tile_rules
-from moebench.cost.kernel import METADATA, PARAMETERS, LayerCases, Parameters, Traits
-from moebench.cost.samplers import Collector, Floats, Loads
+from moebench.cost.kernels import tiles as tile_rules
+from moebench.cost.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, Traits
+from moebench.cost.kernels.samplers import Collector, Floats, Loads
 from moebench.spec import HardwareSpec
 from moebench.strict import from_mapping
 

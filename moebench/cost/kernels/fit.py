@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.families import Error, Kernel, Prior
-from moebench.cost.kernel import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.families import Error, Kernel, Prior
+from moebench.cost.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
+from moebench.cost.kernels.samplers import Floats
 from moebench.spec import HardwareSpec
 
 Indices = NDArray[np.int64]

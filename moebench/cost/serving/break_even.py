@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebench.cost.deployment import Deployment
-from moebench.cost.library import library_for
-from moebench.cost.speedup import calibrated_for
-from moebench.cost.step import step
+from moebench.cost.serving.deployment import Deployment
+from moebench.cost.serving.library import library_for
+from moebench.cost.serving.speedup import calibrated_for
+from moebench.cost.serving.step import step
 from moebench.policies import POLICIES, policy
 from moebench.spec import ModelSpec
 

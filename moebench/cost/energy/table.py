@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy import power, step_seconds
-from moebench.cost.energy_calibration import (
+from moebench.cost.energy.calibration import (
     EnergyCalibration,
     energy_calibration,
     energy_interval,
     power_interval,
 )
-from moebench.cost.energy_cases import (
+from moebench.cost.energy.cases import (
     TASKS,
     Backbone,
     Floats,
@@ -33,7 +32,8 @@ from moebench.cost.energy_cases import (
     Task,
     cases_of,
 )
-from moebench.cost.table import read_rows
+from moebench.cost.energy.power import power, step_seconds
+from moebench.cost.kernels.table import read_rows
 from moebench.spec import load_hardware
 from moebench.units import nearest
 

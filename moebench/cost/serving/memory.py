@@ -7,7 +7,7 @@ keeps every layer's for the backward pass, without recomputation.
 
 from collections.abc import Mapping
 
-from moebench.cost.deployment import Deployment, cache_bytes, rank_model
+from moebench.cost.serving.deployment import Deployment, cache_bytes, rank_model
 from moebench.load import ExpertLoad
 from moebench.ops import attention_parameters
 from moebench.policies import Policy

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy_cases import (
+from moebench.cost.energy.cases import (
     ACTIVATION_BYTES,
     LEAST_PRECISION_PEAK,
     PRECISIONS,

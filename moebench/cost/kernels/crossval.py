@@ -9,12 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost.dense import DenseParameters, shift
-from moebench.cost.families import Error, KernelFit, Prior, generic_prior, prior_for
-from moebench.cost.fit import Measured, fit_parameters, percentage_errors, stratified, thinned
-from moebench.cost.intervals import UNSEEN, Basis, Residuals
-from moebench.cost.kernel import Parameters
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.dense import DenseParameters, shift
+from moebench.cost.kernels.families import Error, KernelFit, Prior, generic_prior, prior_for
+from moebench.cost.kernels.fit import (
+    Measured,
+    fit_parameters,
+    percentage_errors,
+    stratified,
+    thinned,
+)
+from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals
+from moebench.cost.kernels.layer import Parameters
+from moebench.cost.kernels.samplers import Floats
 from moebench.spec import HardwareSpec, load_hardware
 
 ROWS = 1000

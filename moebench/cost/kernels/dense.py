@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.samplers import Floats
 from moebench.spec import HardwareSpec
 from moebench.strict import from_mapping, read_toml
 from moebench.units import BYTES_PER_ELEMENT

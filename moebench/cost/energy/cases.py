@@ -1,6 +1,6 @@
 """What is served and how, as facts: backbones, servings, and both as arrays over cases.
 
-Nothing here is fitted. Bytes and FLOPs that a step needs follow in `moebench.cost.energy`.
+Nothing here is fitted. Bytes and FLOPs that a step needs follow in `moebench.cost.energy.power`.
 """
 
 import dataclasses

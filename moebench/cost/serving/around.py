@@ -7,8 +7,8 @@ with one input are one kernel, and MLA decodes in its absorbed form.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from moebench.cost.deployment import Deployment, rank_model
-from moebench.cost.library import product_shape
+from moebench.cost.serving.deployment import Deployment, rank_model
+from moebench.cost.serving.library import product_shape
 from moebench.ops import (
     Op,
     attention_ops,

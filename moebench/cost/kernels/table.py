@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.samplers import Floats
 
 Kind = Literal["latency", "pairs", "gemm"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost.dense import DenseParameters, dense_time, shipped_dense
-from moebench.cost.families import mma_generation
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.dense import DenseParameters, dense_time, shipped_dense
+from moebench.cost.kernels.families import mma_generation
+from moebench.cost.kernels.samplers import Floats
 from moebench.ops import Op
 from moebench.spec import HardwareSpec, load_hardware
 from moebench.units import BYTES_PER_ELEMENT

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.cost.fit import REGIME_NAMES, REGIMES
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.fit import REGIME_NAMES, REGIMES
+from moebench.cost.kernels.samplers import Floats
 
 Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stranger"]
 """What the parameters rest on: many rows of the kernel on the device, and the shape among them;

@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.cost.energy import EnergyParameters, bounded, limits
-from moebench.cost.energy_cases import PRECISIONS, Cases, Floats
+from moebench.cost.energy.cases import PRECISIONS, Cases, Floats
+from moebench.cost.energy.power import EnergyParameters, bounded, limits
 from moebench.results import Caveat
 from moebench.spec import HardwareSpec, load_hardware
 from moebench.strict import from_mapping

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moebench.cost import price as pricing
-from moebench.cost.communication import UNCERTAINTY as LINK_UNCERTAINTY
-from moebench.cost.library import ATTENTION_UNCERTAINTY, Library
-from moebench.cost.samplers import Floats
-from moebench.cost.step import Step
+from moebench.cost.kernels import price as pricing
+from moebench.cost.kernels.samplers import Floats
+from moebench.cost.serving.communication import UNCERTAINTY as LINK_UNCERTAINTY
+from moebench.cost.serving.library import ATTENTION_UNCERTAINTY, Library
+from moebench.cost.serving.step import Step
 
 ROUTER_UNCERTAINTY = 2.0
 """Factor by which what a router runs beyond top-k may take more or more time than predicted."""

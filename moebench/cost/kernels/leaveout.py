@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.crossval import (
+from moebench.cost.kernels.crossval import (
     FOLD_ROWS,
     FOLDS,
     PARALLEL_ROWS,
@@ -20,10 +20,17 @@ from moebench.cost.crossval import (
     full_fit,
     unseen_devices,
 )
-from moebench.cost.dense import DenseParameters, shift
-from moebench.cost.families import KernelFit, Prior, generic_prior, prior_for
-from moebench.cost.fit import Indices, Measured, fit_parameters, fit_siblings, stratified, thinned
-from moebench.cost.intervals import (
+from moebench.cost.kernels.dense import DenseParameters, shift
+from moebench.cost.kernels.families import KernelFit, Prior, generic_prior, prior_for
+from moebench.cost.kernels.fit import (
+    Indices,
+    Measured,
+    fit_parameters,
+    fit_siblings,
+    stratified,
+    thinned,
+)
+from moebench.cost.kernels.intervals import (
     UNSEEN,
     Basis,
     Bounds,
@@ -33,9 +40,9 @@ from moebench.cost.intervals import (
     shipped_widths,
     unseen_bounds,
 )
-from moebench.cost.kernel import Parameters
-from moebench.cost.price import unseen_basis
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.layer import Parameters
+from moebench.cost.kernels.price import unseen_basis
+from moebench.cost.kernels.samplers import Floats
 from moebench.spec import HardwareSpec
 
 LeftOut = Literal["device", "shapes", "both"]

@@ -15,7 +15,7 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.samplers import Floats
+from moebench.cost.kernels.samplers import Floats
 
 Ints = NDArray[np.int64]
 Tile = tuple[int, int, int, int, int, int]

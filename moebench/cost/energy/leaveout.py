@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy_calibration import UNSEEN_PRECISION
-from moebench.cost.energy_cases import Floats
-from moebench.cost.energy_fit import LeftOut, Rows, leave_backbones_out, rows_of, widths
-from moebench.cost.energy_table import EnergyTable, energy_document
+from moebench.cost.energy.calibration import UNSEEN_PRECISION
+from moebench.cost.energy.cases import Floats
+from moebench.cost.energy.fit import LeftOut, Rows, leave_backbones_out, rows_of, widths
+from moebench.cost.energy.table import EnergyTable, energy_document
 from moebench.spec import load_hardware
 
 

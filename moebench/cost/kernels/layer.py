@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.samplers import BLOCK_ROWS, Floats, Loads
-from moebench.cost.tiles import Tiles
+from moebench.cost.kernels.samplers import BLOCK_ROWS, Floats, Loads
+from moebench.cost.kernels.tiles import Tiles
 from moebench.spec import HardwareSpec
 from moebench.units import BYTES_PER_ELEMENT
 

@@ -1,0 +1,1 @@
+"""Power and energy of serving: fitted to measured servings, with intervals."""

@@ -1,0 +1,1 @@
+"""Whole steps of a deployment: what stands around the experts, communication, memory, spread."""
