@@ -9,7 +9,7 @@ A ratio is the ratio of total times *without the delays that hit single rounds*.
 the logarithm of the two times' ratio is taken, less what the rounds' different work accounts for
 (at batch 1 a step touches one expert or five: `expected_seconds`); the centre of these residuals,
 a trimmed mean, times the ratio of the expected totals is the value. What one router suffers in
-fewer than a quarter of its rounds and the other never does is trimmed away; the latencies, which
+fewer than a third of its rounds and the other never does is trimmed away; the latencies, which
 are plain means, hold it.
 
 `python -m moebench.compare RUN_A RUN_B` compares runs: see `moebench.across`.
