@@ -1,26 +1,30 @@
-"""What following a counter costs the work: the same load with and without the energy reader.
+"""What following a counter costs the work beside it, in the two ways that it can.
 
-`PYTHONPATH=tests python -m nvml.overhead [PAIRS]` takes about 4.5 s a pair. Each pair is one load
-alone and one followed as `measure_energy` does it (the reader's process at its own rate, on the
-simulated library in real time, and this process listening to it), in random order. The load is
-one thread that computes without a pause, as a CPU's work does; on a GPU one chunk is launched
-ahead, which hides the listening.
+`PYTHONPATH=tests python -m nvml.overhead [PAIRS]`, two and a half minutes for the default of 400.
 
-Given are elapsed time, processor time of the computing thread (free of what other programs take),
-and the processor time that the reader takes a second, which would be lost if it had no core of
-its own. What a call costs inside a real driver is not in it.
+- **As a neighbour.** The reader is a process of its own. One thread computes without a pause, in
+  slices of 50 ms; in each pair of slices, in random order, the reader runs in one and is stopped
+  (SIGSTOP) in the other. It is a reader that never sleeps: the real one runs for one or two
+  hundredths of the time, and no paired run on a shared machine would see that. It costs that
+  part of what the sleepless one does.
+- **By being listened to.** The thread that runs the load takes in what the reader wrote. In
+  followed loads, with the reader at its own rate, this is the share of the thread's processor
+  time that is not spent in the load's steps, less the same share of a load that nobody follows.
+
+"together" is the sum of both. What a call costs inside a real driver is in neither.
 """
 
 import json
 import math
 import os
 import random
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,82 +34,33 @@ from nvml.simulator import UUID, compile_library
 from moebench.measure import energy as instrument
 from moebench.measure.energy import QUICK
 from moebench.measure.energy_process import Reader
-from moebench.measure.energy_window import Stamps
 from moebench.resampling import Vector, center_limits, trimmed_mean
 
-PAIRS = 24
-LENGTH = 1.5
-"""About that of a followed load."""
+PAIRS = 400
+SLICE = 0.05
+LOADS = 24
+"""Followed and not, of about 1.5 s each."""
 TICK = 0.1
 SIZE = 256
 """Of the load's matmul: a fraction of a millisecond."""
 LEARNT = 8
 """Edges after which the reader looks for the next where it expects it."""
+GETS_GOING = 0.002
+"""Seconds between a signal and the slice that it is for."""
 CPU = torch.device("cpu")
+RESTLESS = """
+import os, select, sys
+from moebench.measure import energy_reader as reader
+reader.UntilInput.wait = lambda clock, seconds: bool(select.select([sys.stdin], [], [], 0)[0])
+reader.POLL = 0.0
+sys.exit(reader.main(["gpu", str(os.open(os.devnull, os.O_WRONLY)), sys.argv[1], sys.argv[2]]))
+"""
+
+Steps = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one step of a load."""
-
-    elapsed: float
-    processor: float
-    """Of the thread that computes and listens: what other programs take is not in it."""
-
-
-def seconds_a_step(stamps: Stamps) -> float:
-    """Without the first quarter, in which the load gets going."""
-    begin = len(stamps) // 4
-    return (stamps[-1][0] - stamps[begin][0]) / (stamps[-1][1] - stamps[begin][1])
-
-
-def alone(visit: Callable[[int, int], None]) -> Cost:
-    """The load by itself, in the same chunks."""
-    stamps = []
-    done, num_steps = 0, 1
-    begin = time.thread_time()
-    deadline = time.monotonic() + LENGTH
-    while not stamps or stamps[-1][0] < deadline:
-        visit(done, num_steps)
-        done += num_steps
-        stamps.append((time.monotonic(), float(done)))
-        if len(stamps) > 1:
-            per_step = (stamps[-1][0] - stamps[0][0]) / (stamps[-1][1] - stamps[0][1])
-            num_steps = max(1, round(instrument.CHUNK / per_step))
-    return Cost(seconds_a_step(stamps), (time.thread_time() - begin) / done)
-
-
-def followed(visit: Callable[[int, int], None]) -> tuple[Cost, float]:
-    """A followed load; processor seconds of the reader in each of its seconds."""
-    with ExitStack() as stack:
-        reader = stack.enter_context(Reader(["gpu", UUID.format(0), str(os.getpid())]))
-        instrument._wait([reader], lambda: instrument._num_edges(reader) >= LEARNT, 20.0)
-        assert instrument._num_edges(reader) >= LEARNT
-        begin, used, own = time.monotonic(), processor_seconds(reader), time.thread_time()
-        stamps = instrument._run_load(visit, CPU, [reader], 0, QUICK, begin + 5 * LENGTH)
-        own = (time.thread_time() - own) / stamps[-1][1]
-        share = (processor_seconds(reader) - used) / (time.monotonic() - begin)
-        return Cost(seconds_a_step(stamps), own), share
-
-
-def processor_seconds(reader: Reader) -> float:
-    """Of the reader's process so far: Linux's processor clock of another process."""
-    return time.clock_gettime((~reader._process.pid << 3) | 2)
-
-
-def interval(ratios: Vector) -> dict[str, float | None]:
-    """Centre and 95 % interval of logarithmic ratios, as relative changes."""
-    low, high = center_limits(ratios, seed=0)
-    return {
-        "value": float(np.expm1(trimmed_mean(ratios))),
-        "low": None if low is None else float(np.expm1(low)),
-        "high": None if high is None else float(np.expm1(high)),
-    }
-
-
-def main(arguments: list[str]) -> int:
-    pairs = int(arguments[0]) if arguments else PAIRS
-    torch.set_num_threads(1)
+def matmuls() -> Steps:
+    """The load: one thread's matmuls."""
     a, b = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
     out = torch.empty(SIZE, SIZE)
 
@@ -113,26 +68,112 @@ def main(arguments: list[str]) -> int:
         for _ in range(num_steps):
             torch.mm(a, b, out=out)
 
-    costs: list[dict[str, Cost]] = []
-    shares, order = [], random.Random(0)
+    return visit
+
+
+@contextmanager
+def restless_reader() -> Iterator[int]:
+    """A reader that looks at its counter all the time; its process id."""
+    command = [sys.executable, "-c", RESTLESS, UUID.format(0), str(os.getpid())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            time.sleep(3 * LEARNT * TICK)
+            assert process.poll() is None, "the reader ended by itself"
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def seconds_a_step(visit: Steps) -> float:
+    """Of one slice."""
+    done, start = 0, time.perf_counter()
+    while (now := time.perf_counter()) - start < SLICE:
+        visit(done, 8)
+        done += 8
+    return (now - start) / done
+
+
+def as_a_neighbour(visit: Steps, pairs: int) -> tuple[Vector, float]:
+    """Logarithm of the slowdown in each pair; processor seconds the neighbour took a second."""
+    ratios, order = [], random.Random(0)
+    with restless_reader() as pid:
+        used, begin = processor_seconds(pid), time.monotonic()
+        for pair in range(pairs):
+            found = {}
+            for send in order.sample((signal.SIGCONT, signal.SIGSTOP), 2):
+                os.kill(pid, send)
+                time.sleep(GETS_GOING)
+                found[send] = seconds_a_step(visit)
+            ratios.append(math.log(found[signal.SIGCONT] / found[signal.SIGSTOP]))
+            print(f"{pair + 1} of {pairs} pairs", end="\r", file=sys.stderr)
+        os.kill(pid, signal.SIGCONT)
+        # It was stopped for half of the time.
+        share = 2 * (processor_seconds(pid) - used) / (time.monotonic() - begin)
+    return np.array(ratios), share
+
+
+def followed(visit: Steps) -> tuple[float, float]:
+    """Share of the thread's processor time that listening takes; the reader's own a second."""
+    with Reader(["gpu", UUID.format(0), str(os.getpid())]) as reader:
+        instrument._wait([reader], lambda: instrument._num_edges(reader) >= LEARNT, 20.0)
+        assert instrument._num_edges(reader) >= LEARNT
+        pid = reader._process.pid
+        alone = outside_the_steps(visit, [])
+        begin, used = time.monotonic(), processor_seconds(pid)
+        heard = outside_the_steps(visit, [reader])
+        share = (processor_seconds(pid) - used) / (time.monotonic() - begin)
+    return heard - alone, share
+
+
+def outside_the_steps(visit: Steps, readers: Sequence[Reader]) -> float:
+    """Share of a load's processor time."""
+    inside = 0.0
+
+    def timed(first_step: int, num_steps: int) -> None:
+        nonlocal inside
+        start = time.thread_time()
+        visit(first_step, num_steps)
+        inside += time.thread_time() - start
+
+    own = time.thread_time()
+    instrument._run_load(timed, CPU, readers, 0, QUICK, time.monotonic() + 10.0)
+    return 1 - inside / (time.thread_time() - own)
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process so far: Linux's processor clock of another process."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def interval(values: Vector) -> dict[str, float]:
+    """Centre and 95 % interval."""
+    low, high = center_limits(values, seed=0)
+    assert low is not None and high is not None, "so few pairs say nothing"
+    return {"value": float(trimmed_mean(values)), "low": low, "high": high}
+
+
+def main(arguments: list[str]) -> int:
+    pairs = int(arguments[0]) if arguments else PAIRS
+    torch.set_num_threads(1)
+    visit = matmuls()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LD_LIBRARY_PATH"] = str(compile_library(Path(folder)).parent)
         os.environ["NVMLSIM"] = f"real=1;epoch={time.monotonic()};tick={TICK};trace=0:300"
-        alone(visit)
-        for pair in range(pairs):
-            costs.append({})
-            for which in order.sample(("alone", "followed"), 2):
-                if which == "alone":
-                    costs[-1][which] = alone(visit)
-                else:
-                    costs[-1][which], share = followed(visit)
-                    shares.append(share)
-            print(f"{pair + 1} of {pairs}", end="\r", file=sys.stderr)
-    summary: dict[str, object] = {"pairs": pairs}
-    for what in ("elapsed", "processor"):
-        ratios = [math.log(getattr(c["followed"], what) / getattr(c["alone"], what)) for c in costs]
-        summary[f"{what} time, more by"] = interval(np.array(ratios))
-    summary["reader's processor seconds a second"] = float(np.mean(shares))
+        seconds_a_step(visit)
+        slowdowns, restless = as_a_neighbour(visit, pairs)
+        listening, shares = np.array([followed(visit) for _ in range(LOADS)]).T
+    busy = float(np.mean(shares)) / restless
+    together = {
+        end: value + busy * interval(slowdowns)[end] for end, value in interval(listening).items()
+    }
+    summary = {
+        "pairs": pairs,
+        "together": together,
+        "a neighbour that never sleeps slows the load by": interval(slowdowns),
+        "its processor seconds a second": restless,
+        "the reader's own processor seconds a second": float(np.mean(shares)),
+        "listening, share of the load's thread": interval(listening),
+    }
     print(json.dumps(summary, indent=1))
     return 0
 
