@@ -265,9 +265,12 @@ def _judged(
 
 
 def _measurements(run: KeptRun) -> dict[str, Measurement]:
-    """What was measured, by case key; simulated records are no measurements."""
+    """What was measured, by case key; simulated records are no measurements.
+
+    What was planned as a graph and launched eagerly is another case.
+    """
     return {
-        record.case.key: record.measurement
+        replace(record.case, launch=record.launch).key: record.measurement
         for record in run.records
         if record.measurement is not None and record.provenance == "measured"
     }

@@ -7,8 +7,8 @@ thousands, and without that a router's luck would pass for its speed.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from moebench.experts import BACKENDS, Experts, load_backend
 from moebench.load import ExpertLoad
+from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
 from moebench.plan import Cell
 from moebench.policies import Policy
 from moebench.results import Caveat
-from moebench.routing import Router, RouterState, Routing, build_routers
+from moebench.routing import Router, RouterState, Routing, bounded_routings, build_routers
 from moebench.routing.operating_point import k_histogram, lag1_correlation, step_loads
 from moebench.spec import Case, ModelSpec, OperatingPoint, Workload
 from moebench.units import Bytes
@@ -96,6 +97,10 @@ class ReadyCell:
     experts: Experts
     errors: Mapping[str, Exception]
     """Why a case, by key, is not among `cases`."""
+    graphs: Mapping[str, Graph] = field(default_factory=dict)
+    """Of every case that runs, by key, once they are captured; empty where steps are eager."""
+    not_captured: str | None = None
+    """Why there are no graphs where there should be."""
 
     @property
     def workload(self) -> Workload:
@@ -114,14 +119,20 @@ class ReadyCell:
     def step(self, ready: ReadyCase, place: int, mark: Mark = no_mark) -> Tensor:
         """Run one step of a case: the `place`-th of the order, which is cyclic."""
         x = self.stream[self.order[place % self.num_steps]]
+        if ready.case.key in self.graphs:
+            return self.graphs[ready.case.key].replay(x)
         if self.workload.phase != "train":
-            with torch.inference_mode():
-                y, _ = self._forward(ready, x, mark)
-            return y
+            return self.infer(ready, x, mark)
         y, routings = self._forward(ready, x, mark)
         training_loss(y, routings, x).backward()  # type: ignore[no-untyped-call]
         mark("backward")
         return y.detach()
+
+    def infer(self, ready: ReadyCase, x: Tensor, mark: Mark = no_mark) -> Tensor:
+        """An eager step of inference."""
+        with torch.inference_mode():
+            y, _ = self._forward(ready, x, mark)
+        return y
 
     def _forward(self, ready: ReadyCase, x: Tensor, mark: Mark) -> tuple[Tensor, list[Routing]]:
         result: tuple[Tensor, list[Routing]] = self.bench.decoder(
@@ -131,6 +142,8 @@ class ReadyCell:
 
     def discard_gradients(self, ready: ReadyCase) -> None:
         """Free the gradients of the last training step; nothing to do in inference."""
+        if self.workload.phase != "train":
+            return
         self.bench.decoder.zero_grad(set_to_none=True)
         for router in ready.routers:
             router.zero_grad(set_to_none=True)
@@ -190,11 +203,22 @@ class ReadyCell:
                     "run more layers (--layers) or true-size shapes",
                 )
             )
-        if self.bench.device.type == "cuda" and self.workload.phase == "decode":
+        if self.not_captured is not None:
+            found.append(
+                Caveat(
+                    "not-captured",
+                    f"no CUDA graph: {self.not_captured}",
+                    "all routers of this workload were launched eagerly, while the prediction "
+                    "is of a graph",
+                    "run and compare with --eager",
+                )
+            )
+        is_decode = self.workload.phase == "decode"
+        if self.bench.device.type == "cuda" and is_decode and not self.graphs:
             found.append(
                 Caveat(
                     "host-sync",
-                    f"expert backend {ready.case.backend!r} reads the experts' counts on the host",
+                    f"the routing, and expert backend {ready.case.backend!r}, wait for the device",
                     "the device waits for the host once a layer, which a short decode step feels",
                     "read decode speedups as those of this backend, not of fused kernels",
                 )
@@ -261,7 +285,8 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     is left out and its error kept.
     """
     workload = cell.workload
-    num_steps = max(1, -(-stream_tokens // workload.num_tokens))
+    fewest = LEAST_RING if cell.baseline.launch == "graph" else 1
+    num_steps = max(fewest, -(-stream_tokens // workload.num_tokens))
     shape = (num_steps, workload.batch, workload.sequence_length, bench.model.hidden_size)
     stream = torch.empty(shape, dtype=bench.dtype, device=bench.device)
     fill_normal(stream, 0.0, 1.0, (workload.seed, 1))
@@ -297,6 +322,21 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
             )
         )
     return ReadyCell(bench, cell, tuple(cases), stream, cache, experts, errors)
+
+
+def captured(cell: ReadyCell, cases: Sequence[ReadyCase]) -> ReadyCell:
+    """The cell with a CUDA graph for each of the cases that run, or with the reason for none.
+
+    A ratio compares equal launches: where one case cannot be captured, none is.
+    """
+    graphs = {}
+    for ready in cases:
+        eager = partial(cell.infer, ready)
+        try:
+            graphs[ready.case.key] = capture(bounded_routings()(eager), eager, cell.stream)
+        except CaptureError as error:
+            return replace(cell, not_captured=f"{ready.case.router.title} {error}")
+    return replace(cell, graphs=graphs)
 
 
 def _build_routers(bench: Bench, policy: Policy, seed: int) -> list[Router]:

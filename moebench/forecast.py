@@ -44,7 +44,7 @@ def forecast(
     router_parameters = policy.parameters(model) / model.num_moe_layers
     memory = peak_memory(model, case.workload, (load,) * case.num_layers, router_parameters)
     ops = case_ops(case, policy, model, load)
-    return estimate(ops, load, case.num_layers, memory, hardware, calibration)
+    return estimate(ops, load, case.num_layers, memory, hardware, calibration, case.launch)
 
 
 def case_flops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from moebench import compare
-from moebench.cell import NotANumber, ReadyCase, ReadyCell
+from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
 from moebench.flops import CountedFlops, count_flops, count_training_flops
 from moebench.forecast import case_flops
 from moebench.load import ExpertLoad
@@ -108,6 +108,8 @@ def observe(
         progress(share, what)
 
     running = [ready for ready in cell.cases if ready.case.key in first]
+    if cell.cell.baseline.launch == "graph":
+        cell = captured(cell, running)
     slowest = max((first[ready.case.key].step for ready in running), default=0.0)
     rounds = measure_rounds(
         {ready.case.key: cell.visit(ready) for ready in running},
@@ -245,7 +247,8 @@ def _measurement(
     return Measurement(
         samples=samples,
         latency=compare.latency(samples),
-        by_stage=first.by_stage,
+        # Stages are those of eager steps: they say nothing about where a graph spends its time.
+        by_stage={} if cell.graphs else first.by_stage,
         memory=first.memory,
         energy=energy,
         flops=first.flops,
@@ -260,6 +263,7 @@ def _measurement(
         ),
         reference=Reference(VERSION, rounds.reference),
         stopped=rounds.stopped,
+        launch="graph" if cell.graphs else "eager",
     )
 
 

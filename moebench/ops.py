@@ -117,6 +117,8 @@ class ExpertBackend:
     combine_launches_per_expert: float
     activation_launches: float = 2
     """For each launch of a matmul: SiLU and a product, or nothing where the matmul ends in it."""
+    is_capturable: bool = False
+    """It takes a bounded routing and never waits for the device: a CUDA graph can hold it."""
 
 
 EXPERT_BACKENDS = {
@@ -133,7 +135,7 @@ EXPERT_BACKENDS = {
         ExpertBackend("scattermoe", 1, 0, 3, 0, 7, 0),
         ExpertBackend("sonicmoe", 0.25, 0, 7, 0, 0, 0),
         # Combined in fp32: a launch to fill with zeros, and one to go back.
-        ExpertBackend("triton", 1, 0, 0, 0, 2, 0, activation_launches=0),
+        ExpertBackend("triton", 1, 0, 0, 0, 2, 0, activation_launches=0, is_capturable=True),
     )
 }
 

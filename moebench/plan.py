@@ -294,19 +294,37 @@ def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Ce
                 f"--experts: unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}"
             )
 
-    def under(cell: Cell, name: str) -> Cell:
-        def moved(case: Case) -> Case:
-            return replace(case, backend=name)
+    def key(cell: Cell, name: str) -> str:
+        return f"{cell.key} {name}" if len(backends) > 1 else cell.key
 
-        return replace(
-            cell,
-            key=f"{cell.key} {name}" if len(backends) > 1 else cell.key,
-            cases=tuple(moved(case) for case in cell.cases),
-            baseline=moved(cell.baseline),
-            floor=moved(cell.floor) if cell.floor else None,
-        )
+    return tuple(
+        _changed(replace(cell, key=key(cell, name)), backend=name)
+        for name in backends
+        for cell in planned
+    )
 
-    return tuple(under(cell, name) for name in backends for cell in planned)
+
+def _changed(cell: Cell, **changes: str) -> Cell:
+    """The cell with all of its cases changed alike."""
+
+    def moved(case: Case) -> Case:
+        return replace(case, **changes)  # type: ignore[arg-type]
+
+    return replace(
+        cell,
+        cases=tuple(moved(case) for case in cell.cases),
+        baseline=moved(cell.baseline),
+        floor=moved(cell.floor) if cell.floor else None,
+    )
+
+
+def _is_replayed(cell: Cell) -> bool:
+    """Whether a GPU runs the cell as CUDA graphs: decode, by a backend that can be captured.
+
+    Launching such a step from the host takes longer than its work.
+    """
+    is_capturable = EXPERT_BACKENDS[cell.baseline.backend].is_capturable
+    return cell.workload.phase == "decode" and is_capturable
 
 
 def cells(
@@ -315,6 +333,7 @@ def cells(
     num_layers: int | None = None,
     only: Sequence[str] = (),
     backends: Sequence[str] = (),
+    is_eager: bool = False,
 ) -> tuple[Cell, ...]:
     """The cells of a suite on a kind of device, in the order of the file.
 
@@ -324,6 +343,7 @@ def cells(
         num_layers: instead of the suite's.
         only: names or labels of routers to keep; the baseline always stays.
         backends: expert backends instead of the suite's, each with all cells.
+        is_eager: no CUDA graphs, where decode on a GPU would otherwise be replayed as such.
 
     Raises:
         ValueError: a router in `only` that the suite does not have, an unknown backend, or no
@@ -351,7 +371,10 @@ def cells(
         _cell(suite, kept, workload, num_layers or suite.device_plan(kind).num_layers)
         for workload in asked
     )
-    return _with_backends(planned, backends) if backends else planned
+    planned = _with_backends(planned, backends) if backends else planned
+    if kind == "cpu" or is_eager:
+        return planned
+    return tuple(_changed(cell, launch="graph") if _is_replayed(cell) else cell for cell in planned)
 
 
 def workloads(file: SuiteFile, kind: Kind) -> tuple[Workload, ...]:

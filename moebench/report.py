@@ -158,6 +158,7 @@ def _case_summary(record: Record) -> dict[str, Any]:
         "level": workload.level,
         "workload": workload.label,
         "router": record.case.router.title,
+        "launch": record.launch,
         "mean_k": measurement.measured_mean_k,
         "distinct_experts": measurement.load.distinct_experts,
         "flops_per_token": measurement.flops.closed_form / workload.num_tokens,

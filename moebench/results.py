@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moebench.load import ExpertLoad
-from moebench.spec import Case
+from moebench.spec import Case, Launch
 from moebench.units import Bytes, BytesPerSecond, Flops, Joules, Seconds, Watts
 
 SCHEMA = 2
@@ -285,6 +285,8 @@ class Measurement:
     """The same for all cases of a cell; None in runs that had none."""
     stopped: Stop | None = None
     """Why the cell's rounds ended; None in runs that did not keep it."""
+    launch: Launch | None = None
+    """How the timed steps were launched; None in runs that did not keep it, whose case says it."""
 
 
 @dataclass(frozen=True)
@@ -321,6 +323,12 @@ class Record:
     written_at: str
     """UTC, ISO 8601, when the line was written."""
     schema: int = SCHEMA
+
+    @property
+    def launch(self) -> Launch:
+        """How it was launched, which may not be what was planned; or how it would be."""
+        measured = self.measurement.launch if self.measurement else None
+        return measured or self.case.launch
 
 
 @dataclass(frozen=True)

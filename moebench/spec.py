@@ -30,6 +30,7 @@ MOST_SIZE = 2**28
 DType = Literal["float32", "bfloat16", "float16", "float8"]
 Phase = Literal["decode", "prefill", "train"]
 Level = Literal["moe", "decoder"]
+Launch = Literal["eager", "graph"]
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,8 @@ class Case:
     operating_point: OperatingPoint
     backend: str
     """Expert execution: the name of a module of `moebench.experts`."""
-    launch: Literal["eager", "graph"]
+    launch: Launch
+    """Kernel by kernel, or as one replayed CUDA graph."""
     num_layers: int
     """Layers run one after the other in a step; latencies are per step, not per layer."""
 

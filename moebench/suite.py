@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         help="expert backends instead of the suite's",
     )
     parser.add_argument(
+        "--eager",
+        action="store_true",
+        help="no CUDA graphs: decode on a GPU is one where its expert backend can be captured",
+    )
+    parser.add_argument(
         "--full", action="store_true", help="suite experts: the whole grid, without a time budget"
     )
     parser.add_argument(
@@ -180,7 +185,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
 def _predict(options: argparse.Namespace, suite: Suite) -> int:
     """The predicted columns for a named machine; nothing is built."""
     hardware = load_hardware(options.predict)
-    planned = cells(suite, hardware.kind, options.layers, options.only, options.experts)
+    planned = _planned(options, suite, hardware.kind)
     calibration = from_datasheet(hardware, suite.file.dtype)
     estimates = forecast_cells(planned, suite.model, hardware, calibration)
     records = predictions("predicted", planned, estimates)
@@ -190,6 +195,11 @@ def _predict(options: argparse.Namespace, suite: Suite) -> int:
         print(render_text(predicted_table(records)))
         print(f"\npredicted for {hardware.title}; calibration: {calibration.name}")
     return 0
+
+
+def _planned(options: argparse.Namespace, suite: Suite, kind: Kind) -> tuple[Cell, ...]:
+    """The cells that the command line asks for."""
+    return cells(suite, kind, options.layers, options.only, options.experts, options.eager)
 
 
 def _dry_run(
@@ -221,9 +231,7 @@ def _measure(
         )
     device = choose_device(options.device)
     kind: Kind = "gpu" if device.type == "cuda" else "cpu"
-    planned, left_out = runnable_cells(
-        cells(suite, kind, options.layers, options.only, options.experts), device
-    )
+    planned, left_out = runnable_cells(_planned(options, suite, kind), device)
     for line in left_out:
         console.say(line)
     budget = _budget(options, suite, kind)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from moebench.compare import corrected, prediction_error
 from moebench.record import KeptRun
 from moebench.results import Caveat, Estimate, Failure, Interval, Ratio, Record
-from moebench.spec import Case
 from moebench.units import Kind, printable, text
 
 DASH = "–"
@@ -134,11 +133,10 @@ def run_table(run: KeptRun) -> Table:
             for key, record in known
         ]
         if rows:
-            case = known[0][1].case
+            first = known[0][1]
+            workload = first.case.workload
             sections.append(
-                Section(
-                    case.workload.level, case.workload.label, workload_detail(case), tuple(rows)
-                )
+                Section(workload.level, workload.label, workload_detail(first), tuple(rows))
             )
     # A stable sort: levels together, workloads as planned.
     levels = list(dict.fromkeys(section.level for section in sections))
@@ -155,7 +153,7 @@ def predicted_table(records: Sequence[Record]) -> Table:
         Section(
             cell[0].case.workload.level,
             cell[0].case.workload.label,
-            workload_detail(cell[0].case),
+            workload_detail(cell[0]),
             tuple(Row(r.case.router.title, _forecast_cells(r, cell[0]), {}) for r in cell),
         )
         for cell in by_cell.values()
@@ -188,12 +186,13 @@ def _forecast_cells(record: Record, baseline: Record) -> dict[str, Cell]:
     }
 
 
-def workload_detail(case: Case) -> str:
-    """Tokens and context of a step in words."""
-    workload = case.workload
-    tokens = f"{workload.num_tokens} token{'s' * (workload.num_tokens > 1)} a step"
-    context = workload.context_length
-    return f"{tokens}, context {context}" if context else tokens
+def workload_detail(record: Record) -> str:
+    """Tokens and context of a step in words, and whether it is launched as a graph."""
+    workload = record.case.workload
+    detail = f"{workload.num_tokens} token{'s' * (workload.num_tokens > 1)} a step"
+    if workload.context_length:
+        detail += f", context {workload.context_length}"
+    return f"{detail}, one CUDA graph" if record.launch == "graph" else detail
 
 
 def ratio(record: Record, kind: str) -> Ratio | None:

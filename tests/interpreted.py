@@ -16,7 +16,6 @@ from torch import Tensor
 from moebench.experts import ExpertWeights, load_backend
 from moebench.experts.gpu.launch import ragged_down, ragged_up
 from moebench.experts.gpu.tiles import Phase, choose_tiles
-from moebench.experts.triton import bounded_routing
 from moebench.flops import count_flops
 from moebench.model import build_decoder
 from moebench.policies import policy
@@ -43,7 +42,7 @@ def on(num_tokens: int, *experts: int) -> Routing:
 def bounded(keep: Tensor) -> Routing:
     """The same kind of routing with a bound above its assignments, and rubbish behind them."""
     experts = torch.stack([torch.randperm(NUM_EXPERTS)[: keep.shape[1]] for _ in keep])
-    routing = bounded_routing(torch.rand(keep.shape), experts, NUM_EXPERTS, keep)
+    routing = Routing.bounded(torch.rand(keep.shape), experts, NUM_EXPERTS, keep)
     count = int(routing.tokens_per_expert.sum())
     tokens, weights = routing.token_indices.clone(), routing.weights.clone()
     tokens[count:], weights[count:] = 10**9, float("nan")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cuda_graphs import Cuda, cuda
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +15,17 @@ from moebench.cell import (
     NotANumber,
     ReadyCell,
     balanced_order,
+    captured,
     prepare_cell,
     repeated,
 )
+from moebench.experts import ExpertWeights, activation
+from moebench.measure.graph import LEAST_RING
 from moebench.model import KVCache, build_decoder
 from moebench.plan import Cell, cells, load_suite
+from moebench.routing import Routing
+
+__all__ = ["cuda"]
 
 SUITE = load_suite("smoke")
 CELLS = {cell.key: cell for cell in cells(SUITE, "cpu")}
@@ -127,3 +134,49 @@ def test_decode_on_a_gpu_says_that_the_host_is_waited_for() -> None:
     kinds = {caveat.kind for caveat in on_gpu.caveats(ready.cases[0], cache_bytes=1.0)}
     assert "host-sync" in kinds
     assert "host-sync" not in {c.kind for c in ready.caveats(ready.cases[0], cache_bytes=1.0)}
+
+
+def static(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
+    """Experts that can be captured: every assignment up to the bound gets matrices of its own."""
+    expert = routing.expert_indices.clamp(max=weights.num_experts - 1)
+    is_kept = routing.expert_indices < weights.num_experts
+    rows = x[routing.token_indices].unsqueeze(2)
+    hidden = activation((weights.gate_up[expert] @ rows).squeeze(2), weights.down.shape[2])
+    outputs = (weights.down[expert] @ hidden.unsqueeze(2)).squeeze(2)
+    weighted = outputs * (routing.weights * is_kept).unsqueeze(1)
+    return torch.zeros_like(x).index_add(0, routing.token_indices, weighted)
+
+
+@pytest.mark.parametrize(
+    "key", ["moe decode b16 context 64 bfloat16", "decoder decode b16 context 64 bfloat16"]
+)
+def test_replays_of_every_router_are_its_eager_steps(key: str, cuda: Cuda) -> None:
+    eager = ready_cell(key)
+    replayed = captured(replace(eager, experts=static), eager.cases)
+    assert replayed.not_captured is None
+    assert len(replayed.graphs) == 5
+    for case in eager.cases:
+        for place in (0, 1, eager.num_steps + 77):
+            expected = eager.step(case, place)
+            torch.testing.assert_close(replayed.step(case, place), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_one_router_cannot_be_captured_none_is(cuda: Cuda) -> None:
+    def fails_beyond_top_k(
+        x: torch.Tensor, routing: Routing, weights: ExpertWeights
+    ) -> torch.Tensor:
+        if routing.num_assignments > 4 * len(x):
+            routing.tokens_per_expert.max().item()
+        return static(x, routing, weights)
+
+    ready = replace(ready_cell("moe decode b16 context 64 bfloat16"), experts=fails_beyond_top_k)
+    found = captured(ready, ready.cases)
+    assert not found.graphs
+    (caveat,) = [c for c in found.caveats(ready.cases[0], 1.0) if c.kind == "not-captured"]
+    assert "ada-k cannot be captured: RuntimeError: aten" in caveat.seen
+
+
+def test_a_replayed_cell_has_a_ring_of_inputs() -> None:
+    cell = CELLS["moe decode b16 context 64 bfloat16"]
+    graph = replace(cell, cases=(), policies=(), baseline=replace(cell.baseline, launch="graph"))
+    assert prepare_cell(bench(), graph, 32).num_steps == LEAST_RING

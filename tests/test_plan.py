@@ -143,3 +143,18 @@ def test_backends_named_on_the_command_line_replace_the_suite_s() -> None:
 def test_an_unknown_backend_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'packed'"):
         cells(load_suite("smoke"), "cpu", backends=("paked",))
+
+
+def test_decode_on_a_gpu_is_a_graph_where_the_backend_can_be_captured() -> None:
+    smoke = load_suite("smoke")
+
+    def launches(kind: str, backend: str, **options: bool) -> set[tuple[str, str]]:
+        planned = cells(smoke, kind, backends=(backend,), **options)  # type: ignore[arg-type]
+        found = {(case.workload.phase, case.launch) for cell in planned for case in cell.cases}
+        assert found == {(cell.workload.phase, cell.baseline.launch) for cell in planned}
+        return found
+
+    eager = {(phase, "eager") for phase in ("decode", "prefill", "train")}
+    assert launches("cpu", "triton") == launches("gpu", "grouped") == eager
+    assert launches("gpu", "triton", is_eager=True) == eager
+    assert launches("gpu", "triton") == eager - {("decode", "eager")} | {("decode", "graph")}

@@ -1,7 +1,7 @@
 """Price a list of ops on a calibrated machine: latency, stages, what bounds it, peak memory."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moebench.cost.calibration import Calibration
 from moebench.load import ExpertLoad
@@ -13,8 +13,12 @@ from moebench.ops import (
     total_flops,
 )
 from moebench.results import Caveat, Estimate
-from moebench.spec import HardwareSpec, ModelSpec, Workload
-from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds
+from moebench.spec import HardwareSpec, Launch, ModelSpec, Workload
+from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
+
+GRAPH_LAUNCH: Seconds = 3e-6
+"""What a kernel of a replayed graph takes beside its work: the median of that constant over the six
+GPUs of data/kernels/dense.toml, whose matmuls were timed in replayed graphs."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def estimate(
     peak_memory: Bytes,
     hardware: HardwareSpec,
     calibration: Calibration,
+    launch: Launch = "eager",
 ) -> Estimate:
     """What one step of `num_layers` equal layers costs.
 
@@ -60,8 +65,11 @@ def estimate(
         num_layers: layers run one after the other.
         peak_memory: of the step, from `peak_memory`.
         hardware: for its name.
-        calibration: the prices.
+        calibration: the prices, of eager launches.
+        launch: whether the step is a replayed graph.
     """
+    if launch == "graph":
+        calibration = replayed(calibration)
     prices = [price(op, calibration) for op in ops]
     by_stage = {
         stage: num_layers
@@ -90,22 +98,43 @@ def estimate(
         distinct_experts=load.distinct_experts,
         hardware=hardware.name,
         calibration=calibration.name,
-        caveats=_caveats(calibration),
+        caveats=_caveats(calibration, launch),
         bytes_moved=num_layers * sum(op.bytes_moved for op in ops),
     )
 
 
-def _caveats(calibration: Calibration) -> tuple[Caveat, ...]:
-    if calibration.median_error is not None:
-        return ()
-    return (
-        Caveat(
-            kind="never-calibrated",
-            seen=f"{calibration.hardware}: no measurement stands behind this prediction",
-            meaning="efficiencies are typical values of other machines; there is no interval",
-            remedy="run the suite on the machine itself, which calibrates it",
-        ),
+def replayed(calibration: Calibration) -> Calibration:
+    """The prices inside a CUDA graph: no launch takes longer than `GRAPH_LAUNCH`."""
+    return replace(
+        calibration,
+        matmul_overhead=min(GRAPH_LAUNCH, calibration.matmul_overhead),
+        launch_overhead=min(GRAPH_LAUNCH, calibration.launch_overhead),
     )
+
+
+def _caveats(calibration: Calibration, launch: Launch) -> tuple[Caveat, ...]:
+    found = []
+    if calibration.median_error is None:
+        found.append(
+            Caveat(
+                kind="never-calibrated",
+                seen=f"{calibration.hardware}: no measurement stands behind this prediction",
+                meaning="efficiencies are typical values of other machines; there is no interval",
+                remedy="run the suite on the machine itself, which calibrates it",
+            )
+        )
+    if launch == "graph":
+        found.append(
+            Caveat(
+                kind="graph-launches",
+                seen="each operation of a replayed graph is priced at "
+                f"{text(GRAPH_LAUNCH, 'time')} beside its work",
+                meaning="an assumption, from dense matmuls in replayed graphs on other machines; "
+                "the operations are counted as eager ones",
+                remedy="--eager predicts and measures launches from the host",
+            )
+        )
+    return tuple(found)
 
 
 def weight_memory(model: ModelSpec, workload: Workload, router_parameters: float) -> Bytes:

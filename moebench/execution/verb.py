@@ -11,7 +11,7 @@ from moebench.execution.run import load_results, measure
 from moebench.plan import suite_path
 from moebench.units import quantity
 
-FOREIGN = ("dry_run", "layers", "only", "predict", "recalibrate", "write_hardware")
+FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "write_hardware")
 """Options of suites that compare routers."""
 
 

@@ -4,8 +4,8 @@ Inference on NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and 
 tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch.
 
 The kernels read on the device how many assignments each expert has. The grid depends on the
-length of `routing.token_indices` alone, which may exceed the number of assignments: a decode step
-routed by `moebench.experts.triton.bounded_routing` can be captured in a CUDA graph.
+length of `routing.token_indices` alone, which may exceed the number of assignments: a step within
+`moebench.routing.bounded_routings` can be captured in a CUDA graph.
 
 Outputs are added up by atomics in fp32: repeated runs agree to the bit for up to two experts per
 token, to a rounding of fp32 beyond.
@@ -20,7 +20,7 @@ import importlib.util
 import os
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts import ExpertWeights, backend
@@ -72,29 +72,3 @@ def triton(
         y,
     )
     return y.to(x.dtype)
-
-
-def bounded_routing(
-    weights: Float[Tensor, "tokens slots"],
-    expert_indices: Int[Tensor, "tokens slots"],
-    num_experts: int,
-    keep: Bool[Tensor, "tokens slots"],
-) -> Routing:
-    """`Routing.from_slots` without a host synchronisation: all shapes are known beforehand.
-
-    Slots that are not kept are sorted behind all others. They are in `token_indices` and
-    `weights` still, with `num_experts` for an expert, but not in `tokens_per_expert`. Only this
-    backend, outside training, takes such a routing.
-    """
-    slots = expert_indices.shape[1]
-    candidates = torch.where(keep, expert_indices, num_experts).reshape(-1)
-    experts, positions = candidates.sort(stable=True)
-    bounds = torch.arange(num_experts + 1, dtype=experts.dtype, device=experts.device)
-    tokens_per_expert = torch.searchsorted(experts, bounds).diff()
-    return Routing(
-        positions // slots,
-        experts,
-        weights.reshape(-1)[positions],
-        tokens_per_expert,
-        expert_indices.shape[0],
-    )

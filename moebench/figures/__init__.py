@@ -68,16 +68,17 @@ def _png(figure: "Figure") -> bytes:
 
 def foundation(run: KeptRun) -> str:
     """What every number of a run rests on, in one paragraph."""
-    m, cases = run.manifest, [record.case for record in run.records or run.predictions]
+    records = run.records or run.predictions
+    m, cases = run.manifest, [record.case for record in records]
     return (
         f"Measured on {m.machine}; predictions priced on {m.hardware.title} "
         f"({m.hardware.source}). Model {_all(c.model for c in cases)}, random weights; "
         f"{_all(c.workload.dtype for c in cases)}, expert backend "
-        f"{_all(c.backend for c in cases)}, {_all(c.launch for c in cases)} launches, layers run: "
-        f"{_all(str(c.num_layers) for c in cases)}; {_contexts(cases)}. Baseline: {m.baseline}, "
-        f"same weights, stream and rounds. Operating points: {operating_points(cases)}. "
-        f"Cache: {temperature(run.records)}. Noise floor: {noise_floor(run)}. "
-        f"Run {m.run}; to repeat it: {m.command}"
+        f"{_all(c.backend for c in cases)}, {_all(r.launch for r in records)} launches, "
+        f"layers run: {_all(str(c.num_layers) for c in cases)}; {_contexts(cases)}. "
+        f"Baseline: {m.baseline}, same weights, stream and rounds. Operating points: "
+        f"{operating_points(cases)}. Cache: {temperature(run.records)}. "
+        f"Noise floor: {noise_floor(run)}. Run {m.run}; to repeat it: {m.command}"
     )
 
 

@@ -17,7 +17,9 @@ import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +32,21 @@ from moebench.units import nearest
 
 Builder = Callable[..., "list[Router]"]
 BUILDERS: dict[str, Builder] = {}
+
+_IS_BOUNDED = ContextVar("is_bounded", default=False)
+
+
+@contextmanager
+def bounded_routings() -> Iterator[None]:
+    """Within, every router routes by `Routing.bounded`: what a CUDA graph needs.
+
+    A mode and no argument, as torch's `no_grad` is: no router has to know about it.
+    """
+    before = _IS_BOUNDED.set(True)
+    try:
+        yield
+    finally:
+        _IS_BOUNDED.reset(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +104,11 @@ class Routing:
     ) -> "Routing":
         """Flatten dense slots, dropping those that are not kept.
 
-        With `keep` the number of assignments depends on the data, which on a GPU costs a host
-        synchronisation; without it there is none. Tokens of one expert stay in token order.
+        Tokens of one expert stay in token order. On a GPU the host waits for the histogram, and
+        with `keep` for the number of assignments; within `bounded_routings` for nothing.
         """
+        if _IS_BOUNDED.get():
+            return cls.bounded(weights, expert_indices, num_experts, keep, aux_loss)
         num_tokens, slots = expert_indices.shape
         experts = expert_indices.reshape(-1)
         if keep is None:
@@ -103,6 +122,37 @@ class Routing:
             experts,
             weights.reshape(-1)[positions],
             torch.bincount(experts, minlength=num_experts),
+            num_tokens,
+            aux_loss,
+        )
+
+    @classmethod
+    def bounded(
+        cls,
+        weights: Float[Tensor, "tokens slots"],
+        expert_indices: Int[Tensor, "tokens slots"],
+        num_experts: int,
+        keep: Bool[Tensor, "tokens slots"] | None = None,
+        aux_loss: Float[Tensor, ""] | None = None,
+    ) -> "Routing":
+        """`from_slots` at its upper bound, tokens times slots: no shape depends on the data.
+
+        Nothing waits for the device. Slots that are not kept are sorted behind all others: they
+        are in `token_indices` and `weights` still, with `num_experts` for an expert, but not in
+        `tokens_per_expert`. Only backends with `is_capturable` (`moebench.ops`) take it, outside
+        training.
+        """
+        num_tokens, slots = expert_indices.shape
+        candidates = expert_indices
+        if keep is not None:
+            candidates = torch.where(keep, expert_indices, num_experts)
+        experts, positions = candidates.reshape(-1).sort(stable=True)
+        bounds = torch.arange(num_experts + 1, dtype=experts.dtype, device=experts.device)
+        return cls(
+            positions // slots,
+            experts,
+            weights.reshape(-1)[positions],
+            torch.searchsorted(experts, bounds).diff(),
             num_tokens,
             aux_loss,
         )

@@ -1,5 +1,6 @@
 """Estimates: laws that hold on every machine, and Mixtral's published arithmetic."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -7,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.cost.calibration import from_datasheet
-from moebench.cost.estimate import estimate, peak_memory, price
+from moebench.cost.estimate import GRAPH_LAUNCH, estimate, peak_memory, price
+from moebench.cost.kernels.dense import shipped_dense
 from moebench.load import ExpertLoad, fixed_k, geometric_k
 from moebench.ops import EXPERT_BACKENDS, layer_ops, total_flops, training_ops
 from moebench.policies import policy
 from moebench.results import Estimate
-from moebench.spec import HardwareSpec, Workload, load_model
+from moebench.spec import HardwareSpec, Launch, Workload, load_model
 
 MIXTRAL = load_model("mixtral-8x7b")
 GPU = HardwareSpec(
@@ -30,14 +32,19 @@ levels = st.sampled_from(("moe", "decoder"))
 
 
 def predict(
-    batch: int, k_distribution: tuple[float, ...], level: str, hardware: HardwareSpec = GPU
+    batch: int,
+    k_distribution: tuple[float, ...],
+    level: str,
+    hardware: HardwareSpec = GPU,
+    launch: Launch = "eager",
 ) -> Estimate:
     workload = Workload("decode", level, batch, 1, 1024)  # type: ignore[arg-type]
     load = ExpertLoad.expected(batch, 8, k_distribution)
     router = policy("top-k").ops(MIXTRAL, batch, "bfloat16")
     ops = layer_ops(MIXTRAL, workload, router, load, EXPERT_BACKENDS["grouped"])
     memory = peak_memory(MIXTRAL, workload, (load,), 8 * 4096)
-    return estimate(ops, load, 1, memory, hardware, from_datasheet(hardware, "bfloat16"))
+    calibration = from_datasheet(hardware, "bfloat16")
+    return estimate(ops, load, 1, memory, hardware, calibration, launch)
 
 
 @settings(max_examples=60)
@@ -125,3 +132,27 @@ def test_without_a_calibration_the_prediction_says_so_and_has_no_interval() -> N
     result = predict(1, fixed_k(2), "moe")
     assert result.latency_low is None and result.latency_high is None
     assert [caveat.kind for caveat in result.caveats] == ["never-calibrated"]
+
+
+@settings(max_examples=40)
+@given(batch=batches, level=levels, overhead=st.floats(1e-7, 1e-4))
+def test_a_graph_is_never_slower_and_saves_no_more_than_its_launches(
+    batch: int, level: str, overhead: float
+) -> None:
+    host = replace(GPU, launch_overhead=overhead)
+    eager = predict(batch, fixed_k(2), level, host)
+    graph = predict(batch, fixed_k(2), level, host, "graph")
+    free = predict(batch, fixed_k(2), level, replace(GPU, launch_overhead=1e-12))
+    assert free.latency * (1 - 1e-9) <= graph.latency <= eager.latency * (1 + 1e-9)
+    assert (graph.flops, graph.bytes_moved) == (eager.flops, eager.bytes_moved)
+    assert (graph.latency < eager.latency) == (overhead > 3e-6)
+
+
+def test_a_graph_s_price_of_launches_is_said_to_be_an_assumption() -> None:
+    kinds = [caveat.kind for caveat in predict(1, fixed_k(2), "moe", launch="graph").caveats]
+    assert kinds == ["never-calibrated", "graph-launches"]
+
+
+def test_the_price_of_a_graph_s_launch_is_the_median_of_fitted_gpus() -> None:
+    fitted = [device.launch for device in shipped_dense().values()]
+    assert statistics.median(fitted) == pytest.approx(GRAPH_LAUNCH, rel=0.1)

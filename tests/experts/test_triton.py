@@ -13,7 +13,7 @@ import triton_install
 
 from moebench.experts import ExpertWeights, load_backend
 from moebench.experts.gpu.tiles import TABLE, Phase, choose_phase, choose_tiles, row_tiles
-from moebench.experts.triton import bounded_routing, triton
+from moebench.experts.triton import triton
 from moebench.routing import Routing
 from moebench.spec import ModelSpec
 
@@ -49,29 +49,6 @@ def test_a_device_older_than_the_table_is_refused() -> None:
 def test_decode_is_up_to_one_small_row_tile_per_expert_on_average() -> None:
     assert choose_phase(16 * 8, 8) == "decode"
     assert choose_phase(16 * 8 + 1, 8) == "prefill"
-
-
-def test_a_bounded_routing_is_the_compact_one_with_a_tail() -> None:
-    keep = torch.rand(9, 4) < 0.5
-    experts = torch.stack([torch.randperm(6)[:4] for _ in range(9)])
-    weights = torch.rand(9, 4)
-    compact = Routing.from_slots(weights, experts, 6, keep)
-    bounded = bounded_routing(weights, experts, 6, keep)
-    count = compact.num_assignments
-    assert 0 < count < bounded.num_assignments == 36
-    assert torch.equal(bounded.tokens_per_expert, compact.tokens_per_expert)
-    for field in ("token_indices", "expert_indices", "weights"):
-        assert torch.equal(getattr(bounded, field)[:count], getattr(compact, field))
-    assert (bounded.expert_indices[count:] == 6).all()
-
-
-def test_a_bounded_routing_never_asks_the_device() -> None:
-    """Tensors without data have no value to ask for; `from_slots` with a mask does ask."""
-    weights, experts = torch.rand(9, 4, device="meta"), torch.zeros(9, 4).long().to("meta")
-    keep = torch.ones(9, 4, dtype=torch.bool, device="meta")
-    assert bounded_routing(weights, experts, 6, keep).tokens_per_expert.shape == (6,)
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        Routing.from_slots(weights, experts, 6, keep)
 
 
 def layer(tiny: ModelSpec, dtype: torch.dtype) -> tuple[torch.Tensor, Routing, ExpertWeights]:

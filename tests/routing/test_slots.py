@@ -1,9 +1,9 @@
-"""Dense slots of a flat routing, for kernels that know nothing else."""
+"""Dense slots of a flat routing, and a flat routing at the slots' upper bound."""
 
 import pytest
 import torch
 
-from moebench.routing import Routing
+from moebench.routing import Routing, bounded_routings
 
 KEEP = {
     "ragged": [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]],
@@ -38,3 +38,19 @@ def test_gradients_reach_the_weights_through_slots() -> None:
     experts = torch.tensor([[0, 1], [1, 2], [2, 0]])
     Routing.from_slots(weights, experts, 3).slots[0].square().sum().backward()
     torch.testing.assert_close(weights.grad, 2 * weights.detach())
+
+
+@pytest.mark.parametrize("case", [*KEEP, "everything"])
+def test_a_bounded_routing_is_the_compact_one_with_a_tail(case: str) -> None:
+    keep = None if case == "everything" else torch.tensor(KEEP[case]) > 0
+    experts = torch.stack([torch.randperm(5)[:3] for _ in range(4)])
+    weights = torch.rand(4, 3)
+    compact = Routing.from_slots(weights, experts, 5, keep)
+    with bounded_routings():
+        bounded = Routing.from_slots(weights, experts, 5, keep)
+    count = compact.num_assignments
+    assert bounded.num_assignments == 12
+    assert torch.equal(bounded.tokens_per_expert, compact.tokens_per_expert)
+    for field in ("token_indices", "expert_indices", "weights"):
+        assert torch.equal(getattr(bounded, field)[:count], getattr(compact, field))
+    assert (bounded.expert_indices[count:] == 5).all()
