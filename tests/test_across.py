@@ -15,6 +15,7 @@ from moebench.compare import main
 from moebench.noise import UnchangedRun, UnchangedRuns, keep_unchanged_run, kept_unchanged_runs
 from moebench.record import KeptRun, Manifest, Run
 from moebench.results import Reference
+from moebench.spec import Launch
 
 
 def unchanged(deviation: float, runs: int = 10) -> UnchangedRuns:
@@ -141,6 +142,24 @@ def test_cases_of_one_run_alone_are_named() -> None:
     found = compare_runs(timed(1), replace(run, records=run.records[1:]), unchanged(0.01))
     assert found.missing == (run.records[0].case.key,)
     assert len(found.changes) == 9
+
+
+def test_a_graph_that_was_launched_eagerly_is_not_compared_with_one() -> None:
+    def launched(run: KeptRun, launch: Launch) -> KeptRun:
+        records = tuple(
+            replace(
+                record,
+                case=replace(record.case, launch="graph"),
+                measurement=replace(record.measurement, launch=launch),
+            )
+            for record in run.records
+        )
+        return replace(run, records=records)
+
+    graphs = launched(timed(1), "graph")
+    assert len(compare_runs(graphs, launched(timed(2), "graph"), unchanged(0.01)).changes) == 10
+    with pytest.raises(ValueError, match="share no measured case"):
+        compare_runs(graphs, launched(timed(2), "eager"), unchanged(0.01))
 
 
 def test_a_common_drift_of_latency_and_reference_cancels() -> None:

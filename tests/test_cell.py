@@ -9,6 +9,7 @@ import torch
 from cuda_graphs import Cuda, cuda
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import HARDWARE
 
 from moebench.cell import (
     Bench,
@@ -20,9 +21,11 @@ from moebench.cell import (
     repeated,
 )
 from moebench.experts import ExpertWeights, activation
+from moebench.machine import Machine
 from moebench.measure.graph import LEAST_RING
 from moebench.model import KVCache, build_decoder
-from moebench.plan import Cell, cells, load_suite
+from moebench.observe import observe
+from moebench.plan import Cell, MeasurePlan, cells, load_suite
 from moebench.routing import Routing
 
 __all__ = ["cuda"]
@@ -147,11 +150,20 @@ def static(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.T
     return torch.zeros_like(x).index_add(0, routing.token_indices, weighted)
 
 
-@pytest.mark.parametrize(
-    "key", ["moe decode b16 context 64 bfloat16", "decoder decode b16 context 64 bfloat16"]
-)
-def test_replays_of_every_router_are_its_eager_steps(key: str, cuda: Cuda) -> None:
-    eager = ready_cell(key)
+def asking(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
+    """Experts that wait for a value of the device."""
+    routing.tokens_per_expert.max().item()
+    return static(x, routing, weights)
+
+
+def as_graph(cell: Cell) -> Cell:
+    """The cell's baseline alone, planned as a graph."""
+    baseline = replace(cell.baseline, launch="graph")
+    return replace(cell, cases=(baseline,), policies=cell.policies[:1], baseline=baseline)
+
+
+def test_replays_of_every_router_are_its_eager_steps(cuda: Cuda) -> None:
+    eager = ready_cell("decoder decode b16 context 64 bfloat16")
     replayed = captured(replace(eager, experts=static), eager.cases)
     assert replayed.not_captured is None
     assert len(replayed.graphs) == 5
@@ -162,14 +174,13 @@ def test_replays_of_every_router_are_its_eager_steps(key: str, cuda: Cuda) -> No
 
 
 def test_where_one_router_cannot_be_captured_none_is(cuda: Cuda) -> None:
-    def fails_beyond_top_k(
+    def asking_beyond_top_k(
         x: torch.Tensor, routing: Routing, weights: ExpertWeights
     ) -> torch.Tensor:
-        if routing.num_assignments > 4 * len(x):
-            routing.tokens_per_expert.max().item()
-        return static(x, routing, weights)
+        return (asking if routing.num_assignments > 4 * len(x) else static)(x, routing, weights)
 
-    ready = replace(ready_cell("moe decode b16 context 64 bfloat16"), experts=fails_beyond_top_k)
+    ready = ready_cell("moe decode b16 context 64 bfloat16")
+    ready = replace(ready, experts=asking_beyond_top_k)
     found = captured(ready, ready.cases)
     assert not found.graphs
     (caveat,) = [c for c in found.caveats(ready.cases[0], 1.0) if c.kind == "not-captured"]
@@ -178,5 +189,22 @@ def test_where_one_router_cannot_be_captured_none_is(cuda: Cuda) -> None:
 
 def test_a_replayed_cell_has_a_ring_of_inputs() -> None:
     cell = CELLS["moe decode b16 context 64 bfloat16"]
-    graph = replace(cell, cases=(), policies=(), baseline=replace(cell.baseline, launch="graph"))
-    assert prepare_cell(bench(), graph, 32).num_steps == LEAST_RING
+    assert prepare_cell(bench(), as_graph(cell), 32).num_steps == LEAST_RING
+
+
+@pytest.mark.parametrize("is_capturable", [True, False])
+def test_a_measurement_says_how_its_steps_were_launched(is_capturable: bool, cuda: Cuda) -> None:
+    ready = replace(
+        ready_cell("moe decode b16 context 64 bfloat16"),
+        experts=static if is_capturable else asking,
+    )
+    ready = replace(ready, cell=as_graph(ready.cell), cases=ready.cases[:1])
+    machine = object.__new__(Machine)
+    object.__setattr__(machine, "hardware", HARDWARE)
+    plan = MeasurePlan(min_rounds=1)
+    found = observe(ready, machine, plan, 0.1, lambda share, what: None, None)
+    (measurement,) = found.measurements.values()
+    assert measurement.launch == ("graph" if is_capturable else "eager")
+    assert bool(measurement.by_stage) is not is_capturable
+    kinds = {caveat.kind for caveat in measurement.caveats}
+    assert ("not-captured" in kinds) is not is_capturable

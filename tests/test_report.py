@@ -14,11 +14,12 @@ from runs import BASELINE, case, cell_key, manifest, measured_cell, prediction, 
 
 from moebench import report
 from moebench.document import Paragraph, markdown, page, plain_grid
-from moebench.figures import draw_figures
+from moebench.figures import draw_figures, foundation
 from moebench.figures.latency import merged_stages
 from moebench.ops import STAGES
 from moebench.record import KeptRun, Run, load_run
 from moebench.results import Caveat, Record
+from moebench.spec import Launch
 from moebench.table import Table, run_table, superscript
 from moebench.units import printable
 
@@ -61,6 +62,31 @@ def test_numbers_of_the_table_are_those_of_the_records() -> None:
     assert row.cells["promise"].text == "1.43×"
     assert re.fullmatch(r"1\.\d\d× \[1\.\d\d, 1\.\d\d\]", row.cells["speedup"].text)
     assert row.cells["mean_k"].text == "1.40"
+
+
+def test_a_graph_that_was_launched_eagerly_is_called_eager() -> None:
+    """The plan said graph, the capture failed: what was measured is what is shown."""
+
+    def shown(launch: Launch | None) -> tuple[str, str, str]:
+        records = [
+            replace(
+                record,
+                case=replace(record.case, launch="graph"),
+                measurement=replace(record.measurement, launch=launch),
+            )
+            for record in measured_cell(manifest(), "moe", ("decode", 1, 1, 1024))
+        ]
+        keys = tuple(record.case.key for record in records)
+        plan = replace(manifest(), cells=(replace(manifest().cells[0], cases=keys),))
+        run = replace(kept(records), manifest=plan)
+        caption = re.search(r"(\w+) launches", foundation(run))
+        assert caption is not None
+        detail = run_table(run).sections[0].detail
+        return detail, caption.group(1), report.run_summary(run)["cases"][0]["launch"]
+
+    as_graph = ("1 token a step, context 1024, one CUDA graph", "graph", "graph")
+    assert shown("graph") == shown(None) == as_graph
+    assert shown("eager") == ("1 token a step, context 1024", "eager", "eager")
 
 
 def test_equal_notes_share_a_mark_and_a_note_of_a_whole_column_stands_at_its_head() -> None:

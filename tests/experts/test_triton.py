@@ -125,3 +125,10 @@ def test_the_backend_keeps_the_contract() -> None:
 def test_both_counters_see_the_kernels_flops(found: dict[str, Any]) -> None:
     assert found["flops"]["triton"] == found["flops"]["grouped"]
     assert found["flops"]["triton"][2]
+
+
+@pytest.mark.slow
+def test_a_replayed_step_routes_and_computes_anew(found: dict[str, Any]) -> None:
+    """Decoder steps of every router, captured on one input and replayed on another one."""
+    assert set(found["replays"]) == {"top-k", "ada-k", "adamoe", "rmoe"}
+    assert all(error < 1e-5 for error in found["replays"].values())
