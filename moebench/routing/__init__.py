@@ -7,7 +7,8 @@ What is registered is a builder for the whole stack, so that layers can share a 
 `Routing` is flat: an *assignment* is one (token, expert) pair that costs compute. A token may
 have none, one or many. That makes the papers alike: dense slots `(weights, indices)` and a
 boolean `keep` go in, a `Routing` comes out, and what an adaptive router saves is the number of
-assignments. There are no padded slots and no sentinels further down.
+assignments. There are no padded slots and no sentinels further down, but for the tail of a
+`Routing.bounded`, whose length a CUDA graph has to know beforehand.
 
 Words used here and nowhere else replaced: `router_logits` (scores before softmax), `weights`
 (kept, normalised), `slots` (candidates before `keep`), `tokens_per_expert` (the histogram).
