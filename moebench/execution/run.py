@@ -23,7 +23,7 @@ import torch
 from moebench import __version__
 from moebench.codec import encode
 from moebench.execution.plan import CellPlan, ExecutionSuite, planned_cells
-from moebench.execution.work import PROBE_WORK, serve
+from moebench.execution.work import PROBE_WORK, STEPS, serve
 from moebench.experts import BACKENDS
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.progress import Bar
@@ -34,6 +34,9 @@ from moebench.units import Seconds, slug
 QUICK_VISIT: Seconds = 0.02
 """A visit of quick steps runs as many of them as fill this."""
 MOST_STEPS = 16
+WARM_ALL: Seconds = 0.5
+"""Quicker entries are warmed up on every step that they cycle through: oneDNN generates a kernel
+for each new number of rows (0.3 ms a matrix), of which ragged steps have many and fixed ones few."""
 LEAST_ROUNDS = 6
 SLOW_ENTRY = 12.0
 """A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
@@ -242,6 +245,9 @@ def _measure_cell(
         try:
             for _ in range(2):
                 warm[what, mix] = workers.ask(what, "time", what, mix, plan.phase, 0, 1)
+            if warm[what, mix] < WARM_ALL:
+                for first in range(1, STEPS):
+                    workers.ask(what, "time", what, mix, plan.phase, first, 1)
         except RuntimeError as error:
             result.errors[f"{what}, {mix}"] = str(error)
             continue
