@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moebench import console
 from moebench.budget import Need, allowance
 from moebench.forecast import Estimates
+from moebench.ops import EXPERT_BACKENDS
 from moebench.plan import SLOW_STEP, Cell, Suite
 from moebench.progress import Bar
 from moebench.record import Run, now
@@ -66,6 +67,7 @@ def measure_cells(
         for index, cell in enumerate(todo):
             bar.tell(f"{cell.key}: operating points")
             # What lives now stays; walking it would cost every memory pass 0.2 s.
+            decoder.forget_layouts(but=cell.baseline.backend)
             gc.collect()
             gc.freeze()
             try:
@@ -150,6 +152,8 @@ def _without_what_does_not_fit(
                 fitting.append((case, policy))
                 continue
             message = f"needs {text(need, 'size')}, {text(available, 'size')} are available"
+            if EXPERT_BACKENDS[case.backend].layout == "packed":
+                message += "; --experts grouped holds the experts' weights once"
             console.say(f"{case.key}: does not fit: {message}")
             failures.append(
                 Failure(run.manifest.run, cell.key, case.key, "does-not-fit", message, now())

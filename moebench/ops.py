@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from moebench.load import ExpertLoad
-from moebench.spec import Attention, ModelSpec, Workload
+from moebench.spec import Attention, ModelSpec, Phase, Workload
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Flops
 
 Stage = Literal[
@@ -30,6 +30,8 @@ Stage = Literal[
     "optimizer",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+Layout = Literal["plain", "packed"]
+"""Of a weight in memory: as a parameter lies there, or in the blocks of a matmul library."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Op:
     """Rows of each of those products (mean over the groups); None: not a matrix product."""
     fresh: Bytes = 0.0
     """What of `bytes_written` goes to large memory allocated for it."""
+    layout: Layout = "plain"
+    """Of a matrix product's weights."""
 
     @property
     def bytes_moved(self) -> Bytes:
@@ -119,6 +123,10 @@ class ExpertBackend:
     """For each launch of a matmul: SiLU and a product, or nothing where the matmul ends in it."""
     is_capturable: bool = False
     """It takes a bounded routing and never waits for the device: a CUDA graph can hold it."""
+    layout: Layout = "plain"
+    """Of the experts' weights; a packed one is a second copy, beside the parameters."""
+    stand_in: str | None = None
+    """The execution that runs in its place with gradients, and where it cannot run."""
 
 
 EXPERT_BACKENDS = {
@@ -126,7 +134,7 @@ EXPERT_BACKENDS = {
     for backend in (
         ExpertBackend("loop", 0, 1, 0, 2, 1, 6),
         ExpertBackend("grouped", 0, 1, 1, 0, 8, 0),
-        ExpertBackend("packed", 0, 1, 0, 0, 7, 2),
+        ExpertBackend("packed", 0, 1, 0, 0, 7, 2, layout="packed", stand_in="grouped"),
         # Kernels of others, with what the adapter does; a fused one is a call in all.
         ExpertBackend("transformers-eager", 0, 1, 26, 0, 0, 10),
         ExpertBackend("transformers-grouped-mm", 1, 0, 20, 0, 15, 0),
@@ -140,6 +148,14 @@ EXPERT_BACKENDS = {
 }
 
 
+def executing(name: str, phase: Phase) -> ExpertBackend:
+    """The execution that runs in a phase where one is asked for by name."""
+    backend = EXPERT_BACKENDS[name]
+    if phase == "train" and backend.stand_in is not None:
+        return EXPERT_BACKENDS[backend.stand_in]
+    return backend
+
+
 def expert_ops(
     model: ModelSpec, load: ExpertLoad, dtype: str, backend: ExpertBackend
 ) -> tuple[Op, ...]:
@@ -149,7 +165,7 @@ def expert_ops(
         model: gives the shapes; the first matmul of gated experts is twice as wide.
         load: who gets how many tokens; only touched experts' weights are read.
         dtype: of weights and activations.
-        backend: gives the launches.
+        backend: gives the launches, and the layout of the weights.
 
     Not counted: tile padding, which is the price's business; and that a backend which fuses these
     steps does not move all of these bytes.
@@ -169,9 +185,9 @@ def expert_ops(
     moved = assignments * h
     return (
         traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls),
-        replace(up, launches=calls),
+        replace(up, launches=calls, layout=backend.layout),
         replace(activation, launches=backend.activation_launches * calls),
-        replace(down, launches=calls),
+        replace(down, launches=calls, layout=backend.layout),
         traffic("combine", "combine", moved, load.num_tokens * h, dtype, launches=combine_calls),
     )
 

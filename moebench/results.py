@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moebench.load import ExpertLoad
+from moebench.ops import Layout
 from moebench.spec import Case, Launch
 from moebench.units import Bytes, BytesPerSecond, Flops, Joules, Seconds, Watts
 
@@ -151,7 +152,8 @@ class Memory:
     """Peak memory of one case alone, in bytes; None where it could not be read."""
 
     weights: Bytes
-    """Parameters and buffers of the layers run, counted from the tensors."""
+    """Parameters and buffers of the layers run, counted from the tensors, with the second copy that
+    an expert backend keeps of some."""
     cache: Bytes
     """KV cache, counted from the tensors; 0 where the level has none."""
     activations: Bytes | None
@@ -249,6 +251,9 @@ class FlopCount:
     complete: bool
     """False if a counter met an operation it cannot count."""
     unsupported: tuple[str, ...] = ()
+    counted: str | None = None
+    """The expert backend that ran while the counters watched, under the same routing, where they
+    cannot look into the case's own; None: the case's own."""
 
 
 @dataclass(frozen=True)
@@ -341,6 +346,8 @@ class MatmulSample:
     dtype: str
     seconds: Seconds
     """Median of the repetitions."""
+    layout: Layout = "plain"
+    """Of the weights; packing them is not part of the time."""
 
 
 @dataclass(frozen=True)

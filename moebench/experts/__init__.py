@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from moebench.routing import Routing
 from moebench.spec import ModelSpec
-from moebench.units import nearest
+from moebench.units import Bytes, nearest
 
 Layout = TypeVar("Layout")
 
@@ -70,6 +70,21 @@ class ExpertWeights(nn.Module):
                 kept = version, lay_out(self)
             self._layouts[name] = kept
         return kept[1]  # type: ignore[return-value]
+
+    def forget_layouts(self, but: str) -> None:
+        """Free what other backends than `but` keep beside the parameters."""
+        self._layouts = {name: kept for name, kept in self._layouts.items() if name == but}
+
+    @property
+    def laid_out_bytes(self) -> Bytes:
+        """Memory of the copies that backends keep; a module that shares the parameters is none."""
+        return float(sum(_bytes(kept) for _, kept in self._layouts.values()))
+
+
+def _bytes(layout: object) -> int:
+    if isinstance(layout, Tensor):
+        return layout.numel() * layout.element_size()
+    return sum(map(_bytes, layout)) if isinstance(layout, tuple | list) else 0
 
 
 Experts = Callable[[Tensor, Routing, ExpertWeights], Tensor]
@@ -150,6 +165,14 @@ def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
     if why is not None:
         raise ValueError(f"expert backend {name!r} does not run here: {why}")
     return BACKENDS[name].run
+
+
+def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run a case here, in a few words; None: it can."""
+    backend = BACKENDS[name]
+    if backend.missing(device) is None and dtype not in backend.dtypes:
+        return f"it does not take {str(dtype).removeprefix('torch.')} on this machine"
+    return backend.missing(device)
 
 
 def feed_forward(
