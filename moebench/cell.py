@@ -53,6 +53,14 @@ class Bench:
     def num_layers(self) -> int:
         return len(self.decoder.layers)
 
+    def lay_out(self, backend: str) -> None:
+        """Lay the experts' weights out as a backend wants them, and free other backends' copies."""
+        lay_out = BACKENDS[backend].lay_out
+        for weights in self.decoder.expert_weights():
+            weights.forget_layouts(but=backend)
+            if lay_out is not None:
+                lay_out(weights)
+
 
 @dataclass(frozen=True, eq=False)
 class ReadyCase:

@@ -350,18 +350,9 @@ class Decoder(nn.Module):
         assert isinstance(layer, Layer)
         return layer
 
-    def _expert_weights(self) -> list[ExpertWeights]:
+    def expert_weights(self) -> list[ExpertWeights]:
+        """Of each layer."""
         return [self._layer(index).experts for index in range(len(self.layers))]
-
-    def forget_layouts(self, but: str) -> None:
-        """Free the copies of expert weights that other backends than `but` keep."""
-        for weights in self._expert_weights():
-            weights.forget_layouts(but)
-
-    @property
-    def laid_out_bytes(self) -> Bytes:
-        """Memory of the copies of expert weights that backends keep."""
-        return sum(weights.laid_out_bytes for weights in self._expert_weights())
 
     def weight_bytes(self, level: Level) -> Bytes:
         """Bytes of the parameters that a level runs, without routers."""

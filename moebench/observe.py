@@ -155,7 +155,7 @@ def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _Fir
 
     def measure() -> None:
         weights = decoder.weight_bytes(cell.workload.level) + ready.router_bytes
-        weights += decoder.laid_out_bytes
+        weights += sum(experts.laid_out_bytes for experts in decoder.expert_weights())
         found.append(measure_memory(run_step, device, weights, cache))
 
     step = int(cell.order[0])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from moebench.load import ExpertLoad
 from moebench.ops import Layout
 from moebench.spec import Case, Launch
-from moebench.units import Bytes, BytesPerSecond, Flops, Joules, Seconds, Watts
+from moebench.units import Bytes, BytesPerSecond, Flops, FlopsPerSecond, Joules, Seconds, Watts
 
 SCHEMA = 2
 """Of a run's files. 2: every line ends with its checksum."""
@@ -374,6 +374,10 @@ class Microbenchmarks:
     """The reference operation in the same passes, median: how fast the machine was."""
     commit: str | None = None
     """Of the code that measured; None outside a checkout."""
+    attention_rate: FlopsPerSecond | None = None
+    """Scores and values of as many queries as keys, causal; None in those that had none."""
+    attention_bandwidth: BytesPerSecond | None = None
+    """What a few queries stream of keys and values that are in no cache; None: the same."""
 
 
 @dataclass(frozen=True)

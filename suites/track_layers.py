@@ -35,7 +35,7 @@ class Layers:
         """Measure every cell of the suite on the CPU; seconds by "router phase"."""
         import torch
 
-        from moebench.cell import Bench, prepare_cell
+        from moebench.cell import Bench, prepare_cell, runnable_cells
         from moebench.measure.latency import Plan, clock_for, measure_rounds
         from moebench.model import build_decoder
         from moebench.plan import cells, load_suite
@@ -45,7 +45,7 @@ class Layers:
         device_plan = suite.device_plan("cpu")
         decoder = build_decoder(suite.model, device_plan.num_layers, dtype, device, suite.file.seed)
         bench = Bench(suite.model, decoder, device, dtype)
-        planned = cells(suite, "cpu")
+        planned, _ = runnable_cells(cells(suite, "cpu"), device)
         seconds = {}
         for cell in planned:
             ready = prepare_cell(bench, cell, suite.file.plan.stream_tokens)

@@ -62,7 +62,13 @@ class MatmulPrices:
     """The 90th percentile of the same."""
 
     def parts(
-        self, groups: float, rows: float, flops: Flops, moved: Bytes, launches: float
+        self,
+        groups: float,
+        rows: float,
+        flops: Flops,
+        moved: Bytes,
+        launches: float,
+        least_rows: float = 1.0,
     ) -> tuple[Seconds, Seconds, Seconds]:
         """Overhead, memory and compute time of matmuls, before they overlap.
 
@@ -72,11 +78,12 @@ class MatmulPrices:
             flops: of all groups together.
             moved: bytes of all groups together.
             launches: calls.
+            least_rows: that each computes, its own or others.
         """
         if groups == 0 or rows == 0:
             return launches * self.launch_overhead, 0.0, 0.0
         padded = max(rows, self.block) if rows <= 1 else rows + (self.block - 1) / 2
-        worked = flops * (padded + self.row_overhead) / rows
+        worked = flops * (max(padded, least_rows) + self.row_overhead) / rows
         return launches * self.launch_overhead, moved / self.bandwidth, worked / self.rate
 
     def overlapped(self, memory: Seconds, compute: Seconds) -> Seconds:
@@ -100,6 +107,10 @@ class Calibration:
     """Weights as a model's parameters lie in memory."""
     packed: MatmulPrices
     """Weights in oneDNN's blocks; those of plain ones where none were timed."""
+    attention_rate: FlopsPerSecond
+    """Scores of many queries at once."""
+    attention_bandwidth: BytesPerSecond
+    """What the scores of few queries stream of a KV cache."""
     copy_bandwidth: BytesPerSecond
     """Bytes read plus bytes written by elementwise work."""
     launch_overhead: Seconds
@@ -142,6 +153,8 @@ def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -
         dtype=dtype,
         plain=fits["plain"],
         packed=fits.get("packed", fits["plain"]),
+        attention_rate=benchmarks.attention_rate or fits["plain"].rate,
+        attention_bandwidth=benchmarks.attention_bandwidth or benchmarks.copy_bandwidth,
         copy_bandwidth=benchmarks.copy_bandwidth,
         launch_overhead=benchmarks.small_op,
         fresh_bandwidth=benchmarks.fresh_bandwidth,
@@ -228,6 +241,8 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
         dtype=dtype,
         plain=matmuls,
         packed=matmuls,
+        attention_rate=matmuls.rate,
+        attention_bandwidth=matmuls.bandwidth,
         copy_bandwidth=0.85 * hardware.memory_bandwidth,
         launch_overhead=launch,
         fresh_bandwidth=None,

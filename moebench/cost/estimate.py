@@ -40,14 +40,16 @@ def price(op: Op, calibration: Calibration) -> Price:
     matmuls = calibration.matmuls(op.layout)
     if op.rows is not None:
         overhead, memory, compute = matmuls.parts(
-            op.groups, op.rows, op.flops, op.bytes_moved, op.launches
+            op.groups, op.rows, op.flops, op.bytes_moved, op.launches, op.least_rows
         )
         mapping = op.fresh / calibration.fresh_bandwidth if calibration.fresh_bandwidth else 0.0
         seconds = overhead + matmuls.overlapped(memory, compute) + mapping
         return Price(seconds, overhead, memory, compute, mapping)
     overhead = op.launches * calibration.launch_overhead
-    memory = op.bytes_moved / calibration.copy_bandwidth
-    compute = op.flops / matmuls.rate
+    # What has FLOPs and no rows are the scores of attention.
+    bandwidth = calibration.attention_bandwidth if op.flops else calibration.copy_bandwidth
+    memory = op.bytes_moved / bandwidth
+    compute = op.flops / calibration.attention_rate
     seconds = overhead + matmuls.overlapped(memory, compute)
     return Price(seconds, overhead, 0.0, compute, memory)
 

@@ -117,6 +117,8 @@ class Backend:
     """It brings a matmul library that must not share a process with oneDNN's."""
     hides_flops: bool = False
     """Its matmuls are no operations that FLOP counters know."""
+    lay_out: Callable[[ExpertWeights], object] | None = None
+    """Makes the copy of the weights that its first call would make."""
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -132,6 +134,7 @@ def backend(
     takes_slots: bool = False,
     owns_process: bool = False,
     hides_flops: bool = False,
+    lay_out: Callable[[ExpertWeights], object] | None = None,
 ) -> Callable[[Experts], Experts]:
     """Decorator: register an expert execution under its name; see `Backend` for the rest."""
 
@@ -146,6 +149,7 @@ def backend(
             takes_slots,
             owns_process,
             hides_flops,
+            lay_out,
         )
         return experts
 

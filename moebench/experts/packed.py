@@ -38,7 +38,11 @@ def missing(device: torch.device) -> str | None:
     return None if DTYPES else "oneDNN packs no weights on this processor"
 
 
-@backend("packed", missing=missing, dtypes=DTYPES, hides_flops=True)
+def lay_out(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
+    return weights.laid_out("packed", pack)
+
+
+@backend("packed", missing=missing, dtypes=DTYPES, hides_flops=True, lay_out=lay_out)
 def packed(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
@@ -51,7 +55,7 @@ def packed(
     total = routing.num_assignments
     if total == 0:
         return torch.zeros_like(x)
-    matrices = weights.laid_out("packed", pack)
+    matrices = lay_out(weights)
     inner = weights.down.shape[2]
     is_single = routing.num_tokens == 1
     if is_single:

@@ -5,8 +5,9 @@ shape [outputs, inputs]); weights come from a pool far larger than the last-leve
 are read from memory as those of a large model are. All sizes take turns, so that drift of the
 machine hits all of them alike. Data are random: zeros run faster.
 
-Where oneDNN packs weights, products with packed weights are timed too, in the shapes of experts
-and from the rows on that experts have computed.
+Attention is timed as a decode step and as a prefill call it: few queries against keys and values
+beyond the last-level cache, and as many queries as keys. Where oneDNN packs weights, products with
+packed weights are timed too, in the shapes of experts and from the rows on that experts compute.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from moebench import onednn
 from moebench.measure.environment import describe_machine
@@ -27,7 +28,7 @@ from moebench.measure.latency import Clock, Progress, clock_for
 from moebench.measure.reference import reference_operation
 from moebench.ops import Layout
 from moebench.results import MatmulSample, Microbenchmarks
-from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Seconds
+from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, FlopsPerSecond, Seconds
 
 SHAPES = (
     (14336, 4096),
@@ -54,6 +55,12 @@ POOL_CACHES = 4
 POOL_LIMIT: Bytes = 1.5e9
 MOST_PACKED = 200
 """Packed weights of a shape: as many as a visit of the smallest runs."""
+HEAD = 128
+"""Elements of a key and of a value, in attention."""
+QUERIES, CONTEXT = 4, 1024
+"""Of a decode step: the queries that share a head's keys, and the positions that they attend to."""
+HEADS, SEQUENCE = 32, 512
+"""Of a prefill."""
 SMALL_CALLS = 100
 FRESH = 1 << 27
 """Bytes of new memory: more than a C library keeps of what was freed (32 MiB at most in glibc)."""
@@ -185,6 +192,8 @@ def microbenchmarks(
     copying: list[BytesPerSecond] = []
     fresh: list[BytesPerSecond] = []
     small: list[Seconds] = []
+    streaming: list[BytesPerSecond] = []
+    scoring: list[FlopsPerSecond] = []
     referred: list[Seconds] = []
     reference = reference_operation(device)
     reference()
@@ -196,6 +205,8 @@ def microbenchmarks(
         copying.append(_copy_bandwidth(pool, clock))
         fresh.append(_fresh_bandwidth(pool.elements, clock))
         small.append(_small_op(pool.elements[:4], clock))
+        streaming.append(_attention_bandwidth(pool, clock))
+        scoring.append(_attention_rate(pool, clock))
         referred.append(clock.time(reference))
         now = clock.now()
         if progress is not None:
@@ -216,6 +227,8 @@ def microbenchmarks(
         duration=clock.now() - start,
         reference=statistics.median(referred),
         commit=environment.software.commit,
+        attention_rate=statistics.median(scoring),
+        attention_bandwidth=statistics.median(streaming),
     )
 
 
@@ -277,6 +290,31 @@ def _fresh_bandwidth(like: Tensor, clock: Clock) -> BytesPerSecond:
         like.new_empty(FRESH // like.element_size()).fill_(1)
 
     return FRESH / clock.time(work)
+
+
+def _attention_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
+    """Bytes of keys and values a second when a few queries attend to each head's: a decode step."""
+    size = 2 * CONTEXT * HEAD
+    heads = max(1, pool.elements.numel() // size)
+    length = min(CONTEXT, pool.elements.numel() // (2 * HEAD))
+    cache = pool.elements[: 2 * heads * length * HEAD].view(2, heads, 1, length, HEAD)
+    queries = torch.randn(heads, 1, QUERIES, HEAD, device=cache.device).to(cache.dtype)
+
+    def work() -> None:
+        scaled_dot_product_attention(queries, cache[0], cache[1])
+
+    return cache.nbytes / clock.time(work)
+
+
+def _attention_rate(pool: Pool, clock: Clock) -> FlopsPerSecond:
+    """FLOPs a second of causal attention over a sequence; pairs that do not attend do not count."""
+    shape = (3, 1, HEADS, SEQUENCE, HEAD)
+    query, key, value = torch.randn(shape, device=pool.elements.device).to(pool.elements.dtype)
+
+    def work() -> None:
+        scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    return 2 * HEADS * SEQUENCE * (SEQUENCE + 1) * HEAD / clock.time(work)
 
 
 def _small_op(x: Float[Tensor, " elements"], clock: Clock) -> Seconds:

@@ -30,6 +30,8 @@ TRUTH = Calibration(
     dtype="bfloat16",
     plain=PLAIN,
     packed=PACKED,
+    attention_rate=1e11,
+    attention_bandwidth=8e9,
     copy_bandwidth=10e9,
     launch_overhead=3e-6,
     fresh_bandwidth=None,
@@ -99,6 +101,15 @@ def test_too_few_matmuls_are_refused() -> None:
 def test_a_dtype_without_a_peak_is_refused_with_the_near_miss() -> None:
     with pytest.raises(ValueError, match="did you mean 'bfloat16'"):
         from_datasheet(CPU, "bfloat61")
+
+
+@given(rows=st.floats(1, 4), more=st.floats(1, 1000))
+def test_rows_that_are_borrowed_take_the_time_of_own_ones(rows: float, more: float) -> None:
+    def compute(rows: float, least_rows: float = 1.0) -> float:
+        return PACKED.parts(3, rows, 6 * rows * 4096 * 14336, 1.0, 3, least_rows)[2]
+
+    assert compute(rows, 4) == pytest.approx(compute(4))
+    assert compute(4 + more, 4) == compute(4 + more)
 
 
 positive = st.floats(1e-3, 1e3)

@@ -32,6 +32,7 @@ def test_every_size_is_measured_and_every_figure_is_a_positive_number(
     }
     figures = [sample.seconds for sample in benchmarks.matmuls]
     figures += [benchmarks.read_bandwidth, benchmarks.copy_bandwidth, benchmarks.small_op]
+    figures += [benchmarks.attention_rate or 0, benchmarks.attention_bandwidth or 0]
     assert all(math.isfinite(figure) and figure > 0 for figure in figures)
     assert benchmarks.fingerprint == describe_machine(CPU).fingerprint
     assert len(told) >= 5
