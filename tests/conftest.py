@@ -36,6 +36,7 @@ batch = [4, 8]
 stream_tokens = 4096
 
 [cpu]
+backend = "packed"
 num_layers = 1
 time_budget = "2 s"
 
