@@ -15,13 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moebench.experts import BACKENDS, Experts, load_backend, why_not
+from moebench.experts import BACKENDS, Experts, load_backend
 from moebench.load import ExpertLoad
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
-from moebench.ops import EXPERT_BACKENDS
-from moebench.plan import Cell, changed
+from moebench.plan import Cell
 from moebench.policies import Policy
 from moebench.results import Caveat
 from moebench.routing import Router, RouterState, Routing, bounded_routings, build_routers
@@ -254,55 +253,6 @@ class ReadyCell:
         unread = (model.num_experts - load.distinct_experts) * model.expert_parameters
         total = decoder.weight_bytes(self.workload.level)
         return total - self.bench.num_layers * unread * size
-
-
-def runnable_cells(
-    planned: Sequence[Cell], device: torch.device, *, is_asked: bool = False
-) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    """The cells that can run here, and a line for what is left out or executed by another backend.
-
-    Args:
-        planned: the cells.
-        device: where they are to run.
-        is_asked: the user named the backends; a suite's own choice gives way to its stand-in.
-
-    Raises:
-        ValueError: a backend does not run here, or must not share a process with another.
-    """
-    kept, said = [], []
-    for cell in planned:
-        name = cell.baseline.backend
-        why = why_not(name, device, getattr(torch, cell.workload.dtype))
-        stand_in = EXPERT_BACKENDS[name].stand_in
-        if why is not None and (is_asked or stand_in is None):
-            raise ValueError(f"expert backend {name!r} does not run here: {why}")
-        if why is not None and stand_in is not None:
-            cell = replace(
-                changed(cell, backend=stand_in), caveats=(_instead(name, stand_in, why),)
-            )
-            said.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
-        backend = BACKENDS[cell.baseline.backend]
-        if cell.workload.phase == "train" and not backend.has_gradients:
-            said.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
-        else:
-            kept.append(cell)
-    names = {cell.baseline.backend for cell in planned}
-    for name in names:
-        if BACKENDS[name].owns_process and len(names) > 1:
-            raise ValueError(
-                f"--experts: {name!r} brings a matmul library that must not share a process; "
-                "run it by itself"
-            )
-    return tuple(kept), tuple(dict.fromkeys(said))
-
-
-def _instead(name: str, stand_in: str, why: str) -> Caveat:
-    return Caveat(
-        "stand-in",
-        f"expert backend {name!r}, the suite's choice, does not run here: {why}",
-        f"{stand_in!r} ran instead; its speedups at few tokens may be others",
-        "name the backend (--experts), or use a processor and a torch that have it",
-    )
 
 
 def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:

@@ -62,7 +62,6 @@ FACT_KINDS: Mapping[str, Kind] = {
     "bandwidth": "bandwidth",
     "rate": "rate",
     "launch_overhead": "time",
-    "matmul_overhead": "time",
 }
 
 

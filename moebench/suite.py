@@ -222,8 +222,8 @@ def _measure(
     options: argparse.Namespace, suite: Suite, kept: KeptRun | None, argv: list[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
-    from moebench.cell import runnable_cells
     from moebench.measure.environment import choose_device
+    from moebench.runnable import runnable_cells
 
     if suite.file.dtype == "float8":
         raise ValueError(

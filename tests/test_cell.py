@@ -19,7 +19,6 @@ from moebench.cell import (
     captured,
     prepare_cell,
     repeated,
-    runnable_cells,
 )
 from moebench.experts import BACKENDS, ExpertWeights, activation, why_not
 from moebench.machine import Machine
@@ -28,6 +27,7 @@ from moebench.model import KVCache, build_decoder
 from moebench.observe import observe
 from moebench.plan import Cell, MeasurePlan, cells, load_suite
 from moebench.routing import Routing
+from moebench.runnable import runnable_cells
 
 __all__ = ["cuda"]
 

@@ -111,6 +111,7 @@ TABLE: dict[str, May] = {
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),
     "campaign": May(EVERYTHING, inside=("torch",)),
+    "runnable": May((*FOUNDATION, "policies", "plan", "experts"), ("torch",)),
     "cell": VERB,
     "observe": VERB,
     "machine": VERB,
