@@ -102,17 +102,23 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     if as_json:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
+    layouts = {"": fit.plain} | ({} if fit.packed == fit.plain else {", packed": fit.packed})
     facts = {
-        "matmul rate": text(fit.rate, "rate"),
-        "matmul bandwidth": text(fit.bandwidth, "bandwidth"),
-        "row overhead": f"{fit.row_overhead:.1f} rows",
-        "overlap exponent": f"{fit.overlap:.2f}",
+        f"{what}{layout}": value
+        for layout, prices in layouts.items()
+        for what, value in {
+            "matmul rate": text(prices.rate, "rate"),
+            "matmul bandwidth": text(prices.bandwidth, "bandwidth"),
+            "row overhead": f"{prices.row_overhead:.1f} rows",
+            "overlap exponent": f"{prices.overlap:.2f}",
+        }.items()
+    } | {
         "copy bandwidth": text(fit.copy_bandwidth, "bandwidth"),
         "small call": text(fit.launch_overhead, "time"),
         "reference operation": text(fit.reference, "time") if fit.reference else "not measured",
     }
     print(f"{machine.hardware.title}, {dtype}: {fit.name}")
-    print("\n".join(f"  {name:20} {value}" for name, value in facts.items()))
+    print("\n".join(f"  {name:24} {value}" for name, value in facts.items()))
     print(f"kept for the suites: {path}")
     return 0
 

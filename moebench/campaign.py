@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moebench import console
 from moebench.budget import Need, allowance
 from moebench.forecast import Estimates
+from moebench.ops import EXPERT_BACKENDS
 from moebench.plan import SLOW_STEP, Cell, Suite
 from moebench.progress import Bar
 from moebench.record import Run, now
@@ -64,13 +65,17 @@ def measure_cells(
     deadline = time.perf_counter() + budget
     with Bar(budget) as bar:
         for index, cell in enumerate(todo):
-            bar.tell(f"{cell.key}: operating points")
             # What lives now stays; walking it would cost every memory pass 0.2 s.
             gc.collect()
             gc.freeze()
             try:
+                bar.tell(f"{cell.key}: layout of the weights")
+                start = time.perf_counter()
+                bench.lay_out(cell.baseline.backend)
+                deadline += time.perf_counter() - start  # set-up, which the budget does not pay
+                bar.tell(f"{cell.key}: operating points")
                 ready = prepare_cell(bench, cell, suite.file.plan.stream_tokens)
-            except Exception as error:  # too large a stream or cache, most likely
+            except Exception as error:  # too large a copy, stream or cache, most likely
                 failures = [
                     failure(run.manifest.run, cell.key, case.key, error) for case in cell.cases
                 ]
@@ -150,6 +155,9 @@ def _without_what_does_not_fit(
                 fitting.append((case, policy))
                 continue
             message = f"needs {text(need, 'size')}, {text(available, 'size')} are available"
+            backend = EXPERT_BACKENDS[case.backend]
+            if backend.layout == "packed":
+                message += f"; --experts {backend.stand_in} holds the experts' weights once"
             console.say(f"{case.key}: does not fit: {message}")
             failures.append(
                 Failure(run.manifest.run, cell.key, case.key, "does-not-fit", message, now())

@@ -52,6 +52,14 @@ class Bench:
     def num_layers(self) -> int:
         return len(self.decoder.layers)
 
+    def lay_out(self, backend: str) -> None:
+        """Lay the experts' weights out as a backend wants them, and free other backends' copies."""
+        lay_out = BACKENDS[backend].lay_out
+        for weights in self.decoder.expert_weights():
+            weights.forget_layouts(but=backend)
+            if lay_out is not None:
+                lay_out(weights)
+
 
 @dataclass(frozen=True, eq=False)
 class ReadyCase:
@@ -190,7 +198,7 @@ class ReadyCell:
             cache_bytes: the machine's last-level cache.
         """
         load = ready.load(self.workload.num_tokens)
-        found = []
+        found = [*self.cell.caveats]
         active = self.active_weight_bytes(load)
         if active < 4 * cache_bytes:
             found.append(
@@ -245,32 +253,6 @@ class ReadyCell:
         unread = (model.num_experts - load.distinct_experts) * model.expert_parameters
         total = decoder.weight_bytes(self.workload.level)
         return total - self.bench.num_layers * unread * size
-
-
-def runnable_cells(
-    planned: Sequence[Cell], device: torch.device
-) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    """The cells whose expert backend can run them, and a line for each that is left out.
-
-    Raises:
-        ValueError: a backend does not run here, or must not share a process with another.
-    """
-    names = tuple(dict.fromkeys(cell.baseline.backend for cell in planned))
-    for name in names:
-        load_backend(name, device)
-        if BACKENDS[name].owns_process and len(names) > 1:
-            raise ValueError(
-                f"--experts: {name!r} brings a matmul library that must not share a process; "
-                "run it by itself"
-            )
-    kept, left_out = [], []
-    for cell in planned:
-        backend = BACKENDS[cell.baseline.backend]
-        if cell.workload.phase == "train" and not backend.has_gradients:
-            left_out.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
-        else:
-            kept.append(cell)
-    return tuple(kept), tuple(left_out)
 
 
 def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:

@@ -55,6 +55,8 @@ class CountedFlops:
     torch: Flops
     unsupported: tuple[str, ...]
     """Operations that may hold FLOPs which were not counted: then both are lower bounds."""
+    counted: str | None = None
+    """The expert backend that ran instead of one that the counters do not see into."""
 
     @property
     def complete(self) -> bool:
@@ -81,13 +83,17 @@ class _Step(nn.Module):
         return y
 
 
-def seen_experts(experts: Experts) -> Experts:
-    """The experts that are counted: `grouped`, for kernels that the counters do not see into.
+SEEN = "grouped"
+"""Runs while kernels that the counters do not see into are counted.
 
-    The routing is the same, and a check of it is what counting is for.
-    """
+The routing is the same, and a check of it is what counting is for.
+"""
+
+
+def seen_experts(experts: Experts) -> Experts:
+    """The experts that are counted."""
     is_hidden = any(b.hides_flops for b in BACKENDS.values() if b.run is experts)
-    return BACKENDS["grouped"].run if is_hidden else experts
+    return BACKENDS[SEEN].run if is_hidden else experts
 
 
 def count_flops(
@@ -106,7 +112,8 @@ def count_flops(
             _Step(decoder, routers, experts, level, cache)(x)
     with torch.no_grad(), torch_counter() as counter:
         macs, unsupported = trace_macs(step, x)
-    return CountedFlops(2 * macs, counter.get_total_flops(), unsupported)
+    counted = None if seen is experts else SEEN
+    return CountedFlops(2 * macs, counter.get_total_flops(), unsupported, counted)
 
 
 def count_training_flops(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from moebench.cost.calibration import Calibration
 from moebench.cost.estimate import estimate, peak_memory
 from moebench.load import ExpertLoad
-from moebench.ops import EXPERT_BACKENDS, Op, layer_ops, total_flops, training_ops
+from moebench.ops import Op, executing, layer_ops, total_flops, training_ops
 from moebench.plan import Cell
 from moebench.policies import Policy
 from moebench.record import now
@@ -27,7 +27,7 @@ def case_ops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> 
         workload,
         policy.ops(model, workload.num_tokens, workload.dtype),
         load,
-        EXPERT_BACKENDS[case.backend],
+        executing(case.backend, workload.phase),
     )
     return training_ops(forward) if workload.phase == "train" else forward
 
@@ -42,7 +42,9 @@ def forecast(
     """Predict one case under the load that its policy expects."""
     load = policy.load(model, case.workload.num_tokens, case.operating_point)
     router_parameters = policy.parameters(model) / model.num_moe_layers
-    memory = peak_memory(model, case.workload, (load,) * case.num_layers, router_parameters)
+    layout = executing(case.backend, case.workload.phase).layout
+    loads = (load,) * case.num_layers
+    memory = peak_memory(model, case.workload, loads, router_parameters, layout)
     ops = case_ops(case, policy, model, load)
     return estimate(ops, load, case.num_layers, memory, hardware, calibration, case.launch)
 

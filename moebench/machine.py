@@ -17,7 +17,7 @@ from moebench.codec import decode, encode
 from moebench.cost.calibration import Calibration, calibrate
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
-from moebench.measure.microbenchmark import microbenchmarks, recheck
+from moebench.measure.microbenchmark import layouts, microbenchmarks, recheck
 from moebench.noise import cache_directory
 from moebench.results import Microbenchmarks
 from moebench.spec import HardwareSpec, hardware_aliases, load_hardware
@@ -75,6 +75,10 @@ def prepare_machine(
     environment = describe_machine(device)
     path = calibration_path(environment, dtype)
     benchmarks = None if recalibrate else _kept(path, environment)
+    untimed = _untimed(benchmarks, device, dtype)
+    if untimed:
+        say(f"recalibrating: the kept calibration has no matmuls with {untimed} weights")
+        benchmarks = None
     if benchmarks is not None:
         ratio = recheck(device, benchmarks)
         if abs(ratio - 1) > RECHECK_TOLERANCE:
@@ -145,6 +149,14 @@ def _kept(path: Path, environment: Environment) -> Microbenchmarks | None:
     except (OSError, ValueError):
         return None
     return found if found.fingerprint == environment.fingerprint else None
+
+
+def _untimed(benchmarks: Microbenchmarks | None, device: torch.device, dtype: str) -> str:
+    """Layouts of weights that a calibration of this machine times and a kept one does not have."""
+    if benchmarks is None:
+        return ""
+    timed = {sample.layout for sample in benchmarks.matmuls}
+    return " and ".join(layout for layout in layouts(device, dtype) if layout not in timed)
 
 
 def known_hardware(environment: Environment) -> HardwareSpec | None:

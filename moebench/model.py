@@ -350,6 +350,10 @@ class Decoder(nn.Module):
         assert isinstance(layer, Layer)
         return layer
 
+    def expert_weights(self) -> list[ExpertWeights]:
+        """Of each layer."""
+        return [self._layer(index).experts for index in range(len(self.layers))]
+
     def weight_bytes(self, level: Level) -> Bytes:
         """Bytes of the parameters that a level runs, without routers."""
         return sum(

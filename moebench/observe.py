@@ -145,7 +145,7 @@ def observe(
 def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _FirstPass:
     """FLOPs, memory and stages; the first step also sets up what a first run needs."""
     stages = StageTimer(device)
-    weights = cell.bench.decoder.weight_bytes(cell.workload.level) + ready.router_bytes
+    decoder = cell.bench.decoder
     cache = float(cell.cache.num_bytes) if cell.cache is not None else 0.0
     found: list[Memory] = []
 
@@ -154,10 +154,12 @@ def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _Fir
         cell.check(cell.step(ready, 0, stages.mark))
 
     def measure() -> None:
+        weights = decoder.weight_bytes(cell.workload.level) + ready.router_bytes
+        weights += sum(experts.laid_out_bytes for experts in decoder.expert_weights())
         found.append(measure_memory(run_step, device, weights, cache))
 
     step = int(cell.order[0])
-    shared = (cell.bench.decoder, cell.stream[step], ready.routers, cell.experts)
+    shared = (decoder, cell.stream[step], ready.routers, cell.experts)
     level = cell.workload.level
     if cell.workload.phase == "train":
         # Counting adds microseconds to a call; a training step has no second one to spare.
@@ -210,6 +212,7 @@ def _flops(cell: ReadyCell, ready: ReadyCase, counted: CountedFlops, step: int) 
         torch=counted.torch,
         complete=counted.complete,
         unsupported=counted.unsupported,
+        counted=counted.counted,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from moebench.load import ExpertLoad
-from moebench.spec import Attention, ModelSpec, Workload
+from moebench.spec import Attention, ModelSpec, Phase, Workload
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Flops
 
 Stage = Literal[
@@ -30,6 +30,8 @@ Stage = Literal[
     "optimizer",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+Layout = Literal["plain", "packed"]
+"""Of a weight in memory: as a parameter lies there, or in the blocks of a matmul library."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Op:
     """Rows of each of those products (mean over the groups); None: not a matrix product."""
     fresh: Bytes = 0.0
     """What of `bytes_written` goes to large memory allocated for it."""
+    layout: Layout = "plain"
+    """Of a matrix product's weights."""
+    least_rows: float = 1.0
+    """Rows that each matrix product computes at least; those it borrows are no FLOPs of ours."""
 
     @property
     def bytes_moved(self) -> Bytes:
@@ -119,6 +125,12 @@ class ExpertBackend:
     """For each launch of a matmul: SiLU and a product, or nothing where the matmul ends in it."""
     is_capturable: bool = False
     """It takes a bounded routing and never waits for the device: a CUDA graph can hold it."""
+    layout: Layout = "plain"
+    """Of the experts' weights; a packed one is a second copy, beside the parameters."""
+    least_rows: float = 1.0
+    """Rows that are computed at least for a touched expert."""
+    stand_in: str | None = None
+    """The execution that runs in its place with gradients, and where it cannot run."""
 
 
 EXPERT_BACKENDS = {
@@ -126,7 +138,9 @@ EXPERT_BACKENDS = {
     for backend in (
         ExpertBackend("loop", 0, 1, 0, 2, 1, 6),
         ExpertBackend("grouped", 0, 1, 1, 0, 8, 0),
-        ExpertBackend("packed", 0, 1, 0, 0, 7, 2),
+        ExpertBackend(
+            "packed", 0, 1, 0, 0, 7, 2, layout="packed", least_rows=4, stand_in="grouped"
+        ),
         # Kernels of others, with what the adapter does; a fused one is a call in all.
         ExpertBackend("transformers-eager", 0, 1, 26, 0, 0, 10),
         ExpertBackend("transformers-grouped-mm", 1, 0, 20, 0, 15, 0),
@@ -140,6 +154,14 @@ EXPERT_BACKENDS = {
 }
 
 
+def executing(name: str, phase: Phase) -> ExpertBackend:
+    """The execution that runs in a phase where one is asked for by name."""
+    backend = EXPERT_BACKENDS[name]
+    if phase == "train" and backend.stand_in is not None:
+        return EXPERT_BACKENDS[backend.stand_in]
+    return backend
+
+
 def expert_ops(
     model: ModelSpec, load: ExpertLoad, dtype: str, backend: ExpertBackend
 ) -> tuple[Op, ...]:
@@ -149,7 +171,7 @@ def expert_ops(
         model: gives the shapes; the first matmul of gated experts is twice as wide.
         load: who gets how many tokens; only touched experts' weights are read.
         dtype: of weights and activations.
-        backend: gives the launches.
+        backend: gives the launches, the layout of the weights, and the least rows.
 
     Not counted: tile padding, which is the price's business; and that a backend which fuses these
     steps does not move all of these bytes.
@@ -165,13 +187,17 @@ def expert_ops(
     combine_calls = backend.combine_launches + backend.combine_launches_per_expert * touched
     up = linear("experts-up", "experts", rows, up_width, h, dtype, groups=touched)
     down = linear("experts-down", "experts", rows, h, f, dtype, groups=touched)
+
+    def product(op: Op) -> Op:
+        return replace(op, launches=calls, layout=backend.layout, least_rows=backend.least_rows)
+
     activation = traffic("activation", "experts", assignments * up_width, assignments * f, dtype)
     moved = assignments * h
     return (
         traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls),
-        replace(up, launches=calls),
+        product(up),
         replace(activation, launches=backend.activation_launches * calls),
-        replace(down, launches=calls),
+        product(down),
         traffic("combine", "combine", moved, load.num_tokens * h, dtype, launches=combine_calls),
     )
 

@@ -12,8 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from moebench.ops import EXPERT_BACKENDS
+from moebench.ops import EXPERT_BACKENDS, executing
 from moebench.policies import Policy, policy
+from moebench.results import Caveat
 from moebench.spec import (
     Case,
     DType,
@@ -104,6 +105,8 @@ class DevicePlan:
     num_layers: int
     time_budget: Annotated[Seconds, "time"]
     """Wall time of all cells together, after set-up and calibration."""
+    backend: str | None = None
+    """Expert execution on this kind of device instead of the suite's."""
 
     def __post_init__(self) -> None:
         _check_range(self, "num_layers", 1)
@@ -151,6 +154,10 @@ class Suite:
     def device_plan(self, kind: Kind) -> DevicePlan:
         return self.file.cpu if kind == "cpu" else self.file.gpu
 
+    def backend(self, kind: Kind) -> str:
+        """The expert execution that the suite chooses on a kind of device."""
+        return self.device_plan(kind).backend or self.file.backend
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -164,6 +171,8 @@ class Cell:
     """The suite's first router; it stays the baseline where it is not among `cases` any more."""
     floor: Case | None
     """The case of the smaller fixed k, if the suite has one."""
+    caveats: tuple[Caveat, ...] = ()
+    """What should be known about all of its measurements."""
 
     @property
     def workload(self) -> Workload:
@@ -205,9 +214,11 @@ def load_suite(name: str) -> Suite:
         model = scaled_down(load_model(file.model), file.scale)
     except ValueError as error:
         raise ValueError(f"{where}model: {error}") from error
-    if file.backend not in EXPERT_BACKENDS:
-        miss = nearest(file.backend, EXPERT_BACKENDS)
-        raise ValueError(f"{where}backend: unknown expert backend {file.backend!r}{miss}")
+    chosen = {"": file.backend, "[cpu]: ": file.cpu.backend, "[gpu]: ": file.gpu.backend}
+    for table, backend in chosen.items():
+        if backend is not None and backend not in EXPERT_BACKENDS:
+            miss = nearest(backend, EXPERT_BACKENDS)
+            raise ValueError(f"{where}{table}backend: unknown expert backend {backend!r}{miss}")
     # A suite that ships with moebench names no code; one of the user's own may.
     policies = _policies(file, where, model, may_import=name.endswith(".toml"))
     _check_workloads(file, where)
@@ -285,26 +296,26 @@ def suite_title(path: Path) -> str:
 def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Cell, ...]:
     """The cells under each of some expert backends; ratios stay within a backend.
 
+    A cell that two of them have executed by the same one, as `packed` has training by `grouped`,
+    is there once.
+
     Raises:
         ValueError: a backend that is not known.
     """
+    found: dict[str, Cell] = {}
     for name in backends:
         if name not in EXPERT_BACKENDS:
             raise ValueError(
                 f"--experts: unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}"
             )
-
-    def key(cell: Cell, name: str) -> str:
-        return f"{cell.key} {name}" if len(backends) > 1 else cell.key
-
-    return tuple(
-        _changed(replace(cell, key=key(cell, name)), backend=name)
-        for name in backends
-        for cell in planned
-    )
+        for cell in planned:
+            backend = executing(name, cell.workload.phase).name
+            key = f"{cell.key} {backend}" if len(backends) > 1 else cell.key
+            found.setdefault(key, replace(changed(cell, backend=backend), key=key))
+    return tuple(found.values())
 
 
-def _changed(cell: Cell, **changes: str) -> Cell:
+def changed(cell: Cell, **changes: str) -> Cell:
     """The cell with all of its cases changed alike."""
 
     def moved(case: Case) -> Case:
@@ -342,7 +353,8 @@ def cells(
         kind: chooses workloads and the number of layers.
         num_layers: instead of the suite's.
         only: names or labels of routers to keep; the baseline always stays.
-        backends: expert backends instead of the suite's, each with all cells.
+        backends: expert backends instead of the suite's, each with all cells. A case names the
+            one that executes it, which in training may be the stand-in of the one asked for.
         is_eager: no CUDA graphs, where decode on a GPU would otherwise be replayed as such.
 
     Raises:
@@ -371,10 +383,10 @@ def cells(
         _cell(suite, kept, workload, num_layers or suite.device_plan(kind).num_layers)
         for workload in asked
     )
-    planned = _with_backends(planned, backends) if backends else planned
+    planned = _with_backends(planned, backends or (suite.backend(kind),))
     if kind == "cpu" or is_eager:
         return planned
-    return tuple(_changed(cell, launch="graph") if _is_replayed(cell) else cell for cell in planned)
+    return tuple(changed(cell, launch="graph") if _is_replayed(cell) else cell for cell in planned)
 
 
 def workloads(file: SuiteFile, kind: Kind) -> tuple[Workload, ...]:

@@ -30,6 +30,7 @@ from moebench.document import (
     plain_grid,
 )
 from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
+from moebench.ops import EXPERT_BACKENDS
 from moebench.record import KeptRun, load_run
 from moebench.results import Record
 from moebench.storage import replace_file
@@ -61,7 +62,6 @@ FACT_KINDS: Mapping[str, Kind] = {
     "bandwidth": "bandwidth",
     "rate": "rate",
     "launch_overhead": "time",
-    "matmul_overhead": "time",
 }
 
 
@@ -276,7 +276,7 @@ def _flops(records: Sequence[Record]) -> Iterable[Block]:
     yield Paragraph(
         "Largest difference of each counter from the closed form, over the cases of a router and "
         "on the one step that the counters saw; 2 FLOP a multiply-add. Counts with an operation "
-        "that a counter cannot count are incomplete and not compared."
+        "that a counter cannot count are incomplete and not compared." + _counted_as(records)
     )
     rows = []
     for title in titles:
@@ -304,6 +304,19 @@ def _largest_difference(pairs: Iterable[tuple[float | None, float]]) -> str:
     if not found:
         return DASH
     return "equal" if max(found) < 1e-9 else percent(max(found))
+
+
+def _counted_as(records: Sequence[Record]) -> str:
+    """Which expert backend ran while the counters watched, where it was not the case's own."""
+    pairs = dict.fromkeys(
+        (record.case.backend, record.measurement.flops.counted)
+        for record in records
+        if record.measurement and record.measurement.flops.counted
+    )
+    return "".join(
+        f" Counters do not see into {own}: while they watched, {seen} ran its routing."
+        for own, seen in pairs
+    )
 
 
 def _failures(run: KeptRun) -> Iterable[Block]:
@@ -337,11 +350,20 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
     methods = dict.fromkeys(m.memory.method for m in measured)
     if methods:
         limits.append(f"Peak memory by: {'; '.join(methods)}.")
+    if any(EXPERT_BACKENDS[name].layout == "packed" for name in _known_backends(run.records)):
+        limits.append(
+            "Peak memory of packed holds the experts' weights twice, as parameters and in blocks."
+        )
     missing = dict.fromkeys(m.energy.missing for m in measured if m.energy.missing)
     limits += [f"No energy: {reason}." for reason in missing]
     if run.manifest.hardware.kind == "cpu" and measured:
         limits.append("This is a CPU: how routers rank on a GPU is for a run on a GPU to say.")
     return tuple(limits)
+
+
+def _known_backends(records: Sequence[Record]) -> set[str]:
+    """Backends of the records; a run may be of a version that had others."""
+    return {record.case.backend for record in records} & set(EXPERT_BACKENDS)
 
 
 def _stops(records: Sequence[Record]) -> list[str]:

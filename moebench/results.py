@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moebench.load import ExpertLoad
+from moebench.ops import Layout
 from moebench.spec import Case, Launch
-from moebench.units import Bytes, BytesPerSecond, Flops, Joules, Seconds, Watts
+from moebench.units import Bytes, BytesPerSecond, Flops, FlopsPerSecond, Joules, Seconds, Watts
 
 SCHEMA = 2
 """Of a run's files. 2: every line ends with its checksum."""
@@ -151,7 +152,8 @@ class Memory:
     """Peak memory of one case alone, in bytes; None where it could not be read."""
 
     weights: Bytes
-    """Parameters and buffers of the layers run, counted from the tensors."""
+    """Parameters and buffers of the layers run, counted from the tensors, with the second copy that
+    an expert backend keeps of some."""
     cache: Bytes
     """KV cache, counted from the tensors; 0 where the level has none."""
     activations: Bytes | None
@@ -249,6 +251,9 @@ class FlopCount:
     complete: bool
     """False if a counter met an operation it cannot count."""
     unsupported: tuple[str, ...] = ()
+    counted: str | None = None
+    """The expert backend that ran while the counters watched, under the same routing, where they
+    cannot look into the case's own; None: the case's own."""
 
 
 @dataclass(frozen=True)
@@ -341,6 +346,8 @@ class MatmulSample:
     dtype: str
     seconds: Seconds
     """Median of the repetitions."""
+    layout: Layout = "plain"
+    """Of the weights; packing them is not part of the time."""
 
 
 @dataclass(frozen=True)
@@ -367,6 +374,10 @@ class Microbenchmarks:
     """The reference operation in the same passes, median: how fast the machine was."""
     commit: str | None = None
     """Of the code that measured; None outside a checkout."""
+    attention_rate: FlopsPerSecond | None = None
+    """Scores and values of as many queries as keys, causal; None in those that had none."""
+    attention_bandwidth: BytesPerSecond | None = None
+    """What a few queries stream of keys and values that are in no cache; None: the same."""
 
 
 @dataclass(frozen=True)

@@ -222,8 +222,8 @@ def _measure(
     options: argparse.Namespace, suite: Suite, kept: KeptRun | None, argv: list[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
-    from moebench.cell import runnable_cells
     from moebench.measure.environment import choose_device
+    from moebench.runnable import runnable_cells
 
     if suite.file.dtype == "float8":
         raise ValueError(
@@ -231,8 +231,10 @@ def _measure(
         )
     device = choose_device(options.device)
     kind: Kind = "gpu" if device.type == "cuda" else "cpu"
-    planned, left_out = runnable_cells(_planned(options, suite, kind), device)
-    for line in left_out:
+    planned, notes = runnable_cells(
+        _planned(options, suite, kind), device, is_asked=bool(options.experts)
+    )
+    for line in notes:
         console.say(line)
     budget = _budget(options, suite, kind)
     signal.signal(signal.SIGTERM, _terminate)

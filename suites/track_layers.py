@@ -39,13 +39,14 @@ class Layers:
         from moebench.measure.latency import Plan, clock_for, measure_rounds
         from moebench.model import build_decoder
         from moebench.plan import cells, load_suite
+        from moebench.runnable import runnable_cells
 
         suite = load_suite(str(SUITE))
         device, dtype = torch.device("cpu"), getattr(torch, suite.file.dtype)
         device_plan = suite.device_plan("cpu")
         decoder = build_decoder(suite.model, device_plan.num_layers, dtype, device, suite.file.seed)
         bench = Bench(suite.model, decoder, device, dtype)
-        planned = cells(suite, "cpu")
+        planned, _ = runnable_cells(cells(suite, "cpu"), device)
         seconds = {}
         for cell in planned:
             ready = prepare_cell(bench, cell, suite.file.plan.stream_tokens)

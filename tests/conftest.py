@@ -36,6 +36,7 @@ batch = [4, 8]
 stream_tokens = 4096
 
 [cpu]
+backend = "packed"
 num_layers = 1
 time_budget = "2 s"
 
@@ -105,6 +106,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     from moebench.codec import encode
     from moebench.machine import calibration_path
     from moebench.measure.environment import describe_machine
+    from moebench.measure.microbenchmark import layouts
     from moebench.results import MatmulSample, Microbenchmarks
 
     cache = tmp_path_factory.getbasetemp() / "cache"
@@ -112,7 +114,9 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setattr("moebench.machine.recheck", lambda device, benchmarks: 1.0)
     environment = describe_machine(torch.device("cpu"))
     samples = tuple(
-        MatmulSample(rows, 1024, 1024, "bfloat16", 1e-5 + 2e-7 * rows) for rows in range(1, 9)
+        MatmulSample(rows, 1024, 1024, "bfloat16", 1e-5 + 2e-7 * rows, layout)
+        for layout in layouts(torch.device("cpu"), "bfloat16")
+        for rows in range(1, 9)
     )
     made_up = Microbenchmarks(
         environment.fingerprint, "2026-01-01T00:00:00Z", samples, 1e10, 1e10, 2e9, 2e-6, 0.1

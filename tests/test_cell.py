@@ -20,13 +20,14 @@ from moebench.cell import (
     prepare_cell,
     repeated,
 )
-from moebench.experts import ExpertWeights, activation
+from moebench.experts import BACKENDS, ExpertWeights, activation, why_not
 from moebench.machine import Machine
 from moebench.measure.graph import LEAST_RING
 from moebench.model import KVCache, build_decoder
 from moebench.observe import observe
 from moebench.plan import Cell, MeasurePlan, cells, load_suite
 from moebench.routing import Routing
+from moebench.runnable import runnable_cells
 
 __all__ = ["cuda"]
 
@@ -129,6 +130,43 @@ def test_caveats_say_when_the_weights_stay_in_the_cache() -> None:
 
 def test_cells_of_a_suite_are_told_apart() -> None:
     assert all(isinstance(cell, Cell) for cell in CELLS.values()) and len(CELLS) == 8
+
+
+def test_a_suite_s_choice_that_cannot_run_gives_way_and_one_asked_for_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    absent = replace(BACKENDS["packed"], missing=lambda device: "there is no oneDNN")
+    monkeypatch.setitem(BACKENDS, "packed", absent)
+    device = torch.device("cpu")
+    found, (said,) = runnable_cells(tuple(CELLS.values()), device)
+    assert "there is no oneDNN" in said and "'grouped' runs" in said
+    for cell in found:
+        assert {case.backend for case in (*cell.cases, cell.baseline)} == {"grouped"}
+        has_caveat = [caveat.kind for caveat in cell.caveats] == ["stand-in"]
+        assert has_caveat == (cell.workload.phase != "train")
+    with pytest.raises(ValueError, match="'packed' does not run here: there is no oneDNN"):
+        runnable_cells(tuple(CELLS.values()), device, is_asked=True)
+
+
+def test_a_type_that_a_backend_does_not_take_is_a_reason_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    narrow = replace(BACKENDS["packed"], missing=lambda device: None, dtypes=(torch.float32,))
+    monkeypatch.setitem(BACKENDS, "packed", narrow)
+    with pytest.raises(ValueError, match="does not take bfloat16 on this machine"):
+        runnable_cells(tuple(CELLS.values()), torch.device("cpu"), is_asked=True)
+
+
+@pytest.mark.skipif(why_not("packed", torch.device("cpu"), torch.float32) is not None, reason="no")
+def test_a_second_copy_of_the_experts_is_counted_and_let_go_of() -> None:
+    (_, last) = bench().decoder.expert_weights()
+    experts = sum(parameter.nbytes for parameter in last.parameters())
+    bench().lay_out("packed")
+    ready = ready_cell("moe decode b16 context 64 bfloat16")
+    ready.step(ready.cases[0], 0)
+    assert last.laid_out_bytes == experts
+    bench().lay_out("grouped")
+    assert last.laid_out_bytes == 0
 
 
 def test_decode_on_a_gpu_says_that_the_host_is_waited_for() -> None:

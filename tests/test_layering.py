@@ -66,9 +66,10 @@ TABLE: dict[str, May] = {
     "cost": May((*FOUNDATION, "policies", "cost"), ("numpy", "scipy")),
     "cost.kernels.table": May((*FOUNDATION, "cost"), ("numpy",), ("pyarrow",)),
     # 2b: executed.
+    "onednn": May((), TORCH),
     "routing": May((*FOUNDATION, "policies", "routing"), TORCH),
     "experts": May(
-        (*FOUNDATION, "policies", "routing", "experts"),
+        (*FOUNDATION, "onednn", "policies", "routing", "experts"),
         TORCH,
         ("triton", "transformers", "vllm", "scattermoe", "sonicmoe"),
     ),
@@ -81,7 +82,7 @@ TABLE: dict[str, May] = {
     "flops": May((*FOUNDATION, "policies", "routing", "experts", "model"), (*TORCH, "fvcore")),
     "learn": May((*FOUNDATION, "policies", "routing", "experts", "model", "learn"), TORCH),
     # 2c: instruments, which know nothing about mixtures of experts.
-    "measure": May((*FOUNDATION, "measure", "__init__"), TORCH),
+    "measure": May((*FOUNDATION, "onednn", "measure", "__init__"), TORCH),
     # The reader's process must be small: what it imports knows neither torch nor numpy.
     "measure.nvml": May((), ("pynvml",)),
     "measure.rapl": May(("measure",)),
@@ -110,6 +111,7 @@ TABLE: dict[str, May] = {
     "budget": May(("units",)),
     "progress": May(("units",), ("tqdm",)),
     "campaign": May(EVERYTHING, inside=("torch",)),
+    "runnable": May((*FOUNDATION, "policies", "plan", "experts"), ("torch",)),
     "cell": VERB,
     "observe": VERB,
     "machine": VERB,

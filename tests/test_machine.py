@@ -12,6 +12,7 @@ from moebench.calibrate import main
 from moebench.codec import encode
 from moebench.machine import calibration_path, hardware_toml, measured_hardware, prepare_machine
 from moebench.measure.environment import describe_machine
+from moebench.measure.microbenchmark import layouts
 from moebench.results import MatmulSample, Microbenchmarks
 from moebench.spec import hardware_names, load_hardware
 
@@ -20,7 +21,8 @@ CPU = torch.device("cpu")
 
 def made_up(rate: float = 1.0) -> Microbenchmarks:
     samples = tuple(
-        MatmulSample(rows, 512, 512, "bfloat16", (1e-5 + 1e-7 * rows) / rate)
+        MatmulSample(rows, 512, 512, "bfloat16", (1e-5 + 1e-7 * rows) / rate, layout)
+        for layout in layouts(CPU, "bfloat16")
         for rows in (1, 2, 4, 8, 16, 32)
     )
     return Microbenchmarks(
@@ -62,6 +64,16 @@ def test_a_damaged_calibration_is_measured_again(text: str, kept: Path) -> None:
     assert prepare_machine(CPU, "bfloat16").benchmarks == made_up(rate=2.0)
 
 
+@pytest.mark.skipif("packed" not in layouts(CPU, "bfloat16"), reason="oneDNN packs nothing here")
+def test_a_calibration_from_before_packed_weights_were_timed_is_made_again(kept: Path) -> None:
+    table = encode(made_up())
+    table["matmuls"] = [s for s in table["matmuls"] if s.pop("layout") == "plain"]
+    kept.write_text(json.dumps(table))
+    said: list[str] = []
+    assert prepare_machine(CPU, "bfloat16", say=said.append).benchmarks == made_up(rate=2.0)
+    assert said[0] == "recalibrating: the kept calibration has no matmuls with packed weights"
+
+
 def test_this_machine_as_a_file_reads_back_as_it_was_measured(tmp_path: Path) -> None:
     measured = measured_hardware(describe_machine(CPU), made_up(), "bfloat16")
     path = tmp_path / "mine.toml"
@@ -93,7 +105,9 @@ def test_calibrating_this_machine_keeps_the_fit_with_date_commit_fingerprint_and
     assert fit["fingerprint"] == describe_machine(CPU).fingerprint
     assert fit["measured_at"] == "2026-01-01T00:00:00Z" and fit["fitted_at"] > "2026"
     assert "commit" in fit
-    assert 0 <= fit["calibration"]["median_error"] <= fit["calibration"]["p90_error"]
+    for layout in layouts(CPU, "bfloat16"):
+        prices = fit["calibration"][layout]
+        assert 0 <= prices["median_error"] <= prices["p90_error"]
     # The suites use what was measured anew.
     assert prepare_machine(CPU, "bfloat16").benchmarks == made_up(rate=2.0)
     assert main(["--device", "cpu"]) == 0

@@ -103,6 +103,7 @@ def test_a_floor_that_is_not_kept_is_not_claimed(tmp_path: Path) -> None:
         ("[1, 4]", "[0]", r"batch: found \[0\], expected numbers from 1 to"),
         ('label = "top-k k=1"', "", r"two are called 'top-k'; give one a label"),
         ("scale = 64", 'backend = "groped"', r"did you mean 'grouped'"),
+        ("[cpu]", '[cpu]\nbackend = "paked"', r"\[cpu\]: backend: .*did you mean 'packed'"),
         ("schema = 1", "schema = 2", r"schema: found 2, expected 1"),
         ("title =", "titel =", r"unknown key 'titel'; did you mean 'title'"),
         ("[cpu]", "[cpu", r"not valid TOML"),
@@ -133,11 +134,29 @@ def test_backends_named_on_the_command_line_replace_the_suite_s() -> None:
     one = cells(smoke, "cpu", backends=("packed",))
     assert [cell.key for cell in one] == [cell.key for cell in planned]
     both = cells(smoke, "cpu", backends=("grouped", "packed"))
-    assert len({cell.key for cell in both}) == 2 * len(planned)
+    in_training = [cell for cell in planned if cell.workload.phase == "train"]
+    assert len({cell.key for cell in both}) == len(both) == 2 * len(planned) - len(in_training)
     for cell in both:
         backends = {case.backend for case in (*cell.cases, cell.baseline, cell.floor) if case}
         assert len(backends) == 1
         assert backends.pop() in cell.key
+
+
+def test_a_case_names_the_backend_that_executes_it() -> None:
+    """`packed` knows no gradients: `grouped` trains."""
+    for backends in ((), ("packed",)):
+        for cell in cells(load_suite("smoke"), "cpu", backends=backends):
+            expected = "grouped" if cell.workload.phase == "train" else "packed"
+            assert {case.backend for case in (*cell.cases, cell.baseline)} == {expected}
+    on_gpu = cells(load_suite("smoke"), "gpu")
+    assert {case.backend for cell in on_gpu for case in cell.cases} == {"grouped"}
+
+
+def test_a_device_s_backend_comes_before_the_suite_s(tmp_path: Path) -> None:
+    text = SUITE.replace("scale = 64", 'scale = 64\nbackend = "loop"')
+    text = text.replace("[cpu]", '[cpu]\nbackend = "packed"')
+    suite = load_suite(written(tmp_path, text))
+    assert (suite.backend("cpu"), suite.backend("gpu")) == ("packed", "loop")
 
 
 def test_an_unknown_backend_names_the_nearest() -> None:

@@ -14,7 +14,7 @@ from runs import BASELINE, case, cell_key, manifest, measured_cell, prediction, 
 
 from moebench import report
 from moebench.document import Paragraph, markdown, page, plain_grid
-from moebench.figures import draw_figures, foundation
+from moebench.figures import draw_figures, executions, foundation
 from moebench.figures.latency import merged_stages
 from moebench.ops import STAGES
 from moebench.record import KeptRun, Run, load_run
@@ -339,3 +339,30 @@ def retitled(record: Record) -> Record:
         return record
     router = replace(record.case.router, label=label)
     return replace(record, case=replace(record.case, router=router))
+
+
+def test_a_report_says_what_ran_while_flops_were_counted_and_which_weights_lie_twice() -> None:
+    plain = measured_cell(manifest(), "moe", ("decode", 1, 1, 1024))
+    packed = [
+        replace(
+            record,
+            case=replace(record.case, backend="packed"),
+            measurement=replace(
+                record.measurement, flops=replace(record.measurement.flops, counted="grouped")
+            ),
+        )
+        for record in plain
+        if record.measurement is not None
+    ]
+    said = ("do not see into packed: while they watched, grouped ran", "weights twice")
+    for records, is_said in ((plain, False), (packed, True)):
+        text = markdown(report.report_blocks(kept(records), (), ()))
+        assert [words in text for words in said] == [is_said, is_said]
+
+
+def test_backends_are_said_with_their_phases_where_these_differ() -> None:
+    decode = case(BASELINE, "moe", ("decode", 1, 1, 1024))
+    train = case(BASELINE, "moe", ("train", 1, 512, 0))
+    packed = replace(decode, backend="packed")
+    assert executions([decode, train]) == "grouped"
+    assert executions([packed, train, decode]) == "packed (decode), grouped (train and decode)"

@@ -47,6 +47,17 @@ def test_three_flop_counts_agree_on_every_record(suite: str, tmp_path: Path) -> 
         assert flops.complete
         assert flops.fvcore == flops.torch == flops.traced_closed_form
         assert record.case.router.title in ("top-k", "ada-k")
+        # Counters do not see into prepacked matmuls: the record says what ran while they watched.
+        assert flops.counted == ("grouped" if record.case.backend == "packed" else None)
+
+
+def test_what_lies_in_memory_is_what_was_predicted_to(suite: str, tmp_path: Path) -> None:
+    """The experts' second copy too, where oneDNN packs; the rest of a toy layer is a few KiB."""
+    main([suite, "--device", "cpu", "--out", str(tmp_path / "results"), "--only", "ada-k"])
+    for record in load_run(run_of(tmp_path / "results")).records:
+        assert record.measurement is not None
+        weights = record.measurement.memory.weights
+        assert weights == pytest.approx(record.estimate.peak_memory, rel=0.03)
 
 
 def test_predicting_builds_nothing_and_needs_no_torch() -> None:

@@ -11,6 +11,9 @@ weight element that does not depend on the rows - packing weights into the layou
 filling the pipeline - expressed in rows. `bandwidth` is what the matmul really streams from
 memory. The p-norm says how well memory traffic and arithmetic overlap: p = 1 not at all, large p
 perfectly.
+
+Weights that were packed beforehand have prices of their own: nothing is left to be packed, and the
+blocks stream at another bandwidth.
 """
 
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moebench.ops import Layout
 from moebench.results import MatmulSample, Microbenchmarks
 from moebench.spec import HardwareSpec
 from moebench.units import (
@@ -30,42 +34,41 @@ from moebench.units import (
     Seconds,
 )
 
+LEAST_SAMPLES = 5
+"""Matmuls of a layout that a fit takes: it has as many parameters."""
+
 
 @dataclass(frozen=True)
-class Calibration:
-    """Prices for one machine and one dtype."""
+class MatmulPrices:
+    """What matmuls with weights of one layout cost."""
 
-    name: str
-    """What tables call it, with its own error."""
-    hardware: str
-    dtype: str
     rate: FlopsPerSecond
-    """Sustained dense matmul rate at many rows."""
+    """Sustained rate at many rows."""
     bandwidth: BytesPerSecond
     """What a matmul streams from memory."""
     row_overhead: float
     """Work per weight element that does not depend on the rows, in rows."""
     overlap: float
     """Exponent p of memory against compute."""
-    matmul_overhead: Seconds
-    """One matmul call."""
-    copy_bandwidth: BytesPerSecond
-    """Bytes read plus written by elementwise work."""
     launch_overhead: Seconds
-    """One call of anything else."""
-    fresh_bandwidth: BytesPerSecond | None
-    """Mapping newly allocated memory, on top of writing it; None: costs nothing here."""
+    """One call."""
     block: int
     """Rows of a grouped-matmul tile; every touched expert's rows are rounded up to it."""
+    num_samples: int
+    """Microbenchmarks that they were fitted to."""
     median_error: float | None
-    """Median absolute relative error on its own microbenchmarks; None: never compared."""
+    """Median absolute relative error on these; None: never compared."""
     p90_error: float | None
     """The 90th percentile of the same."""
-    reference: Seconds | None = None
-    """The reference operation when the machine was calibrated; None: not known."""
 
-    def matmul(
-        self, groups: float, rows: float, flops: Flops, moved: Bytes, launches: float
+    def parts(
+        self,
+        groups: float,
+        rows: float,
+        flops: Flops,
+        moved: Bytes,
+        launches: float,
+        least_rows: float = 1.0,
     ) -> tuple[Seconds, Seconds, Seconds]:
         """Overhead, memory and compute time of matmuls, before they overlap.
 
@@ -75,12 +78,13 @@ class Calibration:
             flops: of all groups together.
             moved: bytes of all groups together.
             launches: calls.
+            least_rows: that each computes, its own or others.
         """
         if groups == 0 or rows == 0:
-            return launches * self.matmul_overhead, 0.0, 0.0
+            return launches * self.launch_overhead, 0.0, 0.0
         padded = max(rows, self.block) if rows <= 1 else rows + (self.block - 1) / 2
-        worked = flops * (padded + self.row_overhead) / rows
-        return launches * self.matmul_overhead, moved / self.bandwidth, worked / self.rate
+        worked = flops * (max(padded, least_rows) + self.row_overhead) / rows
+        return launches * self.launch_overhead, moved / self.bandwidth, worked / self.rate
 
     def overlapped(self, memory: Seconds, compute: Seconds) -> Seconds:
         """Time of memory traffic and arithmetic that run at the same time."""
@@ -91,25 +95,82 @@ class Calibration:
         return float(largest * ((memory / largest) ** p + (compute / largest) ** p) ** (1 / p))
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Prices for one machine and one dtype."""
+
+    name: str
+    """What tables call it, with its own error."""
+    hardware: str
+    dtype: str
+    plain: MatmulPrices
+    """Weights as a model's parameters lie in memory."""
+    packed: MatmulPrices
+    """Weights in oneDNN's blocks; those of plain ones where none were timed."""
+    attention_rate: FlopsPerSecond
+    """Scores of many queries at once."""
+    attention_bandwidth: BytesPerSecond
+    """What the scores of few queries stream of a KV cache."""
+    copy_bandwidth: BytesPerSecond
+    """Bytes read plus bytes written by elementwise work."""
+    launch_overhead: Seconds
+    """One call of anything but a matmul."""
+    fresh_bandwidth: BytesPerSecond | None
+    """Mapping newly allocated memory, on top of writing it; None: costs nothing here."""
+    reference: Seconds | None = None
+    """The reference operation when the machine was calibrated; None: not known."""
+
+    def matmuls(self, layout: Layout) -> MatmulPrices:
+        """Prices of matmuls by the layout of their weights."""
+        return self.packed if layout == "packed" else self.plain
+
+
 def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -> Calibration:
-    """Fit the matmul curve to this machine's microbenchmarks.
+    """Fit the matmul curves to this machine's microbenchmarks, each layout by itself.
 
     Raises:
-        ValueError: fewer than five matmuls of this dtype.
+        ValueError: fewer than five plain matmuls of this dtype.
     """
+    fits: dict[Layout, MatmulPrices] = {}
+    layouts: tuple[Layout, ...] = ("plain", "packed")
+    for layout in layouts:
+        samples = [s for s in benchmarks.matmuls if (s.dtype, s.layout) == (dtype, layout)]
+        if len(samples) >= LEAST_SAMPLES:
+            fits[layout] = fit_matmuls(samples, benchmarks.read_bandwidth)
+        elif layout == "plain":
+            raise ValueError(
+                f"calibration of {hardware.name}: found {len(samples)} matmuls in {dtype}, "
+                f"expected at least {LEAST_SAMPLES}"
+            )
+    errors = "; ".join(
+        f"median error {fit.median_error:.0%}, P90 {fit.p90_error:.0%} on {fit.num_samples} "
+        f"{layout} matmuls"
+        for layout, fit in fits.items()
+    )
+    return Calibration(
+        name=f"measured here, {benchmarks.taken_at[:10]}: {errors}",
+        hardware=hardware.name,
+        dtype=dtype,
+        plain=fits["plain"],
+        packed=fits.get("packed", fits["plain"]),
+        attention_rate=benchmarks.attention_rate or fits["plain"].rate,
+        attention_bandwidth=benchmarks.attention_bandwidth or benchmarks.copy_bandwidth,
+        copy_bandwidth=benchmarks.copy_bandwidth,
+        launch_overhead=benchmarks.small_op,
+        fresh_bandwidth=benchmarks.fresh_bandwidth,
+        reference=benchmarks.reference,
+    )
+
+
+def fit_matmuls(samples: Sequence[MatmulSample], read_bandwidth: BytesPerSecond) -> MatmulPrices:
+    """Prices fitted to timed matmuls of one dtype and one layout."""
     from scipy.optimize import least_squares
 
-    samples = [sample for sample in benchmarks.matmuls if sample.dtype == dtype]
-    if len(samples) < 5:
-        raise ValueError(
-            f"calibration of {hardware.name}: found {len(samples)} matmuls in {dtype}, "
-            "expected at least 5"
-        )
     columns = _columns(samples)
     fastest = max(2 * s.rows * s.n * s.k / s.seconds for s in samples)
-    start = np.log([fastest, benchmarks.read_bandwidth, 8.0, 2.0, 5e-6])
-    low = np.log([fastest / 3, benchmarks.read_bandwidth / 5, 0.05, 1.0, 1e-7])
-    high = np.log([fastest * 3, benchmarks.read_bandwidth * 5, 500.0, 8.0, 1e-3])
+    start = np.log([fastest, read_bandwidth, 8.0, 2.0, 5e-6])
+    low = np.log([fastest / 3, read_bandwidth / 5, 0.05, 1.0, 1e-7])
+    high = np.log([fastest * 3, read_bandwidth * 5, 500.0, 8.0, 1e-3])
 
     def log_error(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.log(_matmul_times(parameters, *columns[:-1]) / columns[-1]))
@@ -117,24 +178,16 @@ def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -
     fit = least_squares(log_error, start, bounds=(low, high), loss="soft_l1", f_scale=0.1)
     rate, bandwidth, row_overhead, overlap, overhead = np.exp(fit.x).tolist()
     errors = np.abs(np.expm1(log_error(fit.x)))
-    median, p90 = float(np.median(errors)), float(np.quantile(errors, 0.9))
-    return Calibration(
-        name=f"measured here, {benchmarks.taken_at[:10]}: median error {median:.0%}, "
-        f"P90 {p90:.0%} on {len(samples)} matmuls",
-        hardware=hardware.name,
-        dtype=dtype,
-        rate=rate,
-        bandwidth=bandwidth,
-        row_overhead=row_overhead,
-        overlap=overlap,
-        matmul_overhead=overhead,
-        copy_bandwidth=benchmarks.copy_bandwidth,
-        launch_overhead=benchmarks.small_op,
-        fresh_bandwidth=benchmarks.fresh_bandwidth,
+    return MatmulPrices(
+        rate,
+        bandwidth,
+        row_overhead,
+        overlap,
+        overhead,
         block=1,
-        median_error=median,
-        p90_error=p90,
-        reference=benchmarks.reference,
+        num_samples=len(samples),
+        median_error=float(np.median(errors)),
+        p90_error=float(np.quantile(errors, 0.9)),
     )
 
 
@@ -165,24 +218,32 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
     The efficiencies are what measured MoE kernels of A100, H100 and B200 show: 85 % of the memory
     bandwidth, 60 % of the dense peak at many rows, 64-row tiles (NVIDIA/aiconfigurator tables,
     Apache-2.0; read in this project's development data). Launches are those of eager PyTorch on
-    a recent host, about 5 microseconds each.
+    a recent host, about 5 microseconds each. Packed weights are priced as plain ones.
 
     Raises:
         ValueError: the datasheet has no peak for the dtype.
     """
-    return Calibration(
-        name="datasheet with typical efficiencies, never compared with a measurement here",
-        hardware=hardware.name,
-        dtype=dtype,
+    launch = hardware.launch_overhead or 5e-6
+    matmuls = MatmulPrices(
         rate=0.60 * hardware.peak_for(dtype),
         bandwidth=0.85 * hardware.memory_bandwidth,
         row_overhead=0.0,
         overlap=3.0,
-        matmul_overhead=hardware.launch_overhead or 5e-6,
-        copy_bandwidth=0.85 * hardware.memory_bandwidth,
-        launch_overhead=hardware.launch_overhead or 5e-6,
-        fresh_bandwidth=None,
+        launch_overhead=launch,
         block=64,
+        num_samples=0,
         median_error=None,
         p90_error=None,
+    )
+    return Calibration(
+        name="datasheet with typical efficiencies, never compared with a measurement here",
+        hardware=hardware.name,
+        dtype=dtype,
+        plain=matmuls,
+        packed=matmuls,
+        attention_rate=matmuls.rate,
+        attention_bandwidth=matmuls.bandwidth,
+        copy_bandwidth=0.85 * hardware.memory_bandwidth,
+        launch_overhead=launch,
+        fresh_bandwidth=None,
     )

@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from moebench.cost.calibration import Calibration
+import numpy as np
+
+from moebench.cost.calibration import Calibration, MatmulPrices
 from moebench.load import ExpertLoad
 from moebench.ops import (
     STAGES,
+    Layout,
     Op,
     attention_parameters,
     cache_elements_per_token,
@@ -34,17 +37,20 @@ class Price:
 
 def price(op: Op, calibration: Calibration) -> Price:
     """Time of one op."""
+    matmuls = calibration.matmuls(op.layout)
     if op.rows is not None:
-        overhead, memory, compute = calibration.matmul(
-            op.groups, op.rows, op.flops, op.bytes_moved, op.launches
+        overhead, memory, compute = matmuls.parts(
+            op.groups, op.rows, op.flops, op.bytes_moved, op.launches, op.least_rows
         )
         mapping = op.fresh / calibration.fresh_bandwidth if calibration.fresh_bandwidth else 0.0
-        seconds = overhead + calibration.overlapped(memory, compute) + mapping
+        seconds = overhead + matmuls.overlapped(memory, compute) + mapping
         return Price(seconds, overhead, memory, compute, mapping)
     overhead = op.launches * calibration.launch_overhead
-    memory = op.bytes_moved / calibration.copy_bandwidth
-    compute = op.flops / calibration.rate
-    seconds = overhead + calibration.overlapped(memory, compute)
+    # What has FLOPs and no rows are the scores of attention.
+    bandwidth = calibration.attention_bandwidth if op.flops else calibration.copy_bandwidth
+    memory = op.bytes_moved / bandwidth
+    compute = op.flops / calibration.attention_rate
+    seconds = overhead + matmuls.overlapped(memory, compute)
     return Price(seconds, overhead, 0.0, compute, memory)
 
 
@@ -83,7 +89,7 @@ def estimate(
         "overhead": sum(p.overhead for p in prices),
         "activations": sum(p.activations for p in prices),
     }
-    spread = calibration.p90_error
+    spread = _spread(ops, prices, calibration)
     return Estimate(
         latency=latency,
         latency_low=None if spread is None else latency / (1 + spread),
@@ -103,18 +109,33 @@ def estimate(
     )
 
 
+def _spread(ops: Sequence[Op], prices: Sequence[Price], calibration: Calibration) -> float | None:
+    """The calibration's own error: of each layout, by its share of the time."""
+    errors = [calibration.matmuls(op.layout).p90_error for op in ops]
+    known = [error for error in errors if error is not None]
+    seconds = [p.seconds for p in prices]
+    if len(known) < len(errors) or not any(seconds):
+        return None
+    return float(np.average(known, weights=seconds))
+
+
 def replayed(calibration: Calibration) -> Calibration:
     """The prices inside a CUDA graph: no launch takes longer than `GRAPH_LAUNCH`."""
+
+    def capped(matmuls: MatmulPrices) -> MatmulPrices:
+        return replace(matmuls, launch_overhead=min(GRAPH_LAUNCH, matmuls.launch_overhead))
+
     return replace(
         calibration,
-        matmul_overhead=min(GRAPH_LAUNCH, calibration.matmul_overhead),
+        plain=capped(calibration.plain),
+        packed=capped(calibration.packed),
         launch_overhead=min(GRAPH_LAUNCH, calibration.launch_overhead),
     )
 
 
 def _caveats(calibration: Calibration, launch: Launch) -> tuple[Caveat, ...]:
     found = []
-    if calibration.median_error is None:
+    if calibration.plain.median_error is None:
         found.append(
             Caveat(
                 kind="never-calibrated",
@@ -137,12 +158,18 @@ def _caveats(calibration: Calibration, launch: Launch) -> tuple[Caveat, ...]:
     return tuple(found)
 
 
-def weight_memory(model: ModelSpec, workload: Workload, router_parameters: float) -> Bytes:
-    """Weights of one layer at the workload's level, with its `router_parameters`."""
+def weight_memory(
+    model: ModelSpec, workload: Workload, router_parameters: float, layout: Layout = "plain"
+) -> Bytes:
+    """Weights of one layer at the workload's level, with its `router_parameters`.
+
+    Packed experts are a second copy, beside the parameters that they were made from.
+    """
     h = model.hidden_size
     shared = model.expert_matrices * h * model.shared_intermediate_size
     shared += h if model.has_shared_gate else 0
-    elements = model.num_experts * model.expert_parameters + shared + h + router_parameters
+    copies = 2 if layout == "packed" else 1
+    elements = copies * model.num_experts * model.expert_parameters + shared + h + router_parameters
     if workload.level == "decoder":
         elements += attention_parameters(model) + h
     return BYTES_PER_ELEMENT[workload.dtype] * elements
@@ -188,16 +215,18 @@ def peak_memory(
     workload: Workload,
     loads: Iterable[ExpertLoad],
     router_parameters: float,
+    layout: Layout = "plain",
 ) -> Bytes:
     """Weights, gradients, cache and activations of the layers run, one load a layer.
 
-    Activations of inference do not add up over layers; those of training do.
+    Activations of inference do not add up over layers; those of training do. `layout` is that of
+    the experts' weights.
     """
     loads = tuple(loads)
     activations = [activation_memory(model, workload, load) for load in loads]
     together = sum(activations) if workload.phase == "train" else max(activations)
     per_layer = (
-        weight_memory(model, workload, router_parameters)
+        weight_memory(model, workload, router_parameters, layout)
         + gradient_memory(model, workload, router_parameters)
         + cache_memory(model, workload)
     )

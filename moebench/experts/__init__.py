@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from moebench.routing import Routing
 from moebench.spec import ModelSpec
-from moebench.units import nearest
+from moebench.units import Bytes, nearest
 
 Layout = TypeVar("Layout")
 
@@ -71,6 +71,21 @@ class ExpertWeights(nn.Module):
             self._layouts[name] = kept
         return kept[1]  # type: ignore[return-value]
 
+    def forget_layouts(self, but: str) -> None:
+        """Free what other backends than `but` keep beside the parameters."""
+        self._layouts = {name: kept for name, kept in self._layouts.items() if name == but}
+
+    @property
+    def laid_out_bytes(self) -> Bytes:
+        """Memory of the copies that backends keep; a module that shares the parameters is none."""
+        return float(sum(_bytes(kept) for _, kept in self._layouts.values()))
+
+
+def _bytes(layout: object) -> int:
+    if isinstance(layout, Tensor):
+        return layout.numel() * layout.element_size()
+    return sum(map(_bytes, layout)) if isinstance(layout, tuple | list) else 0
+
 
 Experts = Callable[[Tensor, Routing, ExpertWeights], Tensor]
 
@@ -102,6 +117,8 @@ class Backend:
     """It brings a matmul library that must not share a process with oneDNN's."""
     hides_flops: bool = False
     """Its matmuls are no operations that FLOP counters know."""
+    lay_out: Callable[[ExpertWeights], object] | None = None
+    """Makes the copy of the weights that its first call would make."""
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -117,6 +134,7 @@ def backend(
     takes_slots: bool = False,
     owns_process: bool = False,
     hides_flops: bool = False,
+    lay_out: Callable[[ExpertWeights], object] | None = None,
 ) -> Callable[[Experts], Experts]:
     """Decorator: register an expert execution under its name; see `Backend` for the rest."""
 
@@ -131,6 +149,7 @@ def backend(
             takes_slots,
             owns_process,
             hides_flops,
+            lay_out,
         )
         return experts
 
@@ -150,6 +169,14 @@ def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
     if why is not None:
         raise ValueError(f"expert backend {name!r} does not run here: {why}")
     return BACKENDS[name].run
+
+
+def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot run a case here, in a few words; None: it can."""
+    backend = BACKENDS[name]
+    if backend.missing(device) is None and dtype not in backend.dtypes:
+        return f"it does not take {str(dtype).removeprefix('torch.')} on this machine"
+    return backend.missing(device)
 
 
 def feed_forward(

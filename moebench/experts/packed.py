@@ -13,7 +13,6 @@ kept from call to call. More than 32 MiB of new memory comes from the kernel, pa
 than 1 GB/s on a virtual machine: a third of the time of 1024 tokens of Qwen3-30B-A3B.
 """
 
-import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -24,9 +23,11 @@ from torch import Tensor
 
 from moebench.experts import ExpertWeights, activation, backend
 from moebench.experts.grouped import combine, grouped, slices
+from moebench.onednn import LEAST_ROWS, can_pack, linear, packed_weight
 from moebench.routing import Routing
 
-LEAST_ROWS = 4
+DTYPES = tuple(t for t in (torch.float32, torch.bfloat16, torch.float16) if can_pack(t))
+"""Types that oneDNN packs on this processor."""
 
 
 def missing(device: torch.device) -> str | None:
@@ -34,10 +35,14 @@ def missing(device: torch.device) -> str | None:
         return "it is for processors"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this torch was built without oneDNN"
-    return None
+    return None if DTYPES else "oneDNN packs no weights on this processor"
 
 
-@backend("packed", missing=missing, hides_flops=True)
+def lay_out(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
+    return weights.laid_out("packed", pack)
+
+
+@backend("packed", missing=missing, dtypes=DTYPES, hides_flops=True, lay_out=lay_out)
 def packed(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
@@ -45,12 +50,12 @@ def packed(
 
     With gradients, and for a type that oneDNN does not pack on this processor, `grouped` runs.
     """
-    if torch.is_grad_enabled() or not can_pack(x.dtype):
+    if torch.is_grad_enabled() or x.dtype not in DTYPES:
         return grouped(x, routing, weights)
     total = routing.num_assignments
     if total == 0:
         return torch.zeros_like(x)
-    matrices = weights.laid_out("packed", pack)
+    matrices = lay_out(weights)
     inner = weights.down.shape[2]
     is_single = routing.num_tokens == 1
     if is_single:
@@ -88,26 +93,7 @@ kept = Kept()
 
 def pack(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
     """Each expert's first and second matrix in oneDNN's blocks."""
-    reorder = torch.ops.mkldnn._reorder_linear_weight
     return [
-        (reorder(gate_up.detach(), LEAST_ROWS), reorder(down.detach(), LEAST_ROWS))
+        (packed_weight(gate_up), packed_weight(down))
         for gate_up, down in zip(weights.gate_up, weights.down, strict=True)
     ]
-
-
-def linear(x: Float[Tensor, "rows inputs"], packed: Tensor) -> Float[Tensor, "rows outputs"]:
-    """Multiply by a packed weight."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    return product
-
-
-@functools.cache
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this type on this processor."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return False
-    try:
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))
-    except RuntimeError:  # fp16 without the instructions for it
-        return False
-    return True

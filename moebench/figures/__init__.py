@@ -74,7 +74,7 @@ def foundation(run: KeptRun) -> str:
         f"Measured on {m.machine}; predictions priced on {m.hardware.title} "
         f"({m.hardware.source}). Model {_all(c.model for c in cases)}, random weights; "
         f"{_all(c.workload.dtype for c in cases)}, expert backend "
-        f"{_all(c.backend for c in cases)}, {_all(r.launch for r in records)} launches, "
+        f"{executions(cases)}, {_all(r.launch for r in records)} launches, "
         f"layers run: {_all(str(c.num_layers) for c in cases)}; {_contexts(cases)}. "
         f"Baseline: {m.baseline}, same weights, stream and rounds. Operating points: "
         f"{operating_points(cases)}. Cache: {temperature(run.records)}. "
@@ -84,6 +84,18 @@ def foundation(run: KeptRun) -> str:
 
 def _all(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values)) or "none"
+
+
+def executions(cases: Sequence[Case]) -> str:
+    """Expert backends, each with its phases where they are not the same in all."""
+    phases: dict[str, list[str]] = {}
+    for case in cases:
+        known = phases.setdefault(case.backend, [])
+        if case.workload.phase not in known:
+            known.append(case.workload.phase)
+    if len({frozenset(own) for own in phases.values()}) <= 1:
+        return _all(phases)
+    return ", ".join(f"{name} ({' and '.join(own)})" for name, own in phases.items())
 
 
 def _contexts(cases: Sequence[Case]) -> str:

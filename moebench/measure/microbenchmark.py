@@ -4,23 +4,31 @@ The input of a calibration. Products are called as experts call them (`linear` w
 shape [outputs, inputs]); weights come from a pool far larger than the last-level cache, so they
 are read from memory as those of a large model are. All sizes take turns, so that drift of the
 machine hits all of them alike. Data are random: zeros run faster.
+
+Attention is timed as a decode step and as a prefill call it: few queries against keys and values
+beyond the last-level cache, and as many queries as keys. Where oneDNN packs weights, products with
+packed weights are timed too, in the shapes of experts and from the rows on that experts compute.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
+from moebench import onednn
 from moebench.measure.environment import describe_machine
 from moebench.measure.latency import Clock, Progress, clock_for
 from moebench.measure.reference import reference_operation
+from moebench.ops import Layout
 from moebench.results import MatmulSample, Microbenchmarks
-from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Seconds
+from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, FlopsPerSecond, Seconds
 
 SHAPES = (
     (14336, 4096),
@@ -36,12 +44,23 @@ SHAPES = (
 """Outputs and inputs of the weights: experts from Mixtral's down to fine-grained ones, a router,
 and one so small that only the call is left."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+PACKED_SHAPES = tuple(shape for shape in SHAPES if shape not in ((4096, 4096), (128, 2048)))
+"""Neither attention's nor a router's: those are not packed."""
+PACKED_ROWS = tuple(rows for rows in ROWS if onednn.LEAST_ROWS <= rows <= 1024)
 MIN_PASSES, MAX_PASSES = 5, 25
 MIN_VISIT: Seconds = 0.5e-3
 """A timed visit repeats a product, with other weights each time, until it lasts about this."""
 POOL_CACHES = 4
 """The pool of weights is at least this many last-level caches."""
 POOL_LIMIT: Bytes = 1.5e9
+MOST_PACKED = 200
+"""Packed weights of a shape: as many as a visit of the smallest runs."""
+HEAD = 128
+"""Elements of a key and of a value, in attention."""
+QUERIES, CONTEXT = 4, 1024
+"""Of a decode step: the queries that share a head's keys, and the positions that they attend to."""
+HEADS, SEQUENCE = 32, 512
+"""Of a prefill."""
 SMALL_CALLS = 100
 FRESH = 1 << 27
 """Bytes of new memory: more than a C library keeps of what was freed (32 MiB at most in glibc)."""
@@ -67,6 +86,67 @@ class Pool:
         return cut.view(n, k)
 
 
+class PackedPool:
+    """Packed weights, of each shape some that take turns; together as large as their source."""
+
+    def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
+        share = pool.elements.numel() / max(1, len(shapes))
+        counts = {(n, k): min(MOST_PACKED, max(2, int(share / (n * k)))) for n, k in shapes}
+        self._turns = {
+            shape: itertools.cycle(
+                [onednn.packed_weight(pool.weight(*shape)) for _ in range(count)]
+            )
+            for shape, count in counts.items()
+        }
+
+    def weight(self, n: int, k: int) -> Tensor:
+        """The next weight of shape [n, k]."""
+        return next(self._turns[n, k])
+
+
+@dataclass(frozen=True)
+class Size:
+    """A matrix product to time."""
+
+    rows: int
+    n: int
+    k: int
+    layout: Layout = "plain"
+
+
+class Products:
+    """Runs a product of any size on random data."""
+
+    def __init__(self, pool: Pool, packed: PackedPool | None, sizes: Sequence[Size]) -> None:
+        self._inputs = pool.elements.new_empty(max(s.rows * s.k for s in sizes)).normal_()
+        self._weight: dict[Layout, Callable[[int, int], Tensor]] = {"plain": pool.weight}
+        if packed is not None:
+            self._weight["packed"] = packed.weight
+
+    def time(self, size: Size, repeats: int, clock: Clock) -> Seconds:
+        """Seconds of one product, over `repeats` of them with different weights."""
+        x = self._inputs[: size.rows * size.k].view(size.rows, size.k)
+        weights = [self._weight[size.layout](size.n, size.k) for _ in range(repeats)]
+        multiply = onednn.linear if size.layout == "packed" else linear
+
+        def work() -> None:
+            for weight in weights:
+                multiply(x, weight)
+
+        return clock.time(work) / repeats
+
+    def repeats(self, size: Size, clock: Clock) -> int:
+        """How many products fill `MIN_VISIT`; warms the size up as well."""
+        first, second = (self.time(size, 1, clock) for _ in range(2))
+        return max(1, min(200, math.ceil(MIN_VISIT / max(min(first, second), 1e-7))))
+
+
+def layouts(device: torch.device, dtype: str) -> tuple[Layout, ...]:
+    """Layouts of weights that matmuls are timed with on a device."""
+    can_pack = device.type == "cpu" and onednn.can_pack(getattr(torch, dtype))
+    return ("plain", "packed") if can_pack else ("plain",)
+
+
 @torch.inference_mode()
 def microbenchmarks(
     device: torch.device,
@@ -75,11 +155,14 @@ def microbenchmarks(
     progress: Progress | None = None,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     rows: Sequence[int] = ROWS,
+    packed_shapes: Sequence[tuple[int, int]] = PACKED_SHAPES,
+    packed_rows: Sequence[int] = PACKED_ROWS,
 ) -> Microbenchmarks:
     """Measure matrix products over sizes, memory bandwidth and the cost of a small call.
 
     At least `MIN_PASSES` passes over all sizes are made, more while the budget lasts. Memory:
-    the pool (at most `POOL_LIMIT` or twice the largest weight) and the largest product.
+    the pool (at most `POOL_LIMIT` or twice the largest weight), about as much again where weights
+    are packed, and the largest product.
 
     Args:
         device: where to compute.
@@ -88,32 +171,42 @@ def microbenchmarks(
         progress: told after every pass.
         shapes: outputs and inputs of the weights.
         rows: tokens of a product.
+        packed_shapes: the same for packed weights, where oneDNN packs.
+        packed_rows: tokens of a product with those.
     """
     clock = clock_for(device)
     start = clock.now()
     environment = describe_machine(device)
     cache = (environment.gpu.l2_cache if environment.gpu else environment.cpu.l3_cache) or 32e6
     pool = Pool(_pool_elements(shapes, dtype, cache), device, getattr(torch, dtype))
-    activations = pool.elements.new_empty(max(rows) * max(k for _, k in shapes)).normal_()
-
-    sizes = [(r, n, k) for n, k in shapes for r in rows]
-    repeats = {size: _repeats(size, pool, activations, clock) for size in sizes}
-    times: dict[tuple[int, int, int], list[Seconds]] = {size: [] for size in sizes}
+    sizes = [Size(r, n, k) for n, k in shapes for r in rows]
+    packed = None
+    if "packed" in layouts(device, dtype):
+        # Shapes take turns, so that all others' weights come between two uses of one.
+        sizes += [Size(r, n, k, "packed") for r in packed_rows for n, k in packed_shapes]
+        packed = PackedPool(pool, packed_shapes)
+    products = Products(pool, packed, sizes)
+    repeats = {size: products.repeats(size, clock) for size in sizes}
+    times: dict[Size, list[Seconds]] = {size: [] for size in sizes}
     reading: list[BytesPerSecond] = []
     copying: list[BytesPerSecond] = []
     fresh: list[BytesPerSecond] = []
     small: list[Seconds] = []
+    streaming: list[BytesPerSecond] = []
+    scoring: list[FlopsPerSecond] = []
     referred: list[Seconds] = []
     reference = reference_operation(device)
     reference()
     for number in range(MAX_PASSES):
         pass_start = clock.now()
         for size in sizes:
-            times[size].append(_time_matmul(size, repeats[size], pool, activations, clock))
+            times[size].append(products.time(size, repeats[size], clock))
         reading.append(_read_bandwidth(pool, clock))
         copying.append(_copy_bandwidth(pool, clock))
         fresh.append(_fresh_bandwidth(pool.elements, clock))
         small.append(_small_op(pool.elements[:4], clock))
+        streaming.append(_attention_bandwidth(pool, clock))
+        scoring.append(_attention_rate(pool, clock))
         referred.append(clock.time(reference))
         now = clock.now()
         if progress is not None:
@@ -124,7 +217,8 @@ def microbenchmarks(
         fingerprint=environment.fingerprint,
         taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
         matmuls=tuple(
-            MatmulSample(r, n, k, dtype, statistics.median(times[r, n, k])) for r, n, k in sizes
+            MatmulSample(s.rows, s.n, s.k, dtype, statistics.median(times[s]), s.layout)
+            for s in sizes
         ),
         read_bandwidth=statistics.median(reading),
         copy_bandwidth=statistics.median(copying),
@@ -133,6 +227,8 @@ def microbenchmarks(
         duration=clock.now() - start,
         reference=statistics.median(referred),
         commit=environment.software.commit,
+        attention_rate=statistics.median(scoring),
+        attention_bandwidth=statistics.median(streaming),
     )
 
 
@@ -140,17 +236,17 @@ def microbenchmarks(
 def recheck(device: torch.device, benchmarks: Microbenchmarks) -> float:
     """One product timed again: its time now over its time then, in less than a second.
 
-    The product with the most FLOPs among those that took at most `RECHECK_COST`; the best of the
-    repetitions, since other load only adds.
+    The plain product with the most FLOPs among those that took at most `RECHECK_COST`; the best of
+    the repetitions, since other load only adds.
     """
-    quick = [sample for sample in benchmarks.matmuls if sample.seconds <= RECHECK_COST]
-    sample = max(quick or benchmarks.matmuls, key=lambda s: s.rows * s.n * s.k)
-    size = (sample.rows, sample.n, sample.k)
+    plain = [sample for sample in benchmarks.matmuls if sample.layout == "plain"]
+    quick = [sample for sample in plain if sample.seconds <= RECHECK_COST]
+    sample = max(quick or plain, key=lambda s: s.rows * s.n * s.k)
+    size = Size(sample.rows, sample.n, sample.k)
     pool = Pool(2 * (sample.n * sample.k + 64), device, getattr(torch, sample.dtype))
-    activations = pool.elements.new_empty(sample.rows * sample.k).normal_()
-    clock = clock_for(device)
-    repeats = _repeats(size, pool, activations, clock)
-    now = min(_time_matmul(size, repeats, pool, activations, clock) for _ in range(7))
+    products, clock = Products(pool, None, [size]), clock_for(device)
+    repeats = products.repeats(size, clock)
+    now = min(products.time(size, repeats, clock) for _ in range(7))
     return now / sample.seconds
 
 
@@ -159,27 +255,6 @@ def _pool_elements(shapes: Sequence[tuple[int, int]], dtype: str, cache: Bytes) 
     largest = 2 * max(n * k for n, k in shapes)
     elements = max(largest, int(min(POOL_CACHES * cache, POOL_LIMIT)) // element)
     return math.ceil(elements / 4) * 4  # halves and fp32 words come out even
-
-
-def _time_matmul(
-    size: tuple[int, int, int], repeats: int, pool: Pool, activations: Tensor, clock: Clock
-) -> Seconds:
-    """Seconds of one product, over `repeats` of them with different weights."""
-    r, n, k = size
-    x = activations[: r * k].view(r, k)
-    weights = [pool.weight(n, k) for _ in range(repeats)]
-
-    def work() -> None:
-        for weight in weights:
-            linear(x, weight)
-
-    return clock.time(work) / repeats
-
-
-def _repeats(size: tuple[int, int, int], pool: Pool, activations: Tensor, clock: Clock) -> int:
-    """How many products fill `MIN_VISIT`; warms the size up as well."""
-    first, second = (_time_matmul(size, 1, pool, activations, clock) for _ in range(2))
-    return max(1, min(200, math.ceil(MIN_VISIT / max(min(first, second), 1e-7))))
 
 
 def _read_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
@@ -215,6 +290,31 @@ def _fresh_bandwidth(like: Tensor, clock: Clock) -> BytesPerSecond:
         like.new_empty(FRESH // like.element_size()).fill_(1)
 
     return FRESH / clock.time(work)
+
+
+def _attention_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
+    """Bytes of keys and values a second when a few queries attend to each head's: a decode step."""
+    size = 2 * CONTEXT * HEAD
+    heads = max(1, pool.elements.numel() // size)
+    length = min(CONTEXT, pool.elements.numel() // (2 * HEAD))
+    cache = pool.elements[: 2 * heads * length * HEAD].view(2, heads, 1, length, HEAD)
+    queries = torch.randn(heads, 1, QUERIES, HEAD, device=cache.device).to(cache.dtype)
+
+    def work() -> None:
+        scaled_dot_product_attention(queries, cache[0], cache[1])
+
+    return cache.nbytes / clock.time(work)
+
+
+def _attention_rate(pool: Pool, clock: Clock) -> FlopsPerSecond:
+    """FLOPs a second of causal attention over a sequence; pairs that do not attend do not count."""
+    shape = (3, 1, HEADS, SEQUENCE, HEAD)
+    query, key, value = torch.randn(shape, device=pool.elements.device).to(pool.elements.dtype)
+
+    def work() -> None:
+        scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    return 2 * HEADS * SEQUENCE * (SEQUENCE + 1) * HEAD / clock.time(work)
 
 
 def _small_op(x: Float[Tensor, " elements"], clock: Clock) -> Seconds:

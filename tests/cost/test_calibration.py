@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.cost.calibration import Calibration, calibrate, from_datasheet
+from moebench.cost.calibration import Calibration, MatmulPrices, calibrate, from_datasheet
+from moebench.ops import Layout
 from moebench.results import MatmulSample, Microbenchmarks
 from moebench.spec import HardwareSpec
 
@@ -21,34 +22,41 @@ CPU = HardwareSpec(
     memory_capacity=24e9,
     cache=32e6,
 )
+PLAIN = MatmulPrices(4e11, 15e9, 6.0, 2.0, 8e-6, 1, 0, 0.0, 0.0)
+PACKED = replace(PLAIN, bandwidth=18e9, row_overhead=0.5)
 TRUTH = Calibration(
     name="truth",
     hardware="test-cpu",
     dtype="bfloat16",
-    rate=4e11,
-    bandwidth=15e9,
-    row_overhead=6.0,
-    overlap=2.0,
-    matmul_overhead=8e-6,
+    plain=PLAIN,
+    packed=PACKED,
+    attention_rate=1e11,
+    attention_bandwidth=8e9,
     copy_bandwidth=10e9,
     launch_overhead=3e-6,
     fresh_bandwidth=None,
-    block=1,
-    median_error=0.0,
-    p90_error=0.0,
 )
+LAYOUTS: tuple[Layout, ...] = ("plain", "packed")
 
 
-def seconds(calibration: Calibration, rows: int, n: int, k: int) -> float:
+def seconds(prices: MatmulPrices, rows: int, n: int, k: int) -> float:
     moved = 2.0 * (n * k + rows * (n + k))
-    overhead, memory, compute = calibration.matmul(1, rows, 2.0 * rows * n * k, moved, 1)
-    return overhead + calibration.overlapped(memory, compute)
+    overhead, memory, compute = prices.parts(1, rows, 2.0 * rows * n * k, moved, 1)
+    return overhead + prices.overlapped(memory, compute)
 
 
 def benchmarks_of(calibration: Calibration, noise: float) -> Microbenchmarks:
     random = np.random.default_rng(0)
     samples = tuple(
-        MatmulSample(rows, n, k, "bfloat16", seconds(calibration, rows, n, k) * np.exp(noise * z))
+        MatmulSample(
+            rows,
+            n,
+            k,
+            "bfloat16",
+            seconds(calibration.matmuls(layout), rows, n, k) * np.exp(noise * z),
+            layout,
+        )
+        for layout in LAYOUTS
         for (n, k) in ((28672, 4096), (4096, 14336), (1024, 2048))
         for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
         for z in [random.standard_normal()]
@@ -58,20 +66,30 @@ def benchmarks_of(calibration: Calibration, noise: float) -> Microbenchmarks:
     )
 
 
-def test_a_machine_that_obeys_the_formula_is_recovered() -> None:
-    fitted = calibrate(CPU, benchmarks_of(TRUTH, noise=0.0), "bfloat16")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_machine_that_obeys_the_formula_is_recovered(layout: Layout) -> None:
+    fitted = calibrate(CPU, benchmarks_of(TRUTH, noise=0.0), "bfloat16").matmuls(layout)
     for rows in (1, 3, 24, 700):
         for n, k in ((14336, 4096), (4096, 4096)):
             assert seconds(fitted, rows, n, k) == pytest.approx(
-                seconds(TRUTH, rows, n, k), rel=0.01
+                seconds(TRUTH.matmuls(layout), rows, n, k), rel=0.01
             )
     assert fitted.median_error is not None and fitted.median_error < 0.005
 
 
 def test_the_stated_error_is_the_noise_that_was_there() -> None:
     fitted = calibrate(CPU, benchmarks_of(TRUTH, noise=0.1), "bfloat16")
-    assert fitted.median_error is not None
-    assert 0.03 < fitted.median_error < 0.12
+    for layout in LAYOUTS:
+        error = fitted.matmuls(layout).median_error
+        assert error is not None and 0.03 < error < 0.12
+
+
+def test_packed_weights_that_nobody_timed_are_priced_as_plain_ones() -> None:
+    """So do calibrations that were kept before there were any."""
+    both = benchmarks_of(TRUTH, noise=0.0)
+    plain = replace(both, matmuls=tuple(s for s in both.matmuls if s.layout == "plain"))
+    fitted = calibrate(CPU, plain, "bfloat16")
+    assert fitted.packed == fitted.plain == calibrate(CPU, both, "bfloat16").plain
 
 
 def test_too_few_matmuls_are_refused() -> None:
@@ -85,6 +103,15 @@ def test_a_dtype_without_a_peak_is_refused_with_the_near_miss() -> None:
         from_datasheet(CPU, "bfloat61")
 
 
+@given(rows=st.floats(1, 4), more=st.floats(1, 1000))
+def test_rows_that_are_borrowed_take_the_time_of_own_ones(rows: float, more: float) -> None:
+    def compute(rows: float, least_rows: float = 1.0) -> float:
+        return PACKED.parts(3, rows, 6 * rows * 4096 * 14336, 1.0, 3, least_rows)[2]
+
+    assert compute(rows, 4) == pytest.approx(compute(4))
+    assert compute(4 + more, 4) == compute(4 + more)
+
+
 positive = st.floats(1e-3, 1e3)
 
 
@@ -92,18 +119,18 @@ positive = st.floats(1e-3, 1e3)
 def test_more_rate_or_bandwidth_is_never_slower(rows: float, groups: float, faster: float) -> None:
     flops, moved = 2 * groups * rows * 4096 * 14336, 2 * groups * 4096 * (14336 + rows)
 
-    def total(calibration: Calibration) -> float:
-        overhead, memory, compute = calibration.matmul(groups, rows, flops, moved, groups)
-        return overhead + calibration.overlapped(memory, compute)
+    def total(prices: MatmulPrices) -> float:
+        overhead, memory, compute = prices.parts(groups, rows, flops, moved, groups)
+        return overhead + prices.overlapped(memory, compute)
 
-    before = total(TRUTH)
-    assert total(replace(TRUTH, rate=TRUTH.rate * faster)) <= before
-    assert total(replace(TRUTH, bandwidth=TRUTH.bandwidth * faster)) <= before
+    before = total(PLAIN)
+    assert total(replace(PLAIN, rate=PLAIN.rate * faster)) <= before
+    assert total(replace(PLAIN, bandwidth=PLAIN.bandwidth * faster)) <= before
 
 
 @given(memory=positive, compute=positive, p=st.floats(1, 8))
 def test_overlap_lies_between_the_larger_part_and_the_sum(
     memory: float, compute: float, p: float
 ) -> None:
-    together = replace(TRUTH, overlap=p).overlapped(memory, compute)
+    together = replace(PLAIN, overlap=p).overlapped(memory, compute)
     assert max(memory, compute) * (1 - 1e-9) <= together <= (memory + compute) * (1 + 1e-9)

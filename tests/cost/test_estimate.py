@@ -128,6 +128,30 @@ def test_training_holds_a_gradient_for_every_weight() -> None:
     assert train > 1.9 * prefill
 
 
+def test_packed_experts_lie_in_memory_twice() -> None:
+    load = ExpertLoad.expected(1, 8, fixed_k(2))
+    workload = Workload("decode", "decoder", 1, 1, 1024)
+    plain, packed = (
+        peak_memory(MIXTRAL, workload, (load, load), 8 * 4096, layout)
+        for layout in ("plain", "packed")  # type: ignore[arg-type]
+    )
+    assert packed - plain == 2 * 2 * 8 * 3 * 4096 * 14336
+
+
+def test_prices_of_packed_weights_are_those_of_packed_experts_and_of_nothing_else() -> None:
+    workload, load = Workload("decode", "decoder", 16), ExpertLoad.expected(16, 8, fixed_k(2))
+    router = policy("top-k").ops(MIXTRAL, 16, "bfloat16")
+    calibration = from_datasheet(GPU, "bfloat16")
+    streaming = replace(calibration.packed, bandwidth=2 * calibration.packed.bandwidth)
+    faster = replace(calibration, packed=streaming)
+    for name, changed in (("packed", {"experts"}), ("grouped", set())):
+        ops = layer_ops(MIXTRAL, workload, router, load, EXPERT_BACKENDS[name])
+        before, after = (
+            estimate(ops, load, 1, 0.0, GPU, prices).by_stage for prices in (calibration, faster)
+        )
+        assert {stage for stage in before if after[stage] < before[stage]} == changed
+
+
 def test_without_a_calibration_the_prediction_says_so_and_has_no_interval() -> None:
     result = predict(1, fixed_k(2), "moe")
     assert result.latency_low is None and result.latency_high is None

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moebench.experts import BACKENDS, Backend, ExpertWeights, load_backend
 from moebench.load import ExpertLoad
+from moebench.onednn import LEAST_ROWS
 from moebench.ops import EXPERT_BACKENDS, expert_ops
 from moebench.routing import Routing
 from moebench.spec import ModelSpec
@@ -252,6 +253,10 @@ def test_declared_launches_are_those_dispatched(
     load = ExpertLoad.observed(routing.tokens_per_expert.tolist(), NUM_TOKENS)
     declared = expert_ops(narrow, load, "bfloat16", EXPERT_BACKENDS[backend.name])
     assert launches.count == sum(op.launches for op in declared)
+
+
+def test_the_rows_that_packed_borrows_are_those_that_it_is_priced_with() -> None:
+    assert EXPERT_BACKENDS["packed"].least_rows == LEAST_ROWS
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest_name() -> None:

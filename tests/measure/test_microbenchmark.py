@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
+from moebench import onednn
 from moebench.measure.environment import describe_machine
-from moebench.measure.microbenchmark import Pool, microbenchmarks, recheck
+from moebench.measure.microbenchmark import PackedPool, Pool, layouts, microbenchmarks, recheck
 
 CPU = torch.device("cpu")
 SHAPES = ((64, 32), (48, 80))
@@ -18,12 +20,19 @@ def test_every_size_is_measured_and_every_figure_is_a_positive_number(
     monkeypatch.setattr("moebench.measure.microbenchmark.POOL_LIMIT", 4e6)
     told: list[float] = []
     benchmarks = microbenchmarks(
-        CPU, "float32", 0.1, lambda share, _: told.append(share), shapes=SHAPES, rows=(1, 3)
+        CPU, "float32", 0.1, lambda share, _: told.append(share), SHAPES, (1, 3), SHAPES, (5,)
     )
-    sizes = {(sample.n, sample.k, sample.rows) for sample in benchmarks.matmuls}
-    assert sizes == {(n, k, rows) for n, k in SHAPES for rows in (1, 3)}
+    sizes = {(s.layout, s.n, s.k, s.rows) for s in benchmarks.matmuls}
+    rows = {"plain": (1, 3), "packed": (5,)}
+    assert sizes == {
+        (layout, n, k, r)
+        for layout in layouts(CPU, "float32")
+        for n, k in SHAPES
+        for r in rows[layout]
+    }
     figures = [sample.seconds for sample in benchmarks.matmuls]
     figures += [benchmarks.read_bandwidth, benchmarks.copy_bandwidth, benchmarks.small_op]
+    figures += [benchmarks.attention_rate or 0, benchmarks.attention_bandwidth or 0]
     assert all(math.isfinite(figure) and figure > 0 for figure in figures)
     assert benchmarks.fingerprint == describe_machine(CPU).fingerprint
     assert len(told) >= 5
@@ -36,6 +45,16 @@ def test_the_pool_gives_a_weight_again_only_after_all_others() -> None:
     starts = [weight.data_ptr() for weight in weights]
     assert len(set(starts[:10])) == 10
     assert starts[:10] == starts[10:]
+
+
+@pytest.mark.skipif("packed" not in layouts(CPU, "float32"), reason="oneDNN packs nothing here")
+def test_a_product_with_a_packed_weight_is_that_with_the_weight_it_was_made_from() -> None:
+    pool = Pool(4 * 64 * 32, CPU, torch.float32)
+    packed = PackedPool(pool, [(64, 32)])  # takes the pool's four weights in turn
+    x = torch.randn(5, 32)
+    for _ in range(8):
+        expected = functional.linear(x, pool.weight(64, 32))
+        torch.testing.assert_close(onednn.linear(x, packed.weight(64, 32)), expected)
 
 
 def test_the_pool_is_random() -> None:

@@ -1,0 +1,41 @@
+"""Matmuls with a weight that oneDNN has laid out once, in the blocks that its kernels want.
+
+The calls that executing experts and timing them share. They are operators that torch's compiler
+uses and its documentation does not name: not every build has them.
+"""
+
+import functools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LEAST_ROWS = 4
+"""Kernels for one to three rows stream the weights no faster than those for four, by and large
+slower: whoever has fewer rows borrows some. Layouts are chosen for as many."""
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type on this processor."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        packed_weight(torch.zeros(16, 16, dtype=dtype))
+    except (AttributeError, RuntimeError):  # no such operator, or fp16 without the instructions
+        return False
+    return True
+
+
+def packed_weight(weight: Float[Tensor, "outputs inputs"]) -> Tensor:
+    """A copy of a weight in oneDNN's blocks; only `linear` can read it."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), LEAST_ROWS)
+    return packed
+
+
+def linear(x: Float[Tensor, "rows inputs"], packed: Tensor) -> Float[Tensor, "rows outputs"]:
+    """Multiply by a packed weight."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return product

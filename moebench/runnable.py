@@ -1,0 +1,64 @@
+"""Which planned cells run on this machine, and by which expert backend.
+
+A backend that the user named runs or is refused. One that only the suite chose gives way to its
+stand-in, if it has one, and every record then says what ran and why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from moebench.experts import BACKENDS, why_not
+from moebench.ops import EXPERT_BACKENDS
+from moebench.plan import Cell, changed
+from moebench.results import Caveat
+
+
+def runnable_cells(
+    planned: Sequence[Cell], device: torch.device, *, is_asked: bool = False
+) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+    """The cells that can run here, and a line for what is left out or executed by another backend.
+
+    Args:
+        planned: the cells.
+        device: where they are to run.
+        is_asked: the user named the backends; a suite's own choice gives way to its stand-in.
+
+    Raises:
+        ValueError: a backend does not run here, or must not share a process with another.
+    """
+    kept, said = [], []
+    for cell in planned:
+        name = cell.baseline.backend
+        why = why_not(name, device, getattr(torch, cell.workload.dtype))
+        stand_in = EXPERT_BACKENDS[name].stand_in
+        if why is not None and (is_asked or stand_in is None):
+            raise ValueError(f"expert backend {name!r} does not run here: {why}")
+        if why is not None and stand_in is not None:
+            cell = replace(
+                changed(cell, backend=stand_in), caveats=(_instead(name, stand_in, why),)
+            )
+            said.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
+        backend = BACKENDS[cell.baseline.backend]
+        if cell.workload.phase == "train" and not backend.has_gradients:
+            said.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
+        else:
+            kept.append(cell)
+    names = {cell.baseline.backend for cell in planned}
+    for name in names:
+        if BACKENDS[name].owns_process and len(names) > 1:
+            raise ValueError(
+                f"--experts: {name!r} brings a matmul library that must not share a process; "
+                "run it by itself"
+            )
+    return tuple(kept), tuple(dict.fromkeys(said))
+
+
+def _instead(name: str, stand_in: str, why: str) -> Caveat:
+    return Caveat(
+        "stand-in",
+        f"expert backend {name!r}, the suite's choice, does not run here: {why}",
+        f"{stand_in!r} ran instead; its speedups at few tokens may be others",
+        "name the backend (--experts), or use a processor and a torch that have it",
+    )
