@@ -138,8 +138,20 @@ EXPERT_BACKENDS = {
     for backend in (
         ExpertBackend("loop", 0, 1, 0, 2, 1, 6),
         ExpertBackend("grouped", 0, 1, 1, 0, 8, 0),
+        # Gathers, activates and joins experts of few rows together; those of many, one by one, for
+        # which four launches more do not count.
         ExpertBackend(
-            "packed", 0, 1, 0, 0, 7, 2, layout="packed", least_rows=4, stand_in="grouped"
+            "packed",
+            0,
+            1,
+            6,
+            0,
+            7,
+            0,
+            activation_launches=0,
+            layout="packed",
+            least_rows=4,
+            stand_in="grouped",
         ),
         # Kernels of others, with what the adapter does; a fused one is a call in all.
         ExpertBackend("transformers-eager", 0, 1, 26, 0, 0, 10),

@@ -1,0 +1,37 @@
+"""Packed execution: experts of few rows go together, and nobody sees a difference."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moebench.experts import ExpertWeights, packed
+from moebench.routing import Routing
+from moebench.spec import ModelSpec
+
+
+@pytest.mark.parametrize("most", [0, 4, 9, 40], ids="at most {} rows together".format)
+@pytest.mark.parametrize("num_tokens", [1, 2, 20])
+def test_experts_give_the_same_together_and_one_by_one(
+    tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch, num_tokens: int, most: int
+) -> None:
+    # Between them many an expert has fewer rows than are computed, the last one included.
+    model = replace(tiny, num_experts=8)
+    weights = ExpertWeights(model, torch.float32)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter)
+    scores = torch.rand(num_tokens, 8) * torch.arange(1, 9).rsqrt()
+    routing = Routing.from_slots(
+        *scores.topk(3), num_experts=8, keep=torch.rand(scores.shape[0], 3) < 0.9
+    )
+    x = torch.randn(num_tokens, model.hidden_size)
+    with torch.no_grad():
+        together = packed.packed(x, routing, weights)
+        monkeypatch.setattr(packed, "MOST_TOGETHER", most * weights.gate_up.shape[1])
+        assert torch.equal(packed.packed(x, routing, weights), together)
+
+
+def test_experts_are_taken_together_up_to_the_rows_allowed() -> None:
+    counts = [0, 2, 1, 0, 9, 3, 1, 1, 0]
+    found = [[expert for expert, _ in group] for group in packed.groups(counts, 4)]
+    assert found == [[1, 2], [4], [5, 6], [7]]
