@@ -36,7 +36,7 @@ QUICK_VISIT: Seconds = 0.02
 MOST_STEPS = 16
 WARM_ALL: Seconds = 0.5
 """Quicker entries are warmed up on every step that they cycle through: oneDNN generates a kernel
-for each new number of rows (0.3 ms a matrix), of which ragged steps have many and fixed ones few."""
+for each new number of rows (0.3 ms a matrix): ragged steps have many, fixed ones few."""
 LEAST_ROUNDS = 6
 SLOW_ENTRY = 12.0
 """A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
