@@ -42,6 +42,8 @@ def encode(value: Any, where: str = "") -> Any:
         raise ValueError(f"{where}: found {value}, expected a finite number, or None with a reason")
     if isinstance(value, str) and not _is_unicode(value):
         raise ValueError(f"{where}: found {value!r}, expected text that is Unicode")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{where}: found {value!r:.40}, expected a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"{where}: found a {type(value).__name__}, which a record cannot hold")
@@ -100,7 +102,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: found {value!r}, expected text that is Unicode")
     if isinstance(value, bool) and hint is not bool:
         raise ValueError(f"{where}: found {value!r}, expected a value of type {hint.__name__}")
-    return value
+    return encode(value, where)
 
 
 def _decode_dataclass(cls: type, table: Any, where: str) -> Any:

@@ -64,8 +64,9 @@ def test_every_float_keeps_all_its_bits(value: float) -> None:
 def test_a_number_that_is_not_finite_is_refused_with_its_path(value: float) -> None:
     record = measured_cell(manifest(), "moe", FIRST)[0]
     assert record.measurement is not None
-    spoiled = replace(record, measurement=replace(record.measurement, by_stage={"router": value}))
-    with pytest.raises(ValueError, match=r"measurement\.by_stage\.router: found (nan|inf)"):
+    energy = replace(record.measurement.energy, conditions={"clock": value})
+    spoiled = replace(record, measurement=replace(record.measurement, energy=energy))
+    with pytest.raises(ValueError, match=r"energy\.conditions\.clock: found (nan|inf)"):
         encode(spoiled)
 
 
