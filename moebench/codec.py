@@ -82,9 +82,14 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
             expected = ", ".join(map(repr, arguments))
             raise ValueError(f"{where}: found {value!r}, expected one of {expected}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         _expect(value, list, "a list", where)
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        is_row = origin is tuple and arguments[-1] is not Ellipsis
+        if is_row and len(value) != len(arguments):
+            raise ValueError(f"{where}: found {len(value)} values, expected {len(arguments)}")
+        hints = arguments if is_row else [arguments[0]] * len(value)
+        pairs = zip(hints, value, strict=True)
+        return origin(_decode(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(pairs))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _expect(value, dict, "a table", where)
         return {
