@@ -123,6 +123,7 @@ TABLE: dict[str, May] = {
     "suite": May(EVERYTHING, inside=("torch", "tqdm", "pandas")),
     "train": VERB,
     "doctor": VERB,
+    "evidence": VERB,
     "selftest": VERB,
     "calibrate": VERB,
     "claims": May((*FOUNDATION, "policies", "claims")),
