@@ -42,6 +42,8 @@ def encode(value: Any, where: str = "") -> Any:
         raise ValueError(f"{where}: found {value}, expected a finite number, or None with a reason")
     if isinstance(value, str) and not _is_unicode(value):
         raise ValueError(f"{where}: found {value!r}, expected text that is Unicode")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{where}: found {value!r:.40}, expected a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(f"{where}: found a {type(value).__name__}, which a record cannot hold")
@@ -80,9 +82,14 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
             expected = ", ".join(map(repr, arguments))
             raise ValueError(f"{where}: found {value!r}, expected one of {expected}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         _expect(value, list, "a list", where)
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        is_row = origin is tuple and arguments[-1] is not Ellipsis
+        if is_row and len(value) != len(arguments):
+            raise ValueError(f"{where}: found {len(value)} values, expected {len(arguments)}")
+        hints = arguments if is_row else [arguments[0]] * len(value)
+        pairs = zip(hints, value, strict=True)
+        return origin(_decode(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(pairs))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _expect(value, dict, "a table", where)
         return {
@@ -100,7 +107,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: found {value!r}, expected text that is Unicode")
     if isinstance(value, bool) and hint is not bool:
         raise ValueError(f"{where}: found {value!r}, expected a value of type {hint.__name__}")
-    return value
+    return encode(value, where)
 
 
 def _decode_dataclass(cls: type, table: Any, where: str) -> Any:

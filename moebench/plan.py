@@ -4,7 +4,6 @@ A cell is one workload with all its routers: the unit of work, of interleaving a
 The first router of a suite is the baseline of every ratio.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -276,17 +275,6 @@ def suite_path(name: str) -> Path:
 def suite_kind(path: Path) -> str:
     """What a suite compares: "routers", or "experts" (`moebench.execution`)."""
     return str(read_toml(path).get("kind", "routers"))
-
-
-def is_execution(suite: str | None, resumed: Path | None) -> bool:
-    """Whether a suite, or the run to take up, compares expert backends."""
-    if suite is not None:
-        return suite_kind(suite_path(suite)) == "experts"
-    try:
-        manifest = json.loads((resumed / "manifest.json").read_text()) if resumed else {}
-    except (OSError, ValueError):
-        return False  # reading the run says what is wrong with it
-    return "absent" in manifest
 
 
 def suite_title(path: Path) -> str:

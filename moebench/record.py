@@ -13,7 +13,6 @@ failure, and the lines of a cell that was cut off are set aside and the cell is 
 """
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,14 +23,17 @@ from typing import Any, Literal
 from moebench.codec import decode, encode
 from moebench.lines import Line, append_lines, check_schema, read_lines, set_aside
 from moebench.results import SCHEMA, SEALED_SINCE, Failure, Record
+from moebench.seal import read_document, write_document
 from moebench.spec import HardwareSpec
-from moebench.storage import acquire, release, replace_file
+from moebench.storage import acquire, release
 from moebench.units import Seconds, slug
 
 MANIFEST = "manifest.json"
 PREDICTIONS = "predictions.jsonl"
 RECORDS = "records.jsonl"
 FAILURES = "failures.jsonl"
+BACKENDS_ABSENT = "absent"
+"""Key that only manifests of runs of expert backends have."""
 
 Status = Literal["running", "done", "interrupted"]
 
@@ -123,6 +125,34 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a run of either kind, as a plain table.
+
+    Raises:
+        ValueError: no run there, an unreadable or damaged manifest, or a newer version's.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        why = f"no {MANIFEST}" if directory.is_dir() else "no such directory"
+        if directory.is_file():
+            why = f"found a file, expected the directory that holds its {MANIFEST}"
+        raise ValueError(f"{directory}: not a run: {why}")
+    table = read_document(path)
+    check_schema(table, str(path))
+    return table
+
+
+def compares_backends(directory: Path) -> bool:
+    """Whether a directory holds a run of a suite of expert backends (`moebench.execution`).
+
+    False where none can be read: who loads the run says what is wrong.
+    """
+    try:
+        return BACKENDS_ABSENT in read_manifest(directory)
+    except ValueError:
+        return False
+
+
 def load_run(directory: Path) -> KeptRun:
     """Read a run's directory without changing it.
 
@@ -132,19 +162,13 @@ def load_run(directory: Path) -> KeptRun:
     Raises:
         ValueError: no run there, an unreadable manifest, or a schema newer than this version.
     """
-    manifest_path = directory / MANIFEST
-    try:
-        table = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{directory}: not a run: no {MANIFEST}") from error
-    except OSError as error:
-        raise ValueError(f"{manifest_path}: cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise ValueError(f"{manifest_path}: not valid JSON: nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{manifest_path}: not valid JSON: {error}") from error
-    check_schema(table, str(manifest_path))
-    manifest = decode(Manifest, table, str(manifest_path))
+    table = read_manifest(directory)
+    if BACKENDS_ABSENT in table:
+        raise ValueError(
+            f"{directory}: a run of expert backends, which are compared with one another inside "
+            "it; expected a run of routers (python -m moebench.report shows this one)"
+        )
+    manifest = decode(Manifest, table, str(directory / MANIFEST))
     sealed = manifest.schema >= SEALED_SINCE
     predictions = read_lines(directory / PREDICTIONS, Record, all_sealed=sealed)
     records = read_lines(directory / RECORDS, Record, all_sealed=sealed)
@@ -220,8 +244,7 @@ class Run:
         Raises:
             ValueError: not a run, held by a living process, or not writable.
         """
-        if not (directory / MANIFEST).is_file():
-            raise ValueError(f"{directory}: not a run: no {MANIFEST}")
+        read_manifest(directory)
         lock = acquire(directory)
         try:
             kept = load_run(directory)
@@ -309,8 +332,7 @@ class Run:
             self.close()
 
     def _replace_manifest(self, manifest: Manifest) -> None:
-        text = json.dumps(encode(manifest), indent=1, ensure_ascii=False) + "\n"
-        replace_file(self.directory / MANIFEST, text.encode())
+        write_document(self.directory / MANIFEST, encode(manifest))
         self.kept = replace(self.kept, manifest=manifest)
 
 

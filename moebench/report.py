@@ -31,7 +31,7 @@ from moebench.document import (
 )
 from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
 from moebench.ops import EXPERT_BACKENDS
-from moebench.record import KeptRun, load_run
+from moebench.record import KeptRun, compares_backends, load_run
 from moebench.results import Record
 from moebench.storage import replace_file
 from moebench.table import (
@@ -431,6 +431,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     options = parser.parse_args(arguments)
     try:
+        if compares_backends(options.run):
+            # Imports torch, which reports of other runs never need.
+            from moebench.execution.verb import report_execution
+
+            report_execution(options.run, options.json)
+            return 0
         run = load_run(options.run)
         write_report(run)
         if options.json:

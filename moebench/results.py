@@ -9,9 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moebench.load import ExpertLoad
-from moebench.ops import Layout
+from moebench.ops import STAGES, Layout
 from moebench.spec import Case, Launch
-from moebench.units import Bytes, BytesPerSecond, Flops, FlopsPerSecond, Joules, Seconds, Watts
+from moebench.units import (
+    Bytes,
+    BytesPerSecond,
+    Flops,
+    FlopsPerSecond,
+    Joules,
+    Seconds,
+    Watts,
+    nearest,
+)
 
 SCHEMA = 2
 """Of a run's files. 2: every line ends with its checksum."""
@@ -19,6 +28,9 @@ SEALED_SINCE = 2
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]
 Stop = Literal["precise", "budget", "max-rounds", "no-case-left"]
+LEAST, MOST = 1e-30, 1e30
+"""Seconds, bytes, FLOPs and joules beyond them were never measured: a record that says so was
+edited or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,11 @@ class Interval:
     """None where too few rounds were measured to say."""
     level: float
     """Nominal coverage of [low, high], e.g. 0.95."""
+
+    def __post_init__(self) -> None:
+        _check(self, "value", "low", "high", least=LEAST)
+        _check(self, "level", most=1)
+        _check_order(self)
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,11 @@ class Estimate:
     caveats: tuple[Caveat, ...] = ()
     bytes_moved: Bytes | None = None
     """Compulsory traffic of one step: places the case on a roofline."""
+
+    def __post_init__(self) -> None:
+        _check(self, "latency", "latency_low", "latency_high", "flops", least=LEAST)
+        _check(self, "peak_memory", "energy", "assignments", "distinct_experts", "bytes_moved")
+        _check_stages(self.by_stage)
 
 
 @dataclass(frozen=True)
@@ -146,6 +168,11 @@ class Sample:
     work: float | None = None
     """Distinct experts that these steps touched, over all steps and layers; None: not known."""
 
+    def __post_init__(self) -> None:
+        _check(self, "round", "position", "first_step", "work")
+        _check(self, "num_steps", least=1)
+        _check(self, "seconds", least=LEAST)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -168,6 +195,9 @@ class Memory:
     """Times that allocator had to give memory back before it found room (GPU only)."""
     device_used: Bytes | None = None
     """Of the whole board after the step, by anybody, as NVML has it (GPU only)."""
+
+    def __post_init__(self) -> None:
+        _check(self, "weights", "cache", "activations", "reserved", "device_used")
 
     @property
     def peak(self) -> Bytes | None:
@@ -255,6 +285,9 @@ class FlopCount:
     """The expert backend that ran while the counters watched, under the same routing, where they
     cannot look into the case's own; None: the case's own."""
 
+    def __post_init__(self) -> None:
+        _check(self, "closed_form", "traced_closed_form", "fvcore", "torch")
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -293,6 +326,14 @@ class Measurement:
     launch: Launch | None = None
     """How the timed steps were launched; None in runs that did not keep it, whose case says it."""
 
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise ValueError("samples: found none, expected at least one round")
+        _check_stages(self.by_stage)
+        _check(self, "measured_mean_k")
+        _check(self.load, "num_tokens", "distinct_experts")
+        _check(self.energy, "joules", least=LEAST)
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -311,6 +352,11 @@ class Ratio:
     """None for computed kinds."""
     n: int
     """Rounds that the interval rests on."""
+
+    def __post_init__(self) -> None:
+        _check(self, "value", "low", "high", least=LEAST)
+        _check(self, "n")
+        _check_order(self)
 
 
 @dataclass(frozen=True)
@@ -392,3 +438,28 @@ class Failure:
     written_at: str
     details: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+
+def _check(table: Any, *names: str, least: float = 0, most: float = MOST) -> None:
+    """Refuse a number that nothing can have; None has its reason elsewhere.
+
+    Raises:
+        ValueError: outside `least` to `most`.
+    """
+    for name in names:
+        found = getattr(table, name)
+        if found is not None and not least <= found <= most:
+            raise ValueError(f"{name}: found {found!r:.40}, expected {least:g} to {most:g}")
+
+
+def _check_order(interval: Interval | Ratio) -> None:
+    if interval.low is not None and interval.high is not None and interval.low > interval.high:
+        raise ValueError(f"low: found {interval.low:g}, expected at most high = {interval.high:g}")
+
+
+def _check_stages(by_stage: Mapping[str, Seconds]) -> None:
+    for stage, seconds in by_stage.items():
+        if stage not in STAGES:
+            raise ValueError(f"by_stage: unknown stage {stage!r}{nearest(stage, STAGES)}")
+        if not 0 <= seconds <= MOST:
+            raise ValueError(f"by_stage.{stage}: found {seconds:g}, expected 0 to {MOST:g}")

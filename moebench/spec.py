@@ -27,6 +27,8 @@ from moebench.units import (
 MOST = {"num_layers": 2**12, "num_experts": 2**14}
 """Beyond any network; other sizes are bounded by `MOST_SIZE`."""
 MOST_SIZE = 2**28
+MOST_TOKENS = 2**40
+"""Sequences, or tokens of one."""
 DType = Literal["float32", "bfloat16", "float16", "float8"]
 Phase = Literal["decode", "prefill", "train"]
 Level = Literal["moe", "decoder"]
@@ -221,11 +223,14 @@ class HardwareSpec:
     def __post_init__(self) -> None:
         _require_at_least(1, self, "num_processors")
         for name in ("memory_bandwidth", "memory_capacity", "clock"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name}: found 0, expected more")
+            found = getattr(self, name)
+            if found is not None and found <= 0:
+                raise ValueError(f"{name}: found {found:g}, expected more than 0")
         for dtype, rate in self.peak.items():
-            if rate == 0:
-                raise ValueError(f"peak.{dtype}: found 0, expected more (leave out what it lacks)")
+            if rate <= 0:
+                raise ValueError(
+                    f"peak.{dtype}: found {rate:g}, expected more than 0 (leave out what it lacks)"
+                )
 
     def peak_for(self, dtype: str) -> FlopsPerSecond:
         """Dense peak of a dtype.
@@ -252,6 +257,13 @@ class Workload:
     """Tokens of each sequence that are already in the KV cache; the cache does not grow."""
     dtype: DType = "bfloat16"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("sequence_length", 1), ("context_length", 0)):
+            if not least <= getattr(self, name) <= MOST_TOKENS:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r:.40}, expected {least} to {MOST_TOKENS}"
+                )
 
     @property
     def num_tokens(self) -> int:

@@ -28,14 +28,22 @@ from moebench.plan import (
     Kind,
     Suite,
     cells,
-    is_execution,
     load_suite,
+    suite_kind,
     suite_names,
     suite_path,
     suite_title,
 )
 from moebench.progress import Bar
-from moebench.record import KeptRun, Manifest, PlannedCell, Run, load_run, run_id
+from moebench.record import (
+    KeptRun,
+    Manifest,
+    PlannedCell,
+    Run,
+    compares_backends,
+    load_run,
+    run_id,
+)
 from moebench.results import Record
 from moebench.spec import HardwareSpec, load_hardware
 from moebench.table import predicted_table, render_text
@@ -121,7 +129,10 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
         raise ValueError(f"--layers: found {options.layers}, expected at least 1")
     if options.write_hardware:
         return _write_hardware(options)
-    if is_execution(options.suite, options.resume):
+    is_of_backends = options.resume is not None and compares_backends(options.resume)
+    if options.suite is not None:
+        is_of_backends = suite_kind(suite_path(options.suite)) == "experts"
+    if is_of_backends:
         from moebench.execution.verb import run_execution
 
         signal.signal(signal.SIGTERM, _terminate)

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from moebench import console
 from moebench.cost.energy.leaveout import dense_backbones_path, score_backbones_left_out
+from moebench.cost.energy.score import validate_energy
 from moebench.cost.energy.table import (
     EnergyTable,
     is_energy_table,
     read_backbones,
     read_energy_table,
-    validate_energy,
 )
 from moebench.cost.kernels.crossval import as_fit, full_fit
 from moebench.cost.kernels.dense import (
@@ -72,29 +72,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return validate_run(options.run, options.earlier, options.json)
     if options.table is None:
         parser.error("which table? (or --run DIR)")
-    if is_energy_table(options.table):
-        return _validate_energy(options)
     try:
-        rows = _rows_of(options.calibration)
-        table = read_table(options.table)
-        dense = _dense_fits(options.gemm)
-        fits = None if options.fits is None else _fits_of(options.fits)
-        if options.leave_out and table.kind == "gemm":
-            raise ValueError("--leave-out: found a table of dense matmuls, expected another one")
-        if options.leave_out == "backbone":
-            raise ValueError(f"--leave-out: found 'backbone', but {table.path} is of latencies")
-        if options.leave_out not in (None, "device") and table.kind == "pairs":
-            raise ValueError(
-                f"--leave-out: found {options.leave_out!r}, expected 'device': all pairs are of "
-                "one shape"
-            )
+        if is_energy_table(options.table):
+            return _validate_energy(options)
+        return _validate_latencies(options)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        console.say(f"error: {error}")
         return 2
+
+
+def _validate_latencies(options: argparse.Namespace) -> int:
+    """Score a table of layer latencies, of pairs or of dense matmuls; the exit status."""
+    rows = _rows_of(options.calibration)
+    table = read_table(options.table)
+    dense = _dense_fits(options.gemm)
+    fits = None if options.fits is None else _fits_of(options.fits)
+    if options.leave_out and table.kind == "gemm":
+        raise ValueError("--leave-out: found a table of dense matmuls, expected another one")
+    if options.leave_out == "backbone":
+        raise ValueError(f"--leave-out: found 'backbone', but {table.path} is of latencies")
+    if options.leave_out not in (None, "device") and table.kind == "pairs":
+        raise ValueError(
+            f"--leave-out: found {options.leave_out!r}, expected 'device': all pairs are of "
+            "one shape"
+        )
     _say(table.unread())
     if not len(table):
-        print(f"{table.path}: no row could be read", file=sys.stderr)
-        return 2
+        raise ValueError(f"{table.path}: no row could be read")
     calibration, seed = options.calibration, options.seed
     if table.kind == "gemm":
         scores, skipped = dense_scores(table, calibration, rows, seed)
@@ -113,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.leave_out is not None:
         document["leave_out"] = options.leave_out
     if not document["n"]:
-        print(f"{table.path}: nothing could be priced", file=sys.stderr)
-        return 2
+        raise ValueError(f"{table.path}: nothing could be priced")
     print(json.dumps(document, indent=1) if options.json else text(document))
     if options.plot is not None:
         for path in draw_scores(table, scores, options.plot):
@@ -128,11 +131,9 @@ def _validate_energy(options: argparse.Namespace) -> int:
     """Score a table of energy; the exit status."""
     score = None
     if options.leave_out not in (None, "backbone"):
-        print(
-            f"--leave-out: found {options.leave_out!r}, expected 'backbone' of a table of energy",
-            file=sys.stderr,
+        raise ValueError(
+            f"--leave-out: found {options.leave_out!r}, expected 'backbone' of a table of energy"
         )
-        return 2
     if options.leave_out == "backbone":
 
         def score(table: EnergyTable) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _validate_energy(options: argparse.Namespace) -> int:
 
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line, file=sys.stderr)
+        console.say(line)
 
 
 def _parser() -> argparse.ArgumentParser:

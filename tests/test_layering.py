@@ -18,7 +18,7 @@ import moebench
 
 PACKAGE = Path(moebench.__file__).parent
 FOUNDATION = ("units", "strict", "load", "spec", "results", "ops")
-RECORDS = ("codec", "storage", "lines", "record", "noise", "resampling", "compare")
+RECORDS = ("codec", "storage", "seal", "lines", "record", "noise", "resampling", "compare")
 KEPT = (*RECORDS, "table", "figures", "document", "report")
 EVERYTHING = ("*",)
 
@@ -90,8 +90,11 @@ TABLE: dict[str, May] = {
     # 2d: kept and said.
     "codec": May(FOUNDATION, ("numpy",)),
     "storage": May(FOUNDATION),
+    "seal": May((*FOUNDATION, "storage")),
     "lines": May((*FOUNDATION, "codec", "storage")),
-    "record": May((*FOUNDATION, "codec", "storage", "lines"), ("numpy", "scipy"), ("pandas",)),
+    "record": May(
+        (*FOUNDATION, "codec", "storage", "seal", "lines"), ("numpy", "scipy"), ("pandas",)
+    ),
     "noise": May((*FOUNDATION, "codec", "storage")),
     "resampling": May((), ("numpy", "scipy")),
     "compare": May((*FOUNDATION, *RECORDS, "across", "console"), ("numpy", "scipy"), ("pandas",)),
@@ -101,7 +104,10 @@ TABLE: dict[str, May] = {
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),
     "document": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",)),
-    "report": May((*FOUNDATION, *KEPT, "console"), ("numpy", "scipy"), ("pandas", "matplotlib")),
+    # A run of expert backends is said by their own report, inside the function that meets one.
+    "report": May(
+        (*FOUNDATION, *KEPT, "console", "execution"), ("numpy", "scipy"), ("pandas", "matplotlib")
+    ),
     # 3: verbs and what they wire with.
     "plan": May((*FOUNDATION, "policies"), ("numpy",)),
     "forecast": May((*FOUNDATION, "policies", "cost", "plan", "record"), ("numpy",)),
@@ -119,6 +125,7 @@ TABLE: dict[str, May] = {
     "suite": May(EVERYTHING, inside=("torch", "tqdm", "pandas")),
     "train": VERB,
     "doctor": VERB,
+    "evidence": VERB,
     "selftest": VERB,
     "calibrate": VERB,
     "claims": May((*FOUNDATION, "policies", "claims")),
@@ -142,6 +149,7 @@ TORCHLESS = (
     "cost.estimate",
     "codec",
     "storage",
+    "seal",
     "record",
     "noise",
     "resampling",

@@ -1,6 +1,8 @@
 """The README's commands work: `make` targets exist, and every moebench command line runs."""
 
+import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -9,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from moebench.codec import decode
+from moebench.evidence import read_evidence
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -141,6 +146,73 @@ def test_every_number_of_the_table_is_in_the_report_of_a_committed_run() -> None
         workload = cells[0].strip("*") or workload
         missing = set(cells[2:]) - known[workload, cells[1]] - {""}
         assert not missing, f"{workload}, {cells[1]}: {missing} is in no record"
+
+
+def selftest_rows(path: Path) -> list[list[str]]:
+    from moebench.doctor import selftest_table
+    from moebench.selftest import Selftest
+
+    where, found = read_evidence(path)
+    return table_rows(selftest_table(decode(Selftest, found, path.name), where))
+
+
+def overhead_rows(path: Path) -> list[list[str]]:
+    from nvml.overhead import table
+
+    return table_rows(table(read_evidence(path)[1]))
+
+
+def peers_rows(path: Path) -> list[list[str]]:
+    from nvml.peers import table
+
+    return table_rows(table(read_evidence(path)[1]["columns"]))
+
+
+QUOTED = {
+    "selftest": ("selftest/*/*.json", selftest_rows),
+    "overhead": ("instruments/*/*-overhead.json", overhead_rows),
+    "peers": ("instruments/*/*-peers.json", peers_rows),
+}
+"""By the name of the README's block: where its records are, and the rows of one of them."""
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_what_the_readme_says_of_the_instruments_is_in_the_record_that_it_links(name: str) -> None:
+    """Between <!-- NAME --> and <!-- /NAME --> stand a record's table and a link to it."""
+    where, rows = QUOTED[name]
+    if not sorted((ROOT / "results").glob(where)):
+        pytest.skip(f"no record of {name} is committed")
+    assert README.count(f"<!-- {name} -->") == 1, f"a record of {name} is not quoted"
+    block = README[README.index(f"<!-- {name} -->") : README.index(f"<!-- /{name} -->")]
+    (link,) = re.findall(r"\]\((results/\S+\.json)\)", block)
+    assert table_rows(block) == rows(ROOT / link), f"not what {link} says"
+
+
+def test_a_record_of_the_selftest_says_where_it_is_from_and_gives_its_table_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_selftest import made_up
+
+    from moebench import doctor
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "selftest", lambda *arguments: made_up())
+    out = tmp_path / "results" / "selftest"
+    assert doctor.main(["--selftest", "--device", "cpu", "--json", "--out", str(out)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (path,) = out.glob("*/*.json")
+    where, found = read_evidence(path)
+    assert path.parent.name == where.machine and path.stem == where.run
+    assert document["aa_rate"] == found["aa_rate"] == 0.05 and len(where.load_average) == 3
+    text = path.read_text()
+    assert platform.node() not in text.split('"') and str(Path.home()) not in text
+    shown = table_rows(path.with_suffix(".md").read_text())
+    assert shown == selftest_rows(path)
+    assert shown[1][:2] == ["A/A false positives", "5.0 % [3.0, 8.0]"]
+    path.write_text(text.replace('"aa_rate": 0.05', '"aa_rate": 0.04'))
+    with pytest.raises(ValueError, match="its checksum does not fit"):
+        read_evidence(path)
+    assert doctor.main(["--out", str(out), "--device", "cpu"]) == 2
 
 
 def table_rows(text: str) -> list[list[str]]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, 
 from moebench import storage
 from moebench.codec import decode, encode
 from moebench.lines import sealed
-from moebench.record import Run, load_run, run_id
+from moebench.record import Manifest, Run, load_run, read_manifest, run_id
 from moebench.results import Failure, Microbenchmarks, Record
+from moebench.seal import read_document, write_document
 from moebench.spec import HardwareSpec, Level
 from moebench.units import slug
 
@@ -64,8 +66,9 @@ def test_every_float_keeps_all_its_bits(value: float) -> None:
 def test_a_number_that_is_not_finite_is_refused_with_its_path(value: float) -> None:
     record = measured_cell(manifest(), "moe", FIRST)[0]
     assert record.measurement is not None
-    spoiled = replace(record, measurement=replace(record.measurement, by_stage={"router": value}))
-    with pytest.raises(ValueError, match=r"measurement\.by_stage\.router: found (nan|inf)"):
+    energy = replace(record.measurement.energy, conditions={"clock": value})
+    spoiled = replace(record, measurement=replace(record.measurement, energy=energy))
+    with pytest.raises(ValueError, match=r"energy\.conditions\.clock: found (nan|inf)"):
         encode(spoiled)
 
 
@@ -234,7 +237,7 @@ def test_a_directory_that_cannot_be_written_is_a_message(tmp_path: Path) -> None
 def test_a_manifest_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     directory = write_run(tmp_path, SMALL)
     path = directory / "manifest.json"
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    write_document(path, read_document(path) | {"schema": 3})
     with pytest.raises(ValueError, match=r"manifest\.json: found schema 3, expected at most 2"):
         load_run(directory)
 
@@ -252,11 +255,44 @@ def test_a_line_of_a_newer_schema_is_refused_if_it_really_is_one(tmp_path: Path)
         load_run(directory)
 
 
+def test_a_flipped_byte_of_a_manifest_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, SMALL)
+    path = directory / "manifest.json"
+    whole, before = path.read_bytes(), load_run(directory).manifest
+    rng = Random(0)
+    named = 0
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= rng.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            assert decode(Manifest, read_manifest(directory), "manifest.json") == before
+        except ValueError as refusal:
+            named += 1
+            assert str(path) in str(refusal) or "manifest.json: unknown key" in str(refusal)
+    assert named > 0.6 * len(range(0, len(whole), 7)), "most bytes are not spaces"
+
+
+def test_a_manifest_says_the_same_however_it_is_indented(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, SMALL)
+    path = directory / "manifest.json"
+    before = load_run(directory).manifest
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(sorted(table.items())), indent=4))
+    assert load_run(directory).manifest == before
+    path.write_text(json.dumps(table | {"title": "Other"}))
+    with pytest.raises(ValueError, match=r"manifest\.json: damaged \(its checksum does not fit"):
+        load_run(directory)
+    del table["crc32"]
+    path.write_text(json.dumps(table | {"title": "Other"}))
+    assert load_run(directory).manifest.title == "Other", "without a checksum it loads as it is"
+
+
 def as_schema_1(directory: Path) -> None:
     """Turn a run into what was written before lines had checksums."""
     for path in directory.glob("*.json*"):
         text = path.read_text().replace('"schema": 2', '"schema": 1')
-        path.write_text(re.sub(', "crc32": "[0-9a-f]{8}"', "", text))
+        path.write_text(re.sub(r',\s*"crc32": "[0-9a-f]{8}"', "", text))
 
 
 def test_a_run_without_checksums_is_read_and_resumed(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The suite verb from end to end at toy size: what it writes, refuses, and survives."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 from moebench.cell import NotANumber, ReadyCell
 from moebench.forecast import Estimates
 from moebench.record import load_run
+from moebench.seal import read_document, write_document
 from moebench.suite import main
 
 pytestmark = pytest.mark.usefixtures("calibrated")
@@ -90,7 +90,7 @@ def test_a_dry_run_leaves_nothing_behind(
         (["smoke", "--time-budget", "8"], "--time-budget: found no unit in '8'"),
         (["smoke", "--layers", "0"], "--layers: found 0, expected at least 1"),
         (["smoke", "--device", "tpu"], "--device: found 'tpu', expected auto, cpu, cuda"),
-        (["--resume", "nowhere"], "nowhere: not a run: no manifest.json"),
+        (["--resume", "nowhere"], "nowhere: not a run: no such directory"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -191,9 +191,9 @@ def test_a_run_of_another_machine_is_not_resumed(
 ) -> None:
     main([suite, "--device", "cpu", "--out", str(tmp_path / "results"), "--only", "ada-k"])
     directory = run_of(tmp_path / "results")
-    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest = read_document(directory / "manifest.json")
     manifest["environment"]["fingerprint"] = "another"
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_document(directory / "manifest.json", manifest)
     assert main(["--resume", str(directory)]) == 2
     assert "measured on another machine" in capsys.readouterr().err
 

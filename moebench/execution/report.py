@@ -1,13 +1,21 @@
 """The run said: one table of all rows, the figures asked with what was reached, and a picture."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench.document import Block, Command, Heading, Paragraph, Picture, markdown, plain_grid
+from moebench.document import (
+    Block,
+    Bullets,
+    Command,
+    Heading,
+    Paragraph,
+    Picture,
+    markdown,
+    plain_grid,
+)
 from moebench.execution.mixes import REFERENCE
-from moebench.execution.run import CellResult, load_results
+from moebench.execution.results import CellResult, ExecutionManifest, KeptCells
 from moebench.execution.table import (
     DEFAULT,
     Finding,
@@ -25,32 +33,36 @@ from moebench.units import text
 COLUMNS = ("backend", "time", "95 %", "matmul", "read", "bound", f"/ {DEFAULT}", "95 % ", "n")
 
 
-def write_report(directory: Path) -> None:
-    """Write `report.md` and the figure beside the cells."""
-    cells = load_results(directory)
-    draw(cells, directory / "execution.png")
+def write_report(run: KeptCells) -> None:
+    """Write `report.md` and the figure beside the cells.
+
+    Raises:
+        ValueError: there is no cell yet, or a file cannot be written.
+    """
+    directory = run.directory
+    if not run.cells:
+        raise ValueError(f"{directory}: no cell was measured yet; nothing to report")
+    draw(run.cells, directory / "execution.png")
     caption = (
         "Left: time of each backend over the default's, same rounds, with 95 % intervals. Right: "
         "what fewer assignments save in the bound, and in time."
     )
     png = (directory / "execution.png").read_bytes()
     plate = Plate("execution", "Expert execution", caption, png)
-    blocks = report_blocks(directory, cells, Picture(plate))
+    blocks = report_blocks(run, Picture(plate))
     replace_file(directory / "report.md", markdown(blocks).encode())
 
 
-def terminal_report(directory: Path) -> str:
+def terminal_report(run: KeptCells) -> str:
     """The whole table as text."""
-    return markdown(report_blocks(directory, load_results(directory), None))
+    return markdown(report_blocks(run, None))
 
 
-def report_blocks(
-    directory: Path, cells: Sequence[CellResult], picture: Picture | None
-) -> list[Block]:
-    manifest = json.loads((directory / "manifest.json").read_text())
+def report_blocks(run: KeptCells, picture: Picture | None) -> list[Block]:
+    manifest, cells = run.manifest, run.cells
     blocks: list[Block] = [
-        Heading(manifest["title"], 1),
-        Command(manifest["command"]),
+        Heading(manifest.title, 1),
+        Command(manifest.command),
         Paragraph(_rests_on(manifest, cells)),
     ]
     if picture is not None:
@@ -76,16 +88,17 @@ def report_blocks(
         for entry, error in cell.errors.items():
             blocks.append(Paragraph(f"{entry}: {error}"))
     blocks += _figures_asked(cells)
+    if run.problems:
+        blocks += [Heading("What is wrong with the files of this run"), Bullets(run.problems)]
     return blocks
 
 
-def _rests_on(manifest: dict[str, Any], cells: Sequence[CellResult]) -> str:
-    absent = "; ".join(f"{name}: {why}" for name, why in manifest["absent"].items())
-    done = f"{len(cells)} of {len(manifest['cells'])} cells"
+def _rests_on(manifest: ExecutionManifest, cells: Sequence[CellResult]) -> str:
+    absent = "; ".join(f"{name}: {why}" for name, why in manifest.absent.items())
+    done = f"{len(cells)} of {len(manifest.cells)} cells"
     return (
-        f"{manifest['environment']['cpu']['model']}, "
-        f"{manifest['environment']['software']['num_threads']} threads, torch "
-        f"{manifest['environment']['software']['torch']}; {done}; run {manifest['run']}. From the "
+        f"{manifest.fact('cpu', 'model')}, {manifest.fact('software', 'num_threads')} threads, "
+        f"torch {manifest.fact('software', 'torch')}; {done}; run {manifest.run}. From the "
         "router's slots to the layer's output, sorting included; medians of interleaved rounds, "
         "every round in random order, each backend that brings its own matmul library in its own "
         "process. matmul and read: shares of the rates measured in the same rounds; bound: the "

@@ -1,17 +1,15 @@
 """Measure the suite `experts`: rounds in which every backend and mix of a cell takes its turn.
 
-A run is a directory with `manifest.json` and one line a cell in `cells.jsonl`, written as soon as
-the cell is done; `--resume` goes on after the last one.
+A cell's line is written (`moebench.execution.results`) as soon as the cell is done; `--resume` goes
+on after the last one.
 """
 
-import json
 import math
 import random
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -23,13 +21,22 @@ import torch
 from moebench import __version__
 from moebench.codec import encode
 from moebench.execution.plan import CellPlan, ExecutionSuite, planned_cells
+from moebench.execution.results import (
+    CELLS,
+    CellResult,
+    ExecutionManifest,
+    load_manifest,
+    load_results,
+)
 from moebench.execution.work import PROBE_WORK, STEPS, serve
 from moebench.experts import BACKENDS
+from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.progress import Bar
-from moebench.record import run_id
-from moebench.storage import append_bytes, replace_file
-from moebench.units import Seconds, slug
+from moebench.record import MANIFEST, run_id
+from moebench.results import SCHEMA
+from moebench.seal import write_document
+from moebench.units import Seconds, printable, slug
 
 QUICK_VISIT: Seconds = 0.02
 """A visit of quick steps runs as many of them as fill this."""
@@ -42,21 +49,6 @@ SLOW_ENTRY = 12.0
 """A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
 SLOW_ROUNDS = 3
 SHARED = "shared"
-CELLS = "cells.jsonl"
-
-
-@dataclass
-class CellResult:
-    """What one cell gave."""
-
-    plan: CellPlan
-    loads: dict[str, list[tuple[int, int]]]
-    """For each mix, assignments and touched experts of each step."""
-    samples: dict[str, dict[str, list[tuple[int, int, Seconds]]]] = field(default_factory=dict)
-    """By backend (or "router NAME") and mix: round, first step, seconds a step."""
-    limits: dict[str, list[Seconds]] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    num_steps: dict[str, int] = field(default_factory=dict)
 
 
 class Workers:
@@ -137,34 +129,35 @@ def measure(
         run = run_id(started, (environment.software.commit or f"v{__version__}")[:9])
         directory = out / suite.name / machine_slug(environment) / run
         directory.mkdir(parents=True)
-        manifest = {
-            "run": run,
-            "suite": suite.name,
-            "suite_sha256": suite.text_sha256,
-            "title": suite.file.title,
-            "command": shlex.join(["python", "-m", "moebench.suite", *argv]),
-            "argv": list(argv),
-            "environment": encode(environment),
-            "backends": backends,
-            "absent": absent,
-            "cells": [plan.key for plan in plans],
-            "started_at": started.isoformat(timespec="seconds"),
-        }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        replace_file(directory / "manifest.json", text.encode())
+        manifest = ExecutionManifest(
+            run=run,
+            suite=suite.name,
+            suite_sha256=suite.text_sha256,
+            title=suite.file.title,
+            command=shlex.join(["python", "-m", "moebench.suite", *argv]),
+            argv=tuple(argv),
+            environment=encode(environment),
+            backends=tuple(backends),
+            absent=absent,
+            cells=tuple(plan.key for plan in plans),
+            started_at=started.isoformat(timespec="seconds"),
+            schema=SCHEMA,
+        )
+        write_document(directory / MANIFEST, encode(manifest))
     else:
         directory = resumed
-        manifest = json.loads((directory / "manifest.json").read_text())
-        found = manifest["environment"]["fingerprint"]
-        if found != environment.fingerprint or manifest["suite_sha256"] != suite.text_sha256:
+        manifest = load_manifest(directory)
+        is_here = manifest.fingerprint == environment.fingerprint
+        if not is_here or manifest.suite_sha256 != suite.text_sha256:
             raise ValueError(
                 f"{directory}: was measured on another machine, with other software, or from "
                 "another version of the suite; a run cannot mix two"
             )
     kept = load_results(directory)
-    if kept:  # without a line that a crash cut off
-        replace_file(directory / CELLS, b"".join(_line(result) for result in kept))
-    finished = {result.plan.key for result in kept}
+    for problem in kept.problems:
+        print(printable(f"note: {problem}"), file=sys.stderr)
+    set_aside(directory / CELLS, kept.lines)
+    finished = {result.plan.key for result in kept.cells}
     todo = [plan for plan in plans if plan.key not in finished]
     if todo:
         allowed = budget or (math.inf if is_full else suite.file.time_budget)
@@ -222,7 +215,7 @@ def _measure_cells(
                 bar.tell(plan.key)
                 share = left / (len(todo) - index)
                 result = _measure_cell(suite, plan, backends, workers, 3 * share)
-                append_bytes(directory / CELLS, _line(result))
+                append_lines(directory / CELLS, [result])
     finally:
         workers.close()
 
@@ -288,27 +281,3 @@ def _entries(
         fit = [name for name in fit if BACKENDS[name].has_gradients]
     entries = [(name, mix) for mix in plan.mixes for name in fit]
     return entries + [(f"router {name}", plan.mixes[0]) for name in routers]
-
-
-def _line(result: CellResult) -> bytes:
-    return (json.dumps(asdict(result), separators=(",", ":")) + "\n").encode()
-
-
-def load_results(directory: Path) -> list[CellResult]:
-    """The cells that a run has; a line that a crash cut off is dropped."""
-    path = directory / CELLS
-    results = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            table = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        plan = {**table["plan"], "mixes": tuple(table["plan"]["mixes"])}
-        loads = {mix: [(a, t) for a, t in steps] for mix, steps in table["loads"].items()}
-        samples = {
-            what: {mix: [(r, f, s) for r, f, s in found] for mix, found in mixes.items()}
-            for what, mixes in table["samples"].items()
-        }
-        read = {**table, "plan": CellPlan(**plan), "loads": loads, "samples": samples}
-        results.append(CellResult(**read))
-    return results

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moebench.execution.mixes import REFERENCE
-from moebench.execution.run import CellResult
+from moebench.execution.results import CellResult
 from moebench.execution.work import PROBE_WORK
 from moebench.results import Interval
 from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Flops, Seconds

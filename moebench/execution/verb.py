@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 
+from moebench.codec import encode
 from moebench.execution.plan import load_execution_suite
 from moebench.execution.report import terminal_report, write_report
-from moebench.execution.run import load_results, measure
+from moebench.execution.results import load_manifest, load_results
+from moebench.execution.run import measure
 from moebench.plan import suite_path
-from moebench.units import quantity
+from moebench.units import printable, quantity
 
 FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "write_hardware")
 """Options of suites that compare routers."""
@@ -25,7 +28,7 @@ def run_execution(
     """
     resumed, as_json, budget = options.resume, options.json, options.time_budget
     if resumed is not None:
-        argv = json.loads((resumed / "manifest.json").read_text())["argv"]
+        argv = load_manifest(resumed).argv
         options = parser.parse_args(argv)
     for name in FOREIGN:
         if getattr(options, name):
@@ -41,10 +44,22 @@ def run_execution(
         options.experts,
         quantity(budget, "time") if budget else None,
     )
-    write_report(directory)
+    report_execution(directory, as_json)
+    return 0
+
+
+def report_execution(directory: Path, as_json: bool) -> None:
+    """Write the report of a run of expert backends from its cells, and print it.
+
+    Raises:
+        ValueError: the run cannot be read, or has no cell yet.
+    """
+    kept = load_results(directory)
+    for problem in kept.problems:
+        print(printable(f"note: {problem}"), file=sys.stderr)
+    write_report(kept)
     if as_json:
-        cells = [asdict(result) for result in load_results(directory)]
+        cells = [encode(result) for result in kept.cells]
         print(json.dumps({"directory": str(directory), "cells": cells}))
     else:
-        print(terminal_report(directory))
-    return 0
+        print(terminal_report(kept))

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from moebench.execution.plan import load_execution_suite, planned_cells
-from moebench.execution.run import SLOW_ROUNDS, load_results
+from moebench.execution.results import load_results
+from moebench.execution.run import SLOW_ROUNDS
 from moebench.suite import main
 
 SUITE = """
@@ -74,7 +75,7 @@ def test_a_backend_that_is_not_here_must_not_be_asked_for(
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(written(tmp_path)), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     (directory,) = (tmp_path / "out" / "toy").glob("*/*")
-    whole = load_results(directory)
+    whole = load_results(directory).cells
     assert [cell.plan.num_tokens for cell in whole] == [1, 8, 8]
     assert set(whole[1].samples) == {"grouped", "packed", "router ada-k"}
     # Under load an entry may seem slow, and slow ones run fewer rounds.
@@ -92,6 +93,6 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     kept = cells.read_text().splitlines(keepends=True)
     cells.write_text(kept[0] + kept[1][:40])  # as a crash leaves it
     assert main(["--resume", str(directory)]) == 0
-    again = load_results(directory)
+    again = load_results(directory).cells
     assert [cell.plan.key for cell in again] == [cell.plan.key for cell in whole]
     assert again[0] == whole[0]

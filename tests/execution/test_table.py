@@ -3,7 +3,7 @@
 import pytest
 
 from moebench.execution.plan import CellPlan
-from moebench.execution.run import CellResult
+from moebench.execution.results import CellResult
 from moebench.execution.table import findings, limits_of, lines, median, paired, router_shares
 from moebench.execution.work import PROBE_WORK
 from moebench.spec import load_model

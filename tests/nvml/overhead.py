@@ -1,6 +1,7 @@
 """What following a counter costs the work beside it, in the two ways that it can.
 
-`PYTHONPATH=tests python -m nvml.overhead [PAIRS]`, two and a half minutes for the default of 400.
+`PYTHONPATH=tests python -m nvml.overhead [PAIRS] [--json] [--out results/instruments]`, two and a
+half minutes for the default of 400.
 
 - **As a neighbour.** The reader is a process of its own. One thread computes without a pause, in
   slices of 50 ms; in each pair of slices, in random order, the reader runs in one and is stopped
@@ -14,7 +15,6 @@
 "together" is the sum of both. What a call costs inside a real driver is in neither.
 """
 
-import json
 import math
 import os
 import random
@@ -23,14 +23,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from nvml.saying import arguments_of, say
 from nvml.simulator import UUID, compile_library
 
+from moebench.document import markdown, plain_grid
+from moebench.evidence import circumstances, evidence
 from moebench.measure import energy as instrument
 from moebench.measure.energy import QUICK
 from moebench.measure.energy_process import Reader
@@ -152,8 +156,21 @@ def interval(values: Vector) -> dict[str, float]:
     return {"value": float(trimmed_mean(values)), "low": low, "high": high}
 
 
+def table(found: Mapping[str, Any]) -> str:
+    """What was found in Markdown."""
+    rows = [
+        (what, ", ".join(f"{100 * value[end]:.3f} %" for end in ("value", "low", "high")))
+        for what, value in found.items()
+        if isinstance(value, Mapping)
+    ]
+    rows += [(what, f"{found[what]:.4f}") for what in found if isinstance(found[what], float)]
+    return markdown([plain_grid((f"{found['pairs']} pairs", "share, 95 % from, to"), rows)])
+
+
 def main(arguments: list[str]) -> int:
-    pairs = int(arguments[0]) if arguments else PAIRS
+    options = arguments_of("nvml.overhead", arguments)
+    pairs = options.pairs or PAIRS
+    where = circumstances("PYTHONPATH=tests python -m nvml.overhead", CPU)
     torch.set_num_threads(1)
     visit = matmuls()
     with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +191,7 @@ def main(arguments: list[str]) -> int:
         "the reader's own processor seconds a second": float(np.mean(shares)),
         "listening, share of the load's thread": interval(listening),
     }
-    print(json.dumps(summary, indent=1))
+    say(options, evidence(summary, where), table(summary), "-overhead")
     return 0
 
 

@@ -1,8 +1,8 @@
 """zeus and codecarbon on the same simulated board and the same traces as moebench.
 
-`PYTHONPATH=tests python -m nvml.peers` installs both in a throw-away environment, runs them, and
-prints one table. Time is virtual: all three read the same library, and the load between "begin"
-and "end" takes no real time.
+`PYTHONPATH=tests python -m nvml.peers [--json] [--out results/instruments]` installs both in a
+throw-away environment, runs them, and prints one table. Time is virtual: all three read the same
+library, and the load between "begin" and "end" takes no real time.
 """
 
 import json
@@ -12,13 +12,14 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nvml.loads import QUICK, Case, Load, play, random_case
+from nvml.saying import arguments_of, say
 from nvml.simulator import Simulator, compile_library
 
 ROOT = Path(__file__).parents[2]
@@ -143,10 +144,26 @@ def ours(library: Path) -> dict[str, Any]:
     return found
 
 
+def table(found: Mapping[str, Mapping[str, str]]) -> str:
+    """What each of them said in Markdown; columns by name."""
+    from moebench.document import markdown, plain_grid
+
+    rows = [(row, *(found[name][row] for name in found)) for row in found["moebench"]]
+    titles = ["", *(name.replace("==", " ") for name in PEERS), "moebench"]
+    return markdown([plain_grid(titles, rows, range(4))])
+
+
 def main(arguments: list[str]) -> int:
-    if arguments:
+    if arguments[:1] in (["zeus"], ["codecarbon"]):
         print(json.dumps(peer(arguments[0], Path(arguments[1]))))
         return 0
+    # Only here: the environment of the peers has no torch.
+    import torch
+
+    from moebench.evidence import circumstances, evidence
+
+    options = arguments_of("nvml.peers", arguments)
+    where = circumstances("PYTHONPATH=tests python -m nvml.peers", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         library = compile_library(Path(folder))
         environment = Path(folder, "environment")
@@ -171,10 +188,7 @@ def main(arguments: list[str]) -> int:
                 raise SystemExit(f"{name} failed:\n{done.stderr}")
             columns[name] = json.loads(done.stdout.splitlines()[-1])
         columns["moebench"] = ours(library)
-    print("| | zeus 0.16.0 | codecarbon 3.3.2 | moebench |\n|---|---|---|---|")
-    for row in columns["moebench"]:
-        cells = " | ".join(str(columns[name][row]) for name in columns)
-        print(f"| {row} | {cells} |")
+    say(options, evidence({"columns": columns}, where), table(columns), "-peers")
     return 0
 
 

@@ -5,11 +5,12 @@ those of a GPU with the same chip or the ones that all fitted GPUs share, as rat
 and with a wider interval.
 """
 
+import dataclasses
 import functools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,11 +19,15 @@ from moebench.cost.energy.cases import PRECISIONS, Cases, Floats
 from moebench.cost.energy.power import EnergyParameters, bounded, limits
 from moebench.results import Caveat
 from moebench.spec import HardwareSpec, load_hardware
-from moebench.strict import from_mapping
+from moebench.strict import from_mapping, read_toml
 from moebench.units import Bytes, Flops, Joules, Seconds, Watts
 
 SHARED = "shared"
 """File of the coefficients for GPUs without rows of their own."""
+LARGEST = 1e12
+"""Of a coefficient, in its own unit."""
+WIDEST = 20.0
+"""Of the logarithms of an interval's ends."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ class Widths:
     power: tuple[float, ...]
     energy_per_token: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        for name, ends in dataclasses.asdict(self).items():
+            if len(ends) != 2 or not -WIDEST <= ends[0] <= ends[1] <= WIDEST:
+                raise ValueError(
+                    f"{name}: found {list(ends)!r:.80}, expected two logarithms, the smaller first"
+                )
+
 
 @dataclass(frozen=True)
 class EnergyFit:
@@ -66,6 +78,14 @@ class EnergyFit:
     parameters: EnergyParameters
     unseen_backbone: Error
     intervals: Widths
+
+    def __post_init__(self) -> None:
+        if self.gpu != SHARED:
+            limits(load_hardware(self.gpu))
+        numbers = {"mean_power": self.mean_power, **dataclasses.asdict(self.parameters)}
+        for name, value in numbers.items():
+            if not 0 < value <= LARGEST:
+                raise ValueError(f"{name}: found {value:g}, expected more than 0")
 
 
 @dataclass(frozen=True)
@@ -101,10 +121,18 @@ def shipped_energy() -> Mapping[str, EnergyFit]:
     found = {}
     for entry in sorted(files("moebench").joinpath("data/energy").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".toml"):
-            table = tomllib.loads(entry.read_text(encoding="utf-8"))
-            fit = from_mapping(EnergyFit, table, f"data/energy/{entry.name}")
+            fit = read_energy_fit(Path(str(entry)))
             found[fit.gpu] = fit
     return found
+
+
+def read_energy_fit(path: Path) -> EnergyFit:
+    """The coefficients of one file.
+
+    Raises:
+        ValueError: a key that is unknown, missing or ill-typed, or a number that cannot be.
+    """
+    return from_mapping(EnergyFit, read_toml(path), f"{path.parent.name}/{path.name}")
 
 
 def energy_calibration(name: str) -> EnergyCalibration:

@@ -60,13 +60,7 @@ class HeldOut:
         """
         if self.basis is None:
             raise ValueError(f"{self.experiment!r} belongs to no basis")
-        return Residuals(
-            self.basis,
-            self.rows.kernel.family,
-            self.rows.hardware.name,
-            self.rows.cases.num_tokens,
-            self.log_error,
-        )
+        return Residuals.of(self.basis, self.rows, self.log_error)
 
 
 def full_fit(rows: Measured, count: int = ROWS) -> Parameters:

@@ -169,15 +169,14 @@ def dense_groups(table: Table) -> tuple[list[DenseGroup], dict[str, NDArray[np.i
         here = np.flatnonzero(systems == system)
         try:
             hardware = load_hardware(system)
+            peak = hardware.peak_for("bfloat16")
         except ValueError as error:
             skipped[f"column system: {error}"] = here
             continue
         m, n, k = (table.numbers[name][here] for name in ("m", "n", "k"))
         data = DenseRows(hardware, m, n, k, table.numbers["latency_us"][here] * 1e-6)
         moved = BYTES_PER_ELEMENT["bfloat16"] * (m * n + n * k + m * k)
-        least = np.maximum(
-            moved / hardware.memory_bandwidth, 2 * m * n * k / hardware.peak_for("bfloat16")
-        )
+        least = np.maximum(moved / hardware.memory_bandwidth, 2 * m * n * k / peak)
         good = is_plausible(data.seconds, least)
         if not good.all():
             odd = skipped.get(NOT_MICROSECONDS, np.array([], dtype=np.int64))

@@ -6,7 +6,6 @@ errors (data/kernels/intervals.toml), so that 90 % means 90 %.
 """
 
 import functools
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,8 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.cost.kernels.fit import REGIME_NAMES, REGIMES
+from moebench.cost.kernels.fit import REGIME_NAMES, REGIMES, Measured
 from moebench.cost.kernels.samplers import Floats
+from moebench.strict import from_mapping, read_toml
+from moebench.units import nearest
 
 Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stranger"]
 """What the parameters rest on: many rows of the kernel on the device, and the shape among them;
@@ -33,6 +34,8 @@ are assumed: this far on the way from an unseen shape's to an unseen device's.""
 LEVEL = 0.90
 LEAST_ROWS = 60
 """Residuals below which a family's own quantiles are not trusted and all families' are used."""
+WIDEST = 20.0
+"""Of the logarithms in a file: beyond it, an interval says nothing at all."""
 RATIO_STEP = float(np.log(8 / 6))
 """Log ratio of assignments for which the errors of ratios were measured."""
 
@@ -50,6 +53,11 @@ class Residuals:
     """log(measured / predicted)."""
     is_parallel: bool = False
     """Ratios under expert parallelism, where the load of the fullest rank is one draw of many."""
+
+    @classmethod
+    def of(cls, basis: Basis, rows: Measured, log_error: Floats) -> "Residuals":
+        """Errors on measured rows of one kernel on one device."""
+        return cls(basis, rows.kernel.family, rows.hardware.name, rows.cases.num_tokens, log_error)
 
 
 Bounds = Mapping[str, tuple[float, float]]
@@ -220,17 +228,64 @@ def write_widths(widths: Widths, path: Path, note: str) -> None:
 def shipped_widths() -> Widths:
     """The calibrated widths of data/kernels/intervals.toml."""
     entry = files("moebench") / "data" / "kernels" / "intervals.toml"
-    table = tomllib.loads(entry.read_text(encoding="utf-8"))
-    latency = {
-        basis: {family: _bounds(bounds) for family, bounds in families.items()}
-        for basis, families in table["latency"].items()
-    }
-    ratios = [
-        {basis: _bounds(bounds) for basis, bounds in table[kind].items()}
-        for kind in ("ratio", "parallel_ratio")
-    ]
-    return Widths(latency, *ratios)
+    return read_widths(Path(str(entry)))
 
 
-def _bounds(table: Mapping[str, list[float]]) -> Bounds:
+@dataclass(frozen=True)
+class _File:
+    """What intervals.toml holds."""
+
+    latency: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]]
+    ratio: Mapping[str, Mapping[str, tuple[float, ...]]]
+    parallel_ratio: Mapping[str, Mapping[str, tuple[float, ...]]]
+
+
+def read_widths(path: Path) -> Widths:
+    """Calibrated widths as `write_widths` wrote them.
+
+    Raises:
+        ValueError: a basis, "any" family or token regime that is unknown or missing, or bounds
+            that are not around 0.
+    """
+    where = f"{path.parent.name}/{path.name}"
+    file = from_mapping(_File, read_toml(path), where)
+    for kind, table in (
+        ("latency", file.latency),
+        ("ratio", file.ratio),
+        ("parallel_ratio", file.parallel_ratio),
+    ):
+        _check_keys(table, BASES, f"{where}: {kind}")
+    latency = {}
+    for basis, families in file.latency.items():
+        if "any" not in families:
+            raise ValueError(f"{where}: latency.{basis}: missing key 'any', expected all families")
+        latency[basis] = {
+            family: _bounds(bounds, f"{where}: latency.{basis}.{family}")
+            for family, bounds in families.items()
+        }
+    ratio, parallel_ratio = (
+        {basis: _bounds(bounds, f"{where}: {kind}.{basis}") for basis, bounds in table.items()}
+        for kind, table in (("ratio", file.ratio), ("parallel_ratio", file.parallel_ratio))
+    )
+    return Widths(latency, ratio, parallel_ratio)
+
+
+def _bounds(table: Mapping[str, tuple[float, ...]], where: str) -> Bounds:
+    _check_keys(table, REGIME_NAMES, where)
+    for regime, ends in table.items():
+        if len(ends) != 2 or not -WIDEST <= ends[0] <= 0 <= ends[1] <= WIDEST:
+            raise ValueError(
+                f"{where}: {regime!r}: found {list(ends)!r:.80}, expected two logarithms around 0"
+            )
     return {regime: (ends[0], ends[1]) for regime, ends in table.items()}
+
+
+def _check_keys(table: Mapping[str, object], known: Iterable[str], where: str) -> None:
+    """Exactly the known keys."""
+    names = list(known)
+    for key in table:
+        if key not in names:
+            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, names)}")
+    for name in names:
+        if name not in table:
+            raise ValueError(f"{where}: missing key {name!r}")

@@ -91,16 +91,6 @@ class _Part:
     rows: Measured
     log_error: Floats
 
-    @property
-    def residuals(self) -> Residuals:
-        return Residuals(
-            self.basis,
-            self.rows.kernel.family,
-            self.rows.hardware.name,
-            self.rows.cases.num_tokens,
-            self.log_error,
-        )
-
 
 def predict_left_out(
     groups: Sequence[LeftOutGroup],
@@ -284,7 +274,11 @@ def _with_interval(
         known = unseen.get(part.unit)
         bounds = known[basis] if known else shipped_widths().latency[basis]["any"]
     else:
-        others = [one.residuals for one in parts if one.unit != part.unit]
+        others = [
+            Residuals.of(one.basis, one.rows, one.log_error)
+            for one in parts
+            if one.unit != part.unit
+        ]
         alike = [one for one in others if one.family == family]
         bounds = bounds_of(alike or others)
     widths = Widths({part.basis: {"any": bounds}}, {}, {})

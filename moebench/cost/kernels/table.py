@@ -7,9 +7,10 @@ Columns are those of the reference tables: `gpu_moe_latency`, `gpu_moe_topk_pair
 import csv
 import gzip
 import hashlib
+import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.cost.kernels.samplers import Floats
+from moebench.spec import MOST_SIZE
+from moebench.units import printable
 
 Kind = Literal["latency", "pairs", "gemm"]
 
@@ -31,6 +34,13 @@ COLUMNS: Mapping[Kind, tuple[str, ...]] = {
 OPTIONAL: Mapping[str, str] = {"gated": "1", "slow_tactic": "0", "split": "", "moe_dtype": ""}
 """Columns that may be left out, and what is then assumed."""
 COUNTS = frozenset((*SHAPE, "topk", "m", "n", "k"))
+MOST_COUNTED = {"num_experts": 2**14, "topk": 2**10}
+"""Beyond any network: a larger number is a slip; other counts are bounded by `MOST_SIZE`."""
+MOST_MICROSECONDS = 1e12
+LEAST_MICROSECONDS = 1e-6
+MOST_EXPONENT = 16.0
+"""Of a power law: all tokens on the first experts, long before."""
+LONGEST_NAME = 200
 FLAGS = frozenset(("gated", "slow_tactic"))
 LATENCIES = frozenset(("latency_us", "latency_us_top8", "latency_us_top6"))
 DTYPES = {
@@ -120,6 +130,7 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"{path}: found an empty file, expected a header and rows")
     kind = _kind(path, header)
     names = (*COLUMNS[kind], *(OPTIONAL if kind != "gemm" else ()))
+    check_unique(path, header, names)
     places = {name: header.index(name) for name in names if name in header}
     columns: dict[str, list[Any]] = {name: [] for name in names}
     problems: list[Problem] = []
@@ -169,17 +180,23 @@ def read_rows(path: Path) -> Iterator[list[str]]:
     Raises:
         ValueError: the file cannot be read (to its end).
     """
+    number = 0
     try:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
-        elif path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as stream:
-                yield from csv.reader(stream)
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                yield from csv.reader(stream)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+            return
+        is_packed = path.suffix == ".gz"
+        open_text = gzip.open if is_packed else open
+        with open_text(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            for row in csv.reader(stream):
+                number += 1
+                yield row
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: cannot be read after line {number}: not UTF-8 text") from error
+    except (EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read after line {number}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[list[str]]:
@@ -196,6 +213,19 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
     yield list(table)
     for row in zip(*table.values(), strict=True):
         yield ["" if value is None else str(value) for value in row]
+
+
+def check_unique(path: Path, header: Sequence[str], names: Iterable[str]) -> None:
+    """Refuse a table in which nobody can tell which of two columns is meant.
+
+    Raises:
+        ValueError: a column that is read stands in the header more than once.
+    """
+    for name in names:
+        if header.count(name) > 1:
+            raise ValueError(
+                f"{path}: line 1: found column {name!r} {header.count(name)} times, expected once"
+            )
 
 
 def _kind(path: Path, header: Sequence[str]) -> Kind:
@@ -216,22 +246,37 @@ def _value(name: str, text: str) -> Any:
     """One cell; the message of the ValueError says what was expected."""
     text = text.strip()
     if name in LATENCIES:
-        return _number(text, "a positive number of microseconds", lambda x: 0 < x < float("inf"))
+        return _number(
+            text,
+            f"a positive number of microseconds, {LEAST_MICROSECONDS:g} to {MOST_MICROSECONDS:g}",
+            lambda x: LEAST_MICROSECONDS <= x <= MOST_MICROSECONDS,
+        )
     if name in COUNTS:
-        return _number(text, "a positive integer", lambda x: x >= 1 and x == int(x))
+        most = MOST_COUNTED.get(name, MOST_SIZE)
+        return _number(
+            text, f"a positive integer of at most {most}", lambda x: 1 <= x <= most and x == int(x)
+        )
     if name in FLAGS:
         return _number(text, "0 or 1", lambda x: x in (0, 1))
     if name == "distribution":
-        if not DISTRIBUTION.fullmatch(text):
-            raise ValueError("'balanced' or 'power_law_<exponent>'")
+        exponent = text.removeprefix("power_law_") if DISTRIBUTION.fullmatch(text) else "inf"
+        if text != "balanced" and float(exponent) > MOST_EXPONENT:
+            raise ValueError(
+                f"'balanced' or 'power_law_<exponent>', the exponent at most {MOST_EXPONENT:g}"
+            )
         return text
     if name == "moe_dtype":
         if text not in DTYPES:
             raise ValueError("one of " + ", ".join(filter(None, DTYPES)))
         return DTYPES[text]
-    if name in IDENTITY and not text:
-        raise ValueError("a name")
+    if name in (*IDENTITY, "split") and not name_is_sane(text, may_be_empty=name == "split"):
+        raise ValueError(f"a name of at most {LONGEST_NAME} characters, all of them visible")
     return text
+
+
+def name_is_sane(text: str, may_be_empty: bool = False) -> bool:
+    """Whether a name can stand in a table, a file's name and a message."""
+    return (bool(text) or may_be_empty) and len(text) <= LONGEST_NAME and printable(text) == text
 
 
 def _number(text: str, expected: str, holds: Any) -> float:
@@ -239,7 +284,7 @@ def _number(text: str, expected: str, holds: Any) -> float:
         value = float(text)
     except ValueError:
         raise ValueError(expected) from None
-    if value != value or abs(value) == float("inf") or not holds(value):
+    if not (math.isfinite(value) and holds(value)):
         raise ValueError(expected)
     return value
 

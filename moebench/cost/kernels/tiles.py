@@ -151,13 +151,13 @@ def _default_block_scaled(tokens: Ints) -> Ints:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
 
 
 def _release(framework: str, version: str) -> str:
     """The release whose tuned files stand for a version."""
     if framework == "sglang":
-        patch = [int(part) for part in version.split(".") if part.isdigit()]
+        patch = [int(part) for part in version.split(".") if part.isdecimal()]
         return "0.5.10" if patch <= [0, 5, 16] else "0.5.23"
     return "0.14.0" if _version(version) < (0, 15) else "0.24.0"
 
