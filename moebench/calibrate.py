@@ -32,6 +32,7 @@ from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals, calibrate_
 from moebench.cost.kernels.layer import layer_time
 from moebench.cost.kernels.table import Table, read_table
 from moebench.spec import load_hardware
+from moebench.storage import make_folder
 from moebench.units import text
 
 LEAST_ROWS = 100
@@ -61,23 +62,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.tables:
         return _calibrate_here(options.device, options.dtype, options.json)
     try:
-        tables = [read_table(path) for path in options.tables]
+        return _calibrate_tables(options.tables, options.out, options.intervals)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        console.say(f"error: {error}")
         return 2
+
+
+def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
+    """Fit measured tables and write the files; 0 done, 3 some rows could not be read."""
+    tables = [read_table(path) for path in paths]
     kinds = {table.kind for table in tables}
-    if options.intervals and not {"latency", "pairs"} <= kinds:
+    if intervals and not {"latency", "pairs"} <= kinds:
         found = ", ".join(sorted(kinds))
-        print(
-            f"--intervals: found tables of {found}, expected layer latencies and top-k pairs",
-            file=sys.stderr,
+        raise ValueError(
+            f"--intervals: found tables of {found}, expected layer latencies and top-k pairs"
         )
-        return 2
     for table in tables:
         for line in table.unread():
-            print(line, file=sys.stderr)
-    options.out.mkdir(parents=True, exist_ok=True)
-    calibrate(tables, options.out, options.intervals)
+            console.say(line)
+    make_folder(out)
+    calibrate(tables, out, intervals)
     return 3 if any(table.problems for table in tables) else 0
 
 

@@ -46,6 +46,7 @@ from moebench.selftest import (
     UnitRates,
     selftest,
 )
+from moebench.storage import make_folder
 from moebench.units import Seconds, quantity, text
 
 LEAST_BUDGET: Seconds = 90.0
@@ -85,7 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is not None and not options.selftest:
             raise ValueError("--out: only beside --selftest, whose record it keeps")
         if options.selftest:
-            budget = quantity(options.time_budget, "time")
+            try:
+                budget = quantity(options.time_budget, "time")
+            except ValueError as error:
+                raise ValueError(f"--time-budget: {error}") from error
+            if options.out is not None:
+                make_folder(options.out)
             if budget < LEAST_BUDGET:
                 raise ValueError(
                     f"--time-budget: found {text(budget, 'time')}, expected at least "

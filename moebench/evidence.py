@@ -20,7 +20,7 @@ from moebench.codec import decode, encode
 from moebench.measure.environment import describe_machine
 from moebench.record import run_id
 from moebench.seal import read_document, write_document
-from moebench.storage import replace_file
+from moebench.storage import make_folder, replace_file
 from moebench.units import slug
 
 SCHEMA = 1
@@ -105,10 +105,7 @@ def keep(folder: Path, document: Mapping[str, Any], table: str, suffix: str = ""
     """
     where = decode(Circumstances, document[CIRCUMSTANCES], CIRCUMSTANCES)
     path = folder / where.machine / f"{where.run}{suffix}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{path.parent}: cannot be written: {error.strerror}") from error
+    make_folder(path.parent)
     write_document(path, document)
     replace_file(path.with_suffix(".md"), table.encode())
     return path

@@ -15,6 +15,7 @@ from moebench.ops import EXPERT_BACKENDS, executing
 from moebench.policies import Policy, policy
 from moebench.results import Caveat
 from moebench.spec import (
+    MOST_SKEW,
     Case,
     DType,
     Level,
@@ -32,7 +33,6 @@ Kind = Literal["cpu", "gpu"]
 MOST = {"batch": 2**40, "sequence_length": 2**40, "context_length": 2**40, "scale": 2**20}
 MOST |= {"num_layers": 2**12, "stream_tokens": 2**24, "min_rounds": 2**16, "seed": 2**63 - 1}
 """Beyond any machine and any use; a larger number is a slip of the keyboard."""
-MOST_SKEW = 16.0
 SLOW_STEP: Seconds = 0.25
 """Cases with longer steps are not warmed up beyond their untimed passes, and have their stages read
 off the memory pass: what that allocates costs nothing beside such a step."""

@@ -133,7 +133,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     if not path.exists():
-        why = f"no {MANIFEST}" if directory.is_dir() else "no such directory"
+        levels = (f"{'*/' * n}{MANIFEST}" for n in (1, 2, 3))
+        inside = sorted(found.parent for level in levels for found in directory.glob(level))
+        more = f"; did you mean {inside[-1]}?" if inside else ""
+        why = f"no {MANIFEST}{more}" if directory.is_dir() else "no such directory"
         if directory.is_file():
             why = f"found a file, expected the directory that holds its {MANIFEST}"
         raise ValueError(f"{directory}: not a run: {why}")

@@ -27,6 +27,8 @@ from moebench.units import (
 MOST = {"num_layers": 2**12, "num_experts": 2**14}
 """Beyond any network; other sizes are bounded by `MOST_SIZE`."""
 MOST_SIZE = 2**28
+MOST_SKEW = 16.0
+"""Exponent of a power law: all tokens on the first experts, long before."""
 MOST_TOKENS = 2**40
 """Sequences, or tokens of one."""
 DType = Literal["float32", "bfloat16", "float16", "float8"]

@@ -45,6 +45,20 @@ def replace_file(path: Path, data: bytes) -> None:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents, if it is not there: before work whose result goes there.
+
+    Raises:
+        ValueError: it cannot be made, or a file is in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ValueError(f"{folder}: cannot be written: found a file, expected a folder") from error
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:

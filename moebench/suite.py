@@ -46,6 +46,7 @@ from moebench.record import (
 )
 from moebench.results import Record
 from moebench.spec import HardwareSpec, load_hardware
+from moebench.storage import make_folder
 from moebench.table import predicted_table, render_text
 from moebench.units import Seconds, printable, quantity, text
 
@@ -248,6 +249,8 @@ def _measure(
     for line in notes:
         console.say(line)
     budget = _budget(options, suite, kind)
+    if kept is None and not options.dry_run:
+        make_folder(options.out)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)
     estimates = forecast_cells(planned, suite.model, machine.hardware, machine.calibration)

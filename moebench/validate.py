@@ -58,6 +58,7 @@ from moebench.scoring import (
     pairs_document,
     text,
 )
+from moebench.storage import make_folder
 
 MOST_SKIPPED = 0.005
 """Share of well-formed rows that may stay without a price before the check fails."""
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _validate_latencies(options: argparse.Namespace) -> int:
     """Score a table of layer latencies, of pairs or of dense matmuls; the exit status."""
+    if options.plot is not None:
+        make_folder(options.plot)
     rows = _rows_of(options.calibration)
     table = read_table(options.table)
     dense = _dense_fits(options.gemm)

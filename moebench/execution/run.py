@@ -36,6 +36,7 @@ from moebench.progress import Bar
 from moebench.record import MANIFEST, run_id
 from moebench.results import SCHEMA
 from moebench.seal import write_document
+from moebench.storage import make_folder
 from moebench.units import Seconds, printable, slug
 
 QUICK_VISIT: Seconds = 0.02
@@ -128,7 +129,9 @@ def measure(
         started = datetime.now(UTC)
         run = run_id(started, (environment.software.commit or f"v{__version__}")[:9])
         directory = out / suite.name / machine_slug(environment) / run
-        directory.mkdir(parents=True)
+        if directory.exists():
+            raise ValueError(f"{directory}: exists; resume it or write elsewhere")
+        make_folder(directory)
         manifest = ExecutionManifest(
             run=run,
             suite=suite.name,

@@ -34,6 +34,10 @@ def run_execution(
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')}: not for a suite of expert backends")
     budget = budget or options.time_budget
+    try:
+        seconds = quantity(budget, "time") if budget else None
+    except ValueError as error:
+        raise ValueError(f"--time-budget: {error}") from error
     directory = measure(
         load_execution_suite(suite_path(options.suite)),
         argv,
@@ -42,7 +46,7 @@ def run_execution(
         resumed,
         options.full,
         options.experts,
-        quantity(budget, "time") if budget else None,
+        seconds,
     )
     report_execution(directory, as_json)
     return 0

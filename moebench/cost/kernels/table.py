@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.cost.kernels.samplers import Floats
-from moebench.spec import MOST_SIZE
+from moebench.spec import MOST_SIZE, MOST_SKEW
 from moebench.units import printable
 
 Kind = Literal["latency", "pairs", "gemm"]
@@ -38,8 +38,6 @@ MOST_COUNTED = {"num_experts": 2**14, "topk": 2**10}
 """Beyond any network: a larger number is a slip; other counts are bounded by `MOST_SIZE`."""
 MOST_MICROSECONDS = 1e12
 LEAST_MICROSECONDS = 1e-6
-MOST_EXPONENT = 16.0
-"""Of a power law: all tokens on the first experts, long before."""
 LONGEST_NAME = 200
 FLAGS = frozenset(("gated", "slow_tactic"))
 LATENCIES = frozenset(("latency_us", "latency_us_top8", "latency_us_top6"))
@@ -180,7 +178,7 @@ def read_rows(path: Path) -> Iterator[list[str]]:
     Raises:
         ValueError: the file cannot be read (to its end).
     """
-    number = 0
+    number, place = 0, "cannot be read"
     try:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
@@ -190,11 +188,12 @@ def read_rows(path: Path) -> Iterator[list[str]]:
         with open_text(path, "rt", encoding="utf-8-sig", newline="") as stream:
             for row in csv.reader(stream):
                 number += 1
+                place = f"cannot be read after line {number}"
                 yield row
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: cannot be read after line {number}: not UTF-8 text") from error
+        raise ValueError(f"{path}: {place}: not UTF-8 text") from error
     except (EOFError, zlib.error, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read after line {number}: {error}") from error
+        raise ValueError(f"{path}: {place}: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -234,6 +233,11 @@ def _kind(path: Path, header: Sequence[str]) -> Kind:
         kind: [name for name in names if name not in header] for kind, names in COLUMNS.items()
     }
     kind = min(missing, key=lambda kind: len(missing[kind]))
+    if not set(COLUMNS[kind]) - set(missing[kind]) - {"k"}:
+        raise ValueError(
+            f"{path}: found the columns {', '.join(header)!r:.200}, expected those of layer "
+            "latencies, top-k pairs, dense matmuls or serving energy"
+        )
     if missing[kind]:
         raise ValueError(
             f"{path}: missing column {', '.join(map(repr, missing[kind]))} of a {kind} table; "
@@ -260,9 +264,9 @@ def _value(name: str, text: str) -> Any:
         return _number(text, "0 or 1", lambda x: x in (0, 1))
     if name == "distribution":
         exponent = text.removeprefix("power_law_") if DISTRIBUTION.fullmatch(text) else "inf"
-        if text != "balanced" and float(exponent) > MOST_EXPONENT:
+        if text != "balanced" and float(exponent) > MOST_SKEW:
             raise ValueError(
-                f"'balanced' or 'power_law_<exponent>', the exponent at most {MOST_EXPONENT:g}"
+                f"'balanced' or 'power_law_<exponent>', the exponent at most {MOST_SKEW:g}"
             )
         return text
     if name == "moe_dtype":

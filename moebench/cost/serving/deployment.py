@@ -17,7 +17,7 @@ from moebench.cost.kernels.samplers import Floats
 from moebench.cost.serving.communication import link
 from moebench.load import ExpertLoad
 from moebench.ops import cache_elements_per_token
-from moebench.spec import HardwareSpec, ModelSpec, Phase, Workload
+from moebench.spec import MOST_SIZE, MOST_SKEW, HardwareSpec, ModelSpec, Phase, Workload
 
 Level = Literal["moe", "decoder", "model"]
 LEVELS: tuple[Level, ...] = ("moe", "decoder", "model")
@@ -49,14 +49,14 @@ class Deployment:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
-        if self.context < 1:
-            raise ValueError(f"context: found {self.context}, expected at least 1 token")
+        if not 1 <= self.context <= MOST_SIZE:
+            raise ValueError(f"context: found {self.context}, expected 1 to {MOST_SIZE} tokens")
         if self.hardware.kind != "gpu":
             raise ValueError(
                 f"{self.hardware.name}: found a CPU, expected a GPU; measure with the suite"
             )
-        if not self.skew >= 0:
-            raise ValueError(f"skew: found {self.skew}, expected 0 or more")
+        if not 0 <= self.skew <= MOST_SKEW:
+            raise ValueError(f"skew: found {self.skew}, expected 0 to {MOST_SKEW:g}")
         if self.phase == "train" and self.dtype != "bfloat16":
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
         self._check_ranks()
