@@ -136,7 +136,7 @@ def test_any_edited_run_is_shown_compared_and_scored_or_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("say", [shown, compared, scored])
-@settings(PLENTY, max_examples=300)
+@settings(PLENTY, max_examples=60)
 @given(edits=EDITS.filter(bool))
 def test_many_more_edited_runs_are_shown_compared_and_scored_or_refused(
     written: Path, tmp_path: Path, say: Callable[[KeptRun], object], edits: list[Any]
@@ -145,7 +145,7 @@ def test_many_more_edited_runs_are_shown_compared_and_scored_or_refused(
 
 
 @pytest.mark.slow
-@settings(PLENTY, max_examples=8)
+@settings(PLENTY, max_examples=5)
 @given(edits=EDITS.filter(bool))
 def test_figures_of_an_edited_run_are_drawn_or_refused(
     written: Path, tmp_path: Path, edits: list[Any]

@@ -210,7 +210,7 @@ def test_any_data_file_is_read_or_named(tmp_path: Path, edits: Edits, name: str)
 
 
 @pytest.mark.slow
-@settings(PLENTY, max_examples=400)
+@settings(PLENTY, max_examples=200)
 @given(edits=EDITS, name=st.sampled_from(list(READERS)))
 def test_many_more_data_files_are_read_or_named(tmp_path: Path, edits: Edits, name: str) -> None:
     judge_data(tmp_path, name, edits)
@@ -218,7 +218,7 @@ def test_many_more_data_files_are_read_or_named(tmp_path: Path, edits: Edits, na
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@PLENTY
+@settings(PLENTY, max_examples=80)
 @given(
     changes=CHANGES.filter(bool),
     damage=DAMAGE,
