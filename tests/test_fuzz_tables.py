@@ -149,12 +149,12 @@ def test_any_measured_table_gives_a_score_or_lines_that_say_where(
         ("latency", "distribution", "power_law_1e9"),
         ("latency", "split", "\x1b[31m"),
         ("pairs", "latency_us_top8", "1e-322"),
-        ("energy", "num_gpus", "0.5"),
+        ("energy", "num_gpus", "1.5"),
         ("energy", "data_parallel", "0.5"),
         ("energy", "mean_batch_size", "1e-300"),
         ("models", "kv_heads", "0"),
         ("models", "hidden_size", "1e300"),
-        ("models", "experts_per_token", "0.5"),
+        ("models", "experts_per_token", "1.5"),
     ],
 )
 def test_a_cell_that_no_measurement_can_give_is_named(
