@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moebench.load import ExpertLoad
-from moebench.ops import STAGES, Layout
+from moebench.ops import STAGES
 from moebench.spec import Case, Launch
 from moebench.units import (
     Bytes,
-    BytesPerSecond,
     Flops,
-    FlopsPerSecond,
     Joules,
     Seconds,
     Watts,
@@ -380,50 +378,6 @@ class Record:
         """How it was launched, which may not be what was planned; or how it would be."""
         measured = self.measurement.launch if self.measurement else None
         return measured or self.case.launch
-
-
-@dataclass(frozen=True)
-class MatmulSample:
-    """Time of one dense matmul [rows, k] x [k, n] whose weights were not in any cache."""
-
-    rows: int
-    n: int
-    k: int
-    dtype: str
-    seconds: Seconds
-    """Median of the repetitions."""
-    layout: Layout = "plain"
-    """Of the weights; packing them is not part of the time."""
-
-
-@dataclass(frozen=True)
-class Microbenchmarks:
-    """What this machine did in the microbenchmarks: the input of a calibration."""
-
-    fingerprint: str
-    """Identifies machine and software; equal fingerprints may share a calibration."""
-    taken_at: str
-    """UTC, ISO 8601."""
-    matmuls: tuple[MatmulSample, ...]
-    read_bandwidth: BytesPerSecond
-    """Reading an array far beyond the last-level cache."""
-    copy_bandwidth: BytesPerSecond
-    """Bytes read plus bytes written when copying such an array."""
-    fresh_bandwidth: BytesPerSecond | None
-    """Writing memory that was allocated for it, which the system maps page by page; None on a
-    device whose allocator keeps what is freed."""
-    small_op: Seconds
-    """One framework call on a tensor of a few elements."""
-    duration: Seconds
-    """How long the microbenchmarks took."""
-    reference: Seconds | None = None
-    """The reference operation in the same passes, median: how fast the machine was."""
-    commit: str | None = None
-    """Of the code that measured; None outside a checkout."""
-    attention_rate: FlopsPerSecond | None = None
-    """Scores and values of as many queries as keys, causal; None in those that had none."""
-    attention_bandwidth: BytesPerSecond | None = None
-    """What a few queries stream of keys and values that are in no cache; None: the same."""
 
 
 @dataclass(frozen=True)

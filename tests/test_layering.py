@@ -17,7 +17,7 @@ import pytest
 import moebench
 
 PACKAGE = Path(moebench.__file__).parent
-FOUNDATION = ("units", "strict", "load", "spec", "results", "ops")
+FOUNDATION = ("units", "strict", "load", "spec", "results", "timings", "ops")
 RECORDS = ("codec", "storage", "seal", "lines", "record", "noise", "resampling", "compare")
 KEPT = (*RECORDS, "table", "figures", "document", "report")
 EVERYTHING = ("*",)
@@ -60,6 +60,7 @@ TABLE: dict[str, May] = {
     "load": May(("units",), ("numpy",)),
     "spec": May(("units", "strict"), ("numpy",)),
     "results": May(FOUNDATION, ("numpy",)),
+    "timings": May(("units", "ops")),
     "ops": May(FOUNDATION, ("numpy",)),
     # 2a: computed from shapes and datasheets.
     "policies": May((*FOUNDATION, "policies"), ("numpy", "scipy")),
@@ -143,6 +144,7 @@ TORCHLESS = (
     "spec",
     "load",
     "results",
+    "timings",
     "ops",
     "policies",
     "cost",

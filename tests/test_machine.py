@@ -13,8 +13,8 @@ from moebench.codec import encode
 from moebench.machine import calibration_path, hardware_toml, measured_hardware, prepare_machine
 from moebench.measure.environment import describe_machine
 from moebench.measure.microbenchmark import layouts
-from moebench.results import MatmulSample, Microbenchmarks
 from moebench.spec import hardware_names, load_hardware
+from moebench.timings import MatmulSample, Microbenchmarks
 
 CPU = torch.device("cpu")
 

@@ -21,9 +21,10 @@ from moebench import storage
 from moebench.codec import decode, encode
 from moebench.lines import sealed
 from moebench.record import Manifest, Run, load_run, read_manifest, run_id
-from moebench.results import Failure, Microbenchmarks, Record
+from moebench.results import Failure, Record
 from moebench.seal import read_document, write_document
 from moebench.spec import HardwareSpec, Level
+from moebench.timings import Microbenchmarks
 from moebench.units import slug
 
 SMALL = (("decode", 1, 1, 1024), ("prefill", 1, 128, 0))

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.ops import Layout
-from moebench.results import MatmulSample, Microbenchmarks
 from moebench.spec import HardwareSpec
+from moebench.timings import MatmulSample, Microbenchmarks
 from moebench.units import (
     BYTES_PER_ELEMENT,
     Bytes,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from moebench.cost.calibration import Calibration, MatmulPrices, calibrate, from_datasheet
 from moebench.ops import Layout
-from moebench.results import MatmulSample, Microbenchmarks
 from moebench.spec import HardwareSpec
+from moebench.timings import MatmulSample, Microbenchmarks
 
 CPU = HardwareSpec(
     name="test-cpu",
