@@ -20,6 +20,7 @@ from moebench.load import ExpertLoad
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
+from moebench.ops import EXPERT_BACKENDS
 from moebench.plan import Cell
 from moebench.policies import Policy
 from moebench.results import Caveat
@@ -226,9 +227,9 @@ class ReadyCell:
             found.append(
                 Caveat(
                     "host-sync",
-                    f"the routing, and expert backend {ready.case.backend!r}, wait for the device",
+                    f"{_waiting(ready.case.backend)} for the device",
                     "the device waits for the host once a layer, which a short decode step feels",
-                    "read decode speedups as those of this backend, not of fused kernels",
+                    "read decode speedups as those of eager launches",
                 )
             )
         expected = ready.policy.load(
@@ -415,3 +416,10 @@ def balanced_order(assignments: NDArray[np.float64], seed: int) -> NDArray[np.in
         total += excess[:, left[chosen]]
         left[chosen] = left[num_left - 1]
     return order
+
+
+def _waiting(backend: str) -> str:
+    """What makes the host wait when a step is launched eagerly."""
+    if EXPERT_BACKENDS[backend].is_capturable:
+        return "the routing waits"
+    return f"the routing and expert backend {backend!r} wait"

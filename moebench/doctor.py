@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 the selftest missed a required rate, 2 bad input.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"--time-budget: found {text(budget, 'time')}, expected at least "
                     f"{text(LEAST_BUDGET, 'time')}"
                 )
-            return _selftest(device, budget, options.json, options.out)
+            given = sys.argv[1:] if arguments is None else arguments
+            return _selftest(device, budget, options.json, options.out, given)
         if options.aa_runs is not None:
             return _make_unchanged_runs(options.aa_runs, device, options.json)
         return _inspect(device, options.json)
@@ -136,9 +138,15 @@ def findings_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _selftest(device: torch.device, budget: Seconds, as_json: bool, out: Path | None) -> int:
+def _selftest(
+    device: torch.device,
+    budget: Seconds,
+    as_json: bool,
+    out: Path | None,
+    arguments: Sequence[str],
+) -> int:
     environment = describe_machine(device)
-    where = circumstances("python -m moebench.doctor --selftest", device)
+    where = circumstances(shlex.join(["python", "-m", "moebench.doctor", *arguments]), device)
     with Bar(budget) as bar:
         found = selftest(device, budget, bar)
     floor = NoiseFloor(

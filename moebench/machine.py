@@ -77,7 +77,7 @@ def prepare_machine(
     benchmarks = None if recalibrate else _kept(path, environment)
     untimed = _untimed(benchmarks, device, dtype)
     if untimed:
-        say(f"recalibrating: the kept calibration has no matmuls with {untimed} weights")
+        say(f"recalibrating: the kept calibration has no {untimed}")
         benchmarks = None
     if benchmarks is not None:
         ratio = recheck(device, benchmarks)
@@ -152,11 +152,13 @@ def _kept(path: Path, environment: Environment) -> Microbenchmarks | None:
 
 
 def _untimed(benchmarks: Microbenchmarks | None, device: torch.device, dtype: str) -> str:
-    """Layouts of weights that a calibration of this machine times and a kept one does not have."""
+    """What a calibration of this machine times and a kept one does not have."""
     if benchmarks is None:
         return ""
     timed = {sample.layout for sample in benchmarks.matmuls}
-    return " and ".join(layout for layout in layouts(device, dtype) if layout not in timed)
+    absent = [layout for layout in layouts(device, dtype) if layout not in timed]
+    found = [f"matmuls with {' and '.join(absent)} weights"] if absent else []
+    return " and no ".join(found + ["attention"] * (benchmarks.attention_rate is None))
 
 
 def known_hardware(environment: Environment) -> HardwareSpec | None:

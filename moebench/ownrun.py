@@ -76,13 +76,13 @@ def score_run(run: KeptRun, earlier: KeptRun | None) -> RunScore:
     Raises:
         ValueError: nothing was measured, or the earlier run is of another machine or suite.
     """
-    records = {r.case.key: r for r in run.records if r.measurement is not None}
+    records = {r.case.key: r for r in run.records if _is_as_planned(r)}
     before: Mapping[str, Measurement] = {}
     if earlier is not None:
         reasons = differences(earlier, run)
         if reasons:
             raise ValueError("the earlier run is not of the same cases: " + "; ".join(reasons))
-        before = {r.case.key: r.measurement for r in earlier.records if r.measurement is not None}
+        before = {r.case.key: _measured(r) for r in earlier.records if _is_as_planned(r)}
         records = {key: record for key, record in records.items() if key in before}
     if not records:
         raise ValueError(f"{run.directory}: no measured case to score")
@@ -147,6 +147,11 @@ def score_text(score: RunScore) -> str:
     if score.ratio is not None:
         lines.append(f"prediction over earlier measurement: {score.ratio:.2f} (median errors)")
     return "\n".join([*lines, *(f"MISSED: {what}" for what in score.missed)])
+
+
+def _is_as_planned(record: Record) -> bool:
+    """Whether it was measured, and launched as it was predicted."""
+    return record.measurement is not None and record.launch == record.case.launch
 
 
 def _measured(record: Record) -> Measurement:

@@ -354,6 +354,8 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
         limits.append(
             "Peak memory of packed holds the experts' weights twice, as parameters and in blocks."
         )
+    if any(m.launch == "graph" for m in measured):
+        limits.append("Peak memory of graphs is that of eager steps, without their pools.")
     missing = dict.fromkeys(m.energy.missing for m in measured if m.energy.missing)
     limits += [f"No energy: {reason}." for reason in missing]
     if run.manifest.hardware.kind == "cpu" and measured:

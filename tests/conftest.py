@@ -119,7 +119,16 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
         for rows in range(1, 9)
     )
     made_up = Microbenchmarks(
-        environment.fingerprint, "2026-01-01T00:00:00Z", samples, 1e10, 1e10, 2e9, 2e-6, 0.1
+        environment.fingerprint,
+        "2026-01-01T00:00:00Z",
+        samples,
+        read_bandwidth=1e10,
+        copy_bandwidth=1e10,
+        fresh_bandwidth=2e9,
+        small_op=2e-6,
+        duration=0.1,
+        attention_rate=1e10,
+        attention_bandwidth=1e10,
     )
     path = calibration_path(environment, "bfloat16")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,13 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moebench.measure.latency import Plan
 from moebench.record import KeptRun, Run, load_run
 from moebench.suite import main
 
@@ -117,8 +119,10 @@ def test_fifty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_the_run_with_a_message_and_loses_nothing(
-    suite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    suite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As many rounds in both runs, so that the lines are as long.
+    monkeypatch.setattr("moebench.observe.Plan", partial(Plan, max_rounds=8))
     assert measure(suite, tmp_path / "whole") == 0
     lines = (run_of(tmp_path / "whole").directory / "records.jsonl").read_bytes().splitlines()
     limit = sum(len(line) for line in lines[:4])  # the first cell has three

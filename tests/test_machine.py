@@ -26,7 +26,16 @@ def made_up(rate: float = 1.0) -> Microbenchmarks:
         for rows in (1, 2, 4, 8, 16, 32)
     )
     return Microbenchmarks(
-        describe_machine(CPU).fingerprint, "2026-01-01T00:00:00Z", samples, 2e10, 1e10, 2e9, 2e-6, 1
+        describe_machine(CPU).fingerprint,
+        "2026-01-01T00:00:00Z",
+        samples,
+        read_bandwidth=2e10,
+        copy_bandwidth=1e10,
+        fresh_bandwidth=2e9,
+        small_op=2e-6,
+        duration=1,
+        attention_rate=1e10,
+        attention_bandwidth=1e10,
     )
 
 
@@ -62,6 +71,17 @@ def test_recalibrating_replaces_what_was_kept(kept: Path, monkeypatch: pytest.Mo
 def test_a_damaged_calibration_is_measured_again(text: str, kept: Path) -> None:
     kept.write_text(text)
     assert prepare_machine(CPU, "bfloat16").benchmarks == made_up(rate=2.0)
+
+
+def test_a_calibration_without_attention_is_made_again(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = json.loads(kept.read_text())
+    del table["attention_rate"], table["attention_bandwidth"]
+    kept.write_text(json.dumps(table))
+    said: list[str] = []
+    assert prepare_machine(CPU, "bfloat16", say=said.append).benchmarks == made_up(rate=2.0)
+    assert said[0] == "recalibrating: the kept calibration has no attention"
 
 
 @pytest.mark.skipif("packed" not in layouts(CPU, "bfloat16"), reason="oneDNN packs nothing here")

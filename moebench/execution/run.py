@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -72,10 +73,10 @@ class Workers:
     def ask(self, what: str, name: str, *arguments: Any) -> Any:
         """Have the process of a backend do something, and wait for its answer."""
         end = self._ends[self._homes.get(what, SHARED)]
-        end.send((name, arguments))
         try:
+            end.send((name, arguments))
             answer = end.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise RuntimeError(f"the process of {what} died") from None
         if isinstance(answer, Exception):
             raise answer
@@ -94,7 +95,8 @@ class Workers:
 
     def close(self) -> None:
         for end in self._ends.values():
-            end.send(None)
+            with suppress(OSError):  # it died
+                end.send(None)
         for process in self._processes:
             process.join()
 
@@ -249,10 +251,10 @@ def _measure_cell(
             continue
         steps = math.ceil(QUICK_VISIT / max(warm[what, mix], 1e-6))
         visits[what, mix] = max(1, min(MOST_STEPS, steps))
-    fastest = {
-        mix: min(s for (what, m), s in warm.items() if m == mix and what in backends)
-        for mix in plan.mixes
-    }
+    fastest: dict[str, Seconds] = {}
+    for (what, mix), seconds in warm.items():
+        if what in backends:
+            fastest[mix] = min(seconds, fastest.get(mix, seconds))
     slow = {e for e, s in warm.items() if e[0] in backends and s > SLOW_ENTRY * fastest[e[1]]}
     order = random.Random(suite.file.seed)
     turns: list[tuple[str, str]] = [*visits, *((limit, "") for limit in PROBE_WORK)]
@@ -267,8 +269,14 @@ def _measure_cell(
                 continue
             if (what, mix) in slow and number >= SLOW_ROUNDS:
                 continue
+            if f"{what}, {mix}" in result.errors:
+                continue
             steps = visits[what, mix]
-            seconds = workers.ask(what, "time", what, mix, plan.phase, number, steps)
+            try:
+                seconds = workers.ask(what, "time", what, mix, plan.phase, number, steps)
+            except RuntimeError as error:
+                result.errors[f"{what}, {mix}"] = str(error)
+                continue
             samples = result.samples.setdefault(what, {}).setdefault(mix, [])
             samples.append((number, number, seconds))
             result.num_steps[f"{what}, {mix}"] = steps

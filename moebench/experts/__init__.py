@@ -119,6 +119,8 @@ class Backend:
     """Its matmuls are no operations that FLOP counters know."""
     lay_out: Callable[[ExpertWeights], object] | None = None
     """Makes the copy of the weights that its first call would make."""
+    let_go: Callable[[], None] | None = None
+    """Frees what it keeps from call to call, beside the weights."""
 
 
 BACKENDS: dict[str, Backend] = {}
@@ -135,6 +137,7 @@ def backend(
     owns_process: bool = False,
     hides_flops: bool = False,
     lay_out: Callable[[ExpertWeights], object] | None = None,
+    let_go: Callable[[], None] | None = None,
 ) -> Callable[[Experts], Experts]:
     """Decorator: register an expert execution under its name; see `Backend` for the rest."""
 
@@ -150,6 +153,7 @@ def backend(
             owns_process,
             hides_flops,
             lay_out,
+            let_go,
         )
         return experts
 

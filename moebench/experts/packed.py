@@ -54,7 +54,18 @@ def lay_out(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
     return weights.laid_out("packed", pack)
 
 
-@backend("packed", missing=missing, dtypes=DTYPES, hides_flops=True, lay_out=lay_out)
+def let_go() -> None:
+    kept.buffer = torch.empty(0, dtype=torch.uint8)
+
+
+@backend(
+    "packed",
+    missing=missing,
+    dtypes=DTYPES,
+    hides_flops=True,
+    lay_out=lay_out,
+    let_go=let_go,
+)
 def packed(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

@@ -51,9 +51,8 @@ def _run(x: Tensor, routing: Routing, weights: ExpertWeights, implementation: st
     if routing.num_assignments == 0:  # neither implementation takes tokens without slots
         return torch.zeros_like(x)
     slot_weights, experts = routing.slots
-    module = weights.laid_out(
-        f"transformers {implementation}", lambda w: _module(w, implementation)
-    )
+    backend_name = f"transformers-{implementation.replace('_', '-')}"
+    module = weights.laid_out(backend_name, lambda w: _module(w, implementation))
     y: Tensor = module(x, experts, slot_weights.to(x.dtype))
     return y
 

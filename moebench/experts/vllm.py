@@ -39,9 +39,15 @@ def library(package: Path) -> Path:
     return package / ("_C.abi3.so" if has_bf16 else "_C_AVX512.abi3.so")
 
 
+def lay_out(weights: ExpertWeights) -> None:
+    if weights.down.device.type == "cpu":
+        weights.laid_out("vllm", pack)
+
+
 @backend(
     "vllm",
     missing=missing,
+    lay_out=lay_out,
     has_gradients=False,
     is_gated_only=True,
     dtypes=(torch.float32, torch.bfloat16, torch.float16),

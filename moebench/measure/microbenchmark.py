@@ -87,7 +87,7 @@ class Pool:
 
 
 class PackedPool:
-    """Packed weights, of each shape some that take turns; together as large as their source."""
+    """Packed weights, of each shape at least two that take turns."""
 
     def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
         share = pool.elements.numel() / max(1, len(shapes))
@@ -161,8 +161,8 @@ def microbenchmarks(
     """Measure matrix products over sizes, memory bandwidth and the cost of a small call.
 
     At least `MIN_PASSES` passes over all sizes are made, more while the budget lasts. Memory:
-    the pool (at most `POOL_LIMIT` or twice the largest weight), about as much again where weights
-    are packed, and the largest product.
+    the pool (at most `POOL_LIMIT` or twice the largest weight), up to 2.5 times as much again
+    where weights are packed, and the largest product.
 
     Args:
         device: where to compute.

@@ -35,3 +35,18 @@ def test_experts_are_taken_together_up_to_the_rows_allowed() -> None:
     counts = [0, 2, 1, 0, 9, 3, 1, 1, 0]
     found = [[expert for expert, _ in group] for group in packed.groups(counts, 4)]
     assert found == [[1, 2], [4], [5, 6], [7]]
+
+
+def test_what_is_kept_between_calls_can_be_let_go_of(tiny: ModelSpec) -> None:
+    weights = ExpertWeights(tiny, torch.float32)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter)
+    weights_of_slots, experts = torch.rand(5, tiny.num_experts).topk(2)
+    routing = Routing.from_slots(weights_of_slots, experts, tiny.num_experts)
+    x = torch.randn(5, tiny.hidden_size)
+    with torch.no_grad():
+        first = packed.packed(x, routing, weights)
+        assert packed.kept.buffer.numel() >= 10 * tiny.hidden_size * 4
+        packed.let_go()
+        assert packed.kept.buffer.numel() == 0
+        assert torch.equal(packed.packed(x, routing, weights), first)

@@ -169,8 +169,8 @@ def table(found: Mapping[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     options = arguments_of("nvml.overhead", arguments)
-    pairs = options.pairs or PAIRS
-    where = circumstances("PYTHONPATH=tests python -m nvml.overhead", CPU)
+    pairs = PAIRS if options.pairs is None else options.pairs
+    where = circumstances(" ".join(("PYTHONPATH=tests python -m nvml.overhead", *arguments)), CPU)
     torch.set_num_threads(1)
     visit = matmuls()
     with tempfile.TemporaryDirectory() as folder:
