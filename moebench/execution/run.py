@@ -29,7 +29,7 @@ from moebench.execution.results import (
     load_manifest,
     load_results,
 )
-from moebench.execution.work import PROBE_WORK, STEPS, serve
+from moebench.execution.work import PROBE_WORK, num_steps, serve
 from moebench.experts import BACKENDS
 from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
@@ -244,7 +244,7 @@ def _measure_cell(
             for _ in range(2):
                 warm[what, mix] = workers.ask(what, "time", what, mix, plan.phase, 0, 1)
             if warm[what, mix] < WARM_ALL:
-                for first in range(1, STEPS):
+                for first in range(1, num_steps(plan)):
                     workers.ask(what, "time", what, mix, plan.phase, first, 1)
         except RuntimeError as error:
             result.errors[f"{what}, {mix}"] = str(error)

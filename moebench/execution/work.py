@@ -23,8 +23,8 @@ from moebench.policies import policy
 from moebench.routing import Router, Routing, build_routers
 from moebench.units import Seconds
 
-STEPS = 8
-"""Different steps that a cell cycles through."""
+STEPS, LONG_STEPS, LONG = 8, 2, 1024
+"""Different steps that a cell cycles through, fewer of them from so many tokens on."""
 REST: Seconds = 0.004
 """Between visits: threads of the process that ran before may still spin."""
 READ_BYTES = 1 << 28
@@ -71,11 +71,10 @@ class Bench:
             for index, p in enumerate(self.weights.parameters()):
                 fill_normal(p.data, 0.0, p.shape[-1] ** -0.5, (seed, index))
         generator = torch.Generator().manual_seed(seed)
-        num_steps = STEPS if plan.num_tokens < 1024 else 2
         self.steps = {}
         for mix in plan.mixes:
             self.steps[mix] = []
-            for _ in range(num_steps):
+            for _ in range(num_steps(plan)):
                 slots = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
                 size = (plan.num_tokens, model.hidden_size)
                 x, direction = (
@@ -125,6 +124,11 @@ class Bench:
     def _route(self, name: str, step: Step) -> None:
         with torch.inference_mode():
             self.routers[name](step.x)
+
+
+def num_steps(plan: CellPlan) -> int:
+    """Different steps of a cell."""
+    return STEPS if plan.num_tokens < LONG else LONG_STEPS
 
 
 def _timed(work: Callable[[], None], num_steps: int) -> Seconds:

@@ -19,7 +19,9 @@ GROUPED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def missing(device: torch.device) -> str | None:
-    return None if importlib.util.find_spec("transformers") else "transformers is not installed"
+    found = importlib.util.find_spec("transformers")
+    # A folder of that name without a package in it is found as well, without an origin.
+    return "transformers is not installed" if found is None or found.origin is None else None
 
 
 @backend(
