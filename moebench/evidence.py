@@ -17,7 +17,7 @@ import torch
 
 from moebench import __version__
 from moebench.codec import decode, encode
-from moebench.measure.environment import describe_machine
+from moebench.measure.environment import Environment, describe_machine
 from moebench.record import run_id
 from moebench.seal import read_document, write_document
 from moebench.storage import make_folder, replace_file
@@ -59,6 +59,12 @@ class Circumstances:
         )
 
 
+def machine_folder(environment: Environment) -> str:
+    """A machine's folder name: its GPU, or its processor and cores."""
+    gpu, cpu = environment.gpu, environment.cpu
+    return slug(gpu.name if gpu else f"{cpu.model} {cpu.num_cores} cores")
+
+
 def circumstances(command: str, device: torch.device) -> Circumstances:
     """Those of this process, now: call it before the measurement loads the machine.
 
@@ -76,7 +82,7 @@ def circumstances(command: str, device: torch.device) -> Circumstances:
     return Circumstances(
         run=run_id(started, (software.commit or f"v{__version__}")[:9]),
         command=command,
-        machine=slug(gpu.name if gpu else f"{cpu.model} {cpu.num_cores} cores"),
+        machine=machine_folder(environment),
         model=gpu.name if gpu else cpu.model,
         taken_at=started.isoformat(timespec="seconds"),
         commit=commit,

@@ -171,7 +171,7 @@ def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _Fir
     else:
         counted = count_flops(*shared, level, cell.cache)
         if counted.counted is not None:  # another backend ran: this one's first step is to come
-            run_step()
+            cell.check(cell.step(ready, 0))
         measure()
     flops = _flops(cell, ready, counted, step)
     seconds = sum(stages.seconds().values())

@@ -23,8 +23,9 @@ from moebench.cell import (
 from moebench.experts import BACKENDS, ExpertWeights, activation, why_not
 from moebench.machine import Machine
 from moebench.measure.graph import LEAST_RING
+from moebench.measure.latency import StageTimer
 from moebench.model import KVCache, build_decoder
-from moebench.observe import observe
+from moebench.observe import _first_pass, observe
 from moebench.plan import Cell, MeasurePlan, cells, load_suite
 from moebench.routing import Routing
 from moebench.runnable import runnable_cells
@@ -246,3 +247,26 @@ def test_a_measurement_says_how_its_steps_were_launched(is_capturable: bool, cud
     assert bool(measurement.by_stage) is not is_capturable
     kinds = {caveat.kind for caveat in measurement.caveats}
     assert ("not-captured" in kinds) is not is_capturable
+
+
+@pytest.mark.skipif(
+    why_not("packed", torch.device("cpu"), torch.float32) is not None, reason="oneDNN packs nothing"
+)
+def test_the_stages_of_a_slow_step_are_those_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[str] = []
+
+    class Listening(StageTimer):
+        def mark(self, stage: str) -> None:
+            marked.append(stage)
+            super().mark(stage)
+
+    ready = ready_cell("moe decode b16 context 64 bfloat16")
+    case = ready.cases[0]
+    assert case.case.backend == "packed"  # whose FLOPs are counted while another runs
+    ready.step(case, 0, Listening(ready.bench.device).mark)
+    once = marked.copy()
+    marked.clear()
+    monkeypatch.setattr("moebench.observe.StageTimer", Listening)
+    monkeypatch.setattr("moebench.observe.SLOW_STEP", 0.0)
+    _first_pass(ready, case, ready.bench.device)
+    assert marked == once

@@ -14,6 +14,8 @@ from moebench.strict import from_mapping, read_toml
 from moebench.units import Seconds, nearest
 
 CellPhase = Literal["forward", "train"]
+STEPS, LONG_STEPS, LONG = 8, 2, 1024
+"""Different steps of a cell, and how many from how many tokens on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class CellPlan:
     @property
     def key(self) -> str:
         return f"{self.shape}, {self.phase}, {self.num_tokens} tokens, {self.dtype}"
+
+    @property
+    def num_steps(self) -> int:
+        """Different steps that the cell cycles through."""
+        return STEPS if self.num_tokens < LONG else LONG_STEPS
 
     def spec(self) -> ModelSpec:
         return scaled_down(load_model(self.model), self.scale)

@@ -21,6 +21,7 @@ import torch
 
 from moebench import __version__
 from moebench.codec import encode
+from moebench.evidence import machine_folder
 from moebench.execution.plan import CellPlan, ExecutionSuite, planned_cells
 from moebench.execution.results import (
     CELLS,
@@ -29,7 +30,7 @@ from moebench.execution.results import (
     load_manifest,
     load_results,
 )
-from moebench.execution.work import PROBE_WORK, num_steps, serve
+from moebench.execution.work import PROBE_WORK, serve
 from moebench.experts import BACKENDS
 from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
@@ -38,7 +39,7 @@ from moebench.record import MANIFEST, run_id
 from moebench.results import SCHEMA
 from moebench.seal import write_document
 from moebench.storage import make_folder
-from moebench.units import Seconds, printable, slug
+from moebench.units import Seconds, printable
 
 QUICK_VISIT: Seconds = 0.02
 """A visit of quick steps runs as many of them as fill this."""
@@ -130,7 +131,7 @@ def measure(
     if resumed is None:
         started = datetime.now(UTC)
         run = run_id(started, (environment.software.commit or f"v{__version__}")[:9])
-        directory = out / suite.name / machine_slug(environment) / run
+        directory = out / suite.name / machine_folder(environment) / run
         if directory.exists():
             raise ValueError(f"{directory}: exists; resume it or write elsewhere")
         make_folder(directory)
@@ -189,13 +190,6 @@ def present(
     return [name for name in names if name not in absent], absent
 
 
-def machine_slug(environment: Any) -> str:
-    """A machine's folder name: its processor or GPU and, of a processor, the cores."""
-    if environment.gpu is not None:
-        return slug(environment.gpu.name)
-    return slug(f"{environment.cpu.model} {environment.cpu.num_cores} cores")
-
-
 def _measure_cells(
     directory: Path,
     suite: ExecutionSuite,
@@ -244,7 +238,7 @@ def _measure_cell(
             for _ in range(2):
                 warm[what, mix] = workers.ask(what, "time", what, mix, plan.phase, 0, 1)
             if warm[what, mix] < WARM_ALL:
-                for first in range(1, num_steps(plan)):
+                for first in range(1, plan.num_steps):
                     workers.ask(what, "time", what, mix, plan.phase, first, 1)
         except RuntimeError as error:
             result.errors[f"{what}, {mix}"] = str(error)

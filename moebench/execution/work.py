@@ -23,8 +23,6 @@ from moebench.policies import policy
 from moebench.routing import Router, Routing, build_routers
 from moebench.units import Seconds
 
-STEPS, LONG_STEPS, LONG = 8, 2, 1024
-"""Different steps that a cell cycles through, fewer of them from so many tokens on."""
 REST: Seconds = 0.004
 """Between visits: threads of the process that ran before may still spin."""
 READ_BYTES = 1 << 28
@@ -74,7 +72,7 @@ class Bench:
         self.steps = {}
         for mix in plan.mixes:
             self.steps[mix] = []
-            for _ in range(num_steps(plan)):
+            for _ in range(plan.num_steps):
                 slots = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
                 size = (plan.num_tokens, model.hidden_size)
                 x, direction = (
@@ -124,11 +122,6 @@ class Bench:
     def _route(self, name: str, step: Step) -> None:
         with torch.inference_mode():
             self.routers[name](step.x)
-
-
-def num_steps(plan: CellPlan) -> int:
-    """Different steps of a cell."""
-    return STEPS if plan.num_tokens < LONG else LONG_STEPS
 
 
 def _timed(work: Callable[[], None], num_steps: int) -> Seconds:

@@ -181,6 +181,7 @@ def roofline(run: KeptRun) -> Figure | str:
                     color=MUTED,
                 )
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of compulsory traffic")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(level_title(level))
     grid[0].set_ylabel("measured FLOP/s")
     label_logarithmic(grid[0].yaxis, "rate")
