@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from moebench.document import (
     page,
     plain_grid,
 )
+from moebench.facts import facts_grid, flat
 from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
 from moebench.ops import EXPERT_BACKENDS
 from moebench.record import KeptRun, compares_backends, load_run
@@ -47,21 +48,13 @@ from moebench.table import (
     render_text,
     run_table,
 )
-from moebench.units import Kind, printable, text
+from moebench.units import printable, text
 
 STOPS = {
     "precise": "because every speedup was as precise as asked for",
     "budget": "because their time was spent",
     "max-rounds": "after the largest number of rounds",
     "no-case-left": "because every case failed",
-}
-FACT_KINDS: Mapping[str, Kind] = {
-    "memory": "size",
-    "cache": "size",
-    "clock": "frequency",
-    "bandwidth": "bandwidth",
-    "rate": "rate",
-    "launch_overhead": "time",
 }
 
 
@@ -125,12 +118,12 @@ def report_blocks(
         Heading("Limits"),
         Bullets(_limits(run)),
         Heading("What was run"),
-        _facts_grid(_run_facts(run)),
+        facts_grid(_run_facts(run)),
         Heading("Machine"),
-        _facts_grid({"machine": m.machine, "device": m.device, **_flat(m.environment)}),
+        facts_grid({"machine": m.machine, "device": m.device, **flat(m.environment)}),
         Heading("Calibration", 3),
-        _facts_grid(
-            {"priced on": m.hardware.title, "source": m.hardware.source} | _flat(m.calibration)
+        facts_grid(
+            {"priced on": m.hardware.title, "source": m.hardware.source} | flat(m.calibration)
         ),
         Heading("Reproduce"),
         Command(m.command),
@@ -391,35 +384,6 @@ def _run_facts(run: KeptRun) -> dict[str, str]:
         "rests on": foundation(run),
     }
     return facts | dict(m.versions)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested facts as "key.inner": text."""
-    flat: dict[str, str] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            flat[prefix + key] = ", ".join(map(str, value)) or DASH
-        else:
-            flat[prefix + key] = _fact(key, value)
-    return flat
-
-
-def _fact(key: str, value: Any) -> str:
-    """A fact of a plain table; what kind of number it is, its name or its last word says."""
-    kind = FACT_KINDS.get(key) or FACT_KINDS.get(key.rsplit("_", 1)[-1])
-    if value is None:
-        return DASH
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if key.endswith("_error"):
-        return percent(value)
-    return text(value, kind) if kind else f"{value:g}"
-
-
-def _facts_grid(facts: Mapping[str, str]) -> Grid:
-    return plain_grid(("", ""), [(key.replace("_", " "), v) for key, v in facts.items()], (0, 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

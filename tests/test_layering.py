@@ -19,7 +19,7 @@ import moebench
 PACKAGE = Path(moebench.__file__).parent
 FOUNDATION = ("units", "strict", "load", "spec", "results", "timings", "ops")
 RECORDS = ("codec", "storage", "seal", "lines", "record", "noise", "resampling", "compare")
-KEPT = (*RECORDS, "table", "figures", "document", "report")
+KEPT = (*RECORDS, "table", "figures", "document", "facts", "report")
 EVERYTHING = ("*",)
 
 
@@ -106,6 +106,7 @@ TABLE: dict[str, May] = {
     "figures.*": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy", "matplotlib")),
     "document": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",)),
     # A run of expert backends is said by their own report, inside the function that meets one.
+    "facts": May((*FOUNDATION, *RECORDS, "table", "figures", "document")),
     "report": May(
         (*FOUNDATION, *KEPT, "console", "execution"), ("numpy", "scipy"), ("pandas", "matplotlib")
     ),
@@ -162,6 +163,7 @@ TORCHLESS = (
     "table",
     "figures",
     "document",
+    "facts",
     "plan",
     "forecast",
     "scoring",
