@@ -18,9 +18,8 @@ from moebench.cost.calibration import Calibration, calibrate
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
 from moebench.measure.microbenchmark import layouts, microbenchmarks, recheck
-from moebench.noise import cache_directory
 from moebench.spec import HardwareSpec, hardware_aliases, load_hardware
-from moebench.storage import replace_file
+from moebench.storage import cache_directory, replace_file
 from moebench.timings import Microbenchmarks
 from moebench.units import BASE_UNIT, Bytes, Kind, Seconds, text
 

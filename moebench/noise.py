@@ -7,14 +7,13 @@ Two files a machine and software (`Environment.fingerprint`): the noise floor th
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from moebench.codec import decode, encode
-from moebench.storage import replace_file
+from moebench.storage import cache_directory, replace_file
 
 LEAST_RUNS = 10
 """Runs that the noise between runs may be estimated from."""
@@ -70,12 +69,6 @@ class UnchangedRuns:
             mean = sum(values) / len(values)
             squares += sum((value - mean) ** 2 for value in values) / (len(values) - 1)
         return math.sqrt(squares / len(cases))
-
-
-def cache_directory() -> Path:
-    """Where calibrations and noise are kept: `moebench` in the user's cache directory."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "moebench"
 
 
 def kept_noise_floor(fingerprint: str) -> NoiseFloor | None:

@@ -30,8 +30,9 @@ Stage = Literal[
     "optimizer",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Layout = Literal["plain", "packed"]
-"""Of a weight in memory: as a parameter lies there, or in the blocks of a matmul library."""
+Layout = Literal["plain", "packed", "avx512"]
+"""Of a weight in memory: as a parameter lies there, or in the blocks that oneDNN or our own kernel
+for processors wants."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,19 @@ EXPERT_BACKENDS = {
             least_rows=4,
             stand_in="grouped",
         ),
+        # One call for the first matmuls with the activation, one for the second.
+        ExpertBackend(
+            "avx512",
+            1,
+            0,
+            0,
+            0,
+            7,
+            0,
+            activation_launches=0,
+            layout="avx512",
+            stand_in="packed",
+        ),
         # Kernels of others, with what the adapter does; a fused one is a call in all.
         ExpertBackend("transformers-eager", 0, 1, 26, 0, 0, 10),
         ExpertBackend("transformers-grouped-mm", 1, 0, 20, 0, 15, 0),
@@ -169,8 +183,8 @@ EXPERT_BACKENDS = {
 def executing(name: str, phase: Phase) -> ExpertBackend:
     """The execution that runs in a phase where one is asked for by name."""
     backend = EXPERT_BACKENDS[name]
-    if phase == "train" and backend.stand_in is not None:
-        return EXPERT_BACKENDS[backend.stand_in]
+    while phase == "train" and backend.stand_in is not None:
+        backend = EXPERT_BACKENDS[backend.stand_in]
     return backend
 
 

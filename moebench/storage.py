@@ -45,6 +45,12 @@ def replace_file(path: Path, data: bytes) -> None:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def cache_directory() -> Path:
+    """Where calibrations, noise and compiled kernels are kept: `moebench` in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "moebench"
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents, if it is not there: before work whose result goes there.
 

@@ -68,9 +68,10 @@ TABLE: dict[str, May] = {
     "cost.kernels.table": May((*FOUNDATION, "cost"), ("numpy",), ("pyarrow",)),
     # 2b: executed.
     "onednn": May((), TORCH),
+    "avx512": May((*FOUNDATION, "storage"), TORCH),
     "routing": May((*FOUNDATION, "policies", "routing"), TORCH),
     "experts": May(
-        (*FOUNDATION, "onednn", "policies", "routing", "experts"),
+        (*FOUNDATION, "onednn", "avx512", "policies", "routing", "experts"),
         TORCH,
         ("triton", "transformers", "vllm", "scattermoe", "sonicmoe"),
     ),
@@ -83,7 +84,7 @@ TABLE: dict[str, May] = {
     "flops": May((*FOUNDATION, "policies", "routing", "experts", "model"), (*TORCH, "fvcore")),
     "learn": May((*FOUNDATION, "policies", "routing", "experts", "model", "learn"), TORCH),
     # 2c: instruments, which know nothing about mixtures of experts.
-    "measure": May((*FOUNDATION, "onednn", "measure", "__init__"), TORCH),
+    "measure": May((*FOUNDATION, "onednn", "avx512", "measure", "__init__"), TORCH),
     # The reader's process must be small: what it imports knows neither torch nor numpy.
     "measure.nvml": May((), ("pynvml",)),
     "measure.rapl": May(("measure",)),

@@ -163,12 +163,12 @@ def weight_memory(
 ) -> Bytes:
     """Weights of one layer at the workload's level, with its `router_parameters`.
 
-    Packed experts are a second copy, beside the parameters that they were made from.
+    Experts in blocks are a second copy, beside the parameters that they were made from.
     """
     h = model.hidden_size
     shared = model.expert_matrices * h * model.shared_intermediate_size
     shared += h if model.has_shared_gate else 0
-    copies = 2 if layout == "packed" else 1
+    copies = 1 if layout == "plain" else 2
     elements = copies * model.num_experts * model.expert_parameters + shared + h + router_parameters
     if workload.level == "decoder":
         elements += attention_parameters(model) + h

@@ -17,9 +17,10 @@ from moebench.document import (
 from moebench.execution.mixes import REFERENCE
 from moebench.execution.results import CellResult, ExecutionManifest, KeptCells
 from moebench.execution.table import (
-    DEFAULT,
+    TRAINED,
     Finding,
     Line,
+    default_of,
     findings,
     limits_of,
     lines,
@@ -29,8 +30,6 @@ from moebench.execution.table import (
 from moebench.figures import Plate
 from moebench.storage import replace_file
 from moebench.units import text
-
-COLUMNS = ("backend", "time", "95 %", "matmul", "read", "bound", f"/ {DEFAULT}", "95 % ", "n")
 
 
 def write_report(run: KeptCells) -> None:
@@ -84,7 +83,9 @@ def report_blocks(run: KeptCells, picture: Picture | None) -> list[Block]:
                 if (line.shape, line.phase, line.dtype, line.num_tokens, line.mix)
                 == (cell.plan.shape, cell.plan.phase, cell.plan.dtype, cell.plan.num_tokens, mix)
             ]
-            blocks.append(plain_grid((mix, *COLUMNS[1:]), [_row(line) for line in mine]))
+            over = f"/ {default_of(cell)}"
+            head = (mix, "time", "95 %", "matmul", "read", "bound", over, "95 % ", "n")
+            blocks.append(plain_grid(head, [_row(line) for line in mine]))
         for entry, error in cell.errors.items():
             blocks.append(Paragraph(f"{entry}: {error}"))
     blocks += _figures_asked(cells)
@@ -147,7 +148,7 @@ def _figures_asked(cells: Sequence[CellResult]) -> list[Block]:
     shares = router_shares(cells)
     if shares:
         routers = list(dict.fromkeys(name for _, name, _ in shares))
-        blocks.append(Heading(f"Routers: share of router and experts ({DEFAULT})"))
+        blocks.append(Heading(f"Routers: share of router and experts ({_defaults(cells)})"))
         keys = list(dict.fromkeys(cell.plan.key for cell, _, _ in shares))
         by_place = {(cell.plan.key, name): share for cell, name, share in shares}
         blocks.append(
@@ -157,6 +158,12 @@ def _figures_asked(cells: Sequence[CellResult]) -> list[Block]:
             )
         )
     return blocks
+
+
+def _defaults(cells: Sequence[CellResult]) -> str:
+    """What the others are compared with, forward; one name unless some cells lack it."""
+    forward = (default_of(cell) for cell in cells if cell.plan.phase == "forward")
+    return " or ".join(dict.fromkeys(forward)) or TRAINED
 
 
 def _finding_row(finding: Finding) -> tuple[str, ...]:
@@ -178,7 +185,8 @@ def draw(cells: Sequence[CellResult], path: Path) -> None:
     from moebench.figures.style import INK, MUTED, OTHER_COLOURS, PAPER_COLOURS, STYLE
 
     rows = [line for line in lines(cells) if line.mix == "fixed" and line.phase == "forward"]
-    names = [n for n in dict.fromkeys(line.backend for line in rows) if n != DEFAULT]
+    default = _defaults(cells)
+    names = list(dict.fromkeys(line.backend for line in rows if line.ratio is not None))
     colours = dict(zip(names, (*PAPER_COLOURS.values(), *OTHER_COLOURS), strict=False))
     places = list(dict.fromkeys((r.dtype, r.shape, r.num_tokens) for r in rows))
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
@@ -203,7 +211,7 @@ def draw(cells: Sequence[CellResult], path: Path) -> None:
             [f"{s}, {n}" + (f", {d}" if several else "") for d, s, n in places],
         )
         left.invert_yaxis()
-        left.set_xlabel(f"time over that of {DEFAULT} (above 1: slower)")
+        left.set_xlabel(f"time over that of {default} (above 1: slower)")
         left.set_title("Fixed k, by shape and tokens")
         for name in names:
             left.plot([], [], "o", color=colours[name], markersize=4, label=name)
@@ -215,7 +223,7 @@ def draw(cells: Sequence[CellResult], path: Path) -> None:
 def _draw_savings(axes: Any, cells: Sequence[CellResult], muted: str) -> None:
     marks = {"geometric": "o", "ada-k": "s"}
     seen = []
-    for finding in realisations(cells, DEFAULT):
+    for finding in realisations(cells):
         if finding.title != "realisation":
             continue
         promised = float(finding.asked.rsplit(" ", 1)[1])
@@ -234,7 +242,7 @@ def _draw_savings(axes: Any, cells: Sequence[CellResult], muted: str) -> None:
     axes.plot((1, 4.4), (0.9, 0.9 * 4.4), color=muted, linewidth=0.9, linestyle=":")
     axes.set_xlabel("saving in the bound")
     axes.set_ylabel("saving in time")
-    axes.set_title(f"Fewer assignments ({DEFAULT})")
+    axes.set_title(f"Fewer assignments ({_defaults(cells)})")
     axes.text(2.6, 2.2, "0.9 of the bound's", color=muted, ha="left", va="top", fontsize=8)
     if seen:
         axes.legend(loc="upper left")

@@ -34,6 +34,7 @@ from moebench.execution.work import PROBE_WORK, serve
 from moebench.experts import BACKENDS
 from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
+from moebench.ops import executing
 from moebench.progress import Bar
 from moebench.record import MANIFEST, run_id
 from moebench.results import SCHEMA
@@ -283,6 +284,8 @@ def _entries(
     dtype = getattr(torch, plan.dtype)
     fit = [name for name in backends if dtype in BACKENDS[name].dtypes]
     if plan.phase == "train":
+        # A backend that another stands in for would be that one once more.
         fit = [name for name in fit if BACKENDS[name].has_gradients]
+        fit = [name for name in fit if executing(name, "train").name == name]
     entries = [(name, mix) for mix in plan.mixes for name in fit]
     return entries + [(f"router {name}", plan.mixes[0]) for name in routers]

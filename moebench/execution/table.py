@@ -16,9 +16,10 @@ from moebench.execution.work import PROBE_WORK
 from moebench.results import Interval
 from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Flops, Seconds
 
-DEFAULT = "packed"
-"""What every other backend is compared with; forward. In training it is `grouped`."""
+DEFAULTS = ("avx512", "packed", "grouped")
+"""What every other backend is compared with, forward: the first of these that ran."""
 TRAINED = "grouped"
+"""The same in training."""
 LEVEL = 0.95
 
 
@@ -62,6 +63,13 @@ class Line:
     @property
     def bound_share(self) -> float:
         return self.bound / self.time.value
+
+
+def default_of(cell: CellResult) -> str:
+    """The backend that the others of a cell are compared with."""
+    if cell.plan.phase == "train":
+        return TRAINED
+    return next((name for name in DEFAULTS if name in cell.samples), DEFAULTS[-1])
 
 
 def limits_of(cell: CellResult) -> Limits:
@@ -124,7 +132,7 @@ def lines(cells: Sequence[CellResult]) -> list[Line]:
     found = []
     for cell in cells:
         plan, limits = cell.plan, limits_of(cell)
-        default = TRAINED if plan.phase == "train" else DEFAULT
+        default = default_of(cell)
         backends = [what for what in cell.samples if not what.startswith("router ")]
         for mix in plan.mixes:
             for backend in sorted(backends, key=lambda b: b != default):
@@ -167,13 +175,14 @@ class Finding:
     is_reached: bool
 
 
-def realisations(cells: Sequence[CellResult], backend: str) -> list[Finding]:
+def realisations(cells: Sequence[CellResult]) -> list[Finding]:
     """Share of a saving in bounds that is a saving in time, wherever the bounds differ by 1.2.
 
     AdaMoE's nulls have the assignments of the fixed k: there the times themselves are compared.
     """
     found = []
     for cell in cells:
+        backend = default_of(cell)
         for mix in cell.plan.mixes:
             base = REFERENCE.get(mix)
             ratio = paired(cell, (backend, base), (backend, mix)) if base else None
@@ -209,11 +218,12 @@ def realisations(cells: Sequence[CellResult], backend: str) -> list[Finding]:
 
 
 def against(
-    cells: Sequence[CellResult], other: str, ours: str, phase: str, least: float, mix: str
+    cells: Sequence[CellResult], other: str, phase: str, least: float, mix: str
 ) -> list[Finding]:
-    """Time of another backend over ours; reached unless it is below `least` beyond noise."""
+    """Time of another backend over the default's; reached unless below `least` beyond noise."""
     found = []
     for cell in cells:
+        ours = default_of(cell)
         if cell.plan.phase != phase or mix not in cell.plan.mixes:
             continue
         ratio = paired(cell, (other, mix), (ours, mix))
@@ -239,7 +249,7 @@ def router_shares(cells: Sequence[CellResult]) -> list[tuple[CellResult, str, fl
     found = []
     for cell in cells:
         for what in cell.samples:
-            ratio = paired(cell, (what, cell.plan.mixes[0]), (DEFAULT, cell.plan.mixes[0]))
+            ratio = paired(cell, (what, cell.plan.mixes[0]), (default_of(cell), cell.plan.mixes[0]))
             if what.startswith("router ") and ratio is not None:
                 share = ratio.value / (1 + ratio.value)
                 found.append((cell, what.removeprefix("router "), share))
@@ -248,15 +258,15 @@ def router_shares(cells: Sequence[CellResult]) -> list[tuple[CellResult, str, fl
 
 def findings(cells: Sequence[CellResult]) -> list[Finding]:
     """Every figure asked of the suite, cell by cell."""
-    found = realisations(cells, DEFAULT)
+    found = realisations(cells)
     for other in ("transformers-eager", "transformers-grouped-mm"):
-        found += against(cells, other, DEFAULT, "forward", 1, "fixed")
+        found += against(cells, other, "forward", 1, "fixed")
     large = [c for c in cells if c.plan.num_tokens >= 1024]
-    found += against(large, "transformers-grouped-mm", DEFAULT, "forward", 2, "geometric")
+    found += against(large, "transformers-grouped-mm", "forward", 2, "geometric")
     batched = [c for c in cells if c.plan.num_tokens >= 16]
-    found += against(batched, "vllm", DEFAULT, "forward", 1 / 1.3, "fixed")
+    found += against(batched, "vllm", "forward", 1 / 1.3, "fixed")
     for line in lines(cells):
-        if line.backend != DEFAULT or line.mix != "fixed" or line.phase != "forward":
+        if line.ratio is not None or line.mix != "fixed" or line.phase != "forward":
             continue
         where = f"{line.shape}, {line.num_tokens} tokens, {line.dtype}"
         if line.num_tokens == 1 and line.shape == "Mixtral":
@@ -269,8 +279,8 @@ def findings(cells: Sequence[CellResult]) -> list[Finding]:
             found.append(
                 Finding("of the matmul rate", where, share, None, None, ">= 0.8", share >= 0.8)
             )
-    found += against(cells, "transformers-grouped-mm", TRAINED, "train", 1, "fixed")
-    found += against(cells, "transformers-eager", TRAINED, "train", 2, "fixed")
+    found += against(cells, "transformers-grouped-mm", "train", 1, "fixed")
+    found += against(cells, "transformers-eager", "train", 2, "fixed")
     return found
 
 

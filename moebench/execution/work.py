@@ -18,13 +18,16 @@ from torch import Tensor
 from moebench.execution.mixes import Slots, draw_slots
 from moebench.execution.plan import CellPlan
 from moebench.experts import BACKENDS, Backend, ExpertWeights
+from moebench.machine import available_memory
 from moebench.model import fill_normal
 from moebench.policies import policy
 from moebench.routing import Router, Routing, build_routers
-from moebench.units import Seconds
+from moebench.units import Seconds, text
 
 REST: Seconds = 0.004
 """Between visits: threads of the process that ran before may still spin."""
+MEMORY_SHARE = 0.9
+"""Of what is free, the most that a backend's copy of the weights may take."""
 READ_BYTES = 1 << 28
 MATMUL_SIZE = 2048
 
@@ -48,6 +51,7 @@ class Bench:
         self.device = torch.device(device)
         torch.set_num_threads(num_threads)
         self.weights: ExpertWeights | None = None
+        self.laid_out: set[str] = set()
         self.routers: dict[str, Router] = {}
         self.steps: dict[str, list[Step]] = {}
         self.built: tuple[Any, ...] = ()
@@ -59,6 +63,7 @@ class Bench:
         shape = (plan.shape, plan.dtype)
         if self.built != shape:
             self.weights, self.built = None, shape
+            self.laid_out.clear()
             with torch.device(self.device):
                 self.weights = ExpertWeights(model, dtype)
                 torch.manual_seed(seed)
@@ -90,10 +95,16 @@ class Bench:
         }
 
     def time(self, what: str, mix: str, phase: str, first: int, num_steps: int) -> Seconds:
-        """Seconds a step of a backend, a router ("router NAME") or a limit ("matmul", "read")."""
+        """Seconds a step of a backend, a router ("router NAME") or a limit ("matmul", "read").
+
+        Raises:
+            MemoryError: the backend's own copy of the weights does not fit beside what is there.
+        """
         if what in self.probes:
             return _timed(self.probes[what], 1)
         kind, _, name = what.rpartition(" ")
+        if not kind and phase != "train":
+            self._lay_out(BACKENDS[name])
         run = partial(self._route, name) if kind else partial(self._run, BACKENDS[name], phase)
         steps = self.steps[mix]
         chosen = [steps[(first + i) % len(steps)] for i in range(num_steps)]
@@ -105,6 +116,19 @@ class Bench:
         if num_steps > 1 or phase == "warm-up":
             run(steps[(first - 1) % len(steps)])
         return _timed(work, num_steps)
+
+    def _lay_out(self, backend: Backend) -> None:
+        assert self.weights is not None
+        if backend.lay_out is None or backend.name in self.laid_out:
+            return
+        need = float(sum(p.numel() * p.element_size() for p in self.weights.parameters()))
+        free = available_memory(self.device)
+        if need > MEMORY_SHARE * free:
+            raise MemoryError(
+                f"a copy of the weights takes {text(need, 'size')}, {text(free, 'size')} are free"
+            )
+        backend.lay_out(self.weights)
+        self.laid_out.add(backend.name)
 
     def _run(self, backend: Backend, phase: str, step: Step) -> None:
         """From the router's slots to the layer's output: sorting belongs to the execution."""

@@ -17,12 +17,9 @@ threads spin for milliseconds after their last work and keep other threads from 
 tokens of OLMoE were 13 % slower, and faster only with that spinning switched off.
 
 Nothing large is allocated: experts of many rows come one by one, and the memory of the outputs is
-kept from call to call. More than 32 MiB of new memory comes from the kernel, page by page, at less
-than 1 GB/s on a virtual machine: a third of the time of 1024 tokens of Qwen3-30B-A3B.
+kept from call to call.
 """
 
-import math
-import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -32,6 +29,7 @@ from torch.nn import functional
 
 from moebench.experts import ExpertWeights, activation, backend
 from moebench.experts.grouped import combine, grouped, slices
+from moebench.experts.kept import kept, let_go
 from moebench.onednn import LEAST_ROWS, can_pack, linear, packed_weight
 from moebench.routing import Routing
 
@@ -52,10 +50,6 @@ def missing(device: torch.device) -> str | None:
 
 def lay_out(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
     return weights.laid_out("packed", pack)
-
-
-def let_go() -> None:
-    kept.buffer = torch.empty(0, dtype=torch.uint8)
 
 
 @backend(
@@ -124,24 +118,6 @@ def products(
 def join(parts: list[Tensor]) -> Tensor:
     """One below the other; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-class Kept(threading.local):
-    """Memory that a thread's next call may overwrite."""
-
-    def __init__(self) -> None:
-        self.buffer = torch.empty(0, dtype=torch.uint8)
-
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor in it."""
-        need = math.prod(shape) * dtype.itemsize
-        if self.buffer.numel() < need:
-            with torch.inference_mode(False):
-                self.buffer = torch.empty(need, dtype=torch.uint8)
-        return self.buffer[:need].view(dtype).view(shape)
-
-
-kept = Kept()
 
 
 def pack(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:

@@ -1,10 +1,20 @@
 """What the samples of a run say: medians with intervals, bounds, and the figures asked."""
 
+from dataclasses import replace
+
 import pytest
 
-from moebench.execution.plan import CellPlan
+from moebench.execution.plan import CellPhase, CellPlan
 from moebench.execution.results import CellResult
-from moebench.execution.table import findings, limits_of, lines, median, paired, router_shares
+from moebench.execution.table import (
+    default_of,
+    findings,
+    limits_of,
+    lines,
+    median,
+    paired,
+    router_shares,
+)
 from moebench.execution.work import PROBE_WORK
 from moebench.spec import load_model
 
@@ -99,6 +109,24 @@ def test_a_router_s_share_is_of_router_and_experts() -> None:
     times = {"packed": {"fixed": [0.9] * 6}, "router top-k": {"fixed": [0.1] * 6}}
     ((_, name, share),) = router_shares([cell(times, {"fixed": (2048, 8)})])
     assert (name, share) == ("top-k", pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(
+    ("backends", "phase", "expected"),
+    [
+        (("grouped", "packed", "avx512"), "forward", "avx512"),
+        (("grouped", "packed", "vllm"), "forward", "packed"),
+        (("vllm", "grouped"), "forward", "grouped"),
+        (("avx512", "grouped"), "train", "grouped"),
+    ],
+)
+def test_others_are_compared_with_the_first_of_the_defaults_that_ran(
+    backends: tuple[str, ...], phase: CellPhase, expected: str
+) -> None:
+    one = cell({name: {"fixed": [1.0] * 6} for name in backends}, {"fixed": (2, 2)})
+    one = replace(one, plan=replace(one.plan, phase=phase))
+    assert default_of(one) == expected
+    assert {line.backend for line in lines([one]) if line.ratio is None} == {expected}
 
 
 def test_reading_is_judged_by_the_fastest_probe() -> None:

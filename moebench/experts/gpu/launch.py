@@ -178,7 +178,7 @@ SCHEMAS = {
 
 def register_operations() -> torch.library.Library:
     """Define `torch.ops.moebench.ragged_up` and `ragged_down`, for as long as the result lives."""
-    library = torch.library.Library("moebench", "DEF")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
     for launch, schema in SCHEMAS.items():
         library.define(schema)  # type: ignore[no-untyped-call]
         name = schema.partition("(")[0]

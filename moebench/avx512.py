@@ -1,0 +1,166 @@
+"""Ragged matmul on a processor with AVX-512-BF16: our own kernel, compiled when first used.
+
+The calls that executing experts and timing them share. A C++ compiler turns the file into a
+library in two seconds, kept in the user's cache; where there is none nothing is lost but speed.
+The library uses the OpenMP threads that torch uses, so that none wait for each other's cores.
+"""
+
+import ctypes
+import functools
+import os
+import subprocess
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from moebench.storage import cache_directory, make_folder, replace_file
+
+DTYPES = {
+    torch.float32: ("ragged_linear_float32", 1),
+    torch.bfloat16: ("ragged_linear_bfloat16", 2),
+}
+"""The kernel of each type, and how many inputs an instruction multiplies."""
+BLOCK = 64
+"""Outputs whose weights lie together; half of it gate and half of it up, of gated experts."""
+Epilogue = Literal["none", "swiglu", "squared-relu"]
+EPILOGUES: tuple[Epilogue, ...] = ("none", "swiglu", "squared-relu")
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = (
+    *("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
+)
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why this processor cannot run it or should not, in a few words; None: it is compiled."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "this processor has no AVX-512-BF16"
+    if torch.cpu._is_amx_tile_supported():
+        return "this processor has AMX, which oneDNN uses and our kernel does not"
+    try:
+        _library()
+    except FileNotFoundError as error:
+        return f"there is no C++ compiler {error.filename!r} (the variable CXX names another)"
+    except subprocess.CalledProcessError as error:
+        first = next(iter(error.stderr.strip().splitlines()), f"exit status {error.returncode}")
+        return f"{error.cmd[0]} did not compile {SOURCE.name}: {first}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def blocks(
+    matrices: Float[Tensor, "experts outputs inputs"], *, is_gated: bool = False
+) -> Float[Tensor, "experts blocks steps 64 depth"]:
+    """A copy of the matrices in the kernel's blocks, the last of which may end in zeros.
+
+    Args:
+        matrices: of one of `DTYPES`; `inputs` is a multiple of what an instruction multiplies.
+        is_gated: the upper half of the outputs is each expert's gate, the lower half its up.
+    """
+    depth = DTYPES[matrices.dtype][1]
+    experts, outputs, inputs = matrices.shape
+    halves = 2 if is_gated else 1
+    width = BLOCK // halves
+    num_blocks = -(-outputs // BLOCK) if halves == 1 else -(-outputs // 2 // width)
+    # In bf16 a step's two inputs move as one word: four times faster than one by one.
+    word = torch.int32 if depth == 2 else matrices.dtype
+    steps = inputs // depth
+    laid_out = matrices.new_empty(experts, num_blocks, steps, BLOCK, depth)
+    for matrix, target in zip(matrices, laid_out, strict=True):
+        parts = matrix.view(halves, outputs // halves, inputs)
+        padded = functional.pad(parts, (0, 0, 0, num_blocks * width - outputs // halves))
+        words = padded.contiguous().view(word).view(halves, num_blocks, width, steps)
+        target.view(word).view(num_blocks, steps, halves, width).copy_(words.permute(1, 3, 0, 2))
+    return laid_out
+
+
+def ragged_linear(
+    x: Float[Tensor, "rows inputs"],
+    indices: Int[Tensor, " assignments"] | None,
+    counts: Int[Tensor, " experts"],
+    matrices: Float[Tensor, "experts blocks steps 64 depth"],
+    y: Float[Tensor, "assignments outputs"],
+    epilogue: Epilogue = "none",
+) -> None:
+    """Each assignment's row of x times the matrix of its expert, into y.
+
+    Args:
+        x: rows of any stride; their elements lie side by side.
+        indices: the row of each assignment, sorted by expert, int64; None: each has its own.
+        counts: assignments of each expert, int64.
+        matrices: from `blocks`, gated ones for "swiglu".
+        y: overwritten; dense. The sums behind it, and the epilogue, are in fp32.
+        epilogue: what becomes of a sum before it is rounded: SiLU(gate) * up, or relu(.)^2.
+    """
+    torch.ops.moebench.ragged_linear(x, indices, counts, matrices, y, EPILOGUES.index(epilogue))
+
+
+def _call(
+    x: Tensor, indices: Tensor | None, counts: Tensor, matrices: Tensor, y: Tensor, epilogue: int
+) -> None:
+    name, depth = DTYPES[x.dtype]
+    getattr(_library(), name)(
+        x.data_ptr(),
+        x.stride(0),
+        None if indices is None else indices.data_ptr(),
+        matrices.shape[0],
+        counts.data_ptr(),
+        matrices.data_ptr(),
+        matrices.shape[2] * depth,
+        y.shape[1],
+        y.data_ptr(),
+        epilogue,
+        torch.get_num_threads(),
+    )
+
+
+def register_operation() -> torch.library.Library:
+    """Define `torch.ops.moebench.ragged_linear`, for profilers to see, while the result lives."""
+    library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define(  # type: ignore[no-untyped-call]
+        "ragged_linear(Tensor x, Tensor? indices, Tensor counts, Tensor matrices, Tensor(a!) y, "
+        "int epilogue) -> ()"
+    )
+    library.impl("ragged_linear", _call, "CPU")  # type: ignore[no-untyped-call]
+    return library
+
+
+LIBRARY = register_operation()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The compiled file, from the cache or made now.
+
+    Raises:
+        FileNotFoundError: there is no compiler.
+        CalledProcessError: it does not compile.
+        ValueError: the cache cannot be written.
+    """
+    compiler = os.environ.get("CXX", "c++")
+    key = sha256(SOURCE.read_bytes() + " ".join((compiler, *FLAGS)).encode()).hexdigest()[:16]
+    path = cache_directory() / f"avx512-{key}.so"
+    if not path.exists():
+        make_folder(path.parent)
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            replace_file(path, made.read_bytes())
+    library = ctypes.CDLL(str(path))
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    for name, _ in DTYPES.values():
+        getattr(library, name).argtypes = [
+            *(pointer, size, pointer, size, pointer, pointer, size, size, pointer),
+            *(number, number),
+        ]
+        getattr(library, name).restype = None
+    return library

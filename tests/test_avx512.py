@@ -1,0 +1,137 @@
+"""Our kernel for processors: sums in fp32 of every size, whatever the blocks and the threads."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moebench import avx512
+from moebench.avx512 import BLOCK, Epilogue, blocks, ragged_linear
+
+needs_kernel = pytest.mark.skipif(avx512.why_not() is not None, reason=str(avx512.why_not()))
+FP32 = torch.float32
+ROUNDING = {FP32: 3e-6, torch.bfloat16: 2.0**-8}
+"""Of sums up to 2, after 512 additions that each round by half a unit of 2^-23, up or down: twice
+the square root of 512 of them. Of a result that is rounded to bf16 once."""
+
+
+def outcome(sums: Tensor, epilogue: Epilogue) -> Tensor:
+    if epilogue == "none":
+        return sums
+    if epilogue == "squared-relu":
+        return functional.relu(sums).square()
+    gate, up = sums.chunk(2, dim=-1)
+    return functional.silu(gate) * up
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", list(avx512.DTYPES), ids=str)
+@pytest.mark.parametrize("epilogue", avx512.EPILOGUES)
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("counts", "inputs", "outputs"),
+    [
+        ([1, 0, 2, 6, 7], 32, 64),
+        ([0, 11, 0], 18, 40),  # neither whole vectors nor whole blocks
+        ([3, 250, 1], 16, 136),  # more rows than share a block at a time
+        ([2, 8], 1030, 100),  # more inputs than a stretch in bf16
+        ([2, 8], 515 * 2, 2),
+    ],
+    ids=str,
+)
+def test_each_row_meets_the_matrix_of_its_expert(
+    counts: list[int],
+    inputs: int,
+    outputs: int,
+    num_threads: int,
+    epilogue: Epilogue,
+    dtype: torch.dtype,
+) -> None:
+    width = 2 * outputs if epilogue == "swiglu" else outputs
+    matrices = (torch.randn(len(counts), width, inputs) / math.sqrt(inputs)).to(dtype)
+    x = torch.randn(9, inputs + 2).to(dtype)[:, :inputs]  # rows that lie apart
+    indices = torch.randint(9, (sum(counts),))
+    y = torch.full((sum(counts), outputs), math.nan, dtype=dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        laid_out = blocks(matrices, is_gated=epilogue == "swiglu")
+        ragged_linear(x, indices, torch.tensor(counts), laid_out, y, epilogue)
+    finally:
+        torch.set_num_threads(before)
+    experts = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    sums = torch.einsum("ai,aoi->ao", x[indices].double(), matrices[experts].double())
+    # A product of two sums up to 3 has the errors of both, each times the other.
+    rounding = ROUNDING[dtype] if epilogue == "none" else max(ROUNDING[dtype], 6 * ROUNDING[FP32])
+    torch.testing.assert_close(y.double(), outcome(sums, epilogue), rtol=rounding, atol=rounding)
+
+
+@needs_kernel
+@pytest.mark.parametrize("gate", [-1e4, -90.0, -20.0, 0.0, 20.0, 90.0, 1e4, math.inf, math.nan])
+def test_silu_is_right_where_its_exponential_is_not(gate: float) -> None:
+    matrices = torch.tensor([[[gate], [1.0]]])
+    y = torch.empty(1, 1)
+    laid_out = blocks(matrices, is_gated=True)
+    ragged_linear(torch.ones(1, 1), None, torch.tensor([1]), laid_out, y, "swiglu")
+    expected = functional.silu(torch.tensor([[gate]]))
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", list(avx512.DTYPES), ids=str)
+def test_no_expert_has_rows(dtype: torch.dtype) -> None:
+    y = torch.empty(0, 8, dtype=dtype)
+    matrices = blocks(torch.randn(2, 8, 4).to(dtype))
+    ragged_linear(torch.empty(0, 4, dtype=dtype), None, torch.tensor([0, 0]), matrices, y)
+
+
+def test_blocks_hold_every_weight_once_and_zeros() -> None:
+    matrices = torch.arange(1.0, 2 * 70 * 6 + 1).view(2, 70, 6)
+    laid_out = blocks(matrices)
+    assert laid_out.shape == (2, 2, 6, BLOCK, 1)
+    found = laid_out.permute(0, 1, 3, 2, 4).reshape(2, 2 * BLOCK, 6)
+    assert torch.equal(found[:, :70], matrices)
+    assert not found[:, 70:].any()
+    gated = blocks(matrices, is_gated=True).permute(0, 1, 3, 2, 4).reshape(2, 2, 2, BLOCK // 2, 6)
+    assert torch.equal(gated[:, 0, 0], matrices[:, : BLOCK // 2])
+    assert torch.equal(gated[:, 0, 1], matrices[:, 35 : 35 + BLOCK // 2])
+
+
+@pytest.fixture
+def afresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A processor that the kernel is for, with nothing compiled or asked before."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(avx512, "_library", avx512._library.__wrapped__)
+    return monkeypatch
+
+
+def test_without_a_compiler_the_reason_names_it(afresh: pytest.MonkeyPatch) -> None:
+    afresh.setenv("CXX", "no-such-compiler")
+    assert avx512.why_not.__wrapped__() == (
+        "there is no C++ compiler 'no-such-compiler' (the variable CXX names another)"
+    )
+
+
+def test_a_compiler_that_fails_is_quoted(
+    afresh: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    compiler = tmp_path_factory.mktemp("bin") / "c++"
+    compiler.write_text("#!/bin/sh\necho 'unrecognized option -mavx512bf16' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    afresh.setenv("CXX", str(compiler))
+    expected = f"{compiler} did not compile avx512.cpp: unrecognized option -mavx512bf16"
+    assert avx512.why_not.__wrapped__() == expected
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "has_amx", "said"), [(False, False, "no AVX-512-BF16"), (True, True, "has AMX")]
+)
+def test_it_is_for_processors_with_its_instructions_and_without_better_ones(
+    afresh: pytest.MonkeyPatch, has_bf16: bool, has_amx: bool, said: str
+) -> None:
+    afresh.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    afresh.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert said in str(avx512.why_not.__wrapped__())
