@@ -89,6 +89,7 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     """Measure this machine anew, fit, keep both; 0 done, 2 bad input."""
     from moebench.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
     from moebench.measure.environment import choose_device
+    from moebench.ops import LAYOUTS
     from moebench.progress import Bar
 
     def say(line: str) -> None:
@@ -106,10 +107,11 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     if as_json:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
-    layouts = {"": fit.plain} | ({} if fit.packed == fit.plain else {", packed": fit.packed})
+    timed = {layout: fit.matmuls(layout) for layout in LAYOUTS}
     facts = {
-        f"{what}{layout}": value
-        for layout, prices in layouts.items()
+        what if layout == "plain" else f"{what}, {layout}": value
+        for layout, prices in timed.items()
+        if layout == "plain" or prices != fit.plain
         for what, value in {
             "matmul rate": text(prices.rate, "rate"),
             "matmul bandwidth": text(prices.bandwidth, "bandwidth"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moebench import console
 from moebench.budget import Need, allowance
 from moebench.forecast import Estimates
-from moebench.ops import EXPERT_BACKENDS
+from moebench.ops import EXPERT_BACKENDS, executing
 from moebench.plan import SLOW_STEP, Cell, Suite
 from moebench.progress import Bar
 from moebench.record import Run, now
@@ -155,9 +155,9 @@ def _without_what_does_not_fit(
                 fitting.append((case, policy))
                 continue
             message = f"needs {text(need, 'size')}, {text(available, 'size')} are available"
-            backend = EXPERT_BACKENDS[case.backend]
-            if backend.layout == "packed":
-                message += f"; --experts {backend.stand_in} holds the experts' weights once"
+            if EXPERT_BACKENDS[case.backend].layout != "plain":
+                once = executing(case.backend, "train").name
+                message += f"; --experts {once} holds the experts' weights once"
             console.say(f"{case.key}: does not fit: {message}")
             failures.append(
                 Failure(run.manifest.run, cell.key, case.key, "does-not-fit", message, now())

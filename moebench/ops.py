@@ -33,6 +33,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 Layout = Literal["plain", "packed", "avx512"]
 """Of a weight in memory: as a parameter lies there, or in the blocks that oneDNN or our own kernel
 for processors wants."""
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class ExpertBackend:
     is_capturable: bool = False
     """It takes a bounded routing and never waits for the device: a CUDA graph can hold it."""
     layout: Layout = "plain"
-    """Of the experts' weights; a packed one is a second copy, beside the parameters."""
+    """Of the experts' weights; any but the plain one is a second copy, beside the parameters."""
     least_rows: float = 1.0
     """Rows that are computed at least for a touched expert."""
     stand_in: str | None = None

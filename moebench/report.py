@@ -343,9 +343,11 @@ def _limits(run: KeptRun) -> tuple[str, ...]:
     methods = dict.fromkeys(m.memory.method for m in measured)
     if methods:
         limits.append(f"Peak memory by: {'; '.join(methods)}.")
-    if any(EXPERT_BACKENDS[name].layout == "packed" for name in _known_backends(run.records)):
+    twice = [n for n in _known_backends(run.records) if EXPERT_BACKENDS[n].layout != "plain"]
+    if twice:
         limits.append(
-            "Peak memory of packed holds the experts' weights twice, as parameters and in blocks."
+            f"Peak memory of {' and '.join(twice)} holds the experts' weights twice, as parameters "
+            "and in blocks."
         )
     if any(m.launch == "graph" for m in measured):
         limits.append("Peak memory of graphs is that of eager steps, without their pools.")

@@ -1,7 +1,7 @@
 """Which planned cells run on this machine, and by which expert backend.
 
 A backend that the user named runs or is refused. One that only the suite chose gives way to its
-stand-in, if it has one, and every record then says what ran and why.
+stand-in, and that to its own; every record then says what ran and why.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,13 @@ def runnable_cells(
     """
     kept, said = [], []
     for cell in planned:
-        name = cell.baseline.backend
-        why = why_not(name, device, getattr(torch, cell.workload.dtype))
-        stand_in = EXPERT_BACKENDS[name].stand_in
-        if why is not None and (is_asked or stand_in is None):
-            raise ValueError(f"expert backend {name!r} does not run here: {why}")
-        if why is not None and stand_in is not None:
-            cell = replace(
-                changed(cell, backend=stand_in), caveats=(_instead(name, stand_in, why),)
-            )
+        dtype = getattr(torch, cell.workload.dtype)
+        while (why := why_not(name := cell.baseline.backend, device, dtype)) is not None:
+            stand_in = EXPERT_BACKENDS[name].stand_in
+            if is_asked or stand_in is None:
+                raise ValueError(f"expert backend {name!r} does not run here: {why}")
+            caveats = (*cell.caveats, _instead(name, stand_in, why))
+            cell = replace(changed(cell, backend=stand_in), caveats=caveats)
             said.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
         backend = BACKENDS[cell.baseline.backend]
         if cell.workload.phase == "train" and not backend.has_gradients:

@@ -26,14 +26,14 @@ from moebench.measure.graph import LEAST_RING
 from moebench.measure.latency import StageTimer
 from moebench.model import KVCache, build_decoder
 from moebench.observe import _first_pass, observe
-from moebench.plan import Cell, MeasurePlan, cells, load_suite
+from moebench.plan import Cell, MeasurePlan, cells, changed, load_suite
 from moebench.routing import Routing
 from moebench.runnable import runnable_cells
 
 __all__ = ["cuda"]
 
 SUITE = load_suite("smoke")
-CELLS = {cell.key: cell for cell in cells(SUITE, "cpu")}
+CELLS = {cell.key: cell for cell in cells(SUITE, "cpu", backends=("packed",))}
 
 
 @functools.cache
@@ -147,6 +147,18 @@ def test_a_suite_s_choice_that_cannot_run_gives_way_and_one_asked_for_does_not(
         assert has_caveat == (cell.workload.phase != "train")
     with pytest.raises(ValueError, match="'packed' does not run here: there is no oneDNN"):
         runnable_cells(tuple(CELLS.values()), device, is_asked=True)
+
+
+def test_a_stand_in_that_cannot_run_gives_way_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("avx512", "packed"):
+        absent = replace(BACKENDS[name], missing=lambda device: "it is not here")
+        monkeypatch.setitem(BACKENDS, name, absent)
+    asked = tuple(changed(cell, backend="avx512") for cell in CELLS.values())
+    found, said = runnable_cells(asked, torch.device("cpu"))
+    assert [line.rsplit(";", 1)[1] for line in said] == [" 'packed' runs", " 'grouped' runs"]
+    for cell in found:
+        assert {case.backend for case in (*cell.cases, cell.baseline)} == {"grouped"}
+        assert [caveat.kind for caveat in cell.caveats] == ["stand-in"] * 2
 
 
 def test_a_type_that_a_backend_does_not_take_is_a_reason_too(

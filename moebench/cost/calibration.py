@@ -12,8 +12,8 @@ filling the pipeline - expressed in rows. `bandwidth` is what the matmul really 
 memory. The p-norm says how well memory traffic and arithmetic overlap: p = 1 not at all, large p
 perfectly.
 
-Weights that were packed beforehand have prices of their own: nothing is left to be packed, and the
-blocks stream at another bandwidth.
+Weights that were laid out beforehand have prices of their own: nothing is left to be packed, and
+the blocks stream at another bandwidth.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.ops import Layout
+from moebench.ops import LAYOUTS, Layout
 from moebench.spec import HardwareSpec
 from moebench.timings import MatmulSample, Microbenchmarks
 from moebench.units import (
@@ -107,6 +107,8 @@ class Calibration:
     """Weights as a model's parameters lie in memory."""
     packed: MatmulPrices
     """Weights in oneDNN's blocks; those of plain ones where none were timed."""
+    avx512: MatmulPrices
+    """Weights in the blocks of our own kernel for processors; the same."""
     attention_rate: FlopsPerSecond
     """Scores of many queries at once."""
     attention_bandwidth: BytesPerSecond
@@ -122,7 +124,7 @@ class Calibration:
 
     def matmuls(self, layout: Layout) -> MatmulPrices:
         """Prices of matmuls by the layout of their weights."""
-        return self.packed if layout == "packed" else self.plain
+        return {"plain": self.plain, "packed": self.packed, "avx512": self.avx512}[layout]
 
 
 def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -> Calibration:
@@ -132,8 +134,7 @@ def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -
         ValueError: fewer than five plain matmuls of this dtype.
     """
     fits: dict[Layout, MatmulPrices] = {}
-    layouts: tuple[Layout, ...] = ("plain", "packed")
-    for layout in layouts:
+    for layout in LAYOUTS:
         samples = [s for s in benchmarks.matmuls if (s.dtype, s.layout) == (dtype, layout)]
         if len(samples) >= LEAST_SAMPLES:
             fits[layout] = fit_matmuls(samples, benchmarks.read_bandwidth)
@@ -153,6 +154,7 @@ def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -
         dtype=dtype,
         plain=fits["plain"],
         packed=fits.get("packed", fits["plain"]),
+        avx512=fits.get("avx512", fits["plain"]),
         attention_rate=benchmarks.attention_rate or fits["plain"].rate,
         attention_bandwidth=benchmarks.attention_bandwidth or benchmarks.copy_bandwidth,
         copy_bandwidth=benchmarks.copy_bandwidth,
@@ -218,7 +220,7 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
     The efficiencies are what measured MoE kernels of A100, H100 and B200 show: 85 % of the memory
     bandwidth, 60 % of the dense peak at many rows, 64-row tiles (NVIDIA/aiconfigurator tables,
     Apache-2.0; read in this project's development data). Launches are those of eager PyTorch on
-    a recent host, about 5 microseconds each. Packed weights are priced as plain ones.
+    a recent host, about 5 microseconds each. Weights of any layout are priced alike.
 
     Raises:
         ValueError: the datasheet has no peak for the dtype.
@@ -241,6 +243,7 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
         dtype=dtype,
         plain=matmuls,
         packed=matmuls,
+        avx512=matmuls,
         attention_rate=matmuls.rate,
         attention_bandwidth=matmuls.bandwidth,
         copy_bandwidth=0.85 * hardware.memory_bandwidth,

@@ -129,6 +129,7 @@ def replayed(calibration: Calibration) -> Calibration:
         calibration,
         plain=capped(calibration.plain),
         packed=capped(calibration.packed),
+        avx512=capped(calibration.avx512),
         launch_overhead=min(GRAPH_LAUNCH, calibration.launch_overhead),
     )
 

@@ -6,8 +6,9 @@ are read from memory as those of a large model are. All sizes take turns, so tha
 machine hits all of them alike. Data are random: zeros run faster.
 
 Attention is timed as a decode step and as a prefill call it: few queries against keys and values
-beyond the last-level cache, and as many queries as keys. Where oneDNN packs weights, products with
-packed weights are timed too, in the shapes of experts and from the rows on that experts compute.
+beyond the last-level cache, and as many queries as keys. Products with weights that were laid out
+beforehand are timed too, where oneDNN packs them or our own kernel runs: in the shapes of experts
+and for the rows that experts compute.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from moebench import onednn
+from moebench import avx512, onednn
 from moebench.measure.environment import describe_machine
 from moebench.measure.latency import Clock, Progress, clock_for
 from moebench.measure.reference import reference_operation
@@ -47,14 +48,17 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PACKED_SHAPES = tuple(shape for shape in SHAPES if shape not in ((4096, 4096), (128, 2048)))
 """Neither attention's nor a router's: those are not packed."""
 PACKED_ROWS = tuple(rows for rows in ROWS if onednn.LEAST_ROWS <= rows <= 1024)
+STREAMED_SHAPES = tuple(shape for shape in PACKED_SHAPES if shape != (64, 64))
+"""Our kernel is called once for all experts: what a call costs is no part of a product."""
+STREAMED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 MIN_PASSES, MAX_PASSES = 5, 25
 MIN_VISIT: Seconds = 0.5e-3
 """A timed visit repeats a product, with other weights each time, until it lasts about this."""
 POOL_CACHES = 4
 """The pool of weights is at least this many last-level caches."""
 POOL_LIMIT: Bytes = 1.5e9
-MOST_PACKED = 200
-"""Packed weights of a shape: as many as a visit of the smallest runs."""
+MOST_REPEATS = 200
+"""Products of a visit, and weights of a shape that were laid out."""
 HEAD = 128
 """Elements of a key and of a value, in attention."""
 QUERIES, CONTEXT = 4, 1024
@@ -90,18 +94,48 @@ class PackedPool:
     """Packed weights, of each shape at least two that take turns."""
 
     def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
-        share = pool.elements.numel() / max(1, len(shapes))
-        counts = {(n, k): min(MOST_PACKED, max(2, int(share / (n * k)))) for n, k in shapes}
         self._turns = {
             shape: itertools.cycle(
                 [onednn.packed_weight(pool.weight(*shape)) for _ in range(count)]
             )
-            for shape, count in counts.items()
+            for shape, count in _counts(pool, shapes).items()
         }
 
     def weight(self, n: int, k: int) -> Tensor:
         """The next weight of shape [n, k]."""
         return next(self._turns[n, k])
+
+
+class StreamedPool:
+    """Stacks of weights in the blocks of our own kernel, one for each shape."""
+
+    def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
+        self._stacks = {
+            shape: avx512.blocks(torch.stack([pool.weight(*shape) for _ in range(count)]))
+            for shape, count in _counts(pool, shapes).items()
+        }
+        self._next = dict.fromkeys(shapes, 0)
+
+    def count(self, n: int, k: int) -> int:
+        """How many weights of shape [n, k] there are: one call runs no more."""
+        return len(self._stacks[n, k])
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        """One call with that many weights of shape [n, k], the next ones, each times all rows."""
+        rows, k = x.shape
+        stack = self._stacks[n, k]
+        first = self._next[n, k] if self._next[n, k] + repeats <= len(stack) else 0
+        self._next[n, k] = first + repeats
+        matrices = stack[first : first + repeats]
+        indices = torch.arange(rows).repeat(repeats)
+        counts, y = torch.full((repeats,), rows), x.new_empty(repeats * rows, n)
+        return lambda: avx512.ragged_linear(x, indices, counts, matrices, y)
+
+
+def _counts(pool: Pool, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """How many weights of each shape share the pool's size; two at least, that take turns."""
+    share = pool.elements.numel() / max(1, len(shapes))
+    return {(n, k): min(MOST_REPEATS, max(2, int(share / (n * k)))) for n, k in shapes}
 
 
 @dataclass(frozen=True)
@@ -117,17 +151,26 @@ class Size:
 class Products:
     """Runs a product of any size on random data."""
 
-    def __init__(self, pool: Pool, packed: PackedPool | None, sizes: Sequence[Size]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        packed: PackedPool | None,
+        streamed: StreamedPool | None,
+        sizes: Sequence[Size],
+    ) -> None:
         self._inputs = pool.elements.new_empty(max(s.rows * s.k for s in sizes)).normal_()
-        self._weight: dict[Layout, Callable[[int, int], Tensor]] = {"plain": pool.weight}
-        if packed is not None:
-            self._weight["packed"] = packed.weight
+        self._pool, self._packed, self._streamed = pool, packed, streamed
 
     def time(self, size: Size, repeats: int, clock: Clock) -> Seconds:
         """Seconds of one product, over `repeats` of them with different weights."""
         x = self._inputs[: size.rows * size.k].view(size.rows, size.k)
-        weights = [self._weight[size.layout](size.n, size.k) for _ in range(repeats)]
-        multiply = onednn.linear if size.layout == "packed" else linear
+        if size.layout == "avx512":
+            assert self._streamed is not None
+            return clock.time(self._streamed.work(x, size.n, repeats)) / repeats
+        pool = self._pool if size.layout == "plain" else self._packed
+        assert pool is not None
+        weights = [pool.weight(size.n, size.k) for _ in range(repeats)]
+        multiply = linear if size.layout == "plain" else onednn.linear
 
         def work() -> None:
             for weight in weights:
@@ -138,13 +181,20 @@ class Products:
     def repeats(self, size: Size, clock: Clock) -> int:
         """How many products fill `MIN_VISIT`; warms the size up as well."""
         first, second = (self.time(size, 1, clock) for _ in range(2))
-        return max(1, min(200, math.ceil(MIN_VISIT / max(min(first, second), 1e-7))))
+        most = MOST_REPEATS
+        if size.layout == "avx512" and self._streamed is not None:
+            most = self._streamed.count(size.n, size.k)
+        return max(1, min(most, math.ceil(MIN_VISIT / max(min(first, second), 1e-7))))
 
 
 def layouts(device: torch.device, dtype: str) -> tuple[Layout, ...]:
     """Layouts of weights that matmuls are timed with on a device."""
-    can_pack = device.type == "cpu" and onednn.can_pack(getattr(torch, dtype))
-    return ("plain", "packed") if can_pack else ("plain",)
+    found: list[Layout] = ["plain"]
+    if device.type == "cpu" and onednn.can_pack(getattr(torch, dtype)):
+        found.append("packed")
+    if device.type == "cpu" and getattr(torch, dtype) in avx512.DTYPES and not avx512.why_not():
+        found.append("avx512")
+    return tuple(found)
 
 
 @torch.inference_mode()
@@ -157,12 +207,14 @@ def microbenchmarks(
     rows: Sequence[int] = ROWS,
     packed_shapes: Sequence[tuple[int, int]] = PACKED_SHAPES,
     packed_rows: Sequence[int] = PACKED_ROWS,
+    streamed_shapes: Sequence[tuple[int, int]] = STREAMED_SHAPES,
+    streamed_rows: Sequence[int] = STREAMED_ROWS,
 ) -> Microbenchmarks:
     """Measure matrix products over sizes, memory bandwidth and the cost of a small call.
 
     At least `MIN_PASSES` passes over all sizes are made, more while the budget lasts. Memory:
     the pool (at most `POOL_LIMIT` or twice the largest weight), up to 2.5 times as much again
-    where weights are packed, and the largest product.
+    for each further layout of weights, and the largest product.
 
     Args:
         device: where to compute.
@@ -173,6 +225,8 @@ def microbenchmarks(
         rows: tokens of a product.
         packed_shapes: the same for packed weights, where oneDNN packs.
         packed_rows: tokens of a product with those.
+        streamed_shapes: the same for our own kernel, where it runs.
+        streamed_rows: tokens of a product with those.
     """
     clock = clock_for(device)
     start = clock.now()
@@ -180,12 +234,15 @@ def microbenchmarks(
     cache = (environment.gpu.l2_cache if environment.gpu else environment.cpu.l3_cache) or 32e6
     pool = Pool(_pool_elements(shapes, dtype, cache), device, getattr(torch, dtype))
     sizes = [Size(r, n, k) for n, k in shapes for r in rows]
-    packed = None
+    packed = streamed = None
+    # Shapes take turns, so that all others' weights come between two uses of one.
     if "packed" in layouts(device, dtype):
-        # Shapes take turns, so that all others' weights come between two uses of one.
         sizes += [Size(r, n, k, "packed") for r in packed_rows for n, k in packed_shapes]
         packed = PackedPool(pool, packed_shapes)
-    products = Products(pool, packed, sizes)
+    if "avx512" in layouts(device, dtype):
+        sizes += [Size(r, n, k, "avx512") for r in streamed_rows for n, k in streamed_shapes]
+        streamed = StreamedPool(pool, streamed_shapes)
+    products = Products(pool, packed, streamed, sizes)
     repeats = {size: products.repeats(size, clock) for size in sizes}
     times: dict[Size, list[Seconds]] = {size: [] for size in sizes}
     reading: list[BytesPerSecond] = []
@@ -244,7 +301,7 @@ def recheck(device: torch.device, benchmarks: Microbenchmarks) -> float:
     sample = max(quick or plain, key=lambda s: s.rows * s.n * s.k)
     size = Size(sample.rows, sample.n, sample.k)
     pool = Pool(2 * (sample.n * sample.k + 64), device, getattr(torch, sample.dtype))
-    products, clock = Products(pool, None, [size]), clock_for(device)
+    products, clock = Products(pool, None, None, [size]), clock_for(device)
     repeats = products.repeats(size, clock)
     now = min(products.time(size, repeats, clock) for _ in range(7))
     return now / sample.seconds

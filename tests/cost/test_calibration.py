@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebench.cost.calibration import Calibration, MatmulPrices, calibrate, from_datasheet
-from moebench.ops import Layout
+from moebench.ops import LAYOUTS, Layout
 from moebench.spec import HardwareSpec
 from moebench.timings import MatmulSample, Microbenchmarks
 
@@ -30,13 +30,13 @@ TRUTH = Calibration(
     dtype="bfloat16",
     plain=PLAIN,
     packed=PACKED,
+    avx512=replace(PACKED, bandwidth=25e9),
     attention_rate=1e11,
     attention_bandwidth=8e9,
     copy_bandwidth=10e9,
     launch_overhead=3e-6,
     fresh_bandwidth=None,
 )
-LAYOUTS: tuple[Layout, ...] = ("plain", "packed")
 
 
 def seconds(prices: MatmulPrices, rows: int, n: int, k: int) -> float:
@@ -89,7 +89,7 @@ def test_packed_weights_that_nobody_timed_are_priced_as_plain_ones() -> None:
     both = benchmarks_of(TRUTH, noise=0.0)
     plain = replace(both, matmuls=tuple(s for s in both.matmuls if s.layout == "plain"))
     fitted = calibrate(CPU, plain, "bfloat16")
-    assert fitted.packed == fitted.plain == calibrate(CPU, both, "bfloat16").plain
+    assert fitted.avx512 == fitted.packed == fitted.plain == calibrate(CPU, both, "bfloat16").plain
 
 
 def test_too_few_matmuls_are_refused() -> None:

@@ -11,7 +11,7 @@ from moebench.cost.calibration import from_datasheet
 from moebench.cost.estimate import GRAPH_LAUNCH, estimate, peak_memory, price
 from moebench.cost.kernels.dense import shipped_dense
 from moebench.load import ExpertLoad, fixed_k, geometric_k
-from moebench.ops import EXPERT_BACKENDS, layer_ops, total_flops, training_ops
+from moebench.ops import EXPERT_BACKENDS, Layout, layer_ops, total_flops, training_ops
 from moebench.policies import policy
 from moebench.results import Estimate
 from moebench.spec import HardwareSpec, Launch, Workload, load_model
@@ -128,14 +128,14 @@ def test_training_holds_a_gradient_for_every_weight() -> None:
     assert train > 1.9 * prefill
 
 
-def test_packed_experts_lie_in_memory_twice() -> None:
+@pytest.mark.parametrize("layout", ["packed", "avx512"])
+def test_experts_in_blocks_lie_in_memory_twice(layout: Layout) -> None:
     load = ExpertLoad.expected(1, 8, fixed_k(2))
     workload = Workload("decode", "decoder", 1, 1, 1024)
-    plain, packed = (
-        peak_memory(MIXTRAL, workload, (load, load), 8 * 4096, layout)
-        for layout in ("plain", "packed")  # type: ignore[arg-type]
+    plain, blocks = (
+        peak_memory(MIXTRAL, workload, (load, load), 8 * 4096, each) for each in ("plain", layout)
     )
-    assert packed - plain == 2 * 2 * 8 * 3 * 4096 * 14336
+    assert blocks - plain == 2 * 2 * 8 * 3 * 4096 * 14336
 
 
 def test_prices_of_packed_weights_are_those_of_packed_experts_and_of_nothing_else() -> None:
@@ -144,7 +144,7 @@ def test_prices_of_packed_weights_are_those_of_packed_experts_and_of_nothing_els
     calibration = from_datasheet(GPU, "bfloat16")
     streaming = replace(calibration.packed, bandwidth=2 * calibration.packed.bandwidth)
     faster = replace(calibration, packed=streaming)
-    for name, changed in (("packed", {"experts"}), ("grouped", set())):
+    for name, changed in (("packed", {"experts"}), ("grouped", set()), ("avx512", set())):
         ops = layer_ops(MIXTRAL, workload, router, load, EXPERT_BACKENDS[name])
         before, after = (
             estimate(ops, load, 1, 0.0, GPU, prices).by_stage for prices in (calibration, faster)

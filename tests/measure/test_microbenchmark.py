@@ -1,14 +1,22 @@
 """What the microbenchmarks cover, and that weights do not come from a cache."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
-from moebench import onednn
+from moebench import avx512, onednn
 from moebench.measure.environment import describe_machine
-from moebench.measure.microbenchmark import PackedPool, Pool, layouts, microbenchmarks, recheck
+from moebench.measure.microbenchmark import (
+    PackedPool,
+    Pool,
+    StreamedPool,
+    layouts,
+    microbenchmarks,
+    recheck,
+)
 
 CPU = torch.device("cpu")
 SHAPES = ((64, 32), (48, 80))
@@ -20,10 +28,11 @@ def test_every_size_is_measured_and_every_figure_is_a_positive_number(
     monkeypatch.setattr("moebench.measure.microbenchmark.POOL_LIMIT", 4e6)
     told: list[float] = []
     benchmarks = microbenchmarks(
-        CPU, "float32", 0.1, lambda share, _: told.append(share), SHAPES, (1, 3), SHAPES, (5,)
+        *(CPU, "float32", 0.1, lambda share, _: told.append(share)),
+        *(SHAPES, (1, 3), SHAPES, (5,), SHAPES, (2, 7)),
     )
     sizes = {(s.layout, s.n, s.k, s.rows) for s in benchmarks.matmuls}
-    rows = {"plain": (1, 3), "packed": (5,)}
+    rows = {"plain": (1, 3), "packed": (5,), "avx512": (2, 7)}
     assert sizes == {
         (layout, n, k, r)
         for layout in layouts(CPU, "float32")
@@ -55,6 +64,26 @@ def test_a_product_with_a_packed_weight_is_that_with_the_weight_it_was_made_from
     for _ in range(8):
         expected = functional.linear(x, pool.weight(64, 32))
         torch.testing.assert_close(onednn.linear(x, packed.weight(64, 32)), expected)
+
+
+@pytest.mark.skipif("avx512" not in layouts(CPU, "float32"), reason="our kernel does not run here")
+def test_a_streamed_product_is_made_with_the_next_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(5 * 64 * 32, CPU, torch.float32)
+    weights = [pool.weight(64, 32) for _ in range(5)]
+    streamed = StreamedPool(pool, [(64, 32)])
+    made: list[torch.Tensor] = []
+    real = avx512.ragged_linear
+
+    def watched(*arguments: Any) -> None:
+        real(*arguments)
+        made.append(arguments[-1])
+
+    monkeypatch.setattr(avx512, "ragged_linear", watched)
+    x = torch.randn(3, 32)
+    for expected in ((0, 1), (2, 3), (0, 1)):  # of four, one is left over
+        streamed.work(x, 64, 2)()
+        products = torch.cat([functional.linear(x, weights[i]) for i in expected])
+        torch.testing.assert_close(made[-1], products)
 
 
 def test_the_pool_is_random() -> None:
