@@ -8,6 +8,7 @@ The library uses the OpenMP threads that torch uses, so that none wait for each 
 import ctypes
 import functools
 import os
+import shlex
 import subprocess
 import tempfile
 from hashlib import sha256
@@ -69,7 +70,7 @@ def blocks(
     experts, outputs, inputs = matrices.shape
     halves = 2 if is_gated else 1
     width = BLOCK // halves
-    num_blocks = -(-outputs // BLOCK) if halves == 1 else -(-outputs // 2 // width)
+    num_blocks = -(-outputs // halves // width)
     # In bf16 a step's two inputs move as one word: four times faster than one by one.
     word = torch.int32 if depth == 2 else matrices.dtype
     steps = inputs // depth
@@ -99,8 +100,40 @@ def ragged_linear(
         matrices: from `blocks`, gated ones for "swiglu".
         y: overwritten; dense. The sums behind it, and the epilogue, are in fp32.
         epilogue: what becomes of a sum before it is rounded: SiLU(gate) * up, or relu(.)^2.
+
+    Raises:
+        ValueError: types or sizes that do not belong together.
     """
+    _check(x, indices, counts, matrices, y, epilogue)
     torch.ops.moebench.ragged_linear(x, indices, counts, matrices, y, EPILOGUES.index(epilogue))
+
+
+def _check(
+    x: Tensor,
+    indices: Tensor | None,
+    counts: Tensor,
+    matrices: Tensor,
+    y: Tensor,
+    epilogue: Epilogue,
+) -> None:
+    """What the kernel takes for granted: a wrong size would have it write anywhere."""
+    rows = x if indices is None else indices
+    width = BLOCK // 2 if epilogue == "swiglu" else BLOCK
+    depth = DTYPES[x.dtype][1]
+    expected = (len(counts), -(-y.shape[1] // width), x.shape[1] // depth, BLOCK, depth)
+    if matrices.shape != expected or len(rows) != len(y):
+        raise ValueError(
+            f"ragged_linear: found x {list(x.shape)}, {len(rows)} rows for y {list(y.shape)} and "
+            f"matrices {list(matrices.shape)}, expected matrices {list(expected)}"
+        )
+    wrong = {each.dtype for each in (matrices, y)} != {x.dtype}
+    wrong |= any(each.dtype != torch.int64 for each in (counts, rows) if each is not x)
+    dense = (counts, matrices, y, *(() if indices is None else (indices,)))
+    if wrong or x.stride(1) != 1 or not all(each.is_contiguous() for each in dense):
+        raise ValueError(
+            "ragged_linear: expected x, matrices and y of one type, int64 indices and counts, and "
+            "all but x's rows dense"
+        )
 
 
 def _call(
@@ -145,14 +178,14 @@ def _library() -> ctypes.CDLL:
         CalledProcessError: it does not compile.
         ValueError: the cache cannot be written.
     """
-    compiler = os.environ.get("CXX", "c++")
-    key = sha256(SOURCE.read_bytes() + " ".join((compiler, *FLAGS)).encode()).hexdigest()[:16]
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    key = sha256(SOURCE.read_bytes() + repr((compiler, FLAGS)).encode()).hexdigest()[:16]
     path = cache_directory() / f"avx512-{key}.so"
     if not path.exists():
         make_folder(path.parent)
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
             replace_file(path, made.read_bytes())
     library = ctypes.CDLL(str(path))

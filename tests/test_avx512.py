@@ -1,6 +1,7 @@
 """Our kernel for processors: sums in fp32 of every size, whatever the blocks and the threads."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,34 @@ def test_no_expert_has_rows(dtype: torch.dtype) -> None:
     y = torch.empty(0, 8, dtype=dtype)
     matrices = blocks(torch.randn(2, 8, 4).to(dtype))
     ragged_linear(torch.empty(0, 4, dtype=dtype), None, torch.tensor([0, 0]), matrices, y)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(4, 10)}, r"expected matrices \[2, 1, 10, 64, 1\]"),
+        ({"y": torch.zeros(3, 40)}, r"found x \[4, 8\], 4 rows for y \[3, 40\]"),
+        ({"y": torch.zeros(4, 70)}, r"expected matrices \[2, 2, 8, 64, 1\]"),
+        ({"counts": torch.tensor([1, 3], dtype=torch.int32)}, "int64"),
+        ({"indices": torch.zeros(4, dtype=torch.int32)}, "int64"),
+        ({"y": torch.zeros(4, 40).bfloat16()}, "of one type"),
+        ({"y": torch.zeros(40, 4).t()}, "dense"),
+        ({"x": torch.zeros(8, 4).t()}, "dense"),
+        ({"epilogue": "swiglu"}, r"expected matrices \[2, 2, "),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    whole: dict[str, Any] = {
+        "x": torch.zeros(4, 8),
+        "indices": None,
+        "counts": torch.tensor([1, 3]),
+        "matrices": blocks(torch.zeros(2, 40, 8)),
+        "y": torch.zeros(4, 40),
+    }
+    ragged_linear(**whole)
+    with pytest.raises(ValueError, match=message):
+        ragged_linear(**whole | changes)
 
 
 def test_blocks_hold_every_weight_once_and_zeros() -> None:
