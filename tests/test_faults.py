@@ -437,7 +437,7 @@ def test_a_calibration_that_cannot_be_kept_is_no_reason_to_stop(
 ) -> None:
     from moebench import machine
 
-    (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "moebench").iterdir()
+    (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "moebench").glob("*.json")
     known: Any = machine._kept(kept, machine.describe_machine(machine.torch.device("cpu")))
     monkeypatch.setattr(machine, "microbenchmarks", lambda *_, **__: known)
     (tmp_path / "file").write_text("in the way")
