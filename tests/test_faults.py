@@ -363,6 +363,7 @@ def with_router(suite: str, name: str, folder: Path, monkeypatch: pytest.MonkeyP
     return suite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [

@@ -307,6 +307,7 @@ def test_a_run_without_checksums_is_read_and_resumed(tmp_path: Path) -> None:
     assert len(kept.records) == 10 and not kept.problems
 
 
+@pytest.mark.slow
 def test_committed_runs_are_read_whole() -> None:
     results = Path(__file__).resolve().parents[1] / "results"
     directories = [path.parent for path in results.glob("mixtral/*/*/manifest.json")]

@@ -70,6 +70,7 @@ def test_stretches_are_disjoint_and_shuffling_keeps_every_pair() -> None:
         assert np.array_equal(np.diff(np.sort(stretch, axis=0)), np.ones((2, 3)))
 
 
+@pytest.mark.slow
 def test_overlapping_experiments_count_only_their_disjoint_stretches() -> None:
     found = rates(shuffled(recording(960), 96, 30), 0.0, independent=10)
     assert found.aa_rate.n == found.power_2.n == 10

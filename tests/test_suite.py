@@ -148,6 +148,7 @@ def test_a_case_that_raises_is_a_failure_row_and_the_others_go_on(
     assert len(run.records) == 5
 
 
+@pytest.mark.slow
 def test_a_router_that_cannot_be_brought_to_its_point_is_a_failure_row(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_router_that_cannot_be_brought_to_its_point_is_a_failure_row(
     assert len(run.records) == 4
 
 
+@pytest.mark.slow
 def test_without_its_baseline_a_cell_gives_latencies_and_no_speedups(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_without_its_baseline_a_cell_gives_latencies_and_no_speedups(
     assert kinds == {"flops-promise", "predicted-speedup"}
 
 
+@pytest.mark.slow
 def test_a_run_of_another_machine_is_not_resumed(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +201,7 @@ def test_a_run_of_another_machine_is_not_resumed(
     assert "measured on another machine" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed_where_it_stopped(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -231,6 +231,7 @@ def test_a_counter_for_root_only_gives_none_and_says_so(
     assert energy.missing.startswith("no_permission")
 
 
+@pytest.mark.slow
 def test_a_counter_that_never_moves_gives_none_and_not_zero(tmp_path: Path) -> None:
     domain(tmp_path, "0", "package-0", 1000)
     energy = measure_energy(work, CPU, SHORT, powercap=tmp_path)

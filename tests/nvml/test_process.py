@@ -106,6 +106,7 @@ def test_several_boards_are_added_and_a_lost_one_is_named(
     assert boards[1] in energy.missing
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("board")
 def test_a_reader_that_is_killed_or_hangs_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario(monkeypatch)

@@ -24,6 +24,7 @@ def on_the_simulator(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_the_simulator")
 def test_simulated_joules_are_kept_as_simulated_and_refused_by_every_report(
     suite: str,
