@@ -37,7 +37,8 @@ class Microbenchmarks:
     """Writing memory that was allocated for it, which the system maps page by page; None on a
     device whose allocator keeps what is freed."""
     small_op: Seconds
-    """One framework call on a tensor of a few elements."""
+    """One framework call on a tensor of a few elements; on a processor its first after memory far
+    larger than the caches was read."""
     duration: Seconds
     """How long the microbenchmarks took."""
     reference: Seconds | None = None

@@ -1,18 +1,23 @@
 """What the microbenchmarks cover, and that weights do not come from a cache."""
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moebench import avx512, onednn
 from moebench.measure.environment import describe_machine
+from moebench.measure.latency import clock_for
 from moebench.measure.microbenchmark import (
+    COLD_CALLS,
     PackedPool,
     Pool,
     StreamedPool,
+    _small_op,
     layouts,
     microbenchmarks,
     recheck,
@@ -84,6 +89,28 @@ def test_a_streamed_product_is_made_with_the_next_weights(monkeypatch: pytest.Mo
         streamed.work(x, 64, 2)()
         products = torch.cat([functional.linear(x, weights[i]) for i in expected])
         torch.testing.assert_close(made[-1], products)
+
+
+def test_a_small_call_on_a_processor_comes_after_memory_that_fills_the_caches() -> None:
+    pool = Pool(4096, CPU, torch.float32)
+    seen: list[tuple[str, int]] = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if isinstance(args[0], torch.Tensor):
+                seen.append((func.overloadpacket.__name__, args[0].numel()))
+            return func(*args, **(kwargs or {}))
+
+    with Watched():
+        assert _small_op(pool, clock_for(CPU)) > 0
+    large = [place for place, call in enumerate(seen) if call == ("sum", 4096)]
+    assert len(large) == COLD_CALLS
+    between = [seen[a + 1 : b] for a, b in itertools.pairwise(large)]
+    assert {tuple(sorted(name for name, size in calls if size == 4)) for calls in between} == {
+        ("_softmax", "_to_copy", "add", "index_select", "sort", "sum")
+    }
 
 
 def test_the_pool_is_random() -> None:
