@@ -88,6 +88,7 @@ def test_the_wheel_holds_data_and_suites_and_runs_from_any_directory(tmp_path: P
     (wheel,) = tmp_path.glob("moebench-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     for folder, pattern, inside in (
+        (PACKAGE, "*.cpp", "moebench"),
         (ROOT / "suites", "*.toml", "moebench/suites"),
         (PACKAGE / "data" / "models", "*.toml", "moebench/data/models"),
         (PACKAGE / "data" / "hardware", "*.toml", "moebench/data/hardware"),
