@@ -214,7 +214,13 @@ def _measure_cells(
                     break
                 bar.tell(plan.key)
                 share = left / (len(todo) - index)
-                result = _measure_cell(suite, plan, backends, workers, 3 * share)
+                try:
+                    result = _measure_cell(suite, plan, backends, workers, 3 * share)
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"{plan.key}: {error}, for want of memory most likely; the cells before "
+                        f"are kept, go on with: python -m moebench.suite --resume {directory}"
+                    ) from error
                 append_lines(directory / CELLS, [result])
     finally:
         workers.close()

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moebench.execution.plan import load_execution_suite, planned_cells
 from moebench.execution.results import load_results
-from moebench.execution.run import SLOW_ROUNDS
+from moebench.execution.run import SLOW_ROUNDS, Workers
 from moebench.suite import main
 
 SUITE = """
@@ -96,3 +97,21 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     again = load_results(directory).cells
     assert [cell.plan.key for cell in again] == [cell.plan.key for cell in whole]
     assert again[0] == whole[0]
+
+
+def test_a_death_of_the_shared_process_is_one_line_that_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Workers.ask
+
+    def dying(workers: Workers, what: str, name: str, *arguments: Any) -> Any:
+        if what == "read sum":
+            raise RuntimeError("the process of read sum died")
+        return real(workers, what, name, *arguments)
+
+    monkeypatch.setattr(Workers, "ask", dying)
+    assert main([str(written(tmp_path)), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    (directory,) = (tmp_path / "out" / "toy").glob("*/*")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"go on with: python -m moebench.suite --resume {directory}")
+    assert "Mixtral / 64, forward, 1 tokens, bfloat16: the process of read sum died" in said
