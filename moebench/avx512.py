@@ -71,7 +71,7 @@ def blocks(
     halves = 2 if is_gated else 1
     width = BLOCK // halves
     num_blocks = -(-outputs // halves // width)
-    # In bf16 a step's two inputs move as one word: four times faster than one by one.
+    # In bf16 a step's two inputs move as one word.
     word = torch.int32 if depth == 2 else matrices.dtype
     steps = inputs // depth
     laid_out = matrices.new_empty(experts, num_blocks, steps, BLOCK, depth)

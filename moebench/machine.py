@@ -5,7 +5,6 @@ other, what the microbenchmarks showed *is* the datasheet.
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from moebench.codec import decode, encode
 from moebench.cost.calibration import Calibration, calibrate
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
+from moebench.measure.memory import available_memory
 from moebench.measure.microbenchmark import layouts, microbenchmarks, recheck
 from moebench.spec import HardwareSpec, hardware_aliases, load_hardware
 from moebench.storage import cache_directory, replace_file
@@ -119,20 +119,6 @@ def keep_fit(machine: Machine) -> Path:
     path = cache_directory() / f"{benchmarks.fingerprint}-{dtype}-fit.json"
     replace_file(path, (json.dumps(encode(fit), indent=1) + "\n").encode())
     return path
-
-
-def available_memory(device: torch.device) -> Bytes:
-    """What can be allocated without swapping; infinite where the system does not say."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next(
-        (float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")),
-        math.inf,
-    )
 
 
 def calibration_path(environment: Environment, dtype: str) -> Path:

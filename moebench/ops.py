@@ -143,13 +143,7 @@ EXPERT_BACKENDS = {
         # Gathers, activates and joins experts of few rows together; those of many, one by one, for
         # which four launches more do not count.
         ExpertBackend(
-            "packed",
-            0,
-            1,
-            6,
-            0,
-            7,
-            0,
+            *("packed", 0, 1, 6, 0, 7, 0),
             activation_launches=0,
             layout="packed",
             least_rows=4,
@@ -157,16 +151,7 @@ EXPERT_BACKENDS = {
         ),
         # One call for the first matmuls with the activation, one for the second.
         ExpertBackend(
-            "avx512",
-            1,
-            0,
-            0,
-            0,
-            7,
-            0,
-            activation_launches=0,
-            layout="avx512",
-            stand_in="packed",
+            "avx512", 1, 0, 0, 0, 7, 0, activation_launches=0, layout="avx512", stand_in="packed"
         ),
         # Kernels of others, with what the adapter does; a fused one is a call in all.
         ExpertBackend("transformers-eager", 0, 1, 26, 0, 0, 10),

@@ -18,7 +18,7 @@ from torch import Tensor
 from moebench.execution.mixes import Slots, draw_slots
 from moebench.execution.plan import CellPlan
 from moebench.experts import BACKENDS, Backend, ExpertWeights
-from moebench.machine import available_memory
+from moebench.measure.memory import available_memory
 from moebench.model import fill_normal
 from moebench.policies import policy
 from moebench.routing import Router, Routing, build_routers
@@ -113,7 +113,7 @@ class Bench:
             for step in chosen:
                 run(step)
 
-        if num_steps > 1 or phase == "warm-up":
+        if num_steps > 1:
             run(steps[(first - 1) % len(steps)])
         return _timed(work, num_steps)
 

@@ -7,6 +7,7 @@ step that reuses it seem to need none, and one that spreads over it seem to need
 
 import ctypes
 import gc
+import math
 import mmap
 import os
 import re
@@ -182,3 +183,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     words = ("DefaultCPUAllocator", "bad_alloc")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def available_memory(device: torch.device) -> Bytes:
+    """What can be allocated without swapping; infinite where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next(
+        (float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")),
+        math.inf,
+    )

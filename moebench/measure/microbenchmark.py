@@ -14,10 +14,11 @@ and for the rows that experts compute.
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -72,6 +73,19 @@ FRESH = 1 << 27
 RECHECK_COST: Seconds = 0.04
 
 
+@runtime_checkable
+class Weights(Protocol):
+    """Weights of one layout, and the products that are made with them."""
+
+    def most(self, n: int, k: int) -> int:
+        """How many products of shape [n, k] a visit may run."""
+        ...
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        """That many products of x, with the weights of shape [n, k] not used for longest."""
+        ...
+
+
 class Pool:
     """Random elements from which weights are cut, always the ones not used for longest."""
 
@@ -90,6 +104,12 @@ class Pool:
         self._next += math.ceil(n * k / 64) * 64
         return cut.view(n, k)
 
+    def most(self, n: int, k: int) -> int:
+        return MOST_REPEATS
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        return _one_by_one(linear, x, [self.weight(n, x.shape[1]) for _ in range(repeats)])
+
 
 class PackedPool:
     """Packed weights, of each shape at least two that take turns."""
@@ -106,6 +126,12 @@ class PackedPool:
         """The next weight of shape [n, k]."""
         return next(self._turns[n, k])
 
+    def most(self, n: int, k: int) -> int:
+        return MOST_REPEATS
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        return _one_by_one(onednn.linear, x, [self.weight(n, x.shape[1]) for _ in range(repeats)])
+
 
 class StreamedPool:
     """Stacks of weights in the blocks of our own kernel, one for each shape."""
@@ -117,12 +143,11 @@ class StreamedPool:
         }
         self._next = dict.fromkeys(shapes, 0)
 
-    def count(self, n: int, k: int) -> int:
-        """How many weights of shape [n, k] there are: one call runs no more."""
+    def most(self, n: int, k: int) -> int:
+        """As many as there are weights: one call runs them all."""
         return len(self._stacks[n, k])
 
     def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
-        """One call with that many weights of shape [n, k], the next ones, each times all rows."""
         rows, k = x.shape
         stack = self._stacks[n, k]
         first = self._next[n, k] if self._next[n, k] + repeats <= len(stack) else 0
@@ -131,6 +156,16 @@ class StreamedPool:
         indices = torch.arange(rows).repeat(repeats)
         counts, y = torch.full((repeats,), rows), x.new_empty(repeats * rows, n)
         return lambda: avx512.ragged_linear(x, indices, counts, matrices, y)
+
+
+def _one_by_one(
+    multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: Sequence[Tensor]
+) -> Callable[[], None]:
+    def work() -> None:
+        for weight in weights:
+            multiply(x, weight)
+
+    return work
 
 
 def _counts(pool: Pool, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
@@ -153,38 +188,20 @@ class Products:
     """Runs a product of any size on random data."""
 
     def __init__(
-        self,
-        pool: Pool,
-        packed: PackedPool | None,
-        streamed: StreamedPool | None,
-        sizes: Sequence[Size],
+        self, pool: Pool, laid_out: Mapping[Layout, Weights], sizes: Sequence[Size]
     ) -> None:
         self._inputs = pool.elements.new_empty(max(s.rows * s.k for s in sizes)).normal_()
-        self._pool, self._packed, self._streamed = pool, packed, streamed
+        self._weights: dict[Layout, Weights] = {"plain": pool, **laid_out}
 
     def time(self, size: Size, repeats: int, clock: Clock) -> Seconds:
         """Seconds of one product, over `repeats` of them with different weights."""
         x = self._inputs[: size.rows * size.k].view(size.rows, size.k)
-        if size.layout == "avx512":
-            assert self._streamed is not None
-            return clock.time(self._streamed.work(x, size.n, repeats)) / repeats
-        pool = self._pool if size.layout == "plain" else self._packed
-        assert pool is not None
-        weights = [pool.weight(size.n, size.k) for _ in range(repeats)]
-        multiply = linear if size.layout == "plain" else onednn.linear
-
-        def work() -> None:
-            for weight in weights:
-                multiply(x, weight)
-
-        return clock.time(work) / repeats
+        return clock.time(self._weights[size.layout].work(x, size.n, repeats)) / repeats
 
     def repeats(self, size: Size, clock: Clock) -> int:
         """How many products fill `MIN_VISIT`; warms the size up as well."""
         first, second = (self.time(size, 1, clock) for _ in range(2))
-        most = MOST_REPEATS
-        if size.layout == "avx512" and self._streamed is not None:
-            most = self._streamed.count(size.n, size.k)
+        most = self._weights[size.layout].most(size.n, size.k)
         return max(1, min(most, math.ceil(MIN_VISIT / max(min(first, second), 1e-7))))
 
 
@@ -235,15 +252,16 @@ def microbenchmarks(
     cache = (environment.gpu.l2_cache if environment.gpu else environment.cpu.l3_cache) or 32e6
     pool = Pool(_pool_elements(shapes, dtype, cache), device, getattr(torch, dtype))
     sizes = [Size(r, n, k) for n, k in shapes for r in rows]
-    packed = streamed = None
+    laid_out: dict[Layout, Weights] = {}
+    timed = layouts(device, dtype)
     # Shapes take turns, so that all others' weights come between two uses of one.
-    if "packed" in layouts(device, dtype):
+    if "packed" in timed:
         sizes += [Size(r, n, k, "packed") for r in packed_rows for n, k in packed_shapes]
-        packed = PackedPool(pool, packed_shapes)
-    if "avx512" in layouts(device, dtype):
+        laid_out["packed"] = PackedPool(pool, packed_shapes)
+    if "avx512" in timed:
         sizes += [Size(r, n, k, "avx512") for r in streamed_rows for n, k in streamed_shapes]
-        streamed = StreamedPool(pool, streamed_shapes)
-    products = Products(pool, packed, streamed, sizes)
+        laid_out["avx512"] = StreamedPool(pool, streamed_shapes)
+    products = Products(pool, laid_out, sizes)
     repeats = {size: products.repeats(size, clock) for size in sizes}
     times: dict[Size, list[Seconds]] = {size: [] for size in sizes}
     reading: list[BytesPerSecond] = []
@@ -302,7 +320,7 @@ def recheck(device: torch.device, benchmarks: Microbenchmarks) -> float:
     sample = max(quick or plain, key=lambda s: s.rows * s.n * s.k)
     size = Size(sample.rows, sample.n, sample.k)
     pool = Pool(2 * (sample.n * sample.k + 64), device, getattr(torch, sample.dtype))
-    products, clock = Products(pool, None, None, [size]), clock_for(device)
+    products, clock = Products(pool, {}, [size]), clock_for(device)
     repeats = products.repeats(size, clock)
     now = min(products.time(size, repeats, clock) for _ in range(7))
     return now / sample.seconds
