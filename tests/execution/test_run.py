@@ -11,25 +11,7 @@ from moebench.execution.results import load_results
 from moebench.execution.run import SLOW_ROUNDS, Workers
 from moebench.suite import main
 
-SUITE = """
-schema = 1
-kind = "experts"
-title = "Toy"
-backends = ["grouped", "packed", "sonicmoe"]
-routers = ["ada-k"]
-rounds = 6
-time_budget = "1 min"
-
-[[shape]]
-title = "Mixtral / 64"
-model = "mixtral-8x7b"
-scale = 64
-tokens = [1, 8]
-full_tokens = [1, 8, 32]
-mixes = ["fixed", "k=8", "geometric"]
-mixes_from = 8
-train = [8]
-"""
+SUITE = (Path(__file__).parent / "toy.toml").read_text(encoding="utf-8")
 
 
 def written(tmp_path: Path, text: str = SUITE) -> Path:
