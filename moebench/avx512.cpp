@@ -7,6 +7,8 @@
 // of the next. (Six alone do not: the loads of the stream itself come as fast.) All blocks of all
 // experts are one list of work from which the threads help themselves, so that few rows cost one
 // start of the threads, not one for every expert.
+//
+// And combining: the weighted sum of each token's rows, in one pass.
 
 #include <immintrin.h>
 
@@ -39,6 +41,10 @@ struct BFloat16 {
     return (Vector)_mm512_set1_epi32(pair);
   }
   static __m512 add_product(__m512 sum, Vector x, Vector w) { return _mm512_dpbf16_ps(sum, x, w); }
+  static __m512 load(const Element* from, __mmask16 lanes) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(lanes, from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
   static void store(Element* to, __mmask16 lanes, __m512 value) {
     _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(value));
   }
@@ -52,6 +58,9 @@ struct Float32 {
   static Vector weights(const Element* w) { return _mm512_loadu_ps(w); }
   static Vector input(const Element* x) { return _mm512_set1_ps(*x); }
   static __m512 add_product(__m512 sum, Vector x, Vector w) { return _mm512_fmadd_ps(x, w, sum); }
+  static __m512 load(const Element* from, __mmask16 lanes) {
+    return _mm512_maskz_loadu_ps(lanes, from);
+  }
   static void store(Element* to, __mmask16 lanes, __m512 value) {
     _mm512_mask_storeu_ps(to, lanes, value);
   }
@@ -140,6 +149,18 @@ __m512 epilogue_of(Epilogue epilogue, const float* sums, int vector) {
   return _mm512_div_ps(_mm512_mul_ps(sum, up), _mm512_add_ps(_mm512_set1_ps(1.f), decay));
 }
 
+// What is wrong in either would have a thread read or write anywhere.
+bool add_up(int64_t num_experts, const int64_t* counts, int64_t num_assignments) {
+  for (int64_t expert = 0; expert < num_experts; num_assignments -= counts[expert++])
+    if (counts[expert] < 0 || counts[expert] > num_assignments) return false;
+  return num_assignments == 0;
+}
+
+bool are_below(int64_t limit, const int64_t* indices, int64_t number) {
+  return std::all_of(indices, indices + number,
+                     [=](int64_t index) { return 0 <= index && index < limit; });
+}
+
 template <class T>
 void ragged_linear(const typename T::Element* x, int64_t stride, const int64_t* indices,
                    int64_t num_experts, const int64_t* counts,
@@ -184,20 +205,59 @@ void ragged_linear(const typename T::Element* x, int64_t stride, const int64_t* 
   }
 }
 
+// y[token] = the sum of its assignments' weighted rows, in the order of the assignments.
+template <class T>
+void combine(const typename T::Element* rows, int64_t num_assignments, const int64_t* tokens,
+             const float* weights, int64_t num_tokens, int64_t outputs, typename T::Element* y,
+             int num_threads) {
+  std::vector<int64_t> ends(num_tokens + 1), order(num_assignments);  // assignments by token
+  for (int64_t m = 0; m < num_assignments; ++m) ++ends[tokens[m] + 1];
+  for (int64_t token = 0; token < num_tokens; ++token) ends[token + 1] += ends[token];
+  for (int64_t m = 0; m < num_assignments; ++m) order[ends[tokens[m]]++] = m;
+#pragma omp parallel for num_threads(num_threads)
+  for (int64_t token = 0; token < num_tokens; ++token)
+    for (int64_t column = 0; column < outputs; column += LANES) {
+      const int64_t left = outputs - column;
+      const __mmask16 lanes = left < LANES ? (1u << left) - 1 : 0xffff;
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t i = token ? ends[token - 1] : 0; i < ends[token]; ++i)
+        sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[order[i]]),
+                              T::load(rows + order[i] * outputs + column, lanes), sum);
+      T::store(y + token * outputs + column, lanes, sum);
+    }
+}
+
 }  // namespace
 
-// x: rows of `inputs`, `stride` elements apart. indices: the row of each assignment, sorted by
-// expert; null: each has its own. counts: assignments of each expert. matrices: in blocks, expert
-// by expert; for SWIGLU a block holds 32 gate outputs and then the same 32 of up. y: `outputs` for
-// each assignment, dense.
-#define RAGGED_LINEAR(name, T)                                                                  \
-  extern "C" void name(const T::Element* x, int64_t stride, const int64_t* indices,             \
-                       int64_t num_experts, const int64_t* counts, const T::Element* matrices,  \
-                       int64_t inputs, int64_t outputs, T::Element* y, int epilogue,            \
-                       int num_threads) {                                                       \
-    ragged_linear<T>(x, stride, indices, num_experts, counts, matrices, inputs, outputs, y,     \
-                     Epilogue(epilogue), num_threads);                                          \
+// Both do nothing and return false where counts or indices do not belong together.
+//
+// ragged_linear: x: `num_rows` rows of `inputs`, `stride` elements apart. indices: the row of each
+// assignment, sorted by expert; null: each has its own. counts: assignments of each expert.
+// matrices: in blocks, expert by expert; for SWIGLU a block holds 32 gate outputs and then the same
+// 32 of up. y: `outputs` for each assignment, dense.
+//
+// combine: rows: `outputs` for each assignment, dense. tokens, weights: where a row goes, and how
+// much of it. y: `outputs` for each token, dense.
+#define KERNELS(T, type)                                                                           \
+  extern "C" bool ragged_linear_##type(                                                            \
+      const T::Element* x, int64_t num_rows, int64_t stride, const int64_t* indices,               \
+      int64_t num_assignments, int64_t num_experts, const int64_t* counts,                         \
+      const T::Element* matrices, int64_t inputs, int64_t outputs, T::Element* y, int epilogue,    \
+      int num_threads) {                                                                           \
+    if (!add_up(num_experts, counts, num_assignments)) return false;                               \
+    if (indices ? !are_below(num_rows, indices, num_assignments) : num_rows < num_assignments)     \
+      return false;                                                                                \
+    ragged_linear<T>(x, stride, indices, num_experts, counts, matrices, inputs, outputs, y,        \
+                     Epilogue(epilogue), num_threads);                                             \
+    return true;                                                                                   \
+  }                                                                                                \
+  extern "C" bool combine_##type(const T::Element* rows, int64_t num_assignments,                  \
+                                 const int64_t* tokens, const float* weights, int64_t num_tokens,  \
+                                 int64_t outputs, T::Element* y, int num_threads) {                \
+    if (!are_below(num_tokens, tokens, num_assignments)) return false;                             \
+    combine<T>(rows, num_assignments, tokens, weights, num_tokens, outputs, y, num_threads);       \
+    return true;                                                                                   \
   }
 
-RAGGED_LINEAR(ragged_linear_bfloat16, BFloat16)
-RAGGED_LINEAR(ragged_linear_float32, Float32)
+KERNELS(BFloat16, bfloat16)
+KERNELS(Float32, float32)

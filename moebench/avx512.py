@@ -1,4 +1,4 @@
-"""Ragged matmul on a processor with AVX-512-BF16: our own kernel, compiled when first used.
+"""Ragged matmul on a processor with AVX-512-BF16: our own kernels, compiled when first used.
 
 The calls that executing experts and timing them share. A C++ compiler turns the file into a
 library in two seconds, kept in the user's cache; where there is none nothing is lost but speed.
@@ -22,11 +22,8 @@ from torch.nn import functional
 
 from moebench.storage import cache_directory, make_folder, replace_file
 
-DTYPES = {
-    torch.float32: ("ragged_linear_float32", 1),
-    torch.bfloat16: ("ragged_linear_bfloat16", 2),
-}
-"""The kernel of each type, and how many inputs an instruction multiplies."""
+DTYPES = {torch.float32: 1, torch.bfloat16: 2}
+"""The kernels' types, and how many inputs an instruction multiplies."""
 BLOCK = 64
 """Outputs whose weights lie together; half of it gate and half of it up, of gated experts."""
 Epilogue = Literal["none", "swiglu", "squared-relu"]
@@ -66,7 +63,7 @@ def blocks(
         matrices: of one of `DTYPES`; `inputs` is a multiple of what an instruction multiplies.
         is_gated: the upper half of the outputs is each expert's gate, the lower half its up.
     """
-    depth = DTYPES[matrices.dtype][1]
+    depth = DTYPES[matrices.dtype]
     experts, outputs, inputs = matrices.shape
     halves = 2 if is_gated else 1
     width = BLOCK // halves
@@ -102,67 +99,101 @@ def ragged_linear(
         epilogue: what becomes of a sum before it is rounded: SiLU(gate) * up, or relu(.)^2.
 
     Raises:
-        ValueError: types or sizes that do not belong together.
+        ValueError: types, sizes, counts or indices that do not belong together.
     """
-    _check(x, indices, counts, matrices, y, epilogue)
-    torch.ops.moebench.ragged_linear(x, indices, counts, matrices, y, EPILOGUES.index(epilogue))
-
-
-def _check(
-    x: Tensor,
-    indices: Tensor | None,
-    counts: Tensor,
-    matrices: Tensor,
-    y: Tensor,
-    epilogue: Epilogue,
-) -> None:
-    """What the kernel takes for granted: a wrong size would have it write anywhere."""
     rows = x if indices is None else indices
     width = BLOCK // 2 if epilogue == "swiglu" else BLOCK
-    depth = DTYPES[x.dtype][1]
+    depth = DTYPES[x.dtype]
     expected = (len(counts), -(-y.shape[1] // width), x.shape[1] // depth, BLOCK, depth)
-    if matrices.shape != expected or len(rows) != len(y):
+    # A wrong size would have the kernel write anywhere.
+    if matrices.shape != expected or x.shape[1] % depth or len(rows) != len(y):
         raise ValueError(
             f"ragged_linear: found x {list(x.shape)}, {len(rows)} rows for y {list(y.shape)} and "
             f"matrices {list(matrices.shape)}, expected matrices {list(expected)}"
         )
-    wrong = {each.dtype for each in (matrices, y)} != {x.dtype}
-    wrong |= any(each.dtype != torch.int64 for each in (counts, rows) if each is not x)
-    dense = (counts, matrices, y, *(() if indices is None else (indices,)))
-    if wrong or x.stride(1) != 1 or not all(each.is_contiguous() for each in dense):
+    _check_types(x, (matrices, y), (counts,) if indices is None else (counts, indices))
+    torch.ops.moebench.ragged_linear(x, indices, counts, matrices, y, EPILOGUES.index(epilogue))
+
+
+def combine(
+    rows: Float[Tensor, "assignments outputs"],
+    tokens: Int[Tensor, " assignments"],
+    weights: Float[Tensor, " assignments"],
+    y: Float[Tensor, "tokens outputs"],
+) -> None:
+    """Each assignment's row, weighted, added up in its token's row of y.
+
+    Args:
+        rows: dense.
+        tokens: the row of y to which each assignment goes, int64.
+        weights: of each assignment, fp32.
+        y: overwritten; dense. Sums are in fp32 until they are done, in the order of the rows.
+
+    Raises:
+        ValueError: types, sizes or tokens that do not belong together.
+    """
+    _check_types(rows, (rows, y), (tokens,))
+    if not len(rows) == len(tokens) == len(weights) or rows.shape[1] != y.shape[1]:
         raise ValueError(
-            "ragged_linear: expected x, matrices and y of one type, int64 indices and counts, and "
-            "all but x's rows dense"
+            f"combine: found {len(tokens)} tokens, {len(weights)} weights, rows "
+            f"{list(rows.shape)} and y {list(y.shape)}"
+        )
+    if weights.dtype != torch.float32 or not weights.is_contiguous():
+        raise ValueError(f"combine: found weights in {weights.dtype}, expected fp32, dense")
+    torch.ops.moebench.combine(rows, tokens, weights, y)
+
+
+def _check_types(x: Tensor, like_x: tuple[Tensor, ...], indices: tuple[Tensor, ...]) -> None:
+    is_right = all(each.dtype == x.dtype and each.is_contiguous() for each in like_x)
+    is_right &= all(each.dtype == torch.int64 and each.is_contiguous() for each in indices)
+    if not is_right or x.stride(1) != 1:
+        raise ValueError(
+            "avx512: expected floats of one type, int64 indices and counts, and all but "
+            "x's rows dense"
         )
 
 
-def _call(
+def _ragged_linear(
     x: Tensor, indices: Tensor | None, counts: Tensor, matrices: Tensor, y: Tensor, epilogue: int
 ) -> None:
-    name, depth = DTYPES[x.dtype]
-    getattr(_library(), name)(
-        x.data_ptr(),
-        x.stride(0),
-        None if indices is None else indices.data_ptr(),
-        matrices.shape[0],
-        counts.data_ptr(),
-        matrices.data_ptr(),
-        matrices.shape[2] * depth,
-        y.shape[1],
-        y.data_ptr(),
-        epilogue,
-        torch.get_num_threads(),
+    _call(
+        "ragged_linear",
+        x.dtype,
+        *(x.data_ptr(), len(x), x.stride(0), None if indices is None else indices.data_ptr()),
+        *(len(y), len(counts), counts.data_ptr(), matrices.data_ptr()),
+        *(x.shape[1], y.shape[1], y.data_ptr(), epilogue, torch.get_num_threads()),
     )
 
 
+def _combine(rows: Tensor, tokens: Tensor, weights: Tensor, y: Tensor) -> None:
+    _call(
+        "combine",
+        rows.dtype,
+        *(rows.data_ptr(), len(rows), tokens.data_ptr(), weights.data_ptr()),
+        *(len(y), y.shape[1], y.data_ptr(), torch.get_num_threads()),
+    )
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: int | None) -> None:
+    """The kernel returns false where the counts do not add up or an index is out of range."""
+    if not getattr(_library(), f"{name}_{str(dtype).removeprefix('torch.')}")(*arguments):
+        raise ValueError(
+            f"avx512, {name}: the counts do not add up to the rows, or an index is out of range"
+        )
+
+
 def register_operation() -> torch.library.Library:
-    """Define `torch.ops.moebench.ragged_linear`, for profilers to see, while the result lives."""
+    """Define both in `torch.ops.moebench`, for profilers to see, while the result lives."""
     library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(  # type: ignore[no-untyped-call]
         "ragged_linear(Tensor x, Tensor? indices, Tensor counts, Tensor matrices, Tensor(a!) y, "
         "int epilogue) -> ()"
     )
-    library.impl("ragged_linear", _call, "CPU")  # type: ignore[no-untyped-call]
+    library.define(  # type: ignore[no-untyped-call]
+        "combine(Tensor rows, Tensor tokens, Tensor weights, Tensor(a!) y) -> ()"
+    )
+    library.impl("ragged_linear", _ragged_linear, "CPU")  # type: ignore[no-untyped-call]
+    library.impl("combine", _combine, "CPU")  # type: ignore[no-untyped-call]
     return library
 
 
@@ -190,10 +221,15 @@ def _library() -> ctypes.CDLL:
             replace_file(path, made.read_bytes())
     library = ctypes.CDLL(str(path))
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    for name, _ in DTYPES.values():
-        getattr(library, name).argtypes = [
-            *(pointer, size, pointer, size, pointer, pointer, size, size, pointer),
+    signatures = {
+        "ragged_linear": [
+            *(pointer, size, size, pointer, size, size, pointer, pointer, size, size, pointer),
             *(number, number),
-        ]
-        getattr(library, name).restype = None
+        ],
+        "combine": [pointer, size, pointer, pointer, size, size, pointer, number],
+    }
+    for dtype in ("float32", "bfloat16"):
+        for name, signature in signatures.items():
+            function = getattr(library, f"{name}_{dtype}")
+            function.argtypes, function.restype = signature, ctypes.c_bool
     return library

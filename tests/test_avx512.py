@@ -1,4 +1,4 @@
-"""Our kernel for processors: sums in fp32 of every size, whatever the blocks and the threads."""
+"""Our kernels for processors: sums in fp32 of every size, whatever the blocks and the threads."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moebench import avx512
-from moebench.avx512 import BLOCK, Epilogue, blocks, ragged_linear
+from moebench.avx512 import BLOCK, Epilogue, blocks, combine, ragged_linear
 
 needs_kernel = pytest.mark.skipif(avx512.why_not() is not None, reason=str(avx512.why_not()))
 FP32 = torch.float32
@@ -114,6 +114,81 @@ def test_what_does_not_belong_together_is_refused(changes: dict[str, Any], messa
     ragged_linear(**whole)
     with pytest.raises(ValueError, match=message):
         ragged_linear(**whole | changes)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": torch.tensor([1, 2])},
+        {"counts": torch.tensor([2, 3])},
+        {"counts": torch.tensor([-1, 5])},
+        {"indices": torch.tensor([0, 1, 2, 3])},
+        {"indices": torch.tensor([0, 1, -1, 2])},
+    ],
+    ids=str,
+)
+def test_counts_and_indices_that_are_wrong_are_refused_before_anything_is_read(
+    changes: dict[str, Any],
+) -> None:
+    whole: dict[str, Any] = {
+        "x": torch.zeros(3, 8),
+        "indices": torch.tensor([0, 1, 2, 2]),
+        "counts": torch.tensor([1, 3]),
+        "matrices": blocks(torch.zeros(2, 40, 8)),
+        "y": torch.zeros(4, 40),
+    }
+    ragged_linear(**whole)
+    with pytest.raises(ValueError, match="do not add up to the rows, or an index is out of range"):
+        ragged_linear(**whole | changes)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", list(avx512.DTYPES), ids=str)
+@pytest.mark.parametrize("num_threads", [1, 5])
+@pytest.mark.parametrize(("num_tokens", "width"), [(1, 64), (7, 41), (3, 8)])
+def test_the_rows_of_a_token_are_weighted_and_added_up(
+    num_tokens: int, width: int, num_threads: int, dtype: torch.dtype
+) -> None:
+    rows, weights = torch.randn(9, width).to(dtype), torch.rand(9)
+    tokens = torch.randint(num_tokens, (9,))
+    y = torch.full((num_tokens + 2, width), math.nan, dtype=dtype)  # the last two have no row
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        combine(rows, tokens, weights, y)
+    finally:
+        torch.set_num_threads(before)
+    expected = torch.zeros(y.shape, dtype=torch.float64)
+    for row, token, weight in zip(rows.double(), tokens.tolist(), weights.tolist(), strict=True):
+        expected[token] += weight * row
+    torch.testing.assert_close(y.double(), expected, rtol=ROUNDING[dtype], atol=ROUNDING[FP32])
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": torch.tensor([0, 1, 2])}, "index is out of range"),
+        ({"tokens": torch.tensor([0, -1, 1])}, "index is out of range"),
+        ({"tokens": torch.zeros(3, dtype=torch.int32)}, "int64"),
+        ({"weights": torch.zeros(3).double()}, "torch.float64, expected fp32"),
+        ({"rows": torch.zeros(8, 3).t()}, "dense"),
+        ({"y": torch.zeros(2, 8).bfloat16()}, "one type"),
+    ],
+)
+def test_rows_and_tokens_that_do_not_belong_together_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    whole = {
+        "rows": torch.zeros(3, 8),
+        "tokens": torch.tensor([0, 1, 1]),
+        "weights": torch.zeros(3),
+        "y": torch.zeros(2, 8),
+    }
+    combine(**whole)
+    with pytest.raises(ValueError, match=message):
+        combine(**whole | changes)
 
 
 def test_blocks_hold_every_weight_once_and_zeros() -> None:

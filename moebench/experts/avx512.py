@@ -1,8 +1,9 @@
-"""Our own kernel for processors with AVX-512-BF16: two calls a layer, whatever the experts' number.
+"""Our own kernels for processors with AVX-512-BF16: three calls a layer, however many experts.
 
 The first multiplies each assignment's row, found by its index, with the gate and up matrices of its
-expert and ends in the activation; the second multiplies with the down matrix. Nothing is gathered,
-sorted or copied between them, and no thread waits for another but at the end of each.
+expert and ends in the activation; the second multiplies with the down matrix; the third adds up
+what belongs to a token. Nothing is gathered, sorted or copied between them, and no thread waits for
+another but at the end of each.
 
 `packed` calls oneDNN twice for every touched expert: each call starts the threads, and streams the
 weights of an expert of Qwen3-30B-A3B for some 200 microseconds only. Here the experts follow each
@@ -15,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.avx512 import DTYPES, Epilogue, blocks, ragged_linear, why_not
+from moebench.avx512 import DTYPES, Epilogue, blocks, combine, ragged_linear, why_not
 from moebench.experts import ExpertWeights, backend
-from moebench.experts.grouped import combine
 from moebench.experts.kept import kept, let_go
 from moebench.experts.packed import packed
 from moebench.routing import Routing
@@ -44,7 +44,7 @@ def avx512(
 ) -> Float[Tensor, "tokens hidden"]:
     """Run all assignments through the first matrices of their experts, then through the second."""
     hidden, inner = weights.down.shape[1:]
-    if torch.is_grad_enabled() or x.dtype not in DTYPES or (hidden | inner) % DTYPES[x.dtype][1]:
+    if torch.is_grad_enabled() or x.dtype not in DTYPES or (hidden | inner) % DTYPES[x.dtype]:
         return packed(x, routing, weights)
     total = routing.num_assignments
     if total == 0:
@@ -60,7 +60,9 @@ def avx512(
     counts = routing.tokens_per_expert
     ragged_linear(x, routing.token_indices, counts, gate_up, activated, epilogue)
     ragged_linear(activated, None, counts, down, outputs)
-    return combine(outputs, routing)
+    y = x.new_empty(x.shape)
+    combine(outputs, routing.token_indices, routing.weights.float(), y)
+    return y
 
 
 def pack(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
