@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import groupby
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,7 +31,7 @@ from moebench.execution.results import (
     load_manifest,
     load_results,
 )
-from moebench.execution.work import PROBE_WORK, serve
+from moebench.execution.work import PROBE_WORK, scratch, serve
 from moebench.experts import BACKENDS
 from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
@@ -40,7 +41,7 @@ from moebench.record import MANIFEST, run_id
 from moebench.results import SCHEMA
 from moebench.seal import write_document
 from moebench.storage import make_folder
-from moebench.units import Seconds, printable
+from moebench.units import Bytes, Seconds, printable
 
 QUICK_VISIT: Seconds = 0.02
 """A visit of quick steps runs as many of them as fill this."""
@@ -49,6 +50,10 @@ WARM_ALL: Seconds = 0.5
 """Quicker entries are warmed up on every step that they cycle through: oneDNN generates a kernel
 for each new number of rows (0.3 ms a matrix): ragged steps have many, fixed ones few."""
 LEAST_ROUNDS = 6
+LONG_CELL: Seconds = 360.0
+"""After which a cell has no more rounds than the least, with or without a budget."""
+LONG_STEP: Seconds = 5.0
+"""Entries with a first step as long as this are warm enough."""
 SLOW_ENTRY = 12.0
 """A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
 SLOW_ROUNDS = 3
@@ -56,17 +61,22 @@ SHARED = "shared"
 
 
 class Workers:
-    """One process for the backends that can share it, one for each that cannot."""
+    """One process for the backends that can share it, one for each that cannot.
 
-    def __init__(self, names: Sequence[str], device: str) -> None:
+    For one shape: a process that has laid out small matrices does not give all of it back.
+    """
+
+    def __init__(self, names: Sequence[str], device: str, scratch: Bytes) -> None:
         own = [name for name in names if BACKENDS[name].owns_process]
         self._homes = {name: name if name in own else SHARED for name in names}
         self._ends: dict[str, Connection] = {}
         self._processes = []
         context = get_context("spawn")
-        for home in (SHARED, *own):
+        # Who keeps only a copy of the weights opens first, while there is memory for both.
+        for home in (*own, SHARED):
             here, there = context.Pipe()
-            arguments = (there, device, torch.get_num_threads())
+            alone = home if home in own else ""
+            arguments = (there, device, torch.get_num_threads(), scratch, alone)
             process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             self._ends[home] = here
@@ -85,15 +95,10 @@ class Workers:
         return answer
 
     def open(self, plan: CellPlan, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
-        answers = []
-        for home, end in self._ends.items():
-            end.send(("open", (plan, seed, routers if home == SHARED else ())))
-            answers.append(end.recv())
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        first: dict[str, list[Any]] = answers[0]
-        return first
+        loads: dict[str, list[Any]] = {}
+        for home in self._ends:
+            loads = self.ask(home, "open", plan, seed, routers if home == SHARED else ())
+        return loads
 
     def close(self) -> None:
         for end in self._ends.values():
@@ -199,31 +204,34 @@ def _measure_cells(
     device: str,
     budget: Seconds,
 ) -> None:
-    workers = Workers(backends, device)
     deadline = time.perf_counter() + budget
-    try:
-        with Bar(budget if math.isfinite(budget) else 3600.0) as bar:
-            for index, plan in enumerate(todo):
-                left = deadline - time.perf_counter()
-                if left <= 0:
-                    print(
-                        f"out of time with {len(todo) - index} cells left; go on with: "
-                        f"python -m moebench.suite --resume {directory}",
-                        file=sys.stderr,
-                    )
-                    break
-                bar.tell(plan.key)
-                share = left / (len(todo) - index)
-                try:
-                    result = _measure_cell(suite, plan, backends, workers, 3 * share)
-                except RuntimeError as error:
-                    raise ValueError(
-                        f"{plan.key}: {error}, for want of memory most likely; the cells before "
-                        f"are kept, go on with: python -m moebench.suite --resume {directory}"
-                    ) from error
-                append_lines(directory / CELLS, [result])
-    finally:
-        workers.close()
+    left = len(todo)
+    with Bar(budget if math.isfinite(budget) else 3600.0) as bar:
+        for _, group in groupby(todo, lambda plan: (plan.shape, plan.dtype)):
+            plans = list(group)
+            workers = Workers(backends, device, max(map(scratch, plans)))
+            try:
+                for plan in plans:
+                    share = (deadline - time.perf_counter()) / left
+                    if share <= 0:
+                        print(
+                            f"out of time with {left} cells left; go on with: "
+                            f"python -m moebench.suite --resume {directory}",
+                            file=sys.stderr,
+                        )
+                        return
+                    bar.tell(plan.key)
+                    allowed = min(3 * share, LONG_CELL)
+                    result = _measure_cell(suite, plan, backends, workers, allowed)
+                    append_lines(directory / CELLS, [result])
+                    left -= 1
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{plan.key}: {error}, for want of memory most likely; the cells before "
+                    f"are kept, go on with: python -m moebench.suite --resume {directory}"
+                ) from error
+            finally:
+                workers.close()
 
 
 def _measure_cell(
@@ -244,6 +252,8 @@ def _measure_cell(
         try:
             for _ in range(2):
                 warm[what, mix] = workers.ask(what, "time", what, mix, plan.phase, 0, 1)
+                if warm[what, mix] > LONG_STEP:
+                    break
             if warm[what, mix] < WARM_ALL:
                 for first in range(1, plan.num_steps):
                     workers.ask(what, "time", what, mix, plan.phase, first, 1)

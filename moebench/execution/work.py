@@ -22,12 +22,12 @@ from moebench.measure.memory import available_memory
 from moebench.model import fill_normal
 from moebench.policies import policy
 from moebench.routing import Router, Routing, build_routers
-from moebench.units import Seconds, text
+from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
 
 REST: Seconds = 0.004
 """Between visits: threads of the process that ran before may still spin."""
 MEMORY_SHARE = 0.9
-"""Of what is free, the most that a backend's copy of the weights may take."""
+"""Of what is free, the most that a backend's copy of the weights and a step may take."""
 READ_BYTES = 1 << 28
 MATMUL_SIZE = 2048
 
@@ -45,25 +45,33 @@ class Step:
 
 
 class Bench:
-    """The weights of one shape, the steps of one cell, and what can be timed on them."""
+    """The weights of one shape, the steps of one cell, and what can be timed on them.
 
-    def __init__(self, device: str, num_threads: int) -> None:
+    Args:
+        device: where everything is.
+        num_threads: of torch.
+        scratch: memory that the largest step of the shape takes, beside weights.
+        alone: the backend that has this process to itself; "": any may be timed. Where it keeps a
+            copy of the weights, nothing else is kept.
+    """
+
+    def __init__(
+        self, device: str, num_threads: int, scratch: Bytes = 0.0, alone: str = ""
+    ) -> None:
         self.device = torch.device(device)
         torch.set_num_threads(num_threads)
+        self.scratch, self.alone = scratch, alone
         self.weights: ExpertWeights | None = None
         self.laid_out: set[str] = set()
+        self.does_not_fit = ""
         self.routers: dict[str, Router] = {}
         self.steps: dict[str, list[Step]] = {}
-        self.built: tuple[Any, ...] = ()
         self.probes = _probes(self.device)
 
     def open(self, plan: CellPlan, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
         """Build what a cell needs; the load of each step of each mix."""
         model, dtype = plan.spec(), getattr(torch, plan.dtype)
-        shape = (plan.shape, plan.dtype)
-        if self.built != shape:
-            self.weights, self.built = None, shape
-            self.laid_out.clear()
+        if self.weights is None and not self.does_not_fit:
             with torch.device(self.device):
                 self.weights = ExpertWeights(model, dtype)
                 torch.manual_seed(seed)
@@ -73,6 +81,8 @@ class Bench:
                 }
             for index, p in enumerate(self.weights.parameters()):
                 fill_normal(p.data, 0.0, p.shape[-1] ** -0.5, (seed, index))
+            if self.alone:
+                self._keep_only_layout()
         generator = torch.Generator().manual_seed(seed)
         self.steps = {}
         for mix in plan.mixes:
@@ -117,15 +127,27 @@ class Bench:
             run(steps[(first - 1) % len(steps)])
         return _timed(work, num_steps)
 
+    def _keep_only_layout(self) -> None:
+        """Lay the weights out for the backend that is alone here; if that fails, keep none."""
+        assert self.weights is not None
+        try:
+            self._lay_out(BACKENDS[self.alone])
+            self.weights.keep_only_layout(self.alone)
+        except MemoryError as error:
+            self.weights, self.does_not_fit = None, str(error)
+
     def _lay_out(self, backend: Backend) -> None:
+        if self.does_not_fit:
+            raise MemoryError(self.does_not_fit)
         assert self.weights is not None
         if backend.lay_out is None or backend.name in self.laid_out:
             return
         need = float(sum(p.numel() * p.element_size() for p in self.weights.parameters()))
         free = available_memory(self.device)
-        if need > MEMORY_SHARE * free:
+        if need + self.scratch > MEMORY_SHARE * free:
             raise MemoryError(
-                f"a copy of the weights takes {text(need, 'size')}, {text(free, 'size')} are free"
+                f"a copy of the weights takes {text(need, 'size')} beside "
+                f"{text(self.scratch, 'size')} of a step, {text(free, 'size')} are free"
             )
         backend.lay_out(self.weights)
         self.laid_out.add(backend.name)
@@ -190,9 +212,27 @@ PROBE_WORK = {
 }
 
 
-def serve(connection: Connection, device: str, num_threads: int) -> None:
-    """Do what comes through the connection until it is None; an error is an answer too."""
-    bench = Bench(device, num_threads)
+def scratch(plan: CellPlan) -> Bytes:
+    """Memory of a step beside the weights, where every slot has its row in every tensor.
+
+    Gathered rows, the first matmul's result, the activation's two, the second matmul's, and these
+    weighted: what transformers' grouped_mm holds at once, the least thrifty of the backends.
+    """
+    model, nobody = plan.spec(), torch.Generator()
+    slots = max(
+        draw_slots(mix, model.top_k, model.num_experts, 1, nobody).experts.shape[1]
+        for mix in plan.mixes
+    )
+    width = (model.expert_matrices + 1) * model.intermediate_size + 3 * model.hidden_size
+    return float(plan.num_tokens * slots * width) * BYTES_PER_ELEMENT[plan.dtype]
+
+
+def serve(connection: Connection, *arguments: Any) -> None:
+    """Have a `Bench` of these arguments do what comes through the connection until it is None.
+
+    An error is an answer too.
+    """
+    bench = Bench(*arguments)
     while (order := connection.recv()) is not None:
         name, arguments = order
         try:

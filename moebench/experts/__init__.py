@@ -61,15 +61,27 @@ class ExpertWeights(nn.Module):
         A second copy in memory, beside the parameters. Changes are seen by the version that torch
         counts for each tensor; what is written through `.data` goes unseen.
         """
-        tensors = (self.gate_up, self.down)
-        version = tuple(n for t in tensors for n in (t.data_ptr(), t._version))
         kept = self._layouts.get(name)
-        if kept is None or kept[0] != version:
+        if kept is None or kept[0] != self._changes():
             self._layouts.pop(name, None)
             with torch.inference_mode(False), torch.no_grad():
-                kept = version, lay_out(self)
+                kept = self._changes(), lay_out(self)
             self._layouts[name] = kept
         return kept[1]  # type: ignore[return-value]
+
+    def _changes(self) -> tuple[int, ...]:
+        return tuple(n for t in (self.gate_up, self.down) for n in (t.data_ptr(), t._version))
+
+    def keep_only_layout(self, name: str) -> None:
+        """Free the parameters, which from then on only the backend `name` can do without.
+
+        Does nothing where that backend runs on the parameters themselves.
+        """
+        if name in self._layouts:
+            layout = self._layouts[name][1]
+            for parameter in self.parameters():
+                parameter.untyped_storage().resize_(0)
+            self._layouts = {name: (self._changes(), layout)}
 
     def forget_layouts(self, but: str) -> None:
         """Free what other backends than `but` keep beside the parameters."""

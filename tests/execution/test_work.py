@@ -1,9 +1,11 @@
 """What the process that runs the backends says when it cannot."""
 
 import pytest
+import torch
 
 from moebench.execution import work
 from moebench.execution.plan import CellPlan
+from moebench.experts import BACKENDS
 
 
 def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
@@ -14,7 +16,9 @@ def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
     bench.open(plan, 1, ())
     monkeypatch.setattr(work, "available_memory", lambda device: 1024.0)
     bench.time("grouped", "fixed", "forward", 0, 1)
-    with pytest.raises(MemoryError, match="copy of the weights takes 1.31 MiB, 1.00 KiB are free"):
+    with pytest.raises(
+        MemoryError, match="weights takes 1.31 MiB beside 0 B of a step, 1.00 KiB are free"
+    ):
         bench.time("packed", "fixed", "forward", 0, 1)
     assert bench.weights is not None
     assert bench.weights.laid_out_bytes == 0
@@ -22,3 +26,39 @@ def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
     bench.time("packed", "fixed", "forward", 0, 1)
     monkeypatch.setattr(work, "available_memory", lambda device: 0.0)  # it is there already
     bench.time("packed", "fixed", "forward", 0, 1)
+
+
+def test_a_backend_alone_in_its_process_keeps_its_copy_of_the_weights_only() -> None:
+    plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
+    both, alone = work.Bench("cpu", 1), work.Bench("cpu", 1, alone="packed")
+    outputs = []
+    for bench in (both, alone):
+        bench.open(plan, 1, ())
+        bench.time("packed", "fixed", "forward", 0, 1)
+        assert bench.weights is not None
+        step = bench.steps["fixed"][0]
+        with torch.inference_mode():
+            outputs.append(BACKENDS["packed"].run(step.x, step.routing, bench.weights))
+    assert torch.equal(*outputs)
+    assert bench.weights.gate_up.untyped_storage().nbytes() == 0
+    assert bench.weights.down.untyped_storage().nbytes() == 0
+    assert bench.weights.laid_out_bytes > 0
+
+
+def test_a_backend_alone_in_its_process_keeps_nothing_if_its_copy_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
+    bench = work.Bench("cpu", 1, scratch=1e6, alone="packed")
+    monkeypatch.setattr(work, "available_memory", lambda device: 2e6)
+    for _ in range(2):
+        bench.open(plan, 1, ())
+        assert bench.weights is None
+        with pytest.raises(MemoryError, match="beside 977 KiB of a step, 1.91 MiB are free"):
+            bench.time("packed", "fixed", "forward", 0, 1)
+
+
+def test_a_step_s_memory_counts_a_row_for_every_slot() -> None:
+    """Of 8 slots, in fp32: h + 2 f + f + f + h + h elements each."""
+    plan = CellPlan("Mixtral", "mixtral-8x7b", 1, "forward", "float32", 10, ("fixed", "geometric"))
+    assert work.scratch(plan) == 10 * 8 * (3 * 4096 + 4 * 14336) * 4
