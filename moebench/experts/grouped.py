@@ -87,10 +87,9 @@ class FeedForwards(torch.autograd.Function):
                 grad_gate_up[expert].zero_()
                 grad_down[expert].zero_()
         for expert, mine in slices(ctx.counts):
-            activated = activation(hidden[mine], down.shape[2])
-            torch.mm(grad[mine].t(), activated, out=grad_down[expert])
             grad_activated = torch.mm(grad[mine], down[expert])
-            grad_hidden = activation_backward(grad_activated, hidden[mine])
+            activated, grad_hidden = activation_backward(grad_activated, hidden[mine])
+            torch.mm(grad[mine].t(), activated, out=grad_down[expert])
             torch.mm(grad_hidden.t(), rows[mine], out=grad_gate_up[expert])
             torch.mm(grad_hidden, gate_up[expert], out=grad_rows[mine])
         return grad_rows, grad_gate_up, grad_down, None
@@ -98,14 +97,18 @@ class FeedForwards(torch.autograd.Function):
 
 def activation_backward(
     grad: Float[Tensor, "tokens intermediate"], hidden: Float[Tensor, "tokens width"]
-) -> Float[Tensor, "tokens width"]:
-    """Gradient of `moebench.experts.activation` with respect to its input."""
+) -> tuple[Float[Tensor, "tokens intermediate"], Float[Tensor, "tokens width"]]:
+    """`moebench.experts.activation` once more, and the gradient of its input."""
     if hidden.shape[1] == grad.shape[1]:
-        return 2 * functional.relu(hidden) * grad
+        positive = functional.relu(hidden)
+        return positive.square(), 2 * positive * grad
     gate, up = hidden.chunk(2, dim=-1)
-    sigmoid = torch.sigmoid(gate)
-    silu = gate * sigmoid
-    return torch.cat((grad * up * (sigmoid + silu * (1 - sigmoid)), grad * silu), dim=-1)
+    silu = functional.silu(gate)
+    grad_hidden = torch.empty_like(hidden)
+    grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+    torch.mul(grad, silu, out=grad_up)
+    return silu.mul_(up), grad_hidden
 
 
 def dispatch(
