@@ -232,6 +232,7 @@ def selftest_text(found: Selftest) -> str:
         f"{text(found.unit, 'time')}, {found.slow_rounds} rounds of one of "
         f"{text(found.slow_unit, 'time')}",
         *(f"MISSED: {what}" for what in found.missed),
+        *(f"cannot be told from so few experiments: {what}" for what in found.undecided),
     ]
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ stopping rule is on, at most 96 rounds (36 for 5 %).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -114,6 +115,8 @@ class Selftest:
     duration: Seconds
     missed: tuple[str, ...]
     """What lies outside its required band."""
+    undecided: tuple[str, ...] = ()
+    """What lies outside, but rests on too few experiments to say that the rate does."""
 
 
 class Tape:
@@ -232,10 +235,18 @@ def shuffled(times: Times, length: int, n: int, seed: int = 0) -> list[Times]:
     return found
 
 
-def passed(name: str, value: float) -> bool:
-    """Whether a rate is what is required."""
+def verdict(name: str, rate: Rate) -> Literal["reached", "missed", "undecided"]:
+    """Whether a rate is what is required.
+
+    The required number of experiments decides. Fewer, with an interval that meets the band, cannot
+    tell.
+    """
     low, high = BANDS[name]
-    return low <= value <= high
+    if low <= rate.value <= high:
+        return "reached"
+    if rate.n < EXPERIMENTS and rate.low <= high and low <= rate.high:
+        return "undecided"
+    return "missed"
 
 
 def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selftest:
@@ -284,12 +295,12 @@ def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selft
     coverage = max((f.coverage.value for f in found.values()), key=lambda v: abs(v - 0.95))
     power_2 = min(f.power_2.value for f in found.values())
     power_5 = min(f.power_5.value for f in found.values())
-    missed = [
-        f"{name} on the {unit} unit{' with drift' if drift else ''}: {value:.1%}"
-        for (unit, drift), unit_rates in found.items()
-        for name in BANDS
-        if not passed(name, value := getattr(unit_rates, name).value)
-    ]
+    judged: dict[str, list[str]] = {"reached": [], "missed": [], "undecided": []}
+    for (unit, drift), unit_rates in found.items():
+        for name in BANDS:
+            rate = getattr(unit_rates, name)
+            where = f"{name} on the {unit} unit{' with drift' if drift else ''}"
+            judged[verdict(name, rate)].append(f"{where}: {rate.value:.1%}")
     return Selftest(
         aa_rate=aa,
         power_2=power_2,
@@ -308,7 +319,8 @@ def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selft
         rounds=quick_times.shape[1],
         slow_rounds=slow_times.shape[1],
         duration=clock.now() - start,
-        missed=tuple(missed),
+        missed=tuple(judged["missed"]),
+        undecided=tuple(judged["undecided"]),
     )
 
 

@@ -82,6 +82,24 @@ def test_drift_is_the_machine_s_and_common_to_both() -> None:
     assert times[:, 0].tolist() == [1.0, 1.0] and times[:, -1].tolist() == [1.03, 1.03]
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "expected"),
+    [
+        ("aa_rate", Rate(0.07, 0.047, 0.10, 400), "reached"),
+        ("aa_rate", Rate(0.08, 0.055, 0.11, 400), "missed"),  # enough to be held to the value
+        ("aa_rate", Rate(0.09, 0.001, 0.46, 9), "undecided"),
+        ("aa_rate", Rate(0.05, 0.001, 0.46, 9), "reached"),
+        ("aa_rate", Rate(0.50, 0.21, 0.79, 9), "missed"),
+        ("power_5", Rate(0.60, 0.36, 0.81, 20), "missed"),
+        ("power_5", Rate(0.90, 0.68, 0.99, 20), "undecided"),
+    ],
+)
+def test_a_rate_from_few_experiments_is_missed_only_if_its_interval_is_outside(
+    name: str, rate: Rate, expected: str
+) -> None:
+    assert selftest.verdict(name, rate) == expected
+
+
 def test_recordings_are_real_times_of_interleaved_visits() -> None:
     ran: list[str] = []
     times = selftest.record(
