@@ -59,7 +59,8 @@ class ExpertWeights(nn.Module):
         """The weights as a backend wants them: made on its first call, kept until they change.
 
         A second copy in memory, beside the parameters. Changes are seen by the version that torch
-        counts for each tensor; what is written through `.data` goes unseen.
+        counts for each tensor; what is written through `.data`, or into weights that were made in
+        inference mode, goes unseen.
         """
         kept = self._layouts.get(name)
         if kept is None or kept[0] != self._changes():
@@ -70,7 +71,9 @@ class ExpertWeights(nn.Module):
         return kept[1]  # type: ignore[return-value]
 
     def _changes(self) -> tuple[int, ...]:
-        return tuple(n for t in (self.gate_up, self.down) for n in (t.data_ptr(), t._version))
+        tensors = (self.gate_up, self.down)
+        versions = [0 if t.is_inference() else t._version for t in tensors]
+        return (*versions, *(t.data_ptr() for t in tensors))
 
     def keep_only_layout(self, name: str) -> None:
         """Free the parameters, which from then on only the backend `name` can do without.

@@ -208,6 +208,18 @@ def test_weights_that_have_changed_are_used(backend: Backend, narrow: ModelSpec)
     torch.testing.assert_close(y.double(), expected, rtol=5e-6, atol=5e-6)
 
 
+def test_weights_made_in_inference_mode_are_as_good(backend: Backend, narrow: ModelSpec) -> None:
+    routing, x = slots(everything(NUM_TOKENS)), torch.randn(NUM_TOKENS, narrow.hidden_size)
+    weights = make_weights(narrow, torch.float32)
+    with torch.inference_mode():
+        others = make_weights(narrow, torch.float32)
+        for theirs, ours in zip(others.parameters(), weights.parameters(), strict=True):
+            theirs.copy_(ours)
+        expected = backend.run(x, routing, weights)
+        for _ in range(2):
+            assert torch.equal(backend.run(x, routing, others), expected)
+
+
 def test_inference_leaves_its_inputs_alone(backend: Backend, narrow: ModelSpec) -> None:
     routing, weights = slots(everything(NUM_TOKENS)), make_weights(narrow, torch.float32)
     x = torch.randn(NUM_TOKENS, narrow.hidden_size)
