@@ -4,9 +4,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
+from typechecks import jaxtyped
 
-from moebench.spec import Attention, Gate, ModelSpec
+jaxtyping.jaxtyped = jaxtyped
+
+from moebench.spec import Attention, Gate, ModelSpec  # noqa: E402 (whose checks begin above)
 
 ONE_CELL = """
 schema = 1
