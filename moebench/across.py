@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from moebench.compare import MIN_ROUNDS, Rounds, expected_seconds
 from moebench.noise import LEAST_RUNS, UnchangedRuns
 from moebench.record import KeptRun
 from moebench.resampling import (
@@ -30,6 +29,7 @@ from moebench.resampling import (
     trimmed_mean,
 )
 from moebench.results import Measurement, Sample, Verdict
+from moebench.rounds import MIN_ROUNDS, Rounds, expected_seconds
 
 THRESHOLD = 0.05
 CPU_FACTS = ("model", "family", "num_cores", "features", "l2_cache", "l3_cache", "hypervisor")
@@ -181,8 +181,8 @@ def differences(run_a: KeptRun, run_b: KeptRun) -> tuple[str, ...]:
 def relative_latency(measurement: Measurement, is_divided: bool = True) -> Level:
     """Logarithm of a case's latency over the reference operation of the same rounds.
 
-    The centre is that of `moebench.compare`: what the rounds' work accounts for, times the
-    trimmed mean of what is left.
+    The centre is that of a speedup: what the rounds' work accounts for, times the trimmed mean of
+    what is left.
     """
     rounds = Rounds.of(measurement.samples)
     expected = expected_seconds(rounds)

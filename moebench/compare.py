@@ -7,7 +7,7 @@ compares times of the same moment and a common drift cancels; and intervals come
 
 A ratio is the ratio of total times *without the delays that hit single rounds*. Of every round
 the logarithm of the two times' ratio is taken, less what the rounds' different work accounts for
-(at batch 1 a step touches one expert or five: `expected_seconds`); the centre of these residuals,
+(at batch 1 a step touches one expert or five: `moebench.rounds`); the centre of these residuals,
 a trimmed mean, times the ratio of the expected totals is the value. What one router suffers in
 fewer than a third of its rounds and the other never does is trimmed away; the latencies, which
 are plain means, hold it.
@@ -27,6 +27,10 @@ from typing import Literal
 import numpy as np
 
 from moebench import console
+from moebench.across import THRESHOLD, compare_runs, comparison_text
+from moebench.codec import encode
+from moebench.noise import kept_unchanged_runs
+from moebench.record import load_run
 from moebench.resampling import (
     LEVEL,
     Limits,
@@ -39,73 +43,10 @@ from moebench.resampling import (
     trimmed_mean,
 )
 from moebench.results import Interval, Ratio, Record, Sample, Verdict
+from moebench.rounds import MIN_ROUNDS, Rounds, expected_seconds
 
-MIN_ROUNDS = 8
-"""Fewer rounds allow no verdict."""
 SAME_MARGIN = 0.01
 """Ratios inside 1 +- this are called the same."""
-LEAST_EXPECTED = 0.1
-"""A line through few and noisy steps expects at least this share of the median time."""
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """The samples of one case, added up by round."""
-
-    numbers: tuple[int, ...]
-    seconds: Vector
-    steps: Vector
-    work: Vector | None
-    """Experts touched; None where a sample does not say."""
-    visits: tuple[tuple[tuple[int, int], ...], ...]
-    """For each round the (first step, number of steps) of its samples."""
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample]) -> "Rounds":
-        """Samples in the order of their rounds.
-
-        Raises:
-            ValueError: no samples.
-        """
-        if not samples:
-            raise ValueError("samples: found none, expected at least one round")
-        numbers = tuple(sorted({sample.round for sample in samples}))
-        groups: dict[int, list[Sample]] = {number: [] for number in numbers}
-        for sample in samples:
-            groups[sample.round].append(sample)
-        by_round = list(groups.values())
-        work = [[s.work for s in group if s.work is not None] for group in by_round]
-        is_known = all(len(w) == len(g) for w, g in zip(work, by_round, strict=True))
-        return cls(
-            numbers,
-            np.array([sum(s.seconds for s in group) for group in by_round]),
-            np.array([float(sum(s.num_steps for s in group)) for group in by_round]),
-            np.array([sum(w) for w in work]) if is_known else None,
-            tuple(tuple(sorted((s.first_step, s.num_steps) for s in g)) for g in by_round),
-        )
-
-
-def expected_seconds(rounds: Rounds) -> Vector:
-    """What each round would have taken by its work alone.
-
-    A line through (experts touched, seconds) a step: the slope is the median of the slopes between
-    all pairs of rounds, at least 0 and at most proportional, so that delays do not tilt it. Equal
-    steps are expected to take equal times.
-
-    **Source** Sen, Journal of the American Statistical Association 63, 1968.
-    """
-    seconds = rounds.seconds / rounds.steps
-    middle = float(np.median(seconds))
-    if rounds.work is None or np.ptp(rounds.work / rounds.steps) == 0:
-        return middle * rounds.steps
-    work = rounds.work / rounds.steps
-    run = work[:, None] - work
-    differs = run > 0
-    slopes = (seconds[:, None] - seconds)[differs] / run[differs]
-    steepest = middle / float(np.median(work)) if np.median(work) else math.inf
-    slope = min(max(0.0, float(np.median(slopes))), steepest)
-    line = middle + slope * (work - float(np.median(work)))
-    return np.asarray(np.maximum(line, LEAST_EXPECTED * middle) * rounds.steps)
 
 
 def latency(samples: Sequence[Sample], seed: int = 0) -> Interval:
@@ -346,11 +287,6 @@ def _exponentials(limits: Limits) -> Limits:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare two runs; 0 done, 1 a case became slower by more than the threshold, 2 bad input."""
-    from moebench.across import THRESHOLD, compare_runs, comparison_text
-    from moebench.codec import encode
-    from moebench.noise import kept_unchanged_runs
-    from moebench.record import load_run
-
     parser = argparse.ArgumentParser(
         prog="python -m moebench.compare",
         description="Is run B slower than run A? Latencies are divided by the reference operation "

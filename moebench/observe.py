@@ -45,6 +45,7 @@ from moebench.results import (
     Reference,
     Sample,
 )
+from moebench.rounds import MIN_ROUNDS
 from moebench.units import Seconds, text
 
 STAGE_PASS: Seconds = 0.1
@@ -300,13 +301,13 @@ def _energy(cell: ReadyCell, ready: ReadyCase, plan: EnergyPlan | None) -> Energ
 
 
 def _round_caveats(rounds: Rounds) -> tuple[Caveat, ...]:
-    if rounds.num_rounds >= compare.MIN_ROUNDS:
+    if rounds.num_rounds >= MIN_ROUNDS:
         return ()
     return (
         Caveat(
             "few-rounds",
             f"{rounds.num_rounds} rounds in {text(rounds.duration, 'time')}",
-            f"fewer than {compare.MIN_ROUNDS} rounds allow no verdict on a speedup",
+            f"fewer than {MIN_ROUNDS} rounds allow no verdict on a speedup",
             "give the suite more time (--time-budget)",
         ),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from moebench import console
 from moebench.codec import encode
-from moebench.compare import MIN_ROUNDS, corrected, prediction_error, prediction_errors
+from moebench.compare import corrected, prediction_error, prediction_errors
 from moebench.document import (
     Block,
     Bullets,
@@ -34,6 +34,7 @@ from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_flo
 from moebench.ops import EXPERT_BACKENDS
 from moebench.record import KeptRun, compares_backends, load_run
 from moebench.results import Record
+from moebench.rounds import MIN_ROUNDS
 from moebench.storage import replace_file
 from moebench.table import (
     DASH,

@@ -18,7 +18,8 @@ import moebench
 
 PACKAGE = Path(moebench.__file__).parent
 FOUNDATION = ("units", "strict", "load", "spec", "results", "timings", "ops")
-RECORDS = ("codec", "storage", "seal", "lines", "record", "noise", "resampling", "compare")
+STORED = ("codec", "storage", "seal", "lines", "record", "noise", "resampling", "rounds")
+RECORDS = (*STORED, "compare")
 KEPT = (*RECORDS, "table", "figures", "document", "facts", "report")
 EVERYTHING = ("*",)
 
@@ -99,8 +100,9 @@ TABLE: dict[str, May] = {
     ),
     "noise": May((*FOUNDATION, "codec", "storage")),
     "resampling": May((), ("numpy", "scipy")),
-    "compare": May((*FOUNDATION, *RECORDS, "across", "console"), ("numpy", "scipy"), ("pandas",)),
-    "across": May((*FOUNDATION, *RECORDS), ("numpy",)),
+    "rounds": May((*FOUNDATION, "resampling"), ("numpy",)),
+    "across": May((*FOUNDATION, *STORED), ("numpy",)),
+    "compare": May((*FOUNDATION, *STORED, "across", "console"), ("numpy",)),
     "ownrun": May((*FOUNDATION, *RECORDS, "across"), ("numpy",)),
     "table": May((*FOUNDATION, *RECORDS), ("numpy",), ("pandas",)),
     "figures": May((*FOUNDATION, *RECORDS, "table", "figures"), ("numpy",), ("matplotlib",)),
@@ -157,8 +159,9 @@ TORCHLESS = (
     "record",
     "noise",
     "resampling",
-    "compare",
+    "rounds",
     "across",
+    "compare",
     "ownrun",
     "report",
     "table",
@@ -270,6 +273,7 @@ def test_a_module_imports_only_what_its_layer_allows(module: str) -> None:
         ("routing.top_k", "from moebench.experts import Experts"),
         ("report", "import matplotlib.pyplot as plt"),
         ("report", "from moebench.suite import main"),
+        ("across", "from moebench.compare import verdict"),
         ("spec", "from moebench.ops import Op"),
         ("units", "import numpy"),
         ("brand_new", ""),

@@ -1,0 +1,75 @@
+"""The samples of one case by round, and what each round would have taken by its work alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.resampling import Vector
+from moebench.results import Sample
+
+MIN_ROUNDS = 8
+"""Fewer rounds allow no verdict."""
+LEAST_EXPECTED = 0.1
+"""A line through few and noisy steps expects at least this share of the median time."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The samples of one case, added up by round."""
+
+    numbers: tuple[int, ...]
+    seconds: Vector
+    steps: Vector
+    work: Vector | None
+    """Experts touched; None where a sample does not say."""
+    visits: tuple[tuple[tuple[int, int], ...], ...]
+    """For each round the (first step, number of steps) of its samples."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "Rounds":
+        """Samples in the order of their rounds.
+
+        Raises:
+            ValueError: no samples.
+        """
+        if not samples:
+            raise ValueError("samples: found none, expected at least one round")
+        numbers = tuple(sorted({sample.round for sample in samples}))
+        groups: dict[int, list[Sample]] = {number: [] for number in numbers}
+        for sample in samples:
+            groups[sample.round].append(sample)
+        by_round = list(groups.values())
+        work = [[s.work for s in group if s.work is not None] for group in by_round]
+        is_known = all(len(w) == len(g) for w, g in zip(work, by_round, strict=True))
+        return cls(
+            numbers,
+            np.array([sum(s.seconds for s in group) for group in by_round]),
+            np.array([float(sum(s.num_steps for s in group)) for group in by_round]),
+            np.array([sum(w) for w in work]) if is_known else None,
+            tuple(tuple(sorted((s.first_step, s.num_steps) for s in g)) for g in by_round),
+        )
+
+
+def expected_seconds(rounds: Rounds) -> Vector:
+    """What each round would have taken by its work alone.
+
+    A line through (experts touched, seconds) a step: the slope is the median of the slopes between
+    all pairs of rounds, at least 0 and at most proportional, so that delays do not tilt it. Equal
+    steps are expected to take equal times.
+
+    **Source** Sen, Journal of the American Statistical Association 63, 1968.
+    """
+    seconds = rounds.seconds / rounds.steps
+    middle = float(np.median(seconds))
+    if rounds.work is None or np.ptp(rounds.work / rounds.steps) == 0:
+        return middle * rounds.steps
+    work = rounds.work / rounds.steps
+    run = work[:, None] - work
+    differs = run > 0
+    slopes = (seconds[:, None] - seconds)[differs] / run[differs]
+    steepest = middle / float(np.median(work)) if np.median(work) else math.inf
+    slope = min(max(0.0, float(np.median(slopes))), steepest)
+    line = middle + slope * (work - float(np.median(work)))
+    return np.asarray(np.maximum(line, LEAST_EXPECTED * middle) * rounds.steps)
