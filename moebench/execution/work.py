@@ -63,7 +63,7 @@ class Bench:
         self.scratch, self.alone = scratch, alone
         self.weights: ExpertWeights | None = None
         self.laid_out: set[str] = set()
-        self.does_not_fit = ""
+        self.refusal: Exception | None = None
         self.routers: dict[str, Router] = {}
         self.steps: dict[str, list[Step]] = {}
         self.probes = _probes(self.device)
@@ -71,7 +71,7 @@ class Bench:
     def open(self, plan: CellPlan, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
         """Build what a cell needs; the load of each step of each mix."""
         model, dtype = plan.spec(), getattr(torch, plan.dtype)
-        if self.weights is None and not self.does_not_fit:
+        if self.weights is None and self.refusal is None:
             with torch.device(self.device):
                 self.weights = ExpertWeights(model, dtype)
                 torch.manual_seed(seed)
@@ -133,12 +133,12 @@ class Bench:
         try:
             self._lay_out(BACKENDS[self.alone])
             self.weights.keep_only_layout(self.alone)
-        except MemoryError as error:
-            self.weights, self.does_not_fit = None, str(error)
+        except (MemoryError, RuntimeError, ValueError) as error:
+            self.weights, self.refusal = None, error
 
     def _lay_out(self, backend: Backend) -> None:
-        if self.does_not_fit:
-            raise MemoryError(self.does_not_fit)
+        if self.refusal is not None:
+            raise self.refusal
         assert self.weights is not None
         if backend.lay_out is None or backend.name in self.laid_out:
             return

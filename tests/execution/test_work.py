@@ -1,11 +1,13 @@
 """What the process that runs the backends says when it cannot."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from moebench.execution import work
 from moebench.execution.plan import CellPlan
-from moebench.experts import BACKENDS
+from moebench.experts import BACKENDS, ExpertWeights
 
 
 def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
@@ -62,3 +64,17 @@ def test_a_step_s_memory_counts_a_row_for_every_slot() -> None:
     """Of 8 slots, in fp32: h + 2 f + f + f + h + h elements each."""
     plan = CellPlan("Mixtral", "mixtral-8x7b", 1, "forward", "float32", 10, ("fixed", "geometric"))
     assert work.scratch(plan) == 10 * 8 * (3 * 4096 + 4 * 14336) * 4
+
+
+def test_sizes_that_a_backend_alone_in_its_process_does_not_take_are_its_error_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(weights: ExpertWeights) -> None:
+        raise ValueError("found sizes 10 and 20")
+
+    plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
+    monkeypatch.setitem(BACKENDS, "packed", replace(BACKENDS["packed"], lay_out=refuse))
+    bench = work.Bench("cpu", 1, alone="packed")
+    bench.open(plan, 1, ())
+    with pytest.raises(ValueError, match="found sizes 10 and 20"):
+        bench.time("packed", "fixed", "forward", 0, 1)
