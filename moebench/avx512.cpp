@@ -149,6 +149,9 @@ __m512 epilogue_of(Epilogue epilogue, const float* sums, int vector) {
   return _mm512_div_ps(_mm512_mul_ps(sum, up), _mm512_add_ps(_mm512_set1_ps(1.f), decay));
 }
 
+// The lanes of a vector that lie before the end of a row, of which `left` elements are left.
+__mmask16 lanes_of(int64_t left) { return left < LANES ? (1u << left) - 1 : 0xffff; }
+
 // What is wrong in either would have a thread read or write anywhere.
 bool add_up(int64_t num_experts, const int64_t* counts, int64_t num_assignments) {
   for (int64_t expert = 0; expert < num_experts; num_assignments -= counts[expert++])
@@ -195,9 +198,8 @@ void ragged_linear(const typename T::Element* x, int64_t stride, const int64_t* 
         multiply<T>(rows.data(), num_rows, inputs, block_of(task), after, sums.data());
         for (int64_t m = 0; m < num_rows; ++m)
           for (int v = 0; v * LANES < std::min(width, outputs - column); ++v) {
-            const int64_t left = outputs - column - v * LANES;
-            const __mmask16 lanes = left < LANES ? (1u << left) - 1 : 0xffff;
-            T::store(y + (start + m) * outputs + column + v * LANES, lanes,
+            T::store(y + (start + m) * outputs + column + v * LANES,
+                     lanes_of(outputs - column - v * LANES),
                      epilogue_of(epilogue, sums.data() + m * BLOCK, v));
           }
       }
@@ -217,8 +219,7 @@ void combine(const typename T::Element* rows, int64_t num_assignments, const int
 #pragma omp parallel for num_threads(num_threads)
   for (int64_t token = 0; token < num_tokens; ++token)
     for (int64_t column = 0; column < outputs; column += LANES) {
-      const int64_t left = outputs - column;
-      const __mmask16 lanes = left < LANES ? (1u << left) - 1 : 0xffff;
+      const __mmask16 lanes = lanes_of(outputs - column);
       __m512 sum = _mm512_setzero_ps();
       for (int64_t i = token ? ends[token - 1] : 0; i < ends[token]; ++i)
         sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[order[i]]),

@@ -176,13 +176,17 @@ def _combine(rows: Tensor, tokens: Tensor, weights: Tensor, y: Tensor) -> None:
 
 def _call(name: str, dtype: torch.dtype, *arguments: int | None) -> None:
     """The kernel returns false where the counts do not add up or an index is out of range."""
-    if not getattr(_library(), f"{name}_{str(dtype).removeprefix('torch.')}")(*arguments):
+    if not getattr(_library(), _symbol(name, dtype))(*arguments):
         raise ValueError(
             f"avx512, {name}: the counts do not add up to the rows, or an index is out of range"
         )
 
 
-def register_operation() -> torch.library.Library:
+def _symbol(name: str, dtype: torch.dtype) -> str:
+    return f"{name}_{str(dtype).removeprefix('torch.')}"
+
+
+def register_operations() -> torch.library.Library:
     """Define both in `torch.ops.moebench`, for profilers to see, while the result lives."""
     library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(  # type: ignore[no-untyped-call]
@@ -197,7 +201,7 @@ def register_operation() -> torch.library.Library:
     return library
 
 
-LIBRARY = register_operation()
+LIBRARY = register_operations()
 
 
 @functools.cache
@@ -228,8 +232,8 @@ def _library() -> ctypes.CDLL:
         ],
         "combine": [pointer, size, pointer, pointer, size, size, pointer, number],
     }
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         for name, signature in signatures.items():
-            function = getattr(library, f"{name}_{dtype}")
+            function = getattr(library, _symbol(name, dtype))
             function.argtypes, function.restype = signature, ctypes.c_bool
     return library

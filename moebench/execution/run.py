@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from multiprocessing import get_context
@@ -57,7 +57,7 @@ LONG_STEP: Seconds = 5.0
 SLOW_ENTRY = 12.0
 """A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
 SLOW_ROUNDS = 3
-SHARED = "shared"
+SHARED = "the backends that share one"
 
 
 class Workers:
@@ -209,8 +209,7 @@ def _measure_cells(
     with Bar(budget if math.isfinite(budget) else 3600.0) as bar:
         for _, group in groupby(todo, lambda plan: (plan.shape, plan.dtype)):
             plans = list(group)
-            workers = Workers(backends, device, max(map(scratch, plans)))
-            try:
+            with closing(Workers(backends, device, max(map(scratch, plans)))) as workers:
                 for plan in plans:
                     share = (deadline - time.perf_counter()) / left
                     if share <= 0:
@@ -222,16 +221,16 @@ def _measure_cells(
                         return
                     bar.tell(plan.key)
                     allowed = min(3 * share, LONG_CELL)
-                    result = _measure_cell(suite, plan, backends, workers, allowed)
+                    try:
+                        result = _measure_cell(suite, plan, backends, workers, allowed)
+                    except RuntimeError as error:
+                        raise ValueError(
+                            f"{plan.key}: {error}, for want of memory most likely; the cells "
+                            "before are kept, go on with: "
+                            f"python -m moebench.suite --resume {directory}"
+                        ) from error
                     append_lines(directory / CELLS, [result])
                     left -= 1
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{plan.key}: {error}, for want of memory most likely; the cells before "
-                    f"are kept, go on with: python -m moebench.suite --resume {directory}"
-                ) from error
-            finally:
-                workers.close()
 
 
 def _measure_cell(
