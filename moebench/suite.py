@@ -246,11 +246,11 @@ def _measure(
     planned, notes = runnable_cells(
         _planned(options, suite, kind), device, is_asked=bool(options.experts)
     )
-    for line in notes:
-        console.say(line)
     budget = _budget(options, suite, kind)
     if kept is None and not options.dry_run:
         make_folder(options.out)
+    for line in notes:
+        console.say(line)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)
     estimates = forecast_cells(planned, suite.model, machine.hardware, machine.calibration)

@@ -1,11 +1,13 @@
 """What a clumsy user gets: one line that names the option or the file, and exit code 2."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moebench import console
+from moebench import console, suite
+from moebench.experts import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "system,m,n,k,latency_us\nl40s,64,4096,4096,50\n"
@@ -49,6 +51,18 @@ def test_a_mistake_is_one_line(
     out, err = capsys.readouterr()
     assert not out and err.startswith("error: ") and err.count("\n") == 1
     assert said in err
+
+
+def test_a_note_on_a_stand_in_comes_after_what_can_refuse_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.csv").write_text("hello\n")
+    absent = replace(BACKENDS["avx512"], missing=lambda device: "this processor has AMX")
+    monkeypatch.setitem(BACKENDS, "avx512", absent)
+    assert suite.main(["smoke", "--device", "cpu", "--out", "text.csv"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: text.csv: cannot be written") and err.count("\n") == 1
 
 
 def test_ctrl_c_is_a_word_and_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
