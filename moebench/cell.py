@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moebench.experts import BACKENDS, Experts, load_backend
+from moebench.experts import Experts, known_backends, load_backend
 from moebench.load import ExpertLoad
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
@@ -55,7 +55,7 @@ class Bench:
 
     def lay_out(self, backend: str) -> None:
         """Lay the experts' weights out as a backend wants them, and free other backends' copies."""
-        lay_out = BACKENDS[backend].lay_out
+        lay_out = known_backends()[backend].lay_out
         for weights in self.decoder.expert_weights():
             weights.forget_layouts(but=backend)
             if lay_out is not None:

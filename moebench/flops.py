@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moebench.experts import BACKENDS, Experts
+from moebench.experts import Experts, known_backends
 from moebench.model import Decoder, KVCache
 from moebench.routing import Router
 from moebench.spec import Level
@@ -92,8 +92,8 @@ The routing is the same, and a check of it is what counting is for.
 
 def seen_experts(experts: Experts) -> Experts:
     """The experts that are counted."""
-    is_hidden = any(b.hides_flops for b in BACKENDS.values() if b.run is experts)
-    return BACKENDS[SEEN].run if is_hidden else experts
+    is_hidden = any(b.hides_flops for b in known_backends().values() if b.run is experts)
+    return known_backends()[SEEN].run if is_hidden else experts
 
 
 def count_flops(

@@ -15,7 +15,7 @@ import torch
 
 from moebench import compare
 from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
-from moebench.experts import BACKENDS
+from moebench.experts import known_backends
 from moebench.flops import CountedFlops, count_flops, count_training_flops
 from moebench.forecast import case_flops
 from moebench.load import ExpertLoad
@@ -150,7 +150,7 @@ def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _Fir
     decoder = cell.bench.decoder
     cache = float(cell.cache.num_bytes) if cell.cache is not None else 0.0
     found: list[Memory] = []
-    let_go = BACKENDS[ready.case.backend].let_go
+    let_go = known_backends()[ready.case.backend].let_go
 
     def run_step() -> None:
         stages.start()

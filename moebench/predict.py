@@ -25,7 +25,7 @@ from moebench.cost.serving.break_even import break_even
 from moebench.cost.serving.deployment import LEVELS, PHASES, Deployment
 from moebench.cost.serving.speedup import Answer, forecast
 from moebench.load import geometric_k
-from moebench.policies import POLICIES, Policy, policy
+from moebench.policies import Policy, known_policies, policy
 from moebench.policies.top_k import reachable_experts
 from moebench.prediction import (
     break_even_text,
@@ -235,7 +235,7 @@ def probabilities(description: str, most: int) -> tuple[float, ...]:
 
 
 def _refuse_without_adaptive(routers: Sequence[str]) -> None:
-    adaptive = sorted(name for name, cls in POLICIES.items() if cls.is_adaptive)
+    adaptive = sorted(name for name, cls in known_policies().items() if cls.is_adaptive)
     if not set(routers) & set(adaptive):
         raise ValueError(
             f"--mean-k and --k-distribution: {', '.join(routers)} runs the same k for every "

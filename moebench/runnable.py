@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from moebench.experts import BACKENDS, why_not
+from moebench.experts import known_backends, why_not
 from moebench.ops import EXPERT_BACKENDS
 from moebench.plan import Cell, changed
 from moebench.results import Caveat
@@ -38,14 +38,14 @@ def runnable_cells(
             caveats = (*cell.caveats, _instead(name, stand_in, why))
             cell = replace(changed(cell, backend=stand_in), caveats=caveats)
             said.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
-        backend = BACKENDS[cell.baseline.backend]
+        backend = known_backends()[cell.baseline.backend]
         if cell.workload.phase == "train" and not backend.has_gradients:
             said.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
         else:
             kept.append(cell)
     names = {cell.baseline.backend for cell in planned}
     for name in names:
-        if BACKENDS[name].owns_process and len(names) > 1:
+        if known_backends()[name].owns_process and len(names) > 1:
             raise ValueError(
                 f"--experts: {name!r} brings a matmul library that must not share a process; "
                 "run it by itself"

@@ -20,7 +20,7 @@ from moebench.cell import (
     prepare_cell,
     repeated,
 )
-from moebench.experts import BACKENDS, ExpertWeights, activation, why_not
+from moebench.experts import ExpertWeights, activation, known_backends, why_not
 from moebench.machine import Machine
 from moebench.measure.graph import LEAST_RING
 from moebench.measure.latency import StageTimer
@@ -136,8 +136,8 @@ def test_cells_of_a_suite_are_told_apart() -> None:
 def test_a_suite_s_choice_that_cannot_run_gives_way_and_one_asked_for_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    absent = replace(BACKENDS["packed"], missing=lambda device: "there is no oneDNN")
-    monkeypatch.setitem(BACKENDS, "packed", absent)
+    absent = replace(known_backends()["packed"], missing=lambda device: "there is no oneDNN")
+    monkeypatch.setitem(known_backends(), "packed", absent)
     device = torch.device("cpu")
     found, (said,) = runnable_cells(tuple(CELLS.values()), device)
     assert "there is no oneDNN" in said and "'grouped' runs" in said
@@ -151,8 +151,8 @@ def test_a_suite_s_choice_that_cannot_run_gives_way_and_one_asked_for_does_not(
 
 def test_a_stand_in_that_cannot_run_gives_way_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("avx512", "packed"):
-        absent = replace(BACKENDS[name], missing=lambda device: "it is not here")
-        monkeypatch.setitem(BACKENDS, name, absent)
+        absent = replace(known_backends()[name], missing=lambda device: "it is not here")
+        monkeypatch.setitem(known_backends(), name, absent)
     asked = tuple(changed(cell, backend="avx512") for cell in CELLS.values())
     found, said = runnable_cells(asked, torch.device("cpu"))
     assert [line.rsplit(";", 1)[1] for line in said] == [" 'packed' runs", " 'grouped' runs"]
@@ -164,8 +164,10 @@ def test_a_stand_in_that_cannot_run_gives_way_to_its_own(monkeypatch: pytest.Mon
 def test_a_type_that_a_backend_does_not_take_is_a_reason_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    narrow = replace(BACKENDS["packed"], missing=lambda device: None, dtypes=(torch.float32,))
-    monkeypatch.setitem(BACKENDS, "packed", narrow)
+    narrow = replace(
+        known_backends()["packed"], missing=lambda device: None, dtypes=(torch.float32,)
+    )
+    monkeypatch.setitem(known_backends(), "packed", narrow)
     with pytest.raises(ValueError, match="does not take bfloat16 on this machine"):
         runnable_cells(tuple(CELLS.values()), torch.device("cpu"), is_asked=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moebench import console, suite
-from moebench.experts import BACKENDS
+from moebench.experts import known_backends
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "system,m,n,k,latency_us\nl40s,64,4096,4096,50\n"
@@ -58,8 +58,8 @@ def test_a_note_on_a_stand_in_comes_after_what_can_refuse_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.csv").write_text("hello\n")
-    absent = replace(BACKENDS["avx512"], missing=lambda device: "this processor has AMX")
-    monkeypatch.setitem(BACKENDS, "avx512", absent)
+    absent = replace(known_backends()["avx512"], missing=lambda device: "this processor has AMX")
+    monkeypatch.setitem(known_backends(), "avx512", absent)
     assert suite.main(["smoke", "--device", "cpu", "--out", "text.csv"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: text.csv: cannot be written") and err.count("\n") == 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.experts import BACKENDS, ExpertWeights, load_backend
+from moebench.experts import ExpertWeights, known_backends, load_backend
 from moebench.flops import (
     attended_pairs,
     count_flops,
@@ -19,8 +19,8 @@ from moebench.flops import (
 from moebench.load import ExpertLoad
 from moebench.model import KVCache, build_decoder, training_loss
 from moebench.ops import EXPERT_BACKENDS, layer_ops, total_flops, training_ops
-from moebench.policies import POLICIES, policy
-from moebench.routing import BUILDERS, Routing, build_routers
+from moebench.policies import known_policies, policy
+from moebench.routing import Routing, build_routers, known_builders
 from moebench.spec import ModelSpec, Workload, load_model, scaled_down
 
 STEPS = [
@@ -53,7 +53,7 @@ def closed_form(
 
 def options_of(router: str) -> dict[str, float]:
     """An adaptive router needs a mean k where no paper has one for the model."""
-    return {"mean_k": 1.4} if "mean_k" in POLICIES[router].__dataclass_fields__ else {}
+    return {"mean_k": 1.4} if "mean_k" in known_policies()[router].__dataclass_fields__ else {}
 
 
 def assert_three_agree(
@@ -87,7 +87,7 @@ def test_all_three_agree_for_top_k(workload: Workload, tiny: ModelSpec) -> None:
 
 @pytest.mark.parametrize("backend", sorted(EXPERT_BACKENDS))
 def test_all_three_agree_for_every_backend(backend: str, tiny: ModelSpec) -> None:
-    why = BACKENDS[backend].missing(torch.device("cpu"))
+    why = known_backends()[backend].missing(torch.device("cpu"))
     if why is not None:
         pytest.skip(why)
     assert_three_agree(tiny, STEPS[0], backend=backend)
@@ -102,7 +102,7 @@ def test_all_three_agree_on_published_architectures(name: str, workload: Workloa
     assert_three_agree(scaled_down(load_model(name), 32), workload)
 
 
-@pytest.mark.parametrize("router", sorted(BUILDERS))
+@pytest.mark.parametrize("router", sorted(known_builders()))
 def test_all_three_agree_for_every_router(router: str, tiny: ModelSpec) -> None:
     assert_three_agree(tiny, STEPS[2], router)
 

@@ -18,8 +18,8 @@ from moebench.model import (
     fill_normal,
     training_loss,
 )
-from moebench.policies import POLICIES, policy
-from moebench.routing import BUILDERS, Router, build_routers
+from moebench.policies import known_policies, policy
+from moebench.routing import Router, build_routers, known_builders
 from moebench.spec import Attention, ModelSpec
 
 GROUPED = load_backend("grouped")
@@ -132,12 +132,16 @@ def test_a_step_is_the_naive_definition_layer_by_layer(
 
 @pytest.mark.parametrize(
     ("name", "first"),
-    [*((name, 4) for name in sorted(set(BUILDERS) - TURN_TAKING)), ("top-k", 1), ("top-k", 6)],
+    [
+        *((name, 4) for name in sorted(set(known_builders()) - TURN_TAKING)),
+        ("top-k", 1),
+        ("top-k", 6),
+    ],
 )
 @torch.no_grad()
 def test_prefill_then_decode_is_one_long_prefill(name: str, first: int, tiny: ModelSpec) -> None:
     """In one part of `first` tokens, one of 2, then token by token."""
-    options = {"mean_k": 1.4} if "mean_k" in POLICIES[name].__dataclass_fields__ else {}
+    options = {"mean_k": 1.4} if "mean_k" in known_policies()[name].__dataclass_fields__ else {}
     decoder = build_decoder(tiny, 2, torch.float64)
     routers = build_routers(policy(name, options), tiny, 2, torch.float64)
     for router in routers:

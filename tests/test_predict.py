@@ -12,7 +12,7 @@ import pytest
 from moebench.cost.kernels.families import KernelFit, shipped_fits
 from moebench.cost.kernels.intervals import Basis
 from moebench.cost.kernels.price import KERNELS, kernel_named
-from moebench.policies import POLICIES
+from moebench.policies import known_policies
 from moebench.predict import batch_range, main
 from moebench.prediction import BASIS_TITLES
 
@@ -186,12 +186,14 @@ def test_a_figure_in_no_folder_is_an_error(
 
 def test_every_router_is_priced_where_torch_cannot_be_imported() -> None:
     """In a fresh interpreter that has no torch; what costs time to import is not imported."""
-    options = {name: ["--mean-k", "1.5"] for name, cls in POLICIES.items() if cls.is_adaptive}
+    options = {
+        name: ["--mean-k", "1.5"] for name, cls in known_policies().items() if cls.is_adaptive
+    }
     code = (
         "import sys\n"
         "sys.modules['torch'] = None\n"
         "from moebench.predict import main\n"
-        f"for name, options in {[(name, options.get(name, [])) for name in POLICIES]}:\n"
+        f"for name, options in {[(name, options.get(name, [])) for name in known_policies()]}:\n"
         "    for level in ('moe', 'model'):\n"
         "        arguments = ['--router', name, '--batch', '1,64', '--level', level, *options]\n"
         "        assert main(arguments) == 0, name\n"
@@ -200,7 +202,7 @@ def test_every_router_is_priced_where_torch_cannot_be_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("share of the latency by stage") == 2 * len(POLICIES)
+    assert done.stdout.count("share of the latency by stage") == 2 * len(known_policies())
 
 
 def test_every_basis_of_a_prediction_has_words() -> None:

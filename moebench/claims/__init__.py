@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from moebench.policies import POLICIES
+from moebench.policies import known_policies
 from moebench.spec import load_hardware, model_names
 from moebench.strict import from_mapping, read_toml
 from moebench.units import Flops, nearest
@@ -109,8 +109,10 @@ class Claim:
                 raise ValueError(
                     f"unknown model {self.model!r}{nearest(self.model, model_names())}"
                 )
-            if self.router not in POLICIES:
-                raise ValueError(f"unknown router {self.router!r}{nearest(self.router, POLICIES)}")
+            if self.router not in known_policies():
+                raise ValueError(
+                    f"unknown router {self.router!r}{nearest(self.router, known_policies())}"
+                )
         elif not self.missing:
             raise ValueError("missing: found nothing, expected what a claim without a model lacks")
         if self.flops_ratio is not None and not self.flops_source:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from moebench.execution.mixes import mix_names
 from moebench.ops import EXPERT_BACKENDS
-from moebench.policies import POLICIES
+from moebench.policies import known_policies
 from moebench.spec import DType, ModelSpec, load_model, scaled_down
 from moebench.strict import from_mapping, read_toml
 from moebench.units import Seconds, nearest
@@ -97,7 +97,7 @@ def load_execution_suite(path: Path) -> ExecutionSuite:
     file = from_mapping(ExecutionFile, read_toml(path), str(path))
     for what, names, known in (
         ("backends", file.backends, EXPERT_BACKENDS),
-        ("routers", file.routers, POLICIES),
+        ("routers", file.routers, known_policies()),
         ("mixes", [mix for shape in file.shape for mix in shape.mixes], mix_names()),
     ):
         for name in names:

@@ -32,7 +32,7 @@ from moebench.execution.results import (
     load_results,
 )
 from moebench.execution.work import PROBE_WORK, scratch, serve
-from moebench.experts import BACKENDS
+from moebench.experts import known_backends
 from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.ops import executing
@@ -67,7 +67,7 @@ class Workers:
     """
 
     def __init__(self, names: Sequence[str], device: str, scratch: Bytes) -> None:
-        own = [name for name in names if BACKENDS[name].owns_process]
+        own = [name for name in names if known_backends()[name].owns_process]
         self._homes = {name: name if name in own else SHARED for name in names}
         self._ends: dict[str, Connection] = {}
         self._processes = []
@@ -187,7 +187,11 @@ def present(
     """
     absent = {}
     for name in names:
-        why = BACKENDS[name].missing(device) if name in BACKENDS else "it is not part of this build"
+        why = (
+            known_backends()[name].missing(device)
+            if name in known_backends()
+            else "it is not part of this build"
+        )
         if why is not None:
             absent[name] = why
     if absent and is_strict:
@@ -297,10 +301,10 @@ def _entries(
     plan: CellPlan, backends: Sequence[str], routers: Sequence[str]
 ) -> list[tuple[str, str]]:
     dtype = getattr(torch, plan.dtype)
-    fit = [name for name in backends if dtype in BACKENDS[name].dtypes]
+    fit = [name for name in backends if dtype in known_backends()[name].dtypes]
     if plan.phase == "train":
         # A backend that another stands in for would be that one once more.
-        fit = [name for name in fit if BACKENDS[name].has_gradients]
+        fit = [name for name in fit if known_backends()[name].has_gradients]
         fit = [name for name in fit if executing(name, "train").name == name]
     entries = [(name, mix) for mix in plan.mixes for name in fit]
     return entries + [(f"router {name}", plan.mixes[0]) for name in routers]

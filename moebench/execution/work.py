@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moebench.execution.mixes import Slots, draw_slots
 from moebench.execution.plan import CellPlan
-from moebench.experts import BACKENDS, Backend, ExpertWeights
+from moebench.experts import Backend, ExpertWeights, known_backends
 from moebench.measure.memory import available_memory
 from moebench.model import fill_normal
 from moebench.policies import policy
@@ -114,8 +114,12 @@ class Bench:
             return _timed(self.probes[what], 1)
         kind, _, name = what.rpartition(" ")
         if not kind and phase != "train":
-            self._lay_out(BACKENDS[name])
-        run = partial(self._route, name) if kind else partial(self._run, BACKENDS[name], phase)
+            self._lay_out(known_backends()[name])
+        run = (
+            partial(self._route, name)
+            if kind
+            else partial(self._run, known_backends()[name], phase)
+        )
         steps = self.steps[mix]
         chosen = [steps[(first + i) % len(steps)] for i in range(num_steps)]
 
@@ -131,7 +135,7 @@ class Bench:
         """Lay the weights out for the backend that is alone here; if that fails, keep none."""
         assert self.weights is not None
         try:
-            self._lay_out(BACKENDS[self.alone])
+            self._lay_out(known_backends()[self.alone])
             self.weights.keep_only_layout(self.alone)
         except (MemoryError, RuntimeError, ValueError) as error:
             self.weights, self.refusal = None, error

@@ -12,6 +12,7 @@ Gradients flow to x, to the routing weights and to the experts' weights, unless 
 inference only.
 """
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -138,7 +139,7 @@ class Backend:
     """Frees what it keeps from call to call, beside the weights."""
 
 
-BACKENDS: dict[str, Backend] = {}
+_BACKENDS: dict[str, Backend] = {}
 
 
 def backend(
@@ -157,7 +158,7 @@ def backend(
     """Decorator: register an expert execution under its name; see `Backend` for the rest."""
 
     def add(experts: Experts) -> Experts:
-        BACKENDS[name] = Backend(
+        _BACKENDS[name] = Backend(
             name,
             experts,
             missing,
@@ -182,17 +183,17 @@ def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
         ValueError: nothing of that name is registered, with the nearest known one; or it does not
             run on the device here, with the reason.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"unknown expert backend {name!r}{nearest(name, BACKENDS)}")
-    why = BACKENDS[name].missing(torch.device(device))
+    if name not in known_backends():
+        raise ValueError(f"unknown expert backend {name!r}{nearest(name, known_backends())}")
+    why = known_backends()[name].missing(torch.device(device))
     if why is not None:
         raise ValueError(f"expert backend {name!r} does not run here: {why}")
-    return BACKENDS[name].run
+    return known_backends()[name].run
 
 
 def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot run a case here, in a few words; None: it can."""
-    backend = BACKENDS[name]
+    backend = known_backends()[name]
     if backend.missing(device) is None and dtype not in backend.dtypes:
         return f"it does not take {str(dtype).removeprefix('torch.')} on this machine"
     return backend.missing(device)
@@ -223,5 +224,13 @@ def activation(
     return activated * up if torch.is_grad_enabled() else activated.mul_(up)
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+def known_backends() -> dict[str, Backend]:
+    """Every expert execution by its name; the first call imports them."""
+    _import_all()
+    return _BACKENDS
+
+
+@functools.cache
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")

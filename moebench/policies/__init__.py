@@ -5,6 +5,7 @@ a suite's `[[router]]` table as well. The module of the same name in `moebench.r
 it; a contract test holds the two together. Adding a router is adding one file to each.
 """
 
+import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from moebench.spec import ModelSpec, OperatingPoint
 from moebench.strict import from_mapping
 from moebench.units import nearest
 
-POLICIES: dict[str, type["Policy"]] = {}
+_POLICIES: dict[str, type["Policy"]] = {}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Policy(ABC):
 
 def register(cls: type[Policy]) -> type[Policy]:
     """Class decorator: make a policy known under its name."""
-    POLICIES[cls.name] = cls
+    _POLICIES[cls.name] = cls
     return cls
 
 
@@ -119,9 +120,9 @@ def policy(
     prefix = f"{where}: " if where else ""
     if may_import and ":" in name:
         return from_mapping(_imported(name, prefix), options or {}, where or name)
-    if name not in POLICIES:
-        raise ValueError(f"{prefix}unknown router {name!r}{nearest(name, POLICIES)}")
-    return from_mapping(POLICIES[name], options or {}, where or name)
+    if name not in known_policies():
+        raise ValueError(f"{prefix}unknown router {name!r}{nearest(name, known_policies())}")
+    return from_mapping(known_policies()[name], options or {}, where or name)
 
 
 def _imported(path: str, prefix: str) -> type[Policy]:
@@ -138,5 +139,13 @@ def _imported(path: str, prefix: str) -> type[Policy]:
     return found
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+def known_policies() -> dict[str, type[Policy]]:
+    """Every policy by its router's name; the first call imports them."""
+    _import_all()
+    return _POLICIES
+
+
+@functools.cache
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")

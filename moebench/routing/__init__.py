@@ -32,7 +32,7 @@ from moebench.spec import ModelSpec, OperatingPoint
 from moebench.units import nearest
 
 Builder = Callable[..., "list[Router]"]
-BUILDERS: dict[str, Builder] = {}
+_BUILDERS: dict[str, Builder] = {}
 
 _IS_BOUNDED = ContextVar("is_bounded", default=False)
 
@@ -218,7 +218,7 @@ def router(name: str) -> Callable[[Builder], Builder]:
     """Decorator: register a builder `(model, policy, num_layers, dtype) -> list[Router]`."""
 
     def add(build: Builder) -> Builder:
-        BUILDERS[name] = build
+        _BUILDERS[name] = build
         return build
 
     return add
@@ -236,10 +236,18 @@ def build_routers(
         module, _, name = policy.builder.partition(":")
         build: Builder = getattr(importlib.import_module(module), name)
         return build(model, policy, num_layers, dtype)
-    if policy.name not in BUILDERS:
-        raise ValueError(f"unknown router {policy.name!r}{nearest(policy.name, BUILDERS)}")
-    return BUILDERS[policy.name](model, policy, num_layers, dtype)
+    if policy.name not in known_builders():
+        raise ValueError(f"unknown router {policy.name!r}{nearest(policy.name, known_builders())}")
+    return known_builders()[policy.name](model, policy, num_layers, dtype)
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+def known_builders() -> dict[str, Builder]:
+    """Every builder by its router's name; the first call imports them."""
+    _import_all()
+    return _BUILDERS
+
+
+@functools.cache
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")

@@ -7,7 +7,7 @@ import torch
 
 from moebench.execution import work
 from moebench.execution.plan import CellPlan
-from moebench.experts import BACKENDS, ExpertWeights
+from moebench.experts import ExpertWeights, known_backends
 
 
 def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
@@ -40,7 +40,7 @@ def test_a_backend_alone_in_its_process_keeps_its_copy_of_the_weights_only() -> 
         assert bench.weights is not None
         step = bench.steps["fixed"][0]
         with torch.inference_mode():
-            outputs.append(BACKENDS["packed"].run(step.x, step.routing, bench.weights))
+            outputs.append(known_backends()["packed"].run(step.x, step.routing, bench.weights))
     assert torch.equal(*outputs)
     assert bench.weights.gate_up.untyped_storage().nbytes() == 0
     assert bench.weights.down.untyped_storage().nbytes() == 0
@@ -73,7 +73,9 @@ def test_sizes_that_a_backend_alone_in_its_process_does_not_take_are_its_error_o
         raise ValueError("found sizes 10 and 20")
 
     plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
-    monkeypatch.setitem(BACKENDS, "packed", replace(BACKENDS["packed"], lay_out=refuse))
+    monkeypatch.setitem(
+        known_backends(), "packed", replace(known_backends()["packed"], lay_out=refuse)
+    )
     bench = work.Bench("cpu", 1, alone="packed")
     bench.open(plan, 1, ())
     with pytest.raises(ValueError, match="found sizes 10 and 20"):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.experts import BACKENDS, Experts, ExpertWeights
+from moebench.experts import Experts, ExpertWeights, known_backends
 from moebench.model import Decoder, KVCache
 from moebench.ops import EXPERT_BACKENDS
 from moebench.policies import policy
-from moebench.routing import BUILDERS, Routing, bounded_routings, build_routers
+from moebench.routing import Routing, bounded_routings, build_routers, known_builders
 from moebench.spec import Gate, ModelSpec
 
 GATES = {
@@ -73,7 +73,7 @@ def run_without_data(router: str, model: ModelSpec, experts: Experts) -> torch.S
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("router", sorted(BUILDERS))
+@pytest.mark.parametrize("router", sorted(known_builders()))
 def test_no_router_waits_for_the_device_where_routings_are_bounded(
     router: str, gate: str, tiny: ModelSpec
 ) -> None:
@@ -90,10 +90,14 @@ def test_backends_that_can_be_captured_are_those_that_say_so(
 ) -> None:
     with bounded_routings():
         if EXPERT_BACKENDS[name].is_capturable:
-            assert run_without_data("ada-k", tiny, BACKENDS[name].run) == (6, 1, tiny.hidden_size)
+            assert run_without_data("ada-k", tiny, known_backends()[name].run) == (
+                6,
+                1,
+                tiny.hidden_size,
+            )
         else:
             with pytest.raises((NotImplementedError, RuntimeError)):
-                run_without_data("ada-k", tiny, BACKENDS[name].run)
+                run_without_data("ada-k", tiny, known_backends()[name].run)
 
 
 def test_the_grids_of_the_kernels_are_those_of_the_bound(
@@ -101,6 +105,6 @@ def test_the_grids_of_the_kernels_are_those_of_the_bound(
 ) -> None:
     """Ada-K may give each of 6 tokens all 4 experts: 24 assignments, at most 6 of an expert."""
     with bounded_routings():
-        run_without_data("ada-k", tiny, BACKENDS["triton"].run)
+        run_without_data("ada-k", tiny, known_backends()["triton"].run)
     for kernel in (kernels.up_and_activate, kernels.down_and_combine):
         assert kernel.grids == [(5,), (5,)]

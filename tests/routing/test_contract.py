@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from moebench.ops import total_flops
-from moebench.policies import POLICIES, Policy, policy
-from moebench.routing import BUILDERS, Router, Routing, build_routers
+from moebench.policies import Policy, known_policies, policy
+from moebench.routing import Router, Routing, build_routers, known_builders
 from moebench.routing.operating_point import k_histogram, step_loads
 from moebench.spec import Gate, ModelSpec
 
@@ -26,7 +26,7 @@ GATES = {
     "raw": (16, 4, Gate(score="softmax", renormalise=False)),
     "grouped": (16, 4, Gate("sigmoid", True, scale=2.5, num_groups=4, top_k_groups=2)),
 }
-FORMS = [*((name, {}) for name in sorted(BUILDERS)), ("rmoe", {"residual": True})]
+FORMS = [*((name, {}) for name in sorted(known_builders())), ("rmoe", {"residual": True})]
 
 
 @pytest.fixture(params=sorted(GATES))
@@ -39,7 +39,7 @@ def model(request: pytest.FixtureRequest, tiny: ModelSpec) -> ModelSpec:
 def declared(request: pytest.FixtureRequest, model: ModelSpec) -> Policy:
     """The router's policy; one that imposes a mean gets one that every model here allows."""
     name, options = request.param
-    fields = {field.name for field in dataclasses.fields(POLICIES[name])}
+    fields = {field.name for field in dataclasses.fields(known_policies()[name])}
     mean = {"mean_k": 0.4 + model.top_k / 2} if "mean_k" in fields else {}
     return policy(name, options | mean)
 
@@ -74,7 +74,7 @@ def pairs(routing: Routing) -> list[tuple[int, int]]:
 
 
 def test_every_policy_has_a_router_and_every_router_a_policy() -> None:
-    assert set(BUILDERS) == set(POLICIES)
+    assert set(known_builders()) == set(known_policies())
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 57])

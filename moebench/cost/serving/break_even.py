@@ -7,7 +7,7 @@ from moebench.cost.serving.deployment import Deployment
 from moebench.cost.serving.library import library_for
 from moebench.cost.serving.speedup import calibrated_for
 from moebench.cost.serving.step import step
-from moebench.policies import POLICIES, policy
+from moebench.policies import known_policies, policy
 from moebench.spec import ModelSpec
 
 PRECISION = 1e-3
@@ -93,7 +93,7 @@ def smallest_mean(router: str, model: ModelSpec) -> float:
     Raises:
         ValueError: the router's k is fixed.
     """
-    adaptive = sorted(name for name, cls in POLICIES.items() if cls.is_adaptive)
+    adaptive = sorted(name for name, cls in known_policies().items() if cls.is_adaptive)
     policy(router)  # an unknown name is told apart from one without a mean
     if router not in adaptive:
         raise ValueError(
