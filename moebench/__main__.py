@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from moebench import __version__, console
+from moebench import __version__, terminal
 from moebench.units import nearest
 
 VERBS = {
@@ -52,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from moebench.storage import cache_directory, make_folder, replace_file
+from moebench.files import cache_directory, make_folder, replace_file
 
 DTYPES = {torch.float32: 1, torch.bfloat16: 2}
 """The kernels' types, and how many inputs an instruction multiplies."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moebench import console
+from moebench import terminal
 from moebench.cost.kernels.crossval import as_fit, cross_validate, shared_fits, summary
 from moebench.cost.kernels.dense import DenseParameters, dense_time, fit_library
 from moebench.cost.kernels.families import KernelFit, prior_for, write_fits
@@ -31,8 +31,8 @@ from moebench.cost.kernels.groups import dense_groups, groups_of
 from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals, calibrate_widths, write_widths
 from moebench.cost.kernels.layer import layer_time
 from moebench.cost.kernels.table import Table, read_table
+from moebench.files import make_folder
 from moebench.spec import load_hardware
-from moebench.storage import make_folder
 from moebench.units import text
 
 LEAST_ROWS = 100
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _calibrate_tables(options.tables, options.out, options.intervals)
     except ValueError as error:
-        console.say(f"error: {error}")
+        terminal.say(f"error: {error}")
         return 2
 
 
@@ -79,7 +79,7 @@ def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
         )
     for table in tables:
         for line in table.unread():
-            console.say(line)
+            terminal.say(line)
     make_folder(out)
     calibrate(tables, out, intervals)
     return 3 if any(table.problems for table in tables) else 0
@@ -282,4 +282,4 @@ def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameter
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moebench import console
+from moebench import terminal
 from moebench.budget import Need, allowance
 from moebench.forecast import Estimates
 from moebench.ops import EXPERT_BACKENDS, executing
@@ -58,7 +58,7 @@ def measure_cells(
         return
     num_layers = todo[0].baseline.num_layers
     dtype = getattr(torch, suite.file.dtype)
-    console.say(f"building {num_layers} layer{'s' * (num_layers > 1)} of {suite.model.name} ...")
+    terminal.say(f"building {num_layers} layer{'s' * (num_layers > 1)} of {suite.model.name} ...")
     decoder = build_decoder(suite.model, num_layers, dtype, device, suite.file.seed)
     bench = Bench(suite.model, decoder, device, dtype)
     needs = [_need(cell, estimates, suite.file.plan.min_rounds) for cell in todo]
@@ -158,7 +158,7 @@ def _without_what_does_not_fit(
             if EXPERT_BACKENDS[case.backend].layout != "plain":
                 once = executing(case.backend, "train").name
                 message += f"; --experts {once} holds the experts' weights once"
-            console.say(f"{case.key}: does not fit: {message}")
+            terminal.say(f"{case.key}: does not fit: {message}")
             failures.append(
                 Failure(run.manifest.run, cell.key, case.key, "does-not-fit", message, now())
             )

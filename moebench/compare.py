@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from moebench import console
+from moebench import terminal
 from moebench.across import THRESHOLD, compare_runs, comparison_text
 from moebench.codec import encode
 from moebench.noise import kept_unchanged_runs
@@ -325,4 +325,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

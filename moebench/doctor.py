@@ -20,11 +20,12 @@ from pathlib import Path
 
 import torch
 
-from moebench import console
+from moebench import terminal
 from moebench.across import relative_latency
 from moebench.codec import encode
 from moebench.document import Paragraph, markdown, plain_grid
 from moebench.evidence import Circumstances, circumstances, evidence, keep
+from moebench.files import make_folder
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.measure.preflight import Finding, inspect_machine
 from moebench.noise import (
@@ -47,7 +48,6 @@ from moebench.selftest import (
     UnitRates,
     selftest,
 )
-from moebench.storage import make_folder
 from moebench.units import Seconds, quantity, text
 
 LEAST_BUDGET: Seconds = 90.0
@@ -164,7 +164,7 @@ def _selftest(
         print(selftest_text(found))
         print(f"\nkept for reports: {path}")
     if out is not None:
-        console.say(f"record: {keep(out, document, selftest_table(found, where))}")
+        terminal.say(f"record: {keep(out, document, selftest_table(found, where))}")
     return 1 if found.missed else 0
 
 
@@ -295,4 +295,4 @@ def _unchanged_run(folder: Path, device: torch.device) -> UnchangedRun:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from moebench.codec import decode, encode
-from moebench.storage import cache_directory, replace_file
+from moebench.files import cache_directory, replace_file
 
 LEAST_RUNS = 10
 """Runs that the noise between runs may be estimated from."""

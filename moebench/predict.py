@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from moebench import console
+from moebench import terminal
 from moebench.codec import encode
 from moebench.cost.kernels.price import KERNELS
 from moebench.cost.serving.break_even import break_even
@@ -314,4 +314,4 @@ def _document(**parts: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

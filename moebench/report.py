@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench import console
+from moebench import terminal
 from moebench.codec import encode
 from moebench.compare import corrected, prediction_error, prediction_errors
 from moebench.document import (
@@ -31,11 +31,11 @@ from moebench.document import (
 )
 from moebench.facts import facts_grid, flat
 from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
+from moebench.files import replace_file
 from moebench.ops import EXPERT_BACKENDS
 from moebench.record import KeptRun, compares_backends, load_run
 from moebench.results import Record
 from moebench.rounds import MIN_ROUNDS
-from moebench.storage import replace_file
 from moebench.table import (
     DASH,
     LEGEND,
@@ -419,4 +419,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moebench.storage import replace_file
+from moebench.files import replace_file
 
 KEY = "crc32"
 

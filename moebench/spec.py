@@ -66,8 +66,8 @@ class Attention:
     def __post_init__(self) -> None:
         mla_sizes = ("kv_rank", "rope_head_dim", "value_head_dim")
         sizes = ("num_heads", "num_kv_heads", "head_dim", "rope_theta")
-        _require_at_least(1, self, *sizes, *(mla_sizes if self.kind == "mla" else ()))
-        _require_at_least(0, self, "query_rank", *mla_sizes)
+        require_at_least(1, self, *sizes, *(mla_sizes if self.kind == "mla" else ()))
+        require_at_least(0, self, "query_rank", *mla_sizes)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads: found {self.num_kv_heads}, expected a divisor "
@@ -91,7 +91,7 @@ class Gate:
     """A bias that takes part in the choice and not in the weights (DeepSeek-V3)."""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "num_groups", "top_k_groups")
+        require_at_least(1, self, "num_groups", "top_k_groups")
         if self.top_k_groups > self.num_groups:
             raise ValueError(
                 f"top_k_groups: found {self.top_k_groups}, expected at most "
@@ -135,8 +135,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         sizes = ("num_layers", "hidden_size", "intermediate_size", "num_experts", "top_k")
-        _require_at_least(1, self, *sizes, "vocab_size")
-        _require_at_least(
+        require_at_least(1, self, *sizes, "vocab_size")
+        require_at_least(
             0, self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size"
         )
         if self.top_k > self.num_experts:
@@ -223,7 +223,7 @@ class HardwareSpec:
     note: str = ""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "num_processors")
+        require_at_least(1, self, "num_processors")
         for name in ("memory_bandwidth", "memory_capacity", "clock"):
             found = getattr(self, name)
             if found is not None and found <= 0:
@@ -346,7 +346,7 @@ class Case:
         )
 
 
-def _require_at_least(least: int, spec: Any, *names: str) -> None:
+def require_at_least(least: int, spec: Any, *names: str) -> None:
     for name in names:
         found, most = getattr(spec, name), MOST.get(name, MOST_SIZE)
         if found < least:
@@ -355,25 +355,29 @@ def _require_at_least(least: int, spec: Any, *names: str) -> None:
             raise ValueError(f"{name}: found {found}, expected at most {most}")
 
 
-def _data(kind: str) -> Traversable:
+def shipped_folder(kind: str) -> Traversable:
     return files("moebench") / "data" / kind
 
 
 @functools.cache
-def _names(kind: str) -> tuple[str, ...]:
+def shipped_names(kind: str) -> tuple[str, ...]:
     return tuple(
-        sorted(entry.name[:-5] for entry in _data(kind).iterdir() if entry.name.endswith(".toml"))
+        sorted(
+            entry.name[:-5]
+            for entry in shipped_folder(kind).iterdir()
+            if entry.name.endswith(".toml")
+        )
     )
 
 
 def model_names() -> tuple[str, ...]:
     """Names of the models that ship with moebench."""
-    return _names("models")
+    return shipped_names("models")
 
 
 def hardware_names() -> tuple[str, ...]:
     """Names of the machines that ship with moebench."""
-    return _names("hardware")
+    return shipped_names("hardware")
 
 
 def load_model(name: str) -> ModelSpec:
@@ -382,7 +386,7 @@ def load_model(name: str) -> ModelSpec:
     Raises:
         ValueError: unknown name (with the nearest known one) or a bad file.
     """
-    return cast(ModelSpec, _load(ModelSpec, "models", name))
+    return cast(ModelSpec, load_shipped(ModelSpec, "models", name))
 
 
 def load_hardware(name: str) -> HardwareSpec:
@@ -396,7 +400,7 @@ def load_hardware(name: str) -> HardwareSpec:
         if name not in aliases:
             raise ValueError(f"unknown hardware {name!r}{nearest(name, hardware_names())}")
         name = aliases[name]
-    return cast(HardwareSpec, _load(HardwareSpec, "hardware", name))
+    return cast(HardwareSpec, load_shipped(HardwareSpec, "hardware", name))
 
 
 @functools.cache
@@ -404,19 +408,19 @@ def hardware_aliases() -> Mapping[str, str]:
     """Alias to shipped hardware name; NVML device names are aliases too."""
     aliases: dict[str, str] = {}
     for name in hardware_names():
-        spec = _load(HardwareSpec, "hardware", name)
+        spec = load_shipped(HardwareSpec, "hardware", name)
         aliases |= dict.fromkeys((*spec.aliases, *spec.nvml_names), name)
     return aliases
 
 
 @functools.cache
-def _load(cls: Any, kind: str, name: str) -> Any:
+def load_shipped(cls: Any, kind: str, name: str) -> Any:
     if name.endswith(".toml"):
         return from_mapping(cls, read_toml(Path(name)), name)
-    if name not in _names(kind):
-        known = _names(kind)
+    if name not in shipped_names(kind):
+        known = shipped_names(kind)
         raise ValueError(f"unknown {kind.removesuffix('s')} {name!r}{nearest(name, known)}")
-    entry = _data(kind) / f"{name}.toml"
+    entry = shipped_folder(kind) / f"{name}.toml"
     return from_mapping(cls, read_toml(Path(str(entry))), f"{kind}/{name}.toml")
 
 

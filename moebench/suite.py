@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from moebench import __version__, campaign, console
+from moebench import __version__, campaign, terminal
 from moebench.codec import encode
 from moebench.cost.calibration import from_datasheet
+from moebench.files import make_folder
 from moebench.forecast import forecast_cells, predictions
 from moebench.noise import kept_noise_floor
 from moebench.plan import (
@@ -46,7 +47,6 @@ from moebench.record import (
 )
 from moebench.results import Record
 from moebench.spec import HardwareSpec, load_hardware
-from moebench.storage import make_folder
 from moebench.table import predicted_table, render_text
 from moebench.units import Seconds, printable, quantity, text
 
@@ -190,7 +190,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
 
     with Bar(CALIBRATION_BUDGET) as bar:
         return prepare_machine(
-            device, dtype, recalibrate=options.recalibrate, say=console.say, progress=bar
+            device, dtype, recalibrate=options.recalibrate, say=terminal.say, progress=bar
         )
 
 
@@ -250,7 +250,7 @@ def _measure(
     if kept is None and not options.dry_run:
         make_folder(options.out)
     for line in notes:
-        console.say(line)
+        terminal.say(line)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)
     estimates = forecast_cells(planned, suite.model, machine.hardware, machine.calibration)
@@ -268,7 +268,7 @@ def _measure(
             )
         run = Run.open(kept.directory)
         for problem in run.kept.problems:
-            console.say(f"note: {problem}")
+            terminal.say(f"note: {problem}")
     with run:
         run.write_predictions(predictions(run.manifest.run, planned, estimates))
         try:
@@ -276,7 +276,7 @@ def _measure(
             run.finish("done")
         except BaseException:
             command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
-            console.say(f"stopped; what was measured is kept, go on with: {command}")
+            terminal.say(f"stopped; what was measured is kept, go on with: {command}")
             raise
     return _report(run.directory, options.json)
 
@@ -356,4 +356,4 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench import console
+from moebench import terminal
 from moebench.cost.energy.leaveout import dense_backbones_path, score_backbones_left_out
 from moebench.cost.energy.score import validate_energy
 from moebench.cost.energy.table import (
@@ -47,6 +47,7 @@ from moebench.cost.kernels.price import (
 )
 from moebench.cost.kernels.samplers import Floats
 from moebench.cost.kernels.table import Table, read_table
+from moebench.files import make_folder
 from moebench.ownrun import validate_run
 from moebench.progress import Bar
 from moebench.scoring import (
@@ -58,7 +59,6 @@ from moebench.scoring import (
     pairs_document,
     text,
 )
-from moebench.storage import make_folder
 
 MOST_SKIPPED = 0.005
 """Share of well-formed rows that may stay without a price before the check fails."""
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _validate_energy(options)
         return _validate_latencies(options)
     except ValueError as error:
-        console.say(f"error: {error}")
+        terminal.say(f"error: {error}")
         return 2
 
 
@@ -149,7 +149,7 @@ def _validate_energy(options: argparse.Namespace) -> int:
 
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
-        console.say(line)
+        terminal.say(line)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -438,4 +438,4 @@ def _calibrations(
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(terminal.run(main))

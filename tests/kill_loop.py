@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from moebench import machine, storage, suite
+from moebench import files as storage
+from moebench import machine, suite
 from moebench.record import KeptRun, load_run
 
 LONGEST = 1.5

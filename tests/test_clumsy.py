@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moebench import console, suite
+from moebench import suite, terminal
 from moebench.experts import known_backends
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,5 +69,5 @@ def test_ctrl_c_is_a_word_and_its_exit_code(capsys: pytest.CaptureFixture[str]) 
     def main() -> int:
         raise KeyboardInterrupt
 
-    assert console.run(main) == 130
+    assert terminal.run(main) == 130
     assert capsys.readouterr().err == "interrupted\n"

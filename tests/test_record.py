@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, write_run
 
-from moebench import storage
+from moebench import files as storage
 from moebench.codec import decode, encode
 from moebench.lines import sealed
 from moebench.record import Manifest, Run, load_run, read_manifest, run_id

@@ -28,7 +28,7 @@ from moebench.execution.table import (
     router_shares,
 )
 from moebench.figures import Plate
-from moebench.storage import replace_file
+from moebench.files import replace_file
 from moebench.units import text
 
 

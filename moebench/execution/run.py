@@ -33,6 +33,7 @@ from moebench.execution.results import (
 )
 from moebench.execution.work import PROBE_WORK, scratch, serve
 from moebench.experts import known_backends
+from moebench.files import make_folder
 from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.ops import executing
@@ -40,7 +41,6 @@ from moebench.progress import Bar
 from moebench.record import MANIFEST, run_id
 from moebench.results import SCHEMA
 from moebench.seal import write_document
-from moebench.storage import make_folder
 from moebench.units import Bytes, Seconds, printable
 
 QUICK_VISIT: Seconds = 0.02
