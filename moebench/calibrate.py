@@ -32,7 +32,7 @@ from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals, calibrate_
 from moebench.cost.kernels.layer import layer_time
 from moebench.cost.kernels.table import Table, read_table
 from moebench.files import make_folder
-from moebench.spec import load_hardware
+from moebench.spec.hardware import load_hardware
 from moebench.units import text
 
 LEAST_ROWS = 100
@@ -89,8 +89,8 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     """Measure this machine anew, fit, keep both; 0 done, 2 bad input."""
     from moebench.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
     from moebench.measure.environment import choose_device
-    from moebench.ops import LAYOUTS
     from moebench.progress import Bar
+    from moebench.spec.ops import LAYOUTS
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)

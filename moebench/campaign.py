@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from moebench import terminal
 from moebench.budget import Need, allowance
 from moebench.forecast import Estimates
-from moebench.ops import EXPERT_BACKENDS, executing
 from moebench.plan import SLOW_STEP, Cell, Suite
 from moebench.progress import Bar
 from moebench.record import Run, now
 from moebench.results import Failure, Ratio, Record
+from moebench.spec.ops import EXPERT_BACKENDS, executing
 from moebench.units import Bytes, Seconds, text
 
 if TYPE_CHECKING:

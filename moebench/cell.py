@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moebench.experts import Experts, known_backends, load_backend
-from moebench.load import ExpertLoad
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
-from moebench.ops import EXPERT_BACKENDS
 from moebench.plan import Cell
 from moebench.policies import Policy
 from moebench.results import Caveat
 from moebench.routing import Router, RouterState, Routing, bounded_routings, build_routers
 from moebench.routing.operating_point import k_histogram, lag1_correlation, step_loads
-from moebench.spec import Case, ModelSpec, OperatingPoint, Workload
+from moebench.spec.case import Case, OperatingPoint, Workload
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import EXPERT_BACKENDS
 from moebench.units import Bytes
 
 WIDE_BATCH = 128

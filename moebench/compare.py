@@ -28,7 +28,6 @@ import numpy as np
 
 from moebench import terminal
 from moebench.across import THRESHOLD, compare_runs, comparison_text
-from moebench.codec import encode
 from moebench.noise import kept_unchanged_runs
 from moebench.record import load_run
 from moebench.resampling import (
@@ -44,6 +43,7 @@ from moebench.resampling import (
 )
 from moebench.results import Interval, Ratio, Record, Sample, Verdict
 from moebench.rounds import MIN_ROUNDS, Rounds, expected_seconds
+from moebench.spec.codec import encode
 
 SAME_MARGIN = 0.01
 """Ratios inside 1 +- this are called the same."""

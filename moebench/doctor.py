@@ -22,7 +22,6 @@ import torch
 
 from moebench import terminal
 from moebench.across import relative_latency
-from moebench.codec import encode
 from moebench.document import Paragraph, markdown, plain_grid
 from moebench.evidence import Circumstances, circumstances, evidence, keep
 from moebench.files import make_folder
@@ -48,6 +47,7 @@ from moebench.selftest import (
     UnitRates,
     selftest,
 )
+from moebench.spec.codec import encode
 from moebench.units import Seconds, quantity, text
 
 LEAST_BUDGET: Seconds = 90.0

@@ -4,7 +4,7 @@ fvcore traces the step and counts one per multiply-add; its result is doubled he
 else. torch's FlopCounterMode watches the operations being dispatched and counts two. Neither
 knows scaled dot-product attention on a CPU, nor grouped_mm: both would silently say 0, so they
 are told. They are told as well to count the pairs that attend rather than the whole rectangle of
-scores, which is what the closed form of `moebench.ops` does.
+scores, which is what the closed form of `moebench.spec.ops` does.
 
 Both see one input: with adaptive routing the FLOPs of a step depend on it. Counting runs the step
 and is slow; it has no place in anything timed.
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moebench.experts import Experts, known_backends
 from moebench.model import Decoder, KVCache
 from moebench.routing import Router
-from moebench.spec import Level
+from moebench.spec.case import Level
 from moebench.units import Flops
 
 Shape = Sequence[int]
@@ -43,7 +43,8 @@ NOT_MATRIX_PRODUCTS = frozenset(
     )
     for name in names
 )
-"""What has no FLOPs by the convention of `moebench.ops`, and is on neither of fvcore's lists."""
+"""What has no FLOPs by the convention of `moebench.spec.ops`, and is on neither of fvcore's
+lists."""
 
 
 @dataclass(frozen=True)

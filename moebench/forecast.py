@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from moebench.cost.calibration import Calibration
 from moebench.cost.estimate import estimate, peak_memory
-from moebench.load import ExpertLoad
-from moebench.ops import Op, executing, layer_ops, total_flops, training_ops
 from moebench.plan import Cell
 from moebench.policies import Policy
 from moebench.record import now
 from moebench.results import Estimate, Ratio, Record
-from moebench.spec import Case, HardwareSpec, ModelSpec
+from moebench.spec.case import Case
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Op, executing, layer_ops, total_flops, training_ops
 
 Estimates = dict[str, Estimate]
 """By case key."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from moebench.codec import decode, encode
 from moebench.files import append_bytes, replace_file
 from moebench.results import SCHEMA
+from moebench.spec.codec import decode, encode
 
 T = TypeVar("T")
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}')

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.experts import Experts, ExpertWeights, feed_forward
-from moebench.ops import Stage
 from moebench.routing import Router, RouterState, Routing
-from moebench.spec import Level, ModelSpec
+from moebench.spec.case import Level
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Stage
 from moebench.units import Bytes
 
 NORM_EPSILON = 1e-5

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from moebench.codec import decode, encode
 from moebench.files import cache_directory, replace_file
+from moebench.spec.codec import decode, encode
 
 LEAST_RUNS = 10
 """Runs that the noise between runs may be estimated from."""

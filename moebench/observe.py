@@ -18,7 +18,6 @@ from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
 from moebench.experts import known_backends
 from moebench.flops import CountedFlops, count_flops, count_training_flops
 from moebench.forecast import case_flops
-from moebench.load import ExpertLoad
 from moebench.machine import Machine
 from moebench.measure.energy import EnergyPlan, measure_energy
 from moebench.measure.latency import (
@@ -46,6 +45,7 @@ from moebench.results import (
     Sample,
 )
 from moebench.rounds import MIN_ROUNDS
+from moebench.spec.load import ExpertLoad
 from moebench.units import Seconds, text
 
 STAGE_PASS: Seconds = 0.1

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from moebench.across import differences, relative_latency
-from moebench.codec import encode
 from moebench.record import KeptRun, load_run
 from moebench.results import Measurement, Record
+from moebench.spec.codec import encode
 
 MOST_RATIO = 1.3
 """Of the median error of the predictions to that of the earlier measurement."""

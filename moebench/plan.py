@@ -11,22 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from moebench.ops import EXPERT_BACKENDS, executing
 from moebench.policies import Policy, policy
 from moebench.results import Caveat
-from moebench.spec import (
-    MOST_SKEW,
-    Case,
-    DType,
-    Level,
-    ModelSpec,
-    Phase,
-    RouterSpec,
-    Workload,
-    load_model,
-    scaled_down,
-)
-from moebench.strict import from_mapping, read_toml
+from moebench.spec.case import MOST_SKEW, Case, DType, Level, Phase, RouterSpec, Workload
+from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.ops import EXPERT_BACKENDS, executing
+from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Seconds, nearest
 
 Kind = Literal["cpu", "gpu"]

@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from moebench import terminal
-from moebench.codec import encode
 from moebench.cost.kernels.price import KERNELS
 from moebench.cost.serving.break_even import break_even
 from moebench.cost.serving.deployment import LEVELS, PHASES, Deployment
 from moebench.cost.serving.speedup import Answer, forecast
-from moebench.load import geometric_k
 from moebench.policies import Policy, known_policies, policy
 from moebench.policies.top_k import reachable_experts
 from moebench.prediction import (
@@ -34,7 +32,11 @@ from moebench.prediction import (
     forecast_text,
     labels_of,
 )
-from moebench.spec import ModelSpec, OperatingPoint, load_hardware, load_model
+from moebench.spec.case import OperatingPoint
+from moebench.spec.codec import encode
+from moebench.spec.hardware import load_hardware
+from moebench.spec.load import geometric_k
+from moebench.spec.model import ModelSpec, load_model
 from moebench.units import printable
 
 LARGEST_BATCH = 2**20

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from moebench import terminal
-from moebench.codec import encode
 from moebench.compare import corrected, prediction_error, prediction_errors
 from moebench.document import (
     Block,
@@ -32,10 +31,11 @@ from moebench.document import (
 from moebench.facts import facts_grid, flat
 from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
 from moebench.files import replace_file
-from moebench.ops import EXPERT_BACKENDS
 from moebench.record import KeptRun, compares_backends, load_run
 from moebench.results import Record
 from moebench.rounds import MIN_ROUNDS
+from moebench.spec.codec import encode
+from moebench.spec.ops import EXPERT_BACKENDS
 from moebench.table import (
     DASH,
     LEGEND,

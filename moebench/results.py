@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from moebench.load import ExpertLoad
-from moebench.ops import STAGES
-from moebench.spec import Case, Launch
+from moebench.spec.case import Case, Launch
+from moebench.spec.load import ExpertLoad
+from moebench.spec.ops import STAGES
 from moebench.units import (
     Bytes,
     Flops,

@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 
 from moebench.experts import known_backends, why_not
-from moebench.ops import EXPERT_BACKENDS
 from moebench.plan import Cell, changed
 from moebench.results import Caveat
+from moebench.spec.ops import EXPERT_BACKENDS
 
 
 def runnable_cells(

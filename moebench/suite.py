@@ -19,7 +19,6 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from moebench import __version__, campaign, terminal
-from moebench.codec import encode
 from moebench.cost.calibration import from_datasheet
 from moebench.files import make_folder
 from moebench.forecast import forecast_cells, predictions
@@ -46,7 +45,8 @@ from moebench.record import (
     run_id,
 )
 from moebench.results import Record
-from moebench.spec import HardwareSpec, load_hardware
+from moebench.spec.codec import encode
+from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.table import predicted_table, render_text
 from moebench.units import Seconds, printable, quantity, text
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moebench.ops import Layout
+from moebench.spec.ops import Layout
 from moebench.units import BytesPerSecond, FlopsPerSecond, Seconds
 
 

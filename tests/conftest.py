@@ -10,7 +10,7 @@ from typechecks import jaxtyped
 
 jaxtyping.jaxtyped = jaxtyped
 
-from moebench.spec import Attention, Gate, ModelSpec  # noqa: E402 (whose checks begin above)
+from moebench.spec.model import Attention, Gate, ModelSpec  # noqa: E402 (whose checks begin above)
 
 ONE_CELL = """
 schema = 1
@@ -107,10 +107,10 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """A calibration of this machine made in a moment: tests hold no timing."""
     import torch
 
-    from moebench.codec import encode
     from moebench.machine import calibration_path
     from moebench.measure.environment import describe_machine
     from moebench.measure.microbenchmark import layouts
+    from moebench.spec.codec import encode
     from moebench.timings import MatmulSample, Microbenchmarks
 
     cache = tmp_path_factory.getbasetemp() / "cache"

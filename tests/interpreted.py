@@ -21,7 +21,7 @@ from moebench.flops import count_flops
 from moebench.model import build_decoder
 from moebench.policies import policy
 from moebench.routing import Routing, bounded_routings, build_routers
-from moebench.spec import Attention, Gate, ModelSpec
+from moebench.spec.model import Attention, Gate, ModelSpec
 
 NUM_EXPERTS = 5
 RAGGED = [[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0], [0, 0, 1]]

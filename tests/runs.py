@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from moebench import compare
-from moebench.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
 from moebench.record import KeptRun, Manifest, PlannedCell, Run
 from moebench.results import (
     Caveat,
@@ -22,7 +21,9 @@ from moebench.results import (
     Reference,
     Sample,
 )
-from moebench.spec import Case, HardwareSpec, Level, OperatingPoint, RouterSpec, Workload
+from moebench.spec.case import Case, Level, OperatingPoint, RouterSpec, Workload
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
 
 BASELINE = "top-k"
 POINTS = {

@@ -15,7 +15,7 @@ from moebench.compare import main
 from moebench.noise import UnchangedRun, UnchangedRuns, keep_unchanged_run, kept_unchanged_runs
 from moebench.record import KeptRun, Manifest, Run
 from moebench.results import Reference
-from moebench.spec import Launch
+from moebench.spec.case import Launch
 
 
 def unchanged(deviation: float, runs: int = 10) -> UnchangedRuns:

@@ -16,12 +16,13 @@ from moebench.flops import (
     torch_counter,
     trace_macs,
 )
-from moebench.load import ExpertLoad
 from moebench.model import KVCache, build_decoder, training_loss
-from moebench.ops import EXPERT_BACKENDS, layer_ops, total_flops, training_ops
 from moebench.policies import known_policies, policy
 from moebench.routing import Routing, build_routers, known_builders
-from moebench.spec import ModelSpec, Workload, load_model, scaled_down
+from moebench.spec.case import Workload
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.ops import EXPERT_BACKENDS, layer_ops, total_flops, training_ops
 
 STEPS = [
     Workload("decode", "moe", batch=5),

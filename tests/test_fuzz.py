@@ -20,7 +20,8 @@ from moebench.cost.kernels.families import read_fits
 from moebench.lines import append_lines, read_lines
 from moebench.record import load_run
 from moebench.results import Failure, Record
-from moebench.spec import load_hardware, load_model
+from moebench.spec.hardware import load_hardware
+from moebench.spec.model import load_model
 from moebench.table import render_text, run_table
 
 SMALL = (("decode", 1, 1, 1024), ("prefill", 1, 128, 0))
@@ -50,7 +51,7 @@ def test_any_machine_file_gives_a_machine_or_a_message(tmp_path: Path, edits: Ed
 
 def fresh(load: Callable[[str], object], path: Path) -> object:
     """Load a file again that has been loaded with other content."""
-    from moebench import spec
+    from moebench.spec import case as spec
 
     spec._load.cache_clear()
     return load(str(path))
@@ -101,7 +102,7 @@ def test_any_suite_gives_a_table_or_one_line(tmp_path: Path, edits: Edits) -> No
 def test_any_suite_model_and_machine_together_give_a_table_or_one_line(
     tmp_path: Path, edits: Edits, hardware: bool
 ) -> None:
-    from moebench import spec
+    from moebench.spec import case as spec
 
     spec._load.cache_clear()
     whole = {"s": tables(SUITE), "m": tables(MODEL), "h": tables(HARDWARE)}

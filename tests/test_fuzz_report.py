@@ -21,13 +21,13 @@ from numpy.linalg import LinAlgError
 from runs import write_run
 
 from moebench.across import compare_runs
-from moebench.codec import decode
 from moebench.document import markdown, page
 from moebench.noise import UnchangedRuns
 from moebench.ownrun import score_run
 from moebench.record import KeptRun, Manifest, load_run
 from moebench.report import report_blocks, run_summary, terminal_report, write_report
 from moebench.results import Failure, Record
+from moebench.spec.codec import decode
 
 SMALL = (("decode", 1, 1, 1024),)
 NAMES = ("records.jsonl", "predictions.jsonl", "failures.jsonl", "manifest.json")

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from moebench.spec import HardwareSpec, hardware_aliases, hardware_names, load_hardware
+from moebench.spec.hardware import HardwareSpec, hardware_aliases, hardware_names, load_hardware
 
 NAMES = (
     "a100-pcie-80gb",

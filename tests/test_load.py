@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.load import (
+from moebench.spec.load import (
     ExpertLoad,
     fixed_k,
     geometric_k,

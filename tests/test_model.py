@@ -20,7 +20,7 @@ from moebench.model import (
 )
 from moebench.policies import known_policies, policy
 from moebench.routing import Router, build_routers, known_builders
-from moebench.spec import Attention, ModelSpec
+from moebench.spec.model import Attention, ModelSpec
 
 GROUPED = load_backend("grouped")
 

@@ -6,8 +6,8 @@ from importlib.resources import files
 
 import pytest
 
-from moebench.ops import parameters
-from moebench.spec import ModelSpec, load_model, model_names
+from moebench.spec.model import ModelSpec, load_model, model_names
+from moebench.spec.ops import parameters
 
 NAMES = (
     "deepseek-moe-16b",

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.load import ExpertLoad, fixed_k
-from moebench.ops import (
+from moebench.policies import policy
+from moebench.spec.case import Workload
+from moebench.spec.load import ExpertLoad, fixed_k
+from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.ops import (
     EXPERT_BACKENDS,
     STAGES,
     Op,
@@ -25,8 +28,6 @@ from moebench.ops import (
     traffic,
     training_ops,
 )
-from moebench.policies import policy
-from moebench.spec import Attention, Gate, ModelSpec, Workload, load_model
 
 GROUPED = EXPERT_BACKENDS["grouped"]
 PRINTED = 0.005

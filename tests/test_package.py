@@ -60,7 +60,7 @@ def test_data_is_inside_the_package() -> None:
 
 
 def test_every_suite_file_is_toml() -> None:
-    from moebench.strict import read_toml
+    from moebench.spec.schema import read_toml
 
     for path in (ROOT / "suites").glob("*.toml"):
         assert read_toml(path)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from moebench.codec import decode
 from moebench.evidence import read_evidence
+from moebench.spec.codec import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

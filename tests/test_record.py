@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, write_run
 
 from moebench import files as storage
-from moebench.codec import decode, encode
 from moebench.lines import sealed
 from moebench.record import Manifest, Run, load_run, read_manifest, run_id
 from moebench.results import Failure, Record
 from moebench.seal import read_document, write_document
-from moebench.spec import HardwareSpec, Level
+from moebench.spec.case import Level
+from moebench.spec.codec import decode, encode
+from moebench.spec.hardware import HardwareSpec
 from moebench.timings import Microbenchmarks
 from moebench.units import slug
 

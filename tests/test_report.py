@@ -16,10 +16,10 @@ from moebench import report
 from moebench.document import Paragraph, markdown, page, plain_grid
 from moebench.figures import draw_figures, executions, foundation
 from moebench.figures.latency import merged_stages
-from moebench.ops import STAGES
 from moebench.record import KeptRun, Run, load_run
 from moebench.results import Caveat, Record
-from moebench.spec import Launch
+from moebench.spec.case import Launch
+from moebench.spec.ops import STAGES
 from moebench.table import Table, run_table, superscript
 from moebench.units import printable
 

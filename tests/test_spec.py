@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.spec import (
-    Case,
-    HardwareSpec,
-    ModelSpec,
-    OperatingPoint,
-    RouterSpec,
-    Workload,
-    load_hardware,
-    load_model,
-    scaled_down,
-)
-from moebench.strict import from_mapping
+from moebench.spec.case import Case, OperatingPoint, RouterSpec, Workload
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.schema import from_mapping
 
 MODEL: dict[str, Any] = {
     "name": "small",

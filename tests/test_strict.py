@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.strict import from_mapping, read_toml
+from moebench.spec.schema import from_mapping, read_toml
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
 
-from moebench import ops, units
+from moebench import units
 from moebench.experts import activation
-from moebench.spec import Gate
+from moebench.spec import ops
+from moebench.spec.model import Gate
 
 AXES = jaxtyping.TypeCheckError
 

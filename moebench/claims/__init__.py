@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from moebench.policies import known_policies
-from moebench.spec import load_hardware, model_names
-from moebench.strict import from_mapping, read_toml
+from moebench.spec.hardware import load_hardware
+from moebench.spec.model import model_names
+from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Flops, nearest
 
 Quantity = Literal["speedup", "expert-speedup", "flops-saved", "training-time", "training-memory"]

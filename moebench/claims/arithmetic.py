@@ -8,7 +8,10 @@ counters that papers use count them: the masked half is computed and thrown away
 from dataclasses import dataclass
 
 from moebench.claims import Claim, Layers, Paper, Rounded
-from moebench.ops import (
+from moebench.policies import Policy, policy
+from moebench.spec.case import OperatingPoint, Workload
+from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.ops import (
     EXPERT_BACKENDS,
     attention_ops,
     dense_ffn_ops,
@@ -17,8 +20,6 @@ from moebench.ops import (
     query_width,
     total_flops,
 )
-from moebench.policies import Policy, policy
-from moebench.spec import Attention, Gate, ModelSpec, OperatingPoint, Workload, load_model
 from moebench.units import Flops
 
 SHORTEST, LONGEST = 1, 2048

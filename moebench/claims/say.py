@@ -9,8 +9,9 @@ from typing import Any
 from moebench.claims import Claim
 from moebench.claims.settle import BATCHES, PHASES, Curve, Settled, held_batches
 from moebench.claims.verdict import holds
-from moebench.codec import encode
-from moebench.spec import load_hardware, load_model
+from moebench.spec.codec import encode
+from moebench.spec.hardware import load_hardware
+from moebench.spec.model import load_model
 
 SHOWN = (1, 4, 16, 64, 256, 1024, 4096)
 """Batches of the detailed tables; the document and the figure have all."""

@@ -21,9 +21,10 @@ from moebench.claims.arithmetic import (
 from moebench.claims.verdict import Reach, Verdict, batches_in_words, flops_verdict, holds, reach
 from moebench.cost.serving.deployment import Deployment
 from moebench.cost.serving.speedup import forecast
-from moebench.ops import parameters
 from moebench.results import Caveat
-from moebench.spec import HardwareSpec, ModelSpec, load_hardware, load_model
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.model import ModelSpec, load_model
+from moebench.spec.ops import parameters
 from moebench.units import BYTES_PER_ELEMENT
 
 NEWER = ("h100-sxm", "h200-sxm", "b200-sxm")

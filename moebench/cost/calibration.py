@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.ops import LAYOUTS, Layout
-from moebench.spec import HardwareSpec
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.ops import LAYOUTS, Layout
 from moebench.timings import MatmulSample, Microbenchmarks
 from moebench.units import (
     BYTES_PER_ELEMENT,

@@ -6,8 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moebench.cost.calibration import Calibration, MatmulPrices
-from moebench.load import ExpertLoad
-from moebench.ops import (
+from moebench.results import Caveat, Estimate
+from moebench.spec.case import Launch, Workload
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import (
     STAGES,
     Layout,
     Op,
@@ -15,8 +19,6 @@ from moebench.ops import (
     cache_elements_per_token,
     total_flops,
 )
-from moebench.results import Caveat, Estimate
-from moebench.spec import HardwareSpec, Launch, ModelSpec, Workload
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
 
 GRAPH_LAUNCH: Seconds = 3e-6

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from moebench.execution.mixes import mix_names
-from moebench.ops import EXPERT_BACKENDS
 from moebench.policies import known_policies
-from moebench.spec import DType, ModelSpec, load_model, scaled_down
-from moebench.strict import from_mapping, read_toml
+from moebench.spec.case import DType
+from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.ops import EXPERT_BACKENDS
+from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Seconds, nearest
 
 CellPhase = Literal["forward", "train"]

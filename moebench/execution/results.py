@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebench.codec import decode
 from moebench.execution.plan import CellPlan
 from moebench.execution.work import PROBE_WORK
 from moebench.lines import Line, read_lines
 from moebench.record import BACKENDS_ABSENT, MANIFEST, read_manifest
 from moebench.results import SEALED_SINCE
+from moebench.spec.codec import decode
 from moebench.units import Seconds, nearest
 
 CELLS = "cells.jsonl"

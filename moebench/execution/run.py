@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from moebench import __version__
-from moebench.codec import encode
 from moebench.evidence import machine_folder
 from moebench.execution.plan import CellPlan, ExecutionSuite, planned_cells
 from moebench.execution.results import (
@@ -36,11 +35,12 @@ from moebench.experts import known_backends
 from moebench.files import make_folder
 from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
-from moebench.ops import executing
 from moebench.progress import Bar
 from moebench.record import MANIFEST, run_id
 from moebench.results import SCHEMA
 from moebench.seal import write_document
+from moebench.spec.codec import encode
+from moebench.spec.ops import executing
 from moebench.units import Bytes, Seconds, printable
 
 QUICK_VISIT: Seconds = 0.02

@@ -1,8 +1,8 @@
 """Ragged expert execution: dispatch, the experts' feed-forward networks, combine.
 
 A backend is a function `experts(x, routing, weights) -> y`, one file each, registered under the
-name that `moebench.ops.EXPERT_BACKENDS` prices: ours, and adapters for kernels that people deploy,
-which are active where their package is. All compute the same thing,
+name that `moebench.spec.ops.EXPERT_BACKENDS` prices: ours, and adapters for kernels that people
+deploy, which are active where their package is. All compute the same thing,
 
     y_t = sum over the assignments (t, e) of weight_te * expert_e(x_t),
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.routing import Routing
-from moebench.spec import ModelSpec
+from moebench.spec.model import ModelSpec
 from moebench.units import Bytes, nearest
 
 Layout = TypeVar("Layout")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moebench.record import KeptRun
 from moebench.results import Record
-from moebench.spec import Case
+from moebench.spec.case import Case
 from moebench.table import measured_only, percent
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from moebench.load import ExpertLoad
-from moebench.ops import Op, router_parameters
-from moebench.spec import ModelSpec, OperatingPoint
-from moebench.strict import from_mapping
+from moebench.spec.case import OperatingPoint
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Op, router_parameters
+from moebench.spec.schema import from_mapping
 from moebench.units import nearest
 
 _POLICIES: dict[str, type["Policy"]] = {}

@@ -10,11 +10,11 @@ No code was ever released; the mean k below are those of the paper's Table 3.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.load import geometric_k
-from moebench.ops import Op, linear, router_parameters, traffic
 from moebench.policies import Policy, PublishedMean, register
 from moebench.policies.top_k import choice_ops, reachable_experts
-from moebench.spec import ModelSpec
+from moebench.spec.load import geometric_k
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Op, linear, router_parameters, traffic
 
 _TABLE = "Yue et al., ICLR 2025, Table 3 (Act)"
 
@@ -25,7 +25,7 @@ class AdaK(Policy):
     """Tokens run 1 to num_experts experts, `mean_k` of them on average.
 
     The paper reports means, not distributions: the distribution of k is the geometric one with
-    that mean (`moebench.load.geometric_k`).
+    that mean (`moebench.spec.load.geometric_k`).
     """
 
     name: ClassVar[str] = "ada-k"

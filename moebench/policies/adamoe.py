@@ -8,11 +8,11 @@ weights renormalised over the true experts among them
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.load import null_expert_k
-from moebench.ops import Op, linear, router_parameters, traffic
 from moebench.policies import Policy, PublishedMean, register
 from moebench.policies.top_k import choice_ops, reachable_experts
-from moebench.spec import ModelSpec
+from moebench.spec.load import null_expert_k
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Op, linear, router_parameters, traffic
 
 MOST_NULL_EXPERTS = 4096
 

@@ -11,11 +11,11 @@ RMoE saves no expert FLOPs: its gain is quality, and a speedup over top-k is at 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.load import fixed_k
-from moebench.ops import Op, linear, router_parameters, traffic
 from moebench.policies import Policy, register
 from moebench.policies.top_k import check_top_k, choice_ops
-from moebench.spec import ModelSpec
+from moebench.spec.load import fixed_k
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Op, linear, router_parameters, traffic
 
 
 @register

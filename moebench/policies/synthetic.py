@@ -7,11 +7,12 @@ law. No paper proposes them.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.load import ExpertLoad, fixed_k
-from moebench.ops import Op, traffic
 from moebench.policies import Policy, register
 from moebench.policies.top_k import TopK, check_top_k, flatten_op
-from moebench.spec import ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.load import ExpertLoad, fixed_k
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Op, traffic
 
 
 @register

@@ -8,10 +8,10 @@ the top_k largest p, divided by their sum where the model renormalises
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.load import fixed_k
-from moebench.ops import Op, linear, router_parameters, traffic
 from moebench.policies import Policy, register
-from moebench.spec import Gate, ModelSpec
+from moebench.spec.load import fixed_k
+from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.ops import Op, linear, router_parameters, traffic
 
 
 def reachable_experts(model: ModelSpec) -> int:

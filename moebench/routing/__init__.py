@@ -28,7 +28,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moebench.policies import Policy
-from moebench.spec import ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.model import ModelSpec
 from moebench.units import nearest
 
 Builder = Callable[..., "list[Router]"]
@@ -140,8 +141,8 @@ class Routing:
 
         Nothing waits for the device. Slots that are not kept are sorted behind all others: they
         are in `token_indices` and `weights` still, with `num_experts` for an expert, but not in
-        `tokens_per_expert`. Only backends with `is_capturable` (`moebench.ops`) take it, outside
-        training.
+        `tokens_per_expert`. Only backends with `is_capturable` (`moebench.spec.ops`) take it,
+        outside training.
         """
         num_tokens, slots = expert_indices.shape
         candidates = expert_indices

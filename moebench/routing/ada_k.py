@@ -20,7 +20,8 @@ from moebench.routing import Router, RouterState, Routing, router
 from moebench.routing.gate import choice_scores, random_weight, slot_weights
 from moebench.routing.operating_point import check_point, impose_counts, impose_marginals
 from moebench.routing.top_k import copy_base
-from moebench.spec import ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.model import ModelSpec
 
 
 class AdaKRouter(Router):

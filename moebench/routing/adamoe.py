@@ -16,7 +16,8 @@ from moebench.policies.adamoe import AdaMoE
 from moebench.routing import Router, RouterState, Routing, router
 from moebench.routing.gate import choice_scores, mean_probabilities, random_weight, slot_weights
 from moebench.routing.operating_point import NEVER, check_point, impose_marginals
-from moebench.spec import ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.model import ModelSpec
 
 
 class AdaMoERouter(Router):

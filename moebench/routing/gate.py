@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moebench.spec import Gate
+from moebench.spec.model import Gate
 
 
 def random_weight(outputs: int, inputs: int, dtype: torch.dtype) -> nn.Parameter:

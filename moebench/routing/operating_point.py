@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moebench.load import inclusion_probabilities
 from moebench.routing import Routing
 from moebench.routing.gate import choice_scores
-from moebench.spec import Gate, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.load import inclusion_probabilities
+from moebench.spec.model import Gate
 
 MEAN_K_TOLERANCE = 0.01
 CLOSE_ENOUGH = 0.015

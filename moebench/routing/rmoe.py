@@ -17,7 +17,8 @@ from moebench.routing import Router, RouterState, Routing, router
 from moebench.routing.gate import random_weight
 from moebench.routing.operating_point import check_point, impose_marginals
 from moebench.routing.top_k import copy_base, route_top_k
-from moebench.spec import ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.model import ModelSpec
 
 STATE_SCALE = 0.28
 """Root mean square of the state under a GRU cell's default initialisation, about."""

@@ -10,7 +10,8 @@ from moebench.policies import Policy
 from moebench.policies.synthetic import Balanced
 from moebench.routing import Router, RouterState, Routing, router
 from moebench.routing.operating_point import check_point
-from moebench.spec import ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.model import ModelSpec
 
 
 class BalancedRouter(Router):

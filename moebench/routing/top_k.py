@@ -12,7 +12,8 @@ from moebench.policies.top_k import TopK
 from moebench.routing import Router, RouterState, Routing, router
 from moebench.routing.gate import balance_loss, choice_scores, random_weight, slot_weights
 from moebench.routing.operating_point import check_point, impose_marginals
-from moebench.spec import Gate, ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.model import Gate, ModelSpec
 
 BALANCE_COEFFICIENT = 0.01
 """Of the Switch balance loss, as in OLMoE and RMoE."""

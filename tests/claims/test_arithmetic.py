@@ -13,9 +13,9 @@ from moebench.claims.arithmetic import (
     time_ratio,
 )
 from moebench.claims.verdict import flops_verdict
-from moebench.ops import total_flops
 from moebench.policies import policy
-from moebench.spec import load_model
+from moebench.spec.model import load_model
+from moebench.spec.ops import total_flops
 
 PAPERS = {paper.name: paper for paper in load_papers()}
 FLOPS = [

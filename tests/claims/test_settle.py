@@ -30,9 +30,10 @@ from moebench.claims.settle import (
     with_reach,
 )
 from moebench.claims.verdict import holds
-from moebench.ops import parameters
 from moebench.predict import main
-from moebench.spec import load_hardware, load_model
+from moebench.spec.hardware import load_hardware
+from moebench.spec.model import load_model
+from moebench.spec.ops import parameters
 
 PAPERS = {paper.name: paper for paper in load_papers()}
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebench.cost.calibration import Calibration, MatmulPrices, calibrate, from_datasheet
-from moebench.ops import LAYOUTS, Layout
-from moebench.spec import HardwareSpec
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.ops import LAYOUTS, Layout
 from moebench.timings import MatmulSample, Microbenchmarks
 
 CPU = HardwareSpec(

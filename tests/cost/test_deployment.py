@@ -12,10 +12,11 @@ from moebench.cost.serving.communication import all_reduce, all_to_all
 from moebench.cost.serving.deployment import Deployment, cache_bytes, most_loaded_rank, rank_model
 from moebench.cost.serving.memory import rank_memory, rank_parameters
 from moebench.cost.serving.step import step_flops
-from moebench.load import ExpertLoad, fixed_k, geometric_k
-from moebench.ops import parameters
 from moebench.policies import policy
-from moebench.spec import load_hardware, load_model, model_names
+from moebench.spec.hardware import load_hardware
+from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
+from moebench.spec.model import load_model, model_names
+from moebench.spec.ops import parameters
 
 MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")
 TOP_K = policy("top-k")

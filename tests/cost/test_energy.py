@@ -35,7 +35,7 @@ from moebench.cost.energy.power import (
     step_time,
     step_traffic,
 )
-from moebench.spec import load_hardware
+from moebench.spec.hardware import load_hardware
 
 MIXTRAL = Backbone("mixtral", 32, 0, 4096, 8, 2, 14336, 32, 8, 128, 32000, 46.70e9, 12.75e9, 65536)
 QWEN = Backbone("qwen", 48, 0, 2048, 128, 8, 768, 32, 4, 128, 151936, 30.53e9, 3.04e9, 49152)

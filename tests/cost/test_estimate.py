@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from moebench.cost.calibration import from_datasheet
 from moebench.cost.estimate import GRAPH_LAUNCH, estimate, peak_memory, price
 from moebench.cost.kernels.dense import shipped_dense
-from moebench.load import ExpertLoad, fixed_k, geometric_k
-from moebench.ops import EXPERT_BACKENDS, Layout, layer_ops, total_flops, training_ops
 from moebench.policies import policy
 from moebench.results import Estimate
-from moebench.spec import HardwareSpec, Launch, Workload, load_model
+from moebench.spec.case import Launch, Workload
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
+from moebench.spec.model import load_model
+from moebench.spec.ops import EXPERT_BACKENDS, Layout, layer_ops, total_flops, training_ops
 
 MIXTRAL = load_model("mixtral-8x7b")
 GPU = HardwareSpec(

@@ -12,7 +12,7 @@ from moebench.cost.kernels.families import Kernel
 from moebench.cost.kernels.layer import METADATA, LayerCases, Parameters, layer_time, roofline
 from moebench.cost.kernels.price import KERNELS
 from moebench.cost.kernels.samplers import expected_loads, sampled_loads
-from moebench.spec import HardwareSpec, load_hardware
+from moebench.spec.hardware import HardwareSpec, load_hardware
 
 SWITCH = 1.03
 """A change of tile may bend a law by this much."""

@@ -22,8 +22,8 @@ from moebench.cost.kernels.price import (
     ratio_interval,
 )
 from moebench.cost.kernels.samplers import Loads, expected_loads
-from moebench.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
-from moebench.spec import HardwareSpec, hardware_names, load_hardware
+from moebench.spec.hardware import HardwareSpec, hardware_names, load_hardware
+from moebench.spec.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
 
 GPUS = tuple(name for name in hardware_names() if load_hardware(name).kind == "gpu")
 SWITCH = 1.03

@@ -15,10 +15,11 @@ from moebench.cost.serving.deployment import LEVELS, Deployment
 from moebench.cost.serving.library import library_for
 from moebench.cost.serving.speedup import calibrated_for, forecast
 from moebench.cost.serving.step import EXPERT_STAGES, step
-from moebench.ops import total_flops
 from moebench.policies import known_policies, policy
 from moebench.results import Forecast
-from moebench.spec import hardware_names, load_hardware, load_model
+from moebench.spec.hardware import hardware_names, load_hardware
+from moebench.spec.model import load_model
+from moebench.spec.ops import total_flops
 from moebench.units import BYTES_PER_ELEMENT
 
 MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")

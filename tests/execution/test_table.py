@@ -16,7 +16,7 @@ from moebench.execution.table import (
     router_shares,
 )
 from moebench.execution.work import PROBE_WORK
-from moebench.spec import load_model
+from moebench.spec.model import load_model
 
 RATE, READ = 4e11, 3e10
 

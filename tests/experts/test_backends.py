@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moebench.experts import Backend, ExpertWeights, known_backends, load_backend
-from moebench.load import ExpertLoad
 from moebench.onednn import LEAST_ROWS
-from moebench.ops import EXPERT_BACKENDS, expert_ops
 from moebench.routing import Routing
-from moebench.spec import ModelSpec
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import EXPERT_BACKENDS, expert_ops
 
 NUM_TOKENS = 7
 

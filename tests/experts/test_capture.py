@@ -15,10 +15,10 @@ from torch import Tensor
 
 from moebench.experts import Experts, ExpertWeights, known_backends
 from moebench.model import Decoder, KVCache
-from moebench.ops import EXPERT_BACKENDS
 from moebench.policies import policy
 from moebench.routing import Routing, bounded_routings, build_routers, known_builders
-from moebench.spec import Gate, ModelSpec
+from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.ops import EXPERT_BACKENDS
 
 GATES = {
     "softmax": Gate("softmax", renormalise=True),

@@ -7,7 +7,7 @@ import torch
 
 from moebench.experts import ExpertWeights, packed
 from moebench.routing import Routing
-from moebench.spec import ModelSpec
+from moebench.spec.model import ModelSpec
 
 
 @pytest.mark.parametrize("most", [0, 4, 9, 40], ids="at most {} rows together".format)

@@ -15,7 +15,7 @@ from moebench.experts import ExpertWeights, load_backend
 from moebench.experts.gpu.tiles import TABLE, Phase, choose_phase, choose_tiles, row_tiles
 from moebench.experts.triton import triton
 from moebench.routing import Routing
-from moebench.spec import ModelSpec
+from moebench.spec.model import ModelSpec
 
 
 def distributions(total: int, experts: int) -> set[tuple[int, ...]]:

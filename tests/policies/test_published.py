@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from moebench.ops import router_parameters, total_flops
 from moebench.policies import policy
-from moebench.spec import Gate, ModelSpec, load_model, scaled_down
+from moebench.spec.model import Gate, ModelSpec, load_model, scaled_down
+from moebench.spec.ops import router_parameters, total_flops
 
 MIXTRAL = load_model("mixtral-8x7b")
 

@@ -6,7 +6,7 @@ import torch
 from moebench.policies import policy
 from moebench.policies.ada_k import AdaK
 from moebench.routing.ada_k import AdaKRouter
-from moebench.spec import ModelSpec
+from moebench.spec.model import ModelSpec
 
 
 @pytest.fixture

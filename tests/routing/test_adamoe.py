@@ -8,7 +8,7 @@ import torch
 from moebench.experts import ExpertWeights, load_backend
 from moebench.policies.adamoe import AdaMoE
 from moebench.routing.adamoe import AdaMoERouter
-from moebench.spec import Gate, ModelSpec
+from moebench.spec.model import Gate, ModelSpec
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from moebench.ops import total_flops
 from moebench.policies import Policy, known_policies, policy
 from moebench.routing import Router, Routing, build_routers, known_builders
 from moebench.routing.operating_point import k_histogram, step_loads
-from moebench.spec import Gate, ModelSpec
+from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.ops import total_flops
 
 STREAM = 4096
 GATES = {

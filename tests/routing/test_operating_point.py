@@ -17,7 +17,8 @@ from moebench.routing.operating_point import (
     step_loads,
     whole_counts,
 )
-from moebench.spec import ModelSpec, OperatingPoint
+from moebench.spec.case import OperatingPoint
+from moebench.spec.model import ModelSpec
 
 
 def router_and_scores(

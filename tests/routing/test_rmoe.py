@@ -9,7 +9,7 @@ from torch import Tensor
 from moebench.policies.rmoe import RMoE
 from moebench.routing import build_routers
 from moebench.routing.rmoe import RMoERouter
-from moebench.spec import ModelSpec
+from moebench.spec.model import ModelSpec
 
 
 def stack(model: ModelSpec, layers: int = 3, **options: object) -> list[RMoERouter]:

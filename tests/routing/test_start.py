@@ -7,7 +7,7 @@ import torch
 
 from moebench.policies import policy
 from moebench.routing import Router, build_routers
-from moebench.spec import Gate, ModelSpec
+from moebench.spec.model import Gate, ModelSpec
 
 BASES = {
     "mixtral": (8, 2, Gate("softmax", True)),

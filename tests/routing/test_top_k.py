@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moebench.policies import policy
 from moebench.routing import Routing, build_routers
 from moebench.routing.gate import balance_loss, gate_scores, limit_to_groups, slot_weights
-from moebench.spec import Gate, ModelSpec
+from moebench.spec.model import Gate, ModelSpec
 
 RENORMALISED = Gate(score="softmax", renormalise=True)
 RAW = Gate(score="softmax", renormalise=False)

@@ -30,7 +30,7 @@ from moebench.cost.energy.fit import (
 from moebench.cost.energy.leaveout import dense_backbones_path, has_company, report
 from moebench.cost.energy.power import METADATA, PARAMETERS
 from moebench.cost.energy.table import EnergyTable, read_backbones, read_energy_table
-from moebench.spec import HardwareSpec, load_hardware
+from moebench.spec.hardware import HardwareSpec, load_hardware
 
 
 def energy_fits(

@@ -27,7 +27,7 @@ from moebench.cost.energy.power import (
     step_traffic,
 )
 from moebench.cost.energy.table import EnergyTable
-from moebench.spec import HardwareSpec, load_hardware
+from moebench.spec.hardware import HardwareSpec, load_hardware
 
 POWER_SPREAD = 0.06
 """Of a good prediction of power, in logarithms: curves scatter by 5 % about their own fit."""

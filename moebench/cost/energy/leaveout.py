@@ -17,7 +17,7 @@ from moebench.cost.energy.cases import Floats
 from moebench.cost.energy.fit import LeftOut, Rows, leave_backbones_out, rows_of, widths
 from moebench.cost.energy.score import energy_document
 from moebench.cost.energy.table import EnergyTable
-from moebench.spec import load_hardware
+from moebench.spec.hardware import load_hardware
 
 
 def score_backbones_left_out(

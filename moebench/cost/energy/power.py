@@ -35,7 +35,7 @@ from moebench.cost.energy.cases import (
     Floats,
     Task,
 )
-from moebench.spec import HardwareSpec
+from moebench.spec.hardware import HardwareSpec
 
 
 def _parameter(typical: float, spread: float, unit: str, varies: float = 0.0) -> Any:

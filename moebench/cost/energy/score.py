@@ -18,7 +18,7 @@ from moebench.cost.energy.calibration import (
 from moebench.cost.energy.cases import Floats, cases_of
 from moebench.cost.energy.power import power, step_seconds
 from moebench.cost.energy.table import EnergyTable, read_backbones, read_energy_table
-from moebench.spec import load_hardware
+from moebench.spec.hardware import load_hardware
 from moebench.units import printable
 
 MOST_SKIPPED = 0.005

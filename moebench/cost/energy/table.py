@@ -24,7 +24,8 @@ from moebench.cost.energy.cases import (
 )
 from moebench.cost.energy.power import limits
 from moebench.cost.kernels.table import check_unique, name_is_sane, read_rows
-from moebench.spec import MOST_SIZE, load_hardware
+from moebench.spec.hardware import load_hardware
+from moebench.spec.model import MOST_SIZE
 from moebench.units import nearest
 
 FACTS = {

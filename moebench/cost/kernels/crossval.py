@@ -21,7 +21,7 @@ from moebench.cost.kernels.fit import (
 from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals
 from moebench.cost.kernels.layer import Parameters
 from moebench.cost.kernels.samplers import Floats
-from moebench.spec import HardwareSpec, load_hardware
+from moebench.spec.hardware import HardwareSpec, load_hardware
 
 ROWS = 1000
 """Rows of a group that a full fit uses, on one rank."""

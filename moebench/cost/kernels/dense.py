@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.cost.kernels.samplers import Floats
-from moebench.spec import HardwareSpec
-from moebench.strict import from_mapping, read_toml
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import BYTES_PER_ELEMENT
 
 ELEMENT = 2

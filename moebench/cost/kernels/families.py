@@ -20,8 +20,8 @@ import numpy as np
 from moebench.cost.kernels import tiles as tile_rules
 from moebench.cost.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, Traits
 from moebench.cost.kernels.samplers import Collector, Floats, Loads
-from moebench.spec import HardwareSpec
-from moebench.strict import from_mapping
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.schema import from_mapping
 
 STRANGER_WEIGHT = 0.02
 """Weight of a fit of another family in a kernel's own parameters, of one of the same being 1."""

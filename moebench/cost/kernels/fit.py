@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from moebench.cost.kernels.families import Error, Kernel, Prior
 from moebench.cost.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
 from moebench.cost.kernels.samplers import Floats
-from moebench.spec import HardwareSpec
+from moebench.spec.hardware import HardwareSpec
 
 Indices = NDArray[np.int64]
 

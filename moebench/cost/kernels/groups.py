@@ -10,7 +10,7 @@ from moebench.cost.kernels.families import Kernel
 from moebench.cost.kernels.layer import LayerCases, roofline
 from moebench.cost.kernels.samplers import Floats, sampled_loads
 from moebench.cost.kernels.table import Table
-from moebench.spec import HardwareSpec, load_hardware
+from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import BYTES_PER_ELEMENT
 
 LEAST_OF_ROOFLINE = 0.05

@@ -16,7 +16,7 @@ import numpy as np
 
 from moebench.cost.kernels.fit import REGIME_NAMES, REGIMES, Measured
 from moebench.cost.kernels.samplers import Floats
-from moebench.strict import from_mapping, read_toml
+from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import nearest
 
 Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stranger"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from moebench.cost.kernels.samplers import BLOCK_ROWS, Floats, Loads
 from moebench.cost.kernels.tiles import Tiles
-from moebench.spec import HardwareSpec
+from moebench.spec.hardware import HardwareSpec
 from moebench.units import BYTES_PER_ELEMENT
 
 ACTIVATION_BYTES = 2

@@ -43,7 +43,7 @@ from moebench.cost.kernels.intervals import (
 from moebench.cost.kernels.layer import Parameters
 from moebench.cost.kernels.price import unseen_basis
 from moebench.cost.kernels.samplers import Floats
-from moebench.spec import HardwareSpec
+from moebench.spec.hardware import HardwareSpec
 
 LeftOut = Literal["device", "shapes", "both"]
 LEAST_ROWS = 100

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.cost.kernels.samplers import Floats
-from moebench.spec import MOST_SIZE, MOST_SKEW
+from moebench.spec.case import MOST_SKEW
+from moebench.spec.model import MOST_SIZE
 from moebench.units import printable
 
 Kind = Literal["latency", "pairs", "gemm"]

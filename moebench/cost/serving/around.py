@@ -1,7 +1,7 @@
 """What a decoder runs besides its routed experts, as a serving framework runs it.
 
-The formulas are those of `moebench.ops`; what differs from eager PyTorch is said here: products
-with one input are one kernel, and MLA decodes in its absorbed form.
+The formulas are those of `moebench.spec.ops`; what differs from eager PyTorch is said here:
+products with one input are one kernel, and MLA decodes in its absorbed form.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ from dataclasses import replace
 
 from moebench.cost.serving.deployment import Deployment, rank_model
 from moebench.cost.serving.library import product_shape
-from moebench.ops import (
+from moebench.spec.case import DType, Workload
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import (
     Op,
     attention_ops,
     dense_ffn_ops,
@@ -18,7 +20,6 @@ from moebench.ops import (
     rms_norm,
     shared_expert_ops,
 )
-from moebench.spec import DType, ModelSpec, Workload
 
 FUSED = {
     "gqa": ("attention-query", "attention-key", "attention-value"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moebench.cost.kernels.samplers import Floats
-from moebench.spec import HardwareSpec, Interconnect
+from moebench.spec.hardware import HardwareSpec, Interconnect
 
 LINK_SHARE = 0.8
 """Of a link's raw bandwidth that payload reaches."""

@@ -1,9 +1,10 @@
 """What runs where: a model on equal GPUs, and the share of it that one of them holds.
 
 Tensor parallelism splits heads and inner widths, so a rank of it *is* a narrower model, to which
-every formula of `moebench.ops` applies. Expert parallelism spreads the experts over groups of such
-ranks and the sequences as well (attention runs data-parallel over the groups, as DeepSeek-V3 is
-served): `tensor_parallel` times `expert_parallel` GPUs in all, of which the most loaded is priced.
+every formula of `moebench.spec.ops` applies. Expert parallelism spreads the experts over groups of
+such ranks and the sequences as well (attention runs data-parallel over the groups, as DeepSeek-V3
+is served): `tensor_parallel` times `expert_parallel` GPUs in all, of which the most loaded is
+priced.
 """
 
 import math
@@ -15,9 +16,11 @@ import numpy as np
 
 from moebench.cost.kernels.samplers import Floats
 from moebench.cost.serving.communication import link
-from moebench.load import ExpertLoad
-from moebench.ops import cache_elements_per_token
-from moebench.spec import MOST_SIZE, MOST_SKEW, HardwareSpec, ModelSpec, Phase, Workload
+from moebench.spec.case import MOST_SKEW, Phase, Workload
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import MOST_SIZE, ModelSpec
+from moebench.spec.ops import cache_elements_per_token
 
 Level = Literal["moe", "decoder", "model"]
 LEVELS: tuple[Level, ...] = ("moe", "decoder", "model")

@@ -14,8 +14,8 @@ import numpy as np
 from moebench.cost.kernels.dense import DenseParameters, dense_time, shipped_dense
 from moebench.cost.kernels.families import mma_generation
 from moebench.cost.kernels.samplers import Floats
-from moebench.ops import Op
-from moebench.spec import HardwareSpec, load_hardware
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.ops import Op
 from moebench.units import BYTES_PER_ELEMENT
 
 ATTENTION_TENSOR = 0.6

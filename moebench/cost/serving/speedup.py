@@ -22,7 +22,7 @@ from moebench.cost.serving.spread import latency_interval, speedup_interval
 from moebench.cost.serving.step import EXPERT_STAGES, Step, shape_of, step, step_flops
 from moebench.policies import Policy, policy
 from moebench.results import Caveat, Forecast
-from moebench.spec import OperatingPoint
+from moebench.spec.case import OperatingPoint
 from moebench.units import Joules, Seconds, text
 
 SMALL_STAGES = ("launch", "routing", "router", "norm", "communication")

@@ -26,8 +26,10 @@ from moebench.cost.serving.deployment import (
     rank_model,
 )
 from moebench.cost.serving.library import Library, op_times
-from moebench.load import ExpertLoad
-from moebench.ops import (
+from moebench.policies import Policy, policy
+from moebench.spec.case import OperatingPoint
+from moebench.spec.load import ExpertLoad
+from moebench.spec.ops import (
     EXPERT_BACKENDS,
     Op,
     attention_ops,
@@ -37,8 +39,6 @@ from moebench.ops import (
     shared_expert_ops,
     total_flops,
 )
-from moebench.policies import Policy, policy
-from moebench.spec import OperatingPoint
 from moebench.units import BYTES_PER_ELEMENT, Seconds
 
 BACKWARD = 2.0

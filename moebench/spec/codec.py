@@ -1,7 +1,7 @@
 """Dataclasses to JSON and back, exactly: what is read equals what was written.
 
-The dataclass is the schema, as in `moebench.strict`; but files of records hold plain numbers in
-SI units where TOML holds "3.35 TB/s". Floats keep every bit, tuples come back as tuples, and a
+The dataclass is the schema, as in `moebench.spec.schema`; but files of records hold plain numbers
+in SI units where TOML holds "3.35 TB/s". Floats keep every bit, tuples come back as tuples, and a
 number that is not finite is refused: JSON has none, and in a record it would be a hidden failure.
 """
 

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from moebench.load import ExpertLoad
-from moebench.spec import Attention, ModelSpec, Phase, Workload
+from moebench.spec.case import Phase, Workload
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import Attention, ModelSpec
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Flops
 
 Stage = Literal[

@@ -1,0 +1,120 @@
+"""What is asked: the model, the machine, the workload, how the routers route, and one case of it.
+
+Frozen dataclasses, read from TOML by `moebench.spec.schema` and written to records as plain tables.
+Names are those of published `config.json` files; an *assignment* is one (token, expert) pair
+that costs compute.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MOST_SKEW = 16.0
+"""Exponent of a power law: all tokens on the first experts, long before."""
+MOST_TOKENS = 2**40
+"""Sequences, or tokens of one."""
+DType = Literal["float32", "bfloat16", "float16", "float8"]
+Phase = Literal["decode", "prefill", "train"]
+Level = Literal["moe", "decoder"]
+Launch = Literal["eager", "graph"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of the layer in one step."""
+
+    phase: Phase
+    level: Level
+    batch: int
+    """Sequences in flight."""
+    sequence_length: int = 1
+    """New tokens of each sequence; 1 in decode."""
+    context_length: int = 0
+    """Tokens of each sequence that are already in the KV cache; the cache does not grow."""
+    dtype: DType = "bfloat16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("sequence_length", 1), ("context_length", 0)):
+            if not least <= getattr(self, name) <= MOST_TOKENS:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r:.40}, expected {least} to {MOST_TOKENS}"
+                )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that enter the layer in one step."""
+        return self.batch * self.sequence_length
+
+    @property
+    def label(self) -> str:
+        """Short name for tables: "decode b16", "prefill 1x1024", "train 1x512"."""
+        if self.phase == "decode":
+            return f"decode b{self.batch}"
+        return f"{self.phase} {self.batch}x{self.sequence_length}"
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How a router routes: experts per token, and where they go.
+
+    An untrained router's counts are artefacts of its initialisation, so a comparison states them.
+    """
+
+    k_distribution: tuple[float, ...]
+    """Probability that a token runs 0, 1, 2, ... routed experts."""
+    origin: Literal["imposed", "learned", "traced"]
+    source: str
+    """Paper and table of the mean, and the family that gives the rest of the distribution."""
+    skew: float = 0.0
+    """Expert e of N has a marginal proportional to (e + 1) ** -skew; 0 is uniform."""
+
+    def __post_init__(self) -> None:
+        if abs(sum(self.k_distribution) - 1) > 1e-6 or min(self.k_distribution) < 0:
+            raise ValueError(
+                f"k_distribution: found {self.k_distribution}, expected probabilities that sum to 1"
+            )
+
+    @property
+    def mean_k(self) -> float:
+        """Mean routed experts per token."""
+        return sum(k * p for k, p in enumerate(self.k_distribution))
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """A router with the options its builder takes: one line of a cell."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    """What tables call it; the name and its distinguishing option if left out."""
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload under one router: what a record is about."""
+
+    model: str
+    router: RouterSpec
+    workload: Workload
+    operating_point: OperatingPoint
+    backend: str
+    """Expert execution: the name of a module of `moebench.experts`."""
+    launch: Launch
+    """Kernel by kernel, or as one replayed CUDA graph."""
+    num_layers: int
+    """Layers run one after the other in a step; latencies are per step, not per layer."""
+
+    @property
+    def key(self) -> str:
+        """Identifies the case within a run: what --resume compares."""
+        w = self.workload
+        return (
+            f"{self.model}/{w.level}/{w.phase}/b{w.batch}x{w.sequence_length}+{w.context_length}"
+            f"/{w.dtype}/{self.router.title}/{self.backend}/{self.launch}/L{self.num_layers}"
+        )

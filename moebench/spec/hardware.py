@@ -1,0 +1,111 @@
+"""The machine: what its datasheet says it could do."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast
+
+from moebench.spec.model import require_at_least
+from moebench.spec.shipped import load_shipped, shipped_names
+from moebench.units import (
+    Bytes,
+    BytesPerSecond,
+    FlopsPerSecond,
+    Hertz,
+    Seconds,
+    Watts,
+    nearest,
+)
+
+
+@dataclass(frozen=True)
+class Interconnect:
+    """The link between devices of one node, one direction."""
+
+    name: str
+    bandwidth: Annotated[BytesPerSecond, "bandwidth"]
+    devices: int = 8
+    """How many devices it joins: those of a node, or of a bridge."""
+
+
+@dataclass(frozen=True)
+class HardwareSpec:
+    """What the machine could do: datasheet figures, dense peaks, or "measured here"."""
+
+    name: str
+    title: str
+    kind: Literal["gpu", "cpu"]
+    source: str
+    peak: Mapping[str, Annotated[FlopsPerSecond, "rate"]]
+    """Dense matmul peak per dtype, 2 FLOP a multiply-add, never 2:4-sparse."""
+    memory_bandwidth: Annotated[BytesPerSecond, "bandwidth"]
+    memory_capacity: Annotated[Bytes, "size"]
+    cache: Annotated[Bytes, "size"]
+    """Last-level cache: a GPU's L2, a CPU's L3."""
+    aliases: tuple[str, ...] = ()
+    nvml_names: tuple[str, ...] = ()
+    num_processors: int = 1
+    """Streaming multiprocessors of a GPU, cores of a CPU."""
+    clock: Annotated[Hertz, "frequency"] | None = None
+    """The clock at which the dense peak holds."""
+    shared_memory: Annotated[Bytes, "size"] | None = None
+    """Shared memory of one streaming multiprocessor."""
+    compute_capability: str | None = None
+    architecture: str | None = None
+    power_limit: Annotated[Watts, "power"] | None = None
+    idle_power: Annotated[Watts, "power"] | None = None
+    interconnect: Interconnect | None = None
+    launch_overhead: Annotated[Seconds, "time"] | None = None
+    """Time of one small operation that does nothing else; None where nobody has measured it."""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_processors")
+        for name in ("memory_bandwidth", "memory_capacity", "clock"):
+            found = getattr(self, name)
+            if found is not None and found <= 0:
+                raise ValueError(f"{name}: found {found:g}, expected more than 0")
+        for dtype, rate in self.peak.items():
+            if rate <= 0:
+                raise ValueError(
+                    f"peak.{dtype}: found {rate:g}, expected more than 0 (leave out what it lacks)"
+                )
+
+    def peak_for(self, dtype: str) -> FlopsPerSecond:
+        """Dense peak of a dtype.
+
+        Raises:
+            ValueError: the source gives no peak for it.
+        """
+        if dtype not in self.peak:
+            raise ValueError(f"{self.name}: no peak for dtype {dtype!r}{nearest(dtype, self.peak)}")
+        return self.peak[dtype]
+
+
+def hardware_names() -> tuple[str, ...]:
+    """Names of the machines that ship with moebench."""
+    return shipped_names("hardware")
+
+
+def load_hardware(name: str) -> HardwareSpec:
+    """A machine by its shipped name or alias, or from a TOML file of one's own.
+
+    Raises:
+        ValueError: unknown name (with the nearest known one) or a bad file.
+    """
+    if name not in hardware_names() and not name.endswith(".toml"):
+        aliases = hardware_aliases()
+        if name not in aliases:
+            raise ValueError(f"unknown hardware {name!r}{nearest(name, hardware_names())}")
+        name = aliases[name]
+    return cast(HardwareSpec, load_shipped(HardwareSpec, "hardware", name))
+
+
+@functools.cache
+def hardware_aliases() -> Mapping[str, str]:
+    """Alias to shipped hardware name; NVML device names are aliases too."""
+    aliases: dict[str, str] = {}
+    for name in hardware_names():
+        spec = load_shipped(HardwareSpec, "hardware", name)
+        aliases |= dict.fromkeys((*spec.aliases, *spec.nvml_names), name)
+    return aliases

@@ -1,0 +1,200 @@
+"""The network: its sizes, its attention, and how its gate turns logits into weights."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, cast
+
+from moebench.spec.shipped import load_shipped, shipped_names
+
+MOST = {"num_layers": 2**12, "num_experts": 2**14}
+"""Beyond any network; other sizes are bounded by `MOST_SIZE`."""
+
+
+MOST_SIZE = 2**28
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How tokens attend: grouped-query attention, or DeepSeek's multi-head latent attention (MLA).
+
+    MLA's ranks and head sizes are described so that it can be counted and predicted; `moebench`
+    does not execute it.
+    """
+
+    kind: Literal["gqa", "mla"]
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10000.0
+    has_bias: bool = False
+    """Bias on the query, key and value projections (Qwen1.5 and Qwen2)."""
+    norm: Literal["none", "per-head", "full"] = "none"
+    """RMSNorm of queries and keys: over each head (Qwen3) or over the whole projection (OLMoE)."""
+    query_rank: int = 0
+    """MLA: rank of the query compression; 0 means a full query projection."""
+    kv_rank: int = 0
+    """MLA: width of the compressed key-value vector that is cached."""
+    rope_head_dim: int = 0
+    """MLA: width of the rotary key that all heads share, cached beside the compressed vector."""
+    value_head_dim: int = 0
+    """MLA: width of a value head."""
+
+    def __post_init__(self) -> None:
+        mla_sizes = ("kv_rank", "rope_head_dim", "value_head_dim")
+        sizes = ("num_heads", "num_kv_heads", "head_dim", "rope_theta")
+        require_at_least(1, self, *sizes, *(mla_sizes if self.kind == "mla" else ()))
+        require_at_least(0, self, "query_rank", *mla_sizes)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: found {self.num_kv_heads}, expected a divisor "
+                f"of num_heads = {self.num_heads}"
+            )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How router logits become weights (the gate convention of the base model)."""
+
+    score: Literal["softmax", "sigmoid"]
+    renormalise: bool
+    """Divide the kept scores by their sum, as Mixtral, Qwen3 and DeepSeek-V3 do."""
+    scale: float = 1.0
+    """Factor on the final weights (`routed_scaling_factor`)."""
+    num_groups: int = 1
+    top_k_groups: int = 1
+    """Group-limited choice: only experts of the best `top_k_groups` groups can be chosen."""
+    has_correction_bias: bool = False
+    """A bias that takes part in the choice and not in the weights (DeepSeek-V3)."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_groups", "top_k_groups")
+        if self.top_k_groups > self.num_groups:
+            raise ValueError(
+                f"top_k_groups: found {self.top_k_groups}, expected at most "
+                f"num_groups = {self.num_groups}"
+            )
+        if self.scale <= 0:
+            raise ValueError(f"scale: found {self.scale}, expected more than 0")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the network is. Sizes are those of the published checkpoint."""
+
+    name: str
+    source: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    """Inner width of one routed expert."""
+    num_experts: int
+    top_k: int
+    vocab_size: int
+    attention: Attention
+    gate: Gate
+    num_dense_layers: int = 0
+    """Leading layers with a dense feed-forward network instead of experts."""
+    dense_intermediate_size: int = 0
+    shared_intermediate_size: int = 0
+    """Inner width of all shared experts together; every token runs them. 0: none."""
+    has_shared_gate: bool = False
+    """The shared experts' output is scaled by sigmoid(w x) (Qwen1.5-MoE)."""
+    is_gated: bool = True
+    """Experts have three matrices (SwiGLU); False: two."""
+    has_tied_embeddings: bool = False
+    total_parameters: Annotated[float, "count"] = 0.0
+    """As published; a test recomputes it."""
+    active_parameters: Annotated[float, "count"] = 0.0
+    """Per token, as published; a test recomputes it."""
+    note: str = ""
+    """What the published figures count and leave out."""
+
+    def __post_init__(self) -> None:
+        sizes = ("num_layers", "hidden_size", "intermediate_size", "num_experts", "top_k")
+        require_at_least(1, self, *sizes, "vocab_size")
+        require_at_least(
+            0, self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size"
+        )
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k: found {self.top_k}, expected at most num_experts = {self.num_experts}"
+            )
+        if self.num_dense_layers > self.num_layers:
+            raise ValueError(
+                f"num_dense_layers: found {self.num_dense_layers}, expected at most "
+                f"num_layers = {self.num_layers}"
+            )
+        if self.num_dense_layers and not self.dense_intermediate_size:
+            raise ValueError(
+                "dense_intermediate_size: found 0, expected the width of the "
+                f"{self.num_dense_layers} dense layers"
+            )
+        choosable = self.num_experts // self.gate.num_groups * self.gate.top_k_groups
+        if self.num_experts % self.gate.num_groups or self.top_k > choosable:
+            raise ValueError(
+                f"gate.num_groups: found {self.gate.num_groups}, expected a divisor of "
+                f"num_experts = {self.num_experts} that leaves top_k = {self.top_k} experts to "
+                "choose from"
+            )
+
+    @property
+    def published_name(self) -> str:
+        """The name under which papers report on it, also for a narrow copy."""
+        return self.name.partition("/")[0]
+
+    @property
+    def num_moe_layers(self) -> int:
+        return self.num_layers - self.num_dense_layers
+
+    @property
+    def expert_matrices(self) -> int:
+        """Weight matrices of one expert: gate, up and down, or up and down."""
+        return 3 if self.is_gated else 2
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of one routed expert."""
+        return self.expert_matrices * self.hidden_size * self.intermediate_size
+
+
+def require_at_least(least: int, spec: Any, *names: str) -> None:
+    for name in names:
+        found, most = getattr(spec, name), MOST.get(name, MOST_SIZE)
+        if found < least:
+            raise ValueError(f"{name}: found {found}, expected at least {least}")
+        if found > most:
+            raise ValueError(f"{name}: found {found}, expected at most {most}")
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of the models that ship with moebench."""
+    return shipped_names("models")
+
+
+def load_model(name: str) -> ModelSpec:
+    """A model by its shipped name, or from a TOML file of one's own.
+
+    Raises:
+        ValueError: unknown name (with the nearest known one) or a bad file.
+    """
+    return cast(ModelSpec, load_shipped(ModelSpec, "models", name))
+
+
+def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:
+    """The same architecture `factor` times narrower: hidden, intermediate and head sizes.
+
+    Used by quick suites; the number of experts, heads and the gate stay, so routing is the same.
+    """
+    if factor == 1:
+        return model
+    attention = replace(model.attention, head_dim=max(8, model.attention.head_dim // factor))
+    return replace(
+        model,
+        name=f"{model.name}/{factor}",
+        hidden_size=model.hidden_size // factor,
+        intermediate_size=model.intermediate_size // factor,
+        dense_intermediate_size=model.dense_intermediate_size // factor,
+        shared_intermediate_size=model.shared_intermediate_size // factor,
+        attention=attention,
+        total_parameters=0.0,
+        active_parameters=0.0,
+    )
