@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from moebench.noise import LEAST_RUNS, UnchangedRuns
-from moebench.record import KeptRun
+from moebench.records.results import Measurement, Sample, Verdict
+from moebench.records.run import KeptRun
 from moebench.resampling import (
     center_limits,
     degrees_of_freedom,
@@ -28,7 +29,6 @@ from moebench.resampling import (
     t_quantile,
     trimmed_mean,
 )
-from moebench.results import Measurement, Sample, Verdict
 from moebench.rounds import MIN_ROUNDS, Rounds, expected_seconds
 
 THRESHOLD = 0.05

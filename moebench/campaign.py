@@ -11,8 +11,8 @@ from moebench.budget import Need, allowance
 from moebench.forecast import Estimates
 from moebench.plan import SLOW_STEP, Cell, Suite
 from moebench.progress import Bar
-from moebench.record import Run, now
-from moebench.results import Failure, Ratio, Record
+from moebench.records.results import Failure, Ratio, Record
+from moebench.records.run import Run, now
 from moebench.spec.ops import EXPERT_BACKENDS, executing
 from moebench.units import Bytes, Seconds, text
 

@@ -21,7 +21,7 @@ from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
 from moebench.plan import Cell
 from moebench.policies import Policy
-from moebench.results import Caveat
+from moebench.records.results import Caveat
 from moebench.routing import Router, RouterState, Routing, bounded_routings, build_routers
 from moebench.routing.operating_point import k_histogram, lag1_correlation, step_loads
 from moebench.spec.case import Case, OperatingPoint, Workload

@@ -29,7 +29,8 @@ import numpy as np
 from moebench import terminal
 from moebench.across import THRESHOLD, compare_runs, comparison_text
 from moebench.noise import kept_unchanged_runs
-from moebench.record import load_run
+from moebench.records.results import Interval, Ratio, Record, Sample, Verdict
+from moebench.records.run import load_run
 from moebench.resampling import (
     LEVEL,
     Limits,
@@ -41,7 +42,6 @@ from moebench.resampling import (
     ratio_limits,
     trimmed_mean,
 )
-from moebench.results import Interval, Ratio, Record, Sample, Verdict
 from moebench.rounds import MIN_ROUNDS, Rounds, expected_seconds
 from moebench.spec.codec import encode
 

@@ -37,7 +37,7 @@ from moebench.noise import (
     kept_unchanged_runs,
 )
 from moebench.progress import Bar
-from moebench.record import load_run, now
+from moebench.records.run import load_run, now
 from moebench.selftest import (
     BANDS,
     FEW_ROUNDS,

@@ -18,8 +18,8 @@ import torch
 from moebench import __version__
 from moebench.files import make_folder, replace_file
 from moebench.measure.environment import Environment, describe_machine
-from moebench.record import run_id
-from moebench.seal import read_document, write_document
+from moebench.records.run import run_id
+from moebench.records.seal import read_document, write_document
 from moebench.spec.codec import decode, encode
 from moebench.units import slug
 

@@ -18,9 +18,9 @@ from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
 from moebench.measure.microbenchmark import layouts, microbenchmarks, recheck
+from moebench.records.timings import Microbenchmarks
 from moebench.spec.codec import decode, encode
 from moebench.spec.hardware import HardwareSpec, hardware_aliases, load_hardware
-from moebench.timings import Microbenchmarks
 from moebench.units import BASE_UNIT, Bytes, Kind, Seconds, text
 
 CALIBRATION_BUDGET: Seconds = 110.0

@@ -32,8 +32,7 @@ from moebench.measure.latency import (
 from moebench.measure.memory import is_out_of_memory, measure_memory
 from moebench.measure.reference import VERSION, reference_operation
 from moebench.plan import SLOW_STEP, MeasurePlan
-from moebench.record import now
-from moebench.results import (
+from moebench.records.results import (
     Caveat,
     Energy,
     Failure,
@@ -44,6 +43,7 @@ from moebench.results import (
     Reference,
     Sample,
 )
+from moebench.records.run import now
 from moebench.rounds import MIN_ROUNDS
 from moebench.spec.load import ExpertLoad
 from moebench.units import Seconds, text

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from moebench.across import differences, relative_latency
-from moebench.record import KeptRun, load_run
-from moebench.results import Measurement, Record
+from moebench.records.results import Measurement, Record
+from moebench.records.run import KeptRun, load_run
 from moebench.spec.codec import encode
 
 MOST_RATIO = 1.3

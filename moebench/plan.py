@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from moebench.policies import Policy, policy
-from moebench.results import Caveat
+from moebench.records.results import Caveat
 from moebench.spec.case import MOST_SKEW, Case, DType, Level, Phase, RouterSpec, Workload
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.ops import EXPERT_BACKENDS, executing

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from moebench.cost.serving.break_even import BreakEven
 from moebench.cost.serving.deployment import Deployment
 from moebench.cost.serving.speedup import Answer
-from moebench.results import Caveat, Forecast
+from moebench.records.results import Caveat, Forecast
 from moebench.units import text
 
 LEVEL_TITLES = {

@@ -31,8 +31,8 @@ from moebench.document import (
 from moebench.facts import facts_grid, flat
 from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
 from moebench.files import replace_file
-from moebench.record import KeptRun, compares_backends, load_run
-from moebench.results import Record
+from moebench.records.results import Record
+from moebench.records.run import KeptRun, compares_backends, load_run
 from moebench.rounds import MIN_ROUNDS
 from moebench.spec.codec import encode
 from moebench.spec.ops import EXPERT_BACKENDS

@@ -11,7 +11,7 @@ import torch
 
 from moebench.experts import known_backends, why_not
 from moebench.plan import Cell, changed
-from moebench.results import Caveat
+from moebench.records.results import Caveat
 from moebench.spec.ops import EXPERT_BACKENDS
 
 

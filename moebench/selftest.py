@@ -29,7 +29,7 @@ from torch.nn.functional import linear
 
 from moebench import compare
 from moebench.measure.latency import Plan, Progress, clock_for, measure_rounds
-from moebench.results import Ratio, Sample
+from moebench.records.results import Ratio, Sample
 from moebench.units import Seconds
 
 EXPERIMENTS = 400

@@ -35,7 +35,8 @@ from moebench.plan import (
     suite_title,
 )
 from moebench.progress import Bar
-from moebench.record import (
+from moebench.records.results import Record
+from moebench.records.run import (
     KeptRun,
     Manifest,
     PlannedCell,
@@ -44,7 +45,6 @@ from moebench.record import (
     load_run,
     run_id,
 )
-from moebench.results import Record
 from moebench.spec.codec import encode
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.table import predicted_table, render_text

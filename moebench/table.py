@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moebench.compare import corrected, prediction_error
-from moebench.record import KeptRun
-from moebench.results import Caveat, Estimate, Failure, Interval, Ratio, Record
+from moebench.records.results import Caveat, Estimate, Failure, Interval, Ratio, Record
+from moebench.records.run import KeptRun
 from moebench.units import Kind, printable, text
 
 DASH = "–"

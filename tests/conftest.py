@@ -110,8 +110,8 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     from moebench.machine import calibration_path
     from moebench.measure.environment import describe_machine
     from moebench.measure.microbenchmark import layouts
+    from moebench.records.timings import MatmulSample, Microbenchmarks
     from moebench.spec.codec import encode
-    from moebench.timings import MatmulSample, Microbenchmarks
 
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

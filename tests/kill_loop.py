@@ -22,7 +22,7 @@ import torch
 
 from moebench import files as storage
 from moebench import machine, suite
-from moebench.record import KeptRun, load_run
+from moebench.records.run import KeptRun, load_run
 
 LONGEST = 1.5
 """Seconds until a kill that is drawn in time; one that is drawn in bytes comes at most here too."""

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from moebench import compare
-from moebench.record import KeptRun, Manifest, PlannedCell, Run
-from moebench.results import (
+from moebench.records.results import (
     Caveat,
     Energy,
     Estimate,
@@ -21,6 +20,7 @@ from moebench.results import (
     Reference,
     Sample,
 )
+from moebench.records.run import KeptRun, Manifest, PlannedCell, Run
 from moebench.spec.case import Case, Level, OperatingPoint, RouterSpec, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k, null_expert_k

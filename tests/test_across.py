@@ -13,8 +13,8 @@ from runs import HERE, timed, without_reference
 from moebench.across import compare_runs, relative_latency
 from moebench.compare import main
 from moebench.noise import UnchangedRun, UnchangedRuns, keep_unchanged_run, kept_unchanged_runs
-from moebench.record import KeptRun, Manifest, Run
-from moebench.results import Reference
+from moebench.records.results import Reference
+from moebench.records.run import KeptRun, Manifest, Run
 from moebench.spec.case import Launch
 
 

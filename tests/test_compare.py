@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from runs import manifest, measured_cell
 
 from moebench import compare
-from moebench.results import Interval, Ratio, Record, Sample
+from moebench.records.results import Interval, Ratio, Record, Sample
 
 
 def visits(seconds: NDArray[np.float64] | list[float], num_steps: int = 1) -> tuple[Sample, ...]:

@@ -14,8 +14,8 @@ from scipy.special import betaincinv
 
 from moebench import compare
 from moebench.measure.latency import Plan, measure_rounds
+from moebench.records.results import Ratio, Sample
 from moebench.resampling import discoveries, p_value
-from moebench.results import Ratio, Sample
 from moebench.selftest import Tape
 
 EXPERIMENTS = 200

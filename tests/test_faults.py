@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from moebench.measure.latency import Plan
-from moebench.record import KeptRun, Run, load_run
+from moebench.records.run import KeptRun, Run, load_run
 from moebench.suite import main
 
 pytestmark = pytest.mark.usefixtures("calibrated")

@@ -17,9 +17,9 @@ from runs import manifest, write_run
 
 from moebench import suite as verb
 from moebench.cost.kernels.families import read_fits
-from moebench.lines import append_lines, read_lines
-from moebench.record import load_run
-from moebench.results import Failure, Record
+from moebench.records.lines import append_lines, read_lines
+from moebench.records.results import Failure, Record
+from moebench.records.run import load_run
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
 from moebench.table import render_text, run_table

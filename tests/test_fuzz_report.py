@@ -24,9 +24,9 @@ from moebench.across import compare_runs
 from moebench.document import markdown, page
 from moebench.noise import UnchangedRuns
 from moebench.ownrun import score_run
-from moebench.record import KeptRun, Manifest, load_run
+from moebench.records.results import Failure, Record
+from moebench.records.run import KeptRun, Manifest, load_run
 from moebench.report import report_blocks, run_summary, terminal_report, write_report
-from moebench.results import Failure, Record
 from moebench.spec.codec import decode
 
 SMALL = (("decode", 1, 1, 1024),)

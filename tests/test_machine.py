@@ -12,9 +12,9 @@ from moebench.calibrate import main
 from moebench.machine import calibration_path, hardware_toml, measured_hardware, prepare_machine
 from moebench.measure.environment import describe_machine
 from moebench.measure.microbenchmark import layouts
+from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.codec import encode
 from moebench.spec.hardware import hardware_names, load_hardware
-from moebench.timings import MatmulSample, Microbenchmarks
 
 CPU = torch.device("cpu")
 

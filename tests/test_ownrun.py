@@ -7,7 +7,7 @@ import pytest
 from runs import timed, without_reference
 
 from moebench.ownrun import score_run
-from moebench.record import KeptRun
+from moebench.records.run import KeptRun
 
 
 def predicted(run: KeptRun, factor: float, reference: float | None = 0.02) -> KeptRun:

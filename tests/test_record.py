@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, write_run
 
 from moebench import files as storage
-from moebench.lines import sealed
-from moebench.record import Manifest, Run, load_run, read_manifest, run_id
-from moebench.results import Failure, Record
-from moebench.seal import read_document, write_document
+from moebench.records.lines import sealed
+from moebench.records.results import Failure, Record
+from moebench.records.run import Manifest, Run, load_run, read_manifest, run_id
+from moebench.records.seal import read_document, write_document
+from moebench.records.timings import Microbenchmarks
 from moebench.spec.case import Level
 from moebench.spec.codec import decode, encode
 from moebench.spec.hardware import HardwareSpec
-from moebench.timings import Microbenchmarks
 from moebench.units import slug
 
 SMALL = (("decode", 1, 1, 1024), ("prefill", 1, 128, 0))

@@ -16,8 +16,8 @@ from moebench import report
 from moebench.document import Paragraph, markdown, page, plain_grid
 from moebench.figures import draw_figures, executions, foundation
 from moebench.figures.latency import merged_stages
-from moebench.record import KeptRun, Run, load_run
-from moebench.results import Caveat, Record
+from moebench.records.results import Caveat, Record
+from moebench.records.run import KeptRun, Run, load_run
 from moebench.spec.case import Launch
 from moebench.spec.ops import STAGES
 from moebench.table import Table, run_table, superscript
@@ -263,7 +263,7 @@ def test_bad_input_is_exit_2_and_a_message(
 
 def test_importing_what_is_kept_and_said_loads_nothing_heavy() -> None:
     code = (
-        "import sys, moebench.report, moebench.record, moebench.compare\n"
+        "import sys, moebench.report, moebench.records.run, moebench.compare\n"
         "print([m for m in ('torch', 'matplotlib', 'pandas', 'scipy.stats') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from moebench import doctor, selftest
 from moebench.figures import noise_floor
 from moebench.measure.environment import describe_machine
 from moebench.noise import NoiseFloor, keep_noise_floor, kept_noise_floor
-from moebench.record import KeptRun, load_run
+from moebench.records.run import KeptRun, load_run
 from moebench.selftest import Rate, Selftest, cut, drifting, exact_rate, rates, shuffled
 
 CPU = torch.device("cpu")

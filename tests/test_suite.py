@@ -10,8 +10,8 @@ import pytest
 
 from moebench.cell import NotANumber, ReadyCell
 from moebench.forecast import Estimates
-from moebench.record import load_run
-from moebench.seal import read_document, write_document
+from moebench.records.run import load_run
+from moebench.records.seal import read_document, write_document
 from moebench.suite import main
 
 pytestmark = pytest.mark.usefixtures("calibrated")

@@ -21,7 +21,7 @@ from moebench.claims.arithmetic import (
 from moebench.claims.verdict import Reach, Verdict, batches_in_words, flops_verdict, holds, reach
 from moebench.cost.serving.deployment import Deployment
 from moebench.cost.serving.speedup import forecast
-from moebench.results import Caveat
+from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.ops import parameters

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.ops import LAYOUTS, Layout
-from moebench.timings import MatmulSample, Microbenchmarks
 from moebench.units import (
     BYTES_PER_ELEMENT,
     Bytes,

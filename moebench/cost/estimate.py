@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moebench.cost.calibration import Calibration, MatmulPrices
-from moebench.results import Caveat, Estimate
+from moebench.records.results import Caveat, Estimate
 from moebench.spec.case import Launch, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad

@@ -11,9 +11,9 @@ from typing import Any
 
 from moebench.execution.plan import CellPlan
 from moebench.execution.work import PROBE_WORK
-from moebench.lines import Line, read_lines
-from moebench.record import BACKENDS_ABSENT, MANIFEST, read_manifest
-from moebench.results import SEALED_SINCE
+from moebench.records.lines import Line, read_lines
+from moebench.records.results import SEALED_SINCE
+from moebench.records.run import BACKENDS_ABSENT, MANIFEST, read_manifest
 from moebench.spec.codec import decode
 from moebench.units import Seconds, nearest
 

@@ -33,12 +33,12 @@ from moebench.execution.results import (
 from moebench.execution.work import PROBE_WORK, scratch, serve
 from moebench.experts import known_backends
 from moebench.files import make_folder
-from moebench.lines import append_lines, set_aside
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.progress import Bar
-from moebench.record import MANIFEST, run_id
-from moebench.results import SCHEMA
-from moebench.seal import write_document
+from moebench.records.lines import append_lines, set_aside
+from moebench.records.results import SCHEMA
+from moebench.records.run import MANIFEST, run_id
+from moebench.records.seal import write_document
 from moebench.spec.codec import encode
 from moebench.spec.ops import executing
 from moebench.units import Bytes, Seconds, printable

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from moebench.execution.mixes import REFERENCE
 from moebench.execution.results import CellResult
 from moebench.execution.work import PROBE_WORK
-from moebench.results import Interval
+from moebench.records.results import Interval
 from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Flops, Seconds
 
 DEFAULTS = ("avx512", "packed", "grouped")

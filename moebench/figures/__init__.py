@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moebench.record import KeptRun
-from moebench.results import Record
+from moebench.records.results import Record
+from moebench.records.run import KeptRun
 from moebench.spec.case import Case
 from moebench.table import measured_only, percent
 

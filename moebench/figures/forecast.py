@@ -19,7 +19,7 @@ from moebench.figures.style import (
     WIDTH,
     add_legend,
 )
-from moebench.results import Forecast
+from moebench.records.results import Forecast
 
 FORMATS = (".png", ".pdf", ".svg")
 MOST_TICKS = 14

@@ -29,8 +29,8 @@ from moebench.figures.style import (
     shown,
     titles_of,
 )
-from moebench.record import KeptRun
-from moebench.results import Record
+from moebench.records.results import Record
+from moebench.records.run import KeptRun
 from moebench.table import percent
 from moebench.units import text
 

@@ -22,8 +22,8 @@ from moebench.figures.style import (
     router_handles,
     titles_of,
 )
-from moebench.record import KeptRun
-from moebench.results import Record
+from moebench.records.results import Record
+from moebench.records.run import KeptRun
 
 
 def peak_memory(run: KeptRun) -> Figure | str:

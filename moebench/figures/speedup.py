@@ -23,8 +23,8 @@ from moebench.figures.style import (
     shown,
     titles_of,
 )
-from moebench.record import KeptRun
-from moebench.results import Ratio, Record
+from moebench.records.results import Ratio, Record
+from moebench.records.run import KeptRun
 from moebench.table import ratio
 
 

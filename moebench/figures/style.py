@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from moebench.record import KeptRun
-from moebench.results import Measurement, Record
+from moebench.records.results import Measurement, Record
+from moebench.records.run import KeptRun
 from moebench.table import LEVELS
 from moebench.units import Kind, printable, text
 

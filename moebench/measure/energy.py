@@ -38,7 +38,7 @@ from moebench.measure.environment import describe_cpu
 from moebench.measure.latency import Visit
 from moebench.measure.nvml import Fault
 from moebench.measure.rapl import Rapl, rapl_packages
-from moebench.results import Energy, Provenance
+from moebench.records.results import Energy, Provenance
 from moebench.units import Seconds
 
 __all__ = ["FULL", "QUICK", "EnergyPlan", "measure_energy"]

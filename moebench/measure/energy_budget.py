@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moebench.measure.energy_window import Window
-from moebench.results import EnergyBudget
+from moebench.records.results import EnergyBudget
 from moebench.units import Seconds
 
 GAIN = 0.05

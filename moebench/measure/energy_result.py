@@ -23,7 +23,7 @@ from moebench.measure.energy_window import (
     stamped,
 )
 from moebench.measure.nvml import Fault
-from moebench.results import Caveat, Energy
+from moebench.records.results import Caveat, Energy
 from moebench.units import Seconds, Watts, text
 
 MIN_TICKS = 10

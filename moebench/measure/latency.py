@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from moebench.results import Sample, Stop
+from moebench.records.results import Sample, Stop
 from moebench.units import Seconds
 
 Visit = Callable[[int, int], None]

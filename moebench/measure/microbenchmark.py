@@ -29,8 +29,8 @@ from moebench import avx512, onednn
 from moebench.measure.environment import describe_machine
 from moebench.measure.latency import Clock, Progress, clock_for
 from moebench.measure.reference import reference_operation
+from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.ops import Layout
-from moebench.timings import MatmulSample, Microbenchmarks
 from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, FlopsPerSecond, Seconds
 
 SHAPES = (

@@ -11,7 +11,7 @@ from moebench.cost.calibration import from_datasheet
 from moebench.cost.estimate import GRAPH_LAUNCH, estimate, peak_memory, price
 from moebench.cost.kernels.dense import shipped_dense
 from moebench.policies import policy
-from moebench.results import Estimate
+from moebench.records.results import Estimate
 from moebench.spec.case import Launch, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k

@@ -16,7 +16,7 @@ from moebench.cost.serving.library import library_for
 from moebench.cost.serving.speedup import calibrated_for, forecast
 from moebench.cost.serving.step import EXPERT_STAGES, step
 from moebench.policies import known_policies, policy
-from moebench.results import Forecast
+from moebench.records.results import Forecast
 from moebench.spec.hardware import hardware_names, load_hardware
 from moebench.spec.model import load_model
 from moebench.spec.ops import total_flops

@@ -8,7 +8,7 @@ from nvml.simulator import UUID
 from nvml.test_process import SHORT, scenario
 
 from moebench.measure import energy as instrument
-from moebench.record import load_run
+from moebench.records.run import load_run
 from moebench.report import main as report
 from moebench.suite import main as suite_verb
 

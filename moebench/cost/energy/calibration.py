@@ -17,7 +17,7 @@ import numpy as np
 
 from moebench.cost.energy.cases import PRECISIONS, Cases, Floats
 from moebench.cost.energy.power import EnergyParameters, bounded, limits
-from moebench.results import Caveat
+from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Bytes, Flops, Joules, Seconds, Watts

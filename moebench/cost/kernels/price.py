@@ -23,7 +23,7 @@ from moebench.cost.kernels.families import (
 from moebench.cost.kernels.intervals import Basis, shipped_widths
 from moebench.cost.kernels.layer import LayerCases, LayerTime, Parameters, layer_time
 from moebench.cost.kernels.samplers import Floats
-from moebench.results import Caveat
+from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import nearest
 

@@ -21,7 +21,7 @@ from moebench.cost.serving.memory import rank_memory
 from moebench.cost.serving.spread import latency_interval, speedup_interval
 from moebench.cost.serving.step import EXPERT_STAGES, Step, shape_of, step, step_flops
 from moebench.policies import Policy, policy
-from moebench.results import Caveat, Forecast
+from moebench.records.results import Caveat, Forecast
 from moebench.spec.case import OperatingPoint
 from moebench.units import Joules, Seconds, text
 

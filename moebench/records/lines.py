@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from moebench.files import append_bytes, replace_file
-from moebench.results import SCHEMA
+from moebench.records.results import SCHEMA
 from moebench.spec.codec import decode, encode
 
 T = TypeVar("T")
