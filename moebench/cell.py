@@ -20,10 +20,10 @@ from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
 from moebench.plan import Cell
-from moebench.policies import Policy
 from moebench.records.results import Caveat
-from moebench.routing import Router, RouterState, Routing, bounded_routings, build_routers
-from moebench.routing.operating_point import k_histogram, lag1_correlation, step_loads
+from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads
+from moebench.routers.policy import Policy
+from moebench.routers.routing import Router, RouterState, Routing, bounded_routings, build_routers
 from moebench.spec.case import Case, OperatingPoint, Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec

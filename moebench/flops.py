@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moebench.experts import Experts, known_backends
 from moebench.model import Decoder, KVCache
-from moebench.routing import Router
+from moebench.routers.routing import Router
 from moebench.spec.case import Level
 from moebench.units import Flops
 

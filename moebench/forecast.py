@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from moebench.cost.calibration import Calibration
 from moebench.cost.estimate import estimate, peak_memory
 from moebench.plan import Cell
-from moebench.policies import Policy
 from moebench.records.results import Estimate, Ratio, Record
 from moebench.records.run import now
+from moebench.routers.policy import Policy
 from moebench.spec.case import Case
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.experts import Experts, ExpertWeights, feed_forward
-from moebench.routing import Router, RouterState, Routing
+from moebench.routers.routing import Router, RouterState, Routing
 from moebench.spec.case import Level
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Stage

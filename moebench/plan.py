@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from moebench.policies import Policy, policy
 from moebench.records.results import Caveat
+from moebench.routers.policy import Policy, policy
 from moebench.spec.case import MOST_SKEW, Case, DType, Level, Phase, RouterSpec, Workload
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.ops import EXPERT_BACKENDS, executing

@@ -23,8 +23,6 @@ from moebench.cost.kernels.price import KERNELS
 from moebench.cost.serving.break_even import break_even
 from moebench.cost.serving.deployment import LEVELS, PHASES, Deployment
 from moebench.cost.serving.speedup import Answer, forecast
-from moebench.policies import Policy, known_policies, policy
-from moebench.policies.top_k import reachable_experts
 from moebench.prediction import (
     break_even_text,
     comparison_text,
@@ -32,6 +30,8 @@ from moebench.prediction import (
     forecast_text,
     labels_of,
 )
+from moebench.routers.policy import Policy, known_policies, policy
+from moebench.routers.top_k.policy import reachable_experts
 from moebench.spec.case import OperatingPoint
 from moebench.spec.codec import encode
 from moebench.spec.hardware import load_hardware

@@ -19,8 +19,8 @@ from moebench.experts.gpu.launch import ragged_down, ragged_up
 from moebench.experts.gpu.tiles import Phase, choose_tiles
 from moebench.flops import count_flops
 from moebench.model import build_decoder
-from moebench.policies import policy
-from moebench.routing import Routing, bounded_routings, build_routers
+from moebench.routers.policy import policy
+from moebench.routers.routing import Routing, bounded_routings, build_routers
 from moebench.spec.model import Attention, Gate, ModelSpec
 
 NUM_EXPERTS = 5

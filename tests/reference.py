@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 
 def expert(x: Tensor, gate_up: Tensor, down: Tensor, is_gated: bool) -> Tensor:

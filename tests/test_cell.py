@@ -27,7 +27,7 @@ from moebench.measure.latency import StageTimer
 from moebench.model import KVCache, build_decoder
 from moebench.observe import _first_pass, observe
 from moebench.plan import Cell, MeasurePlan, cells, changed, load_suite
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 from moebench.runnable import runnable_cells
 
 __all__ = ["cuda"]

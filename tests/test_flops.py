@@ -17,8 +17,8 @@ from moebench.flops import (
     trace_macs,
 )
 from moebench.model import KVCache, build_decoder, training_loss
-from moebench.policies import known_policies, policy
-from moebench.routing import Routing, build_routers, known_builders
+from moebench.routers.policy import known_policies, policy
+from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.case import Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec, load_model, scaled_down

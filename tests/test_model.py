@@ -18,8 +18,8 @@ from moebench.model import (
     fill_normal,
     training_loss,
 )
-from moebench.policies import known_policies, policy
-from moebench.routing import Router, build_routers, known_builders
+from moebench.routers.policy import known_policies, policy
+from moebench.routers.routing import Router, build_routers, known_builders
 from moebench.spec.model import Attention, ModelSpec
 
 GROUPED = load_backend("grouped")

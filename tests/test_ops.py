@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.policies import policy
+from moebench.routers.policy import policy
 from moebench.spec.case import Workload
 from moebench.spec.load import ExpertLoad, fixed_k
 from moebench.spec.model import Attention, Gate, ModelSpec, load_model

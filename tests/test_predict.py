@@ -12,9 +12,9 @@ import pytest
 from moebench.cost.kernels.families import KernelFit, shipped_fits
 from moebench.cost.kernels.intervals import Basis
 from moebench.cost.kernels.price import KERNELS, kernel_named
-from moebench.policies import known_policies
 from moebench.predict import batch_range, main
 from moebench.prediction import BASIS_TITLES
+from moebench.routers.policy import known_policies
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

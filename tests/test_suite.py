@@ -150,7 +150,7 @@ def test_a_case_that_raises_is_a_failure_row_and_the_others_go_on(
 def test_a_router_that_cannot_be_brought_to_its_point_is_a_failure_row(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moebench.routing.ada_k import AdaKRouter
+    from moebench.routers.ada_k.module import AdaKRouter
 
     def impose(*arguments: object) -> None:
         raise ValueError("mean k: reached 1.9")

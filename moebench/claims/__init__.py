@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from moebench.policies import known_policies
+from moebench.routers.policy import known_policies
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import model_names
 from moebench.spec.schema import from_mapping, read_toml

@@ -8,7 +8,7 @@ counters that papers use count them: the masked half is computed and thrown away
 from dataclasses import dataclass
 
 from moebench.claims import Claim, Layers, Paper, Rounded
-from moebench.policies import Policy, policy
+from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint, Workload
 from moebench.spec.model import Attention, Gate, ModelSpec, load_model
 from moebench.spec.ops import (

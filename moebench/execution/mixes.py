@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 GEOMETRIC_RATIO = 0.5088733676937969
 """Of the geometric distribution truncated to 1..8 whose mean is 2; a test solves for it."""

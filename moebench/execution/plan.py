@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from moebench.execution.mixes import mix_names
-from moebench.policies import known_policies
+from moebench.routers.policy import known_policies
 from moebench.spec.case import DType
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.ops import EXPERT_BACKENDS

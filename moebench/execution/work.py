@@ -20,8 +20,8 @@ from moebench.execution.plan import CellPlan
 from moebench.experts import Backend, ExpertWeights, known_backends
 from moebench.measure.memory import available_memory
 from moebench.model import fill_normal
-from moebench.policies import policy
-from moebench.routing import Router, Routing, build_routers
+from moebench.routers.policy import policy
+from moebench.routers.routing import Router, Routing, build_routers
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
 
 REST: Seconds = 0.004

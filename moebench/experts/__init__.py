@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
 from moebench.units import Bytes, nearest
 

@@ -20,7 +20,7 @@ from moebench.avx512 import DTYPES, Epilogue, blocks, combine, ragged_linear, wh
 from moebench.experts import ExpertWeights, backend
 from moebench.experts.kept import kept, let_go
 from moebench.experts.packed import packed
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 
 def missing(device: torch.device) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moebench.experts import ExpertWeights, activation, backend, feed_forward
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 
 @backend("grouped")

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts import ExpertWeights, backend, feed_forward
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 
 @backend("loop")

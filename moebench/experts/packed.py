@@ -31,7 +31,7 @@ from moebench.experts import ExpertWeights, activation, backend
 from moebench.experts.grouped import combine, grouped, slices
 from moebench.experts.kept import kept, let_go
 from moebench.onednn import LEAST_ROWS, can_pack, linear, packed_weight
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 DTYPES = tuple(t for t in (torch.float32, torch.bfloat16, torch.float16) if can_pack(t))
 """Types that oneDNN packs on this processor."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moebench.experts import ExpertWeights, activation, backend
 from moebench.experts.grouped import combine
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 
 def missing(device: torch.device) -> str | None:

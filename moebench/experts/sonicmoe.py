@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts import ExpertWeights, backend
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 FIRST_CAPABILITY = (9, 0)
 

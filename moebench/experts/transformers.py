@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts import ExpertWeights, backend
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 GROUPED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -5,7 +5,7 @@ tensor cores, as torch does by default). In training the layer is `grouped`'s, i
 
 The kernels read on the device how many assignments each expert has. The grid depends on the
 length of `routing.token_indices` alone, which may exceed the number of assignments: a step within
-`moebench.routing.bounded_routings` can be captured in a CUDA graph.
+`moebench.routers.routing.bounded_routings` can be captured in a CUDA graph.
 
 Outputs are added up by atomics in fp32: repeated runs agree to the bit for up to two experts per
 token, to a rounding of fp32 beyond.
@@ -27,7 +27,7 @@ from moebench.experts import ExpertWeights, backend
 from moebench.experts.gpu.launch import DTYPES
 from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.grouped import grouped
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 
 def missing(device: torch.device) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moebench.experts import ExpertWeights, backend
 from moebench.experts.grouped import combine
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 ALIGNMENT = 32
 """What both sizes of an expert must be a multiple of on a processor."""

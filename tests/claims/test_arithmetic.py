@@ -13,7 +13,7 @@ from moebench.claims.arithmetic import (
     time_ratio,
 )
 from moebench.claims.verdict import flops_verdict
-from moebench.policies import policy
+from moebench.routers.policy import policy
 from moebench.spec.model import load_model
 from moebench.spec.ops import total_flops
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moebench.claims import load_papers, read_paper, rounded
-from moebench.policies import known_policies
+from moebench.routers.policy import known_policies
 
 GOOD = """
 name = "A paper"

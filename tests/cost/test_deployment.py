@@ -12,7 +12,7 @@ from moebench.cost.serving.communication import all_reduce, all_to_all
 from moebench.cost.serving.deployment import Deployment, cache_bytes, most_loaded_rank, rank_model
 from moebench.cost.serving.memory import rank_memory, rank_parameters
 from moebench.cost.serving.step import step_flops
-from moebench.policies import policy
+from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
 from moebench.spec.model import load_model, model_names

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from moebench.cost.calibration import from_datasheet
 from moebench.cost.estimate import GRAPH_LAUNCH, estimate, peak_memory, price
 from moebench.cost.kernels.dense import shipped_dense
-from moebench.policies import policy
 from moebench.records.results import Estimate
+from moebench.routers.policy import policy
 from moebench.spec.case import Launch, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k

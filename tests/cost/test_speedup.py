@@ -15,8 +15,8 @@ from moebench.cost.serving.deployment import LEVELS, Deployment
 from moebench.cost.serving.library import library_for
 from moebench.cost.serving.speedup import calibrated_for, forecast
 from moebench.cost.serving.step import EXPERT_STAGES, step
-from moebench.policies import known_policies, policy
 from moebench.records.results import Forecast
+from moebench.routers.policy import known_policies, policy
 from moebench.spec.hardware import hardware_names, load_hardware
 from moebench.spec.model import load_model
 from moebench.spec.ops import total_flops

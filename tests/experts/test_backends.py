@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moebench.experts import Backend, ExpertWeights, known_backends, load_backend
 from moebench.onednn import LEAST_ROWS
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import EXPERT_BACKENDS, expert_ops

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from moebench.experts import Experts, ExpertWeights, known_backends
 from moebench.model import Decoder, KVCache
-from moebench.policies import policy
-from moebench.routing import Routing, bounded_routings, build_routers, known_builders
+from moebench.routers.policy import policy
+from moebench.routers.routing import Routing, bounded_routings, build_routers, known_builders
 from moebench.spec.model import Gate, ModelSpec
 from moebench.spec.ops import EXPERT_BACKENDS
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moebench.experts import ExpertWeights, packed
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
 
 

@@ -14,7 +14,7 @@ import triton_install
 from moebench.experts import ExpertWeights, load_backend
 from moebench.experts.gpu.tiles import TABLE, Phase, choose_phase, choose_tiles, row_tiles
 from moebench.experts.triton import triton
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from moebench.policies import policy
+from moebench.routers.policy import policy
 from moebench.spec.model import Gate, ModelSpec, load_model, scaled_down
 from moebench.spec.ops import router_parameters, total_flops
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from moebench.policies import policy
-from moebench.policies.ada_k import AdaK
-from moebench.routing.ada_k import AdaKRouter
+from moebench.routers.ada_k.module import AdaKRouter
+from moebench.routers.ada_k.policy import AdaK
+from moebench.routers.policy import policy
 from moebench.spec.model import ModelSpec
 
 

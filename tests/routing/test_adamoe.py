@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moebench.experts import ExpertWeights, load_backend
-from moebench.policies.adamoe import AdaMoE
-from moebench.routing.adamoe import AdaMoERouter
+from moebench.routers.adamoe.module import AdaMoERouter
+from moebench.routers.adamoe.policy import AdaMoE
 from moebench.spec.model import Gate, ModelSpec
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from moebench.policies import Policy, known_policies, policy
-from moebench.routing import Router, Routing, build_routers, known_builders
-from moebench.routing.operating_point import k_histogram, step_loads
+from moebench.routers.operating_point import k_histogram, step_loads
+from moebench.routers.policy import Policy, known_policies, policy
+from moebench.routers.routing import Router, Routing, build_routers, known_builders
 from moebench.spec.model import Gate, ModelSpec
 from moebench.spec.ops import total_flops
 

@@ -5,9 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moebench.policies import policy
-from moebench.routing import Router, Routing, build_routers
-from moebench.routing.operating_point import (
+from moebench.routers.operating_point import (
     check_point,
     distances_to_choice,
     expert_marginals,
@@ -17,6 +15,8 @@ from moebench.routing.operating_point import (
     step_loads,
     whole_counts,
 )
+from moebench.routers.policy import policy
+from moebench.routers.routing import Router, Routing, build_routers
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 

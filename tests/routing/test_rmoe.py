@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.policies.rmoe import RMoE
-from moebench.routing import build_routers
-from moebench.routing.rmoe import RMoERouter
+from moebench.routers.rmoe.module import RMoERouter
+from moebench.routers.rmoe.policy import RMoE
+from moebench.routers.routing import build_routers
 from moebench.spec.model import ModelSpec
 
 

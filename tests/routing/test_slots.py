@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moebench.routing import Routing, bounded_routings
+from moebench.routers.routing import Routing, bounded_routings
 
 KEEP = {
     "ragged": [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]],

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moebench.policies import policy
-from moebench.routing import Router, build_routers
+from moebench.routers.policy import policy
+from moebench.routers.routing import Router, build_routers
 from moebench.spec.model import Gate, ModelSpec
 
 BASES = {

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.policies import policy
-from moebench.routing import Routing, build_routers
-from moebench.routing.gate import balance_loss, gate_scores, limit_to_groups, slot_weights
+from moebench.routers.gate import balance_loss, gate_scores, limit_to_groups, slot_weights
+from moebench.routers.policy import policy
+from moebench.routers.routing import Routing, build_routers
 from moebench.spec.model import Gate, ModelSpec
 
 RENORMALISED = Gate(score="softmax", renormalise=True)

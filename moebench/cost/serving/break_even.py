@@ -7,7 +7,7 @@ from moebench.cost.serving.deployment import Deployment
 from moebench.cost.serving.library import library_for
 from moebench.cost.serving.speedup import calibrated_for
 from moebench.cost.serving.step import step
-from moebench.policies import known_policies, policy
+from moebench.routers.policy import known_policies, policy
 from moebench.spec.model import ModelSpec
 
 PRECISION = 1e-3

@@ -8,7 +8,7 @@ keeps every layer's for the backward pass, without recomputation.
 from collections.abc import Mapping
 
 from moebench.cost.serving.deployment import Deployment, cache_bytes, rank_model
-from moebench.policies import Policy
+from moebench.routers.policy import Policy
 from moebench.spec.load import ExpertLoad
 from moebench.spec.ops import attention_parameters
 from moebench.units import BYTES_PER_ELEMENT, Bytes

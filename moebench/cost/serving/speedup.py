@@ -20,8 +20,8 @@ from moebench.cost.serving.library import Library, library_for
 from moebench.cost.serving.memory import rank_memory
 from moebench.cost.serving.spread import latency_interval, speedup_interval
 from moebench.cost.serving.step import EXPERT_STAGES, Step, shape_of, step, step_flops
-from moebench.policies import Policy, policy
 from moebench.records.results import Caveat, Forecast
+from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
 from moebench.units import Joules, Seconds, text
 

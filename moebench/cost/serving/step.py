@@ -26,7 +26,7 @@ from moebench.cost.serving.deployment import (
     rank_model,
 )
 from moebench.cost.serving.library import Library, op_times
-from moebench.policies import Policy, policy
+from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
 from moebench.spec.ops import (

@@ -11,8 +11,8 @@ RMoE saves no expert FLOPs: its gain is quality, and a speedup over top-k is at 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.policies import Policy, register
-from moebench.policies.top_k import check_top_k, choice_ops
+from moebench.routers.policy import Policy, register
+from moebench.routers.top_k.policy import check_top_k, choice_ops
 from moebench.spec.load import fixed_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moebench.policies import Policy
-from moebench.policies.adamoe import AdaMoE
-from moebench.routing import Router, RouterState, Routing, router
-from moebench.routing.gate import choice_scores, mean_probabilities, random_weight, slot_weights
-from moebench.routing.operating_point import NEVER, check_point, impose_marginals
+from moebench.routers.adamoe.policy import AdaMoE
+from moebench.routers.gate import choice_scores, mean_probabilities, random_weight, slot_weights
+from moebench.routers.operating_point import NEVER, check_point, impose_marginals
+from moebench.routers.policy import Policy
+from moebench.routers.routing import Router, RouterState, Routing, router
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.policies import Policy
-from moebench.policies.synthetic import Balanced
-from moebench.routing import Router, RouterState, Routing, router
-from moebench.routing.operating_point import check_point
+from moebench.routers.operating_point import check_point
+from moebench.routers.policy import Policy
+from moebench.routers.routing import Router, RouterState, Routing, router
+from moebench.routers.synthetic.policy import Balanced
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 

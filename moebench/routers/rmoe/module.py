@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from moebench.policies import Policy
-from moebench.policies.rmoe import RMoE
-from moebench.routing import Router, RouterState, Routing, router
-from moebench.routing.gate import random_weight
-from moebench.routing.operating_point import check_point, impose_marginals
-from moebench.routing.top_k import copy_base, route_top_k
+from moebench.routers.gate import random_weight
+from moebench.routers.operating_point import check_point, impose_marginals
+from moebench.routers.policy import Policy
+from moebench.routers.rmoe.policy import RMoE
+from moebench.routers.routing import Router, RouterState, Routing, router
+from moebench.routers.top_k.module import copy_base, route_top_k
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 

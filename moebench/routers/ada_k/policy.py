@@ -10,8 +10,8 @@ No code was ever released; the mean k below are those of the paper's Table 3.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.policies import Policy, PublishedMean, register
-from moebench.policies.top_k import choice_ops, reachable_experts
+from moebench.routers.policy import Policy, PublishedMean, register
+from moebench.routers.top_k.policy import choice_ops, reachable_experts
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic

@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from moebench.policies import Policy
-from moebench.policies.ada_k import AdaK
-from moebench.policies.top_k import reachable_experts
-from moebench.routing import Router, RouterState, Routing, router
-from moebench.routing.gate import choice_scores, random_weight, slot_weights
-from moebench.routing.operating_point import check_point, impose_counts, impose_marginals
-from moebench.routing.top_k import copy_base
+from moebench.routers.ada_k.policy import AdaK
+from moebench.routers.gate import choice_scores, random_weight, slot_weights
+from moebench.routers.operating_point import check_point, impose_counts, impose_marginals
+from moebench.routers.policy import Policy
+from moebench.routers.routing import Router, RouterState, Routing, router
+from moebench.routers.top_k.module import copy_base
+from moebench.routers.top_k.policy import reachable_experts
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 

@@ -8,8 +8,8 @@ weights renormalised over the true experts among them
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.policies import Policy, PublishedMean, register
-from moebench.policies.top_k import choice_ops, reachable_experts
+from moebench.routers.policy import Policy, PublishedMean, register
+from moebench.routers.top_k.policy import choice_ops, reachable_experts
 from moebench.spec.load import null_expert_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from moebench.policies import Policy
-from moebench.policies.top_k import TopK
-from moebench.routing import Router, RouterState, Routing, router
-from moebench.routing.gate import balance_loss, choice_scores, random_weight, slot_weights
-from moebench.routing.operating_point import check_point, impose_marginals
+from moebench.routers.gate import balance_loss, choice_scores, random_weight, slot_weights
+from moebench.routers.operating_point import check_point, impose_marginals
+from moebench.routers.policy import Policy
+from moebench.routers.routing import Router, RouterState, Routing, router
+from moebench.routers.top_k.policy import TopK
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import Gate, ModelSpec
 

@@ -7,8 +7,8 @@ law. No paper proposes them.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.policies import Policy, register
-from moebench.policies.top_k import TopK, check_top_k, flatten_op
+from moebench.routers.policy import Policy, register
+from moebench.routers.top_k.policy import TopK, check_top_k, flatten_op
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad, fixed_k
 from moebench.spec.model import ModelSpec

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moebench.routing import Routing
-from moebench.routing.gate import choice_scores
+from moebench.routers.gate import choice_scores
+from moebench.routers.routing import Routing
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import inclusion_probabilities
 from moebench.spec.model import Gate

@@ -16,7 +16,6 @@ Words used here and nowhere else replaced: `router_logits` (scores before softma
 
 import functools
 import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moebench.policies import Policy
+from moebench.routers.policy import Policy, import_routers
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 from moebench.units import nearest
@@ -186,7 +185,7 @@ class Router(nn.Module, ABC):
         """Set the biases so that the stream behind `scores` shows the operating point.
 
         Mean k (within 1 %) and the experts' marginals (within `tolerance`) then hold over that
-        stream, see `moebench.routing.operating_point`. The biases are buffers, 0 as built: then
+        stream, see `moebench.routers.operating_point`. The biases are buffers, 0 as built: then
         the router is the paper's.
 
         Raises:
@@ -244,11 +243,5 @@ def build_routers(
 
 def known_builders() -> dict[str, Builder]:
     """Every builder by its router's name; the first call imports them."""
-    _import_all()
+    import_routers("module")
     return _BUILDERS
-
-
-@functools.cache
-def _import_all() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")

@@ -8,7 +8,7 @@ the top_k largest p, divided by their sum where the model renormalises
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.policies import Policy, register
+from moebench.routers.policy import Policy, register
 from moebench.spec.load import fixed_k
 from moebench.spec.model import Gate, ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic
@@ -38,7 +38,8 @@ def choice_ops(
 ) -> tuple[Op, ...]:
     """From logits to a flat routing: scores, top-k, weights, sorting by expert.
 
-    Launches more than work. They are counted from `moebench.routing` and a test counts again.
+    Launches more than work. They are counted from `moebench.routers.routing` and a test counts
+    again.
 
     Args:
         gate: convention of the base model.

@@ -1,8 +1,8 @@
 """What a router costs and how it loads experts: the computed half of each router.
 
 A policy is a frozen dataclass: its fields are the router's options, which makes it the schema of
-a suite's `[[router]]` table as well. The module of the same name in `moebench.routing` executes
-it; a contract test holds the two together. Adding a router is adding one file to each.
+a suite's `[[router]]` table as well. The module of the same name in `moebench.routers.routing`
+executes it; a contract test holds the two together. Adding a router is adding one file to each.
 """
 
 import functools
@@ -11,7 +11,8 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
@@ -142,11 +143,14 @@ def _imported(path: str, prefix: str) -> type[Policy]:
 
 def known_policies() -> dict[str, type[Policy]]:
     """Every policy by its router's name; the first call imports them."""
-    _import_all()
+    import_routers("policy")
     return _POLICIES
 
 
 @functools.cache
-def _import_all() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+def import_routers(part: Literal["policy", "module"]) -> None:
+    """Import one file of every router's folder, which registers what it defines."""
+    folder = Path(__file__).parent
+    for router in pkgutil.iter_modules([str(folder)]):
+        if router.ispkg:
+            importlib.import_module(f"moebench.routers.{router.name}.{part}")
