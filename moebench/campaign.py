@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from moebench import terminal
 from moebench.budget import Need, allowance
+from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.forecast import Estimates
 from moebench.plan import SLOW_STEP, Cell, Suite
 from moebench.progress import Bar
 from moebench.records.results import Failure, Ratio, Record
 from moebench.records.run import Run, now
-from moebench.spec.ops import EXPERT_BACKENDS, executing
 from moebench.units import Bytes, Seconds, text
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moebench.experts import Experts, known_backends, load_backend
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import Experts, known_backends, load_backend
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
@@ -27,7 +28,6 @@ from moebench.routers.routing import Router, RouterState, Routing, bounded_routi
 from moebench.spec.case import Case, OperatingPoint, Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import EXPERT_BACKENDS
 from moebench.units import Bytes
 
 WIDE_BATCH = 128

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moebench.experts import Experts, known_backends
+from moebench.experts.weights import Experts, known_backends
 from moebench.model import Decoder, KVCache
 from moebench.routers.routing import Router
 from moebench.spec.case import Level

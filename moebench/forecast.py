@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from moebench.cost.calibration import Calibration
 from moebench.cost.estimate import estimate, peak_memory
+from moebench.experts.catalogue import executing
 from moebench.plan import Cell
 from moebench.records.results import Estimate, Ratio, Record
 from moebench.records.run import now
@@ -15,7 +16,7 @@ from moebench.spec.case import Case
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op, executing, layer_ops, total_flops, training_ops
+from moebench.spec.ops import Op, layer_ops, total_flops, training_ops
 
 Estimates = dict[str, Estimate]
 """By case key."""

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.experts import Experts, ExpertWeights, feed_forward
+from moebench.experts.weights import Experts, ExpertWeights, feed_forward
 from moebench.routers.routing import Router, RouterState, Routing
 from moebench.spec.case import Level
 from moebench.spec.model import ModelSpec

@@ -15,7 +15,7 @@ import torch
 
 from moebench import compare
 from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
-from moebench.experts import known_backends
+from moebench.experts.weights import known_backends
 from moebench.flops import CountedFlops, count_flops, count_training_flops
 from moebench.forecast import case_flops
 from moebench.machine import Machine

@@ -11,11 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.records.results import Caveat
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import MOST_SKEW, Case, DType, Level, Phase, RouterSpec, Workload
 from moebench.spec.model import ModelSpec, load_model, scaled_down
-from moebench.spec.ops import EXPERT_BACKENDS, executing
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Seconds, nearest
 

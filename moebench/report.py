@@ -28,6 +28,7 @@ from moebench.document import (
     page,
     plain_grid,
 )
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.facts import facts_grid, flat
 from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
 from moebench.files import replace_file
@@ -35,7 +36,6 @@ from moebench.records.results import Record
 from moebench.records.run import KeptRun, compares_backends, load_run
 from moebench.rounds import MIN_ROUNDS
 from moebench.spec.codec import encode
-from moebench.spec.ops import EXPERT_BACKENDS
 from moebench.table import (
     DASH,
     LEGEND,

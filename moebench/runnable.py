@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import torch
 
-from moebench.experts import known_backends, why_not
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import known_backends, why_not
 from moebench.plan import Cell, changed
 from moebench.records.results import Caveat
-from moebench.spec.ops import EXPERT_BACKENDS
 
 
 def runnable_cells(

@@ -14,9 +14,9 @@ import torch
 from cuda_graphs import CUDAGraph
 from torch import Tensor
 
-from moebench.experts import ExpertWeights, load_backend
 from moebench.experts.gpu.launch import ragged_down, ragged_up
 from moebench.experts.gpu.tiles import Phase, choose_tiles
+from moebench.experts.weights import ExpertWeights, load_backend
 from moebench.flops import count_flops
 from moebench.model import build_decoder
 from moebench.routers.policy import policy

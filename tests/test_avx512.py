@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moebench import avx512
-from moebench.avx512 import BLOCK, Epilogue, blocks, combine, ragged_linear
+from moebench.experts.cpu import library as avx512
+from moebench.experts.cpu.library import BLOCK, Epilogue, blocks, combine, ragged_linear
 
 needs_kernel = pytest.mark.skipif(avx512.why_not() is not None, reason=str(avx512.why_not()))
 FP32 = torch.float32

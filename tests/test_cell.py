@@ -20,7 +20,7 @@ from moebench.cell import (
     prepare_cell,
     repeated,
 )
-from moebench.experts import ExpertWeights, activation, known_backends, why_not
+from moebench.experts.weights import ExpertWeights, activation, known_backends, why_not
 from moebench.machine import Machine
 from moebench.measure.graph import LEAST_RING
 from moebench.measure.latency import StageTimer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moebench import suite, terminal
-from moebench.experts import known_backends
+from moebench.experts.weights import known_backends
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "system,m,n,k,latency_us\nl40s,64,4096,4096,50\n"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.experts import ExpertWeights, known_backends, load_backend
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import ExpertWeights, known_backends, load_backend
 from moebench.flops import (
     attended_pairs,
     count_flops,
@@ -22,7 +23,7 @@ from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.case import Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec, load_model, scaled_down
-from moebench.spec.ops import EXPERT_BACKENDS, layer_ops, total_flops, training_ops
+from moebench.spec.ops import layer_ops, total_flops, training_ops
 
 STEPS = [
     Workload("decode", "moe", batch=5),

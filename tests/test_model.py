@@ -7,7 +7,7 @@ import reference
 import torch
 from torch import Tensor
 
-from moebench.experts import load_backend
+from moebench.experts.weights import load_backend
 from moebench.model import (
     NORM_EPSILON,
     Decoder,

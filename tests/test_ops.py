@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import policy
 from moebench.spec.case import Workload
 from moebench.spec.load import ExpertLoad, fixed_k
 from moebench.spec.model import Attention, Gate, ModelSpec, load_model
 from moebench.spec.ops import (
-    EXPERT_BACKENDS,
     STAGES,
     Op,
     attention_ops,

@@ -8,7 +8,7 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 
 from moebench import units
-from moebench.experts import activation
+from moebench.experts.weights import activation
 from moebench.spec import ops
 from moebench.spec.model import Gate
 

@@ -8,11 +8,11 @@ counters that papers use count them: the masked half is computed and thrown away
 from dataclasses import dataclass
 
 from moebench.claims import Claim, Layers, Paper, Rounded
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint, Workload
 from moebench.spec.model import Attention, Gate, ModelSpec, load_model
 from moebench.spec.ops import (
-    EXPERT_BACKENDS,
     attention_ops,
     dense_ffn_ops,
     head_ops,

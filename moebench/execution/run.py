@@ -31,7 +31,8 @@ from moebench.execution.results import (
     load_results,
 )
 from moebench.execution.work import PROBE_WORK, scratch, serve
-from moebench.experts import known_backends
+from moebench.experts.catalogue import executing
+from moebench.experts.weights import known_backends
 from moebench.files import make_folder
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.progress import Bar
@@ -40,7 +41,6 @@ from moebench.records.results import SCHEMA
 from moebench.records.run import MANIFEST, run_id
 from moebench.records.seal import write_document
 from moebench.spec.codec import encode
-from moebench.spec.ops import executing
 from moebench.units import Bytes, Seconds, printable
 
 QUICK_VISIT: Seconds = 0.02

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moebench.execution.mixes import Slots, draw_slots
 from moebench.execution.plan import CellPlan
-from moebench.experts import Backend, ExpertWeights, known_backends
+from moebench.experts.weights import Backend, ExpertWeights, known_backends
 from moebench.measure.memory import available_memory
 from moebench.model import fill_normal
 from moebench.routers.policy import policy

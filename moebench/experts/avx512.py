@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.avx512 import DTYPES, Epilogue, blocks, combine, ragged_linear, why_not
-from moebench.experts import ExpertWeights, backend
-from moebench.experts.kept import kept, let_go
+from moebench.experts.cpu.library import DTYPES, Epilogue, blocks, combine, ragged_linear, why_not
+from moebench.experts.cpu.scratch import kept, let_go
 from moebench.experts.packed import packed
+from moebench.experts.weights import ExpertWeights, backend
 from moebench.routers.routing import Routing
 
 

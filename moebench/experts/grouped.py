@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from moebench.experts import ExpertWeights, activation, backend, feed_forward
+from moebench.experts.weights import ExpertWeights, activation, backend, feed_forward
 from moebench.routers.routing import Routing
 
 
@@ -98,7 +98,7 @@ class FeedForwards(torch.autograd.Function):
 def activation_backward(
     grad: Float[Tensor, "tokens intermediate"], hidden: Float[Tensor, "tokens width"]
 ) -> tuple[Float[Tensor, "tokens intermediate"], Float[Tensor, "tokens width"]]:
-    """`moebench.experts.activation` once more, and the gradient of its input."""
+    """`moebench.experts.weights.activation` once more, and the gradient of its input."""
     if hidden.shape[1] == grad.shape[1]:
         positive = functional.relu(hidden)
         return positive.square(), 2 * positive * grad

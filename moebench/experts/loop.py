@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts import ExpertWeights, backend, feed_forward
+from moebench.experts.weights import ExpertWeights, backend, feed_forward
 from moebench.routers.routing import Routing
 
 

@@ -27,10 +27,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from moebench.experts import ExpertWeights, activation, backend
+from moebench.experts.cpu.onednn import LEAST_ROWS, can_pack, linear, packed_weight
+from moebench.experts.cpu.scratch import kept, let_go
 from moebench.experts.grouped import combine, grouped, slices
-from moebench.experts.kept import kept, let_go
-from moebench.onednn import LEAST_ROWS, can_pack, linear, packed_weight
+from moebench.experts.weights import ExpertWeights, activation, backend
 from moebench.routers.routing import Routing
 
 DTYPES = tuple(t for t in (torch.float32, torch.bfloat16, torch.float16) if can_pack(t))

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts import ExpertWeights, activation, backend
 from moebench.experts.grouped import combine
+from moebench.experts.weights import ExpertWeights, activation, backend
 from moebench.routers.routing import Routing
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts import ExpertWeights, backend
+from moebench.experts.weights import ExpertWeights, backend
 from moebench.routers.routing import Routing
 
 FIRST_CAPABILITY = (9, 0)

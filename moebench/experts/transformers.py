@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts import ExpertWeights, backend
+from moebench.experts.weights import ExpertWeights, backend
 from moebench.routers.routing import Routing
 
 GROUPED_TYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts import ExpertWeights, backend
 from moebench.experts.gpu.launch import DTYPES
 from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.grouped import grouped
+from moebench.experts.weights import ExpertWeights, backend
 from moebench.routers.routing import Routing
 
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moebench.experts import ExpertWeights, backend
 from moebench.experts.grouped import combine
+from moebench.experts.weights import ExpertWeights, backend
 from moebench.routers.routing import Routing
 
 ALIGNMENT = 32

@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from moebench import avx512, onednn
+from moebench.experts.cpu import library as avx512
+from moebench.experts.cpu import onednn
 from moebench.measure.environment import describe_machine
 from moebench.measure.latency import Clock, Progress, clock_for
 from moebench.measure.reference import reference_operation

@@ -104,7 +104,7 @@ class Case:
     workload: Workload
     operating_point: OperatingPoint
     backend: str
-    """Expert execution: the name of a module of `moebench.experts`."""
+    """Expert execution: the name of a module of `moebench.experts.weights`."""
     launch: Launch
     """Kernel by kernel, or as one replayed CUDA graph."""
     num_layers: int

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from moebench.cost.calibration import from_datasheet
 from moebench.cost.estimate import GRAPH_LAUNCH, estimate, peak_memory, price
 from moebench.cost.kernels.dense import shipped_dense
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.records.results import Estimate
 from moebench.routers.policy import policy
 from moebench.spec.case import Launch, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
 from moebench.spec.model import load_model
-from moebench.spec.ops import EXPERT_BACKENDS, Layout, layer_ops, total_flops, training_ops
+from moebench.spec.ops import Layout, layer_ops, total_flops, training_ops
 
 MIXTRAL = load_model("mixtral-8x7b")
 GPU = HardwareSpec(

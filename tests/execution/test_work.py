@@ -7,7 +7,7 @@ import torch
 
 from moebench.execution import work
 from moebench.execution.plan import CellPlan
-from moebench.experts import ExpertWeights, known_backends
+from moebench.experts.weights import ExpertWeights, known_backends
 
 
 def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(

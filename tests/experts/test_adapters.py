@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moebench.experts import known_backends
+from moebench.experts.weights import known_backends
 
 ROOT = Path(__file__).parents[2]
 NETWORK_PROBLEMS = ("connection", "No matching distribution", "timed out", "resolve")

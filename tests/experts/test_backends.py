@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moebench.experts import Backend, ExpertWeights, known_backends, load_backend
-from moebench.onednn import LEAST_ROWS
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.cpu.onednn import LEAST_ROWS
+from moebench.experts.weights import Backend, ExpertWeights, known_backends, load_backend
 from moebench.routers.routing import Routing
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import EXPERT_BACKENDS, expert_ops
+from moebench.spec.ops import expert_ops
 
 NUM_TOKENS = 7
 

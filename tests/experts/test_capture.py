@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.experts import Experts, ExpertWeights, known_backends
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import Experts, ExpertWeights, known_backends
 from moebench.model import Decoder, KVCache
 from moebench.routers.policy import policy
 from moebench.routers.routing import Routing, bounded_routings, build_routers, known_builders
 from moebench.spec.model import Gate, ModelSpec
-from moebench.spec.ops import EXPERT_BACKENDS
 
 GATES = {
     "softmax": Gate("softmax", renormalise=True),

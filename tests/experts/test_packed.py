@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moebench.experts import ExpertWeights, packed
+from moebench.experts import packed
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
 

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moebench import avx512, onednn
+from moebench.experts.cpu import library as avx512
+from moebench.experts.cpu import onednn
 from moebench.measure.environment import describe_machine
 from moebench.measure.latency import clock_for
 from moebench.measure.microbenchmark import (

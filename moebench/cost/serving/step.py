@@ -26,11 +26,11 @@ from moebench.cost.serving.deployment import (
     rank_model,
 )
 from moebench.cost.serving.library import Library, op_times
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
 from moebench.spec.ops import (
-    EXPERT_BACKENDS,
     Op,
     attention_ops,
     dense_ffn_ops,

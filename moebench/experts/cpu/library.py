@@ -28,7 +28,7 @@ BLOCK = 64
 """Outputs whose weights lie together; half of it gate and half of it up, of gated experts."""
 Epilogue = Literal["none", "swiglu", "squared-relu"]
 EPILOGUES: tuple[Epilogue, ...] = ("none", "swiglu", "squared-relu")
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = Path(__file__).with_name("avx512.cpp")
 FLAGS = (
     *("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
