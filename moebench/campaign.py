@@ -47,7 +47,7 @@ def measure_cells(
 
     from moebench.cell import Bench, prepare_cell
     from moebench.measure.energy import FULL, QUICK
-    from moebench.model import build_decoder
+    from moebench.model.decoder import build_decoder
     from moebench.observe import failure, observe
 
     estimates = {record.case.key: record.estimate for record in run.kept.predictions}

@@ -19,7 +19,7 @@ from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, known_backends, load_backend
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
-from moebench.model import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
+from moebench.model.decoder import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
 from moebench.plan import Cell
 from moebench.records.results import Caveat
 from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads

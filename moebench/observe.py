@@ -16,7 +16,6 @@ import torch
 from moebench import compare
 from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
 from moebench.experts.weights import known_backends
-from moebench.flops import CountedFlops, count_flops, count_training_flops
 from moebench.forecast import case_flops
 from moebench.machine import Machine
 from moebench.measure.energy import EnergyPlan, measure_energy
@@ -31,6 +30,7 @@ from moebench.measure.latency import (
 )
 from moebench.measure.memory import is_out_of_memory, measure_memory
 from moebench.measure.reference import VERSION, reference_operation
+from moebench.model.flops import CountedFlops, count_flops, count_training_flops
 from moebench.plan import SLOW_STEP, MeasurePlan
 from moebench.records.results import (
     Caveat,

@@ -37,7 +37,7 @@ class Layers:
 
         from moebench.cell import Bench, prepare_cell
         from moebench.measure.latency import Plan, clock_for, measure_rounds
-        from moebench.model import build_decoder
+        from moebench.model.decoder import build_decoder
         from moebench.plan import cells, load_suite
         from moebench.runnable import runnable_cells
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from moebench.experts.gpu.launch import ragged_down, ragged_up
 from moebench.experts.gpu.tiles import Phase, choose_tiles
 from moebench.experts.weights import ExpertWeights, load_backend
-from moebench.flops import count_flops
-from moebench.model import build_decoder
+from moebench.model.decoder import build_decoder
+from moebench.model.flops import count_flops
 from moebench.routers.policy import policy
 from moebench.routers.routing import Routing, bounded_routings, build_routers
 from moebench.spec.model import Attention, Gate, ModelSpec

@@ -24,7 +24,7 @@ from moebench.experts.weights import ExpertWeights, activation, known_backends, 
 from moebench.machine import Machine
 from moebench.measure.graph import LEAST_RING
 from moebench.measure.latency import StageTimer
-from moebench.model import KVCache, build_decoder
+from moebench.model.decoder import KVCache, build_decoder
 from moebench.observe import _first_pass, observe
 from moebench.plan import Cell, MeasurePlan, cells, changed, load_suite
 from moebench.routers.routing import Routing

@@ -10,14 +10,14 @@ from torch.nn import functional
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import ExpertWeights, known_backends, load_backend
-from moebench.flops import (
+from moebench.model.decoder import KVCache, build_decoder, training_loss
+from moebench.model.flops import (
     attended_pairs,
     count_flops,
     count_training_flops,
     torch_counter,
     trace_macs,
 )
-from moebench.model import KVCache, build_decoder, training_loss
 from moebench.routers.policy import known_policies, policy
 from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.case import Workload

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moebench.experts.weights import load_backend
-from moebench.model import (
+from moebench.model.decoder import (
     NORM_EPSILON,
     Decoder,
     KVCache,

@@ -19,7 +19,7 @@ from moebench.execution.mixes import Slots, draw_slots
 from moebench.execution.plan import CellPlan
 from moebench.experts.weights import Backend, ExpertWeights, known_backends
 from moebench.measure.memory import available_memory
-from moebench.model import fill_normal
+from moebench.model.decoder import fill_normal
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, Routing, build_routers
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights, known_backends
-from moebench.model import Decoder, KVCache
+from moebench.model.decoder import Decoder, KVCache
 from moebench.routers.policy import policy
 from moebench.routers.routing import Routing, bounded_routings, build_routers, known_builders
 from moebench.spec.model import Gate, ModelSpec

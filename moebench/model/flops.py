@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moebench.experts.weights import Experts, known_backends
-from moebench.model import Decoder, KVCache
+from moebench.model.decoder import Decoder, KVCache
 from moebench.routers.routing import Router
 from moebench.spec.case import Level
 from moebench.units import Flops
