@@ -46,7 +46,7 @@ def measure_cells(
     import torch
 
     from moebench.cell import Bench, prepare_cell
-    from moebench.measure.energy import FULL, QUICK
+    from moebench.measure.energy.meter import FULL, QUICK
     from moebench.model.decoder import build_decoder
     from moebench.observe import failure, observe
 

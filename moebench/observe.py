@@ -18,7 +18,7 @@ from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
 from moebench.experts.weights import known_backends
 from moebench.forecast import case_flops
 from moebench.machine import Machine
-from moebench.measure.energy import EnergyPlan, measure_energy
+from moebench.measure.energy.meter import EnergyPlan, measure_energy
 from moebench.measure.latency import (
     Plan,
     Progress,

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from moebench.measure.energy import EnergyPlan, measure_energy
-from moebench.measure.energy_budget import energy_budget, half_width, student
-from moebench.measure.energy_window import Edge, Window, edge_window, power_integral, stamped
+from moebench.measure.energy.meter import EnergyPlan, measure_energy
+from moebench.measure.energy.rapl import Rapl, rapl_packages
+from moebench.measure.energy.uncertainty import energy_budget, half_width, student
+from moebench.measure.energy.window import Edge, Window, edge_window, power_integral, stamped
 from moebench.measure.nvml import Fault
-from moebench.measure.rapl import Rapl, rapl_packages
 
 CPU = torch.device("cpu")
 SHORT = EnergyPlan(windows=3, length=0.2, idle=0.0, settle=0.05, budget=5.0, patience=0.5)
@@ -204,7 +204,7 @@ def test_a_processor_without_a_counter_gives_none_and_says_why(
     hypervisor: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "moebench.measure.energy.describe_cpu", lambda: SimpleNamespace(hypervisor=hypervisor)
+        "moebench.measure.energy.meter.describe_cpu", lambda: SimpleNamespace(hypervisor=hypervisor)
     )
     energy = measure_energy(work, CPU, powercap=tmp_path / "absent")
     assert energy.joules is None

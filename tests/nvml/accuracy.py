@@ -16,7 +16,7 @@ import numpy as np
 from nvml.loads import Case, Outcome, play, random_case
 from nvml.simulator import Simulator, compile_library
 
-from moebench.measure.energy_result import FULL, QUICK, EnergyPlan
+from moebench.measure.energy.result import FULL, QUICK, EnergyPlan
 
 KINDS = ("steady", "drift", "periodic", "bursts")
 FIRST_SEED = 10_000

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from nvml.simulator import UUID, Simulator, VirtualClock
 
-from moebench.measure.energy_reader import follow, open_board
-from moebench.measure.energy_result import EnergyPlan, energy_of, no_energy
-from moebench.measure.energy_window import Stamps, trace
+from moebench.measure.energy.reader import follow, open_board
+from moebench.measure.energy.result import EnergyPlan, energy_of, no_energy
+from moebench.measure.energy.window import Stamps, trace
 from moebench.measure.nvml import Fault
 from moebench.records.results import Energy
 

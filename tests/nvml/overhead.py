@@ -35,9 +35,9 @@ from nvml.simulator import UUID, compile_library
 
 from moebench.document import markdown, plain_grid
 from moebench.evidence import circumstances, evidence
-from moebench.measure import energy as instrument
-from moebench.measure.energy import QUICK
-from moebench.measure.energy_process import Reader
+from moebench.measure.energy import meter as instrument
+from moebench.measure.energy.meter import QUICK
+from moebench.measure.energy.process import Reader
 from moebench.resampling import Vector, center_limits, trimmed_mean
 
 PAIRS = 400

@@ -11,9 +11,9 @@ import pytest
 import torch
 from nvml.simulator import UUID
 
-from moebench.measure import energy as instrument
-from moebench.measure import energy_process
-from moebench.measure.energy import EnergyPlan, measure_energy
+from moebench.measure.energy import meter as instrument
+from moebench.measure.energy import process as energy_process
+from moebench.measure.energy.meter import EnergyPlan, measure_energy
 from moebench.records.results import Energy
 
 CUDA = torch.device("cuda", 0)
@@ -156,7 +156,7 @@ def test_the_reader_ends_with_the_measurement_even_when_the_work_raises(
 
 def test_the_reader_imports_neither_torch_nor_numpy() -> None:
     program = (
-        "import sys, moebench.measure.energy_reader; print({'torch','numpy'} & {*sys.modules})"
+        "import sys, moebench.measure.energy.reader; print({'torch','numpy'} & {*sys.modules})"
     )
     done = energy_process.subprocess.run(
         [energy_process.sys.executable, "-c", program],

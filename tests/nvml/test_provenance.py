@@ -7,7 +7,7 @@ import pytest
 from nvml.simulator import UUID
 from nvml.test_process import SHORT, scenario
 
-from moebench.measure import energy as instrument
+from moebench.measure.energy import meter as instrument
 from moebench.records.run import load_run
 from moebench.report import main as report
 from moebench.suite import main as suite_verb

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from moebench.measure.energy_budget import energy_budget, half_width
-from moebench.measure.energy_window import (
+from moebench.measure.energy.uncertainty import energy_budget, half_width
+from moebench.measure.energy.window import (
     Stamped,
     Stamps,
     Trace,

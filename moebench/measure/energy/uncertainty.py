@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moebench.measure.energy_window import Window
+from moebench.measure.energy.window import Window
 from moebench.records.results import EnergyBudget
 from moebench.units import Seconds
 

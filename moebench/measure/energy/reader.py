@@ -27,8 +27,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from moebench.measure.energy.rapl import Rapl
 from moebench.measure.nvml import Board, Fault, connect, is_simulated
-from moebench.measure.rapl import Rapl
 
 Emit = Callable[[list[Any]], None]
 

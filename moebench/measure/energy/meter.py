@@ -24,20 +24,13 @@ from typing import Any
 
 import torch
 
-from moebench.measure.energy_process import Reader
-from moebench.measure.energy_result import (
-    AVERAGED,
-    FULL,
-    QUICK,
-    EnergyPlan,
-    energy_of,
-    no_energy,
-)
-from moebench.measure.energy_window import Stamps, trace
+from moebench.measure.energy.process import Reader
+from moebench.measure.energy.rapl import Rapl, rapl_packages
+from moebench.measure.energy.result import AVERAGED, FULL, QUICK, EnergyPlan, energy_of, no_energy
+from moebench.measure.energy.window import Stamps, trace
 from moebench.measure.environment import describe_cpu
 from moebench.measure.latency import Visit
 from moebench.measure.nvml import Fault
-from moebench.measure.rapl import Rapl, rapl_packages
 from moebench.records.results import Energy, Provenance
 from moebench.units import Seconds
 

@@ -38,7 +38,7 @@ class Reader:
         root = str(Path(moebench.__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moebench.measure.energy_reader", kind, str(descriptor), *rest],
+            [sys.executable, "-m", "moebench.measure.energy.reader", kind, str(descriptor), *rest],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(descriptor,),
