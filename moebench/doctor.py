@@ -21,13 +21,7 @@ from pathlib import Path
 import torch
 
 from moebench import terminal
-from moebench.across import relative_latency
-from moebench.document import Paragraph, markdown, plain_grid
-from moebench.evidence import Circumstances, circumstances, evidence, keep
-from moebench.files import make_folder
-from moebench.measure.environment import choose_device, describe_machine
-from moebench.measure.preflight import Finding, inspect_machine
-from moebench.noise import (
+from moebench.compare.noise import (
     LEAST_RUNS,
     NoiseFloor,
     UnchangedRun,
@@ -36,6 +30,12 @@ from moebench.noise import (
     kept_noise_floor,
     kept_unchanged_runs,
 )
+from moebench.compare.runs import relative_latency
+from moebench.document import Paragraph, markdown, plain_grid
+from moebench.evidence import Circumstances, circumstances, evidence, keep
+from moebench.files import make_folder
+from moebench.measure.environment import choose_device, describe_machine
+from moebench.measure.preflight import Finding, inspect_machine
 from moebench.progress import Bar
 from moebench.records.run import load_run, now
 from moebench.selftest import (

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moebench import compare
 from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
+from moebench.compare import pairs
+from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.weights import known_backends
 from moebench.forecast import case_flops
 from moebench.machine import Machine
@@ -44,7 +45,6 @@ from moebench.records.results import (
     Sample,
 )
 from moebench.records.run import now
-from moebench.rounds import MIN_ROUNDS
 from moebench.spec.load import ExpertLoad
 from moebench.units import Seconds, text
 
@@ -235,7 +235,7 @@ def _precise(
             return False
         known = {key: with_work(cell, by_key[key], own) for key, own in samples.items()}
         return all(
-            compare.precise_enough(compare.speedup(known[baseline], other), target)
+            pairs.precise_enough(pairs.speedup(known[baseline], other), target)
             for key, other in known.items()
             if key != baseline
         )
@@ -256,7 +256,7 @@ def _measurement(
     timed = ready.load(workload.num_tokens, timed_steps(cell, samples))
     return Measurement(
         samples=samples,
-        latency=compare.latency(samples),
+        latency=pairs.latency(samples),
         # Stages are those of eager steps: they say nothing about where a graph spends its time.
         by_stage={} if cell.graphs else first.by_stage,
         memory=first.memory,
@@ -329,10 +329,10 @@ def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]
         if key == baseline.key:
             continue
         names = (baseline.router.title, by_key[key].case.router.title)
-        ratios = [compare.speedup(samples[baseline.key], own, names)]
+        ratios = [pairs.speedup(samples[baseline.key], own, names)]
         if floor is not None and floor.key in samples and key != floor.key:
             ratios.append(
-                compare.overhead(
+                pairs.overhead(
                     own,
                     samples[baseline.key],
                     samples[floor.key],

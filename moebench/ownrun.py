@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moebench.across import differences, relative_latency
+from moebench.compare.runs import differences, relative_latency
 from moebench.records.results import Measurement, Record
 from moebench.records.run import KeptRun, load_run
 from moebench.spec.codec import encode

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moebench import terminal
-from moebench.compare import corrected, prediction_error, prediction_errors
+from moebench.compare.pairs import corrected, prediction_error, prediction_errors
+from moebench.compare.rounds import MIN_ROUNDS
 from moebench.document import (
     Block,
     Bullets,
@@ -34,7 +35,6 @@ from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_flo
 from moebench.files import replace_file
 from moebench.records.results import Record
 from moebench.records.run import KeptRun, compares_backends, load_run
-from moebench.rounds import MIN_ROUNDS
 from moebench.spec.codec import encode
 from moebench.table import (
     DASH,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch.nn.functional import linear
 
-from moebench import compare
+from moebench.compare import pairs
 from moebench.measure.latency import Plan, Progress, clock_for, measure_rounds
 from moebench.records.results import Ratio, Sample
 from moebench.units import Seconds
@@ -155,8 +155,8 @@ def experiment(times: Times, most: int, seed: int) -> Ratio:
     tape = Tape()
 
     def precise(samples: Mapping[str, tuple[Sample, ...]]) -> bool:
-        ratio = compare.speedup(samples["first"], samples["second"])
-        return compare.precise_enough(ratio, TARGET)
+        ratio = pairs.speedup(samples["first"], samples["second"])
+        return pairs.precise_enough(ratio, TARGET)
 
     rounds = measure_rounds(
         {"first": tape.case(times[0]), "second": tape.case(times[1])},
@@ -164,7 +164,7 @@ def experiment(times: Times, most: int, seed: int) -> Ratio:
         Plan(budget=1e9, seed=seed, max_warmup_visits=0, max_rounds=most),
         precise,
     )
-    return compare.speedup(rounds.samples["first"], rounds.samples["second"], seed=seed)
+    return pairs.speedup(rounds.samples["first"], rounds.samples["second"], seed=seed)
 
 
 def drifting(times: Times, drift: float) -> Times:

@@ -19,10 +19,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from moebench import __version__, campaign, terminal
+from moebench.compare.noise import kept_noise_floor
 from moebench.cost.calibration import from_datasheet
 from moebench.files import make_folder
 from moebench.forecast import forecast_cells, predictions
-from moebench.noise import kept_noise_floor
 from moebench.plan import (
     Cell,
     Kind,

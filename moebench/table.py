@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moebench.compare import corrected, prediction_error
+from moebench.compare.pairs import corrected, prediction_error
 from moebench.records.results import Caveat, Estimate, Failure, Interval, Ratio, Record
 from moebench.records.run import KeptRun
 from moebench.units import Kind, printable, text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moebench import compare
+from moebench.compare import pairs
 from moebench.records.results import (
     Caveat,
     Energy,
@@ -199,13 +199,13 @@ def measured_cell(
         names = (BASELINE, title)
         ratios = predicted.ratios
         if title != BASELINE:
-            ratios = (compare.speedup(timed[BASELINE], timed[title], names), *ratios)
+            ratios = (pairs.speedup(timed[BASELINE], timed[title], names), *ratios)
         if title in ("ada-k", "adamoe"):
             mean = what.operating_point.mean_k
             floor = timed["top-k k=1"]
-            extra = compare.overhead(timed[title], timed[BASELINE], floor, mean, 2, 1, names)
+            extra = pairs.overhead(timed[title], timed[BASELINE], floor, mean, 2, 1, names)
             ratios = (*ratios, extra)
-        latency = compare.latency(timed[title])
+        latency = pairs.latency(timed[title])
         share = {name: s / own.latency for name, s in own.by_stage.items()}
         stages = {
             n: s * latency.value * float(np.exp(rng.normal(0, 0.1))) for n, s in share.items()

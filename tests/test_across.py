@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 from runs import HERE, timed, without_reference
 
-from moebench.across import compare_runs, relative_latency
-from moebench.compare import main
-from moebench.noise import UnchangedRun, UnchangedRuns, keep_unchanged_run, kept_unchanged_runs
+from moebench.compare.cli import main
+from moebench.compare.noise import (
+    UnchangedRun,
+    UnchangedRuns,
+    keep_unchanged_run,
+    kept_unchanged_runs,
+)
+from moebench.compare.runs import compare_runs, relative_latency
 from moebench.records.results import Reference
 from moebench.records.run import KeptRun, Manifest, Run
 from moebench.spec.case import Launch

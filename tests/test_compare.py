@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from runs import manifest, measured_cell
 
-from moebench import compare
+from moebench.compare import pairs
 from moebench.records.results import Interval, Ratio, Record, Sample
 
 
@@ -31,13 +31,13 @@ def correlated(rng: np.random.Generator, n: int, rho: float, spikes: bool) -> ND
 
 def test_latency_is_total_time_over_total_steps_not_a_mean_of_steps() -> None:
     samples = (Sample(0, 0, 0, 1, 4.0), Sample(1, 0, 1, 3, 6.0))
-    assert compare.latency(samples).value == 2.5
+    assert pairs.latency(samples).value == 2.5
 
 
 def test_samples_of_one_round_are_added_up() -> None:
     split = (Sample(0, 0, 0, 1, 1.0), Sample(0, 3, 1, 1, 3.0), Sample(1, 0, 2, 2, 4.0))
     whole = (Sample(0, 0, 0, 2, 4.0), Sample(1, 0, 2, 2, 4.0))
-    assert compare.latency(split) == compare.latency(whole)
+    assert pairs.latency(split) == pairs.latency(whole)
 
 
 def working(samples: tuple[Sample, ...], work: NDArray[np.float64]) -> tuple[Sample, ...]:
@@ -48,7 +48,7 @@ def test_speedup_is_a_ratio_of_totals_not_of_medians() -> None:
     """Most steps touch one expert, a few touch ten: the median step says nothing."""
     work = np.array([1.0, 1.0, 10.0] * 4)
     target = working(visits(0.5 + work), work)
-    ratio = compare.speedup(visits([2.0] * 12), target)
+    ratio = pairs.speedup(visits([2.0] * 12), target)
     assert ratio.value == pytest.approx(24 / (6 + 48))
     assert ratio.verdict == "slower"
 
@@ -58,8 +58,8 @@ def test_a_delay_of_one_round_moves_no_speedup_and_every_latency() -> None:
     work = np.array([1.0, 2.0, 2.0, 4.0] * 6)
     target = np.where(np.arange(24) == 5, 30.0, 0.25 * work)
     for known in (visits(target), working(visits(target), work)):
-        assert compare.latency(known).value > 1.5
-    ratio = compare.speedup(visits(seconds), working(visits(target), work))
+        assert pairs.latency(known).value > 1.5
+    ratio = pairs.speedup(visits(seconds), working(visits(target), work))
     assert ratio.value == pytest.approx(24 / (0.25 * work.sum()), rel=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_the_interval_holds_the_ratio_of_expected_totals_where_the_work_varies()
         work = np.minimum(rng.geometric(0.6, 24), 8).astype(float)
         one, other = (np.exp(0.03 * correlated(rng, 24, 0.0, True)) for _ in range(2))
         target = working(visits((0.3 + work) * one), work)
-        ratio = compare.speedup(visits(2.3 * other), target, seed=seed)
+        ratio = pairs.speedup(visits(2.3 * other), target, seed=seed)
         truth = 2.3 * 24 / (0.3 + work).sum()
         assert ratio.low is not None and ratio.high is not None
         held.append(ratio.low <= truth <= ratio.high)
@@ -81,7 +81,7 @@ def test_the_interval_holds_the_ratio_of_expected_totals_where_the_work_varies()
 def test_exchanging_the_sides_inverts_ratio_and_interval() -> None:
     rng = np.random.default_rng(1)
     a, b = visits(1 + 0.1 * rng.random(12)), visits(1.3 + 0.1 * rng.random(12))
-    forth, back = compare.speedup(a, b), compare.speedup(b, a)
+    forth, back = pairs.speedup(a, b), pairs.speedup(b, a)
     assert forth.value == pytest.approx(1 / back.value)
     assert forth.low == pytest.approx(1 / back.high, rel=1e-3)
     assert (forth.verdict, back.verdict) == ("slower", "faster")
@@ -89,9 +89,9 @@ def test_exchanging_the_sides_inverts_ratio_and_interval() -> None:
 
 def test_a_drift_common_to_both_sides_cancels() -> None:
     drift = np.exp(np.linspace(0, 1, 16)) * (1 + 0.5 * (np.arange(16) % 3 == 0))
-    ratio = compare.speedup(visits(1.25 * drift), visits(drift))
+    ratio = pairs.speedup(visits(1.25 * drift), visits(drift))
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.25, 1.25, 1.25))
-    alone = compare.latency(visits(drift))
+    alone = pairs.latency(visits(drift))
     assert alone.low is not None and alone.low < 0.8 * alone.value
 
 
@@ -105,13 +105,13 @@ def test_a_drift_common_to_both_sides_cancels() -> None:
 )
 def test_times_of_different_work_are_not_divided(target: tuple[Sample, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compare.speedup(visits([1.0] * 8), target)
+        pairs.speedup(visits([1.0] * 8), target)
 
 
 def test_overhead_is_one_where_the_target_costs_what_its_mean_k_costs() -> None:
     drift = np.linspace(1, 1.2, 10)
     high, low, target = visits(2.0 * drift), visits(1.0 * drift), visits(1.4 * drift)
-    ratio = compare.overhead(target, high, low, mean_k=1.4, k_high=2, k_low=1)
+    ratio = pairs.overhead(target, high, low, mean_k=1.4, k_high=2, k_low=1)
     assert (ratio.kind, ratio.value, ratio.verdict) == ("overhead", pytest.approx(1.0), "same")
 
 
@@ -119,10 +119,10 @@ def test_overhead_at_the_ends_is_the_plain_ratio() -> None:
     rng = np.random.default_rng(2)
     high, low = visits(2 + 0.1 * rng.random(9)), visits(1 + 0.1 * rng.random(9))
     target = visits(1.7 + 0.1 * rng.random(9))
-    at_high = compare.overhead(target, high, low, mean_k=2, k_high=2, k_low=1)
-    at_low = compare.overhead(target, high, low, mean_k=1, k_high=2, k_low=1)
-    assert at_high.value == pytest.approx(1 / compare.speedup(high, target).value)
-    assert at_low.value == pytest.approx(1 / compare.speedup(low, target).value)
+    at_high = pairs.overhead(target, high, low, mean_k=2, k_high=2, k_low=1)
+    at_low = pairs.overhead(target, high, low, mean_k=1, k_high=2, k_low=1)
+    assert at_high.value == pytest.approx(1 / pairs.speedup(high, target).value)
+    assert at_low.value == pytest.approx(1 / pairs.speedup(low, target).value)
     assert at_low.verdict == "slower" and at_high.verdict == "faster"
 
 
@@ -141,23 +141,23 @@ def test_overhead_at_the_ends_is_the_plain_ratio() -> None:
 def test_a_verdict_needs_eight_rounds_and_an_interval_that_excludes_one(
     low: float | None, high: float | None, n: int, expected: str
 ) -> None:
-    assert compare.verdict(low, high, n, "faster") == expected
+    assert pairs.verdict(low, high, n, "faster") == expected
 
 
 def test_one_round_has_a_value_and_no_interval() -> None:
-    ratio = compare.speedup(visits([3.0]), visits([2.0]))
+    ratio = pairs.speedup(visits([3.0]), visits([2.0]))
     assert (ratio.value, ratio.low, ratio.high, ratio.verdict) == (1.5, None, None, "unclear")
-    assert not compare.precise_enough(ratio, 1.0)
+    assert not pairs.precise_enough(ratio, 1.0)
 
 
 def test_precision_is_the_half_width_relative_to_the_value() -> None:
-    assert compare.precise_enough(Interval(2.0, 1.98, 2.02, 0.95), 0.0101)
-    assert not compare.precise_enough(Interval(2.0, 1.98, 2.02, 0.95), 0.0099)
+    assert pairs.precise_enough(Interval(2.0, 1.98, 2.02, 0.95), 0.0101)
+    assert not pairs.precise_enough(Interval(2.0, 1.98, 2.02, 0.95), 0.0099)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
     samples = visits(1 + np.random.default_rng(3).random(20))
-    assert compare.latency(samples, seed=5) == compare.latency(samples, seed=5)
+    assert pairs.latency(samples, seed=5) == pairs.latency(samples, seed=5)
 
 
 def coverage(
@@ -170,7 +170,7 @@ def coverage(
         drift = np.exp(0.03 * np.linspace(-1, 1, n) + 0.02 * correlated(rng, n, 0.8, False))
         baseline = truth * drift * (1 + 0.03 * correlated(rng, n, rho, spikes))
         target = drift * (1 + 0.03 * correlated(rng, n, rho, spikes))
-        ratio = compare.speedup(visits(baseline), visits(target), seed=seed)
+        ratio = pairs.speedup(visits(baseline), visits(target), seed=seed)
         assert ratio.low is not None and ratio.high is not None
         held += ratio.low <= truth <= ratio.high
         decided += ratio.verdict in ("faster", "slower")
@@ -205,7 +205,7 @@ def test_prediction_errors_are_signed_and_grouped() -> None:
         *measured_cell(plan, "moe", ("decode", 1, 1, 1024)),
         *measured_cell(plan, "decoder", ("prefill", 1, 128, 0)),
     ]
-    summaries = compare.prediction_errors(records)
+    summaries = pairs.prediction_errors(records)
     assert [(s.phase, s.level, s.n) for s in summaries] == [
         ("decode", "moe", 5),
         ("prefill", "decoder", 5),
@@ -214,7 +214,7 @@ def test_prediction_errors_are_signed_and_grouped() -> None:
     errors = [r.estimate.latency / r.measurement.latency.value - 1 for r in records[:5]]
     assert summaries[0].median == pytest.approx(sorted(errors)[2])
     assert summaries[0].median_absolute == pytest.approx(sorted(map(abs, errors))[2])
-    assert compare.prediction_errors([]) == ()
+    assert pairs.prediction_errors([]) == ()
 
 
 def test_of_many_rows_only_those_that_stand_up_to_the_number_of_rows_keep_a_verdict() -> None:
@@ -225,14 +225,14 @@ def test_of_many_rows_only_those_that_stand_up_to_the_number_of_rows_keep_a_verd
     def row(index: int, value: float, half_width: float) -> Record:
         case = replace(record.case, router=replace(record.case.router, label=f"row {index}"))
         low, high = value - half_width, value + half_width
-        said = compare.verdict(low, high, 36, "faster")
+        said = pairs.verdict(low, high, 36, "faster")
         ratio = Ratio("speedup", "t", "b", value, low, high, said, 36)
         return replace(record, case=case, ratios=(ratio,))
 
     rows = [row(0, 1.5, 0.05), row(1, 1.03, 0.029)]
     rows += [row(i, 1 + 0.0005 * i, 0.03) for i in range(2, 40)]
     assert [r.ratios[0].verdict for r in rows[:2]] == ["faster", "faster"]
-    verdicts = [r.ratios[0].verdict for r in compare.corrected(rows)]
+    verdicts = [r.ratios[0].verdict for r in pairs.corrected(rows)]
     assert verdicts[:3] == ["faster", "unclear", "unclear"]
-    alone = compare.corrected(rows[1:2])
+    alone = pairs.corrected(rows[1:2])
     assert alone[0].ratios[0].verdict == "faster"

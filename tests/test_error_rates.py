@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from moebench import compare
+from moebench.compare import pairs
+from moebench.compare.intervals import discoveries, p_value
 from moebench.measure.latency import Plan, measure_rounds
 from moebench.records.results import Ratio, Sample
-from moebench.resampling import discoveries, p_value
 from moebench.selftest import Tape
 
 EXPERIMENTS = 200
@@ -66,7 +66,7 @@ def experiments(
         tape = Tape()
 
         def precise(samples: Mapping[str, tuple[Sample, ...]]) -> bool:
-            return compare.precise_enough(compare.speedup(samples["a"], samples["b"]), target)
+            return pairs.precise_enough(pairs.speedup(samples["a"], samples["b"]), target)
 
         rounds = measure_rounds(
             {"a": tape.case(base), "b": tape.case((1 + slowdown) * target_times)},
@@ -74,7 +74,7 @@ def experiments(
             Plan(budget=1e9, seed=seed, max_warmup_visits=0, max_rounds=most),
             precise,
         )
-        ratios.append(compare.speedup(rounds.samples["a"], rounds.samples["b"], seed=seed))
+        ratios.append(pairs.speedup(rounds.samples["a"], rounds.samples["b"], seed=seed))
     return tuple(ratios)
 
 

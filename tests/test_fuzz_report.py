@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.linalg import LinAlgError
 from runs import write_run
 
-from moebench.across import compare_runs
+from moebench.compare.noise import UnchangedRuns
+from moebench.compare.runs import compare_runs
 from moebench.document import markdown, page
-from moebench.noise import UnchangedRuns
 from moebench.ownrun import score_run
 from moebench.records.results import Failure, Record
 from moebench.records.run import KeptRun, Manifest, load_run

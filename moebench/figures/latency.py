@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from moebench.compare import prediction_errors
+from moebench.compare.pairs import prediction_errors
 from moebench.figures.style import (
     BAND,
     INK,

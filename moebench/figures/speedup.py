@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from moebench.compare import SAME_MARGIN
+from moebench.compare.pairs import SAME_MARGIN
 from moebench.figures.style import (
     BAND,
     INK,

@@ -33,12 +33,12 @@ import torch
 from nvml.saying import arguments_of, say
 from nvml.simulator import UUID, compile_library
 
+from moebench.compare.intervals import Vector, center_limits, trimmed_mean
 from moebench.document import markdown, plain_grid
 from moebench.evidence import circumstances, evidence
 from moebench.measure.energy import meter as instrument
 from moebench.measure.energy.meter import QUICK
 from moebench.measure.energy.process import Reader
-from moebench.resampling import Vector, center_limits, trimmed_mean
 
 PAIRS = 400
 SLICE = 0.05

@@ -18,10 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from moebench.noise import LEAST_RUNS, UnchangedRuns
-from moebench.records.results import Measurement, Sample, Verdict
-from moebench.records.run import KeptRun
-from moebench.resampling import (
+from moebench.compare.intervals import (
     center_limits,
     degrees_of_freedom,
     discoveries,
@@ -29,7 +26,10 @@ from moebench.resampling import (
     t_quantile,
     trimmed_mean,
 )
-from moebench.rounds import MIN_ROUNDS, Rounds, expected_seconds
+from moebench.compare.noise import LEAST_RUNS, UnchangedRuns
+from moebench.compare.rounds import MIN_ROUNDS, Rounds, expected_seconds
+from moebench.records.results import Measurement, Sample, Verdict
+from moebench.records.run import KeptRun
 
 THRESHOLD = 0.05
 CPU_FACTS = ("model", "family", "num_cores", "features", "l2_cache", "l3_cache", "hypervisor")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moebench.compare.intervals import Vector
 from moebench.records.results import Sample
-from moebench.resampling import Vector
 
 MIN_ROUNDS = 8
 """Fewer rounds allow no verdict."""

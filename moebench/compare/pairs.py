@@ -3,35 +3,29 @@
 Timings in a row are not independent: clocks, heat and neighbours drift over seconds. Two habits
 keep that out of the results. Every round runs all cases of a cell in random order, so a ratio
 compares times of the same moment and a common drift cancels; and intervals come from resampling
-*blocks* of consecutive rounds (`moebench.resampling`).
+*blocks* of consecutive rounds (`moebench.compare.intervals`).
 
 A ratio is the ratio of total times *without the delays that hit single rounds*. Of every round
 the logarithm of the two times' ratio is taken, less what the rounds' different work accounts for
-(at batch 1 a step touches one expert or five: `moebench.rounds`); the centre of these residuals,
-a trimmed mean, times the ratio of the expected totals is the value. What one router suffers in
-fewer than a third of its rounds and the other never does is trimmed away; the latencies, which
-are plain means, hold it.
+(at batch 1 a step touches one expert or five: `moebench.compare.rounds`); the centre of these
+residuals, a trimmed mean, times the ratio of the expected totals is the value. What one router
+suffers in fewer than a third of its rounds and the other never does is trimmed away; the
+latencies, which are plain means, hold it.
 
-`python -m moebench.compare RUN_A RUN_B` compares runs: see `moebench.across`.
+`python -m moebench.compare RUN_A RUN_B` compares runs: see `moebench.compare.runs`.
 """
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from moebench import terminal
-from moebench.across import THRESHOLD, compare_runs, comparison_text
-from moebench.noise import kept_unchanged_runs
-from moebench.records.results import Interval, Ratio, Record, Sample, Verdict
-from moebench.records.run import load_run
-from moebench.resampling import (
+from moebench.compare.cli import main
+from moebench.compare.intervals import (
     LEVEL,
     Limits,
     Vector,
@@ -42,8 +36,8 @@ from moebench.resampling import (
     ratio_limits,
     trimmed_mean,
 )
-from moebench.rounds import MIN_ROUNDS, Rounds, expected_seconds
-from moebench.spec.codec import encode
+from moebench.compare.rounds import MIN_ROUNDS, Rounds, expected_seconds
+from moebench.records.results import Interval, Ratio, Record, Sample, Verdict
 
 SAME_MARGIN = 0.01
 """Ratios inside 1 +- this are called the same."""
@@ -283,45 +277,6 @@ def _ratio(
 def _exponentials(limits: Limits) -> Limits:
     low, high = limits
     return (None, None) if low is None or high is None else (math.exp(low), math.exp(high))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare two runs; 0 done, 1 a case became slower by more than the threshold, 2 bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moebench.compare",
-        description="Is run B slower than run A? Latencies are divided by the reference operation "
-        "of the same rounds; the machine's noise between runs enters the interval.",
-        epilog="example: python -m moebench.compare results/smoke/epyc/A results/smoke/epyc/B",
-    )
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="directory with manifest.json")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the run that may be slower")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=THRESHOLD,
-        metavar="SHARE",
-        help="a slower case is a regression from this share on (default %(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument(
-        "--force", action="store_true", help="compare different machines or suites, labelled"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        if not 0 < options.threshold < 1:
-            raise ValueError(f"--threshold: found {options.threshold}, expected between 0 and 1")
-        run_a, run_b = load_run(options.run_a), load_run(options.run_b)
-        fingerprint = str(run_b.manifest.environment.get("fingerprint", ""))
-        unchanged = kept_unchanged_runs(fingerprint)
-        found = compare_runs(run_a, run_b, unchanged, options.threshold, options.force)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps({"schema": 1, **encode(found)}, indent=1))
-    else:
-        print(comparison_text(found))
-    return 1 if found.regressions else 0
 
 
 if __name__ == "__main__":
