@@ -31,13 +31,13 @@ from moebench.compare.noise import (
     kept_unchanged_runs,
 )
 from moebench.compare.runs import relative_latency
-from moebench.document import Paragraph, markdown, plain_grid
 from moebench.evidence import Circumstances, circumstances, evidence, keep
 from moebench.files import make_folder
 from moebench.measure.environment import choose_device, describe_machine
 from moebench.measure.preflight import Finding, inspect_machine
 from moebench.progress import Bar
 from moebench.records.run import load_run, now
+from moebench.report.document import Paragraph, markdown, plain_grid
 from moebench.selftest import (
     BANDS,
     FEW_ROUNDS,

@@ -133,7 +133,7 @@ def answered(options: argparse.Namespace) -> str:
             return _document(break_even=[row for rows in cases for row in rows])
         return break_even_text(cases, deployments[0])
     if options.plot is not None:
-        from moebench.figures.forecast import check_format
+        from moebench.report.figures.forecast import check_format
 
         check_format(options.plot)
     answers = []
@@ -287,7 +287,7 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
     Raises:
         ValueError: it cannot be written there.
     """
-    from moebench.figures.forecast import draw_forecasts, save
+    from moebench.report.figures.forecast import draw_forecasts, save
 
     labels = labels_of(answers)
     rows = {label: one.rows for label, one in zip(labels, answers, strict=True)}

@@ -227,7 +227,7 @@ def text(document: Mapping[str, Any]) -> str:
 
 def draw_scores(table: Table, scores: Scores, folder: Path) -> list[Path]:
     """A figure of each device; returns the files."""
-    from moebench.figures.accuracy import Points, draw_accuracy
+    from moebench.report.figures.accuracy import Points, draw_accuracy
 
     quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
     x = "m" if table.kind == "gemm" else "tokens"

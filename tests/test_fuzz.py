@@ -20,9 +20,9 @@ from moebench.cost.kernels.families import read_fits
 from moebench.records.lines import append_lines, read_lines
 from moebench.records.results import Failure, Record
 from moebench.records.run import load_run
+from moebench.report.table import render_text, run_table
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
-from moebench.table import render_text, run_table
 
 SMALL = (("decode", 1, 1, 1024), ("prefill", 1, 128, 0))
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,11 +22,11 @@ from runs import write_run
 
 from moebench.compare.noise import UnchangedRuns
 from moebench.compare.runs import compare_runs
-from moebench.document import markdown, page
 from moebench.ownrun import score_run
 from moebench.records.results import Failure, Record
 from moebench.records.run import KeptRun, Manifest, load_run
-from moebench.report import report_blocks, run_summary, terminal_report, write_report
+from moebench.report.document import markdown, page
+from moebench.report.sections import report_blocks, run_summary, terminal_report, write_report
 from moebench.spec.codec import decode
 
 SMALL = (("decode", 1, 1, 1024),)

@@ -13,14 +13,15 @@ import pytest
 from runs import BASELINE, case, cell_key, manifest, measured_cell, prediction, write_run
 
 from moebench import report
-from moebench.document import Paragraph, markdown, page, plain_grid
-from moebench.figures import draw_figures, executions, foundation
-from moebench.figures.latency import merged_stages
 from moebench.records.results import Caveat, Record
 from moebench.records.run import KeptRun, Run, load_run
+from moebench.report import sections
+from moebench.report.document import Paragraph, markdown, page, plain_grid
+from moebench.report.figures.latency import merged_stages
+from moebench.report.figures.plates import draw_figures, executions, foundation
+from moebench.report.table import Table, run_table, superscript
 from moebench.spec.case import Launch
 from moebench.spec.ops import STAGES
-from moebench.table import Table, run_table, superscript
 from moebench.units import printable
 
 SMALL = (("decode", 1, 1, 1024), ("decode", 16, 1, 1024), ("prefill", 1, 128, 0))
@@ -30,7 +31,7 @@ SMALL = (("decode", 1, 1, 1024), ("decode", 16, 1, 1024), ("prefill", 1, 128, 0)
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reported run of three workloads in which adamoe ran out of memory."""
     directory = write_run(tmp_path_factory.mktemp("results"), SMALL, failing="adamoe")
-    report.write_report(load_run(directory))
+    sections.write_report(load_run(directory))
     return directory
 
 
@@ -82,7 +83,7 @@ def test_a_graph_that_was_launched_eagerly_is_called_eager() -> None:
         caption = re.search(r"(\w+) launches", foundation(run))
         assert caption is not None
         detail = run_table(run).sections[0].detail
-        return detail, caption.group(1), report.run_summary(run)["cases"][0]["launch"]
+        return detail, caption.group(1), sections.run_summary(run)["cases"][0]["launch"]
 
     as_graph = ("1 token a step, context 1024, one CUDA graph", "graph", "graph")
     assert shown("graph") == shown(None) == as_graph
@@ -136,7 +137,7 @@ def test_an_unmeasured_case_keeps_its_prediction(tmp_path: Path) -> None:
     table = run_table(load_run(run.directory))
     assert columns(table, "latency") == ["–"] and columns(table, "predicted") != ["–"]
     assert table.footnotes[-1][1] == "not measured: the run is running"
-    assert report.terminal_report(load_run(run.directory))
+    assert sections.terminal_report(load_run(run.directory))
 
 
 @pytest.mark.parametrize("provenance", ["simulated", "predicted"])
@@ -205,8 +206,8 @@ def test_every_caption_says_what_its_figure_rests_on(written: Path) -> None:
 
 
 def test_where_there_is_energy_it_is_drawn_and_elsewhere_the_reason_is_said() -> None:
-    from moebench.figures.resources import energy_per_token
-    from moebench.figures.speedup import speedup_elsewhere
+    from moebench.report.figures.resources import energy_per_token
+    from moebench.report.figures.speedup import speedup_elsewhere
 
     plan, workload = manifest(), ("decode", 1, 1, 1024)
     metered = kept(measured_cell(plan, "moe", workload, joules=True))
@@ -318,14 +319,14 @@ def test_names_that_are_markup_show_as_text_in_every_report(tmp_path: Path) -> N
         problems=(NASTY,),
     )
     before = set(tmp_path.rglob("*"))
-    written = report.write_report(spoiled)
+    written = sections.write_report(spoiled)
     assert set(tmp_path.rglob("*")) - before == set(written)
     assert all(path.parent == directory for path in written)
     html, plain = ((directory / name).read_text() for name in ("report.html", "report.md"))
     shown = Shown(html)
     assert "script" not in shown.tags and "b" not in shown.tags and "a" not in shown.tags
     assert shown.text.count(printable(NASTY)) > 10
-    for text in (html, plain, report.terminal_report(spoiled)):
+    for text in (html, plain, sections.terminal_report(spoiled)):
         assert "\x1b" not in text and "\u202e" not in text
     # An indented line is code, which Markdown shows as it stands.
     lines = [line for line in plain.splitlines() if not line.startswith("    ")]
@@ -356,7 +357,7 @@ def test_a_report_says_what_ran_while_flops_were_counted_and_which_weights_lie_t
     ]
     said = ("do not see into packed: while they watched, grouped ran", "weights twice")
     for records, is_said in ((plain, False), (packed, True)):
-        text = markdown(report.report_blocks(kept(records), (), ()))
+        text = markdown(sections.report_blocks(kept(records), (), ()))
         assert [words in text for words in said] == [is_said, is_said]
 
 

@@ -11,9 +11,9 @@ from runs import write_run
 
 from moebench import doctor, selftest
 from moebench.compare.noise import NoiseFloor, keep_noise_floor, kept_noise_floor
-from moebench.figures import noise_floor
 from moebench.measure.environment import describe_machine
 from moebench.records.run import KeptRun, load_run
+from moebench.report.figures.plates import noise_floor
 from moebench.selftest import Rate, Selftest, cut, drifting, exact_rate, rates, shuffled
 
 CPU = torch.device("cpu")

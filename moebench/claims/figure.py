@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from moebench.claims.settle import PHASES, Settled
-from moebench.figures.style import INK, MUTED, STYLE, WIDTH, add_legend
+from moebench.report.figures.style import INK, MUTED, STYLE, WIDTH, add_legend
 from moebench.spec.hardware import load_hardware
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")

@@ -18,7 +18,7 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
     from tqdm import tqdm
 
     if plot is not None:
-        from moebench.figures.forecast import check_format
+        from moebench.report.figures.forecast import check_format
 
         check_format(plot)
     claims = [(paper, claim) for paper in load_papers() for claim in paper.claim]
@@ -26,7 +26,7 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
     settled = [settle_claim(paper, claim) for paper, claim in bar]
     if plot is not None:
         from moebench.claims.figure import draw_claims
-        from moebench.figures.forecast import save
+        from moebench.report.figures.forecast import save
 
         save(draw_claims(settled), plot)
         print(f"drawn: {plot}", file=sys.stderr)

@@ -16,15 +16,12 @@ latencies, which are plain means, hold it.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from moebench import terminal
-from moebench.compare.cli import main
 from moebench.compare.intervals import (
     LEVEL,
     Limits,
@@ -277,7 +274,3 @@ def _ratio(
 def _exponentials(limits: Limits) -> Limits:
     low, high = limits
     return (None, None) if low is None or high is None else (math.exp(low), math.exp(high))
-
-
-if __name__ == "__main__":
-    sys.exit(terminal.run(main))

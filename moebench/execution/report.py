@@ -4,16 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench.document import (
-    Block,
-    Bullets,
-    Command,
-    Heading,
-    Paragraph,
-    Picture,
-    markdown,
-    plain_grid,
-)
 from moebench.execution.mixes import REFERENCE
 from moebench.execution.results import CellResult, ExecutionManifest, KeptCells
 from moebench.execution.table import (
@@ -27,8 +17,18 @@ from moebench.execution.table import (
     realisations,
     router_shares,
 )
-from moebench.figures import Plate
 from moebench.files import replace_file
+from moebench.report.document import (
+    Block,
+    Bullets,
+    Command,
+    Heading,
+    Paragraph,
+    Picture,
+    markdown,
+    plain_grid,
+)
+from moebench.report.figures.plates import Plate
 from moebench.units import text
 
 
@@ -182,7 +182,7 @@ def draw(cells: Sequence[CellResult], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from moebench.figures.style import INK, MUTED, OTHER_COLOURS, PAPER_COLOURS, STYLE
+    from moebench.report.figures.style import INK, MUTED, OTHER_COLOURS, PAPER_COLOURS, STYLE
 
     rows = [line for line in lines(cells) if line.mix == "fixed" and line.phase == "forward"]
     default = _defaults(cells)

@@ -34,11 +34,11 @@ from nvml.saying import arguments_of, say
 from nvml.simulator import UUID, compile_library
 
 from moebench.compare.intervals import Vector, center_limits, trimmed_mean
-from moebench.document import markdown, plain_grid
 from moebench.evidence import circumstances, evidence
 from moebench.measure.energy import meter as instrument
 from moebench.measure.energy.meter import QUICK
 from moebench.measure.energy.process import Reader
+from moebench.report.document import markdown, plain_grid
 
 PAIRS = 400
 SLICE = 0.05

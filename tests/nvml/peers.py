@@ -146,7 +146,7 @@ def ours(library: Path) -> dict[str, Any]:
 
 def table(found: Mapping[str, Mapping[str, str]]) -> str:
     """What each of them said in Markdown; columns by name."""
-    from moebench.document import markdown, plain_grid
+    from moebench.report.document import markdown, plain_grid
 
     rows = [(row, *(found[name][row] for name in found)) for row in found["moebench"]]
     titles = ["", *(name.replace("==", " ") for name in PEERS), "moebench"]

@@ -9,7 +9,7 @@ from nvml.test_process import SHORT, scenario
 
 from moebench.measure.energy import meter as instrument
 from moebench.records.run import load_run
-from moebench.report import main as report
+from moebench.report.cli import main as report
 from moebench.suite import main as suite_verb
 
 pytestmark = pytest.mark.usefixtures("calibrated")

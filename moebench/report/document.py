@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from moebench.figures import Plate
+from moebench.report.figures.plates import Plate
 from moebench.units import printable
 
 

@@ -10,7 +10,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moebench.compare.pairs import SAME_MARGIN
-from moebench.figures.style import (
+from moebench.records.results import Ratio, Record
+from moebench.records.run import KeptRun
+from moebench.report.figures.style import (
     BAND,
     INK,
     MUTED,
@@ -23,9 +25,7 @@ from moebench.figures.style import (
     shown,
     titles_of,
 )
-from moebench.records.results import Ratio, Record
-from moebench.records.run import KeptRun
-from moebench.table import ratio
+from moebench.report.table import ratio
 
 
 def speedup_by_batch(run: KeptRun) -> Figure | str:

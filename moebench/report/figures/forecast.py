@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from moebench.figures.style import (
+from moebench.records.results import Forecast
+from moebench.report.figures.style import (
     BASELINE_COLOUR,
     INK,
     MUTED,
@@ -19,7 +20,6 @@ from moebench.figures.style import (
     WIDTH,
     add_legend,
 )
-from moebench.records.results import Forecast
 
 FORMATS = (".png", ".pdf", ".svg")
 MOST_TICKS = 14

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from moebench.figures.style import BAND, INK, MUTED, STYLE
+from moebench.report.figures.style import BAND, INK, MUTED, STYLE
 
 COLUMNS = 2
 PANEL = (4.4, 2.5)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from moebench.records.results import Record
 from moebench.records.run import KeptRun
+from moebench.report.table import measured_only, percent
 from moebench.spec.case import Case
-from moebench.table import measured_only, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,8 +42,8 @@ def draw_figures(run: KeptRun) -> tuple[tuple[Plate, ...], tuple[NoPlate, ...]]:
     # Importing matplotlib takes longer than everything else a report does.
     import matplotlib
 
-    from moebench.figures import latency, resources, speedup
-    from moebench.figures.style import STYLE
+    from moebench.report.figures import latency, resources, speedup
+    from moebench.report.figures.style import STYLE
 
     measured_only(run.records)
     plates: list[Plate] = []

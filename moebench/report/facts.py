@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moebench.document import Grid, plain_grid
-from moebench.table import DASH, percent
+from moebench.report.document import Grid, plain_grid
+from moebench.report.table import DASH, percent
 from moebench.units import Kind, text
 
 FACT_KINDS: Mapping[str, Kind] = {

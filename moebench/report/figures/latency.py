@@ -10,7 +10,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from moebench.compare.pairs import prediction_errors
-from moebench.figures.style import (
+from moebench.records.results import Record
+from moebench.records.run import KeptRun
+from moebench.report.figures.style import (
     BAND,
     INK,
     MUTED,
@@ -29,9 +31,7 @@ from moebench.figures.style import (
     shown,
     titles_of,
 )
-from moebench.records.results import Record
-from moebench.records.run import KeptRun
-from moebench.table import percent
+from moebench.report.table import percent
 from moebench.units import text
 
 MERGED_STAGES = {"dispatch": "experts", "combine": "experts"}

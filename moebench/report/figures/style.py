@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from moebench.records.results import Measurement, Record
 from moebench.records.run import KeptRun
-from moebench.table import LEVELS
+from moebench.report.table import LEVELS
 from moebench.units import Kind, printable, text
 
 NOTHING = "no case was measured"

@@ -5,18 +5,18 @@ Everything comes from the records of a run's directory, so a report can be rebui
     python -m moebench.report results/mixtral/<machine>/<run>
 """
 
-import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench import terminal
 from moebench.compare.pairs import corrected, prediction_error, prediction_errors
 from moebench.compare.rounds import MIN_ROUNDS
-from moebench.document import (
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.files import replace_file
+from moebench.records.results import Record
+from moebench.records.run import KeptRun
+from moebench.report.document import (
     Block,
     Bullets,
     Command,
@@ -29,14 +29,9 @@ from moebench.document import (
     page,
     plain_grid,
 )
-from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.facts import facts_grid, flat
-from moebench.figures import NoPlate, Plate, draw_figures, foundation, noise_floor
-from moebench.files import replace_file
-from moebench.records.results import Record
-from moebench.records.run import KeptRun, compares_backends, load_run
-from moebench.spec.codec import encode
-from moebench.table import (
+from moebench.report.facts import facts_grid, flat
+from moebench.report.figures.plates import NoPlate, Plate, draw_figures, foundation, noise_floor
+from moebench.report.table import (
     DASH,
     LEGEND,
     LEVELS,
@@ -49,6 +44,7 @@ from moebench.table import (
     render_text,
     run_table,
 )
+from moebench.spec.codec import encode
 from moebench.units import printable, text
 
 STOPS = {
@@ -387,36 +383,3 @@ def _run_facts(run: KeptRun) -> dict[str, str]:
         "rests on": foundation(run),
     }
     return facts | dict(m.versions)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Rebuild a run's report; 0 done, 2 bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moebench.report",
-        description="Rebuild report.md, report.html and the figures of a run from its records.",
-        epilog="example: python -m moebench.report results/mixtral/epyc/20261122T130501Z-cb3f0b3",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="directory with manifest.json")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
-    options = parser.parse_args(arguments)
-    try:
-        if compares_backends(options.run):
-            # Imports torch, which reports of other runs never need.
-            from moebench.execution.verb import report_execution
-
-            report_execution(options.run, options.json)
-            return 0
-        run = load_run(options.run)
-        write_report(run)
-        if options.json:
-            print(json.dumps(run_summary(run), indent=1, ensure_ascii=False))
-        else:
-            print(terminal_report(run))
-    except ValueError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(terminal.run(main))

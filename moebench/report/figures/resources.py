@@ -6,7 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from moebench.figures.style import (
+from moebench.records.results import Record
+from moebench.records.run import KeptRun
+from moebench.report.figures.style import (
     MUTED,
     NOTHING,
     PHASE_MARKERS,
@@ -22,8 +24,6 @@ from moebench.figures.style import (
     router_handles,
     titles_of,
 )
-from moebench.records.results import Record
-from moebench.records.run import KeptRun
 
 
 def peak_memory(run: KeptRun) -> Figure | str:
