@@ -2,8 +2,9 @@
 
     python -m moebench.calibrate
 
-runs microbenchmarks here (under two minutes), fits the prices of `moebench.cost.calibration` to
-them and keeps both for the suites, with date, commit, machine fingerprint and the fit's own error.
+runs microbenchmarks here (under two minutes), fits the prices of
+`moebench.predict.layers.calibration` to them and keeps both for the suites, with date, commit,
+machine fingerprint and the fit's own error.
 
     python -m moebench.calibrate --from latencies.csv.gz --from gemm.csv.gz --out calibration/
 
@@ -24,14 +25,20 @@ import numpy as np
 
 from moebench import terminal
 from moebench.cost.kernels.crossval import as_fit, cross_validate, shared_fits, summary
-from moebench.cost.kernels.dense import DenseParameters, dense_time, fit_library
-from moebench.cost.kernels.families import KernelFit, prior_for, write_fits
 from moebench.cost.kernels.fit import Measured, percentage_errors
 from moebench.cost.kernels.groups import dense_groups, groups_of
-from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals, calibrate_widths, write_widths
-from moebench.cost.kernels.layer import layer_time
 from moebench.cost.kernels.table import Table, read_table
 from moebench.files import make_folder
+from moebench.predict.kernels.catalogue import KernelFit, prior_for, write_fits
+from moebench.predict.kernels.dense import DenseParameters, dense_time, fit_library
+from moebench.predict.kernels.intervals import (
+    UNSEEN,
+    Basis,
+    Residuals,
+    calibrate_widths,
+    write_widths,
+)
+from moebench.predict.kernels.layer import layer_time
 from moebench.spec.hardware import load_hardware
 from moebench.units import text
 

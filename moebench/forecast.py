@@ -5,10 +5,10 @@ Everything here is known before anything runs; the suite writes it to disk befor
 
 from collections.abc import Sequence
 
-from moebench.cost.calibration import Calibration
-from moebench.cost.estimate import estimate, peak_memory
 from moebench.experts.catalogue import executing
 from moebench.plan import Cell
+from moebench.predict.layers.calibration import Calibration
+from moebench.predict.layers.price import estimate, peak_memory
 from moebench.records.results import Estimate, Ratio, Record
 from moebench.records.run import now
 from moebench.routers.policy import Policy

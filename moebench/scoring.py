@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.fit import REGIME_NAMES, REGIMES
-from moebench.cost.kernels.samplers import Floats
 from moebench.cost.kernels.table import Table
+from moebench.predict.kernels.intervals import REGIME_NAMES, REGIMES
+from moebench.predict.kernels.samplers import Floats
 
 SCHEMA = 1
 Skipped = Mapping[str, NDArray[np.int64]]

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from moebench import __version__, campaign, terminal
 from moebench.compare.noise import kept_noise_floor
-from moebench.cost.calibration import from_datasheet
 from moebench.files import make_folder
 from moebench.forecast import forecast_cells, predictions
 from moebench.plan import (
@@ -34,6 +33,7 @@ from moebench.plan import (
     suite_path,
     suite_title,
 )
+from moebench.predict.layers.calibration import from_datasheet
 from moebench.progress import Bar
 from moebench.records.results import Record
 from moebench.records.run import (

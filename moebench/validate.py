@@ -27,28 +27,23 @@ from moebench.cost.energy.table import (
     read_energy_table,
 )
 from moebench.cost.kernels.crossval import as_fit, full_fit
-from moebench.cost.kernels.dense import (
-    DenseParameters,
-    dense_time,
-    fit_device,
-    shipped_dense,
-)
-from moebench.cost.kernels.families import KernelFit, shipped_fits
 from moebench.cost.kernels.fit import Measured, fit_siblings, stratified
 from moebench.cost.kernels.groups import Group, dense_groups, groups_of
-from moebench.cost.kernels.layer import layer_time
 from moebench.cost.kernels.leaveout import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
-from moebench.cost.kernels.price import (
+from moebench.cost.kernels.table import Table, read_table
+from moebench.files import make_folder
+from moebench.ownrun import validate_run
+from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
+from moebench.predict.kernels.dense import DenseParameters, dense_time, fit_device, shipped_dense
+from moebench.predict.kernels.layer import layer_time
+from moebench.predict.kernels.price import (
     Calibrated,
     calibrated,
     latency_interval,
     prior_of,
     ratio_interval,
 )
-from moebench.cost.kernels.samplers import Floats
-from moebench.cost.kernels.table import Table, read_table
-from moebench.files import make_folder
-from moebench.ownrun import validate_run
+from moebench.predict.kernels.samplers import Floats
 from moebench.progress import Bar
 from moebench.scoring import (
     Scores,

@@ -400,7 +400,7 @@ def test_code_from_outside_runs_only_where_the_users_own_suite_names_it(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from moebench.plan import load_suite
-    from moebench.predict import main as predict
+    from moebench.predict.cli import main as predict
 
     with_router(suite, "Raising", tmp_path, monkeypatch)
     assert predict(["--router", "failing_routers:Raising"]) == 2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runs import manifest, write_run
 
 from moebench import suite as verb
-from moebench.cost.kernels.families import read_fits
+from moebench.predict.kernels.catalogue import read_fits
 from moebench.records.lines import append_lines, read_lines
 from moebench.records.results import Failure, Record
 from moebench.records.run import load_run

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench import validate
-from moebench.claims import read_paper
-from moebench.cost.energy.calibration import read_energy_fit
-from moebench.cost.kernels.intervals import read_widths
+from moebench.predict.claims.papers import read_paper
+from moebench.predict.energy.calibration import read_energy_fit
+from moebench.predict.kernels.intervals import read_widths
 
 DATA = Path(__file__).resolve().parents[1] / "moebench" / "data"
 LATENCY = {

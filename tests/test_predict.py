@@ -9,11 +9,11 @@ from typing import get_args
 
 import pytest
 
-from moebench.cost.kernels.families import KernelFit, shipped_fits
-from moebench.cost.kernels.intervals import Basis
-from moebench.cost.kernels.price import KERNELS, kernel_named
-from moebench.predict import batch_range, main
-from moebench.prediction import BASIS_TITLES
+from moebench.predict.cli import batch_range, main
+from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
+from moebench.predict.kernels.intervals import Basis
+from moebench.predict.kernels.price import KERNELS, kernel_named
+from moebench.predict.text import BASIS_TITLES
 from moebench.routers.policy import known_policies
 
 

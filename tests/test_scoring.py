@@ -14,8 +14,8 @@ import pytest
 
 from moebench import validate
 from moebench.cost.kernels import leaveout
-from moebench.cost.kernels.intervals import Residuals, unseen_bounds
 from moebench.cost.kernels.table import read_table
+from moebench.predict.kernels.intervals import Residuals, unseen_bounds
 from moebench.scoring import Scores, mean_over_groups
 
 ROW = {

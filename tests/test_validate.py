@@ -72,7 +72,7 @@ def test_unknown_kernels_and_devices_are_priced(
 
 
 def test_the_interval_widens_with_ignorance() -> None:
-    from moebench.cost.kernels.intervals import shipped_widths
+    from moebench.predict.kernels.intervals import shipped_widths
 
     widths = shipped_widths()
     tokens = np.array([1.0, 100.0, 1000.0, 10000.0])
@@ -222,7 +222,7 @@ def test_no_torch_is_imported() -> None:
 
 
 def test_calibrating_writes_what_can_be_read(tmp_path: Path) -> None:
-    from moebench.cost.kernels.families import read_fits
+    from moebench.predict.kernels.catalogue import read_fits
 
     rng = np.random.default_rng(0)
     rows = [
@@ -240,7 +240,7 @@ def test_calibrating_writes_what_can_be_read(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_shipped_file_is_what_the_command_makes(reference: Path, tmp_path: Path) -> None:
-    from moebench.cost.kernels.families import read_fits, shipped_fits
+    from moebench.predict.kernels.catalogue import read_fits, shipped_fits
 
     table = reference / "gpu_moe_latency_dev.csv.gz"
     assert calibrate.main(["--from", str(table), "--out", str(tmp_path)]) == 0

@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.claims import Claim, Layers, Paper, load_papers
-from moebench.claims.arithmetic import (
+from moebench.predict.claims.arithmetic import (
     claim_point,
     claim_policy,
     flops_saved,
     model_flops,
     time_ratio,
 )
-from moebench.claims.verdict import flops_verdict
+from moebench.predict.claims.papers import Claim, Layers, Paper, load_papers
+from moebench.predict.claims.verdict import flops_verdict
 from moebench.routers.policy import policy
 from moebench.spec.model import load_model
 from moebench.spec.ops import total_flops

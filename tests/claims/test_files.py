@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moebench.claims import load_papers, read_paper, rounded
+from moebench.predict.claims.papers import load_papers, read_paper, rounded
 from moebench.routers.policy import known_policies
 
 GOOD = """

@@ -8,18 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moebench.claims import load_papers
-from moebench.claims.say import (
-    FLOPS_TITLES,
-    SPEED_TITLES,
-    UNPRICED_TITLES,
-    document,
-    flops_rows,
-    render,
-    speed_rows,
-    unpriced_rows,
-)
-from moebench.claims.settle import (
+from moebench.predict.claims.papers import load_papers
+from moebench.predict.claims.settle import (
     BATCHES,
     FULL,
     NEWER,
@@ -29,8 +19,18 @@ from moebench.claims.settle import (
     speed_verdict,
     with_reach,
 )
-from moebench.claims.verdict import holds
-from moebench.predict import main
+from moebench.predict.claims.text import (
+    FLOPS_TITLES,
+    SPEED_TITLES,
+    UNPRICED_TITLES,
+    document,
+    flops_rows,
+    render,
+    speed_rows,
+    unpriced_rows,
+)
+from moebench.predict.claims.verdict import holds
+from moebench.predict.cli import main
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
 from moebench.spec.ops import parameters
@@ -181,7 +181,7 @@ def test_the_table_of_the_readme_is_what_the_command_prints(everything: list[Set
 def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     """One paper is enough: whatever is imported is imported for it."""
     code = (
-        "import sys; sys.modules['torch'] = None; from moebench.claims import verb; "
+        "import sys; sys.modules['torch'] = None; from moebench.predict.claims.papers import verb; "
         "papers = [p for p in verb.load_papers() if p.name == 'Expert skipping']; "
         "verb.load_papers = lambda: papers; from moebench.predict import main; "
         f"sys.exit(main(['--claims', '--plot', {str(tmp_path / 'claims.png')!r}]))"
@@ -195,8 +195,8 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
 def test_a_figure_that_cannot_be_written_is_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ada_k: list[Settled]
 ) -> None:
-    monkeypatch.setattr("moebench.claims.verb.load_papers", lambda: (PAPERS["Ada-K"],))
-    monkeypatch.setattr("moebench.claims.verb.settle_claim", lambda *_: ada_k[0])
+    monkeypatch.setattr("moebench.predict.claims.answer.load_papers", lambda: (PAPERS["Ada-K"],))
+    monkeypatch.setattr("moebench.predict.claims.answer.settle_claim", lambda *_: ada_k[0])
     assert main(["--claims", "--plot", "nowhere/claims.png"]) == 2
     error = capsys.readouterr().err
     assert "--plot nowhere/claims.png: cannot be written" in error and error.count("\n") == 1

@@ -3,8 +3,8 @@
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from moebench.claims import Rounded
-from moebench.claims.verdict import batches_in_words, flops_verdict, reach
+from moebench.predict.claims.papers import Rounded
+from moebench.predict.claims.verdict import batches_in_words, flops_verdict, reach
 
 RATIOS = st.floats(0.5, 2.0)
 ORDER = {"beyond": 0, "holds": 1, "surely": 2}

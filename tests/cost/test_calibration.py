@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.cost.calibration import Calibration, MatmulPrices, calibrate, from_datasheet
+from moebench.predict.layers.calibration import Calibration, MatmulPrices, calibrate, from_datasheet
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.ops import LAYOUTS, Layout

@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.cost.serving.communication import all_reduce, all_to_all
-from moebench.cost.serving.deployment import Deployment, cache_bytes, most_loaded_rank, rank_model
-from moebench.cost.serving.memory import rank_memory, rank_parameters
-from moebench.cost.serving.step import step_flops
+from moebench.predict.serving.communication import all_reduce, all_to_all
+from moebench.predict.serving.deployment import (
+    Deployment,
+    cache_bytes,
+    most_loaded_rank,
+    rank_model,
+)
+from moebench.predict.serving.memory import rank_memory, rank_parameters
+from moebench.predict.serving.step import step_flops
 from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k

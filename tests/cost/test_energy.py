@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench import validate
-from moebench.cost.energy.calibration import (
+from moebench.predict.energy.calibration import (
     energy_calibration,
     energy_interval,
     layer_energy,
     power_interval,
     shipped_energy,
 )
-from moebench.cost.energy.cases import PRECISIONS, TASKS, Backbone, Cases, Serving, cases_of
-from moebench.cost.energy.power import (
+from moebench.predict.energy.cases import PRECISIONS, TASKS, Backbone, Cases, Serving, cases_of
+from moebench.predict.energy.power import (
     METADATA,
     PARAMETERS,
     EnergyParameters,
@@ -347,7 +347,7 @@ def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_energy_needs_no_torch() -> None:
     code = (
-        "import sys; from moebench.cost.energy.calibration import energy_calibration; "
+        "import sys; from moebench.predict.energy.calibration import energy_calibration; "
         "energy_calibration('h100-sxm'); assert 'torch' not in sys.modules; "
         "assert 'scipy' not in sys.modules"
     )

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.cost.calibration import from_datasheet
-from moebench.cost.estimate import GRAPH_LAUNCH, estimate, peak_memory, price
-from moebench.cost.kernels.dense import shipped_dense
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.predict.kernels.dense import shipped_dense
+from moebench.predict.layers.calibration import from_datasheet
+from moebench.predict.layers.price import GRAPH_LAUNCH, estimate, peak_memory, price
 from moebench.records.results import Estimate
 from moebench.routers.policy import policy
 from moebench.spec.case import Launch, Workload

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.cost.kernels.families import Kernel
-from moebench.cost.kernels.layer import METADATA, LayerCases, Parameters, layer_time, roofline
-from moebench.cost.kernels.price import KERNELS
-from moebench.cost.kernels.samplers import expected_loads, sampled_loads
+from moebench.predict.kernels.catalogue import Kernel
+from moebench.predict.kernels.layer import METADATA, LayerCases, Parameters, layer_time, roofline
+from moebench.predict.kernels.price import KERNELS
+from moebench.predict.kernels.samplers import expected_loads, sampled_loads
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 SWITCH = 1.03

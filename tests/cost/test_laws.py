@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.families import Kernel
-from moebench.cost.kernels.layer import LayerCases, layer_time, roofline
-from moebench.cost.kernels.price import (
+from moebench.predict.kernels.catalogue import Kernel
+from moebench.predict.kernels.layer import LayerCases, layer_time, roofline
+from moebench.predict.kernels.price import (
     KERNELS,
     Calibrated,
     calibrated,
@@ -21,7 +21,7 @@ from moebench.cost.kernels.price import (
     price,
     ratio_interval,
 )
-from moebench.cost.kernels.samplers import Loads, expected_loads
+from moebench.predict.kernels.samplers import Loads, expected_loads
 from moebench.spec.hardware import HardwareSpec, hardware_names, load_hardware
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
 

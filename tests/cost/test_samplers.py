@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from moebench.cost.kernels.samplers import (
+from moebench.predict.kernels.samplers import (
     BLOCK_ROWS,
     NUM_DRAWS,
     balanced_counts,

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench.cost.serving.around import attention, projections
-from moebench.cost.serving.break_even import break_even
-from moebench.cost.serving.deployment import LEVELS, Deployment
-from moebench.cost.serving.library import library_for
-from moebench.cost.serving.speedup import calibrated_for, forecast
-from moebench.cost.serving.step import EXPERT_STAGES, step
+from moebench.predict.serving.break_even import break_even
+from moebench.predict.serving.decoder import attention, projections
+from moebench.predict.serving.dense import library_for
+from moebench.predict.serving.deployment import LEVELS, Deployment
+from moebench.predict.serving.speedup import calibrated_for, forecast
+from moebench.predict.serving.step import EXPERT_STAGES, step
 from moebench.records.results import Forecast
 from moebench.routers.policy import known_policies, policy
 from moebench.spec.hardware import hardware_names, load_hardware

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moebench.cost.kernels import tiles
+from moebench.predict.kernels import tiles
 
 
 def chosen(

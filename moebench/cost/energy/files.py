@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from moebench.cost.energy.calibration import SHARED, EnergyFit, Origin
-from moebench.cost.energy.cases import PRECISIONS
 from moebench.cost.energy.fit import (
     LeftOut,
     Rows,
@@ -28,8 +26,10 @@ from moebench.cost.energy.fit import (
     widths,
 )
 from moebench.cost.energy.leaveout import dense_backbones_path, has_company, report
-from moebench.cost.energy.power import METADATA, PARAMETERS
 from moebench.cost.energy.table import EnergyTable, read_backbones, read_energy_table
+from moebench.predict.energy.calibration import SHARED, EnergyFit, Origin
+from moebench.predict.energy.cases import PRECISIONS
+from moebench.predict.energy.power import METADATA, PARAMETERS
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy.calibration import SHARED, Error, Widths
-from moebench.cost.energy.cases import Cases, Floats, Names, cases_of
-from moebench.cost.energy.power import (
+from moebench.cost.energy.table import EnergyTable
+from moebench.predict.energy.calibration import SHARED, Error, Widths
+from moebench.predict.energy.cases import Cases, Floats, Names, cases_of
+from moebench.predict.energy.power import (
     METADATA,
     PARAMETERS,
     EnergyParameters,
@@ -26,7 +27,6 @@ from moebench.cost.energy.power import (
     step_time,
     step_traffic,
 )
-from moebench.cost.energy.table import EnergyTable
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 POWER_SPREAD = 0.06

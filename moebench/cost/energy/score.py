@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy.calibration import (
+from moebench.cost.energy.table import EnergyTable, read_backbones, read_energy_table
+from moebench.predict.energy.calibration import (
     EnergyCalibration,
     energy_calibration,
     energy_interval,
     power_interval,
 )
-from moebench.cost.energy.cases import Floats, cases_of
-from moebench.cost.energy.power import power, step_seconds
-from moebench.cost.energy.table import EnergyTable, read_backbones, read_energy_table
+from moebench.predict.energy.cases import Floats, cases_of
+from moebench.predict.energy.power import power, step_seconds
 from moebench.spec.hardware import load_hardware
 from moebench.units import printable
 

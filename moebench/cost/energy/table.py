@@ -13,17 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy.cases import (
-    TASKS,
-    Backbone,
-    Floats,
-    Names,
-    Precision,
-    Serving,
-    Task,
-)
-from moebench.cost.energy.power import limits
 from moebench.cost.kernels.table import check_unique, name_is_sane, read_rows
+from moebench.predict.energy.cases import TASKS, Backbone, Floats, Names, Precision, Serving, Task
+from moebench.predict.energy.power import limits
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import MOST_SIZE
 from moebench.units import nearest

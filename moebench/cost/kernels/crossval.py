@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost.kernels.dense import DenseParameters, shift
-from moebench.cost.kernels.families import Error, KernelFit, Prior, generic_prior, prior_for
 from moebench.cost.kernels.fit import (
     Measured,
     fit_parameters,
     percentage_errors,
+    residuals_on,
     stratified,
     thinned,
 )
-from moebench.cost.kernels.intervals import UNSEEN, Basis, Residuals
-from moebench.cost.kernels.layer import Parameters
-from moebench.cost.kernels.samplers import Floats
+from moebench.predict.kernels.catalogue import Error, KernelFit, Prior, generic_prior, prior_for
+from moebench.predict.kernels.dense import DenseParameters, shift
+from moebench.predict.kernels.intervals import UNSEEN, Basis, Residuals
+from moebench.predict.kernels.layer import Parameters
+from moebench.predict.kernels.samplers import Floats
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 ROWS = 1000
@@ -60,7 +61,7 @@ class HeldOut:
         """
         if self.basis is None:
             raise ValueError(f"{self.experiment!r} belongs to no basis")
-        return Residuals.of(self.basis, self.rows, self.log_error)
+        return residuals_on(self.basis, self.rows, self.log_error)
 
 
 def full_fit(rows: Measured, count: int = ROWS) -> Parameters:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.families import Error, Kernel, Prior
-from moebench.cost.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
-from moebench.cost.kernels.samplers import Floats
+from moebench.predict.kernels.catalogue import Error, Kernel, Prior
+from moebench.predict.kernels.intervals import REGIMES, Basis, Residuals
+from moebench.predict.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
+from moebench.predict.kernels.samplers import Floats
 from moebench.spec.hardware import HardwareSpec
 
 Indices = NDArray[np.int64]
@@ -24,9 +25,6 @@ PARALLEL_NOISE = 0.12
 """The same under expert parallelism, where the load of the fullest rank is one draw of many."""
 SIBLING_SPREAD = 0.15
 """Spread of logarithms between gated and two-matrix experts of one source."""
-REGIMES = ((0, 16), (16, 256), (256, 4096), (4096, 1 << 62))
-"""Token ranges (from exclusive, to inclusive) over which rows are stratified and scores split."""
-REGIME_NAMES = ("1-16", "17-256", "257-4096", ">4096")
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,12 @@ class Measured:
         """log(measured / predicted), warm, as tables are measured."""
         predicted = layer_time(parameters, self.hardware, self.cases, warm=True).seconds
         return np.log(self.seconds / predicted)
+
+
+def residuals_on(basis: Basis, rows: Measured, log_error: Floats) -> Residuals:
+    """Errors on measured rows of one kernel on one device, as intervals are made of."""
+    tokens = rows.cases.num_tokens
+    return Residuals(basis, rows.kernel.family, rows.hardware.name, tokens, log_error)
 
 
 def fit_parameters(rows: Measured, prior: Prior) -> Parameters:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.dense import DenseRows
-from moebench.cost.kernels.families import Kernel
-from moebench.cost.kernels.layer import LayerCases, roofline
-from moebench.cost.kernels.samplers import Floats, sampled_loads
 from moebench.cost.kernels.table import Table
+from moebench.predict.kernels.catalogue import Kernel
+from moebench.predict.kernels.dense import DenseRows
+from moebench.predict.kernels.layer import LayerCases, roofline
+from moebench.predict.kernels.samplers import Floats, sampled_loads
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import BYTES_PER_ELEMENT
 

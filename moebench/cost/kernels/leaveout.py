@@ -20,29 +20,29 @@ from moebench.cost.kernels.crossval import (
     full_fit,
     unseen_devices,
 )
-from moebench.cost.kernels.dense import DenseParameters, shift
-from moebench.cost.kernels.families import KernelFit, Prior, generic_prior, prior_for
 from moebench.cost.kernels.fit import (
     Indices,
     Measured,
     fit_parameters,
     fit_siblings,
+    residuals_on,
     stratified,
     thinned,
 )
-from moebench.cost.kernels.intervals import (
+from moebench.predict.kernels.catalogue import KernelFit, Prior, generic_prior, prior_for
+from moebench.predict.kernels.dense import DenseParameters, shift
+from moebench.predict.kernels.intervals import (
     UNSEEN,
     Basis,
     Bounds,
-    Residuals,
     Widths,
     bounds_of,
     shipped_widths,
     unseen_bounds,
 )
-from moebench.cost.kernels.layer import Parameters
-from moebench.cost.kernels.price import unseen_basis
-from moebench.cost.kernels.samplers import Floats
+from moebench.predict.kernels.layer import Parameters
+from moebench.predict.kernels.price import unseen_basis
+from moebench.predict.kernels.samplers import Floats
 from moebench.spec.hardware import HardwareSpec
 
 LeftOut = Literal["device", "shapes", "both"]
@@ -275,7 +275,7 @@ def _with_interval(
         bounds = known[basis] if known else shipped_widths().latency[basis]["any"]
     else:
         others = [
-            Residuals.of(one.basis, one.rows, one.log_error)
+            residuals_on(one.basis, one.rows, one.log_error)
             for one in parts
             if one.unit != part.unit
         ]

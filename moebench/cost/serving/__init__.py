@@ -1,1 +1,0 @@
-"""Whole steps of a deployment: what stands around the experts, communication, memory, spread."""

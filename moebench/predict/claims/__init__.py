@@ -1,0 +1,1 @@
+"""What papers claim about their routers, counted, predicted and decided."""

@@ -1,0 +1,33 @@
+"""What `python -m moebench.predict --claims` does."""
+
+import json
+import sys
+from pathlib import Path
+
+from moebench.predict.claims.papers import load_papers
+from moebench.predict.claims.settle import settle_claim
+from moebench.predict.claims.text import document, render
+
+
+def claims_text(*, as_json: bool, plot: Path | None) -> str:
+    """Settle the shipped claims, and draw them if asked to.
+
+    Raises:
+        ValueError: the figure cannot be written there.
+    """
+    from tqdm import tqdm
+
+    if plot is not None:
+        from moebench.report.figures.forecast import check_format
+
+        check_format(plot)
+    claims = [(paper, claim) for paper in load_papers() for claim in paper.claim]
+    bar = tqdm(claims, "claims", file=sys.stderr, leave=False, disable=None)
+    settled = [settle_claim(paper, claim) for paper, claim in bar]
+    if plot is not None:
+        from moebench.predict.claims.figure import draw_claims
+        from moebench.report.figures.forecast import save
+
+        save(draw_claims(settled), plot)
+        print(f"drawn: {plot}", file=sys.stderr)
+    return json.dumps(document(settled)) if as_json else render(settled)

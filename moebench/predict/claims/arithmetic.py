@@ -1,0 +1,144 @@
+"""What the FLOPs of the architecture give for a claim, with nothing but shapes.
+
+The count of a whole model: attention, router, routed and shared experts, dense layers and LM
+head, 2 FLOP a multiply-add, no embedding look-up. Attention scores are counted in full, as the
+counters that papers use count them: the masked half is computed and thrown away.
+"""
+
+from dataclasses import dataclass
+
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.predict.claims.papers import Claim, Layers, Paper, Rounded
+from moebench.routers.policy import Policy, policy
+from moebench.spec.case import OperatingPoint, Workload
+from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.ops import (
+    attention_ops,
+    dense_ffn_ops,
+    head_ops,
+    layer_ops,
+    query_width,
+    total_flops,
+)
+from moebench.units import Flops
+
+SHORTEST, LONGEST = 1, 2048
+"""Tokens of a sample where the paper does not say: one token, and a long question."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What counting gives, over what the paper's rounding and silence leave open."""
+
+    value: float
+    """At the printed k and the stated sample (or the shortest): a share saved, or a ratio."""
+    low: float
+    high: float
+    ceiling: float | None
+    """Share that would be saved if the routed experts were all there is; None for ratios."""
+    full_flops: Flops | None
+    """Of the model's own top-k over the sample."""
+
+
+def claim_policy(claim: Claim, k: float | None = None) -> Policy:
+    """The router of a claim, at its own k or another one."""
+    mean = k if k is not None or claim.mean_k is None else claim.mean_k.value
+    options = dict(claim.options)
+    if mean is not None and not claim.k_shares:
+        options |= {"top_k": round(mean)} if claim.router == "top-k" else {"mean_k": mean}
+    return policy(claim.router, options, claim.source)
+
+
+def claim_point(claim: Claim) -> OperatingPoint | None:
+    """How many experts tokens run, where the method says so; None: what the policy says."""
+    if not claim.k_shares:
+        return None
+    return OperatingPoint(claim.k_shares, "imposed", claim.source)
+
+
+def model_flops(
+    model: ModelSpec,
+    router: Policy,
+    num_tokens: int,
+    point: OperatingPoint | None = None,
+    *,
+    head: bool = True,
+) -> Flops:
+    """FLOPs of one forward pass over a sample of `num_tokens`, attention scores in full."""
+    workload = Workload("prefill", "decoder", batch=1, sequence_length=num_tokens)
+    load = router.load(model, num_tokens, point or router.operating_point(model))
+    moe = layer_ops(
+        model,
+        workload,
+        router.ops(model, num_tokens, workload.dtype),
+        load,
+        EXPERT_BACKENDS["grouped"],
+    )
+    dense = (
+        *attention_ops(model, workload),
+        *dense_ffn_ops(model, num_tokens, workload.dtype),
+    )
+    a = model.attention
+    width = query_width(a) + a.num_heads * (a.value_head_dim or a.head_dim)
+    masked = model.num_layers * 2.0 * num_tokens * (num_tokens - 1) / 2 * width
+    return (
+        model.num_moe_layers * total_flops(moe)
+        + model.num_dense_layers * total_flops(dense)
+        + masked
+        + head * total_flops(head_ops(model, num_tokens, workload.dtype))
+    )
+
+
+def flops_saved(paper: Paper, claim: Claim) -> Arithmetic:
+    """Share of the model's FLOPs that the router saves at the published k."""
+    assert claim.model is not None
+    model, base = load_model(claim.model), policy("top-k")
+    lengths = [paper.sample_tokens] if paper.sample_tokens else [SHORTEST, LONGEST]
+    k = claim.mean_k or Rounded(float(model.top_k), 0.0)
+
+    def saved(at: float, tokens: int) -> float:
+        router = claim_policy(claim, at if claim.k else None)
+        own = model_flops(model, router, tokens, claim_point(claim))
+        return 1 - own / model_flops(model, base, tokens)
+
+    ends = [saved(at, tokens) for at in (k.low, k.high) for tokens in lengths]
+    return Arithmetic(
+        value=saved(k.value, lengths[0]),
+        low=min(ends),
+        high=max(ends),
+        ceiling=1 - k.value / model.top_k,
+        full_flops=model_flops(model, base, lengths[0]) if paper.sample_tokens else None,
+    )
+
+
+def time_ratio(claim: Claim) -> Arithmetic | None:
+    """What FLOPs say of a claimed change in training time; None if there is nothing to count.
+
+    The layers alone, one token, attention of the hidden width without its scores: the head and
+    the scores would make any overhead smaller.
+    """
+    if claim.layers is None:
+        ratio = claim.flops_ratio
+        return None if ratio is None else Arithmetic(ratio, ratio, ratio, None, None)
+    model = _model(claim.layers)
+    ratio = model_flops(model, claim_policy(claim), 1, head=False) / model_flops(
+        model, policy("top-k"), 1, head=False
+    )
+    return Arithmetic(ratio, 1.0, ratio, None, None)
+
+
+def _model(layers: Layers) -> ModelSpec:
+    """Layers as a model without a vocabulary; the head is not counted."""
+    return ModelSpec(
+        name="layers",
+        source=layers.source,
+        num_layers=layers.num_layers,
+        hidden_size=layers.hidden_size,
+        intermediate_size=layers.intermediate_size,
+        num_experts=layers.num_experts,
+        top_k=layers.top_k,
+        vocab_size=1,
+        attention=Attention("gqa", num_heads=1, num_kv_heads=1, head_dim=layers.hidden_size),
+        gate=Gate("softmax", renormalise=True),
+        is_gated=layers.is_gated,
+    )

@@ -1,0 +1,253 @@
+"""Settled claims as tables for people and as one JSON document.
+
+The two tables of the summary are Markdown, so that what a README shows is what the command prints.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from moebench.predict.claims.papers import Claim
+from moebench.predict.claims.settle import BATCHES, PHASES, Curve, Settled, held_batches
+from moebench.predict.claims.verdict import holds
+from moebench.spec.codec import encode
+from moebench.spec.hardware import load_hardware
+from moebench.spec.model import load_model
+
+SHOWN = (1, 4, 16, 64, 256, 1024, 4096)
+"""Batches of the detailed tables; the document and the figure have all."""
+FLOPS_TITLES = (
+    "claim", "model", "mean k", "TFLOP of top-k", "FLOPs saved", "counted", "experts alone",
+    "verdict",
+)  # fmt: skip
+SPEED_TITLES = (
+    "claim", "model", "mean k", "claimed", "FLOPs say", "phase", "predicted", "verdict",
+    "H100", "H200", "B200",
+)  # fmt: skip
+UNPRICED_TITLES = ("claim", "quantity", "claimed", "FLOPs say", "verdict")
+HOW = """\
+How a verdict is decided
+- FLOPs saved: counting gives a range, over the rounding of the printed k and, where the paper does
+  not state its sample, over 1 to 2048 tokens. The claim holds if that range meets the printed
+  number. That the FLOPs of the model's own top-k agree shows that the paper counts as we do.
+  "Experts alone" is the share saved if routed experts were all FLOPs: no way of counting
+  gives more.
+- Speed: a claim is a promise of at least that speedup. It holds at a batch if it is inside the
+  prediction's 90 % interval or below it, which is to say that the prediction does not exclude it;
+  surely if it is below all of the interval. It cannot hold if it is above the interval at every
+  batch of both phases. The verdict is on the paper's GPU; the last columns are where the claim
+  would hold on others, or the predicted range where none is claimed.
+- Every speed is of the whole model, composed of its layers, over its own top-k on the same kernel,
+  on the fewest GPUs that hold the bf16 weights: decode of one token a sequence, prefill of whole
+  sequences in one step; the batch is sequences. A batch that does not fit into memory counts for
+  nothing. Experts that no fused kernel runs (a loop over experts) are not what is predicted here.
+- Training time and memory are those of the router over top-k's; FLOPs of the layers alone.
+- Not testable: nothing is claimed, or what is missing is said."""
+
+
+def render(settled: Sequence[Settled]) -> str:
+    """The summary, the curves behind it, and how a verdict is decided."""
+    parts = [
+        markdown(FLOPS_TITLES, flops_rows(settled)),
+        markdown(SPEED_TITLES, speed_rows(settled)),
+        markdown(UNPRICED_TITLES, unpriced_rows(settled)),
+        *(curves_in_words(one) for one in settled if one.curves),
+        caveats_in_words(settled),
+        unstated_in_words(settled),
+        HOW,
+    ]
+    return "\n\n".join(parts)
+
+
+def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
+    """Claims of saved FLOPs against the count."""
+    rows = []
+    for one in settled:
+        claim, counted = one.claim, one.arithmetic
+        if claim.quantity != "flops-saved" or counted is None or counted.ceiling is None:
+            continue
+        rows.append(
+            [
+                f"{one.paper.name}, {_table(claim)}",
+                claim.model or "–",
+                claim.k or "–",
+                _full_flops(one),
+                claim.printed,
+                f"{_percent(counted.value)} [{_percent(counted.low)}, {_percent(counted.high)}]",
+                _percent(counted.ceiling),
+                _verdict(one),
+            ]
+        )
+    return rows
+
+
+def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
+    """Speeds of inference against the prediction, a line for each phase."""
+    rows = []
+    for one in settled:
+        claim = one.claim
+        for phase in PHASES if one.curves else ():
+            own, *others = [curve for curve in one.curves if curve.phase == phase]
+            newer = others if one.paper.hardware else (own, *others)
+            rows.append(
+                [
+                    f"{one.paper.name}{' (fixed k)' * claim.is_control}, {_table(claim)}",
+                    claim.model or "–",
+                    claim.k or str(load_model(claim.model or "").top_k),
+                    f"{claim.printed}×" if claim.printed else "no speed",
+                    _times(one.flops_say),
+                    phase,
+                    f"{_short(own.hardware)} {_range(own)}",
+                    held(own) if own.reach and one.paper.hardware else _verdict(one),
+                    *(held_batches(curve) if curve.reach else _range(curve) for curve in newer),
+                ]
+            )
+    return rows
+
+
+def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
+    """What nobody can predict with what the papers and moebench have."""
+    return [
+        [
+            f"{one.paper.name}, {_table(one.claim)}",
+            one.claim.quantity,
+            f"{one.claim.printed}×" if one.claim.printed else "none",
+            _times(one.flops_say),
+            _verdict(one),
+        ]
+        for one in settled
+        if not one.curves and one.claim.quantity != "flops-saved"
+    ]
+
+
+def held(curve: Curve) -> str:
+    """The verdict on one GPU in one phase."""
+    if not any(map(holds, curve.reach)):
+        return "cannot hold" if any(curve.fits) else "not testable: no batch fits"
+    surely = "" if "surely" in curve.reach else ", surely none"
+    return f"holds at batch {held_batches(curve)}{surely}"
+
+
+def curves_in_words(one: Settled) -> str:
+    """What was predicted for one claim at some batches."""
+    claim = one.claim
+    model = load_model(claim.model or "")
+    claimed = f"claimed {claim.printed}×" if claim.printed else "no speed claimed"
+    first = one.curves[0]
+    lines = [
+        f"{one.paper.name} · {model.name} · {claim.router}"
+        + (f", mean k {claim.k}" if claim.k else f", k = {model.top_k}")
+        + f" · {claimed} · {claim.source}",
+        f"whole model, sequences of {first.tokens} tokens; + holds, ++ surely, ? does not fit",
+    ]
+    if claim.note:
+        lines.append(f"note: {claim.note}")
+    shown = [BATCHES.index(batch) for batch in SHOWN]
+    marks = {"surely": "++", "holds": "+", "beyond": "", "no room": "?"}
+    table = [["", *(f"batch {batch}" for batch in SHOWN)]]
+    for curve in one.curves:
+        reached = curve.reach or ("beyond",) * len(curve.batches)
+        table.append(
+            [
+                f"{curve.devices} x {_short(curve.hardware)} {curve.phase}",
+                *(
+                    f"{curve.speedup[i]:.2f} [{curve.low[i]:.2f}, {curve.high[i]:.2f}]"
+                    f"{marks[reached[i]]:2}"
+                    for i in shown
+                ),
+            ]
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    return "\n".join(lines)
+
+
+def caveats_in_words(settled: Sequence[Settled]) -> str:
+    """What to doubt, once each; that a batch does not fit is said where it does not."""
+    curves = [curve for one in settled for curve in one.curves]
+    caveats = dict.fromkeys(
+        f"⚠ {caveat.kind}: {caveat.seen}; {caveat.meaning}"
+        for curve in curves
+        for caveat in curve.caveats
+        if caveat.kind != "out-of-memory"
+    )
+    return "\n".join(["What the predictions rest on", *caveats])
+
+
+def unstated_in_words(settled: Sequence[Settled]) -> str:
+    """What each paper leaves open."""
+    papers = {one.paper.name: one.paper for one in settled}
+    lines = ["What the papers do not state"]
+    for paper in papers.values():
+        lines.append(f"- {paper.name} ({paper.citation}): {'; '.join(paper.unstated)}")
+    return "\n".join(lines)
+
+
+def document(settled: Sequence[Settled]) -> dict[str, Any]:
+    """One JSON document; times are ratios to the model's own top-k."""
+    return {
+        "schema": 1,
+        "provenance": "predicted",
+        "claims": [
+            {
+                "paper": one.paper.name,
+                "citation": one.paper.citation,
+                "paper_source": one.paper.source,
+                "paper_hardware": one.paper.hardware,
+                "unstated": encode(one.paper.unstated),
+                **encode(one.claim),
+                "value": encode(one.claim.value),
+                "arithmetic": encode(one.arithmetic),
+                "flops_say": one.flops_say,
+                "verdict": one.verdict.answer,
+                "reason": one.verdict.reason,
+                "curves": encode(one.curves),
+            }
+            for one in settled
+        ],
+    }
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up."""
+    lines = [list(titles), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    first, *others = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([first, rule, *others])
+
+
+def _verdict(one: Settled) -> str:
+    answer, reason = one.verdict.answer, one.verdict.reason
+    return f"{answer}: {reason}" if reason and answer != "holds" else answer
+
+
+def _table(claim: Claim) -> str:
+    return claim.source.partition(":")[0]
+
+
+def _full_flops(one: Settled) -> str:
+    """Published and counted FLOPs of the model's own top-k: whether the convention is the same."""
+    published = one.claim.full_flops
+    counted = None if one.arithmetic is None else one.arithmetic.full_flops
+    if published is None or counted is None:
+        return "–"
+    return f"{published / 1e12:.2f} published, {counted / 1e12:.2f} counted"
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _range(curve: Curve) -> str:
+    """Least and most over the batches that fit."""
+    inside = [speedup for speedup, fits in zip(curve.speedup, curve.fits, strict=True) if fits]
+    return f"{min(inside):.2f}–{max(inside):.2f}×" if inside else "does not fit"
+
+
+def _short(hardware: str) -> str:
+    """A machine by its first word: A800 of a800-sxm-80gb."""
+    return load_hardware(hardware).name.partition("-")[0].upper()

@@ -1,0 +1,1 @@
+"""Power of a step and joules a token, fitted to measured deployments."""

@@ -1,0 +1,204 @@
+"""What is served and how, as facts: backbones, servings, and both as arrays over cases.
+
+Nothing here is fitted. Bytes and FLOPs that a step needs follow in `moebench.predict.energy.power`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Names = NDArray[Any]
+"""Arrays of strings, of whatever length."""
+Precision = Literal["bfloat16", "fp8", "fp8-block", "mxfp4"]
+Task = Literal["gpqa", "lm-arena-chat", "chat", "sourcegraph-fim", "image-chat", "video-chat"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+TASKS: tuple[Task, ...] = get_args(Task)
+
+EXPERT_BYTES: Mapping[Precision, float] = {
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8-block": 1.0,
+    "mxfp4": 4.25 / 8,
+}
+"""Bytes of an expert weight; mxfp4 has one 8-bit scale for 32 weights."""
+OTHER_BYTES: Mapping[Precision, float] = {
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8-block": 1.0,
+    "mxfp4": 2.0,
+}
+"""Bytes of any other weight; mxfp4 checkpoints quantise experts only."""
+ACTIVATION_BYTES = 2
+"""Activations and KV cache are bfloat16."""
+EXPERT_MATRICES = 3
+"""Gate, up and down projection."""
+LEAST_PRECISION_PEAK: Mapping[Precision, tuple[str, ...]] = {
+    "bfloat16": ("bfloat16",),
+    "fp8": ("float8", "bfloat16"),
+    "fp8-block": ("float8", "bfloat16"),
+    "mxfp4": ("bfloat16",),
+}
+"""Which datasheet peak arithmetic on the weights runs at; the first that the GPU has. Weights in
+mxfp4 are widened to bfloat16 on the way."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Facts of a text decoder, as its published configuration has them."""
+
+    name: str
+    moe_layers: int
+    dense_layers: int
+    hidden_size: int
+    num_experts: int
+    """0 without MoE layers."""
+    top_k: int
+    intermediate_size: int
+    """Width of one expert."""
+    attention_heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    total_parameters: float
+    active_parameters: float
+    cache_elements_per_token: float
+    """Over all layers."""
+
+    @property
+    def num_layers(self) -> int:
+        return self.moe_layers + self.dense_layers
+
+    @property
+    def expert_parameters(self) -> float:
+        """Of one expert in one layer."""
+        return float(EXPERT_MATRICES * self.hidden_size * self.intermediate_size)
+
+    @property
+    def other_parameters(self) -> float:
+        """Read once a step whatever the routing: all but experts and the input embedding."""
+        experts = self.moe_layers * self.num_experts * self.expert_parameters
+        embedding = self.vocab_size * self.hidden_size
+        return max(self.total_parameters - experts - embedding, float(embedding))
+
+    @property
+    def cache_shards(self) -> float:
+        """Ranks over which tensor parallelism can split the cache; beyond that it replicates.
+
+        A latent cache, smaller than keys and values of all KV heads, has no heads to split.
+        """
+        full = 2 * self.kv_heads * self.head_dim * self.num_layers
+        return 1.0 if self.cache_elements_per_token < 0.9 * full else float(self.kv_heads)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One way to serve a backbone."""
+
+    backbone: Backbone
+    precision: Precision
+    task: Task
+    """What the requests are like: decides the prompt length, which nobody published."""
+    num_gpus: int
+    batch: float
+    """Sequences in flight."""
+    output_tokens: float
+    """Tokens written for each request, mean."""
+    data_parallel: int = 1
+    """Copies of all weights but the experts."""
+    old_engine: bool = False
+    """A serving engine of early 2024 (vLLM 0.4), whose host costs more for every sequence."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Many servings as arrays over cases; everything that needs no coefficient."""
+
+    layers: Floats
+    moe_layers: Floats
+    hidden: Floats
+    experts: Floats
+    top_k: Floats
+    expert_bytes: Floats
+    """[cases] of one expert of one layer."""
+    other_bytes: Floats
+    """[cases] of every other weight, on one GPU."""
+    expert_flops: Floats
+    """[cases] of one token through its experts, all GPUs together."""
+    other_flops: Floats
+    """[cases] of one token through all other weights."""
+    weight_memory: Floats
+    """[cases] bytes of weights that one GPU holds."""
+    context_flops: Floats
+    """[cases] of one token for each token of context."""
+    cache_bytes: Floats
+    """[cases] of one token of context, on one GPU, replicas counted."""
+    num_gpus: Floats
+    batch: Floats
+    output_tokens: Floats
+    precision: NDArray[np.int64]
+    """[cases] index into PRECISIONS."""
+    task: NDArray[np.int64]
+    """[cases] index into TASKS."""
+    old_engine: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: Any) -> "Cases":
+        return Cases(*(getattr(self, entry.name)[index] for entry in dataclasses.fields(self)))
+
+
+def cases_of(servings: Sequence[Serving]) -> Cases:
+    """Servings as arrays.
+
+    Raises:
+        ValueError: no serving, or a count that is not positive.
+    """
+    if not servings:
+        raise ValueError("servings: found none, expected at least one")
+    columns: dict[str, list[float]] = {}
+    for one in servings:
+        for name, value in _case(one).items():
+            columns.setdefault(name, []).append(value)
+    return Cases(
+        **{name: np.array(values, dtype=np.float64) for name, values in columns.items()},
+        precision=np.array([PRECISIONS.index(one.precision) for one in servings], dtype=np.int64),
+        task=np.array([TASKS.index(one.task) for one in servings], dtype=np.int64),
+        old_engine=np.array([one.old_engine for one in servings], dtype=np.bool_),
+    )
+
+
+def _case(one: Serving) -> dict[str, float]:
+    """The numbers of one serving by their names in `Cases`."""
+    b = one.backbone
+    for name in ("num_gpus", "batch", "output_tokens", "data_parallel"):
+        if not getattr(one, name) > 0:
+            raise ValueError(f"{name}: found {getattr(one, name)}, expected a positive number")
+    expert = EXPERT_BYTES[one.precision] * b.expert_parameters
+    other = OTHER_BYTES[one.precision] * b.other_parameters * one.data_parallel / one.num_gpus
+    experts = b.moe_layers * b.num_experts * expert / one.num_gpus
+    active = b.active_parameters - b.vocab_size * b.hidden_size
+    chosen = b.moe_layers * b.top_k * b.expert_parameters
+    shards = min(float(one.num_gpus), b.cache_shards * one.data_parallel)
+    return {
+        "layers": b.num_layers,
+        "moe_layers": b.moe_layers,
+        "hidden": b.hidden_size,
+        "experts": max(b.num_experts, 1),
+        "top_k": b.top_k,
+        "expert_bytes": expert,
+        "other_bytes": other,
+        "expert_flops": 2 * chosen,
+        "other_flops": 2 * max(active - chosen, float(b.hidden_size)),
+        "weight_memory": experts + other,
+        "context_flops": 4.0 * b.attention_heads * b.head_dim * b.num_layers,
+        "cache_bytes": ACTIVATION_BYTES * b.cache_elements_per_token / shards,
+        "num_gpus": one.num_gpus,
+        "batch": one.batch,
+        "output_tokens": one.output_tokens,
+    }

@@ -1,0 +1,355 @@
+"""Which kernels exist, what is publicly known of each, and what has been fitted for it.
+
+A kernel is what a framework's release runs for one kind of expert. Kernels of one *family* share
+their matmul code, so what is known of one on one device says much about the others: that is the
+prior of `prior_for`, a log-normal one for every parameter.
+"""
+
+import functools
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moebench.predict.kernels import tiles as tile_rules
+from moebench.predict.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, Traits
+from moebench.predict.kernels.samplers import Collector, Floats, Loads
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.schema import from_mapping
+
+STRANGER_WEIGHT = 0.02
+"""Weight of a fit of another family in a kernel's own parameters, of one of the same being 1."""
+FRAMEWORK_STRANGER_WEIGHT = 0.2
+"""The same for the overheads of the framework."""
+FLOOR_SPREAD = 0.2
+"""Least spread of a prior, as far as the parameter's own generic spread is not smaller."""
+SAME_GENERATION = 3.0
+"""Weight of a fit whose device feeds its tensor cores by the same instruction."""
+SAME_CAPABILITY = 10.0
+"""The same on a device of the same compute capability: the multiprocessors are equal."""
+SAME_KERNEL = 3.0
+"""The same of this very kernel, on any device."""
+SAME_CODE = 10.0
+"""On top of both: the same instructions on the same multiprocessors, so what differs is in the
+spec sheet. Dense matmuls say so too: H100 and H200 reach shares of their peak and bandwidth that
+are within 0.5 % of each other."""
+CLOCK_EXPONENT = -1.0
+"""Overheads are chains of instructions: they take as many clocks on one device as on another."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One grouped-matmul implementation as one release of a framework runs it."""
+
+    framework: str
+    version: str
+    source: str
+    """The tables' `kernel_source`: which code path ran."""
+    matrices: int = 3
+    """3 for gated experts, 2 otherwise."""
+    dtype: str = "bfloat16"
+    """Of the weights."""
+
+    @property
+    def family(self) -> str:
+        """Triton, cutlass or trtllm-gen; a source that names none gets its framework's usual."""
+        return self._recognised or ("cutlass" if self.framework == "trtllm" else "triton")
+
+    @property
+    def is_recognised(self) -> bool:
+        """Whether the source names a family; otherwise the prediction deserves a caveat."""
+        return self._recognised is not None
+
+    @property
+    def _recognised(self) -> str | None:
+        source = self.source.lower()
+        if "triton" in source or source == "vllm_fused_moe":
+            return "triton"
+        if "cutlass" in source or source.startswith("moe_torch_flow"):
+            return "cutlass"
+        return "trtllm-gen" if "trtllm" in source else None
+
+    @property
+    def generation(self) -> str:
+        """Framework and, for vllm, whether the router's softmax belongs to the measured call."""
+        if self.framework != "vllm":
+            return self.framework
+        release = [int(part) for part in re.findall(r"\d+", self.version)[:2]]
+        return "vllm from 0.20" if release >= [0, 20] else "vllm before 0.20"
+
+    @property
+    def collector(self) -> Collector:
+        """Which state of the benchmark drew this kernel's routing."""
+        if self.generation == "vllm from 0.20":
+            return "vllm 0.24"
+        return "early" if self.framework == "vllm" else "current"
+
+    @property
+    def label(self) -> str:
+        """File name and table entry: "vllm-0.24.0-triton-bfloat16-gated"."""
+        kind = "gated" if self.matrices == 3 else "ungated"
+        return f"{self.framework}-{self.version}-{self.short}-{self.dtype}-{kind}"
+
+    @property
+    def short(self) -> str:
+        """The source, shortened to what tells it from the others of its framework."""
+        if self.family == "cutlass" and "flashinfer" in self.source:
+            return "flashinfer-cutlass"
+        return self.family
+
+    def traits(self, hardware: HardwareSpec) -> Traits:
+        is_triton = self.family == "triton"
+        return Traits(
+            can_skip_sort=self.framework == "vllm",
+            handles_all_copies=is_triton and self.framework == "vllm",
+            loads_by_element=is_triton,
+            permutes_copies=self.family == "cutlass",
+            uses_tensor_memory=is_triton and mma_generation(hardware) == "tcgen05",
+        )
+
+    def cases(
+        self,
+        hardware: HardwareSpec,
+        loads: Loads,
+        *,
+        num_tokens: Floats,
+        hidden_size: Floats,
+        inner_size: Floats,
+        top_k: Floats,
+        num_experts: Floats,
+        expert_parallel: Floats,
+    ) -> LayerCases:
+        """Calls of the layer as this kernel runs them on the device; arrays over cases."""
+        if self.family == "triton":
+            tiles = tile_rules.triton(
+                self.framework,
+                self.version,
+                hardware.nvml_names,
+                self.dtype,
+                num_tokens,
+                num_experts // expert_parallel,
+                inner_size,
+            )
+        elif self.family == "trtllm-gen":
+            tiles = tile_rules.trtllm_gen(num_tokens * top_k / num_experts)
+        else:
+            tiles = tile_rules.autotuned(len(num_tokens))
+        return LayerCases(
+            num_tokens,
+            hidden_size,
+            inner_size,
+            top_k,
+            num_experts,
+            expert_parallel,
+            np.full(len(num_tokens), float(self.matrices)),
+            loads,
+            tiles,
+            self.dtype,
+            self.traits(hardware),
+        )
+
+
+def mma_generation(hardware: HardwareSpec) -> str:
+    """The instruction that feeds the tensor cores: what kernels of one device owe to another's.
+
+    Compute capability 9 has `wgmma`, 10 `tcgen05` with tensor memory; all others, also the
+    graphics chips of capability 12, have `mma.sync`.
+    """
+    major = (hardware.compute_capability or "8.0").split(".")[0]
+    return {"9": "wgmma", "10": "tcgen05"}.get(major, "mma.sync")
+
+
+@dataclass(frozen=True)
+class Error:
+    """How well a fit describes the rows it was made from, in percent."""
+
+    mape: float
+    median_ape: float
+    p90_ape: float
+
+
+@dataclass(frozen=True)
+class KernelFit:
+    """Parameters of one kernel on one device, and where they came from."""
+
+    kernel: Kernel
+    system: str
+    """Shipped hardware name."""
+    parameters: Parameters
+    rows: int
+    """Measured rows that were fitted."""
+    shapes: tuple[str, ...]
+    """Model shapes among them, "hidden x inner, k of N"."""
+    smallest_batch: int
+    largest_batch: int
+    """Range of tokens per step that was measured."""
+    error: Error
+    table: str
+    """File name of the measurements."""
+    table_sha256: str
+    date: str
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed of a kernel's parameters before its own rows: independent log-normals."""
+
+    mean: Mapping[str, float]
+    """Of the logarithms, SI units."""
+    spread: Mapping[str, float]
+    """Standard deviations of the logarithms."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """The median of the prior."""
+        return Parameters(
+            **{n: min(math.exp(self.mean[n]), METADATA[n]["ceiling"]) for n in PARAMETERS}
+        )
+
+
+def generic_prior() -> Prior:
+    """What holds for any kernel on any GPU, before anything was measured."""
+    return Prior(
+        {name: math.log(METADATA[name]["typical"]) for name in PARAMETERS},
+        {name: METADATA[name]["spread"] for name in PARAMETERS},
+    )
+
+
+def prior_for(
+    kernel: Kernel,
+    hardware: HardwareSpec,
+    fits: Iterable[KernelFit],
+    machines: Mapping[str, HardwareSpec],
+    dense_shift: Mapping[str, Mapping[str, float]] | None = None,
+) -> Prior:
+    """Weighted mean and spread of what other fits found, carried over to this device.
+
+    Args:
+        kernel: what is asked for.
+        hardware: the device.
+        fits: of any kernels on any devices; near ones weigh more.
+        machines: spec sheets of the fits' systems.
+        dense_shift: for each system, the logarithms of parameters on this device over those
+            on that system, as its dense matmuls tell them.
+    """
+    found = list(fits)
+    if not found:
+        return generic_prior()
+    own = mma_generation(hardware)
+    clock = hardware.clock or 1.0
+    mean, spread = {}, {}
+    for name in PARAMETERS:
+        meta = METADATA[name]
+        weights, spread_weights, values = [], [], []
+        for fit in found:
+            machine = machines[fit.system]
+            value = math.log(getattr(fit.parameters, name))
+            if meta["paced"]:
+                value += CLOCK_EXPONENT * math.log(clock / (machine.clock or clock))
+            if dense_shift:
+                value += dense_shift.get(fit.system, {}).get(name, 0.0)
+            values.append(value)
+            is_equal = machine.compute_capability == hardware.compute_capability
+            weight = _nearness(kernel, fit.kernel, meta["scope"])
+            if meta["scope"] == "kernel" and mma_generation(machine) == own:
+                weight *= SAME_GENERATION
+            if fit.kernel == kernel:
+                weight *= SAME_KERNEL * (SAME_CODE if is_equal else 1)
+            spread_weights.append(weight)
+            if meta["scope"] == "kernel" and is_equal:
+                weight *= SAME_CAPABILITY
+            weights.append(weight)
+        w, around = (np.array(each) / np.sum(each) for each in (weights, spread_weights))
+        mean[name] = float(w @ np.array(values))
+        # How much kernels differ is not known better because one device's weigh more.
+        variance = float(around @ (np.array(values) - mean[name]) ** 2)
+        floor = min(0.5 * meta["spread"], FLOOR_SPREAD)
+        spread[name] = math.sqrt(variance + floor**2)
+    return Prior(mean, spread)
+
+
+def _nearness(one: Kernel, other: Kernel, scope: str) -> float:
+    """How much a fit of `other` says about `one`."""
+    same_family = one.family == other.family
+    same_framework = one.generation == other.generation
+    nearness = 3.0 if one.dtype == other.dtype else 1.0
+    if scope == "framework":
+        nearness *= 1.0 if same_family else FRAMEWORK_STRANGER_WEIGHT
+        return (
+            nearness * (6 if same_framework else 1) * (2 if one.matrices == other.matrices else 1)
+        )
+    nearness *= 1.0 if same_family else STRANGER_WEIGHT
+    nearness *= 2 if same_family and same_framework else 1
+    return nearness * (1.5 if one.matrices == other.matrices else 1)
+
+
+@functools.cache
+def shipped_fits() -> tuple[KernelFit, ...]:
+    """Every fit in data/kernels."""
+    folder = files("moebench") / "data" / "kernels"
+    found: list[KernelFit] = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".toml") and entry.name not in ("intervals.toml", "dense.toml"):
+            found += read_fits(entry.read_text(encoding="utf-8"), f"kernels/{entry.name}")
+    return tuple(found)
+
+
+def read_fits(text: str, where: str) -> list[KernelFit]:
+    """The fits of one kernel file.
+
+    Raises:
+        ValueError: not TOML, or a key that is unknown, missing or ill-typed.
+    """
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid TOML: {error}") from error
+    kernel, entries = table.get("kernel", {}), table.get("fit", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{where}: fit: found {entries!r:.80}, expected [[fit]] tables")
+    return [
+        from_mapping(KernelFit, {"kernel": kernel, **entry}, f"{where}: [[fit]] {number}")
+        for number, entry in enumerate(entries, start=1)
+    ]
+
+
+def write_fits(fits: Iterable[KernelFit], folder: Path) -> list[Path]:
+    """One TOML file for each kernel, with one `[[fit]]` for each device.
+
+    Returns:
+        The files written.
+    """
+    by_kernel: dict[Kernel, list[KernelFit]] = {}
+    for fit in fits:
+        by_kernel.setdefault(fit.kernel, []).append(fit)
+    paths = []
+    for kernel, members in by_kernel.items():
+        lines = ["# Written by `python -m moebench.calibrate --from TABLE`; SI units.", "[kernel]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in asdict(kernel).items()]
+        for fit in sorted(members, key=lambda fit: fit.system):
+            entry = asdict(fit)
+            del entry["kernel"]
+            nested = {key: entry.pop(key) for key in ("parameters", "error")}
+            lines += ["", "[[fit]]", *(f"{key} = {_toml(value)}" for key, value in entry.items())]
+            for key, values in nested.items():
+                lines += [f"[fit.{key}]", *(f"{n} = {_toml(v)}" for n, v in values.items())]
+        path = folder / f"{kernel.label}.toml"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, float):
+        return f"{value:.4g}" if "." in f"{value:.4g}" or "e" in f"{value:.4g}" else f"{value:.1f}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return str(value)

@@ -1,0 +1,378 @@
+"""The latency of one MoE layer on a GPU, from its shape, its load, its tiles and a spec sheet.
+
+Each of the two grouped matmuls costs the p-norm of four times that overlap imperfectly: tensor
+cores, L2 to SM traffic, DRAM traffic, and the latency of a chain of thread blocks. Around them
+stand launches, the traffic of the elementwise kernels and the cost of sorting token copies. The
+weights that a call touches come from DRAM, or, when a benchmark replays the same call, partly
+from L2: that is `warm`, off in every prediction for deployment.
+
+All sizes in bytes and all times in seconds; every function works on arrays over cases.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moebench.predict.kernels.samplers import BLOCK_ROWS, Floats, Loads
+from moebench.predict.kernels.tiles import Tiles
+from moebench.spec.hardware import HardwareSpec
+from moebench.units import BYTES_PER_ELEMENT
+
+ACTIVATION_BYTES = 2
+"""Activations are bfloat16 in every measured kernel; fp8 kernels quantise them on the way in."""
+REGISTERS = 65536
+"""32-bit registers of one streaming multiprocessor, every NVIDIA generation since Kepler."""
+WARP = 32
+ADDRESSING_REGISTERS = 48
+"""Registers of a thread besides its accumulator."""
+UNPIPELINED_REGISTERS = 64
+"""The same where operands pass through registers, besides the operands themselves."""
+ALIGNMENT = 16
+"""Elements: Triton vectorises loads of rows whose stride it knows to be a multiple of this."""
+SECTOR_DEPTH = 32
+"""Elements of a row in one step that fill only half of a 128-byte line."""
+SCALE_GROUP = 128
+"""Activations of a token that share a scale where weights are scaled in blocks of 128 x 128."""
+CHUNK = 32768
+"""Cases priced at a time, so that temporaries stay in cache."""
+
+
+def _parameter(
+    typical: float,
+    spread: float,
+    unit: str,
+    scope: Literal["kernel", "framework"] = "kernel",
+    ceiling: float = float("inf"),
+    paced: bool = False,
+) -> Any:
+    """A fitted positive number.
+
+    Args:
+        typical: median of the log-normal prior where nothing was measured.
+        spread: standard deviation of its logarithm.
+        unit: "s", "B/clock", ... or "" for a ratio.
+        scope: whether it belongs to the matmul kernel or to the framework around it.
+        ceiling: physical upper bound.
+        paced: a chain of instructions, which takes as many clocks on any device.
+    """
+    prior = {"typical": typical, "spread": spread, "unit": unit, "ceiling": ceiling}
+    return field(default=typical, metadata=prior | {"scope": scope, "paced": paced})
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is fitted for one kernel on one device; none names a device or a shape."""
+
+    launch: float = _parameter(8e-6, 0.6, "s", "framework", paced=True)
+    """Everything of a call that does not grow: kernel starts, top-k, the graph's own gaps."""
+    sort: float = _parameter(3e-6, 0.6, "s", "framework", paced=True)
+    """Sorting the token copies by expert, where the framework can skip it."""
+    parallel: float = _parameter(2e-6, 1.0, "s", "framework", paced=True)
+    """Extra kernels under expert parallelism: mapping ids, clearing outputs."""
+    copy: float = _parameter(2e-10, 1.2, "s", "framework", paced=True)
+    """Per token copy: sorting and permuting."""
+    expert: float = _parameter(5e-9, 1.2, "s", "framework", paced=True)
+    """Per expert of the rank: histogram and prefix sum."""
+    quantise: float = _parameter(70.0, 1.0, "clock", "framework")
+    """Of one SM for `SCALE_GROUP` activations that become fp8 with a scale of their own: a warp
+    reduces and rescales them, which takes longer than their bytes."""
+    activation_traffic: float = _parameter(1.3, 0.4, "", "framework")
+    """Bytes that the elementwise kernels and activations really move over the minimum."""
+    top1_launch: float = _parameter(3e-6, 0.7, "s", "framework", paced=True)
+    """Extra kernels of top-1 models, which scale the input by the router weight first."""
+    top1_passes: float = _parameter(1.0, 0.8, "", "framework")
+    """Extra passes over the input in those kernels."""
+    gemm: float = _parameter(1.5e-6, 0.5, "s", paced=True)
+    """Start of one grouped matmul: descriptors, first loads, last stores."""
+    block: float = _parameter(1.5e-6, 0.6, "s", paced=True)
+    """Start and end of one thread block."""
+    tensor_memory: float = _parameter(1e-6, 0.7, "s")
+    """The same again where the accumulator lives in tensor memory (compute capability 10)."""
+    round_trip: float = _parameter(0.75e-6, 0.4, "s")
+    """One load from DRAM, start to use."""
+    l2_round_trip: float = _parameter(0.1, 0.6, "", ceiling=1.0)
+    """A load from L2 over one from DRAM, beyond what the step itself hides."""
+    bandwidth: float = _parameter(0.9, 0.12, "", ceiling=1.0)
+    """Share of the datasheet's DRAM bandwidth that streaming weights reaches."""
+    narrow_rows: float = _parameter(0.7, 0.3, "", ceiling=1.0)
+    """Further share left when a step reads only 64 bytes of each row (block_k of 32)."""
+    tensor: float = _parameter(0.7, 0.25, "", ceiling=1.0)
+    """Share of the datasheet's tensor peak that full tiles reach."""
+    fill_rows: float = _parameter(8.0, 0.8, "rows")
+    """Rows by which each tile costs more than its height: short tiles feed tensor cores badly."""
+    l2_port: float = _parameter(48.0, 0.5, "B/clock")
+    """L2 to one SM."""
+    step: float = _parameter(100.0, 0.8, "clock")
+    """Instructions of one inner step that nothing hides."""
+    misaligned: float = _parameter(50.0, 0.4, "clock")
+    """One element-wise load of a thread, where a row stride forbids vector loads."""
+    overlap: float = _parameter(3.0, 0.25, "")
+    """Exponent p of the norm: 1 adds the four times, infinity takes the largest."""
+    waves: float = _parameter(0.3, 0.6, "", ceiling=1.0)
+    """How much of the last wave's idle SMs is felt."""
+    reread: float = _parameter(0.3, 0.8, "")
+    """Share of re-reads of the input, once a column of tiles, that reach DRAM."""
+    retention: float = _parameter(0.65, 0.4, "")
+    """Share of L2 that replayed weights can occupy (warm only)."""
+    weight_retention: float = _parameter(0.7, 0.5, "")
+    """Share of L2 that one expert's matrix may fill and still be shared by its row tiles."""
+
+
+PARAMETERS = tuple(entry.name for entry in dataclasses.fields(Parameters))
+METADATA: Mapping[str, Mapping[str, Any]] = {
+    entry.name: entry.metadata for entry in dataclasses.fields(Parameters)
+}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is publicly known of how a framework runs its kernels."""
+
+    can_skip_sort: bool = False
+    """vllm sorts nothing when 4 T k is at most N and there is no expert map."""
+    handles_all_copies: bool = False
+    """Under expert parallelism vllm's Triton path activates, clears and sums all T k copies."""
+    loads_by_element: bool = False
+    """Rows whose stride is no multiple of `ALIGNMENT` are loaded without vectors (Triton; others
+    need 16 bytes alone, or pad)."""
+    permutes_copies: bool = False
+    """Token copies are laid out expert by expert before the first matmul, which are then quantised
+    one by one; otherwise that matmul gathers tokens, quantised once each."""
+    uses_tensor_memory: bool = False
+    """Tiles of 64 rows and more accumulate in tensor memory (Triton on compute capability 10)."""
+
+
+@dataclass(frozen=True)
+class LayerCases:
+    """Calls of one MoE layer on one rank, as one kernel runs them. Arrays over cases."""
+
+    num_tokens: Floats
+    """Tokens that enter the layer, before expert parallelism."""
+    hidden_size: Floats
+    inner_size: Floats
+    """Intermediate size of the rank."""
+    top_k: Floats
+    num_experts: Floats
+    """Experts of the whole layer."""
+    expert_parallel: Floats
+    matrices: Floats
+    """3 for gated experts, 2 otherwise."""
+    loads: Loads
+    tiles: Tiles
+    dtype: str
+    """Of the weights: "bfloat16" or "float8"."""
+    traits: Traits = Traits()
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    def __getitem__(self, index: "NDArray[np.bool_] | NDArray[np.int64] | slice") -> "LayerCases":
+        arrays = {
+            name: getattr(self, name)[index]
+            for name in (
+                "num_tokens", "hidden_size", "inner_size", "top_k", "num_experts",
+                "expert_parallel", "matrices", "loads", "tiles",
+            )
+        }  # fmt: skip
+        return dataclasses.replace(self, **arrays)
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Predicted seconds of each case, and what they are made of."""
+
+    seconds: Floats
+    stages: Mapping[str, Floats]
+    """Launches, first and second matmul, elementwise traffic, routing; they add up."""
+    terms: Mapping[str, Floats]
+    """Tensor cores, DRAM, L2 and block latency of both matmuls, before they overlap."""
+
+
+def layer_time(
+    parameters: Parameters, hardware: HardwareSpec, cases: LayerCases, warm: bool = False
+) -> LayerTime:
+    """Price the cases.
+
+    Args:
+        parameters: of the kernel on the device.
+        hardware: the device's spec sheet.
+        cases: what is called.
+        warm: weights that a benchmark's replays leave in L2 are read from there.
+
+    Raises:
+        ValueError: the spec sheet lacks a figure that the model needs.
+    """
+    machine = _machine(hardware, cases.dtype)
+    if len(cases) <= CHUNK:
+        return _layer_time(parameters, machine, cases, warm)
+    parts = [
+        _layer_time(parameters, machine, cases[start : start + CHUNK], warm)
+        for start in range(0, len(cases), CHUNK)
+    ]
+    return LayerTime(
+        np.concatenate([part.seconds for part in parts]),
+        {name: np.concatenate([part.stages[name] for part in parts]) for name in parts[0].stages},
+        {name: np.concatenate([part.terms[name] for part in parts]) for name in parts[0].terms},
+    )
+
+
+def roofline(hardware: HardwareSpec, cases: LayerCases) -> Floats:
+    """The least time that the same load can take: distinct weights once, or useful FLOPs."""
+    weights = cases.matrices * cases.hidden_size * cases.inner_size
+    memory = BYTES_PER_ELEMENT[cases.dtype] * weights * cases.loads.distinct
+    return np.maximum(
+        memory / hardware.memory_bandwidth,
+        2 * weights * cases.loads.copies / hardware.peak_for(cases.dtype),
+    )
+
+
+@dataclass(frozen=True)
+class _Machine:
+    peak: float
+    bandwidth: float
+    processors: int
+    l2: float
+    clock: float
+    shared_memory: float
+
+
+def _machine(hardware: HardwareSpec, dtype: str) -> _Machine:
+    if hardware.clock is None or hardware.shared_memory is None:
+        missing = "clock" if hardware.clock is None else "shared_memory"
+        raise ValueError(f"{hardware.name}: {missing} is missing; the GPU model needs it")
+    return _Machine(
+        hardware.peak_for(dtype),
+        hardware.memory_bandwidth,
+        hardware.num_processors,
+        hardware.cache,
+        hardware.clock,
+        hardware.shared_memory,
+    )
+
+
+def _layer_time(p: Parameters, m: _Machine, cases: LayerCases, warm: bool) -> LayerTime:
+    tokens, hidden, inner = cases.num_tokens, cases.hidden_size, cases.inner_size
+    copies, weight_bytes = cases.loads.copies, BYTES_PER_ELEMENT[cases.dtype]
+    is_parallel = cases.expert_parallel > 1
+    handled = copies
+    if cases.traits.handles_all_copies:
+        handled = np.where(is_parallel, tokens * cases.top_k, copies)
+    hit = np.zeros(len(cases))
+    if warm:
+        replayed = cases.loads.replayed * hidden * inner * cases.matrices * weight_bytes
+        hit = 1 / (1 + (replayed / (p.retention * m.l2)) ** 4)
+    gated = cases.matrices - 1
+    first = _Gemm(hidden, gated * inner, tokens * hidden, np.zeros(len(cases), dtype=bool))
+    is_misaligned = (inner % ALIGNMENT != 0) & cases.traits.loads_by_element
+    second = _Gemm(inner, hidden, copies * inner, is_misaligned)
+    parts = [_grouped_matmul(p, m, cases, gemm, handled, hit) for gemm in (first, second)]
+    chosen = (parts[0][0] + parts[1][0]).argmin(axis=1)[:, None]
+
+    def pick(array: Floats) -> Floats:
+        return np.take_along_axis(array, chosen, axis=1)[:, 0]
+
+    stream = m.bandwidth * p.bandwidth
+    is_top1 = cases.top_k == 1
+    is_unsorted = cases.traits.can_skip_sort & ~is_parallel
+    is_unsorted = is_unsorted & (4 * tokens * cases.top_k <= cases.num_experts)
+    moved = (cases.matrices * inner + hidden) * handled + hidden * tokens
+    stages = {
+        "launch": p.launch
+        + p.sort * ~is_unsorted
+        + p.parallel * is_parallel
+        + p.top1_launch * is_top1,
+        "first matmul": pick(parts[0][0]),
+        "second matmul": pick(parts[1][0]),
+        "elementwise": ACTIVATION_BYTES * p.activation_traffic * moved / stream
+        + is_top1 * p.top1_passes * 2 * ACTIVATION_BYTES * tokens * hidden / stream,
+        "routing": p.copy * handled + p.expert * cases.num_experts / cases.expert_parallel,
+    }
+    if cases.dtype == "float8":
+        rows = copies if cases.traits.permutes_copies else tokens
+        groups = (rows * hidden + copies * inner) / SCALE_GROUP
+        quantising = p.quantise * groups / (m.processors * m.clock)
+        stages["elementwise"] = stages["elementwise"] + quantising
+    terms = {
+        name: pick(parts[0][1][name]) + pick(parts[1][1][name])
+        for name in ("tensor", "dram", "l2", "latency")
+    }
+    total = np.sum(list(stages.values()), axis=0)
+    return LayerTime(total, stages, terms)
+
+
+@dataclass(frozen=True)
+class _Gemm:
+    depth: Floats
+    columns: Floats
+    input_elements: Floats
+    """Of the distinct rows that the whole call reads."""
+    is_misaligned: NDArray[np.bool_]
+
+
+def _grouped_matmul(
+    p: Parameters, m: _Machine, cases: LayerCases, gemm: _Gemm, handled: Floats, hit: Floats
+) -> tuple[Floats, dict[str, Floats]]:
+    """Seconds of one grouped matmul and its four times; arrays [cases, candidate tiles]."""
+    tile, loads = cases.tiles, cases.loads
+    weight_bytes = BYTES_PER_ELEMENT[cases.dtype]
+    depth, columns, hit = gemm.depth[:, None], gemm.columns[:, None], hit[:, None]
+    copies, distinct = loads.copies[:, None], loads.distinct[:, None]
+    rows = np.take_along_axis(loads.tiles, np.searchsorted(BLOCK_ROWS, tile.block_m), axis=1)
+    accumulator = tile.block_m * tile.block_n / (WARP * tile.warps)
+    step_elements = (tile.block_m + tile.block_n) * tile.block_k
+    threads = WARP * tile.warps
+
+    column_tiles = np.ceil(columns / tile.block_n)
+    blocks = rows * column_tiles
+    steps = np.ceil(depth / tile.block_k)
+    resident = np.minimum(
+        m.shared_memory // (tile.stages * step_elements * weight_bytes),
+        REGISTERS // (threads * (accumulator + ADDRESSING_REGISTERS)),
+    )
+    slots = m.processors * np.maximum(1, resident)
+    waves = np.maximum(blocks, 1e-9) / slots
+    felt_waves = waves + p.waves * (np.ceil(waves) - waves)
+
+    one_block = 2 * (tile.block_m + p.fill_rows) * tile.block_n * steps * tile.block_k
+    rate = m.peak * p.tensor
+    tensor = np.maximum(
+        blocks * one_block / rate * felt_waves / waves, one_block * m.processors / rate
+    )
+
+    # Loads without vectors cannot be copied asynchronously: only other blocks hide them, and the
+    # pipeline's first loads are issued as well where the loop is shorter than the pipeline.
+    loads_in_flight = np.maximum(tile.stages, 2) - 1
+    elementwise_loads = step_elements / threads
+    unpipelined = REGISTERS // (threads * (accumulator + elementwise_loads + UNPIPELINED_REGISTERS))
+    misaligned = gemm.is_misaligned[:, None] * p.misaligned * elementwise_loads
+    misaligned = misaligned / np.maximum(1, unpipelined) * (1 + loads_in_flight / steps)
+    step_clocks = p.step + weight_bytes * step_elements / p.l2_port + misaligned
+    l2 = blocks * steps * step_clocks / m.clock / m.processors
+
+    # Row tiles walk the columns in groups; each further group streams the expert's weights again
+    # unless they stayed in L2. Resident blocks beyond one column set widen a group by themselves.
+    matrix = depth * columns * weight_bytes
+    group = np.maximum(tile.group_m, slots / column_tiles)
+    missed = 1 / (1 + (p.weight_retention * m.l2 / matrix) ** 4)
+    passes = 1 + np.maximum(rows / np.maximum(distinct, 1e-9) - 1, 0) / group * missed
+    stream = m.bandwidth * p.bandwidth
+    weight_stream = stream * np.where(tile.block_k < 2 * SECTOR_DEPTH, p.narrow_rows, 1.0)
+    l2_stream = np.maximum(p.l2_port * m.clock * m.processors, weight_stream)
+    input_bytes = ACTIVATION_BYTES * gemm.input_elements[:, None]
+    spilled = 1 / (1 + (m.l2 / np.maximum(input_bytes, 1.0)) ** 2)
+    activations = p.activation_traffic * (copies * depth + handled[:, None] * columns)
+    activations = activations + p.reread * spilled * copies * depth * column_tiles
+    dram = passes * distinct * matrix * ((1 - hit) / weight_stream + hit / l2_stream)
+    dram = dram + ACTIVATION_BYTES * activations / stream
+
+    in_memory = p.tensor_memory * (cases.traits.uses_tensor_memory & (tile.block_m >= 64))
+    trip = p.round_trip * (1 - hit + p.l2_round_trip * hit) / loads_in_flight
+    latency = np.maximum(1, felt_waves) * (p.block + in_memory + steps * trip)
+
+    norm = tensor**p.overlap + l2**p.overlap + dram**p.overlap + latency**p.overlap
+    seconds = norm ** (1 / p.overlap) + p.gemm
+    return seconds, {"tensor": tensor, "dram": dram, "l2": l2, "latency": latency}

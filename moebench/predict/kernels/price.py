@@ -1,0 +1,290 @@
+"""The price of MoE layers on a named GPU with a named kernel: parameters, interval and caveats.
+
+`calibrated` decides what the prediction rests on, `price` applies it. Deployment is cold: weights
+come from DRAM, whatever a benchmark that replays one call may have found in L2.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.predict.kernels import dense
+from moebench.predict.kernels.catalogue import (
+    Kernel,
+    KernelFit,
+    Prior,
+    mma_generation,
+    prior_for,
+    shipped_fits,
+)
+from moebench.predict.kernels.intervals import Basis, shipped_widths
+from moebench.predict.kernels.layer import LayerCases, LayerTime, Parameters, layer_time
+from moebench.predict.kernels.samplers import Floats
+from moebench.records.results import Caveat
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.units import nearest
+
+KERNELS: Mapping[str, Kernel] = {
+    "vllm-triton": Kernel("vllm", "0.24.0", "vllm_unquantizedfusedmoe_triton_tritonexperts"),
+    "vllm-trtllm-gen": Kernel(
+        "vllm", "0.24.0", "vllm_unquantizedfusedmoe_flashinfer_trtllm_trtllmbf16experts"
+    ),
+    "vllm-flashinfer-cutlass": Kernel(
+        "vllm", "0.24.0", "vllm_unquantizedfusedmoe_flashinfer_cutlass_flashinferexperts"
+    ),
+    "sglang-triton": Kernel("sglang", "0.5.10", "sglang_fused_moe_triton"),
+    "trtllm-cutlass": Kernel("trtllm", "1.3.0rc20", "moe_torch_flow_cutlass"),
+}
+"""Kernels by the names that `--kernel` takes, for bf16 weights."""
+FLOAT8_KERNELS: Mapping[str, Kernel] = {
+    "vllm-triton": Kernel("vllm", "0.24.0", "vllm_fp8moe_triton_tritonexperts"),
+    "vllm-flashinfer-cutlass": Kernel(
+        "vllm", "0.24.0", "vllm_fp8moe_flashinfer_cutlass_flashinferexperts"
+    ),
+    "sglang-triton": Kernel("sglang", "0.5.14", "sglang_fused_moe_triton"),
+}
+"""What the frameworks run under the same names for fp8 weights, where it is another code path."""
+
+
+def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kernel:
+    """A kernel by its short name, for gated (3) or two-matrix (2) experts and a weight type.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in KERNELS:
+        raise ValueError(f"unknown kernel {name!r}{nearest(name, KERNELS)}")
+    kernel = (FLOAT8_KERNELS if dtype == "float8" else KERNELS).get(name, KERNELS[name])
+    return dataclasses.replace(kernel, matrices=matrices, dtype=dtype)
+
+
+def default_kernel(hardware: HardwareSpec) -> str:
+    """What vllm 0.24 chooses by itself for unquantised experts on the device.
+
+    Source: release notes of this project's reference data: capability 9 and 8 Triton, 10
+    trtllm-gen, 12 flashinfer's cutlass.
+    """
+    major = (hardware.compute_capability or "").split(".")[0]
+    return {"10": "vllm-trtllm-gen", "12": "vllm-flashinfer-cutlass"}.get(major, "vllm-triton")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A kernel on a device with the parameters that price it."""
+
+    kernel: Kernel
+    hardware: HardwareSpec
+    parameters: Parameters
+    basis: Basis
+    """For shapes among `shapes`; others are one step less certain."""
+    shapes: frozenset[str]
+    origin: str
+    """Where the parameters come from, in words, with the fit's own error."""
+    token_range: tuple[int, int] | None = None
+    """Tokens per step that were measured."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows of this kernel on this device were fitted."""
+        return self.basis in ("seen", "rows", "shape")
+
+    def basis_of(self, shapes: Sequence[str]) -> list[Basis]:
+        """What each case's prediction rests on, given its model shape."""
+        if not self.has_rows:
+            return [self.basis] * len(shapes)
+        return [self.basis if shape in self.shapes else "shape" for shape in shapes]
+
+
+def calibrated(
+    kernel: Kernel,
+    hardware: HardwareSpec,
+    *,
+    fits: Sequence[KernelFit] | None = None,
+    dense_here: dense.DenseParameters | None = None,
+) -> Calibrated:
+    """The best parameters known: the kernel's own fit on the device, else its family's.
+
+    Args:
+        kernel: what runs.
+        hardware: where.
+        fits: to draw on; the shipped ones if left out.
+        dense_here: fit of this device's dense matmuls, which tells an uncalibrated device's
+            share of its tensor peak and bandwidth.
+    """
+    known = shipped_fits() if fits is None else tuple(fits)
+    for fit in known:
+        if fit.kernel == kernel and fit.system == hardware.name:
+            return Calibrated(
+                kernel,
+                hardware,
+                fit.parameters,
+                "seen",
+                frozenset(fit.shapes),
+                f"{fit.rows} measured rows of {kernel.label} on {fit.system} "
+                f"({fit.error.mape:.1f} % mean error on them)",
+                (fit.smallest_batch, fit.largest_batch),
+            )
+    relatives = [fit for fit in known if fit.kernel.family == kernel.family]
+    devices = sorted({fit.system for fit in relatives})
+    origin = f"the {kernel.family} family on {', '.join(devices)}" if devices else "typical values"
+    origin += "" if dense_here is None else " and this device's dense matmuls"
+    prior = prior_of(kernel, hardware, fits=known, dense_here=dense_here)
+    basis = unseen_basis(kernel, hardware, known)
+    return Calibrated(kernel, hardware, prior.parameters, basis, frozenset(), origin)
+
+
+def unseen_basis(kernel: Kernel, hardware: HardwareSpec, fits: Sequence[KernelFit]) -> Basis:
+    """What a prediction rests on where no row of the kernel on the device was fitted."""
+    if not kernel.is_recognised or all(fit.kernel.family != kernel.family for fit in fits):
+        return "stranger"
+    devices = [load_hardware(fit.system) for fit in fits if fit.kernel == kernel]
+    if any(device.compute_capability == hardware.compute_capability for device in devices):
+        return "sibling"
+    return "device" if devices else "relative"
+
+
+def prior_of(
+    kernel: Kernel,
+    hardware: HardwareSpec,
+    *,
+    fits: Sequence[KernelFit] | None = None,
+    dense_here: dense.DenseParameters | None = None,
+) -> Prior:
+    """What is believed of a kernel on a device before any row of it."""
+    known = shipped_fits() if fits is None else tuple(fits)
+    machines = {fit.system: load_hardware(fit.system) for fit in known}
+    shifts = {}
+    if dense_here is not None:
+        reference = dense.shipped_dense()
+        shifts = {
+            name: dense.shift(dense_here, reference[name]) for name in machines if name in reference
+        }
+    return prior_for(kernel, hardware, known, machines, shifts)
+
+
+@dataclass(frozen=True)
+class LayerPrice:
+    """Predicted latency of layers with its 90 % interval; arrays over cases."""
+
+    seconds: Floats
+    low: Floats
+    high: Floats
+    time: LayerTime
+    """Stages, which add up, and the four times of the matmuls."""
+    bound: list[str]
+    """What most of the time goes to: weights, compute, L2, latency or overhead."""
+    caveats: tuple[Caveat, ...]
+
+
+def price(
+    calibration: Calibrated, cases: LayerCases, shapes: Sequence[str], warm: bool = False
+) -> LayerPrice:
+    """Price cases that were made for the calibration's kernel and device.
+
+    Args:
+        calibration: parameters and what they rest on.
+        cases: as `calibration.kernel.cases` makes them.
+        shapes: model shape of each case (`groups.shape_label`).
+        warm: as a benchmark measures that replays one call.
+
+    Raises:
+        ValueError: the spec sheet lacks a figure that the model needs.
+    """
+    time = layer_time(calibration.parameters, calibration.hardware, cases, warm)
+    low, high = latency_interval(calibration, cases, shapes, time.seconds)
+    return LayerPrice(time.seconds, low, high, time, _bounds(time), caveats(calibration, cases))
+
+
+def latency_interval(
+    calibration: Calibrated, cases: LayerCases, shapes: Sequence[str], seconds: Floats
+) -> tuple[Floats, Floats]:
+    """Ends of the 90 % interval of each case."""
+    low, high = np.empty(len(cases)), np.empty(len(cases))
+    bases = np.array(calibration.basis_of(shapes))
+    for basis in set(bases.tolist()):
+        here = bases == basis
+        factors = shipped_widths().latency_factors(
+            basis, calibration.kernel.family, cases.num_tokens[here]
+        )
+        low[here], high[here] = seconds[here] * factors[0], seconds[here] * factors[1]
+    return low, high
+
+
+def ratio_interval(
+    calibration: Calibrated,
+    target: LayerCases,
+    baseline: LayerCases,
+    shapes: Sequence[str],
+    ratio: Floats,
+) -> tuple[Floats, Floats]:
+    """Ends of the 90 % interval of baseline latency over target latency, case by case.
+
+    Errors of two loads of one kernel on one device largely cancel.
+
+    Args:
+        calibration: of both.
+        target: cases of the router.
+        baseline: cases of what it is compared with, the same tokens.
+        shapes: model shape of each case.
+        ratio: the predicted ratios.
+    """  # fmt: skip
+    low, high = np.empty(len(ratio)), np.empty(len(ratio))
+    bases = np.array(calibration.basis_of(shapes))
+    copies = np.maximum(baseline.loads.copies, 1e-9) / np.maximum(target.loads.copies, 1e-9)
+    parallel = target.expert_parallel > 1
+    for basis, is_parallel in itertools.product(set(bases.tolist()), (False, True)):
+        here = (bases == basis) & (parallel == is_parallel)
+        factors = shipped_widths().ratio_factors(
+            basis, target.num_tokens[here], copies[here], is_parallel
+        )
+        low[here], high[here] = ratio[here] * factors[0], ratio[here] * factors[1]
+    return low, high
+
+
+def _bounds(time: LayerTime) -> list[str]:
+    """The largest contribution of each case: overheads against the matmuls' largest term."""
+    overhead = time.stages["launch"] + time.stages["routing"]
+    names = {"dram": "weights", "tensor": "compute", "l2": "L2", "latency": "latency"}
+    terms = np.stack([time.terms[name] for name in names] + [overhead])
+    labels = [*names.values(), "overhead"]
+    return [labels[index] for index in terms.argmax(axis=0)]
+
+
+def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
+    """Why these predictions should be read with care."""
+    found = []
+    kernel, hardware = calibration.kernel, calibration.hardware
+    if not kernel.is_recognised:
+        found.append(
+            Caveat(
+                "unknown-kernel",
+                f"kernel {kernel.source!r} is not among the calibrated families",
+                f"it is priced as {kernel.family}, with a wider interval",
+                "calibrate with rows of it: python -m moebench.calibrate --from TABLE",
+            )
+        )
+    if not calibration.has_rows:
+        found.append(
+            Caveat(
+                "uncalibrated-device",
+                f"no rows of {kernel.label} on {hardware.name} ({mma_generation(hardware)})",
+                f"predicted from its spec sheet and {calibration.origin}",
+                "give dense matmuls of the device (--gemm) or calibrate with a few dozen rows",
+            )
+        )
+    if calibration.token_range is not None:
+        smallest, largest = calibration.token_range
+        outside = (cases.num_tokens < smallest) | (cases.num_tokens > largest)
+        if outside.any():
+            found.append(
+                Caveat(
+                    "outside-calibration",
+                    f"{int(outside.sum())} cases outside {smallest} to {largest} tokens",
+                    "the model extrapolates",
+                    "calibrate with rows at those sizes",
+                )
+            )
+    return tuple(found)

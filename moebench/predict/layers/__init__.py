@@ -1,0 +1,1 @@
+"""A layer of this repository priced by this machine's own calibration: ops times prices."""

@@ -1,0 +1,1 @@
+"""What stands around the experts: a whole decoder layer, a whole model, a deployment of GPUs."""

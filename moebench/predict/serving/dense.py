@@ -1,0 +1,96 @@
+"""The price of what stands around the experts on a GPU: dense matmuls, attention, small kernels.
+
+Deployment is cold: weights come from DRAM, since a whole model went by since the last step. Dense
+matmuls have fitted parameters for the devices of data/kernels/dense.toml; other devices take those
+of the nearest relative, which are shares of the datasheet's peak and bandwidth.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.predict.kernels.catalogue import mma_generation
+from moebench.predict.kernels.dense import DenseParameters, dense_time, shipped_dense
+from moebench.predict.kernels.samplers import Floats
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.ops import Op
+from moebench.units import BYTES_PER_ELEMENT
+
+ATTENTION_TENSOR = 0.6
+"""Of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
+(2307.08691): 50 to 73 % on A100; Shah et al., FlashAttention-3 (2407.08608): up to 75 % on H100."""
+ATTENTION_UNCERTAINTY = 1.5
+"""Factor by which attention may take more or less time: no row of it was measured here."""
+DENSE_UNCERTAINTY = 1.25
+"""The same of dense matmuls on a fitted device, whose mean errors are 7 to 11 %: 90 % of normal
+errors lie within 2.06 times the mean absolute one."""
+RELATIVE_UNCERTAINTY = 1.4
+"""The same on a device that took a relative's parameters."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """Dense kernels on one device."""
+
+    hardware: HardwareSpec
+    parameters: DenseParameters
+    origin: str
+    """Whose parameters these are, in words."""
+    uncertainty: float
+
+
+def library_for(hardware: HardwareSpec) -> Library:
+    """The device's own dense parameters, or the mean of its nearest relatives'.
+
+    Nearest are devices of the same compute capability, then those whose tensor cores take the same
+    instruction, then all.
+    """
+    known = shipped_dense()
+    if hardware.name in known:
+        own = known[hardware.name]
+        return Library(hardware, own, f"dense matmuls of {hardware.name}", DENSE_UNCERTAINTY)
+    machines = {name: load_hardware(name) for name in known}
+    relatives = [
+        name
+        for name, machine in machines.items()
+        if machine.compute_capability == hardware.compute_capability
+    ]
+    relatives = relatives or [
+        name for name, one in machines.items() if mma_generation(one) == mma_generation(hardware)
+    ]
+    relatives = relatives or list(known)
+    names = [field.name for field in dataclasses.fields(DenseParameters)]
+    logs = np.log([[getattr(known[name], field) for field in names] for name in relatives])
+    mean = DenseParameters(**dict(zip(names, np.exp(logs.mean(axis=0)).tolist(), strict=True)))
+    origin = f"dense matmuls of {', '.join(relatives)}, as shares of the datasheet"
+    return Library(hardware, mean, origin, RELATIVE_UNCERTAINTY)
+
+
+def op_times(library: Library, ops: Sequence[Op]) -> Floats:
+    """Seconds of each op as one kernel of a replayed graph.
+
+    A matrix product is priced with its tiles; anything else starts once and moves its bytes or
+    does its FLOPs, whichever takes longer.
+    """
+    hardware, p = library.hardware, library.parameters
+    seconds = np.empty(len(ops))
+    for dtype in {op.dtype for op in ops}:
+        here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
+        if here:
+            sizes = np.array([product_shape(ops[index]) for index in here], dtype=float)
+            seconds[here] = dense_time(p, hardware, *sizes.T, dtype=dtype, warm=False)
+    rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
+    stream = hardware.memory_bandwidth * p.bandwidth
+    for i, op in enumerate(ops):
+        if not op.rows:
+            seconds[i] = p.launch + max(op.flops / rate, op.bytes_moved / stream)
+    return seconds
+
+
+def product_shape(op: Op) -> tuple[float, float, float]:
+    """Rows, columns and depth of a matrix product, from its FLOPs and its output."""
+    assert op.rows is not None and op.groups == 1
+    columns = op.bytes_written / (BYTES_PER_ELEMENT[op.dtype] * op.rows)
+    return op.rows, columns, op.flops / (2 * op.rows * columns)

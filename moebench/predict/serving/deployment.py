@@ -1,0 +1,210 @@
+"""What runs where: a model on equal GPUs, and the share of it that one of them holds.
+
+Tensor parallelism splits heads and inner widths, so a rank of it *is* a narrower model, to which
+every formula of `moebench.spec.ops` applies. Expert parallelism spreads the experts over groups of
+such ranks and the sequences as well (attention runs data-parallel over the groups, as DeepSeek-V3
+is served): `tensor_parallel` times `expert_parallel` GPUs in all, of which the most loaded is
+priced.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from moebench.predict.kernels.samplers import Floats
+from moebench.predict.serving.communication import link
+from moebench.spec.case import MOST_SKEW, Phase, Workload
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import MOST_SIZE, ModelSpec
+from moebench.spec.ops import cache_elements_per_token
+
+Level = Literal["moe", "decoder", "model"]
+LEVELS: tuple[Level, ...] = ("moe", "decoder", "model")
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
+DTYPES = ("bfloat16", "float8")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on GPUs and what one step asks of it."""
+
+    model: ModelSpec
+    hardware: HardwareSpec
+    phase: Phase = "decode"
+    level: Level = "moe"
+    context: int = 1024
+    """Decode: tokens of each sequence in the KV cache. Prefill and train: tokens of a sequence."""
+    dtype: str = "bfloat16"
+    """Of weights; activations and cache are bfloat16."""
+    kernel: str | None = None
+    """Short name of the expert kernel; None: what vllm chooses on the device."""
+    tensor_parallel: int = 1
+    expert_parallel: int = 1
+    num_layers: int | None = None
+    """Of a whole model; None: all."""
+    skew: float = 0.0
+    """Power law of the experts' shares."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
+        if not 1 <= self.context <= MOST_SIZE:
+            raise ValueError(f"context: found {self.context}, expected 1 to {MOST_SIZE} tokens")
+        if self.hardware.kind != "gpu":
+            raise ValueError(
+                f"{self.hardware.name}: found a CPU, expected a GPU; measure with the suite"
+            )
+        if not 0 <= self.skew <= MOST_SKEW:
+            raise ValueError(f"skew: found {self.skew}, expected 0 to {MOST_SKEW:g}")
+        if self.phase == "train" and self.dtype != "bfloat16":
+            raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
+        self._check_ranks()
+        self._check_layers()
+        self.hardware.peak_for(self.dtype)
+
+    def _check_ranks(self) -> None:
+        tp, ep, model = self.tensor_parallel, self.expert_parallel, self.model
+        if min(tp, ep) < 1:
+            raise ValueError(f"tp and ep: found {tp} and {ep}, expected at least 1")
+        split = {
+            "attention heads": model.attention.num_heads,
+            "intermediate_size": model.intermediate_size,
+            "shared_intermediate_size": model.shared_intermediate_size,
+            "dense_intermediate_size": model.dense_intermediate_size,
+        }
+        for name, size in split.items():
+            if size % tp:
+                raise ValueError(f"tp: found {tp}, expected a divisor of {name} = {size}")
+        if model.num_experts % ep:
+            raise ValueError(f"ep: found {ep}, expected a divisor of num_experts = "
+                             f"{model.num_experts}")  # fmt: skip
+        link(self.hardware, tp * ep)
+
+    def _check_layers(self) -> None:
+        if self.num_layers is None:
+            return
+        if self.level != "model":
+            raise ValueError(
+                f"layers: found {self.num_layers} at level {self.level}, which is one layer; "
+                "they belong to --level model"
+            )
+        least = self.model.num_dense_layers + 1
+        if not least <= self.num_layers <= self.model.num_layers:
+            raise ValueError(
+                f"layers: found {self.num_layers}, expected {least} to {self.model.num_layers}"
+            )
+
+    @property
+    def num_devices(self) -> int:
+        return self.tensor_parallel * self.expert_parallel
+
+    @property
+    def dense_layers(self) -> int:
+        return self.model.num_dense_layers if self.level == "model" else 0
+
+    @property
+    def moe_layers(self) -> int:
+        if self.level != "model":
+            return 1
+        return (self.num_layers or self.model.num_layers) - self.model.num_dense_layers
+
+    def workload(self, batch: int) -> Workload:
+        """The step of `batch` sequences as all devices together see it."""
+        decodes = self.phase == "decode"
+        return Workload(
+            phase=self.phase,
+            level="moe" if self.level == "moe" else "decoder",
+            batch=batch,
+            sequence_length=1 if decodes else self.context,
+            context_length=self.context if decodes else 0,
+            dtype=self.dtype,  # type: ignore[arg-type]
+        )
+
+    def rank_workload(self, batch: int) -> Workload:
+        """The sequences that the fullest expert-parallel group attends to."""
+        return self.workload(math.ceil(batch / self.expert_parallel))
+
+
+def rank_model(model: ModelSpec, tensor_parallel: int) -> ModelSpec:
+    """What one tensor-parallel rank computes: fewer heads, narrower feed-forward networks.
+
+    The router and MLA's compressions are on every rank; key-value heads are copied where there
+    are fewer of them than ranks.
+    """
+    a, tp = model.attention, tensor_parallel
+    heads = a.num_heads // tp
+    kv_heads = math.gcd(heads, max(1, a.num_kv_heads // tp))
+    return replace(
+        model,
+        attention=replace(a, num_heads=heads, num_kv_heads=kv_heads),
+        intermediate_size=model.intermediate_size // tp,
+        shared_intermediate_size=model.shared_intermediate_size // tp,
+        dense_intermediate_size=model.dense_intermediate_size // tp,
+        vocab_size=math.ceil(model.vocab_size / tp),
+    )
+
+
+def most_loaded_rank(
+    load: ExpertLoad, k_distribution: tuple[float, ...], expert_parallel: int
+) -> Floats:
+    """Expected assignments of each expert on the rank that everybody waits for.
+
+    Of several ranks with equal expectations one is ahead in every step: by the expected maximum
+    of as many normals, whose variance is that of a rank's share of k experts drawn without
+    replacement.
+
+    Args:
+        load: expected, of all experts.
+        k_distribution: probabilities of 0, 1, 2, ... experts per token.
+        expert_parallel: ranks that hold equal shares of consecutive experts.
+
+    Returns:
+        [experts / ranks] counts.
+    """
+    counts = np.array(load.tokens_per_expert)
+    ranks = counts.reshape(expert_parallel, -1)
+    local: Floats = ranks[ranks.sum(axis=1).argmax()]
+    expected = float(local.sum())
+    if expert_parallel == 1 or not expected:
+        return local
+    num_experts, tokens = len(counts), load.num_tokens
+    k = np.arange(len(k_distribution))
+    chance = np.array(k_distribution)
+    share = expected / load.num_assignments
+    mean_k = float(chance @ k)
+    within = k * share * (1 - share) * (num_experts - k) / (num_experts - 1)
+    variance = tokens * float(chance @ within + share**2 * (chance @ (k - mean_k) ** 2))
+    # Blom's approximation of the expected maximum of n standard normals.
+    normals = NormalDist().inv_cdf((expert_parallel - 0.375) / (expert_parallel + 0.25))
+    ahead = expected + normals * math.sqrt(max(variance, 0.0))
+    most = tokens * float(chance @ np.minimum(k, len(local)))
+    factor = min(ahead, most, load.num_assignments) / expected
+    return np.minimum(local * max(factor, 1.0), tokens)
+
+
+def crossing_bytes(deployment: Deployment, local: Floats, tokens: int, element: int) -> float:
+    """Bytes of the tokens that reach the rank's experts from other ranks, each token once.
+
+    Args:
+        deployment: gives ranks and hidden size.
+        local: [experts] assignments of the rank's experts.
+        tokens: of the step, all ranks together.
+        element: bytes of an activation.
+    """
+    absent = float(np.prod(1 - np.clip(local / max(tokens, 1), 0.0, 1.0)))
+    away = 1 - 1 / deployment.expert_parallel
+    return tokens * (1 - absent) * away * deployment.model.hidden_size * element
+
+
+def cache_bytes(deployment: Deployment, batch: int) -> float:
+    """KV cache of one layer on one rank, with what the step writes; bfloat16."""
+    if deployment.level == "moe" or deployment.phase == "train":
+        return 0.0
+    work = deployment.rank_workload(batch)
+    rank = rank_model(deployment.model, deployment.tensor_parallel)
+    length = work.context_length + work.sequence_length
+    return 2.0 * work.batch * length * cache_elements_per_token(rank.attention)

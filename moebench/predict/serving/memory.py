@@ -1,0 +1,94 @@
+"""Peak memory of one rank: weights, KV cache, activations, and what training adds.
+
+Weights and cache are exact counts. Activations are what a serving framework holds while one layer
+runs (buffers for every assignment between dispatch and combine) and while the head does; training
+keeps every layer's for the backward pass, without recomputation.
+"""
+
+from collections.abc import Mapping
+
+from moebench.predict.serving.deployment import Deployment, cache_bytes, rank_model
+from moebench.routers.policy import Policy
+from moebench.spec.load import ExpertLoad
+from moebench.spec.ops import attention_parameters
+from moebench.units import BYTES_PER_ELEMENT, Bytes
+
+OPTIMIZER_BYTES = 12
+"""AdamW in mixed precision: fp32 copy, first and second moment of every parameter.
+Rajbhandari et al., ZeRO (1910.02054), section 3.1: 12 bytes beside weights and gradients."""
+GRADIENT_BYTES = 2
+PLAIN_BYTES = 2
+"""Embeddings, norms, router and head stay bfloat16 in float8 checkpoints, as does the cache."""
+LOGIT_BYTES = 6
+"""Of one logit: bfloat16 as the head leaves it, fp32 for sampling or the loss."""
+
+
+def rank_parameters(deployment: Deployment, router: Policy) -> tuple[float, float]:
+    """Parameters of the rank: those in the weights' dtype, and those in bfloat16.
+
+    At level "moe" the router, the rank's routed experts and the shared ones; "decoder" adds
+    attention and both norms; "model" all layers, embeddings, final norm and head. Embedding table
+    and head are split over tensor-parallel ranks, the router is on every one.
+    """
+    d, whole = deployment, deployment.model
+    model = rank_model(whole, d.tensor_parallel)
+    h = model.hidden_size
+    experts = whole.num_experts // d.expert_parallel * model.expert_parameters
+    shared = model.expert_matrices * h * model.shared_intermediate_size
+    attention = attention_parameters(model)
+    plain = router.parameters(whole) / whole.num_moe_layers
+    plain += h * whole.has_shared_gate + whole.num_experts * whole.gate.has_correction_bias
+    if d.level == "moe":
+        return experts + shared, plain
+    norms = 2 * h
+    if d.level == "decoder":
+        return experts + shared + attention, plain + norms
+    dense = model.expert_matrices * h * model.dense_intermediate_size
+    layers = d.moe_layers + d.dense_layers
+    tables = model.vocab_size * h * (1 if whole.has_tied_embeddings else 2)
+    return (
+        d.moe_layers * (experts + shared) + layers * attention + d.dense_layers * dense,
+        d.moe_layers * plain + layers * norms + tables + h,
+    )
+
+
+def rank_memory(
+    deployment: Deployment, router: Policy, load: ExpertLoad, copies: float, batch: int
+) -> Mapping[str, Bytes]:
+    """Bytes on the most loaded rank, by what they hold; they add up to the peak.
+
+    Args:
+        deployment: what runs.
+        router: whose parameters count.
+        load: of one layer, all ranks together.
+        copies: assignments of one layer on this rank.
+        batch: sequences.
+    """
+    d = deployment
+    quantised, plain = rank_parameters(d, router)
+    weights = BYTES_PER_ELEMENT[d.dtype] * quantised + PLAIN_BYTES * plain
+    layers = d.moe_layers + d.dense_layers if d.level == "model" else 1
+    found = {"weights": weights, "cache": layers * cache_bytes(d, batch)}
+    if d.phase == "train":
+        found["gradients"] = GRADIENT_BYTES * (quantised + plain)
+        found["optimizer"] = OPTIMIZER_BYTES * (quantised + plain)
+    found["activations"] = _activations(d, load, copies, batch, layers)
+    return {name: size for name, size in found.items() if size}
+
+
+def _activations(
+    deployment: Deployment, load: ExpertLoad, copies: float, batch: int, layers: int
+) -> Bytes:
+    d = deployment
+    model = rank_model(d.model, d.tensor_parallel)
+    work = d.rank_workload(batch)
+    h, inner = model.hidden_size, model.intermediate_size
+    experts = copies * (2 * h + model.expert_matrices * inner) + 2 * load.num_tokens * h
+    a = model.attention
+    heads = (a.num_heads + 2 * a.num_kv_heads) * (a.head_dim + a.rope_head_dim)
+    attention = work.num_tokens * (heads + 3 * h) if d.level != "moe" else 0.0
+    positions = work.num_tokens if d.phase == "train" else work.batch
+    logits = LOGIT_BYTES * positions * model.vocab_size if d.level == "model" else 0.0
+    if d.phase == "train":
+        return layers * 2.0 * (experts + attention) + logits
+    return max(2.0 * max(experts, attention), logits)
