@@ -19,7 +19,7 @@ from moebench.units import Bytes, Seconds, text
 if TYPE_CHECKING:
     import torch
 
-    from moebench.machine import Machine
+    from moebench.calibrate.machine import Machine
     from moebench.observe import Observed
 
 UNTIMED_SLOW_STEPS = 2

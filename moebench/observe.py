@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from moebench.calibrate.machine import Machine
 from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
 from moebench.compare import pairs
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.weights import known_backends
 from moebench.forecast import case_flops
-from moebench.machine import Machine
 from moebench.measure.energy.meter import EnergyPlan, measure_energy
 from moebench.measure.latency import (
     Plan,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.table import Table
+from moebench.calibrate.tables import Table
 from moebench.predict.kernels.intervals import REGIME_NAMES, REGIMES
 from moebench.predict.kernels.samplers import Floats
 

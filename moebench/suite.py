@@ -53,7 +53,7 @@ from moebench.units import Seconds, printable, quantity, text
 if TYPE_CHECKING:
     import torch
 
-    from moebench.machine import Machine
+    from moebench.calibrate.machine import Machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,7 +174,7 @@ def _list(as_json: bool) -> int:
 
 
 def _write_hardware(options: argparse.Namespace) -> int:
-    from moebench.machine import hardware_toml
+    from moebench.calibrate.machine import hardware_toml
     from moebench.measure.environment import choose_device
 
     device = choose_device(options.device)
@@ -186,7 +186,7 @@ def _write_hardware(options: argparse.Namespace) -> int:
 
 def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) -> "Machine":
     """The machine, calibrated; a progress bar shows while it is."""
-    from moebench.machine import CALIBRATION_BUDGET, prepare_machine
+    from moebench.calibrate.machine import CALIBRATION_BUDGET, prepare_machine
 
     with Bar(CALIBRATION_BUDGET) as bar:
         return prepare_machine(

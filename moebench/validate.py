@@ -18,19 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench import terminal
-from moebench.cost.energy.leaveout import dense_backbones_path, score_backbones_left_out
-from moebench.cost.energy.score import validate_energy
-from moebench.cost.energy.table import (
+from moebench.calibrate.cross_validation import as_fit, full_fit
+from moebench.calibrate.energy_left_out import dense_backbones_path, score_backbones_left_out
+from moebench.calibrate.energy_scores import validate_energy
+from moebench.calibrate.energy_tables import (
     EnergyTable,
     is_energy_table,
     read_backbones,
     read_energy_table,
 )
-from moebench.cost.kernels.crossval import as_fit, full_fit
-from moebench.cost.kernels.fit import Measured, fit_siblings, stratified
-from moebench.cost.kernels.groups import Group, dense_groups, groups_of
-from moebench.cost.kernels.leaveout import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
-from moebench.cost.kernels.table import Table, read_table
+from moebench.calibrate.fit import Measured, fit_siblings, stratified
+from moebench.calibrate.left_out import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
+from moebench.calibrate.rows import Group, dense_groups, groups_of
+from moebench.calibrate.tables import Table, read_table
 from moebench.files import make_folder
 from moebench.ownrun import validate_run
 from moebench.predict.kernels.catalogue import KernelFit, shipped_fits

@@ -107,15 +107,15 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """A calibration of this machine made in a moment: tests hold no timing."""
     import torch
 
-    from moebench.machine import calibration_path
+    from moebench.calibrate.machine import calibration_path
+    from moebench.calibrate.microbenchmark import layouts
     from moebench.measure.environment import describe_machine
-    from moebench.measure.microbenchmark import layouts
     from moebench.records.timings import MatmulSample, Microbenchmarks
     from moebench.spec.codec import encode
 
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr("moebench.machine.recheck", lambda device, benchmarks: 1.0)
+    monkeypatch.setattr("moebench.calibrate.machine.recheck", lambda device, benchmarks: 1.0)
     environment = describe_machine(torch.device("cpu"))
     samples = tuple(
         MatmulSample(rows, 1024, 1024, "bfloat16", 1e-5 + 2e-7 * rows, layout)

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from moebench import files as storage
-from moebench import machine, suite
+from moebench import suite
+from moebench.calibrate import machine
 from moebench.records.run import KeptRun, load_run
 
 LONGEST = 1.5

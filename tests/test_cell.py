@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import HARDWARE
 
+from moebench.calibrate.machine import Machine
 from moebench.cell import (
     Bench,
     NotANumber,
@@ -21,7 +22,6 @@ from moebench.cell import (
     repeated,
 )
 from moebench.experts.weights import ExpertWeights, activation, known_backends, why_not
-from moebench.machine import Machine
 from moebench.measure.graph import LEAST_RING
 from moebench.measure.latency import StageTimer
 from moebench.model.decoder import KVCache, build_decoder

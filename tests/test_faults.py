@@ -436,7 +436,7 @@ def test_a_router_that_cannot_be_imported_is_one_line(
 def test_a_calibration_that_cannot_be_kept_is_no_reason_to_stop(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from moebench import machine
+    from moebench.calibrate import machine
 
     (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "moebench").glob("*.json")
     known: Any = machine._kept(kept, machine.describe_machine(machine.torch.device("cpu")))

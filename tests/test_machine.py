@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from moebench import machine
-from moebench.calibrate import main
-from moebench.machine import calibration_path, hardware_toml, measured_hardware, prepare_machine
+from moebench.calibrate import machine
+from moebench.calibrate.cli import main
+from moebench.calibrate.machine import (
+    calibration_path,
+    hardware_toml,
+    measured_hardware,
+    prepare_machine,
+)
+from moebench.calibrate.microbenchmark import layouts
 from moebench.measure.environment import describe_machine
-from moebench.measure.microbenchmark import layouts
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.codec import encode
 from moebench.spec.hardware import hardware_names, load_hardware

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from moebench import validate
-from moebench.cost.kernels import leaveout
-from moebench.cost.kernels.table import read_table
+from moebench.calibrate import left_out as leaveout
+from moebench.calibrate.tables import read_table
 from moebench.predict.kernels.intervals import Residuals, unseen_bounds
 from moebench.scoring import Scores, mean_over_groups
 

@@ -111,7 +111,7 @@ def test_a_directory_that_cannot_be_written_is_named(
 def test_a_case_that_cannot_fit_is_said_before_anything_is_built(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("moebench.machine.available_memory", lambda device: 1000.0)
+    monkeypatch.setattr("moebench.calibrate.machine.available_memory", lambda device: 1000.0)
     assert main([suite, "--device", "cpu", "--out", str(tmp_path / "results")]) == 2
     assert "no case fits into memory" in capsys.readouterr().err
 

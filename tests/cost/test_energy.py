@@ -356,9 +356,9 @@ def test_energy_needs_no_torch() -> None:
 
 @pytest.mark.slow
 def test_shipped_coefficients_are_those_of_the_development_tables(reference: Path) -> None:
-    from moebench.cost.energy.fit import fit_energy, rows_of
-    from moebench.cost.energy.leaveout import dense_backbones_path
-    from moebench.cost.energy.table import read_backbones, read_energy_table
+    from moebench.calibrate.energy import fit_energy, rows_of
+    from moebench.calibrate.energy_left_out import dense_backbones_path
+    from moebench.calibrate.energy_tables import read_backbones, read_energy_table
 
     facts = read_backbones(reference / "gpu_moe_energy_models.csv")
     facts |= read_backbones(dense_backbones_path())

@@ -9,11 +9,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moebench.experts.cpu import library as avx512
-from moebench.experts.cpu import onednn
-from moebench.measure.environment import describe_machine
-from moebench.measure.latency import clock_for
-from moebench.measure.microbenchmark import (
+from moebench.calibrate.microbenchmark import (
     COLD_CALLS,
     PackedPool,
     Pool,
@@ -23,6 +19,10 @@ from moebench.measure.microbenchmark import (
     microbenchmarks,
     recheck,
 )
+from moebench.experts.cpu import library as avx512
+from moebench.experts.cpu import onednn
+from moebench.measure.environment import describe_machine
+from moebench.measure.latency import clock_for
 
 CPU = torch.device("cpu")
 SHAPES = ((64, 32), (48, 80))
@@ -31,7 +31,7 @@ SHAPES = ((64, 32), (48, 80))
 def test_every_size_is_measured_and_every_figure_is_a_positive_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("moebench.measure.microbenchmark.POOL_LIMIT", 4e6)
+    monkeypatch.setattr("moebench.calibrate.microbenchmark.POOL_LIMIT", 4e6)
     told: list[float] = []
     benchmarks = microbenchmarks(
         *(CPU, "float32", 0.1, lambda share, _: told.append(share)),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost.kernels.groups import shape_label
+from moebench.calibrate.rows import shape_label
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.predict.kernels import price as pricing
 from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCases

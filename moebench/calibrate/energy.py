@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy.table import EnergyTable
+from moebench.calibrate.energy_tables import EnergyTable
 from moebench.predict.energy.calibration import SHARED, Error, Widths
 from moebench.predict.energy.cases import Cases, Floats, Names, cases_of
 from moebench.predict.energy.power import (

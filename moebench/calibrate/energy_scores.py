@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy.table import EnergyTable, read_backbones, read_energy_table
+from moebench.calibrate.energy_tables import EnergyTable, read_backbones, read_energy_table
 from moebench.predict.energy.calibration import (
     EnergyCalibration,
     energy_calibration,

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.crossval import (
+from moebench.calibrate.cross_validation import (
     FOLD_ROWS,
     FOLDS,
     PARALLEL_ROWS,
@@ -20,7 +20,7 @@ from moebench.cost.kernels.crossval import (
     full_fit,
     unseen_devices,
 )
-from moebench.cost.kernels.fit import (
+from moebench.calibrate.fit import (
     Indices,
     Measured,
     fit_parameters,

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from moebench import terminal
-from moebench.cost.kernels.crossval import as_fit, cross_validate, shared_fits, summary
-from moebench.cost.kernels.fit import Measured, percentage_errors
-from moebench.cost.kernels.groups import dense_groups, groups_of
-from moebench.cost.kernels.table import Table, read_table
+from moebench.calibrate.cross_validation import as_fit, cross_validate, shared_fits, summary
+from moebench.calibrate.fit import Measured, percentage_errors
+from moebench.calibrate.rows import dense_groups, groups_of
+from moebench.calibrate.tables import Table, read_table
 from moebench.files import make_folder
 from moebench.predict.kernels.catalogue import KernelFit, prior_for, write_fits
 from moebench.predict.kernels.dense import DenseParameters, dense_time, fit_library
@@ -94,7 +94,7 @@ def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
 
 def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     """Measure this machine anew, fit, keep both; 0 done, 2 bad input."""
-    from moebench.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
+    from moebench.calibrate.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
     from moebench.measure.environment import choose_device
     from moebench.progress import Bar
     from moebench.spec.ops import LAYOUTS
@@ -286,7 +286,3 @@ def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameter
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(path)
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(terminal.run(main))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.energy.fit import LeftOut, Rows, leave_backbones_out, rows_of, widths
-from moebench.cost.energy.score import energy_document
-from moebench.cost.energy.table import EnergyTable
+from moebench.calibrate.energy import LeftOut, Rows, leave_backbones_out, rows_of, widths
+from moebench.calibrate.energy_scores import energy_document
+from moebench.calibrate.energy_tables import EnergyTable
 from moebench.predict.energy.calibration import UNSEEN_PRECISION
 from moebench.predict.energy.cases import Floats
 from moebench.spec.hardware import load_hardware

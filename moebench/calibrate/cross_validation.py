@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.cost.kernels.fit import (
+from moebench.calibrate.fit import (
     Measured,
     fit_parameters,
     percentage_errors,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
+from moebench.calibrate.microbenchmark import layouts, microbenchmarks, recheck
 from moebench.files import cache_directory, replace_file
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
-from moebench.measure.microbenchmark import layouts, microbenchmarks, recheck
 from moebench.predict.layers.calibration import Calibration, calibrate
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.codec import decode, encode

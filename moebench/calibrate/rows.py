@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.table import Table
+from moebench.calibrate.tables import Table
 from moebench.predict.kernels.catalogue import Kernel
 from moebench.predict.kernels.dense import DenseRows
 from moebench.predict.kernels.layer import LayerCases, roofline

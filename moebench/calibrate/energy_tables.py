@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.cost.kernels.table import check_unique, name_is_sane, read_rows
+from moebench.calibrate.tables import check_unique, name_is_sane, read_rows
 from moebench.predict.energy.cases import TASKS, Backbone, Floats, Names, Precision, Serving, Task
 from moebench.predict.energy.power import limits
 from moebench.spec.hardware import load_hardware

@@ -1,6 +1,6 @@
-"""`python -m moebench.cost.energy.files`: fit the energy model and write data/energy.
+"""`python -m moebench.calibrate.energy_files`: fit the energy model and write data/energy.
 
-    python -m moebench.cost.energy.files MOE.csv DENSE.csv --models MODELS.csv --out FOLDER
+    python -m moebench.calibrate.energy_files MOE.csv DENSE.csv --models MODELS.csv --out FOLDER
 
 Prints the errors on backbones and on GPUs that were left out, beside the baselines. The files in
 moebench/data/energy are made by this command.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moebench.cost.energy.fit import (
+from moebench.calibrate.energy import (
     LeftOut,
     Rows,
     fit_energy,
@@ -25,8 +25,8 @@ from moebench.cost.energy.fit import (
     rows_of,
     widths,
 )
-from moebench.cost.energy.leaveout import dense_backbones_path, has_company, report
-from moebench.cost.energy.table import EnergyTable, read_backbones, read_energy_table
+from moebench.calibrate.energy_left_out import dense_backbones_path, has_company, report
+from moebench.calibrate.energy_tables import EnergyTable, read_backbones, read_energy_table
 from moebench.predict.energy.calibration import SHARED, EnergyFit, Origin
 from moebench.predict.energy.cases import PRECISIONS
 from moebench.predict.energy.power import METADATA, PARAMETERS
@@ -71,7 +71,7 @@ def write_fit(fit: EnergyFit, folder: Path) -> Path:
         return "[" + ", ".join(f'"{value}"' for value in values) + "]"
 
     lines = [
-        "# Written by `python -m moebench.cost.energy.files`.",
+        "# Written by `python -m moebench.calibrate.energy_files`.",
         f'gpu = "{fit.gpu}"',
         f"mean_power = {fit.mean_power}",
         "",
@@ -120,7 +120,7 @@ def _absolute(name: str, value: float, hardware: HardwareSpec | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m moebench.cost.energy.files", description="Fit the energy model."
+        prog="python -m moebench.calibrate.energy_files", description="Fit the energy model."
     )
     parser.add_argument("tables", type=Path, nargs="+", help="measured power and energy")
     parser.add_argument("--models", type=Path, required=True, help="facts of the MoE backbones")

@@ -1,1 +1,0 @@
-"""Prices: what a list of ops costs on a machine. No torch, and no router's name."""

@@ -1,1 +1,0 @@
-"""Power and energy of serving: fitted to measured servings, with intervals."""

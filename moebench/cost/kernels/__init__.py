@@ -1,1 +1,0 @@
-"""One MoE layer on a GPU, by the kernel that runs it: fitted to measured rows, with intervals."""
