@@ -35,11 +35,11 @@ class Layers:
         """Measure every cell of the suite on the CPU; seconds by "router phase"."""
         import torch
 
-        from moebench.cell import Bench, prepare_cell
         from moebench.measure.latency import Plan, clock_for, measure_rounds
         from moebench.model.decoder import build_decoder
-        from moebench.plan import cells, load_suite
-        from moebench.runnable import runnable_cells
+        from moebench.suite.cell import Bench, prepare_cell
+        from moebench.suite.plan import cells, load_suite
+        from moebench.suite.runnable import runnable_cells
 
         suite = load_suite(str(SUITE))
         device, dtype = torch.device("cpu"), getattr(torch, suite.file.dtype)

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from moebench import files as storage
-from moebench import suite
 from moebench.calibrate import machine
 from moebench.records.run import KeptRun, load_run
+from moebench.suite import cli as suite
 
 LONGEST = 1.5
 """Seconds until a kill that is drawn in time; one that is drawn in bytes comes at most here too."""

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from runs import HARDWARE
 
 from moebench.calibrate.machine import Machine
-from moebench.cell import (
+from moebench.experts.weights import ExpertWeights, activation, known_backends, why_not
+from moebench.measure.graph import LEAST_RING
+from moebench.measure.latency import StageTimer
+from moebench.model.decoder import KVCache, build_decoder
+from moebench.routers.routing import Routing
+from moebench.suite.cell import (
     Bench,
     NotANumber,
     ReadyCell,
@@ -21,14 +26,9 @@ from moebench.cell import (
     prepare_cell,
     repeated,
 )
-from moebench.experts.weights import ExpertWeights, activation, known_backends, why_not
-from moebench.measure.graph import LEAST_RING
-from moebench.measure.latency import StageTimer
-from moebench.model.decoder import KVCache, build_decoder
-from moebench.observe import _first_pass, observe
-from moebench.plan import Cell, MeasurePlan, cells, changed, load_suite
-from moebench.routers.routing import Routing
-from moebench.runnable import runnable_cells
+from moebench.suite.passes import _first_pass, observe
+from moebench.suite.plan import Cell, MeasurePlan, cells, changed, load_suite
+from moebench.suite.runnable import runnable_cells
 
 __all__ = ["cuda"]
 
@@ -280,7 +280,7 @@ def test_the_stages_of_a_slow_step_are_those_of_one_step(monkeypatch: pytest.Mon
     ready.step(case, 0, Listening(ready.bench.device).mark)
     once = marked.copy()
     marked.clear()
-    monkeypatch.setattr("moebench.observe.StageTimer", Listening)
-    monkeypatch.setattr("moebench.observe.SLOW_STEP", 0.0)
+    monkeypatch.setattr("moebench.suite.passes.StageTimer", Listening)
+    monkeypatch.setattr("moebench.suite.passes.SLOW_STEP", 0.0)
     _first_pass(ready, case, ready.bench.device)
     assert marked == once

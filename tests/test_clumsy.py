@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moebench import suite, terminal
+from moebench import terminal
 from moebench.experts.weights import known_backends
+from moebench.suite import cli as suite
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "system,m,n,k,latency_us\nl40s,64,4096,4096,50\n"

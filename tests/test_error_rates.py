@@ -14,9 +14,9 @@ from scipy.special import betaincinv
 
 from moebench.compare import pairs
 from moebench.compare.intervals import discoveries, p_value
+from moebench.doctor.selftest import Tape
 from moebench.measure.latency import Plan, measure_rounds
 from moebench.records.results import Ratio, Sample
-from moebench.selftest import Tape
 
 EXPERIMENTS = 200
 NOISES = ("even", "server", "correlated")

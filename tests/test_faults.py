@@ -19,7 +19,7 @@ import pytest
 
 from moebench.measure.latency import Plan
 from moebench.records.run import KeptRun, Run, load_run
-from moebench.suite import main
+from moebench.suite.cli import main
 
 pytestmark = pytest.mark.usefixtures("calibrated")
 TESTS = Path(__file__).parent
@@ -31,8 +31,8 @@ from typing import ClassVar
 
 import torch
 
-from moebench.policies.top_k import TopK
-from moebench.routing.top_k import build
+from moebench.routers.top_k.policy import TopK
+from moebench.routers.top_k.module import build
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def test_a_file_that_may_not_grow_ends_the_run_with_a_message_and_loses_nothing(
     suite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As many rounds in both runs, so that the lines are as long.
-    monkeypatch.setattr("moebench.observe.Plan", partial(Plan, max_rounds=8))
+    monkeypatch.setattr("moebench.suite.passes.Plan", partial(Plan, max_rounds=8))
     assert measure(suite, tmp_path / "whole") == 0
     lines = (run_of(tmp_path / "whole").directory / "records.jsonl").read_bytes().splitlines()
     limit = sum(len(line) for line in lines[:4])  # the first cell has three
@@ -148,7 +148,7 @@ SMALL_DISK = """
 import os, subprocess
 from pathlib import Path
 from moebench import record
-from moebench.record import Run, load_run
+from moebench.records.run import Run, load_run
 
 suite_file, disk, fault = sys.argv[1:]
 def system(*command):
@@ -286,7 +286,7 @@ int clock_gettime(clockid_t id, struct timespec *now) {
 SET_BACK = """
 import os
 from pathlib import Path
-from moebench.record import Run
+from moebench.records.run import Run
 append = Run.append
 def append_and_set_back(run, records, failures=()):
     append(run, records, failures)
@@ -399,13 +399,13 @@ def test_a_router_that_fails_is_a_failure_row_that_says_where_and_the_others_go_
 def test_code_from_outside_runs_only_where_the_users_own_suite_names_it(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from moebench.plan import load_suite
     from moebench.predict.cli import main as predict
+    from moebench.suite.plan import load_suite
 
     with_router(suite, "Raising", tmp_path, monkeypatch)
     assert predict(["--router", "failing_routers:Raising"]) == 2
     assert "unknown router 'failing_routers:Raising'" in capfd.readouterr().err
-    monkeypatch.setattr("moebench.plan.suite_directory", lambda: tmp_path)
+    monkeypatch.setattr("moebench.suite.plan.suite_directory", lambda: tmp_path)
     with pytest.raises(ValueError, match="unknown router 'failing_routers:Raising'"):
         load_suite("one-cell")
     assert "failing_routers" not in sys.modules

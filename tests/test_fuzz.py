@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import manifest, write_run
 
-from moebench import suite as verb
 from moebench.predict.kernels.catalogue import read_fits
 from moebench.records.lines import append_lines, read_lines
 from moebench.records.results import Failure, Record
@@ -23,6 +22,7 @@ from moebench.records.run import load_run
 from moebench.report.table import render_text, run_table
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
+from moebench.suite import cli as verb
 
 SMALL = (("decode", 1, 1, 1024), ("prefill", 1, 128, 0))
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,12 +22,12 @@ from runs import write_run
 
 from moebench.compare.noise import UnchangedRuns
 from moebench.compare.runs import compare_runs
-from moebench.ownrun import score_run
 from moebench.records.results import Failure, Record
 from moebench.records.run import KeptRun, Manifest, load_run
 from moebench.report.document import markdown, page
 from moebench.report.sections import report_blocks, run_summary, terminal_report, write_report
 from moebench.spec.codec import decode
+from moebench.validate.own_run import score_run
 
 SMALL = (("decode", 1, 1, 1024),)
 NAMES = ("records.jsonl", "predictions.jsonl", "failures.jsonl", "manifest.json")

@@ -19,10 +19,10 @@ from fuzzing import EDITS, FEW, PLENTY, Edits, document, spoiled, tables, verdic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench import validate
 from moebench.predict.claims.papers import read_paper
 from moebench.predict.energy.calibration import read_energy_fit
 from moebench.predict.kernels.intervals import read_widths
+from moebench.validate import cli as validate
 
 DATA = Path(__file__).resolve().parents[1] / "moebench" / "data"
 LATENCY = {

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from runs import timed, without_reference
 
-from moebench.ownrun import score_run
 from moebench.records.run import KeptRun
+from moebench.validate.own_run import score_run
 
 
 def predicted(run: KeptRun, factor: float, reference: float | None = 0.02) -> KeptRun:

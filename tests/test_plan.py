@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moebench.execution.plan import load_execution_suite, planned_cells
-from moebench.plan import (
-    cells,
-    load_suite,
-    suite_kind,
-    suite_names,
-    suite_path,
-)
+from moebench.suite.execution.plan import load_execution_suite, planned_cells
+from moebench.suite.plan import cells, load_suite, suite_kind, suite_names, suite_path
 
 SUITE = """
 schema = 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moebench.evidence import read_evidence
+from moebench.doctor.record import read_evidence
 from moebench.spec.codec import decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,8 +156,8 @@ def test_every_number_of_the_table_is_in_the_report_of_a_committed_run() -> None
 
 
 def selftest_rows(path: Path) -> list[list[str]]:
-    from moebench.doctor import selftest_table
-    from moebench.selftest import Selftest
+    from moebench.doctor.cli import selftest_table
+    from moebench.doctor.selftest import Selftest
 
     where, found = read_evidence(path)
     return table_rows(selftest_table(decode(Selftest, found, path.name), where))
@@ -200,7 +200,7 @@ def test_a_record_of_the_selftest_says_where_it_is_from_and_gives_its_table_agai
 ) -> None:
     from test_selftest import made_up
 
-    from moebench import doctor
+    from moebench.doctor import cli as doctor
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(doctor, "selftest", lambda *arguments: made_up())

@@ -332,8 +332,8 @@ def test_an_exception_leaves_an_interrupted_run_that_can_be_resumed(tmp_path: Pa
 HOLD = """
 import sys, time
 from pathlib import Path
-from moebench.lines import sealed
-from moebench.record import Run
+from moebench.records.lines import sealed
+from moebench.records.run import Run
 run = Run.open(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

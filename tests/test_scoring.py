@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moebench import validate
 from moebench.calibrate import left_out as leaveout
 from moebench.calibrate.tables import read_table
 from moebench.predict.kernels.intervals import Residuals, unseen_bounds
-from moebench.scoring import Scores, mean_over_groups
+from moebench.validate import cli as validate
+from moebench.validate.scores import Scores, mean_over_groups
 
 ROW = {
     "framework": "vllm", "version": "0.24.0", "num_experts": "64", "moe_tp_size": "1",

@@ -9,12 +9,13 @@ import pytest
 import torch
 from runs import write_run
 
-from moebench import doctor, selftest
 from moebench.compare.noise import NoiseFloor, keep_noise_floor, kept_noise_floor
+from moebench.doctor import cli as doctor
+from moebench.doctor import selftest
+from moebench.doctor.selftest import Rate, Selftest, cut, drifting, exact_rate, rates, shuffled
 from moebench.measure.environment import describe_machine
 from moebench.records.run import KeptRun, load_run
 from moebench.report.figures.plates import noise_floor
-from moebench.selftest import Rate, Selftest, cut, drifting, exact_rate, rates, shuffled
 
 CPU = torch.device("cpu")
 

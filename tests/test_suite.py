@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from moebench.cell import NotANumber, ReadyCell
-from moebench.forecast import Estimates
 from moebench.records.run import load_run
 from moebench.records.seal import read_document, write_document
-from moebench.suite import main
+from moebench.suite.cell import NotANumber, ReadyCell
+from moebench.suite.cli import main
+from moebench.suite.forecast import Estimates
 
 pytestmark = pytest.mark.usefixtures("calibrated")
 
@@ -167,7 +167,7 @@ def test_without_its_baseline_a_cell_gives_latencies_and_no_speedups(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next router must not take the baseline's place."""
-    from moebench import suite as verb
+    from moebench.suite import cli as verb
 
     original = verb.forecast_cells
 
@@ -203,7 +203,7 @@ def test_a_run_of_another_machine_is_not_resumed(
 def test_an_interrupted_run_is_resumed_where_it_stopped(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from moebench import observe
+    from moebench.suite import passes as observe
 
     original, calls = observe.observe, []
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moebench import validate
 from moebench.calibrate import cli as calibrate
+from moebench.validate import cli as validate
 
 LATENCY = {
     "system": "h100_sxm", "framework": "vllm", "version": "0.24.0",

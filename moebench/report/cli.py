@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if compares_backends(options.run):
             # Imports torch, which reports of other runs never need.
-            from moebench.execution.verb import report_execution
+            from moebench.suite.execution.verb import report_execution
 
             report_execution(options.run, options.json)
             return 0

@@ -1,6 +1,6 @@
 """Op: a named piece of work, the currency between who knows the shape and who knows the price.
 
-A layer is a list of ops; `moebench.cost` prices any list on any machine and never learns what a
+A layer is a list of ops; `moebench.predict` prices any list on any machine and never learns what a
 router is called. One convention holds everywhere: **a multiply-add is two FLOP**, and only matrix
 products (and attention scores) are counted as FLOPs - norms, softmax, activation functions,
 sorting and index arithmetic are described by the bytes they move and the launches they need.

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebench import validate
 from moebench.predict.energy.calibration import (
     energy_calibration,
     energy_interval,
@@ -36,6 +35,7 @@ from moebench.predict.energy.power import (
     step_traffic,
 )
 from moebench.spec.hardware import load_hardware
+from moebench.validate import cli as validate
 
 MIXTRAL = Backbone("mixtral", 32, 0, 4096, 8, 2, 14336, 32, 8, 128, 32000, 46.70e9, 12.75e9, 65536)
 QWEN = Backbone("qwen", 48, 0, 2048, 128, 8, 768, 32, 4, 128, 151936, 30.53e9, 3.04e9, 49152)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moebench.execution.mixes import GEOMETRIC_RATIO, RAGGED, draw_slots, mix_names
+from moebench.suite.execution.mixes import GEOMETRIC_RATIO, RAGGED, draw_slots, mix_names
 
 
 def test_the_truncated_geometric_has_mean_two() -> None:

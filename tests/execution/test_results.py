@@ -8,10 +8,10 @@ from random import Random
 import pytest
 
 from moebench import compare, report
-from moebench.execution.results import load_results
-from moebench.execution.run import CELLS
 from moebench.records.lines import append_lines, read_lines
 from moebench.records.seal import read_document, write_document
+from moebench.suite.execution.results import load_results
+from moebench.suite.execution.run import CELLS
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results" / "experts").glob("*/*/manifest.json"))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from moebench.execution.plan import load_execution_suite, planned_cells
-from moebench.execution.results import load_results
-from moebench.execution.run import SLOW_ROUNDS, Workers
-from moebench.suite import main
+from moebench.suite.cli import main
+from moebench.suite.execution.plan import load_execution_suite, planned_cells
+from moebench.suite.execution.results import load_results
+from moebench.suite.execution.run import SLOW_ROUNDS, Workers
 
 SUITE = (Path(__file__).parent / "toy.toml").read_text(encoding="utf-8")
 

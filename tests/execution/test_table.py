@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from moebench.execution.plan import CellPhase, CellPlan
-from moebench.execution.results import CellResult
-from moebench.execution.table import (
+from moebench.spec.model import load_model
+from moebench.suite.execution.plan import CellPhase, CellPlan
+from moebench.suite.execution.results import CellResult
+from moebench.suite.execution.table import (
     default_of,
     findings,
     limits_of,
@@ -15,8 +16,7 @@ from moebench.execution.table import (
     paired,
     router_shares,
 )
-from moebench.execution.work import PROBE_WORK
-from moebench.spec.model import load_model
+from moebench.suite.execution.work import PROBE_WORK
 
 RATE, READ = 4e11, 3e10
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moebench.execution import work
-from moebench.execution.plan import CellPlan
 from moebench.experts.weights import ExpertWeights, known_backends
+from moebench.suite.execution import work
+from moebench.suite.execution.plan import CellPlan
 
 
 def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(

@@ -64,7 +64,7 @@ ORACLE = """
 import numpy as np, onnx, onnxruntime, torch
 from onnx import TensorProto, helper
 from moebench.experts import known_backends, ExpertWeights
-from moebench.routing import Routing
+from moebench.routers.routing import Routing
 
 class Model:
     num_experts, hidden_size, intermediate_size, expert_matrices = 4, 32, 64, 3

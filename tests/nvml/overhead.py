@@ -34,7 +34,7 @@ from nvml.saying import arguments_of, say
 from nvml.simulator import UUID, compile_library
 
 from moebench.compare.intervals import Vector, center_limits, trimmed_mean
-from moebench.evidence import circumstances, evidence
+from moebench.doctor.record import circumstances, evidence
 from moebench.measure.energy import meter as instrument
 from moebench.measure.energy.meter import QUICK
 from moebench.measure.energy.process import Reader
@@ -54,7 +54,7 @@ GETS_GOING = 0.002
 CPU = torch.device("cpu")
 RESTLESS = """
 import os, select, sys
-from moebench.measure import energy_reader as reader
+from moebench.measure.energy import reader
 reader.UntilInput.wait = lambda clock, seconds: bool(select.select([sys.stdin], [], [], 0)[0])
 reader.POLL = 0.0
 sys.exit(reader.main(["gpu", str(os.open(os.devnull, os.O_WRONLY)), sys.argv[1], sys.argv[2]]))

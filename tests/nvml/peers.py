@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> int:
     # Only here: the environment of the peers has no torch.
     import torch
 
-    from moebench.evidence import circumstances, evidence
+    from moebench.doctor.record import circumstances, evidence
 
     options = arguments_of("nvml.peers", arguments)
     where = circumstances("PYTHONPATH=tests python -m nvml.peers", torch.device("cpu"))

@@ -19,7 +19,7 @@ def arguments_of(program: str, arguments: list[str]) -> argparse.Namespace:
 
 def say(options: argparse.Namespace, document: Mapping[str, Any], table: str, suffix: str) -> None:
     """Print the table, or the document; keep both if asked to."""
-    from moebench.evidence import keep  # the environment of the peers has no torch
+    from moebench.doctor.record import keep  # the environment of the peers has no torch
 
     print(json.dumps(document, indent=1) if options.json else table, end="\n" * options.json)
     if options.out is not None:

@@ -10,7 +10,7 @@ from nvml.test_process import SHORT, scenario
 from moebench.measure.energy import meter as instrument
 from moebench.records.run import load_run
 from moebench.report.cli import main as report
-from moebench.suite import main as suite_verb
+from moebench.suite.cli import main as suite_verb
 
 pytestmark = pytest.mark.usefixtures("calibrated")
 

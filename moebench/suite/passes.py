@@ -14,11 +14,9 @@ import numpy as np
 import torch
 
 from moebench.calibrate.machine import Machine
-from moebench.cell import NotANumber, ReadyCase, ReadyCell, captured
 from moebench.compare import pairs
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.weights import known_backends
-from moebench.forecast import case_flops
 from moebench.measure.energy.meter import EnergyPlan, measure_energy
 from moebench.measure.latency import (
     Plan,
@@ -32,7 +30,6 @@ from moebench.measure.latency import (
 from moebench.measure.memory import is_out_of_memory, measure_memory
 from moebench.measure.reference import VERSION, reference_operation
 from moebench.model.flops import CountedFlops, count_flops, count_training_flops
-from moebench.plan import SLOW_STEP, MeasurePlan
 from moebench.records.results import (
     Caveat,
     Energy,
@@ -46,6 +43,9 @@ from moebench.records.results import (
 )
 from moebench.records.run import now
 from moebench.spec.load import ExpertLoad
+from moebench.suite.cell import NotANumber, ReadyCase, ReadyCell, captured
+from moebench.suite.forecast import case_flops
+from moebench.suite.plan import SLOW_STEP, MeasurePlan
 from moebench.units import Seconds, text
 
 STAGE_PASS: Seconds = 0.1

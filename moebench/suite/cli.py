@@ -18,21 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from moebench import __version__, campaign, terminal
+from moebench import __version__, terminal
 from moebench.compare.noise import kept_noise_floor
 from moebench.files import make_folder
-from moebench.forecast import forecast_cells, predictions
-from moebench.plan import (
-    Cell,
-    Kind,
-    Suite,
-    cells,
-    load_suite,
-    suite_kind,
-    suite_names,
-    suite_path,
-    suite_title,
-)
 from moebench.predict.layers.calibration import from_datasheet
 from moebench.progress import Bar
 from moebench.records.results import Record
@@ -48,6 +36,19 @@ from moebench.records.run import (
 from moebench.report.table import predicted_table, render_text
 from moebench.spec.codec import encode
 from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.suite import loop as campaign
+from moebench.suite.forecast import forecast_cells, predictions
+from moebench.suite.plan import (
+    Cell,
+    Kind,
+    Suite,
+    cells,
+    load_suite,
+    suite_kind,
+    suite_names,
+    suite_path,
+    suite_title,
+)
 from moebench.units import Seconds, printable, quantity, text
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     if options.suite is not None:
         is_of_backends = suite_kind(suite_path(options.suite)) == "experts"
     if is_of_backends:
-        from moebench.execution.verb import run_execution
+        from moebench.suite.execution.verb import run_execution
 
         signal.signal(signal.SIGTERM, _terminate)
         return run_execution(options, argv, _parser())
@@ -235,7 +236,7 @@ def _measure(
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
     from moebench.measure.environment import choose_device
-    from moebench.runnable import runnable_cells
+    from moebench.suite.runnable import runnable_cells
 
     if suite.file.dtype == "float8":
         raise ValueError(
@@ -353,7 +354,3 @@ def _budget(options: argparse.Namespace, suite: Suite, kind: Kind) -> Seconds:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(terminal.run(main))

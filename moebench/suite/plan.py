@@ -176,7 +176,7 @@ def _check_range(spec: object, name: str, least: int) -> None:
 
 def suite_directory() -> Path:
     """Where the shipped suites lie: inside the package of a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "suites"
     return inside if inside.is_dir() else package.parent / "suites"
 

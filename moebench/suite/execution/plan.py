@@ -6,12 +6,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
-from moebench.execution.mixes import mix_names
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import known_policies
 from moebench.spec.case import DType
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.schema import from_mapping, read_toml
+from moebench.suite.execution.mixes import mix_names
 from moebench.units import Seconds, nearest
 
 CellPhase = Literal["forward", "train"]

@@ -4,19 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench.execution.mixes import REFERENCE
-from moebench.execution.results import CellResult, ExecutionManifest, KeptCells
-from moebench.execution.table import (
-    TRAINED,
-    Finding,
-    Line,
-    default_of,
-    findings,
-    limits_of,
-    lines,
-    realisations,
-    router_shares,
-)
 from moebench.files import replace_file
 from moebench.report.document import (
     Block,
@@ -29,6 +16,19 @@ from moebench.report.document import (
     plain_grid,
 )
 from moebench.report.figures.plates import Plate
+from moebench.suite.execution.mixes import REFERENCE
+from moebench.suite.execution.results import CellResult, ExecutionManifest, KeptCells
+from moebench.suite.execution.table import (
+    TRAINED,
+    Finding,
+    Line,
+    default_of,
+    findings,
+    limits_of,
+    lines,
+    realisations,
+    router_shares,
+)
 from moebench.units import text
 
 

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moebench.execution.plan import load_execution_suite
-from moebench.execution.report import terminal_report, write_report
-from moebench.execution.results import load_manifest, load_results
-from moebench.execution.run import measure
-from moebench.plan import suite_path
 from moebench.spec.codec import encode
+from moebench.suite.execution.plan import load_execution_suite
+from moebench.suite.execution.report import terminal_report, write_report
+from moebench.suite.execution.results import load_manifest, load_results
+from moebench.suite.execution.run import measure
+from moebench.suite.plan import suite_path
 from moebench.units import printable, quantity
 
 FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "write_hardware")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebench.execution.plan import CellPlan
-from moebench.execution.work import PROBE_WORK
 from moebench.records.lines import Line, read_lines
 from moebench.records.results import SEALED_SINCE
 from moebench.records.run import BACKENDS_ABSENT, MANIFEST, read_manifest
 from moebench.spec.codec import decode
+from moebench.suite.execution.plan import CellPlan
+from moebench.suite.execution.work import PROBE_WORK
 from moebench.units import Seconds, nearest
 
 CELLS = "cells.jsonl"

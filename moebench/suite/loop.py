@@ -7,20 +7,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moebench import terminal
-from moebench.budget import Need, allowance
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
-from moebench.forecast import Estimates
-from moebench.plan import SLOW_STEP, Cell, Suite
 from moebench.progress import Bar
 from moebench.records.results import Failure, Ratio, Record
 from moebench.records.run import Run, now
+from moebench.suite.budget import Need, allowance
+from moebench.suite.forecast import Estimates
+from moebench.suite.plan import SLOW_STEP, Cell, Suite
 from moebench.units import Bytes, Seconds, text
 
 if TYPE_CHECKING:
     import torch
 
     from moebench.calibrate.machine import Machine
-    from moebench.observe import Observed
+    from moebench.suite.passes import Observed
 
 UNTIMED_SLOW_STEPS = 2
 """Steps of a case outside the rounds where steps are slow: counting FLOPs, memory and stages."""
@@ -45,10 +45,10 @@ def measure_cells(
     """Measure the cells that the run does not have yet, each appended as soon as it is done."""
     import torch
 
-    from moebench.cell import Bench, prepare_cell
     from moebench.measure.energy.meter import FULL, QUICK
     from moebench.model.decoder import build_decoder
-    from moebench.observe import failure, observe
+    from moebench.suite.cell import Bench, prepare_cell
+    from moebench.suite.passes import failure, observe
 
     estimates = {record.case.key: record.estimate for record in run.kept.predictions}
     promised = {record.case.key: record.ratios for record in run.kept.predictions}
@@ -102,7 +102,7 @@ def _rows(
     promised: Mapping[str, tuple[Ratio, ...]],
 ) -> tuple[list[Record], list[Failure]]:
     """What a cell adds to records and failures."""
-    from moebench.observe import failure
+    from moebench.suite.passes import failure
 
     records = [
         Record(

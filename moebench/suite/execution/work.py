@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moebench.execution.mixes import Slots, draw_slots
-from moebench.execution.plan import CellPlan
 from moebench.experts.weights import Backend, ExpertWeights, known_backends
 from moebench.measure.memory import available_memory
 from moebench.model.decoder import fill_normal
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, Routing, build_routers
+from moebench.suite.execution.mixes import Slots, draw_slots
+from moebench.suite.execution.plan import CellPlan
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
 
 REST: Seconds = 0.004

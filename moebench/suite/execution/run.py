@@ -1,7 +1,7 @@
 """Measure the suite `experts`: rounds in which every backend and mix of a cell takes its turn.
 
-A cell's line is written (`moebench.execution.results`) as soon as the cell is done; `--resume` goes
-on after the last one.
+A cell's line is written (`moebench.suite.execution.results`) as soon as the cell is done;
+`--resume` goes on after the last one.
 """
 
 import math
@@ -21,16 +21,7 @@ from typing import Any
 import torch
 
 from moebench import __version__
-from moebench.evidence import machine_folder
-from moebench.execution.plan import CellPlan, ExecutionSuite, planned_cells
-from moebench.execution.results import (
-    CELLS,
-    CellResult,
-    ExecutionManifest,
-    load_manifest,
-    load_results,
-)
-from moebench.execution.work import PROBE_WORK, scratch, serve
+from moebench.doctor.record import machine_folder
 from moebench.experts.catalogue import executing
 from moebench.experts.weights import known_backends
 from moebench.files import make_folder
@@ -41,6 +32,15 @@ from moebench.records.results import SCHEMA
 from moebench.records.run import MANIFEST, run_id
 from moebench.records.seal import write_document
 from moebench.spec.codec import encode
+from moebench.suite.execution.plan import CellPlan, ExecutionSuite, planned_cells
+from moebench.suite.execution.results import (
+    CELLS,
+    CellResult,
+    ExecutionManifest,
+    load_manifest,
+    load_results,
+)
+from moebench.suite.execution.work import PROBE_WORK, scratch, serve
 from moebench.units import Bytes, Seconds, printable
 
 QUICK_VISIT: Seconds = 0.02

@@ -20,7 +20,6 @@ from moebench.experts.weights import Experts, known_backends, load_backend
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model.decoder import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
-from moebench.plan import Cell
 from moebench.records.results import Caveat
 from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads
 from moebench.routers.policy import Policy
@@ -28,6 +27,7 @@ from moebench.routers.routing import Router, RouterState, Routing, bounded_routi
 from moebench.spec.case import Case, OperatingPoint, Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
+from moebench.suite.plan import Cell
 from moebench.units import Bytes
 
 WIDE_BATCH = 128

@@ -32,7 +32,6 @@ from moebench.calibrate.left_out import LEAST_ROWS, LeftOut, LeftOutGroup, predi
 from moebench.calibrate.rows import Group, dense_groups, groups_of
 from moebench.calibrate.tables import Table, read_table
 from moebench.files import make_folder
-from moebench.ownrun import validate_run
 from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
 from moebench.predict.kernels.dense import DenseParameters, dense_time, fit_device, shipped_dense
 from moebench.predict.kernels.layer import layer_time
@@ -45,7 +44,8 @@ from moebench.predict.kernels.price import (
 )
 from moebench.predict.kernels.samplers import Floats
 from moebench.progress import Bar
-from moebench.scoring import (
+from moebench.validate.own_run import validate_run
+from moebench.validate.scores import (
     Scores,
     Skipped,
     dense_document,
@@ -430,7 +430,3 @@ def _calibrations(
         )
         for rows, parameters in zip(own, fit_siblings(own, priors), strict=True)
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(terminal.run(main))

@@ -11,8 +11,8 @@ import torch
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import known_backends, why_not
-from moebench.plan import Cell, changed
 from moebench.records.results import Caveat
+from moebench.suite.plan import Cell, changed
 
 
 def runnable_cells(

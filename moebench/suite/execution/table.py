@@ -10,10 +10,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebench.execution.mixes import REFERENCE
-from moebench.execution.results import CellResult
-from moebench.execution.work import PROBE_WORK
 from moebench.records.results import Interval
+from moebench.suite.execution.mixes import REFERENCE
+from moebench.suite.execution.results import CellResult
+from moebench.suite.execution.work import PROBE_WORK
 from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Flops, Seconds
 
 DEFAULTS = ("avx512", "packed", "grouped")

@@ -6,7 +6,6 @@ Everything here is known before anything runs; the suite writes it to disk befor
 from collections.abc import Sequence
 
 from moebench.experts.catalogue import executing
-from moebench.plan import Cell
 from moebench.predict.layers.calibration import Calibration
 from moebench.predict.layers.price import estimate, peak_memory
 from moebench.records.results import Estimate, Ratio, Record
@@ -17,6 +16,7 @@ from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, layer_ops, total_flops, training_ops
+from moebench.suite.plan import Cell
 
 Estimates = dict[str, Estimate]
 """By case key."""

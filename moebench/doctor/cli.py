@@ -31,14 +31,8 @@ from moebench.compare.noise import (
     kept_unchanged_runs,
 )
 from moebench.compare.runs import relative_latency
-from moebench.evidence import Circumstances, circumstances, evidence, keep
-from moebench.files import make_folder
-from moebench.measure.environment import choose_device, describe_machine
-from moebench.measure.preflight import Finding, inspect_machine
-from moebench.progress import Bar
-from moebench.records.run import load_run, now
-from moebench.report.document import Paragraph, markdown, plain_grid
-from moebench.selftest import (
+from moebench.doctor.record import Circumstances, circumstances, evidence, keep
+from moebench.doctor.selftest import (
     BANDS,
     FEW_ROUNDS,
     MANY_ROUNDS,
@@ -47,6 +41,12 @@ from moebench.selftest import (
     UnitRates,
     selftest,
 )
+from moebench.files import make_folder
+from moebench.measure.environment import choose_device, describe_machine
+from moebench.measure.preflight import Finding, inspect_machine
+from moebench.progress import Bar
+from moebench.records.run import load_run, now
+from moebench.report.document import Paragraph, markdown, plain_grid
 from moebench.spec.codec import encode
 from moebench.units import Seconds, quantity, text
 
@@ -292,7 +292,3 @@ def _unchanged_run(folder: Path, device: torch.device) -> UnchangedRun:
         versions.pop(),
         {key: relative_latency(m).value for key, m in measurements.items()},
     )
-
-
-if __name__ == "__main__":
-    sys.exit(terminal.run(main))
