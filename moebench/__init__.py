@@ -1,3 +1,5 @@
 """What adaptive routing in Mixture-of-Experts models is worth, measured and predicted."""
 
-__version__ = "0.1.0"
+from moebench.version import VERSION as __version__
+
+__all__ = ["__version__"]

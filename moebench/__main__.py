@@ -3,8 +3,9 @@
 import importlib
 import sys
 
-from moebench import __version__, terminal
+from moebench import terminal
 from moebench.units import nearest
+from moebench.version import VERSION
 
 VERBS = {
     "suite": "measure a suite here, each number beside its prediction",
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         verb = importlib.import_module(f"moebench.{arguments[0]}")
         return int(verb.main(arguments[1:]))
     if arguments == ["--version"]:
-        print(f"moebench {__version__}")
+        print(f"moebench {VERSION}")
         return 0
     if arguments and arguments[0] in ("--help", "-h"):
         print(USAGE)

@@ -51,9 +51,9 @@ def test_any_machine_file_gives_a_machine_or_a_message(tmp_path: Path, edits: Ed
 
 def fresh(load: Callable[[str], object], path: Path) -> object:
     """Load a file again that has been loaded with other content."""
-    from moebench.spec import case as spec
+    from moebench.spec.shipped import load_shipped
 
-    spec._load.cache_clear()
+    load_shipped.cache_clear()
     return load(str(path))
 
 
@@ -102,9 +102,9 @@ def test_any_suite_gives_a_table_or_one_line(tmp_path: Path, edits: Edits) -> No
 def test_any_suite_model_and_machine_together_give_a_table_or_one_line(
     tmp_path: Path, edits: Edits, hardware: bool
 ) -> None:
-    from moebench.spec import case as spec
+    from moebench.spec.shipped import load_shipped
 
-    spec._load.cache_clear()
+    load_shipped.cache_clear()
     whole = {"s": tables(SUITE), "m": tables(MODEL), "h": tables(HARDWARE)}
     whole["s"]["model"] = str(tmp_path / "m.toml")
     for name, table in spoiled(whole, edits).items():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from moebench.calibrate.tables import Table
 from moebench.predict.kernels.catalogue import Kernel
 from moebench.predict.kernels.dense import DenseRows
-from moebench.predict.kernels.layer import LayerCases, roofline
+from moebench.predict.kernels.layer import LayerCases, roofline, shape_label
 from moebench.predict.kernels.samplers import Floats, sampled_loads
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import BYTES_PER_ELEMENT
@@ -37,11 +37,6 @@ class Group:
     cases: LayerCases
     shapes: tuple[str, ...]
     """Model shape of each row."""
-
-
-def shape_label(hidden_size: float, inter_size: float, top_k: float, num_experts: float) -> str:
-    """How fits and scores name a model shape: "4096 x 14336, 2 of 8"."""
-    return f"{hidden_size:g} x {inter_size:g}, {top_k:g} of {num_experts:g}"
 
 
 def is_plausible(seconds: Floats, least: Floats) -> NDArray[np.bool_]:

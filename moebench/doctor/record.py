@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from moebench import __version__
 from moebench.files import make_folder, replace_file
-from moebench.measure.environment import Environment, describe_machine
+from moebench.measure.environment import describe_machine, machine_folder
 from moebench.records.run import run_id
 from moebench.records.seal import read_document, write_document
 from moebench.spec.codec import decode, encode
-from moebench.units import slug
+from moebench.version import VERSION
 
 SCHEMA = 1
 CIRCUMSTANCES = "circumstances"
@@ -59,12 +58,6 @@ class Circumstances:
         )
 
 
-def machine_folder(environment: Environment) -> str:
-    """A machine's folder name: its GPU, or its processor and cores."""
-    gpu, cpu = environment.gpu, environment.cpu
-    return slug(gpu.name if gpu else f"{cpu.model} {cpu.num_cores} cores")
-
-
 def circumstances(command: str, device: torch.device) -> Circumstances:
     """Those of this process, now: call it before the measurement loads the machine.
 
@@ -80,7 +73,7 @@ def circumstances(command: str, device: torch.device) -> Circumstances:
     if commit is not None and software.dirty:
         commit = f"{commit}-dirty"
     return Circumstances(
-        run=run_id(started, (software.commit or f"v{__version__}")[:9]),
+        run=run_id(started, (software.commit or f"v{VERSION}")[:9]),
         command=command,
         machine=machine_folder(environment),
         model=gpu.name if gpu else cpu.model,

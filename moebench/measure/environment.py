@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-import moebench
 from moebench.measure.nvml import answer, as_text, foreign_processes, open_nvml
 from moebench.units import Bytes, Hertz, Watts, slug
+from moebench.version import PACKAGE, VERSION
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "bf16")
 """Kernel names of the instruction sets that matrix products depend on (bf16: Arm)."""
@@ -201,7 +201,7 @@ def _read(path: Path) -> str | None:
 
 def describe_software() -> Software:
     """Versions, threads, and the commit that moebench is imported from."""
-    commit, dirty = describe_checkout(Path(moebench.__file__).parent)
+    commit, dirty = describe_checkout(PACKAGE)
     return Software(
         torch=str(torch.__version__),
         torch_commit=torch.version.git_version,
@@ -210,7 +210,7 @@ def describe_software() -> Software:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         numpy=np.__version__,
-        moebench=moebench.__version__,
+        moebench=VERSION,
         commit=commit,
         dirty=dirty,
     )
@@ -391,3 +391,9 @@ def _unusable_gpu(
         f"--device: found {boards} NVIDIA GPU{'s' * (boards > 1)} (driver {driver}) that torch "
         f"cannot use: {need}; or run on the processor with --device cpu"
     )
+
+
+def machine_folder(environment: Environment) -> str:
+    """A machine's folder name: its GPU, or its processor and cores."""
+    gpu, cpu = environment.gpu, environment.cpu
+    return slug(gpu.name if gpu else f"{cpu.model} {cpu.num_cores} cores")

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from moebench import __version__, terminal
+from moebench import terminal
 from moebench.compare.noise import kept_noise_floor
 from moebench.files import make_folder
 from moebench.predict.layers.calibration import from_datasheet
@@ -50,6 +50,7 @@ from moebench.suite.plan import (
     suite_title,
 )
 from moebench.units import Seconds, printable, quantity, text
+from moebench.version import VERSION
 
 if TYPE_CHECKING:
     import torch
@@ -314,7 +315,7 @@ def _manifest(
     started = datetime.now(UTC)
     floor = kept_noise_floor(environment.fingerprint)
     return Manifest(
-        run=run_id(started, (software.commit or f"v{__version__}")[:9]),
+        run=run_id(started, (software.commit or f"v{VERSION}")[:9]),
         suite=suite.name,
         suite_sha256=suite.text_sha256,
         title=suite.file.title,

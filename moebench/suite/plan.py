@@ -18,6 +18,7 @@ from moebench.spec.case import MOST_SKEW, Case, DType, Level, Phase, RouterSpec,
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Seconds, nearest
+from moebench.version import PACKAGE
 
 Kind = Literal["cpu", "gpu"]
 MOST = {"batch": 2**40, "sequence_length": 2**40, "context_length": 2**40, "scale": 2**20}
@@ -176,9 +177,8 @@ def _check_range(spec: object, name: str, least: int) -> None:
 
 def suite_directory() -> Path:
     """Where the shipped suites lie: inside the package of a wheel, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "suites"
-    return inside if inside.is_dir() else package.parent / "suites"
+    inside = PACKAGE / "suites"
+    return inside if inside.is_dir() else PACKAGE.parent / "suites"
 
 
 def suite_names() -> tuple[str, ...]:

@@ -181,9 +181,9 @@ def test_the_table_of_the_readme_is_what_the_command_prints(everything: list[Set
 def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     """One paper is enough: whatever is imported is imported for it."""
     code = (
-        "import sys; sys.modules['torch'] = None; from moebench.predict.claims.papers import verb; "
-        "papers = [p for p in verb.load_papers() if p.name == 'Expert skipping']; "
-        "verb.load_papers = lambda: papers; from moebench.predict import main; "
+        "import sys; sys.modules['torch'] = None; from moebench.predict.claims import answer; "
+        "papers = [p for p in answer.load_papers() if p.name == 'Expert skipping']; "
+        "answer.load_papers = lambda: papers; from moebench.predict import main; "
         f"sys.exit(main(['--claims', '--plot', {str(tmp_path / 'claims.png')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,13 +7,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import moebench
 from moebench.measure.nvml import Fault
 from moebench.units import Seconds
+from moebench.version import PACKAGE
 
 START: Seconds = 20.0
 """A reader that has not said anything by then will not."""
@@ -35,7 +34,7 @@ class Reader:
         self.name = rest[0]
         """Of the board."""
         descriptor = self._file.fileno()
-        root = str(Path(moebench.__file__).resolve().parents[1])
+        root = str(PACKAGE.parent)
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "moebench.measure.energy.reader", kind, str(descriptor), *rest],

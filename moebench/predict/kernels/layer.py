@@ -376,3 +376,8 @@ def _grouped_matmul(
     norm = tensor**p.overlap + l2**p.overlap + dram**p.overlap + latency**p.overlap
     seconds = norm ** (1 / p.overlap) + p.gemm
     return seconds, {"tensor": tensor, "dram": dram, "l2": l2, "latency": latency}
+
+
+def shape_label(hidden_size: float, inter_size: float, top_k: float, num_experts: float) -> str:
+    """How fits and scores name a model shape: "4096 x 14336, 2 of 8"."""
+    return f"{hidden_size:g} x {inter_size:g}, {top_k:g} of {num_experts:g}"

@@ -187,7 +187,7 @@ def price(
     Args:
         calibration: parameters and what they rest on.
         cases: as `calibration.kernel.cases` makes them.
-        shapes: model shape of each case (`groups.shape_label`).
+        shapes: model shape of each case (`layer.shape_label`).
         warm: as a benchmark measures that replays one call.
 
     Raises:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.calibrate.rows import shape_label
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.predict.kernels import price as pricing
-from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCases
+from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCases, shape_label
 from moebench.predict.kernels.samplers import Floats, expected_loads
 from moebench.predict.serving import decoder as around
 from moebench.predict.serving.communication import all_reduce, all_to_all

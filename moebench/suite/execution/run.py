@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 
-from moebench import __version__
-from moebench.doctor.record import machine_folder
 from moebench.experts.catalogue import executing
 from moebench.experts.weights import known_backends
 from moebench.files import make_folder
-from moebench.measure.environment import choose_device, describe_machine
+from moebench.measure.environment import choose_device, describe_machine, machine_folder
 from moebench.progress import Bar
 from moebench.records.lines import append_lines, set_aside
 from moebench.records.results import SCHEMA
@@ -42,6 +40,7 @@ from moebench.suite.execution.results import (
 )
 from moebench.suite.execution.work import PROBE_WORK, scratch, serve
 from moebench.units import Bytes, Seconds, printable
+from moebench.version import VERSION
 
 QUICK_VISIT: Seconds = 0.02
 """A visit of quick steps runs as many of them as fill this."""
@@ -136,7 +135,7 @@ def measure(
     plans = planned_cells(suite.file, is_full)
     if resumed is None:
         started = datetime.now(UTC)
-        run = run_id(started, (environment.software.commit or f"v{__version__}")[:9])
+        run = run_id(started, (environment.software.commit or f"v{VERSION}")[:9])
         directory = out / suite.name / machine_folder(environment) / run
         if directory.exists():
             raise ValueError(f"{directory}: exists; resume it or write elsewhere")
