@@ -57,7 +57,7 @@ BUSY = 1200
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run one of the README's command lines with the smallest suites, in a folder of its own."""
     shutil.copy(ROOT / "suites" / "smoke.toml", folder / "mine.toml")
-    shutil.copy(ROOT / "tests" / "execution" / "toy.toml", folder / "toy.toml")
+    shutil.copy(ROOT / "tests" / "suite" / "execution" / "toy.toml", folder / "toy.toml")
     for long, small in INSTEAD.items():
         command = command.replace(long, small)
     words = shlex.split(command)
@@ -198,7 +198,7 @@ def test_what_the_readme_says_of_the_instruments_is_in_the_record_that_it_links(
 def test_a_record_of_the_selftest_says_where_it_is_from_and_gives_its_table_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_selftest import made_up
+    from doctor.test_selftest import made_up
 
     from moebench.doctor import cli as doctor
 

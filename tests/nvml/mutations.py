@@ -37,17 +37,17 @@ MUTATIONS = (
     ),
     Mutation(
         "counter reset",
-        "energy_reader",
+        "energy/reader",
         "if value is not None and joules < value:",
         "if False:",
     ),
     Mutation(
         "tick: measured, not assumed",
-        "energy_window",
+        "energy/window",
         "beats = [_beat(low, high, tick) for tick in (np.median(steps), np.mean(steps))]",
         "beats = [_beat(low, high, tick) for tick in (0.1, 0.1)]",
     ),
-    Mutation("number of ticks", "energy_result", "or ticks < MIN_TICKS:", "and ticks < 0:"),
+    Mutation("number of ticks", "energy/result", "or ticks < MIN_TICKS:", "and ticks < 0:"),
     Mutation("MIG", "nvml", "if mode is not None and mode[0]:", "if False:"),
     Mutation(
         "32 bits",
@@ -64,12 +64,12 @@ MUTATIONS = (
     Mutation("shared board", "nvml", "        if others:\n", "        if False:\n"),
     Mutation("implausible power", "nvml", "if not 0 < watts < MOST_WATTS:", "if False:"),
     Mutation(
-        "frozen counter", "energy_result", "if silence > max(0.5, 5 * edges.tick):", "if False:"
+        "frozen counter", "energy/result", "if silence > max(0.5, 5 * edges.tick):", "if False:"
     ),
-    Mutation("jump of the counter", "energy_result", "if worst > max(bounds):", "if False:"),
+    Mutation("jump of the counter", "energy/result", "if worst > max(bounds):", "if False:"),
     Mutation(
         "counter against power",
-        "energy_result",
+        "energy/result",
         "if residual is not None and abs(residual) > RESIDUAL_FATAL:",
         "if False:",
     ),
@@ -81,7 +81,7 @@ MUTATIONS = (
     ),
     Mutation(
         "window from edge to edge",
-        "energy_window",
+        "energy/window",
         "joules=float(edges.joules[j] - edges.joules[i]),",
         "joules=float(edges.joules[min(j + 1, len(edges.joules) - 1)] - edges.joules[i]),",
     ),

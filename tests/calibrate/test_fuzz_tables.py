@@ -24,7 +24,7 @@ from moebench.predict.energy.calibration import read_energy_fit
 from moebench.predict.kernels.intervals import read_widths
 from moebench.validate import cli as validate
 
-DATA = Path(__file__).resolve().parents[1] / "moebench" / "data"
+DATA = Path(__file__).resolve().parents[2] / "moebench" / "data"
 LATENCY = {
     "system": "h100_sxm", "framework": "vllm", "version": "0.24.0", "kernel_source": "triton",
     "num_tokens": "64", "hidden_size": "4096", "inter_size": "14336", "topk": "2",

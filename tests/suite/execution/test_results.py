@@ -13,7 +13,7 @@ from moebench.records.seal import read_document, write_document
 from moebench.suite.execution.results import load_results
 from moebench.suite.execution.run import CELLS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RUNS = sorted(path.parent for path in (ROOT / "results" / "experts").glob("*/*/manifest.json"))
 
 

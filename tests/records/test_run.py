@@ -310,7 +310,7 @@ def test_a_run_without_checksums_is_read_and_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_committed_runs_are_read_whole() -> None:
-    results = Path(__file__).resolve().parents[1] / "results"
+    results = Path(__file__).resolve().parents[2] / "results"
     directories = [path.parent for path in results.glob("mixtral/*/*/manifest.json")]
     assert directories
     for directory in directories:

@@ -22,7 +22,7 @@ from moebench.records.run import KeptRun, Run, load_run
 from moebench.suite.cli import main
 
 pytestmark = pytest.mark.usefixtures("calibrated")
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 ROUTERS = '''
 """Routers that fail, outside of moebench."""
 
