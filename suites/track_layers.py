@@ -35,7 +35,8 @@ class Layers:
         """Measure every cell of the suite on the CPU; seconds by "router phase"."""
         import torch
 
-        from moebench.measure.latency import Plan, clock_for, measure_rounds
+        from moebench.measure.clocks import clock_for
+        from moebench.measure.latency import Plan, measure_rounds
         from moebench.model.decoder import build_decoder
         from moebench.suite.cell import Bench, prepare_cell
         from moebench.suite.plan import cells, load_suite

@@ -95,7 +95,7 @@ def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
 def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     """Measure this machine anew, fit, keep both; 0 done, 2 bad input."""
     from moebench.calibrate.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
-    from moebench.measure.environment import choose_device
+    from moebench.measure.devices import choose_device
     from moebench.progress import Bar
     from moebench.spec.ops import LAYOUTS
 

@@ -27,8 +27,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
+from moebench.measure.clocks import Clock, clock_for
 from moebench.measure.environment import describe_machine
-from moebench.measure.latency import Clock, Progress, clock_for
+from moebench.measure.latency import Progress
 from moebench.measure.reference import reference_operation
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.ops import Layout

@@ -42,7 +42,8 @@ from moebench.doctor.selftest import (
     selftest,
 )
 from moebench.files import make_folder
-from moebench.measure.environment import choose_device, describe_machine
+from moebench.measure.devices import choose_device
+from moebench.measure.environment import describe_machine
 from moebench.measure.preflight import Finding, inspect_machine
 from moebench.progress import Bar
 from moebench.records.run import load_run, now

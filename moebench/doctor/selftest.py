@@ -28,7 +28,8 @@ from scipy.special import betaincinv
 from torch.nn.functional import linear
 
 from moebench.compare import pairs
-from moebench.measure.latency import Plan, Progress, clock_for, measure_rounds
+from moebench.measure.clocks import clock_for
+from moebench.measure.latency import Plan, Progress, measure_rounds
 from moebench.records.results import Ratio, Sample
 from moebench.units import Seconds
 

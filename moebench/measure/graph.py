@@ -7,7 +7,7 @@ writes the input once, part of every time that is measured here, as it is part o
 A graph for each input would save the copy, but hold as many inputs as there is memory for graphs,
 and what a stream of thousands of steps shows on average does not hold over 64 of them.
 
-Times of replays are those of `moebench.measure.latency.CudaClock`, between CUDA events. Nothing
+Times of replays are those of `moebench.measure.clocks.CudaClock`, between CUDA events. Nothing
 here changes clocks, nor does anything else in moebench.
 
 **No GPU has run this**: it is written by PyTorch's documentation of `torch.cuda.graph` and tested

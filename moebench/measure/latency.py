@@ -9,16 +9,15 @@ what the tokens ask for cancels in the ratio.
 import gc
 import math
 import random
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 import torch
 
+from moebench.measure.clocks import Clock
 from moebench.records.results import Sample, Stop
 from moebench.units import Seconds
 
@@ -32,60 +31,6 @@ LOOK_AGAIN = 1.25
 """Precision is looked at after 8, 10, 13, ... rounds: few looks, since each one can err."""
 SETTLED: Seconds = 0.1
 """Refilling the last-level cache (milliseconds) is lost in visits longer than this."""
-
-
-@runtime_checkable
-class Clock(Protocol):
-    """Times a piece of work; `now` is monotonic and serves the budget."""
-
-    def now(self) -> Seconds: ...
-
-    def time(self, work: Callable[[], None]) -> Seconds: ...
-
-
-class HostClock:
-    """Wall-clock time of the host, for work that is done when the call returns."""
-
-    def now(self) -> Seconds:
-        return time.perf_counter()
-
-    def time(self, work: Callable[[], None]) -> Seconds:
-        start = time.perf_counter_ns()
-        work()
-        return (time.perf_counter_ns() - start) * 1e-9
-
-
-class CudaClock:
-    """Time on the device between two CUDA events around the work, with one wait at its end.
-
-    The device is idle at the first event, so gaps while the host launches are part of the time.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-
-    def now(self) -> Seconds:
-        return time.perf_counter()
-
-    def time(self, work: Callable[[], None]) -> Seconds:
-        with torch.cuda.device(self.device):
-            torch.cuda.synchronize(self.device)
-            start = _recorded_event()
-            work()
-            end = _recorded_event()
-            end.synchronize()
-            return float(start.elapsed_time(end)) * 1e-3
-
-
-def _recorded_event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-def clock_for(device: torch.device) -> Clock:
-    """The clock that sees the work of a device."""
-    return CudaClock(device) if device.type == "cuda" else HostClock()
 
 
 @dataclass(frozen=True)
@@ -288,46 +233,3 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class StageTimer:
-    """Seconds per stage of an instrumented pass, which is never the pass that latency comes from.
-
-    `mark(stage)` says that the work since the previous mark (or `start`) belonged to `stage`. On
-    a GPU marks are events in the stream: nothing waits until `seconds` is asked for.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._host: dict[str, Seconds] = {}
-        self._last = 0.0
-        self._events: list[tuple[str | None, torch.cuda.Event]] = []
-        self.start()
-
-    def start(self) -> None:
-        """Forget the time since the last mark: what follows belongs to the next stage marked."""
-        self._stamp(None)
-
-    def mark(self, stage: str) -> None:
-        self._stamp(stage)
-
-    def _stamp(self, stage: str | None) -> None:
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                self._events.append((stage, _recorded_event()))
-            return
-        now = time.perf_counter()
-        if stage is not None:
-            self._host[stage] = self._host.get(stage, 0.0) + now - self._last
-        self._last = now
-
-    def seconds(self) -> dict[str, Seconds]:
-        """Time of every stage so far, summed over its marks."""
-        totals = dict(self._host)
-        if self._events:
-            torch.cuda.synchronize(self.device)
-            for (_, before), (stage, after) in zip(self._events, self._events[1:], strict=False):
-                if stage is not None:
-                    elapsed = before.elapsed_time(after) * 1e-3
-                    totals[stage] = totals.get(stage, 0.0) + elapsed
-        return totals

@@ -177,7 +177,7 @@ def _list(as_json: bool) -> int:
 
 def _write_hardware(options: argparse.Namespace) -> int:
     from moebench.calibrate.machine import hardware_toml
-    from moebench.measure.environment import choose_device
+    from moebench.measure.devices import choose_device
 
     device = choose_device(options.device)
     dtype = load_suite(options.suite).file.dtype if options.suite else "bfloat16"
@@ -236,7 +236,7 @@ def _measure(
     options: argparse.Namespace, suite: Suite, kept: KeptRun | None, argv: list[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
-    from moebench.measure.environment import choose_device
+    from moebench.measure.devices import choose_device
     from moebench.suite.runnable import runnable_cells
 
     if suite.file.dtype == "float8":

@@ -17,16 +17,9 @@ from moebench.calibrate.machine import Machine
 from moebench.compare import pairs
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.weights import known_backends
+from moebench.measure.clocks import StageTimer, clock_for
 from moebench.measure.energy.meter import EnergyPlan, measure_energy
-from moebench.measure.latency import (
-    Plan,
-    Progress,
-    Rounds,
-    Samples,
-    StageTimer,
-    clock_for,
-    measure_rounds,
-)
+from moebench.measure.latency import Plan, Progress, Rounds, Samples, measure_rounds
 from moebench.measure.memory import is_out_of_memory, measure_memory
 from moebench.measure.reference import VERSION, reference_operation
 from moebench.model.flops import CountedFlops, count_flops, count_training_flops

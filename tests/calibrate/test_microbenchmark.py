@@ -21,8 +21,8 @@ from moebench.calibrate.microbenchmark import (
 )
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
+from moebench.measure.clocks import clock_for
 from moebench.measure.environment import describe_machine
-from moebench.measure.latency import clock_for
 
 CPU = torch.device("cpu")
 SHAPES = ((64, 32), (48, 80))

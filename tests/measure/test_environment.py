@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from moebench.measure.devices import DeviceError, choose_device
 from moebench.measure.environment import (
-    DeviceError,
-    choose_device,
     describe_checkout,
     describe_cpu,
     describe_machine,

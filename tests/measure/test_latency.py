@@ -6,16 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from moebench.measure.latency import (
-    CudaClock,
-    HostClock,
-    Plan,
-    Rounds,
-    StageTimer,
-    Visit,
-    clock_for,
-    measure_rounds,
-)
+from moebench.measure.clocks import CudaClock, HostClock, StageTimer, clock_for
+from moebench.measure.latency import Plan, Rounds, Visit, measure_rounds
 
 
 class FakeClock:
@@ -223,7 +215,7 @@ def test_stage_times_add_up_to_the_time_between_start_and_last_mark(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ticks = iter([10.0, 11.0, 13.0, 20.0, 24.0, 32.0])
-    monkeypatch.setattr("moebench.measure.latency.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("moebench.measure.clocks.time.perf_counter", lambda: next(ticks))
     timer = StageTimer(torch.device("cpu"))
     timer.mark("router")
     timer.mark("experts")

@@ -13,8 +13,8 @@ from runs import HARDWARE
 
 from moebench.calibrate.machine import Machine
 from moebench.experts.weights import ExpertWeights, activation, known_backends, why_not
+from moebench.measure.clocks import StageTimer
 from moebench.measure.graph import LEAST_RING
-from moebench.measure.latency import StageTimer
 from moebench.model.decoder import KVCache, build_decoder
 from moebench.routers.routing import Routing
 from moebench.suite.cell import (

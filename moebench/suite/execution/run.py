@@ -23,7 +23,8 @@ import torch
 from moebench.experts.catalogue import executing
 from moebench.experts.weights import known_backends
 from moebench.files import make_folder
-from moebench.measure.environment import choose_device, describe_machine, machine_folder
+from moebench.measure.devices import choose_device
+from moebench.measure.environment import describe_machine, machine_folder
 from moebench.progress import Bar
 from moebench.records.lines import append_lines, set_aside
 from moebench.records.results import SCHEMA

@@ -1,0 +1,115 @@
+"""Which device a run computes on, and why a GPU that is there cannot be used."""
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moebench.measure.environment import driver_version
+from moebench.measure.nvml import answer, foreign_processes, open_nvml
+
+MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+"""Oldest Linux driver that runs a CUDA major version.
+
+Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
+"""
+BUSY_PERCENT = 10
+
+
+class DeviceError(ValueError):
+    """The device that was asked for, or that is there, cannot be used."""
+
+
+def choose_device(
+    request: str = "auto",
+    *,
+    nvml: Any = None,
+    cuda: Any = torch.cuda,
+    cuda_version: str | None = torch.version.cuda,
+    device_nodes: Sequence[str] | None = None,
+) -> torch.device:
+    """The device to run on.
+
+    "auto" is a CUDA GPU if torch can use one, else the CPU; "cuda" is cuda:0, or the first idle
+    board if cuda:0 is busy; "cuda:N" and "cpu" are taken at their word.
+
+    Args:
+        request: "auto", "cpu", "cuda" or "cuda:N".
+        nvml: the NVML binding; `pynvml` if left out.
+        cuda: `torch.cuda`.
+        cuda_version: CUDA version that torch was built for; None for a CPU-only build.
+        device_nodes: GPU device files; those of /dev if left out.
+
+    Raises:
+        DeviceError: an unknown request, a device that is not there, or a GPU that is there and
+            that torch cannot use (driver, version needed and remedy are in the message).
+    """
+    if request == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", request)
+    if match is None:
+        raise DeviceError(f"--device: found {request!r}, expected auto, cpu, cuda or cuda:N")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old driver makes torch warn; the error below says more
+        count = cuda.device_count() if cuda.is_available() else 0
+    nvml = open_nvml(nvml)
+    if count == 0:
+        problem = _unusable_gpu(nvml, cuda_version, device_nodes)
+        if problem is not None:
+            raise DeviceError(problem)
+        if request == "auto":
+            return torch.device("cpu")
+        raise DeviceError(f"--device {request}: no GPU found on this machine; use --device cpu")
+    if match.group(1) is not None:
+        index = int(match.group(1))
+        if index >= count:
+            raise DeviceError(
+                f"--device {request}: found {count} usable GPU{'s' * (count > 1)}, expected "
+                f"cuda:0{f' to cuda:{count - 1}' * (count > 1)}"
+            )
+        return torch.device("cuda", index)
+    idle = (index for index in range(count) if not _is_busy(nvml, cuda, index))
+    return torch.device("cuda", next(idle, 0))
+
+
+def _is_busy(nvml: Any, cuda: Any, index: int) -> bool:
+    """Whether somebody else computes on a board; False where NVML cannot tell."""
+    if nvml is None:
+        return False
+    uuid = cuda.get_device_properties(index).uuid
+    handle = answer(lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+    if handle is None:
+        return False
+    utilisation = answer(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu) or 0
+    others = answer(lambda: foreign_processes(nvml, handle, is_ours=False)) or 0
+    return bool(utilisation > BUSY_PERCENT or others > 0)
+
+
+def _unusable_gpu(
+    nvml: Any, cuda_version: str | None, device_nodes: Sequence[str] | None
+) -> str | None:
+    """Why torch cannot use the GPU that NVML or the device files show; None without a GPU."""
+    nodes = [*Path("/dev").glob("nvidia[0-9]*")] if device_nodes is None else device_nodes
+    boards = (nvml and answer(nvml.nvmlDeviceGetCount)) or len(nodes)
+    if not boards:
+        return None
+    driver = driver_version(nvml) or "of unknown version"
+    if cuda_version is None:
+        need = f"this torch ({torch.__version__}) is CPU-only; install a CUDA build of torch"
+    else:
+        minimum = MINIMUM_DRIVER.get(int(cuda_version.split(".")[0]))
+        need = (
+            f"torch {torch.__version__} was built for CUDA {cuda_version}, which needs driver "
+            f"{minimum or 'of a newer series'} or newer"
+        )
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if hidden in ("", "-1"):
+            need = f"CUDA_VISIBLE_DEVICES={hidden!r} hides it; {need}"
+    return (
+        f"--device: found {boards} NVIDIA GPU{'s' * (boards > 1)} (driver {driver}) that torch "
+        f"cannot use: {need}; or run on the processor with --device cpu"
+    )
