@@ -1,1 +1,1 @@
-"""What papers claim about their routers, counted, predicted and decided."""
+"""Papers' claims about their routers, checked by counted FLOPs and predicted speedups."""

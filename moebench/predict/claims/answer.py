@@ -1,4 +1,4 @@
-"""What `python -m moebench.predict --claims` does."""
+"""The command `python -m moebench.predict --claims`: settle every shipped claim."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from moebench.predict.claims.text import document, render
 
 
 def claims_text(*, as_json: bool, plot: Path | None) -> str:
-    """Settle the shipped claims, and draw them if asked to.
+    """Text or JSON on all shipped claims; their figure is written to `plot`.
 
     Raises:
         ValueError: the figure cannot be written there.

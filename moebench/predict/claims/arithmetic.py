@@ -1,8 +1,8 @@
-"""What the FLOPs of the architecture give for a claim, with nothing but shapes.
+"""Check of a claim by counted FLOPs, from the shapes of the model alone.
 
-The count of a whole model: attention, router, routed and shared experts, dense layers and LM
-head, 2 FLOP a multiply-add, no embedding look-up. Attention scores are counted in full, as the
-counters that papers use count them: the masked half is computed and thrown away.
+Counted: attention, router, routed and shared experts, dense layers and LM head, 2 FLOPs a
+multiply-add. Not counted: the embedding look-up. Attention scores count in full, masked half
+included, as in the counters that papers use.
 """
 
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ from moebench.spec.ops import (
 from moebench.units import Flops
 
 SHORTEST, LONGEST = 1, 2048
-"""Tokens of a sample where the paper does not say: one token, and a long question."""
+"""Range of a sample's tokens where the paper states none: one token to a long question."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What counting gives, over what the paper's rounding and silence leave open."""
+    """Counted value of a claim, with the range that rounding and unstated conditions leave open."""
 
     value: float
-    """At the printed k and the stated sample (or the shortest): a share saved, or a ratio."""
+    """Share saved, or ratio, at the printed k and the stated (or the shortest) sample."""
     low: float
     high: float
     ceiling: float | None
-    """Share that would be saved if the routed experts were all there is; None for ratios."""
+    """Share that would be saved if routed experts were all FLOPs; None for ratios."""
     full_flops: Flops | None
-    """Of the model's own top-k over the sample."""
+    """FLOPs of the model's own top-k over the sample."""
 
 
 def claim_policy(claim: Claim, k: float | None = None) -> Policy:
-    """The router of a claim, at its own k or another one."""
+    """Policy of a claim's router, at the claim's mean k or at another `k`."""
     mean = k if k is not None or claim.mean_k is None else claim.mean_k.value
     options = dict(claim.options)
     if mean is not None and not claim.k_shares:
@@ -50,7 +50,7 @@ def claim_policy(claim: Claim, k: float | None = None) -> Policy:
 
 
 def claim_point(claim: Claim) -> OperatingPoint | None:
-    """How many experts tokens run, where the method says so; None: what the policy says."""
+    """Distribution of k that the method states; None where the policy's own holds."""
     if not claim.k_shares:
         return None
     return OperatingPoint(claim.k_shares, "imposed", claim.source)
@@ -64,7 +64,7 @@ def model_flops(
     *,
     head: bool = True,
 ) -> Flops:
-    """FLOPs of one forward pass over a sample of `num_tokens`, attention scores in full."""
+    """FLOPs of one forward pass over a sample, attention scores in full."""
     workload = Workload("prefill", "decoder", batch=1, sequence_length=num_tokens)
     load = router.load(model, num_tokens, point or router.operating_point(model))
     moe = layer_ops(
@@ -112,10 +112,10 @@ def flops_saved(paper: Paper, claim: Claim) -> Arithmetic:
 
 
 def time_ratio(claim: Claim) -> Arithmetic | None:
-    """What FLOPs say of a claimed change in training time; None if there is nothing to count.
+    """Training time over the baseline's if it followed FLOPs; None if there is nothing to count.
 
-    The layers alone, one token, attention of the hidden width without its scores: the head and
-    the scores would make any overhead smaller.
+    Counted are the layers alone, for one token and without attention scores: head and scores
+    would make any overhead smaller.
     """
     if claim.layers is None:
         ratio = claim.flops_ratio
@@ -128,7 +128,7 @@ def time_ratio(claim: Claim) -> Arithmetic | None:
 
 
 def _model(layers: Layers) -> ModelSpec:
-    """Layers as a model without a vocabulary; the head is not counted."""
+    """Model with these layers; its vocabulary of 1 is a placeholder, the head is not counted."""
     return ModelSpec(
         name="layers",
         source=layers.source,

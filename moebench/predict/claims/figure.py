@@ -1,14 +1,15 @@
-"""Claimed speedups over predicted ones, against batch."""
+"""Figure of claimed speedups beside predicted ones, by batch."""
 
 from collections.abc import Sequence
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from moebench.predict.claims.settle import PHASES, Settled
+from moebench.predict.claims.settle import PHASES, Curve, Settled
 from moebench.report.figures.style import INK, MUTED, STYLE, WIDTH, add_legend
 from moebench.spec.hardware import load_hardware
 
@@ -16,9 +17,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 def draw_claims(settled: Sequence[Settled]) -> Figure:
-    """One row of panels a claimed speedup of an adaptive router, decode left and prefill right."""
+    """Figure with one row of panels a claimed speedup: decode left, prefill right."""
     claims = [s for s in settled if s.curves and s.claim.value and not s.claim.is_control]
-    names = list(dict.fromkeys(curve.hardware for one in claims for curve in one.curves))
+    names = dict.fromkeys(curve.hardware for one in claims for curve in one.curves)
     colours = dict(zip(names, COLOURS, strict=False))
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(WIDTH, 0.7 + 1.9 * len(claims)), layout="constrained")
@@ -26,22 +27,10 @@ def draw_claims(settled: Sequence[Settled]) -> Figure:
         for row, one in zip(grid, claims, strict=True):
             assert one.claim.value is not None and one.flops_say is not None
             for axes, phase in zip(row, PHASES, strict=True):
-                for curve in one.curves:
-                    if curve.phase != phase:
-                        continue
-                    colour = colours[curve.hardware]
-                    inside = sum(curve.fits)
-                    batches = curve.batches[:inside]
-                    if curve.hardware == one.paper.hardware:
-                        axes.fill_between(
-                            batches,
-                            curve.low[:inside],
-                            curve.high[:inside],
-                            color=colour,
-                            alpha=0.16,
-                            lw=0,
-                        )
-                    axes.plot(batches, curve.speedup[:inside], color=colour, lw=1.3)
+                curves = [curve for curve in one.curves if curve.phase == phase]
+                for curve in curves:
+                    has_band = curve.hardware == one.paper.hardware
+                    _draw_curve(axes, curve, colours[curve.hardware], has_band)
                 axes.axhline(one.claim.value.value, color=INK, lw=1.2, ls="--")
                 axes.axhline(one.flops_say, color=INK, lw=1.2, ls=":")
                 axes.axhline(1, color=MUTED, lw=0.8, zorder=1)
@@ -50,24 +39,29 @@ def draw_claims(settled: Sequence[Settled]) -> Figure:
                 axes.xaxis.set_minor_locator(NullLocator())
                 axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.1f}×"))
-                tokens = one.curves[0].tokens
+                tokens = curves[0].tokens
                 what = f"context {tokens}" if phase == "decode" else f"{tokens} tokens"
                 axes.set_title(f"{one.paper.name}, {one.claim.model}: {phase}, {what}")
         for axes in grid[-1]:
             axes.set_xlabel("batch (sequences)")
-        lines = [
-            Line2D(
-                [], [], color=colours[name], label=load_hardware(name).title.removeprefix("NVIDIA ")
-            )
-            for name in names
-        ]
+        machines = {name: load_hardware(name).title.removeprefix("NVIDIA ") for name in names}
         add_legend(
             figure,
             [
-                *lines,
+                *(Line2D([], [], color=colours[name], label=machines[name]) for name in names),
                 Patch(color=MUTED, alpha=0.3, label="90 % interval on the paper's GPU"),
                 Line2D([], [], color=INK, ls="--", label="claimed"),
                 Line2D([], [], color=INK, ls=":", label="if time followed FLOPs"),
             ],
         )
     return figure
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str, has_band: bool) -> None:
+    """Draw the batches that fit into memory, which are the smallest."""
+    fitting = slice(sum(curve.fits))
+    x = curve.batches[fitting]
+    if has_band:
+        ends = curve.low[fitting], curve.high[fitting]
+        axes.fill_between(x, *ends, color=colour, alpha=0.16, lw=0)
+    axes.plot(x, curve.speedup[fitting], color=colour, lw=1.3)

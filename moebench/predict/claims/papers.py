@@ -1,7 +1,7 @@
-"""What papers claim, number by number, each with its table: `moebench/data/claims/*.toml`.
+"""Papers and their claims, as read from `moebench/data/claims/*.toml`; each number has its table.
 
-A number is kept as it was printed, because its digits say how far it was rounded, and a verdict
-must not hang on a digit that nobody printed. What a paper does not say is part of the data.
+Numbers are stored as printed, because the digits say how far they were rounded, and a verdict
+must not depend on a digit that nobody printed. What a paper leaves unstated is part of the data.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ Quantity = Literal["speedup", "expert-speedup", "flops-saved", "training-time", 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A printed number and what it may have been before rounding."""
+    """Printed number, and the range of values that round to it."""
 
     value: float
     half_unit: float
-    """Half of one unit of the last digit printed."""
+    """Half a unit of the last printed digit."""
 
     @property
     def low(self) -> float:
@@ -54,7 +54,7 @@ def rounded(printed: str) -> Rounded:
 
 @dataclass(frozen=True)
 class Layers:
-    """The sizes of a trained model's layers, where a paper gives those and not the whole model."""
+    """Sizes of a trained model's layers, where a paper does not describe the whole model."""
 
     source: str
     num_layers: int
@@ -67,33 +67,33 @@ class Layers:
 
 @dataclass(frozen=True)
 class Claim:
-    """One published number, or that there is none."""
+    """One claim: a published number, or the fact that none was published."""
 
     quantity: Quantity
     source: str
-    """Table, and what was compared."""
+    """Table of the number, and what it compares."""
     router: str
-    """The policy that prices it; a name without a policy is never priced."""
+    """Policy that prices the claim; a router without a policy is never priced."""
     printed: str = ""
-    """As printed: a ratio to the baseline, or the share saved; "" where the paper claims none."""
+    """Number as printed: a ratio to the baseline, or the share saved; "" if none is claimed."""
     model: str | None = None
-    """A shipped model."""
+    """Name of a shipped model."""
     k: str | None = None
-    """Mean routed experts a token, as printed; the router's own if left out. "2" is exact."""
+    """Mean routed experts a token as printed; default: the router's own. An integer is exact."""
     k_shares: tuple[float, ...] = ()
-    """Shares of tokens with 0, 1, 2, ... experts, where the method states them."""
+    """Shares of tokens with 0, 1, 2, ... experts, if the method states them."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """More options of the policy."""
+    """Further options of the policy."""
     full_flops: Annotated[Flops, "flops"] | None = None
-    """FLOPs that the paper prints for the model's own top-k, over the paper's sample."""
+    """FLOPs printed for the model's own top-k over the paper's sample."""
     layers: Layers | None = None
-    """The layers of a model that is not shipped."""
+    """Layers of a model that is not shipped."""
     flops_ratio: float | None = None
-    """What the paper's own arithmetic gives, where there is no model to count; over the baseline
-    where the quantity is a time, of the baseline where it is a speedup."""
+    """Ratio by the paper's own arithmetic, if there is no model to count: time over the
+    baseline's, or a speedup."""
     flops_source: str = ""
     missing: tuple[str, ...] = ()
-    """What it would take to test this claim, beyond what the paper leaves unstated."""
+    """What a test of this claim would need, beyond what the paper leaves unstated."""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -121,12 +121,12 @@ class Claim:
 
     @property
     def value(self) -> Rounded | None:
-        """The published number; None where the paper claims none."""
+        """Published number; None if the paper claims none."""
         return rounded(self.printed) if self.printed else None
 
     @property
     def is_control(self) -> bool:
-        """A smaller fixed k in a paper about another router, under the same conditions."""
+        """Whether this is a smaller fixed k, measured as a control for the paper's router."""
         return self.router == "top-k" and not self.k_shares
 
     @property
@@ -136,7 +136,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's claims, on what they rest and what the paper leaves unstated."""
+    """Claims of a paper, their conditions, and the conditions that the paper leaves unstated."""
 
     name: str
     citation: str
@@ -146,7 +146,7 @@ class Paper:
     hardware: str | None = None
     hardware_source: str = ""
     sample_tokens: int | None = None
-    """Tokens of the sample over which the paper counts FLOPs."""
+    """Tokens of the sample for which the paper counts FLOPs."""
     sample_source: str = ""
 
     def __post_init__(self) -> None:
@@ -161,28 +161,20 @@ class Paper:
 
 
 def load_papers() -> tuple[Paper, ...]:
-    """Every shipped paper, the ones that moebench measures first.
-
-    Raises:
-        ValueError: a bad file, with the key and what was expected.
-    """
+    """All shipped papers; those with priced claims come first."""
     folder = files("moebench") / "data" / "claims"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
     papers = [read_paper(Path(str(folder / name))) for name in names]
-    return tuple(sorted(papers, key=lambda paper: not _is_priced(paper)))
+    return tuple(sorted(papers, key=lambda paper: not any(claim.model for claim in paper.claim)))
 
 
 def read_paper(path: Path) -> Paper:
-    """The claims of one file.
+    """Paper of one file.
 
     Raises:
         ValueError: a bad file, with the key and what was expected.
     """
     return from_mapping(Paper, read_toml(path), f"{path.parent.name}/{path.name}")
-
-
-def _is_priced(paper: Paper) -> bool:
-    return any(claim.model for claim in paper.claim)
 
 
 def _named(key: str, printed: str) -> None:

@@ -1,14 +1,13 @@
-"""Claim by claim: count, predict, decide.
+"""Settling claims: count FLOPs, predict speedups, decide.
 
-A speedup is predicted for the whole model over batch 1 to 4096, on the paper's GPU and on newer
-ones, in both phases, since papers do not say which they timed: decode over a context as long as
-the paper's sample, and prefill of such samples. The batch is the number of sequences.
+A speedup is predicted for the whole model at batch 1 to 4096 (sequences), on the paper's GPU and
+on newer ones. Papers do not say which phase they timed, so both are predicted: decode with a
+context as long as the paper's sample, and prefill of such samples.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from moebench.predict.claims.arithmetic import (
     Arithmetic,
@@ -19,8 +18,8 @@ from moebench.predict.claims.arithmetic import (
 )
 from moebench.predict.claims.papers import Claim, Paper
 from moebench.predict.claims.verdict import (
+    ClaimVerdict,
     Reach,
-    Verdict,
     batches_in_words,
     flops_verdict,
     holds,
@@ -29,6 +28,7 @@ from moebench.predict.claims.verdict import (
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import forecast
 from moebench.records.results import Caveat
+from moebench.spec.case import Phase
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.ops import parameters
@@ -37,52 +37,51 @@ from moebench.units import BYTES_PER_ELEMENT
 NEWER = ("h100-sxm", "h200-sxm", "b200-sxm")
 BATCHES = tuple(2**power for power in range(13))
 SAMPLE_TOKENS = 256
-"""Tokens of a sequence where the paper does not say: those over which Ada-K counts FLOPs."""
+"""Tokens of a sequence if the paper states none: the sample for which Ada-K counts FLOPs."""
 FULL = 0.9
-"""Share of memory that weights may take: the rest is for cache and activations."""
-Phase = Literal["decode", "prefill"]
+"""Share of memory that weights may take; the rest is for cache and activations."""
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Predicted speedup over the model's own top-k against batch."""
+    """Predicted speedup over the model's own top-k, by batch, on one GPU type in one phase."""
 
     hardware: str
     phase: Phase
     devices: int
-    """GPUs that the model is split over: the fewest that hold its weights."""
+    """Number of GPUs: the fewest that hold the weights."""
     tokens: int
-    """Tokens of a sequence: in the cache in decode, new in prefill."""
+    """Tokens of a sequence: cached ones in decode, new ones in prefill."""
     kernel: str
     batches: tuple[int, ...]
     speedup: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    """90 % interval."""
+    """Upper end of the 90 % interval."""
     fits: tuple[bool, ...]
-    """Whether weights, cache and activations fit into those GPUs."""
+    """Whether weights, cache and activations fit into the GPUs' memory."""
     flops_promise: tuple[float, ...]
     caveats: tuple[Caveat, ...]
     reach: tuple[Reach, ...] = ()
-    """Of the claimed speedup; empty where none is claimed."""
+    """How far the prediction reaches the claimed speedup; empty if none is claimed."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A claim with what counting and predicting say of it."""
+    """Claim with its count, its predictions and its verdict."""
 
     paper: Paper
     claim: Claim
     arithmetic: Arithmetic | None
     flops_say: float | None
-    """The claimed quantity if it followed FLOPs."""
+    """Value of the claimed quantity if it followed FLOPs."""
     curves: tuple[Curve, ...]
-    verdict: Verdict
+    verdict: ClaimVerdict
 
 
 def settle_claim(paper: Paper, claim: Claim) -> Settled:
-    """Count and predict what can be, and decide."""
+    """Settle one claim: count and predict as far as possible, then decide."""
     if claim.quantity == "flops-saved":
         counted, claimed = flops_saved(paper, claim), claim.value
         assert claimed is not None
@@ -90,7 +89,7 @@ def settle_claim(paper: Paper, claim: Claim) -> Settled:
         return Settled(paper, claim, counted, counted.value, (), verdict)
     if claim.quantity != "speedup" or claim.model is None:
         counted_ratio = time_ratio(claim)
-        verdict = Verdict("not testable", "missing " + "; ".join(claim.missing))
+        verdict = ClaimVerdict("not testable", "missing " + "; ".join(claim.missing))
         flops_say = counted_ratio.value if counted_ratio else None
         return Settled(paper, claim, counted_ratio, flops_say, (), verdict)
     counted = flops_saved(paper, claim)
@@ -106,7 +105,7 @@ def settle_claim(paper: Paper, claim: Claim) -> Settled:
 
 
 def with_reach(curve: Curve, claim: Claim) -> Curve:
-    """The curve with where the claimed speedup holds."""
+    """Curve with `reach` filled in, if the claim has a number."""
     claimed = claim.value
     if claimed is None:
         return curve
@@ -117,31 +116,30 @@ def with_reach(curve: Curve, claim: Claim) -> Curve:
     return replace(curve, reach=tuple(reached))
 
 
-def speed_verdict(paper: Paper, claim: Claim, curves: Sequence[Curve]) -> Verdict:
-    """On the paper's own GPU; see `moebench.predict.claims.verdict`."""
+def speed_verdict(paper: Paper, claim: Claim, curves: Sequence[Curve]) -> ClaimVerdict:
+    """Verdict on a claimed speedup, on the paper's own GPU (rules: `claims/verdict.py`)."""
     if claim.value is None:
-        return Verdict("not testable", "the paper claims no speed of inference")
+        return ClaimVerdict("not testable", "the paper claims no speed of inference")
     if paper.hardware is None:
-        return Verdict("not testable", "missing the paper's GPU")
+        return ClaimVerdict("not testable", "missing the paper's GPU")
     own = [curve for curve in curves if curve.hardware == paper.hardware]
     if not any(any(curve.fits) for curve in own):
-        return Verdict("not testable", "no batch fits into the GPUs that hold the weights")
+        return ClaimVerdict("not testable", "no batch fits into the GPUs that hold the weights")
     where = "; ".join(f"{curve.phase} {held_batches(curve)}" for curve in own)
-    held = any(holds(reached) for curve in own for reached in curve.reach)
-    if not held:
-        return Verdict("cannot hold", "above the 90 % interval at every batch that fits")
-    return Verdict("holds", f"at batch: {where}")
+    if not any(holds(reached) for curve in own for reached in curve.reach):
+        return ClaimVerdict("cannot hold", "above the 90 % interval at every batch that fits")
+    return ClaimVerdict("holds", f"at batch: {where}")
 
 
 def held_batches(curve: Curve) -> str:
-    """Where the claim holds, and where surely: "1–8, surely 1–2"."""
+    """Batches at which the claim holds, in words: "1–8, surely 1–2"."""
     held = batches_in_words(curve.batches, [holds(reached) for reached in curve.reach])
     surely = batches_in_words(curve.batches, [reached == "surely" for reached in curve.reach])
     return held if surely == "none" else f"{held}, surely {surely}"
 
 
 def curve(paper: Paper, claim: Claim, hardware: str, phase: Phase) -> Curve:
-    """Predict a claim's speedup over batch."""
+    """Predicted speedup of a claim's router, by batch."""
     assert claim.model is not None
     model, machine = load_model(claim.model), load_hardware(hardware)
     deployment = Deployment(
@@ -171,7 +169,7 @@ def curve(paper: Paper, claim: Claim, hardware: str, phase: Phase) -> Curve:
 
 
 def devices_for(model: ModelSpec, hardware: HardwareSpec) -> int:
-    """The fewest GPUs, a power of two, of whose memory bf16 weights fill at most `FULL`."""
+    """Fewest GPUs, a power of two, whose memory bf16 weights fill to at most `FULL`."""
     weights = parameters(model) * BYTES_PER_ELEMENT["bfloat16"]
     shares = weights / (FULL * hardware.memory_capacity)
     return 1 << max(0, math.ceil(math.log2(shares)))

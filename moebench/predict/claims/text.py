@@ -1,6 +1,6 @@
-"""Settled claims as tables for people and as one JSON document.
+"""Settled claims as text and as one JSON document.
 
-The two tables of the summary are Markdown, so that what a README shows is what the command prints.
+The tables of the summary are Markdown, because docs show them as the command prints them.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
 
 SHOWN = (1, 4, 16, 64, 256, 1024, 4096)
-"""Batches of the detailed tables; the document and the figure have all."""
+"""Batches of the detailed tables; the JSON document and the figure have all."""
 FLOPS_TITLES = (
     "claim", "model", "mean k", "TFLOP of top-k", "FLOPs saved", "counted", "experts alone",
     "verdict",
@@ -26,26 +26,26 @@ SPEED_TITLES = (
 UNPRICED_TITLES = ("claim", "quantity", "claimed", "FLOPs say", "verdict")
 HOW = """\
 How a verdict is decided
-- FLOPs saved: counting gives a range, over the rounding of the printed k and, where the paper does
-  not state its sample, over 1 to 2048 tokens. The claim holds if that range meets the printed
-  number. That the FLOPs of the model's own top-k agree shows that the paper counts as we do.
+- FLOPs saved: counting gives a range, over the rounding of the printed k and, if the paper does
+  not state its sample, over 1 to 2048 tokens. The claim holds if that range overlaps the printed
+  number. Equal FLOPs of the model's own top-k show that the paper counts as we do.
   "Experts alone" is the share saved if routed experts were all FLOPs: no way of counting
   gives more.
-- Speed: a claim is a promise of at least that speedup. It holds at a batch if it is inside the
-  prediction's 90 % interval or below it, which is to say that the prediction does not exclude it;
-  surely if it is below all of the interval. It cannot hold if it is above the interval at every
-  batch of both phases. The verdict is on the paper's GPU; the last columns are where the claim
-  would hold on others, or the predicted range where none is claimed.
-- Every speed is of the whole model, composed of its layers, over its own top-k on the same kernel,
-  on the fewest GPUs that hold the bf16 weights: decode of one token a sequence, prefill of whole
-  sequences in one step; the batch is sequences. A batch that does not fit into memory counts for
-  nothing. Experts that no fused kernel runs (a loop over experts) are not what is predicted here.
-- Training time and memory are those of the router over top-k's; FLOPs of the layers alone.
-- Not testable: nothing is claimed, or what is missing is said."""
+- Speed: a claim promises at least that speedup. At one batch it holds if it lies inside the
+  prediction's 90 % interval or below (the prediction does not exclude it), and holds surely if it
+  lies below the whole interval. It cannot hold if it lies above the interval at every batch of
+  both phases. The verdict is for the paper's GPU. The last columns are for other GPUs: batches
+  at which the claim would hold, or the predicted range if no speed is claimed.
+- Every speedup is of the whole model, composed of its layers, over its own top-k with the same
+  kernel, on the fewest GPUs that hold the bf16 weights. Decode writes one token a sequence;
+  prefill takes whole sequences in one step; the batch is the number of sequences. Batches that do
+  not fit into memory do not count. Experts run in a fused kernel, never in a loop over experts.
+- Training time and memory are the router's over top-k's, by FLOPs of the layers alone.
+- Not testable: nothing is claimed, or the verdict names what is missing."""
 
 
 def render(settled: Sequence[Settled]) -> str:
-    """The summary, the curves behind it, and how a verdict is decided."""
+    """Text on all claims: summary, predictions at some batches, caveats, rules of a verdict."""
     parts = [
         markdown(FLOPS_TITLES, flops_rows(settled)),
         markdown(SPEED_TITLES, speed_rows(settled)),
@@ -59,7 +59,7 @@ def render(settled: Sequence[Settled]) -> str:
 
 
 def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
-    """Claims of saved FLOPs against the count."""
+    """Rows on claimed shares of FLOPs saved, beside the counted ones."""
     rows = []
     for one in settled:
         claim, counted = one.claim, one.arithmetic
@@ -81,7 +81,7 @@ def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
 
 
 def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
-    """Speeds of inference against the prediction, a line for each phase."""
+    """Rows on claimed speedups beside the predicted ones, one row a phase."""
     rows = []
     for one in settled:
         claim = one.claim
@@ -105,7 +105,7 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
 
 
 def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
-    """What nobody can predict with what the papers and moebench have."""
+    """Rows on claims that cannot be priced from what the papers state."""
     return [
         [
             f"{one.paper.name}, {_table(one.claim)}",
@@ -120,7 +120,7 @@ def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
 
 
 def held(curve: Curve) -> str:
-    """The verdict on one GPU in one phase."""
+    """Verdict on one GPU in one phase, in words."""
     if not any(map(holds, curve.reach)):
         return "cannot hold" if any(curve.fits) else "not testable: no batch fits"
     surely = "" if "surely" in curve.reach else ", surely none"
@@ -128,7 +128,7 @@ def held(curve: Curve) -> str:
 
 
 def curves_in_words(one: Settled) -> str:
-    """What was predicted for one claim at some batches."""
+    """Predicted speedups of one claim at some batches, as text."""
     claim = one.claim
     model = load_model(claim.model or "")
     claimed = f"claimed {claim.printed}×" if claim.printed else "no speed claimed"
@@ -162,7 +162,7 @@ def curves_in_words(one: Settled) -> str:
 
 
 def caveats_in_words(settled: Sequence[Settled]) -> str:
-    """What to doubt, once each; that a batch does not fit is said where it does not."""
+    """Caveats of all predictions, once each; the tables mark batches that do not fit."""
     curves = [curve for one in settled for curve in one.curves]
     caveats = dict.fromkeys(
         f"⚠ {caveat.kind}: {caveat.seen}; {caveat.meaning}"
@@ -174,16 +174,14 @@ def caveats_in_words(settled: Sequence[Settled]) -> str:
 
 
 def unstated_in_words(settled: Sequence[Settled]) -> str:
-    """What each paper leaves open."""
-    papers = {one.paper.name: one.paper for one in settled}
-    lines = ["What the papers do not state"]
-    for paper in papers.values():
-        lines.append(f"- {paper.name} ({paper.citation}): {'; '.join(paper.unstated)}")
-    return "\n".join(lines)
+    """Conditions that each paper leaves unstated, as text."""
+    papers = {one.paper.name: one.paper for one in settled}.values()
+    lines = [f"- {p.name} ({p.citation}): {'; '.join(p.unstated)}" for p in papers]
+    return "\n".join(["What the papers do not state", *lines])
 
 
 def document(settled: Sequence[Settled]) -> dict[str, Any]:
-    """One JSON document; times are ratios to the model's own top-k."""
+    """JSON document on all claims; times are ratios to the model's own top-k."""
     return {
         "schema": 1,
         "provenance": "predicted",
@@ -208,7 +206,7 @@ def document(settled: Sequence[Settled]) -> dict[str, Any]:
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up."""
+    """Markdown table with aligned columns."""
     lines = [list(titles), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
@@ -226,7 +224,7 @@ def _table(claim: Claim) -> str:
 
 
 def _full_flops(one: Settled) -> str:
-    """Published and counted FLOPs of the model's own top-k: whether the convention is the same."""
+    """Published beside counted FLOPs of the model's own top-k: equal if conventions are."""
     published = one.claim.full_flops
     counted = None if one.arithmetic is None else one.arithmetic.full_flops
     if published is None or counted is None:
@@ -243,11 +241,11 @@ def _percent(share: float) -> str:
 
 
 def _range(curve: Curve) -> str:
-    """Least and most over the batches that fit."""
+    """Range of the predicted speedup over the batches that fit."""
     inside = [speedup for speedup, fits in zip(curve.speedup, curve.fits, strict=True) if fits]
     return f"{min(inside):.2f}–{max(inside):.2f}×" if inside else "does not fit"
 
 
 def _short(hardware: str) -> str:
-    """A machine by its first word: A800 of a800-sxm-80gb."""
+    """First word of a machine's name: A800 of a800-sxm-80gb."""
     return load_hardware(hardware).name.partition("-")[0].upper()

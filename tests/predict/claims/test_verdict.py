@@ -58,16 +58,16 @@ def test_a_count_holds_where_it_meets_the_printed_number(
         assert said.reason.endswith("less" if high < share else "more")
 
 
-@given(kept=st.lists(st.booleans(), min_size=1, max_size=13))
-def test_batches_in_words_say_which_and_no_others(kept: list[bool]) -> None:
-    batches = [2**power for power in range(len(kept))]
-    words = batches_in_words(batches, kept)
+@given(chosen=st.lists(st.booleans(), min_size=1, max_size=13))
+def test_batches_in_words_say_which_and_no_others(chosen: list[bool]) -> None:
+    batches = [2**power for power in range(len(chosen))]
+    words = batches_in_words(batches, chosen)
     assume(words not in ("all", "none"))
     said = set()
     for run in words.split(", "):
         first, _, last = run.partition("–")
         said |= {batch for batch in batches if int(first) <= batch <= int(last or first)}
-    assert said == {batch for batch, keep in zip(batches, kept, strict=True) if keep}
+    assert said == {batch for batch, is_chosen in zip(batches, chosen, strict=True) if is_chosen}
 
 
 def test_all_and_none_are_said_so() -> None:
