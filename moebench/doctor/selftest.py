@@ -162,8 +162,7 @@ def experiment(times: Times, most: int, seed: int) -> Ratio:
     rounds = measure_rounds(
         {"first": tape.case(times[0]), "second": tape.case(times[1])},
         tape,
-        Plan(budget=1e9, seed=seed, max_warmup_visits=0, max_rounds=most),
-        precise,
+        Plan(1e9, seed, max_warmup_visits=0, max_rounds=most, precise_enough=precise),
     )
     return pairs.speedup(rounds.samples["first"], rounds.samples["second"], seed=seed)
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-Step = Callable[[Tensor], Tensor]
+StepFunction = Callable[[Tensor], Tensor]
 
 LEAST_RING = 64
 """Inputs of a ring, at least: fewer would sit in caches, and their routes in predictors."""
@@ -55,7 +55,7 @@ class Graph:
         return self.y
 
 
-def capture(step: Step, eager: Step, ring: Shaped[Tensor, "inputs ..."]) -> Graph:
+def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "inputs ..."]) -> Graph:
     """Capture a step and hold its replays against eager steps.
 
     Args:
@@ -78,7 +78,7 @@ def capture(step: Step, eager: Step, ring: Shaped[Tensor, "inputs ..."]) -> Grap
     return graph
 
 
-def _captured(step: Step, example: Tensor) -> Graph:
+def _captured(step: StepFunction, example: Tensor) -> Graph:
     """**Source**: PyTorch's notes on CUDA semantics: warm-up and capture on a side stream."""
     x = example.clone()
     with torch.cuda.device(x.device):

@@ -54,6 +54,9 @@ class Plan:
     """0: the caller has warmed the cases up, and a visit is one step."""
     warmup_share: float = 0.25
     """Share of the budget that warm-up may take beyond two visits of each case."""
+    precise_enough: Callable[[Samples], bool] | None = None
+    """Called after some of the rounds beyond `min_rounds`. Two answers of True in a row end the
+    cell: a single one may come from an interval that is narrow by chance."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,6 @@ def measure_rounds(
     visits: Mapping[str, Visit],
     clock: Clock,
     plan: Plan,
-    precise_enough: Callable[[Samples], bool] | None = None,
     progress: Progress | None = None,
     reference: Callable[[], None] | None = None,
 ) -> Rounds:
@@ -104,8 +106,6 @@ def measure_rounds(
         visits: the cases by key.
         clock: what times a visit.
         plan: budget, seed and bounds.
-        precise_enough: asked now and then once there are `plan.min_rounds` rounds; two yeses in
-            a row end the cell, since one alone may be an interval that is narrow by chance.
         progress: told after every round.
         reference: a fixed operation that ends every round. It leaves the caches to its own data,
             so one quick case (the round's last, a random one) then runs again, untimed.
@@ -161,9 +161,9 @@ def measure_rounds(
         if not cases:
             stopped = "no-case-left"
             break
-        if done >= next_look and precise_enough is not None:
+        if done >= next_look and plan.precise_enough is not None:
             next_look = math.ceil(done * LOOK_AGAIN)
-            is_precise = precise_enough(_frozen(collected))
+            is_precise = plan.precise_enough(_frozen(collected))
             if is_precise and was_precise:
                 stopped = "precise"
                 break

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from moebench.measure.nvml import foreign_processes, open_nvml
 
-Status = Literal["good", "bad", "unknown"]
 BUSY_SHARE = 0.25
 """Load beyond this share of the cores disturbs: with two threads every fourth visit waits."""
 STOLEN_SHARE = 0.01
@@ -30,7 +29,7 @@ class Finding:
     """One thing that was looked at."""
 
     name: str
-    status: Status
+    status: Literal["good", "bad", "unknown"]
     seen: str
     meaning: str = ""
     """What it does to measurements; empty where nothing is wrong."""
@@ -41,9 +40,7 @@ class Finding:
 def inspect_machine(
     num_threads: int,
     num_cores: int,
-    proc: Path = Path("/proc"),
-    system: Path = Path("/sys"),
-    devices: Path = Path("/dev"),
+    root: Path = Path("/"),
     nvml: Any = None,
 ) -> tuple[Finding, ...]:
     """Look at everything that is known to spoil measurements.
@@ -51,11 +48,10 @@ def inspect_machine(
     Args:
         num_threads: that the framework computes with.
         num_cores: logical processors that this process may use.
-        proc: root of the process file system.
-        system: root of sysfs.
-        devices: root of the device files.
+        root: above the folders proc, sys and dev.
         nvml: the NVML binding; `pynvml` if left out.
     """
+    proc, system = root / "proc", root / "sys"
     return (
         _governor(system),
         _throttling(system),
@@ -66,7 +62,7 @@ def inspect_machine(
         _huge_pages(system),
         _swap(proc),
         _numa_balancing(proc, system),
-        *_gpus(nvml, devices),
+        *_gpus(nvml, root / "dev"),
     )
 
 

@@ -115,8 +115,8 @@ def observe(
             stream_length=cell.num_steps,
             min_rounds=plan.min_rounds,
             max_warmup_visits=0 if slowest > SLOW_STEP else 4,
+            precise_enough=_precise(cell, running, plan.target_half_width),
         ),
-        precise_enough=_precise(cell, running, plan.target_half_width),
         progress=tell,
         reference=reference_operation(device),
     )

@@ -71,8 +71,7 @@ def experiments(
         rounds = measure_rounds(
             {"a": tape.case(base), "b": tape.case((1 + slowdown) * target_times)},
             tape,
-            Plan(budget=1e9, seed=seed, max_warmup_visits=0, max_rounds=most),
-            precise,
+            Plan(1e9, seed, max_warmup_visits=0, max_rounds=most, precise_enough=precise),
         )
         ratios.append(pairs.speedup(rounds.samples["a"], rounds.samples["b"], seed=seed))
     return tuple(ratios)
@@ -121,8 +120,8 @@ def test_the_rule_waits_for_two_looks_in_a_row() -> None:
         asked.append(len(samples["a"]))
         return len(samples["a"]) != 10
 
-    plan = Plan(budget=1e9, max_warmup_visits=0, max_rounds=96)
-    rounds = measure_rounds({"a": tape.case(np.ones(99))}, tape, plan, precise)
+    plan = Plan(budget=1e9, max_warmup_visits=0, max_rounds=96, precise_enough=precise)
+    rounds = measure_rounds({"a": tape.case(np.ones(99))}, tape, plan)
     assert (asked, rounds.stopped, rounds.num_rounds) == ([8, 10, 13, 17], "precise", 17)
 
 

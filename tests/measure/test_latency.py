@@ -42,7 +42,7 @@ class Stream:
 
         return visit
 
-    def measure(self, **plan: float) -> Rounds:
+    def measure(self, **plan: object) -> Rounds:
         return measure_rounds(self.visits, self.clock, Plan(**plan))  # type: ignore[arg-type]
 
 
@@ -117,7 +117,7 @@ def test_precision_stops_a_cell_but_not_before_the_minimum_of_rounds() -> None:
         looks.append(len(samples["a"]))
         return looks[-1] >= 12
 
-    rounds = measure_rounds(stream.visits, stream.clock, Plan(budget=60.0), precise_enough)
+    rounds = stream.measure(budget=60.0, precise_enough=precise_enough)
     assert rounds.stopped == "precise"
     assert looks == [8, 10, 13, 17]  # two in a row
     assert rounds.num_rounds == 17

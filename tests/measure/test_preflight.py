@@ -65,9 +65,7 @@ def inspect(
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    found = inspect_machine(
-        threads, cores, root / "proc", root / "sys", root / "dev", nvml or NoNvml()
-    )
+    found = inspect_machine(threads, cores, root, nvml or NoNvml())
     return {finding.name: finding for finding in found}
 
 
@@ -170,7 +168,7 @@ def test_a_board_without_nvml_is_bad_and_no_board_is_fine(tmp_path: Path) -> Non
 
 
 def test_what_a_guest_cannot_see_is_unknown(tmp_path: Path) -> None:
-    found = inspect_machine(2, 2, tmp_path / "proc", tmp_path / "sys", tmp_path / "dev", NoNvml())
+    found = inspect_machine(2, 2, tmp_path, NoNvml())
     by_name = {finding.name: finding.status for finding in found}
     for name in ("frequency governor", "throttling", "other load", "huge pages", "swap"):
         assert by_name[name] == "unknown"
