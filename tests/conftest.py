@@ -4,13 +4,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
-from typechecks import jaxtyped
 
-jaxtyping.jaxtyped = jaxtyped
-
-from moebench.spec.model import Attention, Gate, ModelSpec  # noqa: E402 (whose checks begin above)
+from moebench.spec.model import Attention, Gate, ModelSpec
 
 ONE_CELL = """
 schema = 1

@@ -1,6 +1,7 @@
 """The package as it is installed: its verbs, its data, its suites, its version."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -82,7 +83,7 @@ def test_the_wheel_holds_data_and_suites_and_runs_from_any_directory(tmp_path: P
     (wheel,) = tmp_path.glob("moebench-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     for folder, pattern, inside in (
-        (PACKAGE, "*.cpp", "moebench"),
+        (PACKAGE / "experts" / "cpu", "*.cpp", "moebench/experts/cpu"),
         (ROOT / "suites", "*.toml", "moebench/suites"),
         (PACKAGE / "data" / "models", "*.toml", "moebench/data/models"),
         (PACKAGE / "data" / "hardware", "*.toml", "moebench/data/hardware"),
@@ -99,11 +100,19 @@ def test_the_wheel_holds_data_and_suites_and_runs_from_any_directory(tmp_path: P
     (site / "dependencies.pth").write_text(f"{own}\n", encoding="utf-8")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    where = [str(python), "-c", "import moebench; print(moebench.__file__)"]
-    found = subprocess.run(where, cwd=elsewhere, capture_output=True, text=True, check=True)
-    assert Path(found.stdout.strip()).is_relative_to(environment)
-    listing = [str(python), "-m", "moebench.suite", "--list"]
-    done = subprocess.run(listing, cwd=elsewhere, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def printed(*arguments: str) -> str:
+        done = subprocess.run(
+            [str(python), *arguments], cwd=elsewhere, env=clean, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = printed("-c", "import moebench; print(moebench.__file__)")
+    assert Path(where.strip()).is_relative_to(environment)
+    kernel = "from moebench.experts.cpu import library as k; print(k.SOURCE.is_file(), k.why_not())"
+    assert printed("-c", kernel).startswith("True ")
+    listing = printed("-m", "moebench.suite", "--list")
     for path in (ROOT / "suites").glob("*.toml"):
-        assert path.stem in done.stdout
+        assert path.stem in listing
