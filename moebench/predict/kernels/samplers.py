@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -29,6 +28,8 @@ Collector = Literal["early", "current", "vllm 0.24"]
 """How a table's routing was drawn. Early collectors give what rounding leaves over to one rank;
 vllm 0.24's computes its balanced ids in bfloat16, which merges large ones."""
 NUM_DRAWS = 20
+CASES_AT_ONCE = 128
+"""Cases whose binomial probabilities are computed in one array, to bound its size."""
 REPLAYED_DRAWS = 5
 """A power-law measurement replays five draws in turn (ten in vllm 0.14)."""
 
@@ -111,7 +112,7 @@ def expected_loads(
 
 
 def uniform_loads(marginal: Floats, num_experts: Counts, num_tokens: Counts) -> Loads:
-    """Loads of independent tokens over equally popular experts; arrays over cases, a million a go.
+    """Loads of independent tokens over equally popular experts; arrays over cases.
 
     Args:
         marginal: [cases] probability that a token chooses one given expert.
@@ -119,8 +120,8 @@ def uniform_loads(marginal: Floats, num_experts: Counts, num_tokens: Counts) -> 
         num_tokens: [cases] tokens of the step.
     """
     distinct = num_experts * (1 - (1 - marginal) ** num_tokens)
-    tiles = np.stack([_binomial_tiles(marginal, num_tokens, b) for b in BLOCK_ROWS], axis=1)
     copies = num_experts * num_tokens * marginal
+    tiles = _binomial_tiles(marginal, num_tokens)
     return Loads(distinct, distinct, copies, num_experts[:, None] * tiles)
 
 
@@ -134,27 +135,60 @@ def observed_loads(tokens_per_expert: Sequence[Counts], expert_parallel: int = 1
     return Loads(table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
 
 
-def _binomial_tiles(marginal: Floats, tokens: Counts, block: int) -> Floats:
-    """Expected row tiles of one expert whose count is Binomial(tokens, marginal); over cases.
+def _binomial_tiles(marginal: Floats, tokens: Counts) -> Floats:
+    """Expected row tiles of one expert whose count is Binomial(tokens, marginal).
 
-    The j-th tile exists if more than (j - 1) block tokens chose the expert. Below eight standard
-    deviations under the mean that is certain, above as many impossible; where the counts spread
-    over many tiles, their remainder modulo the block is uniform.
+    The j-th tile of b rows exists if more than (j - 1) b tokens chose the expert. Below eight
+    standard deviations under the mean that is certain, above as many impossible; where the counts
+    spread over many tiles, their remainder modulo the block is uniform.
+
+    Returns:
+        [cases, BLOCK_ROWS] tiles.
     """
-    mean = tokens * marginal
-    deviation = np.sqrt(mean * (1 - marginal))
-    spread_out = (mean + (block - 1) / 2) / block
-    certain = np.maximum(0.0, np.floor((mean - 8 * deviation) / block))
-    starts = (certain[:, None] + np.arange(18)) * block
-    left = tokens[:, None] - starts
-    # P(count > s) = I_p(s + 1, tokens - s), the regularised incomplete beta function.
-    far = (mean + 8 * deviation)[:, None]
-    open_ = (left > 0) & (starts <= far) & (deviation <= block)[:, None]
-    case, place = np.nonzero(open_)
-    at = starts[case, place]
-    chance = betainc(at + 1, left[case, place], marginal[case])
-    counted = certain + np.bincount(case, chance, len(mean))
-    return np.where(deviation > block, spread_out, counted)
+    blocks = np.array(BLOCK_ROWS, dtype=float)
+    mean = (tokens * marginal)[:, None]
+    deviation = np.sqrt(mean * (1 - marginal)[:, None])
+    tiles: Floats = np.where(
+        deviation > blocks, (mean + (blocks - 1) / 2) / blocks, np.ceil(mean / blocks)
+    )
+    certain = np.maximum(0.0, np.floor((mean - 8 * deviation) / blocks))
+    starts = (certain[..., None] + np.arange(18)) * blocks[:, None]
+    random = np.flatnonzero((deviation[:, 0] > 0) & (deviation[:, 0] <= blocks[-1]))
+    for cases in np.split(random, range(CASES_AT_ONCE, len(random), CASES_AT_ONCE)):
+        if len(cases):
+            chance = binomial_survival(tokens[cases], marginal[cases], starts[cases])
+            possible = starts[cases] <= (mean + 8 * deviation)[cases, :, None]
+            counted = certain[cases] + np.where(possible, chance, 0.0).sum(axis=2)
+            tiles[cases] = np.where(deviation[cases] > blocks, tiles[cases], counted)
+    return tiles
+
+
+def binomial_survival(tokens: Counts, marginal: Floats, above: Floats) -> Floats:
+    """Probability that more than `above` of `tokens` independent tokens choose an expert.
+
+    Probabilities of single counts are multiplied up from the most likely one, P(c + 1) / P(c) =
+    (n - c) / (c + 1) p / (1 - p), and divided by their sum. Ten standard deviations and 60 counts
+    away they are below 1e-22 of it. `scipy.special.betainc` gives the same to 12 digits, but its
+    import takes longer than a whole prediction.
+
+    Args:
+        tokens: [cases] n.
+        marginal: [cases] p, more than 0 and less than 1.
+        above: [cases, ...] integers, at least 0.
+    """
+    n, p = tokens[:, None].astype(float), marginal[:, None]
+    odds = p / (1 - p)
+    reach = int(10 * np.sqrt(n * p * (1 - p)).max() + 60)
+    likeliest = np.minimum(np.floor((n + 1) * p), n)
+    up, down = likeliest + np.arange(reach), likeliest - np.arange(reach)
+    more = np.cumprod(np.maximum(n - up, 0) / (up + 1) * odds, axis=1)
+    less = np.cumprod(np.maximum(down, 0) / (n - down + 1) / odds, axis=1)
+    each = np.concatenate([less[:, ::-1], np.ones_like(n), more, np.zeros_like(n)], axis=1)
+    at_least = np.cumsum(each[:, ::-1], axis=1)[:, ::-1]
+    first = (likeliest - reach).reshape(-1, *[1] * (above.ndim - 1))
+    place = np.clip(above + 1 - first, 0, each.shape[1] - 1).astype(np.int64)
+    chance = np.take_along_axis(at_least, place.reshape(len(n), -1), axis=1) / at_least[:, :1]
+    return np.asarray(chance.reshape(above.shape))
 
 
 @functools.lru_cache(maxsize=1 << 16)

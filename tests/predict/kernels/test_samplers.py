@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import betainc
 from scipy.stats import binom
 
 from moebench.predict.kernels.samplers import (
     BLOCK_ROWS,
     NUM_DRAWS,
     balanced_counts,
+    binomial_survival,
     expected_loads,
     observed_loads,
     power_law_counts,
@@ -86,6 +88,23 @@ def test_expected_tiles_are_those_of_independent_tokens(num_tokens: int, experts
     tiles = [(-(-counts // block) @ chances).sum() for block in BLOCK_ROWS]
     assert loads.tiles[0] == pytest.approx(tiles, abs=1e-6)
     assert loads.distinct[0] == pytest.approx((1 - chances[0]).sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 100, 4096, 65536, 2**30])
+def test_binomial_survival_is_the_incomplete_beta_function(tokens: int) -> None:
+    marginal = np.array([1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1 - 1e-9])
+    marginal = marginal[tokens * marginal * (1 - marginal) < 256**2]
+    deviation = np.sqrt(tokens * marginal * (1 - marginal))
+    above = tokens * marginal[:, None] + deviation[:, None] * np.linspace(-8, 8, 15)
+    above = np.clip(np.round(above), 0, tokens - 1)
+    chance = binomial_survival(np.full(len(marginal), tokens), marginal, above)
+    expected = betainc(above + 1, tokens - above, marginal[:, None])
+    np.testing.assert_allclose(chance, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_an_expert_that_every_token_or_no_token_chooses_has_certain_tiles() -> None:
+    loads = expected_loads([np.array([100.0, 0.0])], [100])
+    assert loads.tiles[0].tolist() == [-(-100 // block) for block in BLOCK_ROWS]
 
 
 def test_expert_parallel_describes_the_fullest_rank() -> None:
