@@ -13,10 +13,8 @@ matmuls gives dense.toml; with `--intervals` the errors on left-out devices and 
 intervals.toml. Files that ship in moebench/data/kernels are made by this command.
 """
 
-import argparse
 import dataclasses
 import itertools
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,10 +45,11 @@ LEAST_ROWS = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m moebench.calibrate",
-        description="Calibrate this machine, or fit the GPU model to measured tables.",
-        epilog="example: python -m moebench.calibrate --from latencies.csv.gz --out calibration",
+    """Parse the command line and calibrate; 0 done, 2 bad input, 3 rows could not be read."""
+    parser = terminal.parser(
+        "calibrate",
+        "Calibrate this machine, or fit the GPU model to measured tables.",
+        "--from latencies.csv.gz --out calibration",
     )
     parser.add_argument(
         "--from", dest="tables", metavar="TABLE", type=Path, action="append",
@@ -62,17 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--intervals", action="store_true",
         help="also calibrate the 90 %% intervals by leaving devices and shapes out (minutes)",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    terminal.add_device(parser)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--json", action="store_true", help="this machine's fit as JSON")
     options = parser.parse_args(arguments)
-    if not options.tables:
-        return _calibrate_here(options.device, options.dtype, options.json)
-    try:
-        return _calibrate_tables(options.tables, options.out, options.intervals)
-    except ValueError as error:
-        terminal.say(f"error: {error}")
-        return 2
+    if options.tables:
+        return terminal.run(
+            lambda: _calibrate_tables(options.tables, options.out, options.intervals)
+        )
+    return terminal.run(lambda: _calibrate_here(options.device, options.dtype, options.json))
 
 
 def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
@@ -93,23 +89,15 @@ def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
 
 
 def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
-    """Measure this machine anew, fit, keep both; 0 done, 2 bad input."""
+    """Measure this machine anew, fit it and save both."""
     from moebench.calibrate.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
     from moebench.measure.devices import choose_device
-    from moebench.progress import Bar
     from moebench.spec.ops import LAYOUTS
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    try:
-        device = choose_device(device_name)
-        with Bar(CALIBRATION_BUDGET) as bar:
-            machine = prepare_machine(device, dtype, recalibrate=True, say=say, progress=bar)
-        path = keep_fit(machine)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    device = choose_device(device_name)
+    with terminal.Bar(CALIBRATION_BUDGET) as bar:
+        machine = prepare_machine(device, dtype, recalibrate=True, say=terminal.say, progress=bar)
+    path = keep_fit(machine)
     fit = machine.calibration
     if as_json:
         print(path.read_text(encoding="utf-8"), end="")
@@ -130,9 +118,9 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
         "small call": text(fit.launch_overhead, "time"),
         "reference operation": text(fit.reference, "time") if fit.reference else "not measured",
     }
-    print(f"{machine.hardware.title}, {dtype}: {fit.name}")
-    print("\n".join(f"  {name:24} {value}" for name, value in facts.items()))
-    print(f"kept for the suites: {path}")
+    terminal.show(f"{machine.hardware.title}, {dtype}: {fit.name}")
+    terminal.show("\n".join(f"  {name:24} {value}" for name, value in facts.items()))
+    terminal.show(f"kept for the suites: {path}")
     return 0
 
 
@@ -153,23 +141,27 @@ def calibrate(tables: Sequence[Table], folder: Path, with_intervals: bool) -> li
             for rows, parameters in zip(groups, shared_fits(groups, fits), strict=True)
         ]
     for path in write_fits(fits, folder):
-        print(path)
+        terminal.show(path)
     for fit in fits:
-        print(f"{fit.kernel.label} on {fit.system}: {fit.error.mape:.1f} % on {fit.rows} rows")
+        terminal.show(
+            f"{fit.kernel.label} on {fit.system}: {fit.error.mape:.1f} % on {fit.rows} rows"
+        )
     if with_intervals:
         held_out = cross_validate(latency, dense)
-        print(f"{'left out':48}{'ranks':>6}{'MAPE':>7}{'median':>7}{'P90':>7}  MAPE by group")
+        terminal.show(
+            f"{'left out':48}{'ranks':>6}{'MAPE':>7}{'median':>7}{'P90':>7}  MAPE by group"
+        )
         for experiment, ranks, error, by_group in summary(held_out):
             figures = f"{error.mape:7.1f}{error.median_ape:7.1f}{error.p90_ape:7.1f}"
             each = " ".join(f"{value:.1f}" for value in by_group)
-            print(f"{experiment:48}{ranks:>6}{figures}  {each}")
+            terminal.show(f"{experiment:48}{ranks:>6}{figures}  {each}")
         pairs = [table for table in tables if table.kind == "pairs"]
         ratios = [one for table in pairs for one in ratio_residuals(table, fits)]
         hashes = ", ".join(f"{table.path.name} {table.sha256[:12]}" for table in tables)
         residuals = [one.residuals for one in held_out if one.basis is not None]
         widths = calibrate_widths(residuals, ratios)
         write_widths(widths, folder / "intervals.toml", f"{date}, from {hashes}")
-        print(folder / "intervals.toml")
+        terminal.show(folder / "intervals.toml")
     return fits
 
 
@@ -178,7 +170,7 @@ def measured(table: Table) -> list[Measured]:
     seconds = table.numbers["latency_us"] * 1e-6
     groups, skipped = groups_of(table, seconds=seconds)
     for line in table.unpriced(skipped):
-        print(line, file=sys.stderr)
+        terminal.say(line)
     works = table.numbers["slow_tactic"] == 0
     found = []
     for group in groups:
@@ -269,7 +261,7 @@ def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameter
     """Fit the dense matmuls of all devices together and write dense.toml."""
     groups, skipped = dense_groups(table)
     for line in table.unpriced(skipped):
-        print(line, file=sys.stderr)
+        terminal.say(line)
     rows = {group.data.hardware.name: group.data for group in groups}
     found = fit_library(rows)
     lines = [
@@ -284,5 +276,5 @@ def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameter
         values = dataclasses.asdict(parameters)
         lines += [f"{key} = {float(f'{value:.4g}')!r}" for key, value in values.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(path)
+    terminal.show(path)
     return found

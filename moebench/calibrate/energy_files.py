@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moebench import terminal
 from moebench.calibrate.energy import (
     LeftOut,
     Rows,
@@ -126,23 +127,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True, help="facts of the MoE backbones")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     options = parser.parse_args(arguments)
-    try:
-        facts = read_backbones(options.models) | read_backbones(dense_backbones_path())
-        tables = [read_energy_table(path, facts) for path in options.tables]
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return terminal.run(lambda: _fit(options))
+
+
+def _fit(options: argparse.Namespace) -> int:
+    facts = read_backbones(options.models) | read_backbones(dense_backbones_path())
+    tables = [read_energy_table(path, facts) for path in options.tables]
     for table in tables:
         for problem in table.problems:
-            print(f"{table.path}: {problem}", file=sys.stderr)
+            terminal.say(f"{table.path}: {problem}")
     rows = rows_of(tables)
     by_backbone, by_gpu = leave_backbones_out(rows), leave_gpus_out(rows)
-    print("backbone left out\n" + report(by_backbone))
-    print("GPU left out\n" + report(by_gpu))
+    terminal.show("backbone left out\n" + report(by_backbone))
+    terminal.show("GPU left out\n" + report(by_gpu))
     options.out.mkdir(parents=True, exist_ok=True)
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     for fit in energy_fits(rows, tables, by_backbone, by_gpu, date):
-        print(write_fit(fit, options.out))
+        terminal.show(write_fit(fit, options.out))
     return 3 if any(table.problems for table in tables) else 0
 
 

@@ -1,7 +1,5 @@
 """The score of the energy model on measured tables, and what the verb `validate` does with one."""
 
-import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moebench import terminal
 from moebench.calibrate.energy_tables import EnergyTable, read_backbones, read_energy_table
 from moebench.predict.energy.calibration import (
     EnergyCalibration,
@@ -19,7 +18,6 @@ from moebench.predict.energy.calibration import (
 from moebench.predict.energy.cases import Floats, cases_of
 from moebench.predict.energy.power import power, step_seconds
 from moebench.spec.hardware import load_hardware
-from moebench.units import printable
 
 MOST_SKIPPED = 0.005
 """Share of rows that may stay without a price before the check fails."""
@@ -38,13 +36,16 @@ def validate_energy(
         raise ValueError(f"{path}: an energy table needs --models FILE, facts of its backbones")
     table = read_energy_table(path, read_backbones(models))
     for problem in table.problems:
-        print(printable(f"{path}: {problem}"), file=sys.stderr)
+        terminal.say(f"{path}: {problem}")
     if not len(table):
         raise ValueError(f"{path}: no row could be read")
     score = score or (lambda table: score_energy(table, given, energy_calibration))
     document = score(table)
     document["models"] = str(models)
-    print(json.dumps(document, indent=1) if as_json else energy_text(document))
+    if as_json:
+        terminal.show_json(document)
+    else:
+        terminal.show(energy_text(document))
     if table.unpriced > MOST_SKIPPED * table.total:
         return 1
     return 3 if table.problems else 0

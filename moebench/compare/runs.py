@@ -30,6 +30,8 @@ from moebench.compare.noise import LEAST_RUNS, UnchangedRuns
 from moebench.compare.rounds import MIN_ROUNDS, Rounds, expected_seconds
 from moebench.records.results import Measurement, Sample, Verdict
 from moebench.records.run import KeptRun
+from moebench.terminal import text_table
+from moebench.units import printable
 
 THRESHOLD = 0.05
 CPU_FACTS = ("model", "family", "num_cores", "features", "l2_cache", "l3_cache", "hypervisor")
@@ -141,21 +143,23 @@ def compare_runs(
 
 def comparison_text(found: Comparison) -> str:
     """The table of a comparison for people."""
-    width = max(len(change.case) for change in found.changes)
-    lines = [f"A: {found.run_a}", f"B: {found.run_b}", ""]
-    lines.append(
-        f"{'time of B over A':{width}}  {'ratio':>6}  {'95 %':^16}  {'undivided':>9}  verdict"
-    )
+    rows = []
     for change in found.changes:
         limits = "–"
         if change.low is not None and change.high is not None:
             limits = f"[{change.low:.3f}, {change.high:.3f}]"
-        said = f"same within {found.threshold:.0%}" if change.verdict == "same" else change.verdict
+        verdict = change.verdict
+        said = f"same within {found.threshold:.0%}" if verdict == "same" else verdict
         mark = "  REGRESSION" if change.is_regression else ""
-        lines.append(
-            f"{change.case:{width}}  {change.value:6.3f}  {limits:^16}  {change.plain:9.3f}  "
-            f"{said}{mark}"
-        )
+        figures = f"{change.value:.3f}", limits, f"{change.plain:.3f}"
+        rows.append((change.case, *figures, said + mark))
+    titles = ("time of B over A", "ratio", "95 %", "undivided", "verdict")
+    lines = [
+        f"A: {found.run_a}",
+        f"B: {found.run_b}",
+        "",
+    ]
+    lines += text_table(titles, rows, left=(0, 4)).split("\n")
     lines += ["", *(f"note: {label}" for label in found.labels)]
     if found.deviation_between_runs is not None:
         lines.append(
@@ -167,7 +171,7 @@ def comparison_text(found: Comparison) -> str:
         f"{len(found.regressions)} of {len(found.changes)} cases slower by more than "
         f"{found.threshold:.0%}"
     )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def differences(run_a: KeptRun, run_b: KeptRun) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ Exit codes: 0 done, 1 the selftest missed a required rate, 2 bad input.
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -45,7 +44,6 @@ from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine
 from moebench.measure.preflight import Finding, inspect_machine
-from moebench.progress import Bar
 from moebench.records.run import load_run, now
 from moebench.report.document import Paragraph, markdown, plain_grid
 from moebench.spec.codec import encode
@@ -60,10 +58,8 @@ SIGN = {"good": "ok  ", "bad": "BAD ", "unknown": "?   "}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line; see the module's text for exit codes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moebench.doctor",
-        description="What on this machine spoils measurements, and how to mend it.",
-        epilog="example: python -m moebench.doctor --selftest",
+    parser = terminal.parser(
+        "doctor", "What on this machine spoils measurements, and how to mend it.", "--selftest"
     )
     parser.add_argument(
         "--selftest", action="store_true", help="measure the harness's own error rates here"
@@ -74,39 +70,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="run an unchanged cell N times and keep what differs between runs",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    terminal.add_device(parser)
     parser.add_argument(
         "--time-budget", default="9 min", metavar="TIME", help="of the selftest (default 9 min)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="keep the selftest's record: results/selftest"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
-    try:
-        device = choose_device(options.device)
-        if options.out is not None and not options.selftest:
-            raise ValueError("--out: only beside --selftest, whose record it keeps")
-        if options.selftest:
-            try:
-                budget = quantity(options.time_budget, "time")
-            except ValueError as error:
-                raise ValueError(f"--time-budget: {error}") from error
-            if options.out is not None:
-                make_folder(options.out)
-            if budget < LEAST_BUDGET:
-                raise ValueError(
-                    f"--time-budget: found {text(budget, 'time')}, expected at least "
-                    f"{text(LEAST_BUDGET, 'time')}"
-                )
-            given = sys.argv[1:] if arguments is None else arguments
-            return _selftest(device, budget, options.json, options.out, given)
-        if options.aa_runs is not None:
-            return _make_unchanged_runs(options.aa_runs, device, options.json)
-        return _inspect(device, options.json)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = sys.argv[1:] if arguments is None else arguments
+    return terminal.run(lambda: _answer(options, given))
+
+
+def _answer(options: argparse.Namespace, given: Sequence[str]) -> int:
+    device = choose_device(options.device)
+    if options.out is not None and not options.selftest:
+        raise ValueError("--out: only beside --selftest, whose record it keeps")
+    if options.selftest:
+        try:
+            budget = quantity(options.time_budget, "time")
+        except ValueError as error:
+            raise ValueError(f"--time-budget: {error}") from error
+        if options.out is not None:
+            make_folder(options.out)
+        if budget < LEAST_BUDGET:
+            raise ValueError(
+                f"--time-budget: found {text(budget, 'time')}, expected at least "
+                f"{text(LEAST_BUDGET, 'time')}"
+            )
+        return _selftest(device, budget, options.json, options.out, given)
+    if options.aa_runs is not None:
+        return _make_unchanged_runs(options.aa_runs, device, options.json)
+    return _inspect(device, options.json)
 
 
 def _inspect(device: torch.device, as_json: bool) -> int:
@@ -116,11 +111,13 @@ def _inspect(device: torch.device, as_json: bool) -> int:
     runs = len(kept_unchanged_runs(environment.fingerprint).runs)
     if as_json:
         table = {"schema": 1, "findings": encode(findings), "noise_floor": encode(floor)}
-        print(json.dumps(table | {"aa_runs": runs}, indent=1))
+        terminal.show_json(table | {"aa_runs": runs})
     else:
-        print(findings_text(findings))
+        terminal.show(findings_text(findings))
         measured = "not measured: --selftest" if floor is None else f"±{floor.half_width:.1%}"
-        print(f"\nnoise floor: {measured}; A/A runs kept: {runs} (compare needs {LEAST_RUNS})")
+        terminal.show(
+            f"\nnoise floor: {measured}; A/A runs kept: {runs} (compare needs {LEAST_RUNS})"
+        )
     return 0
 
 
@@ -148,7 +145,7 @@ def _selftest(
 ) -> int:
     environment = describe_machine(device)
     where = circumstances(shlex.join(["python", "-m", "moebench.doctor", *arguments]), device)
-    with Bar(budget) as bar:
+    with terminal.Bar(budget) as bar:
         found = selftest(device, budget, bar)
     floor = NoiseFloor(
         environment.fingerprint,
@@ -160,10 +157,10 @@ def _selftest(
     path = keep_noise_floor(floor)
     document = evidence(encode(found), where)
     if as_json:
-        print(json.dumps(document, indent=1))
+        terminal.show_json(document)
     else:
-        print(selftest_text(found))
-        print(f"\nkept for reports: {path}")
+        terminal.show(selftest_text(found))
+        terminal.show(f"\nkept for reports: {path}")
     if out is not None:
         terminal.say(f"record: {keep(out, document, selftest_table(found, where))}")
     return 1 if found.missed else 0
@@ -253,7 +250,7 @@ def _make_unchanged_runs(number: int, device: torch.device, as_json: bool) -> in
     if number < 1:
         raise ValueError(f"--aa-runs: found {number}, expected at least 1")
     environment = describe_machine(device)
-    with Bar(25.0 * number) as bar:
+    with terminal.Bar(25.0 * number) as bar:
         for index in range(number):
             bar.tell(f"A/A run {index + 1} of {number}")
             with tempfile.TemporaryDirectory() as folder:
@@ -263,10 +260,12 @@ def _make_unchanged_runs(number: int, device: torch.device, as_json: bool) -> in
     deviation = kept.deviation(run.reference_version)
     if as_json:
         table = {"schema": 1, "runs": len(kept.runs), "deviation_between_runs": deviation}
-        print(json.dumps(table, indent=1))
+        terminal.show_json(table)
     else:
         shown = f"needs {LEAST_RUNS} runs" if deviation is None else f"{deviation:.1%}"
-        print(f"{len(kept.runs)} A/A runs in {path}; standard deviation between runs: {shown}")
+        terminal.show(
+            f"{len(kept.runs)} A/A runs in {path}; standard deviation between runs: {shown}"
+        )
     return 0
 
 

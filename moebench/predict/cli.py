@@ -12,12 +12,12 @@ Exit codes: 0 done, 2 bad input.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from moebench import terminal
 from moebench.predict.kernels.price import KERNELS
 from moebench.predict.serving.break_even import break_even
 from moebench.predict.serving.deployment import LEVELS, PHASES, Deployment
@@ -36,7 +36,6 @@ from moebench.spec.codec import encode
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec, load_model
-from moebench.units import printable
 
 LARGEST_BATCH = 2**20
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8": "float8"}
@@ -45,21 +44,20 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8":
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and print; see the module's text for exit codes."""
     options = parser().parse_args(argv)
-    try:
-        print(answered(options))
-    except ValueError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    return 0
+
+    def answer() -> int:
+        terminal.show(answered(options))
+        return 0
+
+    return terminal.run(answer)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m moebench.predict",
-        description="Predict latency, speedup, energy and memory of adaptive routing on GPUs.",
-        epilog="example: python -m moebench.predict --model mixtral-8x7b --hardware h100-sxm "
-        "--router ada-k --phase decode --batch 1:1024",
+    p = terminal.parser(
+        "predict",
+        "Predict latency, speedup, energy and memory of adaptive routing on GPUs.",
+        "--model mixtral-8x7b --hardware h100-sxm --router ada-k --phase decode --batch 1:1024",
     )
     p.add_argument("--model", action="append", help="name or TOML; default: mixtral-8x7b")
     p.add_argument("--hardware", action="append", help="name or TOML; default: h100-sxm")
@@ -100,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
         "--claims", action="store_true", help="settle what papers claim; with --json, --plot"
     )
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw speedup over batch")
-    p.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return p
 
 
@@ -292,7 +289,7 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
     rows = {label: one.rows for label, one in zip(labels, answers, strict=True)}
     title, footnote = figure_texts(answers)
     save(draw_forecasts(rows, title, footnote), path)
-    print(f"drawn: {path}", file=sys.stderr)
+    terminal.say(f"drawn: {path}")
 
 
 def _case(answer: Answer) -> dict[str, Any]:

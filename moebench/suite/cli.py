@@ -8,7 +8,6 @@ Exit codes: 0 done, 2 bad input, 3 some cases failed, 130 interrupted.
 """
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -22,7 +21,6 @@ from moebench import terminal
 from moebench.compare.noise import kept_noise_floor
 from moebench.files import make_folder
 from moebench.predict.layers.calibration import from_datasheet
-from moebench.progress import Bar
 from moebench.records.results import Record
 from moebench.records.run import (
     KeptRun,
@@ -49,7 +47,7 @@ from moebench.suite.plan import (
     suite_path,
     suite_title,
 )
-from moebench.units import Seconds, printable, quantity, text
+from moebench.units import Seconds, quantity, text
 from moebench.version import VERSION
 
 if TYPE_CHECKING:
@@ -61,22 +59,15 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; see the module's text for exit codes."""
     options = _parser().parse_args(argv)
-    try:
-        return _dispatch(options, list(sys.argv[1:] if argv is None else argv))
-    except ValueError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    given = list(sys.argv[1:] if argv is None else argv)
+    return terminal.run(lambda: _dispatch(options, given))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m moebench.suite",
-        description="Measure a suite of adaptive routers on this machine, each number beside its "
-        "prediction.",
-        epilog="example: python -m moebench.suite mixtral --only ada-k --time-budget '3 min'",
+    parser = terminal.parser(
+        "suite",
+        "Measure a suite of adaptive routers on this machine, each number beside its prediction.",
+        "mixtral --only ada-k --time-budget '3 min'",
     )
     parser.add_argument("suite", nargs="?", help="a shipped suite (--list) or a TOML file")
     parser.add_argument("--list", action="store_true", help="list the shipped suites")
@@ -86,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predict", metavar="HARDWARE", help="only predict, for a machine that is not here"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    terminal.add_device(parser)
     parser.add_argument("--layers", type=int, metavar="N", help="layers run in each step")
     parser.add_argument(
         "--only", action="append", default=[], metavar="ROUTER", help="this router and the baseline"
@@ -121,7 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--write-hardware", metavar="NAME", help="print this machine as a hardware file"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
 
 
@@ -168,10 +158,10 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
 def _list(as_json: bool) -> int:
     suites = {name: suite_title(suite_path(name)) for name in suite_names()}
     if as_json:
-        print(json.dumps(suites))
+        terminal.show_json(suites)
     else:
         width = max(map(len, suites))
-        print("\n".join(f"{name:{width}}  {title}" for name, title in suites.items()))
+        terminal.show("\n".join(f"{name:{width}}  {title}" for name, title in suites.items()))
     return 0
 
 
@@ -190,7 +180,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
     """The machine, calibrated; a progress bar shows while it is."""
     from moebench.calibrate.machine import CALIBRATION_BUDGET, prepare_machine
 
-    with Bar(CALIBRATION_BUDGET) as bar:
+    with terminal.Bar(CALIBRATION_BUDGET) as bar:
         return prepare_machine(
             device, dtype, recalibrate=options.recalibrate, say=terminal.say, progress=bar
         )
@@ -204,10 +194,10 @@ def _predict(options: argparse.Namespace, suite: Suite) -> int:
     estimates = forecast_cells(planned, suite.model, hardware, calibration)
     records = predictions("predicted", planned, estimates)
     if options.json:
-        print(json.dumps([encode(record) for record in records]))
+        terminal.show_json([encode(record) for record in records])
     else:
-        print(render_text(predicted_table(records)))
-        print(f"\npredicted for {hardware.title}; calibration: {calibration.name}")
+        terminal.show(render_text(predicted_table(records)))
+        terminal.show(f"\npredicted for {hardware.title}; calibration: {calibration.name}")
     return 0
 
 
@@ -221,11 +211,11 @@ def _dry_run(
 ) -> int:
     """What would run, with predicted time and memory."""
     if options.json:
-        print(json.dumps([encode(record) for record in records]))
+        terminal.show_json([encode(record) for record in records])
     else:
-        print(render_text(predicted_table(records)))
+        terminal.show(render_text(predicted_table(records)))
         rounds = sum(record.estimate.latency for record in records)
-        print(
+        terminal.show(
             f"\n{len(records)} cases on {hardware.title}; one round of all takes "
             f"{text(rounds, 'time')}, the budget is {text(budget, 'time')}"
         )
@@ -290,17 +280,15 @@ def _report(directory: Path, as_json: bool) -> int:
     kept = load_run(directory)
     write_report(kept)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "directory": str(directory),
-                    "records": [encode(record) for record in kept.records],
-                    "failures": [encode(failure) for failure in kept.failures],
-                }
-            )
+        terminal.show_json(
+            {
+                "directory": str(directory),
+                "records": encode(kept.records),
+                "failures": encode(kept.failures),
+            }
         )
     else:
-        print(terminal_report(kept))
+        terminal.show(terminal_report(kept))
     return 3 if kept.failures else 0
 
 

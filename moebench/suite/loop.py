@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from moebench import terminal
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
-from moebench.progress import Bar
 from moebench.records.results import Failure, Ratio, Record
 from moebench.records.run import Run, now
 from moebench.suite.budget import Need, allowance
 from moebench.suite.forecast import Estimates
 from moebench.suite.plan import SLOW_STEP, Cell, Suite
+from moebench.terminal import Bar
 from moebench.units import Bytes, Seconds, text
 
 if TYPE_CHECKING:

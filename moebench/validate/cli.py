@@ -8,8 +8,6 @@ is in percent. Predictions are warm, because the tables are measured without flu
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +41,7 @@ from moebench.predict.kernels.price import (
     ratio_interval,
 )
 from moebench.predict.kernels.samplers import Floats
-from moebench.progress import Bar
+from moebench.terminal import Bar
 from moebench.validate.own_run import validate_run
 from moebench.validate.scores import (
     Scores,
@@ -62,19 +60,20 @@ LEAVE_OUT_SECONDS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and score; 0 done, 1 a check failed, 2 bad input, 3 rows left out."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.run is None and options.table is None:
+        parser.error("which table? (or --run DIR)")
+    return terminal.run(lambda: _validate(options))
+
+
+def _validate(options: argparse.Namespace) -> int:
     if options.run is not None:
         return validate_run(options.run, options.earlier, options.json)
-    if options.table is None:
-        parser.error("which table? (or --run DIR)")
-    try:
-        if is_energy_table(options.table):
-            return _validate_energy(options)
-        return _validate_latencies(options)
-    except ValueError as error:
-        terminal.say(f"error: {error}")
-        return 2
+    if is_energy_table(options.table):
+        return _validate_energy(options)
+    return _validate_latencies(options)
 
 
 def _validate_latencies(options: argparse.Namespace) -> int:
@@ -116,10 +115,13 @@ def _validate_latencies(options: argparse.Namespace) -> int:
         document["leave_out"] = options.leave_out
     if not document["n"]:
         raise ValueError(f"{table.path}: nothing could be priced")
-    print(json.dumps(document, indent=1) if options.json else text(document))
+    if options.json:
+        terminal.show_json(document)
+    else:
+        terminal.show(text(document))
     if options.plot is not None:
         for path in draw_scores(table, scores, options.plot):
-            print(path, file=sys.stderr)
+            terminal.say(path)
     if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
         return 1
     return 3 if table.problems else 0
@@ -148,10 +150,10 @@ def _say(lines: Iterable[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m moebench.validate",
-        description="Score the GPU model against measured latencies.",
-        epilog="example: python -m moebench.validate latencies.csv.gz --calibration rows:40",
+    parser = terminal.parser(
+        "validate",
+        "Score the GPU model against measured latencies.",
+        "latencies.csv.gz --calibration rows:40",
     )
     parser.add_argument(
         "table", type=Path, nargs="?", help="latencies, top-k pairs or dense matmuls"
@@ -193,7 +195,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plot", type=Path, metavar="FOLDER", help="draw a figure of each device into this folder"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
 
 

@@ -7,15 +7,14 @@ sides are divided by the reference operation - the run's latency by that of its 
 prediction by that of the calibration, the earlier measurement by that of the earlier run.
 """
 
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from moebench import terminal
 from moebench.compare.runs import differences, relative_latency
 from moebench.records.results import Measurement, Record
 from moebench.records.run import KeptRun, load_run
@@ -57,16 +56,16 @@ class RunScore:
 
 
 def validate_run(directory: Path, earlier: Path | None, as_json: bool) -> int:
-    """Score a run's own predictions; 0 done, 1 a required figure was missed, 2 bad input."""
-    try:
-        score = score_run(load_run(directory), load_run(earlier) if earlier else None)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Score a run's own predictions; 0 done, 1 a required figure was missed.
+
+    Raises:
+        ValueError: a run that cannot be read or scored.
+    """
+    score = score_run(load_run(directory), load_run(earlier) if earlier else None)
     if as_json:
-        print(json.dumps({"schema": 1, **encode(score)}, indent=1))
+        terminal.show_json({"schema": 1, **encode(score)})
     else:
-        print(score_text(score))
+        terminal.show(score_text(score))
     return 1 if score.missed else 0
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from moebench import terminal
 from moebench.predict.claims.papers import load_papers
 from moebench.predict.claims.settle import settle_claim
 from moebench.predict.claims.text import document, render
@@ -29,5 +30,5 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
         from moebench.report.figures.forecast import save
 
         save(draw_claims(settled), plot)
-        print(f"drawn: {plot}", file=sys.stderr)
+        terminal.say(f"drawn: {plot}")
     return json.dumps(document(settled)) if as_json else render(settled)

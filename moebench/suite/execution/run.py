@@ -7,7 +7,6 @@ A cell's line is written (`moebench.suite.execution.results`) as soon as the cel
 import math
 import random
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -20,12 +19,12 @@ from typing import Any
 
 import torch
 
+from moebench import terminal
 from moebench.experts.catalogue import executing
 from moebench.experts.weights import known_backends
 from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine, machine_folder
-from moebench.progress import Bar
 from moebench.records.lines import append_lines, set_aside
 from moebench.records.results import SCHEMA
 from moebench.records.run import MANIFEST, run_id
@@ -40,7 +39,7 @@ from moebench.suite.execution.results import (
     load_results,
 )
 from moebench.suite.execution.work import PROBE_WORK, scratch, serve
-from moebench.units import Bytes, Seconds, printable
+from moebench.units import Bytes, Seconds
 from moebench.version import VERSION
 
 QUICK_VISIT: Seconds = 0.02
@@ -167,7 +166,7 @@ def measure(
             )
     kept = load_results(directory)
     for problem in kept.problems:
-        print(printable(f"note: {problem}"), file=sys.stderr)
+        terminal.say(f"note: {problem}")
     set_aside(directory / CELLS, kept.lines)
     finished = {result.plan.key for result in kept.cells}
     todo = [plan for plan in plans if plan.key not in finished]
@@ -210,17 +209,16 @@ def _measure_cells(
 ) -> None:
     deadline = time.perf_counter() + budget
     left = len(todo)
-    with Bar(budget if math.isfinite(budget) else 3600.0) as bar:
+    with terminal.Bar(budget if math.isfinite(budget) else 3600.0) as bar:
         for _, group in groupby(todo, lambda plan: (plan.shape, plan.dtype)):
             plans = list(group)
             with closing(Workers(backends, device, max(map(scratch, plans)))) as workers:
                 for plan in plans:
                     share = (deadline - time.perf_counter()) / left
                     if share <= 0:
-                        print(
+                        terminal.say(
                             f"out of time with {left} cells left; go on with: "
-                            f"python -m moebench.suite --resume {directory}",
-                            file=sys.stderr,
+                            f"python -m moebench.suite --resume {directory}"
                         )
                         return
                     bar.tell(plan.key)

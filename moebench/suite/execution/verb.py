@@ -1,18 +1,17 @@
 """What `python -m moebench.suite` does with a suite of expert backends."""
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moebench import terminal
 from moebench.spec.codec import encode
 from moebench.suite.execution.plan import load_execution_suite
 from moebench.suite.execution.report import terminal_report, write_report
 from moebench.suite.execution.results import load_manifest, load_results
 from moebench.suite.execution.run import measure
 from moebench.suite.plan import suite_path
-from moebench.units import printable, quantity
+from moebench.units import quantity
 
 FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "write_hardware")
 """Options of suites that compare routers."""
@@ -60,10 +59,10 @@ def report_execution(directory: Path, as_json: bool) -> None:
     """
     kept = load_results(directory)
     for problem in kept.problems:
-        print(printable(f"note: {problem}"), file=sys.stderr)
+        terminal.say(f"note: {problem}")
     write_report(kept)
     if as_json:
         cells = [encode(result) for result in kept.cells]
-        print(json.dumps({"directory": str(directory), "cells": cells}))
+        terminal.show_json({"directory": str(directory), "cells": cells})
     else:
-        print(terminal_report(kept))
+        terminal.show(terminal_report(kept))
