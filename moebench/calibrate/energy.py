@@ -14,19 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.calibrate.energy_tables import EnergyTable
-from moebench.predict.energy.calibration import SHARED, Error, Widths
+from moebench.predict.energy.calibration import SHARED, EnergyErrors, EnergyIntervals
 from moebench.predict.energy.cases import Cases, Floats, Names, cases_of
-from moebench.predict.energy.power import (
-    METADATA,
-    PARAMETERS,
-    EnergyParameters,
-    energy_per_token,
-    power,
-    step_power,
-    step_seconds,
-    step_time,
-    step_traffic,
-)
+from moebench.predict.energy.parameters import METADATA, PARAMETERS, EnergyParameters
+from moebench.predict.energy.power import energy_per_token, power, step_power, step_seconds
+from moebench.predict.energy.step import step_time, step_traffic
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 POWER_SPREAD = 0.06
@@ -111,9 +103,9 @@ def _both(
 ) -> tuple[Floats, Floats]:
     """Power given the measured seconds, and the expected seconds."""
     traffic = step_traffic(parameters, hardware, cases)
-    time = step_time(parameters, hardware, cases, traffic)
+    time = step_time(parameters, hardware, traffic)
     share = traffic.running / cases.batch
-    watts = step_power(parameters, hardware, cases, traffic, time, measured * share)
+    watts = step_power(parameters, hardware, traffic, time, measured * share)
     return watts, np.asarray(time.seconds / share)
 
 
@@ -209,7 +201,7 @@ OTHER_GPU = 0.5
 """Weight of an error on another GPU in a GPU's interval."""
 
 
-def widths(left_out: LeftOut, keep: NDArray[np.bool_], gpu: str) -> Widths:
+def widths(left_out: LeftOut, keep: NDArray[np.bool_], gpu: str) -> EnergyIntervals:
     """90 % intervals from the errors kept; a backbone's many rows count less than in proportion.
 
     Rows count where the fit had another backbone of their precision.
@@ -230,20 +222,20 @@ def widths(left_out: LeftOut, keep: NDArray[np.bool_], gpu: str) -> Widths:
         low, high = np.interp([0.05, 0.95], share / weight.sum(), kept[order])
         return min(float(low), 0.0), max(float(high), 0.0)
 
-    return Widths(
+    return EnergyIntervals(
         ends(left_out.power_given_throughput),
         ends(left_out.power),
         ends(left_out.energy_per_token),
     )
 
 
-def median_error(left_out: LeftOut, keep: NDArray[np.bool_]) -> Error:
+def median_error(left_out: LeftOut, keep: NDArray[np.bool_]) -> EnergyErrors:
     """Median absolute error in percent."""
 
     def median(error: Floats) -> float:
         return round(float(100 * np.median(np.abs(np.expm1(-error[keep])))), 2)
 
-    return Error(
+    return EnergyErrors(
         median(left_out.power_given_throughput),
         median(left_out.power),
         median(left_out.energy_per_token),

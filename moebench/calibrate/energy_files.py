@@ -30,7 +30,7 @@ from moebench.calibrate.energy_left_out import dense_backbones_path, has_company
 from moebench.calibrate.energy_tables import EnergyTable, read_backbones, read_energy_table
 from moebench.predict.energy.calibration import SHARED, EnergyFit, Origin
 from moebench.predict.energy.cases import PRECISIONS
-from moebench.predict.energy.power import METADATA, PARAMETERS
+from moebench.predict.energy.parameters import METADATA, PARAMETERS
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 

@@ -93,7 +93,7 @@ def score_energy(
     that the model itself works with.
     """
     models = {gpu: calibration(load_hardware(gpu).name) for gpu in sorted(set(table.gpus.tolist()))}
-    means = np.array([models[gpu].mean_power for gpu in table.gpus.tolist()])
+    means = np.array([models[gpu].fit.mean_power for gpu in table.gpus.tolist()])
     return energy_document(table, given, predict_table(table, given, calibration), means)
 
 

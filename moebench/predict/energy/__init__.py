@@ -1,1 +1,1 @@
-"""Power of a step and joules a token, fitted to measured deployments."""
+"""Power of a step and joules per token, by coefficients fitted to measured deployments."""

@@ -1,8 +1,7 @@
-"""The shipped coefficients of the energy model, GPU by GPU, with intervals and a hook for layers.
+"""Shipped coefficients of the energy model, GPU by GPU, with intervals; energy of one layer.
 
-`energy_calibration("h100-sxm")` gives a GPU's own coefficients where its rows were fitted, else
-those of a GPU with the same chip or the ones that all fitted GPUs share, as ratios to datasheets
-and with a wider interval.
+`energy_calibration("h100-sxm")` gives a GPU's own coefficients if its rows were fitted. Any other
+GPU gets those of a GPU of the same architecture, else the shared ones, with a wider interval.
 """
 
 import dataclasses
@@ -16,23 +15,26 @@ from typing import Literal
 import numpy as np
 
 from moebench.predict.energy.cases import PRECISIONS, Cases, Floats
-from moebench.predict.energy.power import EnergyParameters, bounded, limits
+from moebench.predict.energy.parameters import EnergyParameters
+from moebench.predict.energy.power import bounded, limits
 from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Bytes, Flops, Joules, Seconds, Watts
 
 SHARED = "shared"
-"""File of the coefficients for GPUs without rows of their own."""
+"""Name of the fit for GPUs without rows of their own."""
 LARGEST = 1e12
-"""Of a coefficient, in its own unit."""
+"""Upper bound of a coefficient, in its own unit."""
 WIDEST = 20.0
-"""Of the logarithms of an interval's ends."""
+"""Upper bound of an interval's ends, in logarithms."""
+UNSEEN_PRECISION = 2.0
+"""Factor on an interval, in logarithms, if no kernel of the weights' precision was fitted."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a fit rests on."""
+    """Tables and rows that a fit rests on."""
 
     rows: int
     backbones: tuple[str, ...]
@@ -43,8 +45,8 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Error:
-    """Median absolute error in percent, on backbones that were left out of the fit."""
+class EnergyErrors:
+    """Median absolute errors in percent, on backbones left out of the fit."""
 
     power_given_throughput: float
     power: float
@@ -52,7 +54,7 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Widths:
+class EnergyIntervals:
     """Quantiles of log(measured / predicted), 5 % and 95 %, on backbones left out of the fit."""
 
     power_given_throughput: tuple[float, ...]
@@ -69,15 +71,15 @@ class Widths:
 
 @dataclass(frozen=True)
 class EnergyFit:
-    """One file of data/energy."""
+    """Coefficients of one GPU, or the shared ones: one file of data/energy."""
 
     gpu: str
-    mean_power: float
-    """Of the fitted MoE rows, watts: the baseline that any model has to beat."""
+    mean_power: Watts
+    """Mean power of the fitted MoE rows: the baseline of a prediction."""
     origin: Origin
     parameters: EnergyParameters
-    unseen_backbone: Error
-    intervals: Widths
+    unseen_backbone: EnergyErrors
+    intervals: EnergyIntervals
 
     def __post_init__(self) -> None:
         if self.gpu != SHARED:
@@ -90,19 +92,20 @@ class EnergyFit:
 
 @dataclass(frozen=True)
 class EnergyCalibration:
-    """Coefficients for one GPU and what they rest on."""
+    """Energy model of one GPU."""
 
     hardware: HardwareSpec
-    parameters: EnergyParameters
     basis: Literal["gpu", "device"]
-    """Own rows, or ratios to the datasheet taken from other GPUs."""
-    widths: Widths
-    origin: Origin
-    mean_power: Watts
+    """Whether the GPU's own rows were fitted, or ratios to datasheets come from other GPUs."""
+    fit: EnergyFit
+
+    @property
+    def parameters(self) -> EnergyParameters:
+        return self.fit.parameters
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """Why predictions should be read with care."""
+        """Caveats of every prediction with these coefficients."""
         if self.basis == "gpu":
             return ()
         return (
@@ -114,29 +117,31 @@ class EnergyCalibration:
             ),
         )
 
+    def interval_factor(self, cases: Cases) -> Floats:
+        """[cases] factor on the logarithms of an interval's ends."""
+        fitted = np.array([name in self.fit.origin.precisions for name in PRECISIONS])
+        return np.where(fitted[cases.precision], 1.0, UNSEEN_PRECISION)
+
 
 @functools.cache
 def shipped_energy() -> Mapping[str, EnergyFit]:
-    """The fits in data/energy by hardware name, and the shared one under `SHARED`."""
-    found = {}
-    for entry in sorted(files("moebench").joinpath("data/energy").iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".toml"):
-            fit = read_energy_fit(Path(str(entry)))
-            found[fit.gpu] = fit
-    return found
+    """Fits of data/energy by name of the GPU, and the shared one under `SHARED`."""
+    folder = sorted(files("moebench").joinpath("data/energy").iterdir(), key=lambda e: e.name)
+    fits = [read_energy_fit(Path(str(entry))) for entry in folder if entry.name.endswith(".toml")]
+    return {fit.gpu: fit for fit in fits}
 
 
 def read_energy_fit(path: Path) -> EnergyFit:
-    """The coefficients of one file.
+    """Fit of one file.
 
     Raises:
-        ValueError: a key that is unknown, missing or ill-typed, or a number that cannot be.
+        ValueError: a key that is unknown, missing or ill-typed, or a number out of range.
     """
     return from_mapping(EnergyFit, read_toml(path), f"{path.parent.name}/{path.name}")
 
 
 def energy_calibration(name: str) -> EnergyCalibration:
-    """Coefficients for a GPU by the name of its hardware file.
+    """Energy model of a GPU by the name of its hardware file.
 
     Raises:
         ValueError: unknown hardware, or a datasheet without idle power or power limit.
@@ -144,22 +149,16 @@ def energy_calibration(name: str) -> EnergyCalibration:
     hardware = load_hardware(name)
     limits(hardware)
     fits = shipped_energy()
-    shared = fits[SHARED]
     if hardware.name in fits:
-        own = fits[hardware.name]
-        return EnergyCalibration(
-            hardware, own.parameters, "gpu", own.intervals, own.origin, own.mean_power
-        )
-    relatives = [
+        return EnergyCalibration(hardware, "gpu", fits[hardware.name])
+    shared = fits[SHARED]
+    relatives = (
         fit
-        for name, fit in fits.items()
-        if name != SHARED and load_hardware(name).architecture == hardware.architecture
-    ]
-    nearest_fit = relatives[0] if relatives else shared
-    return EnergyCalibration(
-        hardware, nearest_fit.parameters, "device", shared.intervals, nearest_fit.origin,
-        nearest_fit.mean_power,
-    )  # fmt: skip
+        for gpu, fit in fits.items()
+        if gpu != SHARED and load_hardware(gpu).architecture == hardware.architecture
+    )
+    nearest_fit = dataclasses.replace(next(relatives, shared), intervals=shared.intervals)
+    return EnergyCalibration(hardware, "device", nearest_fit)
 
 
 def power_interval(
@@ -167,16 +166,12 @@ def power_interval(
 ) -> tuple[Floats, Floats]:
     """90 % interval of the power of one GPU, within idle power and power limit.
 
-    Args:
-        calibration: of the GPU.
-        cases: what is served.
-        watts: predicted.
-        is_given: the prediction was told the measured throughput.
+    `is_given` says that `watts` were predicted with the measured throughput.
     """
-    widths = calibration.widths
-    low, high = widths.power_given_throughput if is_given else widths.power
+    ends = calibration.fit.intervals
+    low, high = ends.power_given_throughput if is_given else ends.power
     idle, limit = limits(calibration.hardware)
-    factor = _stretch(calibration, cases)
+    factor = calibration.interval_factor(cases)
     return (
         np.clip(watts * np.exp(low * factor), idle, watts),
         np.clip(watts * np.exp(high * factor), watts, limit),
@@ -186,19 +181,23 @@ def power_interval(
 def energy_interval(
     calibration: EnergyCalibration, cases: Cases, joules: Floats
 ) -> tuple[Floats, Floats]:
-    """90 % interval of energy per token when nobody measured the throughput."""
-    low, high = calibration.widths.energy_per_token
-    factor = _stretch(calibration, cases)
+    """90 % interval of energy per token, predicted without a measured throughput."""
+    low, high = calibration.fit.intervals.energy_per_token
+    factor = calibration.interval_factor(cases)
     return joules * np.exp(low * factor), joules * np.exp(high * factor)
 
 
-UNSEEN_PRECISION = 2.0
-"""How much wider an interval is, in logarithms, where no kernel of the precision was fitted."""
+@dataclass(frozen=True)
+class LayerWork:
+    """Work of one MoE layer on one GPU, as far as energy depends on it."""
 
-
-def _stretch(calibration: EnergyCalibration, cases: Cases) -> Floats:
-    seen = np.array([name in calibration.origin.precisions for name in PRECISIONS])
-    return np.where(seen[cases.precision], 1.0, UNSEEN_PRECISION)
+    bytes_moved: Bytes
+    """Bytes from and to DRAM."""
+    flops: Flops
+    dtype: str = "bfloat16"
+    """Dtype whose datasheet peak prices the FLOPs."""
+    small_share: float = 0.0
+    """Share of the time spent in small kernels and collectives, which draw less."""
 
 
 @dataclass(frozen=True)
@@ -207,47 +206,32 @@ class LayerEnergy:
 
     joules: Joules
     low: Joules
+    """Lower end of the 90 % interval given the layer's true latency."""
     high: Joules
-    """90 % interval given the layer's true latency."""
+    """Upper end of that interval."""
     watts: Watts
     caveats: tuple[Caveat, ...]
 
 
-def layer_energy(
-    calibration: EnergyCalibration,
-    seconds: Seconds,
-    bytes_moved: Bytes,
-    flops: Flops,
-    dtype: str = "bfloat16",
-    small_seconds: Seconds = 0.0,
-) -> LayerEnergy:
+def layer_energy(calibration: EnergyCalibration, work: LayerWork, seconds: Seconds) -> LayerEnergy:
     """Energy of kernels that run all the time: E = P t + e_byte bytes + e_flop FLOPs.
 
     Not counted: waiting between steps, communication, CPU, memory of the host.
-
-    Args:
-        calibration: of the GPU.
-        seconds: latency of the layer, predicted or measured.
-        bytes_moved: from and to DRAM.
-        flops: 2 for each multiply-add.
-        dtype: whose datasheet peak prices the FLOPs.
-        small_seconds: of the latency, in small kernels and collectives, which draw less.
 
     Raises:
         ValueError: a time that is not positive, a dtype without a peak.
     """
     if not seconds > 0:
         raise ValueError(f"seconds: found {seconds}, expected a positive number")
-    small = min(1.0, small_seconds / seconds)
-    p, hardware = calibration.parameters, calibration.hardware
+    p, hardware, small = calibration.parameters, calibration.hardware, min(1.0, work.small_share)
     idle, limit = limits(hardware)
     running = (1 - small) * p.busy_power + small * p.layer_power
     constant = idle + (limit - idle) * (p.wait_power + running)
     per_byte = p.byte_energy * limit / hardware.memory_bandwidth
-    per_flop = p.flop_energy * limit / hardware.peak_for(dtype)
-    demand = constant + (per_byte * bytes_moved + per_flop * flops) / seconds
+    per_flop = p.flop_energy * limit / hardware.peak_for(work.dtype)
+    demand = constant + (per_byte * work.bytes_moved + per_flop * work.flops) / seconds
     watts = float(bounded(hardware, np.array([demand]))[0])
-    low, high = (float(np.exp(w)) for w in calibration.widths.power_given_throughput)
+    low, high = np.exp(calibration.fit.intervals.power_given_throughput).tolist()
     return LayerEnergy(
         joules=watts * seconds,
         low=max(idle, watts * low) * seconds,

@@ -1,6 +1,6 @@
-"""What is served and how, as facts: backbones, servings, and both as arrays over cases.
+"""Facts of served models: backbones, ways to serve them, and arrays over such cases.
 
-Nothing here is fitted. Bytes and FLOPs that a step needs follow in `moebench.predict.energy.power`.
+Nothing here is fitted; bytes and FLOPs of a step are in `moebench.predict.energy.step`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Names = NDArray[Any]
-"""Arrays of strings, of whatever length."""
+"""Array of strings of any length."""
 Precision = Literal["bfloat16", "fp8", "fp8-block", "mxfp4"]
 Task = Literal["gpqa", "lm-arena-chat", "chat", "sourcegraph-fim", "image-chat", "video-chat"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -34,29 +34,29 @@ OTHER_BYTES: Mapping[Precision, float] = {
 }
 """Bytes of any other weight; mxfp4 checkpoints quantise experts only."""
 ACTIVATION_BYTES = 2
-"""Activations and KV cache are bfloat16."""
+"""Bytes of an element of activations or KV cache (bfloat16)."""
 EXPERT_MATRICES = 3
-"""Gate, up and down projection."""
-LEAST_PRECISION_PEAK: Mapping[Precision, tuple[str, ...]] = {
+"""Number of an expert's matrices: gate, up and down projection."""
+PEAK_DTYPES: Mapping[Precision, tuple[str, ...]] = {
     "bfloat16": ("bfloat16",),
     "fp8": ("float8", "bfloat16"),
     "fp8-block": ("float8", "bfloat16"),
     "mxfp4": ("bfloat16",),
 }
-"""Which datasheet peak arithmetic on the weights runs at; the first that the GPU has. Weights in
-mxfp4 are widened to bfloat16 on the way."""
+"""Datasheet peaks of arithmetic on the weights; the first that the GPU has counts. Weights in mxfp4
+are widened to bfloat16 before the arithmetic."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Facts of a text decoder, as its published configuration has them."""
+    """Facts of a text decoder from its published configuration."""
 
     name: str
     moe_layers: int
     dense_layers: int
     hidden_size: int
     num_experts: int
-    """0 without MoE layers."""
+    """Experts of an MoE layer; 0 without MoE layers."""
     top_k: int
     intermediate_size: int
     """Width of one expert."""
@@ -67,7 +67,7 @@ class Backbone:
     total_parameters: float
     active_parameters: float
     cache_elements_per_token: float
-    """Over all layers."""
+    """Elements of the KV cache for one token, over all layers."""
 
     @property
     def num_layers(self) -> int:
@@ -75,19 +75,19 @@ class Backbone:
 
     @property
     def expert_parameters(self) -> float:
-        """Of one expert in one layer."""
+        """Parameters of one expert in one layer."""
         return float(EXPERT_MATRICES * self.hidden_size * self.intermediate_size)
 
     @property
     def other_parameters(self) -> float:
-        """Read once a step whatever the routing: all but experts and the input embedding."""
+        """Parameters read once a step whatever the routing: all but experts and input embedding."""
         experts = self.moe_layers * self.num_experts * self.expert_parameters
         embedding = self.vocab_size * self.hidden_size
         return max(self.total_parameters - experts - embedding, float(embedding))
 
     @property
     def cache_shards(self) -> float:
-        """Ranks over which tensor parallelism can split the cache; beyond that it replicates.
+        """Ranks over which tensor parallelism can split the cache; more ranks hold replicas.
 
         A latent cache, smaller than keys and values of all KV heads, has no heads to split.
         """
@@ -102,21 +102,21 @@ class Serving:
     backbone: Backbone
     precision: Precision
     task: Task
-    """What the requests are like: decides the prompt length, which nobody published."""
+    """Kind of requests: decides the prompt length, which is fitted because none is published."""
     num_gpus: int
     batch: float
     """Sequences in flight."""
     output_tokens: float
-    """Tokens written for each request, mean."""
+    """Mean tokens written a request."""
     data_parallel: int = 1
-    """Copies of all weights but the experts."""
+    """Copies of all weights except the experts."""
     old_engine: bool = False
-    """A serving engine of early 2024 (vLLM 0.4), whose host costs more for every sequence."""
+    """Whether a serving engine of early 2024 (vLLM 0.4) ran, whose host costs more time."""
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Many servings as arrays over cases; everything that needs no coefficient."""
+    """Many servings as arrays over cases: all figures that need no coefficient."""
 
     layers: Floats
     moe_layers: Floats
@@ -124,19 +124,19 @@ class Cases:
     experts: Floats
     top_k: Floats
     expert_bytes: Floats
-    """[cases] of one expert of one layer."""
+    """[cases] bytes of one expert of one layer."""
     other_bytes: Floats
-    """[cases] of every other weight, on one GPU."""
+    """[cases] bytes of all other weights, on one GPU."""
     expert_flops: Floats
-    """[cases] of one token through its experts, all GPUs together."""
+    """[cases] FLOPs of one token in its experts, all GPUs together."""
     other_flops: Floats
-    """[cases] of one token through all other weights."""
+    """[cases] FLOPs of one token in all other weights."""
     weight_memory: Floats
     """[cases] bytes of weights that one GPU holds."""
     context_flops: Floats
-    """[cases] of one token for each token of context."""
+    """[cases] FLOPs of one token in attention, for each token of context."""
     cache_bytes: Floats
-    """[cases] of one token of context, on one GPU, replicas counted."""
+    """[cases] bytes of one token of context, on one GPU, replicas included."""
     num_gpus: Floats
     batch: Floats
     output_tokens: Floats
@@ -154,7 +154,7 @@ class Cases:
 
 
 def cases_of(servings: Sequence[Serving]) -> Cases:
-    """Servings as arrays.
+    """Servings as arrays over cases.
 
     Raises:
         ValueError: no serving, or a count that is not positive.
@@ -174,7 +174,7 @@ def cases_of(servings: Sequence[Serving]) -> Cases:
 
 
 def _case(one: Serving) -> dict[str, float]:
-    """The numbers of one serving by their names in `Cases`."""
+    """Numbers of one serving by their names in `Cases`."""
     b = one.backbone
     for name in ("num_gpus", "batch", "output_tokens", "data_parallel"):
         if not getattr(one, name) > 0:

@@ -11,7 +11,7 @@ The speedup is over the model's own top-k in the same deployment.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebench.predict.energy.calibration import energy_calibration, layer_energy
+from moebench.predict.energy.calibration import LayerWork, energy_calibration, layer_energy
 from moebench.predict.kernels import price as pricing
 from moebench.predict.kernels.dense import shipped_dense
 from moebench.predict.kernels.intervals import shipped_widths
@@ -187,10 +187,9 @@ def step_energy(deployment: Deployment, own: Step, i: int, ends: Sequence[Second
         return StepEnergy(missing=str(error))
     latency = float(own.seconds[i])
     small = sum(float(own.part(name)[i]) for name in SMALL_STAGES) / latency
-    moved, worked = float(own.bytes_moved[i]), float(own.flops[i])
+    work = LayerWork(float(own.bytes_moved[i]), float(own.flops[i]), d.dtype, small)
     low, middle, high = (
-        layer_energy(calibration, seconds, moved, worked, d.dtype, small * seconds)
-        for seconds in (ends[0], latency, ends[1])
+        layer_energy(calibration, work, seconds) for seconds in (ends[0], latency, ends[1])
     )
     n = d.num_devices
     return StepEnergy(n * middle.joules, n * low.low, n * high.high, None, middle.caveats)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.predict.energy.calibration import (
+    LayerWork,
     energy_calibration,
     energy_interval,
     layer_energy,
@@ -22,18 +23,15 @@ from moebench.predict.energy.calibration import (
     shipped_energy,
 )
 from moebench.predict.energy.cases import PRECISIONS, TASKS, Backbone, Cases, Serving, cases_of
+from moebench.predict.energy.parameters import METADATA, PARAMETERS, EnergyParameters
 from moebench.predict.energy.power import (
-    METADATA,
-    PARAMETERS,
-    EnergyParameters,
     energy_per_token,
     limits,
     power,
     step_power,
     step_seconds,
-    step_time,
-    step_traffic,
 )
+from moebench.predict.energy.step import step_time, step_traffic
 from moebench.spec.hardware import load_hardware
 from moebench.validate import cli as validate
 
@@ -85,12 +83,12 @@ def test_more_bytes_or_flops_in_the_same_time_never_need_less_energy(
     model = energy_calibration(gpu)
     cases = cases_of([one])
     traffic = step_traffic(model.parameters, model.hardware, cases)
-    time = step_time(model.parameters, model.hardware, cases, traffic)
+    time = step_time(model.parameters, model.hardware, traffic)
     name = ("expert_bytes", "cache_bytes", "expert_flops", "other_flops")[which]
     grown = dataclasses.replace(traffic, **{name: more * getattr(traffic, name)})
 
     def watts(moved: Any) -> float:
-        found = step_power(model.parameters, model.hardware, cases, moved, time, 2 * time.seconds)
+        found = step_power(model.parameters, model.hardware, moved, time, 2 * time.seconds)
         return float(found[0])
 
     assert watts(grown) >= watts(traffic) * (1 - 1e-12)
@@ -191,22 +189,23 @@ def test_a_stalled_gpu_draws_what_it_draws_while_waiting() -> None:
 
 def test_a_layer_costs_constant_bytes_and_flops_within_its_bounds() -> None:
     model = energy_calibration("h100-sxm")
-    base = layer_energy(model, 1e-3, 1e6, 1e6)
-    more_bytes = layer_energy(model, 1e-3, 5e8, 1e6)
-    more_flops = layer_energy(model, 1e-3, 1e6, 1e11)
-    endless = layer_energy(model, 1e-3, 1e15, 1e6)
+    base = layer_energy(model, LayerWork(1e6, 1e6), 1e-3)
+    more_bytes = layer_energy(model, LayerWork(5e8, 1e6), 1e-3)
+    more_flops = layer_energy(model, LayerWork(1e6, 1e11), 1e-3)
+    endless = layer_energy(model, LayerWork(1e15, 1e6), 1e-3)
     assert base.joules < min(more_bytes.joules, more_flops.joules)
     assert endless.joules == pytest.approx(0.7, rel=1e-3)
     assert 68.5e-3 <= base.low < base.joules < base.high <= 0.7
-    assert layer_energy(model, 2e-3, 2e6, 2e6).joules == pytest.approx(2 * base.joules)
+    assert layer_energy(model, LayerWork(2e6, 2e6), 2e-3).joules == pytest.approx(2 * base.joules)
     with pytest.raises(ValueError, match="seconds"):
-        layer_energy(model, 0.0, 1.0, 1.0)
+        layer_energy(model, LayerWork(1.0, 1.0), 0.0)
 
 
 def test_small_kernels_draw_less_than_busy_multiprocessors() -> None:
     model = energy_calibration("h100-sxm")
     joules = [
-        layer_energy(model, 1e-3, 1e6, 1e6, small_seconds=s).joules for s in (0.0, 5e-4, 1e-3)
+        layer_energy(model, LayerWork(1e6, 1e6, small_share=share), 1e-3).joules
+        for share in (0.0, 0.5, 1.0)
     ]
     assert joules[0] > joules[1] > joules[2] > 68.5e-3
     assert joules[0] - joules[1] == pytest.approx(joules[1] - joules[2], rel=0.05)

@@ -1,0 +1,174 @@
+"""Traffic, arithmetic and time of one decode step on n equal GPUs.
+
+    t = |expert reads, FLOPs|_2 + |other reads, FLOPs|_2 + layers + host
+
+A step writes one token of every sequence that runs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moebench.predict.energy.cases import (
+    ACTIVATION_BYTES,
+    PEAK_DTYPES,
+    PRECISIONS,
+    TASKS,
+    Cases,
+    Floats,
+)
+from moebench.predict.energy.parameters import PROMPT, EnergyParameters
+from moebench.spec.hardware import HardwareSpec
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """Bytes and FLOPs of a mean step on one GPU; arrays over cases."""
+
+    cases: Cases
+    running: Floats
+    """Sequences that write a token: those in flight whose cache fits in memory."""
+    mixed: Floats
+    """Share of steps that have a prompt, 0 to 1."""
+    touched: Floats
+    """Share of experts that a step touches, 0 to 1."""
+    expert_bytes: Floats
+    other_bytes: Floats
+    cache_bytes: Floats
+    link_bytes: Floats
+    expert_flops: Floats
+    other_flops: Floats
+
+    @property
+    def bytes(self) -> Floats:
+        """Bytes from DRAM."""
+        return self.expert_bytes + self.other_bytes + self.cache_bytes
+
+    @property
+    def flops(self) -> Floats:
+        return self.expert_flops + self.other_flops
+
+
+MEMORY_SHARE = 0.9
+"""Share of a GPU's memory that a serving engine uses (vllm's default)."""
+
+
+def step_traffic(parameters: EnergyParameters, hardware: HardwareSpec, cases: Cases) -> StepTraffic:
+    """Bytes and FLOPs of a mean step, with the prefill that continuous batching mixes in.
+
+    One request is admitted for each that ends, running / output tokens of them a step. If these
+    are fewer than one, some steps have a prompt and touch nearly all experts; the others have none.
+    Tokens choose experts independently and evenly.
+    """
+    prompt = np.array([getattr(parameters, PROMPT[task]) for task in TASKS])[cases.task]
+    context = prompt + cases.output_tokens / 2
+    room = MEMORY_SHARE * hardware.memory_capacity - cases.weight_memory
+    room = np.maximum(room, 0.05 * hardware.memory_capacity)
+    fits = np.maximum(room / (context * cases.cache_bytes), 1.0)
+    running = (cases.batch**-4.0 + fits**-4.0) ** (-1 / 4)
+    admitted = running / cases.output_tokens
+    mixed = -np.expm1(-admitted)
+    tokens = running + prompt * admitted
+    log_missed = np.log1p(-np.minimum(cases.top_k / cases.experts, 1 - 1e-9))
+    missed = (1 - mixed) * np.exp(running * log_missed) + mixed * np.exp(
+        (running + prompt * admitted / mixed) * log_missed
+    )
+    touched = (1 - missed) * (cases.top_k > 0)
+    context_flops = running * context + prompt * admitted * prompt / 2
+    n = cases.num_gpus
+    return StepTraffic(
+        cases=cases,
+        running=running,
+        mixed=mixed,
+        touched=touched,
+        expert_bytes=cases.moe_layers * cases.experts * touched * cases.expert_bytes / n,
+        other_bytes=cases.other_bytes,
+        cache_bytes=running * context * cases.cache_bytes,
+        link_bytes=2 * cases.layers * tokens * cases.hidden * ACTIVATION_BYTES * 2 * (n - 1) / n,
+        expert_flops=tokens * cases.expert_flops / n,
+        other_flops=(tokens * cases.other_flops + context_flops * cases.context_flops) / n,
+    )
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Parts of the time of a mean step, in seconds; arrays over cases."""
+
+    experts: Floats
+    """Time in which multiprocessors are busy with experts."""
+    others: Floats
+    """Time in which multiprocessors are busy with dense weights, cache and prompts."""
+    layers: Floats
+    """Time of small kernels and collectives, which draw little power."""
+    host: Floats
+
+    @property
+    def seconds(self) -> Floats:
+        return self.experts + self.others + self.layers + self.host
+
+
+def peaks(hardware: HardwareSpec) -> Floats:
+    """Dense peak for arithmetic on weights of each of PRECISIONS, FLOP/s."""
+    return np.array(
+        [
+            next(hardware.peak[name] for name in PEAK_DTYPES[p] if name in hardware.peak)
+            for p in PRECISIONS
+        ]
+    )
+
+
+def rescales(hardware: HardwareSpec) -> NDArray[np.bool_]:
+    """Which of PRECISIONS have block scales that general-purpose cores must apply.
+
+    Tensor cores apply the scales of mxfp4 from compute capability 10 on, and those of 128 x 128
+    fp8 blocks never.
+
+    **Source**: triton-lang.org, tutorial on `tcgen05_mma_scaled` (formats it supports).
+    """
+    major = int((hardware.compute_capability or "0").split(".")[0])
+    return np.array([p == "fp8-block" or (p == "mxfp4" and major < 10) for p in PRECISIONS])
+
+
+def step_time(
+    parameters: EnergyParameters, hardware: HardwareSpec, traffic: StepTraffic
+) -> StepTime:
+    """Expected time of a mean step with this traffic."""
+    p, cases, bandwidth = parameters, traffic.cases, hardware.memory_bandwidth
+    peak = peaks(hardware)[cases.precision]
+    is_block = cases.precision == PRECISIONS.index("fp8-block")
+    is_wide = traffic.running > cases.experts / cases.num_gpus
+    wide = np.where(is_wide, min(p.wide_bandwidth, 1.0), 1.0)
+    share = np.choose(cases.precision, [wide, wide, p.fp8_bandwidth, p.mxfp4_bandwidth])
+    walked = np.where(
+        is_block, 1 + min(p.fp8_untouched, 1.0) * (1 / np.maximum(traffic.touched, 1e-9) - 1), 1.0
+    )
+    reading = (
+        traffic.expert_bytes * walked / (bandwidth * np.minimum(p.expert_bandwidth * share, 1.0))
+    )
+    grouped = traffic.expert_flops / (peak * min(p.expert_tensor, 1.0))
+    memory = traffic.other_bytes / (
+        bandwidth * min(p.other_bandwidth, 1.0)
+    ) + traffic.cache_bytes / (bandwidth * min(p.cache_bandwidth, 1.0))
+    dense = traffic.other_flops / (peak * min(p.tensor, 1.0))
+    link = hardware.interconnect.bandwidth if hardware.interconnect is not None else bandwidth
+    layers = cases.layers * (
+        p.layer_time + 2 * p.link_time * (cases.num_gpus > 1) + p.old_layer_time * cases.old_engine
+    )
+    layers = layers + cases.moe_layers * (p.moe_time + p.fp8_moe_time * is_block)
+    layers = layers + traffic.link_bytes / (link * min(p.link_bandwidth, 1.0))
+    request = np.array([{"image-chat": p.image_time, "video-chat": p.video_time}.get(t, 0.0)
+                        for t in TASKS])[cases.task]  # fmt: skip
+    sequence = p.sequence_time + p.old_sequence_time * cases.old_engine
+    host = (
+        p.step_time
+        + traffic.running * sequence
+        + request / cases.num_gpus * traffic.running / cases.output_tokens
+    )
+    prompts = cases.layers * p.mixed_layer_time * traffic.mixed
+    return StepTime(
+        experts=np.hypot(reading, grouped),
+        others=np.hypot(memory, dense) + prompts,
+        layers=layers,
+        host=host,
+    )
