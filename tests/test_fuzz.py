@@ -19,7 +19,8 @@ from moebench.predict.kernels.catalogue import read_fits
 from moebench.records.lines import append_lines, read_lines
 from moebench.records.results import Failure, Record
 from moebench.records.run import load_run
-from moebench.report.table import render_text, run_table
+from moebench.report.cases import run_table
+from moebench.report.table import render_text
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
 from moebench.suite import cli as verb

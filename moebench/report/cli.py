@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.records.run import compares_backends, load_run
-from moebench.report.sections import run_summary, terminal_report, write_report
+from moebench.report.output import run_summary, terminal_report, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

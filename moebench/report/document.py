@@ -7,11 +7,10 @@ The page loads nothing: figures are inside it, and it reads well on a telephone 
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from moebench.report.figures.plates import Plate
 from moebench.units import printable
 
 
@@ -46,8 +45,8 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows of a grid under a title; "" for none."""
+class GridGroup:
+    """Rows of a grid under a title; "" for no title."""
 
     title: str
     rows: tuple[tuple[str, ...], ...]
@@ -58,15 +57,19 @@ class Grid:
     """A table; numbers are set flush right."""
 
     titles: tuple[str, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[GridGroup, ...]
     text_columns: frozenset[int] = frozenset({0})
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its caption."""
+    """A drawn figure with its caption."""
 
-    plate: Plate
+    name: str
+    """File name without ".png"."""
+    title: str
+    caption: str
+    png: bytes
 
 
 Block: TypeAlias = Heading | Paragraph | Bullets | Command | Grid | Picture
@@ -76,7 +79,12 @@ def plain_grid(
     titles: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = (0,)
 ) -> Grid:
     """A grid without groups."""
-    return Grid(tuple(titles), (Group("", tuple(map(tuple, rows))),), frozenset(text_columns))
+    return Grid(tuple(titles), (GridGroup("", tuple(map(tuple, rows))),), frozenset(text_columns))
+
+
+def facts_grid(facts: Mapping[str, str]) -> Grid:
+    """Facts as a table of two columns: names and texts."""
+    return plain_grid(("", ""), [(key.replace("_", " "), v) for key, v in facts.items()], (0, 1))
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -94,8 +102,8 @@ def _markdown_block(block: Block) -> str:
             return "\n".join(f"- {_line(item)}" for item in items)
         case Command(text):
             return f"    {printable(text)}"
-        case Picture(plate):
-            return f"![{_plain(plate.title)}]({plate.name}.png)\n\n{_line(plate.caption)}"
+        case Picture(name, title, caption):
+            return f"![{_plain(title)}]({name}.png)\n\n{_line(caption)}"
         case Grid():
             return _markdown_grid(block)
 
@@ -195,12 +203,12 @@ def _html_block(block: Block) -> str:
             return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
         case Command(text):
             return f"<pre><code>{_escaped(text)}</code></pre>"
-        case Picture(plate):
-            data = base64.b64encode(plate.png).decode()
+        case Picture(_, title, caption, png):
+            data = base64.b64encode(png).decode()
             return (
-                f'<figure><img alt="{_escaped(plate.title)}" '
+                f'<figure><img alt="{_escaped(title)}" '
                 f'src="data:image/png;base64,{data}">'
-                f"<figcaption>{_escaped(plate.caption)}</figcaption></figure>"
+                f"<figcaption>{_escaped(caption)}</figcaption></figure>"
             )
         case Grid():
             return _html_grid(block)

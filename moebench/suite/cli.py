@@ -31,7 +31,8 @@ from moebench.records.run import (
     load_run,
     run_id,
 )
-from moebench.report.table import predicted_table, render_text
+from moebench.report.cases import predicted_table
+from moebench.report.table import render_text
 from moebench.spec.codec import encode
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.suite import loop as campaign
@@ -275,7 +276,7 @@ def _measure(
 
 def _report(directory: Path, as_json: bool) -> int:
     """Write the report of a finished run and print its table."""
-    from moebench.report.sections import terminal_report, write_report
+    from moebench.report.output import terminal_report, write_report
 
     kept = load_run(directory)
     write_report(kept)

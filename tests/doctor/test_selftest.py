@@ -15,7 +15,7 @@ from moebench.doctor import selftest
 from moebench.doctor.selftest import Rate, Selftest, cut, drifting, exact_rate, rates, shuffled
 from moebench.measure.environment import describe_machine
 from moebench.records.run import KeptRun, load_run
-from moebench.report.figures.plates import noise_floor
+from moebench.report.conditions import noise_floor
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,8 @@ from moebench.compare.runs import compare_runs
 from moebench.records.results import Failure, Record
 from moebench.records.run import KeptRun, Manifest, load_run
 from moebench.report.document import markdown, page
-from moebench.report.sections import report_blocks, run_summary, terminal_report, write_report
+from moebench.report.output import run_summary, terminal_report, write_report
+from moebench.report.sections import report_blocks
 from moebench.spec.codec import decode
 from moebench.validate.own_run import score_run
 

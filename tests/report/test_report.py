@@ -15,11 +15,14 @@ from runs import BASELINE, case, cell_key, manifest, measured_cell, prediction, 
 from moebench import report
 from moebench.records.results import Caveat, Record
 from moebench.records.run import KeptRun, Run, load_run
-from moebench.report import sections
+from moebench.report import output, sections
+from moebench.report.cases import run_table
+from moebench.report.conditions import backends_by_phase, conditions
 from moebench.report.document import Paragraph, markdown, page, plain_grid
+from moebench.report.figures.draw import draw_figures
 from moebench.report.figures.latency import merged_stages
-from moebench.report.figures.plates import draw_figures, executions, foundation
-from moebench.report.table import Table, run_table, superscript
+from moebench.report.notation import superscript
+from moebench.report.table import ReportTable
 from moebench.spec.case import Launch
 from moebench.spec.ops import STAGES
 from moebench.units import printable
@@ -31,7 +34,7 @@ SMALL = (("decode", 1, 1, 1024), ("decode", 16, 1, 1024), ("prefill", 1, 128, 0)
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reported run of three workloads in which adamoe ran out of memory."""
     directory = write_run(tmp_path_factory.mktemp("results"), SMALL, failing="adamoe")
-    sections.write_report(load_run(directory))
+    output.write_report(load_run(directory))
     return directory
 
 
@@ -41,7 +44,7 @@ def kept(records: list[Record]) -> KeptRun:
     return KeptRun(Path("nowhere"), plan, predictions, tuple(records), (), ())
 
 
-def columns(table: Table, key: str) -> list[str]:
+def columns(table: ReportTable, key: str) -> list[str]:
     return [row.cells[key].text for section in table.sections for row in section.rows]
 
 
@@ -80,10 +83,10 @@ def test_a_graph_that_was_launched_eagerly_is_called_eager() -> None:
         keys = tuple(record.case.key for record in records)
         plan = replace(manifest(), cells=(replace(manifest().cells[0], cases=keys),))
         run = replace(kept(records), manifest=plan)
-        caption = re.search(r"(\w+) launches", foundation(run))
+        caption = re.search(r"(\w+) launches", conditions(run))
         assert caption is not None
         detail = run_table(run).sections[0].detail
-        return detail, caption.group(1), sections.run_summary(run)["cases"][0]["launch"]
+        return detail, caption.group(1), output.run_summary(run)["cases"][0]["launch"]
 
     as_graph = ("1 token a step, context 1024, one CUDA graph", "graph", "graph")
     assert shown("graph") == shown(None) == as_graph
@@ -137,7 +140,7 @@ def test_an_unmeasured_case_keeps_its_prediction(tmp_path: Path) -> None:
     table = run_table(load_run(run.directory))
     assert columns(table, "latency") == ["–"] and columns(table, "predicted") != ["–"]
     assert table.footnotes[-1][1] == "not measured: the run is running"
-    assert sections.terminal_report(load_run(run.directory))
+    assert output.terminal_report(load_run(run.directory))
 
 
 @pytest.mark.parametrize("provenance", ["simulated", "predicted"])
@@ -319,14 +322,14 @@ def test_names_that_are_markup_show_as_text_in_every_report(tmp_path: Path) -> N
         problems=(NASTY,),
     )
     before = set(tmp_path.rglob("*"))
-    written = sections.write_report(spoiled)
+    written = output.write_report(spoiled)
     assert set(tmp_path.rglob("*")) - before == set(written)
     assert all(path.parent == directory for path in written)
     html, plain = ((directory / name).read_text() for name in ("report.html", "report.md"))
     shown = Shown(html)
     assert "script" not in shown.tags and "b" not in shown.tags and "a" not in shown.tags
     assert shown.text.count(printable(NASTY)) > 10
-    for text in (html, plain, sections.terminal_report(spoiled)):
+    for text in (html, plain, output.terminal_report(spoiled)):
         assert "\x1b" not in text and "\u202e" not in text
     # An indented line is code, which Markdown shows as it stands.
     lines = [line for line in plain.splitlines() if not line.startswith("    ")]
@@ -365,5 +368,7 @@ def test_backends_are_said_with_their_phases_where_these_differ() -> None:
     decode = case(BASELINE, "moe", ("decode", 1, 1, 1024))
     train = case(BASELINE, "moe", ("train", 1, 512, 0))
     packed = replace(decode, backend="packed")
-    assert executions([decode, train]) == "grouped"
-    assert executions([packed, train, decode]) == "packed (decode), grouped (train and decode)"
+    assert backends_by_phase([decode, train]) == "grouped"
+    assert (
+        backends_by_phase([packed, train, decode]) == "packed (decode), grouped (train and decode)"
+    )

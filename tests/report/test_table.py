@@ -5,7 +5,8 @@ from pathlib import Path
 from runs import write_run
 
 from moebench.records.run import load_run
-from moebench.report.table import render_text, run_table
+from moebench.report.cases import run_table
+from moebench.report.table import render_text
 
 TABLE = """\
            mean  distinct  GFLOP per                   predicted                                        predicted    FLOPs  energy per      peak

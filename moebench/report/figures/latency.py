@@ -22,7 +22,6 @@ from moebench.report.figures.style import (
     Drawing,
     add_legend,
     label_logarithmic,
-    level_title,
     levels_of,
     measurement_of,
     phase_handles,
@@ -31,7 +30,7 @@ from moebench.report.figures.style import (
     shown,
     titles_of,
 )
-from moebench.report.table import percent
+from moebench.report.notation import level_title, percent
 from moebench.units import text
 
 MERGED_STAGES = {"dispatch": "experts", "combine": "experts"}

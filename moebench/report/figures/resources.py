@@ -16,7 +16,6 @@ from moebench.report.figures.style import (
     Drawing,
     add_legend,
     label_logarithmic,
-    level_title,
     levels_of,
     measurement_of,
     phase_handles,
@@ -24,6 +23,7 @@ from moebench.report.figures.style import (
     router_handles,
     titles_of,
 )
+from moebench.report.notation import level_title
 
 
 def peak_memory(run: KeptRun) -> Figure | str:

@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from moebench.compare.pairs import SAME_MARGIN
 from moebench.records.results import Ratio, Record
 from moebench.records.run import KeptRun
+from moebench.report.cases import ratio
 from moebench.report.figures.style import (
     BAND,
     INK,
@@ -19,13 +20,12 @@ from moebench.report.figures.style import (
     WIDTH,
     Drawing,
     add_legend,
-    level_title,
     levels_of,
     router_colours,
     shown,
     titles_of,
 )
-from moebench.report.table import ratio
+from moebench.report.notation import level_title
 
 
 def speedup_by_batch(run: KeptRun) -> Figure | str:

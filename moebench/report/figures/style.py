@@ -5,11 +5,14 @@ has the same one in every figure. Measured values are filled, predicted ones ope
 hatched, and what FLOPs promise is dotted.
 """
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,7 +21,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from moebench.records.results import Measurement, Record
 from moebench.records.run import KeptRun
-from moebench.report.table import LEVELS
 from moebench.units import Kind, printable, text
 
 NOTHING = "no case was measured"
@@ -67,6 +69,18 @@ STYLE = {
 }
 
 
+def styled() -> AbstractContextManager[None]:
+    """A context in which figures are drawn and saved in this style."""
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def png(figure: Figure, dots_per_inch: float | None = None) -> bytes:
+    """The figure as a PNG file; without a software line, equal records give equal files."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch or "figure", metadata={"Software": None})
+    return buffer.getvalue()
+
+
 @dataclass(frozen=True)
 class Drawing:
     """How a figure is made; `draw` returns the reason if the records do not allow it."""
@@ -93,12 +107,6 @@ def router_colours(run: KeptRun) -> Mapping[str, str]:
         else:
             colours[title] = next(others)
     return colours
-
-
-def level_title(level: str) -> str:
-    """A level with a capital: "MoE layer", "Decoder layer"."""
-    name = LEVELS[level]
-    return name[0].upper() + name[1:]
 
 
 def measurement_of(record: Record) -> Measurement:

@@ -15,7 +15,6 @@ from moebench.report.document import (
     markdown,
     plain_grid,
 )
-from moebench.report.figures.plates import Plate
 from moebench.suite.execution.mixes import REFERENCE
 from moebench.suite.execution.results import CellResult, ExecutionManifest, KeptCells
 from moebench.suite.execution.table import (
@@ -47,8 +46,8 @@ def write_report(run: KeptCells) -> None:
         "what fewer assignments save in the bound, and in time."
     )
     png = (directory / "execution.png").read_bytes()
-    plate = Plate("execution", "Expert execution", caption, png)
-    blocks = report_blocks(run, Picture(plate))
+    picture = Picture("execution", "Expert execution", caption, png)
+    blocks = report_blocks(run, picture)
     replace_file(directory / "report.md", markdown(blocks).encode())
 
 

@@ -1,0 +1,221 @@
+"""Rows of the tables of cases: of a run, and of a suite that was only predicted.
+
+Measured, predicted and promised numbers have columns of their own; simulated ones have no place.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from moebench.compare.pairs import corrected, prediction_error
+from moebench.records.results import Caveat, Failure, Ratio, Record
+from moebench.records.run import KeptRun
+from moebench.report.notation import DASH, percent, ratio_text, three_digits, time_text
+from moebench.report.table import CaseCells, Column, Note, ReportTable, TableCell, build_table
+from moebench.units import Kind, text
+
+LEGEND = (
+    "mean k: routed experts a token ran; distinct experts: those that a step touched in one layer. "
+    "latency: measured time of a step through the layers run, with the larger side of its 95 % "
+    "interval; error: predicted over measured latency, less 1. speedup: the baseline's total time "
+    "over the router's on the same steps without the delays of single rounds, with its 95 % "
+    "interval; verdict same: inside 1 ± 1 %; unclear: the interval holds 1, fewer than 8 rounds "
+    "ran, or the row does not stand up to the correction for the number of rows "
+    "(Benjamini-Hochberg, 5 %). FLOPs promise: the speedup if "
+    "time followed FLOPs. Quality: not measured (random weights)."
+)
+
+COLUMNS = (
+    Column("router", "router", is_text=True),
+    Column("mean_k", "mean k"),
+    Column("distinct", "distinct experts"),
+    Column("flops", "GFLOP per token"),
+    Column("latency", "latency"),
+    Column("predicted", "predicted latency"),
+    Column("error", "error"),
+    Column("speedup", "speedup"),
+    Column("verdict", "verdict", is_text=True),
+    Column("predicted_speedup", "predicted speedup"),
+    Column("promise", "FLOPs promise"),
+    Column("energy", "energy per token"),
+    Column("memory", "peak memory"),
+)
+
+PREDICTED_COLUMNS = (
+    Column("router", "router", is_text=True),
+    Column("mean_k", "mean k"),
+    Column("distinct", "experts"),
+    Column("flops", "GFLOP per token"),
+    Column("predicted", "latency (90 %)"),
+    Column("promise", "FLOPs say"),
+    Column("predicted_speedup", "speedup"),
+    Column("bound", "bound by", is_text=True),
+    Column("memory", "peak memory"),
+)
+
+Cells = dict[str, TableCell]
+
+
+def run_table(run: KeptRun) -> ReportTable:
+    """The table of all planned cases of a run.
+
+    Raises:
+        ValueError: a record is simulated, and so does not belong among measured ones.
+    """
+    records = {record.case.key: record for record in corrected(run.records)}
+    predictions = {record.case.key: record for record in run.predictions}
+    failures = {failure.case: failure for failure in run.failures}
+
+    def cases() -> Iterator[CaseCells]:
+        for cell in run.manifest.cells:
+            for key in cell.cases:
+                record = records.get(key) or predictions.get(key)
+                if record is not None:
+                    yield cell.key, record, _cells(record, failures.get(key), run)
+
+    return build_table(COLUMNS, cases())
+
+
+def predicted_table(records: Sequence[Record]) -> ReportTable:
+    """The table of cases that were only predicted; the first case of a cell is its baseline."""
+    baselines: dict[str, Record] = {}
+    for record in records:
+        baselines.setdefault(record.cell, record)
+    return build_table(
+        PREDICTED_COLUMNS,
+        ((r.cell, r, _forecast_cells(r, is_baseline=r is baselines[r.cell])) for r in records),
+    )
+
+
+def ratio(record: Record, kind: str) -> Ratio | None:
+    """The ratio of a kind that a record holds."""
+    return next((r for r in record.ratios if r.kind == kind), None)
+
+
+def measured_only(records: Iterable[Record]) -> tuple[Record, ...]:
+    """The records, if every one of them was measured.
+
+    Raises:
+        ValueError: one was simulated or only predicted.
+    """
+    checked = tuple(records)
+    for record in checked:
+        if record.provenance != "measured" or record.measurement is None:
+            why = ""
+            if record.provenance == "simulated":
+                why = " (its NVML library is a simulator: measure again without it)"
+            raise ValueError(
+                f"{record.case.key}: its record is {record.provenance}, "
+                f"and only measured records enter a table of measurements{why}"
+            )
+    return checked
+
+
+def _forecast_cells(record: Record, is_baseline: bool) -> Cells:
+    estimate, tokens = record.estimate, record.case.workload.num_tokens
+    latency = text(estimate.latency, "time")
+    if estimate.latency_low is not None and estimate.latency_high is not None:
+        low, high = text(estimate.latency_low, "time"), text(estimate.latency_high, "time")
+        latency = f"{latency} [{low}, {high}]"
+    ratios = {"promise": TableCell(""), "predicted_speedup": TableCell("baseline")}
+    if not is_baseline:
+        ratios = {
+            "promise": _ratio_cell(ratio(record, "flops-promise"), "no baseline"),
+            "predicted_speedup": _ratio_cell(ratio(record, "predicted-speedup"), "no baseline"),
+        }
+    return {
+        "router": TableCell(record.case.router.title),
+        "mean_k": TableCell(f"{record.case.operating_point.mean_k:.2f}"),
+        "distinct": TableCell(f"{estimate.distinct_experts:.2f}"),
+        "flops": TableCell(three_digits(estimate.flops / tokens / 1e9)),
+        "predicted": TableCell(latency, _caveat_notes(estimate.caveats)),
+        **ratios,
+        "bound": TableCell(estimate.bound),
+        "memory": TableCell(text(estimate.peak_memory, "size")),
+    }
+
+
+def _cells(record: Record, failure: Failure | None, run: KeptRun) -> Cells:
+    estimate = record.estimate
+    cells = {
+        "router": TableCell(record.case.router.title),
+        "predicted": TableCell(text(estimate.latency, "time"), _caveat_notes(estimate.caveats)),
+    }
+    if record.measurement is None and record.provenance == "predicted":
+        return cells | _unmeasured_cells(failure, run)
+    measured_only([record])
+    return cells | _measured_cells(record) | _ratio_cells(record, run.manifest.baseline)
+
+
+def _unmeasured_cells(failure: Failure | None, run: KeptRun) -> Cells:
+    if failure is not None:
+        reason = f"{failure.kind}: {failure.message}"
+        why = Note(reason, reason)
+    else:
+        why = Note("not measured", f"not measured: the run is {run.manifest.status}")
+    empty = {c.key: TableCell(DASH) for c in COLUMNS if c.key not in ("router", "predicted")}
+    return empty | {"latency": TableCell(DASH, (why,)), "verdict": TableCell("")}
+
+
+def _measured_cells(record: Record) -> Cells:
+    measurement, tokens = record.measurement, record.case.workload.num_tokens
+    assert measurement is not None
+    flops, memory, energy = measurement.flops, measurement.memory, measurement.energy
+    incomplete: tuple[Note, ...] = ()
+    if not flops.complete:
+        names = ", ".join(flops.unsupported)
+        incomplete = (
+            Note(
+                f"flops {names}",
+                f"incomplete-count: a counter cannot count {names}; "
+                "the number is the closed form from the observed routing",
+            ),
+        )
+    error = prediction_error(record)
+    assert error is not None
+    doubts = _caveat_notes(measurement.caveats)
+    if "optimizer" in measurement.by_stage:
+        seconds = text(measurement.by_stage["optimizer"], "time")
+        optimizer = f"a training step is forward and backward; plain SGD apart takes {seconds} more"
+        doubts = (*doubts, Note("optimizer", optimizer))
+    per_token = None if energy.joules is None else energy.joules / tokens
+    return {
+        "mean_k": TableCell(f"{measurement.measured_mean_k:.2f}"),
+        "distinct": TableCell(f"{measurement.load.distinct_experts:.2f}"),
+        "flops": TableCell(three_digits(flops.closed_form / tokens / 1e9), incomplete),
+        "latency": TableCell(time_text(measurement.latency), doubts),
+        "error": TableCell(percent(error, signed=True)),
+        "energy": _quantity_cell(per_token, "energy", f"no energy: {energy.missing}"),
+        "memory": _quantity_cell(memory.peak, "size", f"no peak memory: {memory.missing}"),
+    }
+
+
+def _ratio_cells(record: Record, baseline: str) -> Cells:
+    if record.case.router.title == baseline:
+        empty = {key: TableCell("") for key in ("promise", "predicted_speedup", "verdict")}
+        return empty | {"speedup": TableCell("baseline")}
+    speedup, promise = ratio(record, "speedup"), ratio(record, "flops-promise")
+    predicted = ratio(record, "predicted-speedup")
+    return {
+        "speedup": _ratio_cell(speedup, "no speedup: the baseline gave no number"),
+        "promise": _ratio_cell(promise, "no promise: the baseline has no FLOP count"),
+        "predicted_speedup": _ratio_cell(predicted, "the baseline was not predicted"),
+        "verdict": TableCell(speedup.verdict or "" if speedup else ""),
+    }
+
+
+def _quantity_cell(value: float | None, kind: Kind, reason: str) -> TableCell:
+    return _missing(reason) if value is None else TableCell(text(value, kind))
+
+
+def _ratio_cell(value: Ratio | None, reason: str) -> TableCell:
+    return _missing(reason) if value is None else TableCell(ratio_text(value))
+
+
+def _missing(reason: str) -> TableCell:
+    return TableCell(DASH, (Note(reason, reason),))
+
+
+def _caveat_notes(caveats: Iterable[Caveat]) -> tuple[Note, ...]:
+    return tuple(
+        Note(f"caveat {c.kind}", f"{c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}")
+        for c in caveats
+    )

@@ -1,0 +1,104 @@
+"""A run's report in its three forms: files in its directory, text for a terminal, JSON.
+
+All of it comes from the records of the run, so a report can be rebuilt at any time:
+
+    python -m moebench.report results/mixtral/<machine>/<run>
+"""
+
+from pathlib import Path
+from typing import Any
+
+from moebench.compare.pairs import corrected, prediction_error, prediction_errors
+from moebench.files import replace_file
+from moebench.records.results import Record
+from moebench.records.run import KeptRun
+from moebench.report.cases import LEGEND, measured_only, run_table
+from moebench.report.conditions import noise_floor, stop_reasons
+from moebench.report.document import markdown, page
+from moebench.report.figures.draw import draw_figures
+from moebench.report.notation import percent
+from moebench.report.sections import report_blocks
+from moebench.report.table import fill, render_text
+from moebench.spec.codec import encode
+from moebench.units import printable
+
+
+def write_report(run: KeptRun) -> tuple[Path, ...]:
+    """Write figures, report.md and report.html into the run's directory; returns their paths.
+
+    Raises:
+        ValueError: a record was not measured, or a file cannot be written.
+    """
+    pictures, missing = draw_figures(run)
+    blocks = report_blocks(run, pictures, missing)
+    files = {f"{picture.name}.png": picture.png for picture in pictures}
+    files["report.md"] = markdown(blocks).encode()
+    files["report.html"] = page(run.manifest.title, blocks).encode()
+    for name, data in files.items():
+        replace_file(run.directory / name, data)
+    return tuple(run.directory / name for name in files)
+
+
+def terminal_report(run: KeptRun) -> str:
+    """What a suite prints at its end: the table, its footnotes, and the predictions' errors."""
+    m = run.manifest
+    lines = [
+        printable(f"{m.title} · {m.machine} · {m.dtype}"),
+        "",
+        render_text(run_table(run)),
+        "",
+        fill(LEGEND),
+    ]
+    errors = prediction_errors(run.records)
+    if errors:
+        whole = errors[-1]
+        lines += [
+            "",
+            f"Predictions of {whole.n} cases: median |error| {percent(whole.median_absolute)}, "
+            f"P90 {percent(whole.p90_absolute)}, median {percent(whole.median, signed=True)}.",
+        ]
+    lines += [
+        *stop_reasons(run.records),
+        f"Noise floor of this machine: {noise_floor(run)}.",
+        *(f"⚠ {printable(problem)}" for problem in run.problems),
+    ]
+    return "\n".join([*lines, "", f"{len(run.records)} records → {run.directory}"])
+
+
+def run_summary(run: KeptRun) -> dict[str, Any]:
+    """The run as one JSON document, in SI units: what `--json` prints."""
+    return {
+        "run": run.manifest.run,
+        "directory": str(run.directory),
+        "status": run.manifest.status,
+        "cases": [_case_summary(record) for record in measured_only(corrected(run.records))],
+        "failures": encode(run.failures),
+        "prediction_errors": encode(prediction_errors(run.records)),
+        "problems": list(run.problems),
+    }
+
+
+def _case_summary(record: Record) -> dict[str, Any]:
+    measurement, workload = record.measurement, record.case.workload
+    assert measurement is not None
+    return {
+        "case": record.case.key,
+        "level": workload.level,
+        "workload": workload.label,
+        "router": record.case.router.title,
+        "launch": record.launch,
+        "mean_k": measurement.measured_mean_k,
+        "distinct_experts": measurement.load.distinct_experts,
+        "flops_per_token": measurement.flops.closed_form / workload.num_tokens,
+        "latency_s": measurement.latency.value,
+        "latency_low_s": measurement.latency.low,
+        "latency_high_s": measurement.latency.high,
+        "predicted_latency_s": record.estimate.latency,
+        "prediction_error": prediction_error(record),
+        "ratios": encode(record.ratios),
+        "stopped": measurement.stopped,
+        "energy_j": measurement.energy.joules,
+        "energy_missing": measurement.energy.missing,
+        "peak_memory_bytes": measurement.memory.peak,
+        "caveats": sorted({c.kind for c in (*measurement.caveats, *record.estimate.caveats)}),
+    }
