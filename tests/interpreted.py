@@ -14,9 +14,10 @@ import torch
 from cuda_graphs import CUDAGraph
 from torch import Tensor
 
+from moebench.experts.backends import load_backend
 from moebench.experts.gpu.launch import ragged_down, ragged_up
 from moebench.experts.gpu.tiles import Phase, choose_tiles
-from moebench.experts.weights import ExpertWeights, load_backend
+from moebench.experts.weights import ExpertWeights
 from moebench.model.decoder import build_decoder
 from moebench.model.flops import count_flops
 from moebench.routers.policy import policy

@@ -1,15 +1,14 @@
 """Our own kernels for processors with AVX-512-BF16: three calls a layer, however many experts.
 
-The first multiplies each assignment's row, found by its index, with the gate and up matrices of its
-expert and ends in the activation; the second multiplies with the down matrix; the third adds up
-what belongs to a token. Nothing is gathered, sorted or copied between them, and no thread waits for
-another but at the end of each.
+The first call multiplies each assignment's row, found by its index, with the gate and up matrices
+of its expert and ends in the activation; the second multiplies with the down matrix; the third
+adds up the rows of each token. Nothing is gathered, sorted or copied between them, and threads wait
+for one another only at the end of each call.
 
 `packed` calls oneDNN twice for every touched expert: each call starts the threads, and streams the
 weights of an expert of Qwen3-30B-A3B for some 200 microseconds only. Here the experts follow each
-other in one stream. Weights are laid out once, a second copy in memory, without gradients: with
-gradients, and for sizes that are no multiple of what an instruction multiplies, `packed` does what
-it does there.
+other in one stream. The kernels read a copy of the weights in their own blocks, without gradients.
+With gradients, and for sizes that are no multiple of what an instruction multiplies, `packed` runs.
 """
 
 import torch
@@ -17,28 +16,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts.cpu.library import DTYPES, Epilogue, blocks, combine, ragged_linear, why_not
-from moebench.experts.cpu.scratch import kept, let_go
+from moebench.experts.cpu.scratch import buffer, free_scratch
 from moebench.experts.packed import packed
-from moebench.experts.weights import ExpertWeights, backend
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
+
+__all__ = ["avx512", "build_layout", "free_scratch", "missing"]
 
 
 def missing(device: torch.device) -> str | None:
     return "it is for processors" if device.type != "cpu" else why_not()
 
 
-def lay_out(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
-    return weights.laid_out("avx512", pack)
+def build_layout(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
+    """Both stacks of matrices in the kernels' blocks, from the cache or made now."""
+
+    def pack(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
+        return blocks(weights.gate_up, is_gated=weights.is_gated), blocks(weights.down)
+
+    return weights.cached_layout("avx512", pack)
 
 
-@backend(
-    "avx512",
-    missing=missing,
-    dtypes=tuple(DTYPES),
-    hides_flops=True,
-    lay_out=lay_out,
-    let_go=let_go,
-)
 def avx512(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
@@ -49,9 +47,9 @@ def avx512(
     total = routing.num_assignments
     if total == 0:
         return torch.zeros_like(x)
-    gate_up, down = lay_out(weights)
+    gate_up, down = build_layout(weights)
     epilogue: Epilogue = "swiglu" if weights.is_gated else "squared-relu"
-    both = kept.empty((total * (inner + hidden),), x.dtype)
+    both = buffer((total * (inner + hidden),), x.dtype)
     activated, outputs = (
         both[: total * inner].view(total, -1),
         both[total * inner :].view(total, -1),
@@ -63,8 +61,3 @@ def avx512(
     y = x.new_empty(x.shape)
     combine(outputs, routing.token_indices, routing.weights.float(), y)
     return y
-
-
-def pack(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
-    """Both stacks of matrices in the kernel's blocks."""
-    return blocks(weights.gate_up, is_gated=weights.is_gated), blocks(weights.down)

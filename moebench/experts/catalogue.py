@@ -1,36 +1,135 @@
-"""Which expert executions there are, and how each calls its kernels."""
+"""The catalogue of expert executions: one row a backend, what it can do and how it is priced.
+
+The code stands in the module of a backend's name; `moebench.experts.backends` finds it there.
+"""
+
+from dataclasses import KW_ONLY, dataclass
 
 from moebench.spec.case import Phase
-from moebench.spec.ops import ExpertBackend
+from moebench.spec.ops import ExpertCalls
+
+
+@dataclass(frozen=True)
+class ExpertBackend(ExpertCalls):
+    """An expert execution: how it calls its kernels, what it takes, and what it needs."""
+
+    name: str
+    _: KW_ONLY
+    module: str = ""
+    """File in moebench/experts; the backend's name if left out."""
+    dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
+    """Types that it computes in; a processor may lack some."""
+    has_gradients: bool = True
+    is_gated_only: bool = False
+    """Whether experts of two matrices are beyond it."""
+    takes_slots: bool = False
+    """Whether it takes the router's dense slots (`Routing.slots`) and sorts them itself."""
+    owns_process: bool = False
+    """Whether it brings a matmul library that must not share a process with oneDNN's."""
+    hides_flops: bool = False
+    """Whether its matmuls are operations that FLOP counters do not know."""
+    is_capturable: bool = False
+    """Whether a CUDA graph can hold it: it takes a bounded routing, never waits for the device."""
+    stand_in: str | None = None
+    """The execution that runs in its place with gradients, and where it cannot run."""
+
+
+ALL_BUT_FP64 = ("float32", "bfloat16", "float16")
 
 EXPERT_BACKENDS = {
     backend.name: backend
     for backend in (
-        ExpertBackend("loop", 0, 1, 0, 2, 1, 6),
-        ExpertBackend("grouped", 0, 1, 1, 0, 8, 0),
-        # Gathers, activates and joins experts of few rows together; those of many, one by one, for
-        # which four launches more do not count.
+        ExpertBackend("loop", matmul=(0, 1), dispatch=(0, 2), combine=(1, 6)),
+        ExpertBackend("grouped", matmul=(0, 1), dispatch=(1, 0), combine=(8, 0)),
+        # Experts of few rows are gathered, activated and joined in one operation each. Experts of
+        # many rows come one by one: their four launches more do not count beside the matmuls.
         ExpertBackend(
-            *("packed", 0, 1, 6, 0, 7, 0),
-            activation_launches=0,
+            "packed",
+            matmul=(0, 1),
+            dispatch=(6, 0),
+            combine=(7, 0),
+            activation=0,
             layout="packed",
             least_rows=4,
+            dtypes=ALL_BUT_FP64,
+            hides_flops=True,
             stand_in="grouped",
         ),
-        # One call for the first matmuls with the activation, one for the second, and one to combine
+        # One call for the first matmuls with the activation, one for the second, one to combine
         # into memory that it asks for.
         ExpertBackend(
-            "avx512", 1, 0, 0, 0, 2, 0, activation_launches=0, layout="avx512", stand_in="packed"
+            "avx512",
+            matmul=(1, 0),
+            dispatch=(0, 0),
+            combine=(2, 0),
+            activation=0,
+            layout="avx512",
+            dtypes=("float32", "bfloat16"),
+            hides_flops=True,
+            stand_in="packed",
         ),
-        # Kernels of others, with what the adapter does; a fused one is a call in all.
-        ExpertBackend("transformers-eager", 0, 1, 26, 0, 0, 10),
-        ExpertBackend("transformers-grouped-mm", 1, 0, 20, 0, 15, 0),
-        ExpertBackend("vllm", 0.25, 0, 18, 0, 0, 0),
-        # Counted in the adapters' text, since neither could be run.
-        ExpertBackend("scattermoe", 1, 0, 3, 0, 7, 0),
-        ExpertBackend("sonicmoe", 0.25, 0, 7, 0, 0, 0),
-        # Combined in fp32: a launch to fill with zeros, and one to go back.
-        ExpertBackend("triton", 1, 0, 0, 0, 2, 0, activation_launches=0, is_capturable=True),
+        # Kernels of others, with what the adapter does; a fused kernel is one call for everything.
+        ExpertBackend(
+            "transformers-eager",
+            module="transformers",
+            matmul=(0, 1),
+            dispatch=(26, 0),
+            combine=(0, 10),
+            is_gated_only=True,
+            takes_slots=True,
+            hides_flops=True,
+        ),
+        ExpertBackend(
+            "transformers-grouped-mm",
+            module="transformers",
+            matmul=(1, 0),
+            dispatch=(20, 0),
+            combine=(15, 0),
+            dtypes=ALL_BUT_FP64,
+            is_gated_only=True,
+            takes_slots=True,
+            hides_flops=True,
+        ),
+        ExpertBackend(
+            "vllm",
+            matmul=(0.25, 0),
+            dispatch=(18, 0),
+            combine=(0, 0),
+            dtypes=ALL_BUT_FP64,
+            has_gradients=False,
+            is_gated_only=True,
+            takes_slots=True,
+            owns_process=True,
+            hides_flops=True,
+        ),
+        # Launches of the next two are counted in the adapters' text: neither could be run.
+        ExpertBackend(
+            "scattermoe",
+            matmul=(1, 0),
+            dispatch=(3, 0),
+            combine=(7, 0),
+            dtypes=ALL_BUT_FP64,
+            hides_flops=True,
+        ),
+        ExpertBackend(
+            "sonicmoe",
+            matmul=(0.25, 0),
+            dispatch=(7, 0),
+            combine=(0, 0),
+            dtypes=("bfloat16", "float16"),
+            is_gated_only=True,
+            hides_flops=True,
+        ),
+        # Combined in fp32: one launch fills with zeros, one rounds to the type of x.
+        ExpertBackend(
+            "triton",
+            matmul=(1, 0),
+            dispatch=(0, 0),
+            combine=(2, 0),
+            activation=0,
+            dtypes=ALL_BUT_FP64,
+            is_capturable=True,
+        ),
     )
 }
 

@@ -14,11 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from moebench.experts.weights import ExpertWeights, activation, backend, feed_forward
+from moebench.experts.weights import ExpertWeights, activation, feed_forward
 from moebench.routers.routing import Routing
 
 
-@backend("grouped")
 def grouped(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

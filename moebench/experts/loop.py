@@ -4,11 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts.weights import ExpertWeights, backend, feed_forward
+from moebench.experts.weights import ExpertWeights, feed_forward
 from moebench.routers.routing import Routing
 
 
-@backend("loop")
 def loop(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts.grouped import combine
-from moebench.experts.weights import ExpertWeights, activation, backend
+from moebench.experts.weights import ExpertWeights, activation
 from moebench.routers.routing import Routing
 
 
@@ -23,12 +23,6 @@ def missing(device: torch.device) -> str | None:
     return None if device.type == "cuda" else "it needs a GPU"
 
 
-@backend(
-    "scattermoe",
-    missing=missing,
-    dtypes=(torch.float32, torch.bfloat16, torch.float16),
-    hides_flops=True,
-)
 def scattermoe(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts.weights import ExpertWeights, backend
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 
 FIRST_CAPABILITY = (9, 0)
@@ -26,13 +26,6 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-@backend(
-    "sonicmoe",
-    missing=missing,
-    is_gated_only=True,
-    dtypes=(torch.bfloat16, torch.float16),
-    hides_flops=True,
-)
 def sonicmoe(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

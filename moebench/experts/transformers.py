@@ -1,8 +1,8 @@
 """Adapters for transformers' experts: its `eager` loop and its default, `grouped_mm`.
 
-What most people run. Both take dense slots. Experts that a token does not use are told by the
-sentinel that transformers has for expert parallelism, so that their matmuls are left out; gather,
-masks, activation and reduction still run over every slot (version 5.23).
+What most people run. Both take dense slots. Slots that a token does not use carry the sentinel that
+transformers has for expert parallelism, so that their matmuls are left out; gather, masks,
+activation and reduction still run over every slot (version 5.23).
 """
 
 import importlib.util
@@ -12,10 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts.weights import ExpertWeights, backend
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
-
-GROUPED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def missing(device: torch.device) -> str | None:
@@ -24,9 +22,6 @@ def missing(device: torch.device) -> str | None:
     return "transformers is not installed" if found is None or found.origin is None else None
 
 
-@backend(
-    "transformers-eager", missing=missing, is_gated_only=True, takes_slots=True, hides_flops=True
-)
 def transformers_eager(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
@@ -34,14 +29,6 @@ def transformers_eager(
     return _run(x, routing, weights, "eager")
 
 
-@backend(
-    "transformers-grouped-mm",
-    missing=missing,
-    is_gated_only=True,
-    dtypes=GROUPED_TYPES,
-    takes_slots=True,
-    hides_flops=True,
-)
 def transformers_grouped_mm(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
@@ -54,7 +41,7 @@ def _run(x: Tensor, routing: Routing, weights: ExpertWeights, implementation: st
         return torch.zeros_like(x)
     slot_weights, experts = routing.slots
     backend_name = f"transformers-{implementation.replace('_', '-')}"
-    module = weights.laid_out(backend_name, lambda w: _module(w, implementation))
+    module = weights.cached_layout(backend_name, lambda w: _module(w, implementation))
     y: Tensor = module(x, experts, slot_weights.to(x.dtype))
     return y
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from moebench.experts.gpu.launch import DTYPES
 from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.grouped import grouped
-from moebench.experts.weights import ExpertWeights, backend
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 
 
@@ -41,7 +41,6 @@ def missing(device: torch.device) -> str | None:
     return "it needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for checks)"
 
 
-@backend("triton", missing=missing, dtypes=DTYPES)
 def triton(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:

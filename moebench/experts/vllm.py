@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moebench.experts.grouped import combine
-from moebench.experts.weights import ExpertWeights, backend
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 
 ALIGNMENT = 32
@@ -39,22 +39,12 @@ def library(package: Path) -> Path:
     return package / ("_C.abi3.so" if has_bf16 else "_C_AVX512.abi3.so")
 
 
-def lay_out(weights: ExpertWeights) -> None:
+def build_layout(weights: ExpertWeights) -> None:
+    """Pack the weights for the processor's op; the GPU's kernels read the parameters."""
     if weights.down.device.type == "cpu":
-        weights.laid_out("vllm", pack)
+        weights.cached_layout("vllm", pack)
 
 
-@backend(
-    "vllm",
-    missing=missing,
-    lay_out=lay_out,
-    has_gradients=False,
-    is_gated_only=True,
-    dtypes=(torch.float32, torch.bfloat16, torch.float16),
-    takes_slots=True,
-    owns_process=True,
-    hides_flops=True,
-)
 def vllm(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
@@ -85,7 +75,7 @@ def _fused(
 
         y: Tensor = fused_experts(x, weights.gate_up, weights.down, slot_weights, experts)
         return y
-    first, second = weights.laid_out("vllm", pack)
+    first, second = weights.cached_layout("vllm", pack)
     y = torch.empty(x.shape, dtype=x.dtype)
     torch.ops._C.cpu_fused_moe(
         y, x.contiguous(), first, second, None, None, slot_weights, experts, False, "silu", isa()

@@ -22,7 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moebench.experts.weights import Experts, known_backends
+from moebench.experts.backends import execution
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import Experts
 from moebench.model.decoder import Decoder, KVCache
 from moebench.routers.routing import Router
 from moebench.spec.case import Level
@@ -84,17 +86,15 @@ class _Step(nn.Module):
         return y
 
 
-SEEN = "grouped"
-"""Runs while kernels that the counters do not see into are counted.
-
-The routing is the same, and a check of it is what counting is for.
-"""
+COUNTED_AS = "grouped"
+"""FLOP counters cannot look inside fused kernels; for those backends `grouped` is counted, running
+the same routing."""
 
 
-def seen_experts(experts: Experts) -> Experts:
-    """The experts that are counted."""
-    is_hidden = any(b.hides_flops for b in known_backends().values() if b.run is experts)
-    return known_backends()[SEEN].run if is_hidden else experts
+def countable(experts: Experts) -> Experts:
+    """The execution itself, or `COUNTED_AS` where the counters cannot look inside it."""
+    hidden = (name for name, row in EXPERT_BACKENDS.items() if row.hides_flops)
+    return execution(COUNTED_AS) if experts in map(execution, hidden) else experts
 
 
 def count_flops(
@@ -106,15 +106,15 @@ def count_flops(
     cache: KVCache | None = None,
 ) -> CountedFlops:
     """Run one forward step and count its FLOPs with both tools at once."""
-    seen = seen_experts(experts)
-    step = _Step(decoder, routers, seen, level, cache)
+    counted = countable(experts)
+    step = _Step(decoder, routers, counted, level, cache)
     with torch.no_grad():
-        if seen is not experts:  # the first step of a backend sets it up
+        if counted is not experts:  # the first step of a backend sets it up
             _Step(decoder, routers, experts, level, cache)(x)
     with torch.no_grad(), torch_counter() as counter:
         macs, unsupported = trace_macs(step, x)
-    counted = None if seen is experts else SEEN
-    return CountedFlops(2 * macs, counter.get_total_flops(), unsupported, counted)
+    instead = None if counted is experts else COUNTED_AS
+    return CountedFlops(2 * macs, counter.get_total_flops(), unsupported, instead)
 
 
 def count_training_flops(
@@ -130,7 +130,7 @@ def count_training_flops(
     fvcore traces the forward pass only, and says which operations are unknown.
     """
     with torch.no_grad():
-        step = _Step(decoder, routers, seen_experts(experts), level, None)
+        step = _Step(decoder, routers, countable(experts), level, None)
         _, unsupported = trace_macs(step, x)
     with torch_counter() as counter:
         run_step()

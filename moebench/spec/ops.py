@@ -106,38 +106,31 @@ def rms_norm(model: ModelSpec, num_tokens: int, dtype: str) -> Op:
     return traffic("rms-norm", "norm", elements, elements, dtype)
 
 
-@dataclass(frozen=True)
-class ExpertBackend:
-    """How an expert execution calls its kernels; the modules of `moebench.experts` bear the names.
+@dataclass(frozen=True, kw_only=True)
+class ExpertCalls:
+    """How an expert execution calls its kernels; `moebench.experts.catalogue` has a row for each.
 
-    Counted as operations dispatched in inference in bf16, views left out; a test recounts them. A
-    backend that is not here cannot be predicted.
+    Launches are operations dispatched in inference in bf16, views left out, as a pair: of the
+    layer, and of each expert. A test counts them again.
     """
 
-    name: str
-    matmul_launches: float
-    """Calls for each of the two matmuls and the activation between them, for all experts."""
-    matmul_launches_per_expert: float
-    """The same for each touched expert."""
-    dispatch_launches: float
-    dispatch_launches_per_expert: float
-    """For each expert of the model, touched or not."""
-    combine_launches: float
-    combine_launches_per_expert: float
-    activation_launches: float = 2
-    """For each launch of a matmul: SiLU and a product, or nothing where the matmul ends in it."""
-    is_capturable: bool = False
-    """It takes a bounded routing and never waits for the device: a CUDA graph can hold it."""
+    matmul: tuple[float, float]
+    """Launches of each of the two matmuls: for all experts, and for each touched one."""
+    dispatch: tuple[float, float]
+    """Launches before the matmuls: for all experts, and for each expert of the model."""
+    combine: tuple[float, float]
+    """Launches after the matmuls: for all experts, and for each touched one."""
+    activation: float = 2
+    """Launches after each of the first matmul's: SiLU and a product; 0 where the matmul ends in
+    the activation."""
     layout: Layout = "plain"
-    """Of the experts' weights; any but the plain one is a second copy, beside the parameters."""
+    """Layout of the experts' weights; any but the plain one is a copy beside the parameters."""
     least_rows: float = 1.0
     """Rows that are computed at least for a touched expert."""
-    stand_in: str | None = None
-    """The execution that runs in its place with gradients, and where it cannot run."""
 
 
 def expert_ops(
-    model: ModelSpec, load: ExpertLoad, dtype: str, backend: ExpertBackend
+    model: ModelSpec, load: ExpertLoad, dtype: str, backend: ExpertCalls
 ) -> tuple[Op, ...]:
     """Dispatch, both grouped matmuls with the activation between them, and combine.
 
@@ -154,11 +147,9 @@ def expert_ops(
     up_width = f * (model.expert_matrices - 1)
     assignments, touched = load.num_assignments, load.distinct_experts
     rows = assignments / touched if touched else 0.0
-    calls = backend.matmul_launches + backend.matmul_launches_per_expert * touched
-    dispatch_calls = (
-        backend.dispatch_launches + backend.dispatch_launches_per_expert * model.num_experts
-    )
-    combine_calls = backend.combine_launches + backend.combine_launches_per_expert * touched
+    calls = backend.matmul[0] + backend.matmul[1] * touched
+    dispatch_calls = backend.dispatch[0] + backend.dispatch[1] * model.num_experts
+    combine_calls = backend.combine[0] + backend.combine[1] * touched
     up = linear("experts-up", "experts", rows, up_width, h, dtype, groups=touched)
     down = linear("experts-down", "experts", rows, h, f, dtype, groups=touched)
 
@@ -170,7 +161,7 @@ def expert_ops(
     return (
         traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls),
         product(up),
-        replace(activation, launches=backend.activation_launches * calls),
+        replace(activation, launches=backend.activation * calls),
         product(down),
         traffic("combine", "combine", moved, load.num_tokens * h, dtype, launches=combine_calls),
     )
@@ -293,7 +284,7 @@ def layer_ops(
     workload: Workload,
     router: Iterable[Op],
     load: ExpertLoad,
-    backend: ExpertBackend,
+    backend: ExpertCalls,
 ) -> tuple[Op, ...]:
     """One layer, forward: the MoE half, and at level "decoder" the attention half before it.
 

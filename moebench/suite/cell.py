@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moebench.experts.backends import layout_builder, load_backend
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.experts.weights import Experts, known_backends, load_backend
+from moebench.experts.weights import Experts
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
 from moebench.model.decoder import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
@@ -55,12 +56,12 @@ class Bench:
         return len(self.decoder.layers)
 
     def lay_out(self, backend: str) -> None:
-        """Lay the experts' weights out as a backend wants them, and free other backends' copies."""
-        lay_out = known_backends()[backend].lay_out
+        """Make the copy of the experts' weights that a backend wants, and free all others."""
+        build = layout_builder(backend)
         for weights in self.decoder.expert_weights():
-            weights.forget_layouts(but=backend)
-            if lay_out is not None:
-                lay_out(weights)
+            weights.drop_layouts(keep=backend)
+            if build is not None:
+                build(weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import torch
 from moebench.calibrate.machine import Machine
 from moebench.compare import pairs
 from moebench.compare.rounds import MIN_ROUNDS
-from moebench.experts.weights import known_backends
+from moebench.experts.backends import free_scratch
 from moebench.measure.clocks import StageTimer, clock_for
 from moebench.measure.energy.meter import EnergyPlan, measure_energy
 from moebench.measure.latency import Plan, Progress, Rounds, Samples, measure_rounds
@@ -143,7 +143,6 @@ def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _Fir
     decoder = cell.bench.decoder
     cache = float(cell.cache.num_bytes) if cell.cache is not None else 0.0
     found: list[Memory] = []
-    let_go = known_backends()[ready.case.backend].let_go
 
     def run_step() -> None:
         stages.start()
@@ -151,9 +150,8 @@ def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _Fir
 
     def measure() -> None:
         weights = decoder.weight_bytes(cell.workload.level) + ready.router_bytes
-        weights += sum(experts.laid_out_bytes for experts in decoder.expert_weights())
-        if let_go is not None:  # or the first case would pay for what the others reuse
-            let_go()
+        weights += sum(experts.layout_bytes for experts in decoder.expert_weights())
+        free_scratch(ready.case.backend)  # or the first case would pay for what the others reuse
         found.append(measure_memory(run_step, device, weights, cache))
 
     step = int(cell.order[0])

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
+from moebench.experts.backends import why_not
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.experts.weights import known_backends, why_not
 from moebench.records.results import Caveat
 from moebench.suite.plan import Cell, changed
 
@@ -38,14 +38,14 @@ def runnable_cells(
             caveats = (*cell.caveats, _instead(name, stand_in, why))
             cell = replace(changed(cell, backend=stand_in), caveats=caveats)
             said.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
-        backend = known_backends()[cell.baseline.backend]
+        backend = EXPERT_BACKENDS[cell.baseline.backend]
         if cell.workload.phase == "train" and not backend.has_gradients:
             said.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
         else:
             kept.append(cell)
     names = {cell.baseline.backend for cell in planned}
     for name in names:
-        if known_backends()[name].owns_process and len(names) > 1:
+        if EXPERT_BACKENDS[name].owns_process and len(names) > 1:
             raise ValueError(
                 f"--experts: {name!r} brings a matmul library that must not share a process; "
                 "run it by itself"

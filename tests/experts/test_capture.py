@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from moebench.experts.backends import execution
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.experts.weights import Experts, ExpertWeights, known_backends
+from moebench.experts.weights import Experts, ExpertWeights
 from moebench.model.decoder import Decoder, KVCache
 from moebench.routers.policy import policy
 from moebench.routers.routing import Routing, bounded_routings, build_routers, known_builders
@@ -90,14 +91,14 @@ def test_backends_that_can_be_captured_are_those_that_say_so(
 ) -> None:
     with bounded_routings():
         if EXPERT_BACKENDS[name].is_capturable:
-            assert run_without_data("ada-k", tiny, known_backends()[name].run) == (
+            assert run_without_data("ada-k", tiny, execution(name)) == (
                 6,
                 1,
                 tiny.hidden_size,
             )
         else:
             with pytest.raises((NotImplementedError, RuntimeError)):
-                run_without_data("ada-k", tiny, known_backends()[name].run)
+                run_without_data("ada-k", tiny, execution(name))
 
 
 def test_the_grids_of_the_kernels_are_those_of_the_bound(
@@ -105,6 +106,6 @@ def test_the_grids_of_the_kernels_are_those_of_the_bound(
 ) -> None:
     """Ada-K may give each of 6 tokens all 4 experts: 24 assignments, at most 6 of an expert."""
     with bounded_routings():
-        run_without_data("ada-k", tiny, known_backends()["triton"].run)
+        run_without_data("ada-k", tiny, execution("triton"))
     for kernel in (kernels.up_and_activate, kernels.down_and_combine):
         assert kernel.grids == [(5,), (5,)]

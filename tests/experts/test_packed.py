@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moebench.experts import packed
+from moebench.experts.cpu import scratch
 from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
@@ -28,7 +29,7 @@ def test_experts_give_the_same_together_and_one_by_one(
     x = torch.randn(num_tokens, model.hidden_size)
     with torch.no_grad():
         together = packed.packed(x, routing, weights)
-        monkeypatch.setattr(packed, "MOST_TOGETHER", most * weights.gate_up.shape[1])
+        monkeypatch.setattr(packed, "MOST_ELEMENTS", most * weights.gate_up.shape[1])
         assert torch.equal(packed.packed(x, routing, weights), together)
 
 
@@ -38,7 +39,7 @@ def test_experts_are_taken_together_up_to_the_rows_allowed() -> None:
     assert found == [[1, 2], [4], [5, 6], [7]]
 
 
-def test_what_is_kept_between_calls_can_be_let_go_of(tiny: ModelSpec) -> None:
+def test_scratch_memory_is_reused_and_can_be_freed(tiny: ModelSpec) -> None:
     weights = ExpertWeights(tiny, torch.float32)
     for parameter in weights.parameters():
         torch.nn.init.normal_(parameter)
@@ -47,7 +48,7 @@ def test_what_is_kept_between_calls_can_be_let_go_of(tiny: ModelSpec) -> None:
     x = torch.randn(5, tiny.hidden_size)
     with torch.no_grad():
         first = packed.packed(x, routing, weights)
-        assert packed.kept.buffer.numel() >= 10 * tiny.hidden_size * 4
-        packed.let_go()
-        assert packed.kept.buffer.numel() == 0
+        assert scratch._memory.bytes.numel() >= 10 * tiny.hidden_size * 4
+        packed.free_scratch()
+        assert scratch._memory.bytes.numel() == 0
         assert torch.equal(packed.packed(x, routing, weights), first)

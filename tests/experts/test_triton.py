@@ -11,9 +11,10 @@ import pytest
 import torch
 import triton_install
 
+from moebench.experts.backends import load_backend
 from moebench.experts.gpu.tiles import TABLE, Phase, choose_phase, choose_tiles, row_tiles
 from moebench.experts.triton import triton
-from moebench.experts.weights import ExpertWeights, load_backend
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
 

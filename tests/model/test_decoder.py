@@ -7,7 +7,7 @@ import reference
 import torch
 from torch import Tensor
 
-from moebench.experts.weights import load_backend
+from moebench.experts.backends import load_backend
 from moebench.model.decoder import (
     NORM_EPSILON,
     Decoder,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moebench.experts.backends import load_backend, why_not
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.experts.weights import ExpertWeights, known_backends, load_backend
+from moebench.experts.weights import ExpertWeights
 from moebench.model.decoder import KVCache, build_decoder, training_loss
 from moebench.model.flops import (
     attended_pairs,
@@ -89,7 +90,7 @@ def test_all_three_agree_for_top_k(workload: Workload, tiny: ModelSpec) -> None:
 
 @pytest.mark.parametrize("backend", sorted(EXPERT_BACKENDS))
 def test_all_three_agree_for_every_backend(backend: str, tiny: ModelSpec) -> None:
-    why = known_backends()[backend].missing(torch.device("cpu"))
+    why = why_not(backend, torch.device("cpu"))
     if why is not None:
         pytest.skip(why)
     assert_three_agree(tiny, STEPS[0], backend=backend)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moebench.experts.weights import ExpertWeights, load_backend
+from moebench.experts.backends import load_backend
+from moebench.experts.weights import ExpertWeights
 from moebench.routers.adamoe.module import AdaMoERouter
 from moebench.routers.adamoe.policy import AdaMoE
 from moebench.spec.model import Gate, ModelSpec

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from runs import HARDWARE
 
 from moebench.calibrate.machine import Machine
-from moebench.experts.weights import ExpertWeights, activation, known_backends, why_not
+from moebench.experts import avx512, packed
+from moebench.experts.backends import why_not
+from moebench.experts.weights import ExpertWeights, activation
 from moebench.measure.clocks import StageTimer
 from moebench.measure.graph import LEAST_RING
 from moebench.model.decoder import KVCache, build_decoder
@@ -136,8 +138,7 @@ def test_cells_of_a_suite_are_told_apart() -> None:
 def test_a_suite_s_choice_that_cannot_run_gives_way_and_one_asked_for_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    absent = replace(known_backends()["packed"], missing=lambda device: "there is no oneDNN")
-    monkeypatch.setitem(known_backends(), "packed", absent)
+    monkeypatch.setattr(packed, "missing", lambda device: "there is no oneDNN")
     device = torch.device("cpu")
     found, (said,) = runnable_cells(tuple(CELLS.values()), device)
     assert "there is no oneDNN" in said and "'grouped' runs" in said
@@ -150,9 +151,8 @@ def test_a_suite_s_choice_that_cannot_run_gives_way_and_one_asked_for_does_not(
 
 
 def test_a_stand_in_that_cannot_run_gives_way_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("avx512", "packed"):
-        absent = replace(known_backends()[name], missing=lambda device: "it is not here")
-        monkeypatch.setitem(known_backends(), name, absent)
+    for module in (avx512, packed):
+        monkeypatch.setattr(module, "missing", lambda device: "it is not here")
     asked = tuple(changed(cell, backend="avx512") for cell in CELLS.values())
     found, said = runnable_cells(asked, torch.device("cpu"))
     assert [line.rsplit(";", 1)[1] for line in said] == [" 'packed' runs", " 'grouped' runs"]
@@ -164,24 +164,22 @@ def test_a_stand_in_that_cannot_run_gives_way_to_its_own(monkeypatch: pytest.Mon
 def test_a_type_that_a_backend_does_not_take_is_a_reason_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    narrow = replace(
-        known_backends()["packed"], missing=lambda device: None, dtypes=(torch.float32,)
-    )
-    monkeypatch.setitem(known_backends(), "packed", narrow)
+    monkeypatch.setattr(packed, "missing", lambda device: None)
+    monkeypatch.setattr(packed, "takes_dtype", lambda dtype: dtype == torch.float32)
     with pytest.raises(ValueError, match="does not take bfloat16 on this machine"):
         runnable_cells(tuple(CELLS.values()), torch.device("cpu"), is_asked=True)
 
 
 @pytest.mark.skipif(why_not("packed", torch.device("cpu"), torch.float32) is not None, reason="no")
-def test_a_second_copy_of_the_experts_is_counted_and_let_go_of() -> None:
+def test_a_second_copy_of_the_experts_is_counted_and_freed() -> None:
     (_, last) = bench().decoder.expert_weights()
     experts = sum(parameter.nbytes for parameter in last.parameters())
     bench().lay_out("packed")
     ready = ready_cell("moe decode b16 context 64 bfloat16")
     ready.step(ready.cases[0], 0)
-    assert last.laid_out_bytes == experts
+    assert last.layout_bytes == experts
     bench().lay_out("grouped")
-    assert last.laid_out_bytes == 0
+    assert last.layout_bytes == 0
 
 
 def test_decode_on_a_gpu_says_that_the_host_is_waited_for() -> None:

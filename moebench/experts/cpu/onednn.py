@@ -1,6 +1,6 @@
-"""Matmuls with a weight that oneDNN has laid out once, in the blocks that its kernels want.
+"""Matmuls with a weight that oneDNN has packed once, in the blocks that its kernels read.
 
-The calls that executing experts and timing them share. They are operators that torch's compiler
+Executing experts and timing matmuls share these calls. They are operators that torch's compiler
 uses and its documentation does not name: not every build has them.
 """
 
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEAST_ROWS = 4
-"""Kernels for one to three rows stream the weights no faster than those for four, by and large
-slower: whoever has fewer rows borrows some. Layouts are chosen for as many."""
+"""oneDNN kernels for 1 to 3 rows are no faster than the 4-row kernel, so short slices are padded to
+4 rows, and blocks are chosen for as many."""
 
 
 @functools.cache

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from moebench import terminal
-from moebench.experts.catalogue import executing
-from moebench.experts.weights import known_backends
+from moebench.experts.backends import takes_dtype, why_not
+from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine, machine_folder
@@ -66,7 +66,7 @@ class Workers:
     """
 
     def __init__(self, names: Sequence[str], device: str, scratch: Bytes) -> None:
-        own = [name for name in names if known_backends()[name].owns_process]
+        own = [name for name in names if EXPERT_BACKENDS[name].owns_process]
         self._homes = {name: name if name in own else SHARED for name in names}
         self._ends: dict[str, Connection] = {}
         self._processes = []
@@ -186,11 +186,7 @@ def present(
     """
     absent = {}
     for name in names:
-        why = (
-            known_backends()[name].missing(device)
-            if name in known_backends()
-            else "it is not part of this build"
-        )
+        why = why_not(name, device) if name in EXPERT_BACKENDS else "it is not part of this build"
         if why is not None:
             absent[name] = why
     if absent and is_strict:
@@ -299,10 +295,10 @@ def _entries(
     plan: CellPlan, backends: Sequence[str], routers: Sequence[str]
 ) -> list[tuple[str, str]]:
     dtype = getattr(torch, plan.dtype)
-    fit = [name for name in backends if dtype in known_backends()[name].dtypes]
+    fit = [name for name in backends if takes_dtype(name, dtype)]
     if plan.phase == "train":
         # A backend that another stands in for would be that one once more.
-        fit = [name for name in fit if known_backends()[name].has_gradients]
+        fit = [name for name in fit if EXPERT_BACKENDS[name].has_gradients]
         fit = [name for name in fit if executing(name, "train").name == name]
     entries = [(name, mix) for mix in plan.mixes for name in fit]
     return entries + [(f"router {name}", plan.mixes[0]) for name in routers]

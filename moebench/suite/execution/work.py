@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moebench.experts.weights import Backend, ExpertWeights, known_backends
+from moebench.experts.backends import execution, layout_builder
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import Experts, ExpertWeights
 from moebench.measure.memory import available_memory
 from moebench.model.decoder import fill_normal
 from moebench.routers.policy import policy
@@ -114,11 +116,9 @@ class Bench:
             return _timed(self.probes[what], 1)
         kind, _, name = what.rpartition(" ")
         if not kind and phase != "train":
-            self._lay_out(known_backends()[name])
+            self._lay_out(name)
         run = (
-            partial(self._route, name)
-            if kind
-            else partial(self._run, known_backends()[name], phase)
+            partial(self._route, name) if kind else partial(self._run, name, execution(name), phase)
         )
         steps = self.steps[mix]
         chosen = [steps[(first + i) % len(steps)] for i in range(num_steps)]
@@ -135,16 +135,18 @@ class Bench:
         """Lay the weights out for the backend that is alone here; if that fails, keep none."""
         assert self.weights is not None
         try:
-            self._lay_out(known_backends()[self.alone])
-            self.weights.keep_only_layout(self.alone)
+            self._lay_out(self.alone)
+            self.weights.drop_layouts(keep=self.alone)
+            self.weights.drop_parameters()
         except (MemoryError, RuntimeError, ValueError) as error:
             self.weights, self.refusal = None, error
 
-    def _lay_out(self, backend: Backend) -> None:
+    def _lay_out(self, backend: str) -> None:
         if self.refusal is not None:
             raise self.refusal
         assert self.weights is not None
-        if backend.lay_out is None or backend.name in self.laid_out:
+        build = layout_builder(backend)
+        if build is None or backend in self.laid_out:
             return
         need = float(sum(p.numel() * p.element_size() for p in self.weights.parameters()))
         free = available_memory(self.device)
@@ -153,21 +155,22 @@ class Bench:
                 f"a copy of the weights takes {text(need, 'size')} beside "
                 f"{text(self.scratch, 'size')} of a step, {text(free, 'size')} are free"
             )
-        backend.lay_out(self.weights)
-        self.laid_out.add(backend.name)
+        build(self.weights)
+        self.laid_out.add(backend)
 
-    def _run(self, backend: Backend, phase: str, step: Step) -> None:
+    def _run(self, name: str, experts: Experts, phase: str, step: Step) -> None:
         """From the router's slots to the layer's output: sorting belongs to the execution."""
         assert self.weights is not None
+        takes_slots = EXPERT_BACKENDS[name].takes_slots
         if phase == "train":
             x = step.x.detach().requires_grad_()
-            routing = step.routing if backend.takes_slots else step.slots.routing()
-            backend.run(x, routing, self.weights).backward(step.direction)  # type: ignore[no-untyped-call]
+            routing = step.routing if takes_slots else step.slots.routing()
+            experts(x, routing, self.weights).backward(step.direction)  # type: ignore[no-untyped-call]
             self.weights.zero_grad(set_to_none=True)
             return
         with torch.inference_mode():
-            routing = step.routing if backend.takes_slots else step.slots.routing()
-            backend.run(step.x, routing, self.weights)
+            routing = step.routing if takes_slots else step.slots.routing()
+            experts(step.x, routing, self.weights)
 
     def _route(self, name: str, step: Step) -> None:
         with torch.inference_mode():

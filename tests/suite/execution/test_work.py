@@ -1,11 +1,11 @@
 """What the process that runs the backends says when it cannot."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from moebench.experts.weights import ExpertWeights, known_backends
+from moebench.experts import packed
+from moebench.experts.backends import execution
+from moebench.experts.weights import ExpertWeights
 from moebench.suite.execution import work
 from moebench.suite.execution.plan import CellPlan
 
@@ -23,7 +23,7 @@ def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
     ):
         bench.time("packed", "fixed", "forward", 0, 1)
     assert bench.weights is not None
-    assert bench.weights.laid_out_bytes == 0
+    assert bench.weights.layout_bytes == 0
     monkeypatch.setattr(work, "available_memory", lambda device: 1e9)
     bench.time("packed", "fixed", "forward", 0, 1)
     monkeypatch.setattr(work, "available_memory", lambda device: 0.0)  # it is there already
@@ -40,11 +40,11 @@ def test_a_backend_alone_in_its_process_keeps_its_copy_of_the_weights_only() -> 
         assert bench.weights is not None
         step = bench.steps["fixed"][0]
         with torch.inference_mode():
-            outputs.append(known_backends()["packed"].run(step.x, step.routing, bench.weights))
+            outputs.append(execution("packed")(step.x, step.routing, bench.weights))
     assert torch.equal(*outputs)
     assert bench.weights.gate_up.untyped_storage().nbytes() == 0
     assert bench.weights.down.untyped_storage().nbytes() == 0
-    assert bench.weights.laid_out_bytes > 0
+    assert bench.weights.layout_bytes > 0
 
 
 def test_a_backend_alone_in_its_process_keeps_nothing_if_its_copy_does_not_fit(
@@ -73,9 +73,7 @@ def test_sizes_that_a_backend_alone_in_its_process_does_not_take_are_its_error_o
         raise ValueError("found sizes 10 and 20")
 
     plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
-    monkeypatch.setitem(
-        known_backends(), "packed", replace(known_backends()["packed"], lay_out=refuse)
-    )
+    monkeypatch.setattr(packed, "build_layout", refuse)
     bench = work.Bench("cpu", 1, alone="packed")
     bench.open(plan, 1, ())
     with pytest.raises(ValueError, match="found sizes 10 and 20"):

@@ -1,0 +1,77 @@
+"""Expert executions by name: a row of the catalogue, and the code in the module that it names.
+
+Such a module defines the execution under the backend's name, with underscores for hyphens, as a
+function `(x, routing, weights) -> y`. It may define as well
+
+- `missing(device)`: why it does not run on a device, in a few words, or None;
+- `takes_dtype(dtype)`: whether the processor has what a type of its row needs;
+- `build_layout(weights)`: make the copy of the weights that its first call would make;
+- `free_scratch()`: free the memory that it keeps from call to call.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import Experts, ExpertWeights
+from moebench.units import nearest
+
+
+def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
+    """The expert execution of that name.
+
+    Raises:
+        ValueError: the name is unknown (with the nearest known one), or the execution does not run
+            on the device, with the reason.
+    """
+    if name not in EXPERT_BACKENDS:
+        raise ValueError(f"unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}")
+    why = why_not(name, torch.device(device))
+    if why is not None:
+        raise ValueError(f"expert backend {name!r} does not run here: {why}")
+    return execution(name)
+
+
+def execution(name: str) -> Experts:
+    """The function of a backend, whether or not it runs here."""
+    experts: Experts = _part(name, name.replace("-", "_"))
+    return experts
+
+
+def why_not(name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why a backend cannot run here (in this type), in a few words; None: it can."""
+    missing = _part(name, "missing")
+    why: str | None = missing(device) if missing else None
+    if why is None and dtype is not None and not takes_dtype(name, dtype):
+        return f"it does not take {_text(dtype)} on this machine"
+    return why
+
+
+def takes_dtype(name: str, dtype: torch.dtype) -> bool:
+    """Whether a backend computes in a type on this processor."""
+    takes = _part(name, "takes_dtype")
+    return _text(dtype) in EXPERT_BACKENDS[name].dtypes and (takes is None or takes(dtype))
+
+
+def layout_builder(name: str) -> Callable[[ExpertWeights], object] | None:
+    """What makes a backend's copy of the weights before its first call; None: it needs none."""
+    builder: Callable[[ExpertWeights], object] | None = _part(name, "build_layout")
+    return builder
+
+
+def free_scratch(name: str) -> None:
+    """Free the memory that a backend keeps from call to call, if it keeps some."""
+    if free := _part(name, "free_scratch"):
+        free()
+
+
+def _part(name: str, part: str) -> Any:
+    module = EXPERT_BACKENDS[name].module or name
+    return getattr(importlib.import_module(f"moebench.experts.{module}"), part, None)
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
