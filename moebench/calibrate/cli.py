@@ -23,12 +23,13 @@ import numpy as np
 
 from moebench import terminal
 from moebench.calibrate.cross_validation import as_fit, cross_validate, shared_fits, summary
+from moebench.calibrate.dense import dense_groups, fit_library
 from moebench.calibrate.fit import Measured, percentage_errors
-from moebench.calibrate.rows import dense_groups, groups_of
+from moebench.calibrate.rows import groups_of
 from moebench.calibrate.tables import Table, read_table
 from moebench.files import make_folder
 from moebench.predict.kernels.catalogue import KernelFit, prior_for, write_fits
-from moebench.predict.kernels.dense import DenseParameters, dense_time, fit_library
+from moebench.predict.kernels.dense import DenseParameters
 from moebench.predict.kernels.intervals import (
     UNSEEN,
     Basis,
@@ -198,30 +199,7 @@ def measured_pairs(table: Table) -> list[Measured]:
                 seconds[group.rows],
             )  # fmt: skip
             members.setdefault((group.kernel, group.hardware.name), []).append(rows)
-    return [_joined(*both) for both in members.values()]
-
-
-def _joined(one: Measured, other: Measured) -> Measured:
-    """Rows of one after those of the other; both of one kernel on one device."""
-
-    def join(a: object, b: object) -> object:
-        if isinstance(a, np.ndarray):
-            return np.concatenate([a, b])
-        if dataclasses.is_dataclass(a) and type(a).__name__ in ("Loads", "Tiles", "LayerCases"):
-            values = {
-                entry.name: join(getattr(a, entry.name), getattr(b, entry.name))
-                for entry in dataclasses.fields(a)
-            }
-            return dataclasses.replace(a, **values)  # type: ignore[type-var]
-        return a
-
-    return Measured(
-        one.kernel,
-        one.hardware,
-        join(one.cases, other.cases),  # type: ignore[arg-type]
-        np.concatenate([one.shapes, other.shapes]),
-        np.concatenate([one.seconds, other.seconds]),
-    )
+    return [Measured.concatenate(both) for both in members.values()]
 
 
 def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
@@ -270,9 +248,8 @@ def write_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameter
     ]
     for name, parameters in found.items():
         data = rows[name]
-        predicted = dense_time(parameters, data.hardware, data.m, data.n, data.k)
-        error = percentage_errors(np.log(data.seconds / predicted))
-        lines += ["", f"[device.{name}]  # {error.mape:.1f} % mean error on {len(data.m)} rows"]
+        error = percentage_errors(data.log_error(parameters))
+        lines += ["", f"[device.{name}]  # {error.mape:.1f} % mean error on {len(data)} rows"]
         values = dataclasses.asdict(parameters)
         lines += [f"{key} = {float(f'{value:.4g}')!r}" for key, value in values.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

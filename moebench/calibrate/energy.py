@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.calibrate.energy_tables import EnergyTable
+from moebench.predict.arrays import Floats
 from moebench.predict.energy.calibration import SHARED, EnergyErrors, EnergyIntervals
-from moebench.predict.energy.cases import Cases, Floats, Names, cases_of
+from moebench.predict.energy.cases import Cases, Names, cases_of
 from moebench.predict.energy.parameters import METADATA, PARAMETERS, EnergyParameters
 from moebench.predict.energy.power import energy_per_token, power, step_power, step_seconds
 from moebench.predict.energy.step import step_time, step_traffic

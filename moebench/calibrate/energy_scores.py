@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from moebench import terminal
 from moebench.calibrate.energy_tables import EnergyTable, read_backbones, read_energy_table
+from moebench.predict.arrays import Floats
 from moebench.predict.energy.calibration import (
     EnergyCalibration,
     energy_calibration,
     energy_interval,
     power_interval,
 )
-from moebench.predict.energy.cases import Floats, cases_of
+from moebench.predict.energy.cases import cases_of
 from moebench.predict.energy.power import power, step_seconds
 from moebench.spec.hardware import load_hardware
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.calibrate.tables import check_unique, name_is_sane, read_rows
-from moebench.predict.energy.cases import TASKS, Backbone, Floats, Names, Precision, Serving, Task
+from moebench.predict.arrays import Floats
+from moebench.predict.energy.cases import TASKS, Backbone, Names, Precision, Serving, Task
 from moebench.predict.energy.power import limits
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import MOST_SIZE

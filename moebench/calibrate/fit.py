@@ -4,20 +4,18 @@ The error is that of log latency; soft-L1 keeps a failed tactic from dragging th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moebench.predict.arrays import Floats, Ints, OverCases
 from moebench.predict.kernels.catalogue import Error, Kernel, Prior
 from moebench.predict.kernels.intervals import REGIMES, Basis, Residuals
 from moebench.predict.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
-from moebench.predict.kernels.samplers import Floats
 from moebench.spec.hardware import HardwareSpec
-
-Indices = NDArray[np.int64]
 
 NOISE = 0.06
 """Log error of the model's form that the loss takes for granted."""
@@ -27,8 +25,39 @@ SIBLING_SPREAD = 0.15
 """Spread of logarithms between gated and two-matrix experts of one source."""
 
 
+def most_probable(
+    errors: Callable[[Floats], Floats],
+    mean: Floats,
+    spread: Floats,
+    *,
+    weight: Floats | float = 1.0,
+    ceiling: Floats | float = np.inf,
+    **solver: Any,
+) -> Floats:
+    """The most probable logarithms of parameters, given measurements and a log-normal prior.
+
+    Args:
+        errors: log errors at some logarithms, each over its noise; large ones count linearly
+            (soft-L1), so that one failed measurement does not drag the fit along.
+        mean: of the prior, where the search starts.
+        spread: standard deviations of the prior.
+        weight: of each error.
+        ceiling: upper bounds of the logarithms.
+        solver: options of `scipy.optimize.least_squares`.
+    """
+    from scipy.optimize import least_squares  # a quarter of a second that predictions never need
+
+    def residuals(logs: Floats) -> Floats:
+        error = errors(np.minimum(logs, ceiling))
+        soft = np.sign(error) * np.sqrt(2 * (np.sqrt(1 + error**2) - 1))
+        return np.concatenate([weight * soft, (logs - mean) / spread])
+
+    found = least_squares(residuals, np.minimum(mean, ceiling), **solver)
+    return np.asarray(np.minimum(found.x, ceiling))
+
+
 @dataclass(frozen=True)
-class Measured:
+class Measured(OverCases):
     """Rows of one kernel on one device."""
 
     kernel: Kernel
@@ -38,18 +67,6 @@ class Measured:
     """Model shape of each row."""
     seconds: Floats
     """Measured latency of each row."""
-
-    def __len__(self) -> int:
-        return len(self.seconds)
-
-    def __getitem__(self, index: Indices | NDArray[np.bool_]) -> "Measured":
-        return Measured(
-            self.kernel,
-            self.hardware,
-            self.cases[index],
-            self.shapes[index],
-            self.seconds[index],
-        )
 
     def log_error(self, parameters: Parameters) -> Floats:
         """log(measured / predicted), warm, as tables are measured."""
@@ -92,26 +109,22 @@ def fit_siblings(groups: Sequence[Measured], priors: Sequence[Prior]) -> list[Pa
 
 
 def _fit(groups: Sequence[Measured], prior: Prior) -> Parameters:
-    mean = np.array([prior.mean[name] for name in PARAMETERS])
-    spread = np.array([prior.spread[name] for name in PARAMETERS])
+    mean, spread = (
+        np.array([table[name] for name in PARAMETERS]) for table in (prior.mean, prior.spread)
+    )
     ceiling = np.log([METADATA[name]["ceiling"] for name in PARAMETERS])
     parallel = np.concatenate([rows.cases.expert_parallel > 1 for rows in groups])
     noise = np.where(parallel, PARALLEL_NOISE, NOISE)
 
     def parameters(logs: Floats) -> Parameters:
-        values = np.exp(np.minimum(logs, ceiling))
-        return Parameters(**dict(zip(PARAMETERS, values.tolist(), strict=True)))
+        return Parameters(**dict(zip(PARAMETERS, np.exp(logs).tolist(), strict=True)))
 
-    def residuals(logs: Floats) -> Floats:
-        tried = parameters(logs)
-        error = np.concatenate([rows.log_error(tried) for rows in groups]) / noise
-        soft = np.sign(error) * np.sqrt(2 * (np.sqrt(1 + error**2) - 1))
-        return np.concatenate([soft, (logs - mean) / spread])
+    def errors(logs: Floats) -> Floats:
+        return np.concatenate([rows.log_error(parameters(logs)) for rows in groups]) / noise
 
-    from scipy.optimize import least_squares  # a quarter of a second that predictions never need
-
-    found = least_squares(residuals, np.minimum(mean, ceiling), x_scale=spread, max_nfev=40)
-    return parameters(found.x)
+    return parameters(
+        most_probable(errors, mean, spread, ceiling=ceiling, x_scale=spread, max_nfev=40)
+    )
 
 
 def thinned(rows: Measured, count: int, parallel_count: int) -> Measured:
@@ -128,8 +141,8 @@ def thinned(rows: Measured, count: int, parallel_count: int) -> Measured:
     return rows[np.sort(np.concatenate(chosen))]
 
 
-def stratified(num_tokens: Floats, count: int, rng: np.random.Generator) -> Indices:
-    """Indices of `count` rows, as many from each token regime as it has to give."""
+def stratified(num_tokens: Floats, count: int, rng: np.random.Generator) -> Ints:
+    """Ints of `count` rows, as many from each token regime as it has to give."""
     tokens = np.asarray(num_tokens)
     groups = [np.flatnonzero((tokens > low) & (tokens <= high)) for low, high in REGIMES]
     chosen: list[int] = []

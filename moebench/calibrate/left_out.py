@@ -21,7 +21,6 @@ from moebench.calibrate.cross_validation import (
     unseen_devices,
 )
 from moebench.calibrate.fit import (
-    Indices,
     Measured,
     fit_parameters,
     fit_siblings,
@@ -29,6 +28,7 @@ from moebench.calibrate.fit import (
     stratified,
     thinned,
 )
+from moebench.predict.arrays import Floats, Ints
 from moebench.predict.kernels.catalogue import KernelFit, Prior, generic_prior, prior_for
 from moebench.predict.kernels.dense import DenseParameters, shift
 from moebench.predict.kernels.intervals import (
@@ -42,7 +42,6 @@ from moebench.predict.kernels.intervals import (
 )
 from moebench.predict.kernels.layer import Parameters
 from moebench.predict.kernels.price import unseen_basis
-from moebench.predict.kernels.samplers import Floats
 from moebench.spec.hardware import HardwareSpec
 
 LeftOut = Literal["device", "shapes", "both"]
@@ -72,7 +71,7 @@ class Predicted:
     """Some rows of one group, predicted from what was not left out."""
 
     group: int
-    index: Indices
+    index: Ints
     """Which rows of the group."""
     seconds: Floats
     low: Floats
@@ -84,7 +83,7 @@ class _Part:
     """Rows predicted by one set of parameters, before intervals."""
 
     group: int
-    index: Indices
+    index: Ints
     unit: str
     """What was left out: a device, or a fold of shapes."""
     basis: Basis

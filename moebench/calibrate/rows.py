@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.calibrate.tables import Table
+from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import Kernel
-from moebench.predict.kernels.dense import DenseRows
 from moebench.predict.kernels.layer import LayerCases, roofline, shape_label
-from moebench.predict.kernels.samplers import Floats, sampled_loads
+from moebench.predict.kernels.samplers import sampled_loads
 from moebench.spec.hardware import HardwareSpec, load_hardware
-from moebench.units import BYTES_PER_ELEMENT
 
 LEAST_OF_ROOFLINE = 0.05
 """Measured latency over the roofline's; below, the row is in another unit. Replayed weights come
@@ -143,39 +142,3 @@ def _group(
         )
     )
     return Group(system, hardware, kernel, rows, cases, shapes)
-
-
-@dataclass(frozen=True)
-class DenseGroup:
-    """The dense matmuls of one device."""
-
-    system: str
-    """As the table names it."""
-    rows: NDArray[np.int64]
-    """Indices into the table's well-formed rows."""
-    data: DenseRows
-
-
-def dense_groups(table: Table) -> tuple[list[DenseGroup], dict[str, NDArray[np.int64]]]:
-    """Group a table of dense matmuls by device; the rest as `groups_of`."""
-    found, skipped = [], {}
-    systems = np.array(table.columns["system"])
-    for system in sorted(set(systems.tolist())):
-        here = np.flatnonzero(systems == system)
-        try:
-            hardware = load_hardware(system)
-            peak = hardware.peak_for("bfloat16")
-        except ValueError as error:
-            skipped[f"column system: {error}"] = here
-            continue
-        m, n, k = (table.numbers[name][here] for name in ("m", "n", "k"))
-        data = DenseRows(hardware, m, n, k, table.numbers["latency_us"][here] * 1e-6)
-        moved = BYTES_PER_ELEMENT["bfloat16"] * (m * n + n * k + m * k)
-        least = np.maximum(moved / hardware.memory_bandwidth, 2 * m * n * k / peak)
-        good = is_plausible(data.seconds, least)
-        if not good.all():
-            odd = skipped.get(NOT_MICROSECONDS, np.array([], dtype=np.int64))
-            skipped[NOT_MICROSECONDS] = np.append(odd, here[~good])
-        if good.any():
-            found.append(DenseGroup(system, here[good], data[np.flatnonzero(good)]))
-    return found, skipped

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.predict.kernels.samplers import Floats
+from moebench.predict.arrays import Floats
 from moebench.spec.case import MOST_SKEW
 from moebench.spec.model import MOST_SIZE
 from moebench.units import printable

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from moebench import terminal
 from moebench.calibrate.cross_validation import as_fit, full_fit
+from moebench.calibrate.dense import dense_groups, fit_device
 from moebench.calibrate.energy_left_out import dense_backbones_path, score_backbones_left_out
 from moebench.calibrate.energy_scores import validate_energy
 from moebench.calibrate.energy_tables import (
@@ -27,11 +28,12 @@ from moebench.calibrate.energy_tables import (
 )
 from moebench.calibrate.fit import Measured, fit_siblings, stratified
 from moebench.calibrate.left_out import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
-from moebench.calibrate.rows import Group, dense_groups, groups_of
+from moebench.calibrate.rows import Group, groups_of
 from moebench.calibrate.tables import Table, read_table
 from moebench.files import make_folder
+from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
-from moebench.predict.kernels.dense import DenseParameters, dense_time, fit_device, shipped_dense
+from moebench.predict.kernels.dense import DenseParameters, dense_time, shipped_dense
 from moebench.predict.kernels.layer import layer_time
 from moebench.predict.kernels.price import (
     Calibrated,
@@ -40,7 +42,6 @@ from moebench.predict.kernels.price import (
     prior_of,
     ratio_interval,
 )
-from moebench.predict.kernels.samplers import Floats
 from moebench.terminal import Bar
 from moebench.validate.own_run import validate_run
 from moebench.validate.scores import (
@@ -353,12 +354,12 @@ def dense_scores(
     for group in groups:
         data = group.data
         parameters = shipped.get(data.hardware.name, library)
-        rest = np.arange(len(data.m))
+        rest = np.arange(len(data))
         if rows is not None:
-            use = stratified(data.m, rows, np.random.default_rng(seed))
+            use = stratified(data.shapes.m, rows, np.random.default_rng(seed))
             rest = np.setdiff1d(rest, use)
             parameters = fit_device(data[use], library)
-        time = dense_time(parameters, data.hardware, data.m, data.n, data.k)
+        time = dense_time(parameters, data.hardware, data.shapes)
         nothing = np.full(len(rest), np.nan)
         scores.fill(group.rows[rest], time[rest], nothing, nothing)
     return scores, skipped

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.calibrate.tables import Table
+from moebench.predict.arrays import Floats
 from moebench.predict.kernels.intervals import REGIME_NAMES, REGIMES
-from moebench.predict.kernels.samplers import Floats
 
 SCHEMA = 1
 Skipped = Mapping[str, NDArray[np.int64]]

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.predict.energy.cases import PRECISIONS, Cases, Floats
+from moebench.predict.arrays import Floats
+from moebench.predict.energy.cases import PRECISIONS, Cases
 from moebench.predict.energy.parameters import EnergyParameters
 from moebench.predict.energy.power import bounded, limits
 from moebench.records.results import Caveat

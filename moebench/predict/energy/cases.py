@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from moebench.predict.arrays import Floats
+
 Names = NDArray[Any]
 """Array of strings of any length."""
 Precision = Literal["bfloat16", "fp8", "fp8-block", "mxfp4"]

@@ -15,7 +15,8 @@ constant split as in AccelWattch (Kandiah et al., MICRO 2021).
 
 import numpy as np
 
-from moebench.predict.energy.cases import Cases, Floats
+from moebench.predict.arrays import Floats
+from moebench.predict.energy.cases import Cases
 from moebench.predict.energy.parameters import EnergyParameters
 from moebench.predict.energy.step import (
     StepTime,

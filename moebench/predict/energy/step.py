@@ -10,14 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.predict.energy.cases import (
-    ACTIVATION_BYTES,
-    PEAK_DTYPES,
-    PRECISIONS,
-    TASKS,
-    Cases,
-    Floats,
-)
+from moebench.predict.arrays import Floats
+from moebench.predict.energy.cases import ACTIVATION_BYTES, PEAK_DTYPES, PRECISIONS, TASKS, Cases
 from moebench.predict.energy.parameters import PROMPT, EnergyParameters
 from moebench.spec.hardware import HardwareSpec
 

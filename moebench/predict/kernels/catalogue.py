@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from moebench.predict.arrays import Floats
 from moebench.predict.kernels import tiles as tile_rules
 from moebench.predict.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, Traits
-from moebench.predict.kernels.samplers import Collector, Floats, Loads
+from moebench.predict.kernels.samplers import Collector, Loads
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import from_mapping
 
@@ -246,23 +247,24 @@ def prior_for(
     mean, spread = {}, {}
     for name in PARAMETERS:
         meta = METADATA[name]
+        is_framework = meta.get("scope") == "framework"
         weights, spread_weights, values = [], [], []
         for fit in found:
             machine = machines[fit.system]
             value = math.log(getattr(fit.parameters, name))
-            if meta["paced"]:
+            if meta.get("paced"):
                 value += CLOCK_EXPONENT * math.log(clock / (machine.clock or clock))
             if dense_shift:
                 value += dense_shift.get(fit.system, {}).get(name, 0.0)
             values.append(value)
             is_equal = machine.compute_capability == hardware.compute_capability
-            weight = _nearness(kernel, fit.kernel, meta["scope"])
-            if meta["scope"] == "kernel" and mma_generation(machine) == own:
+            weight = _nearness(kernel, fit.kernel, is_framework)
+            if not is_framework and mma_generation(machine) == own:
                 weight *= SAME_GENERATION
             if fit.kernel == kernel:
                 weight *= SAME_KERNEL * (SAME_CODE if is_equal else 1)
             spread_weights.append(weight)
-            if meta["scope"] == "kernel" and is_equal:
+            if not is_framework and is_equal:
                 weight *= SAME_CAPABILITY
             weights.append(weight)
         w, around = (np.array(each) / np.sum(each) for each in (weights, spread_weights))
@@ -274,12 +276,12 @@ def prior_for(
     return Prior(mean, spread)
 
 
-def _nearness(one: Kernel, other: Kernel, scope: str) -> float:
+def _nearness(one: Kernel, other: Kernel, is_framework: bool) -> float:
     """How much a fit of `other` says about `one`."""
     same_family = one.family == other.family
     same_framework = one.generation == other.generation
     nearness = 3.0 if one.dtype == other.dtype else 1.0
-    if scope == "framework":
+    if is_framework:
         nearness *= 1.0 if same_family else FRAMEWORK_STRANGER_WEIGHT
         return (
             nearness * (6 if same_framework else 1) * (2 if one.matrices == other.matrices else 1)

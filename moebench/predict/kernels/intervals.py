@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.predict.kernels.samplers import Floats
+from moebench.predict.arrays import Floats
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import nearest
 

@@ -11,14 +11,14 @@ All sizes in bytes and all times in seconds; every function works on arrays over
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moebench.predict.kernels.samplers import BLOCK_ROWS, Floats, Loads
+from moebench.predict.arrays import Floats, Mask, OverCases
+from moebench.predict.kernels.samplers import BLOCK_ROWS, Loads
 from moebench.predict.kernels.tiles import Tiles
+from moebench.predict.parameters import metadata, parameter
 from moebench.spec.hardware import HardwareSpec
 from moebench.units import BYTES_PER_ELEMENT
 
@@ -41,91 +41,72 @@ CHUNK = 32768
 """Cases priced at a time, so that temporaries stay in cache."""
 
 
-def _parameter(
-    typical: float,
-    spread: float,
-    unit: str,
-    scope: Literal["kernel", "framework"] = "kernel",
-    ceiling: float = float("inf"),
-    paced: bool = False,
-) -> Any:
-    """A fitted positive number.
-
-    Args:
-        typical: median of the log-normal prior where nothing was measured.
-        spread: standard deviation of its logarithm.
-        unit: "s", "B/clock", ... or "" for a ratio.
-        scope: whether it belongs to the matmul kernel or to the framework around it.
-        ceiling: physical upper bound.
-        paced: a chain of instructions, which takes as many clocks on any device.
-    """
-    prior = {"typical": typical, "spread": spread, "unit": unit, "ceiling": ceiling}
-    return field(default=typical, metadata=prior | {"scope": scope, "paced": paced})
-
-
 @dataclass(frozen=True)
 class Parameters:
     """What is fitted for one kernel on one device; none names a device or a shape."""
 
-    launch: float = _parameter(8e-6, 0.6, "s", "framework", paced=True)
+    launch: float = parameter(8e-6, 0.6, "s", scope="framework", paced=True)
     """Everything of a call that does not grow: kernel starts, top-k, the graph's own gaps."""
-    sort: float = _parameter(3e-6, 0.6, "s", "framework", paced=True)
+    sort: float = parameter(3e-6, 0.6, "s", scope="framework", paced=True)
     """Sorting the token copies by expert, where the framework can skip it."""
-    parallel: float = _parameter(2e-6, 1.0, "s", "framework", paced=True)
+    parallel: float = parameter(2e-6, 1.0, "s", scope="framework", paced=True)
     """Extra kernels under expert parallelism: mapping ids, clearing outputs."""
-    copy: float = _parameter(2e-10, 1.2, "s", "framework", paced=True)
+    copy: float = parameter(2e-10, 1.2, "s", scope="framework", paced=True)
     """Per token copy: sorting and permuting."""
-    expert: float = _parameter(5e-9, 1.2, "s", "framework", paced=True)
+    expert: float = parameter(5e-9, 1.2, "s", scope="framework", paced=True)
     """Per expert of the rank: histogram and prefix sum."""
-    quantise: float = _parameter(70.0, 1.0, "clock", "framework")
+    quantise: float = parameter(70.0, 1.0, "clock", scope="framework")
     """Of one SM for `SCALE_GROUP` activations that become fp8 with a scale of their own: a warp
     reduces and rescales them, which takes longer than their bytes."""
-    activation_traffic: float = _parameter(1.3, 0.4, "", "framework")
+    activation_traffic: float = parameter(1.3, 0.4, "", scope="framework")
     """Bytes that the elementwise kernels and activations really move over the minimum."""
-    top1_launch: float = _parameter(3e-6, 0.7, "s", "framework", paced=True)
+    top1_launch: float = parameter(3e-6, 0.7, "s", scope="framework", paced=True)
     """Extra kernels of top-1 models, which scale the input by the router weight first."""
-    top1_passes: float = _parameter(1.0, 0.8, "", "framework")
+    top1_passes: float = parameter(1.0, 0.8, "", scope="framework")
     """Extra passes over the input in those kernels."""
-    gemm: float = _parameter(1.5e-6, 0.5, "s", paced=True)
+    gemm: float = parameter(1.5e-6, 0.5, "s", paced=True)
     """Start of one grouped matmul: descriptors, first loads, last stores."""
-    block: float = _parameter(1.5e-6, 0.6, "s", paced=True)
+    block: float = parameter(1.5e-6, 0.6, "s", paced=True)
     """Start and end of one thread block."""
-    tensor_memory: float = _parameter(1e-6, 0.7, "s")
+    tensor_memory: float = parameter(1e-6, 0.7, "s")
     """The same again where the accumulator lives in tensor memory (compute capability 10)."""
-    round_trip: float = _parameter(0.75e-6, 0.4, "s")
+    round_trip: float = parameter(0.75e-6, 0.4, "s")
     """One load from DRAM, start to use."""
-    l2_round_trip: float = _parameter(0.1, 0.6, "", ceiling=1.0)
+    l2_round_trip: float = parameter(0.1, 0.6, "", ceiling=1.0)
     """A load from L2 over one from DRAM, beyond what the step itself hides."""
-    bandwidth: float = _parameter(0.9, 0.12, "", ceiling=1.0)
+    bandwidth: float = parameter(0.9, 0.12, "", ceiling=1.0)
     """Share of the datasheet's DRAM bandwidth that streaming weights reaches."""
-    narrow_rows: float = _parameter(0.7, 0.3, "", ceiling=1.0)
+    narrow_rows: float = parameter(0.7, 0.3, "", ceiling=1.0)
     """Further share left when a step reads only 64 bytes of each row (block_k of 32)."""
-    tensor: float = _parameter(0.7, 0.25, "", ceiling=1.0)
+    tensor: float = parameter(0.7, 0.25, "", ceiling=1.0)
     """Share of the datasheet's tensor peak that full tiles reach."""
-    fill_rows: float = _parameter(8.0, 0.8, "rows")
+    fill_rows: float = parameter(8.0, 0.8, "rows")
     """Rows by which each tile costs more than its height: short tiles feed tensor cores badly."""
-    l2_port: float = _parameter(48.0, 0.5, "B/clock")
+    l2_port: float = parameter(48.0, 0.5, "B/clock")
     """L2 to one SM."""
-    step: float = _parameter(100.0, 0.8, "clock")
+    step: float = parameter(100.0, 0.8, "clock")
     """Instructions of one inner step that nothing hides."""
-    misaligned: float = _parameter(50.0, 0.4, "clock")
+    misaligned: float = parameter(50.0, 0.4, "clock")
     """One element-wise load of a thread, where a row stride forbids vector loads."""
-    overlap: float = _parameter(3.0, 0.25, "")
+    overlap: float = parameter(3.0, 0.25, "")
     """Exponent p of the norm: 1 adds the four times, infinity takes the largest."""
-    waves: float = _parameter(0.3, 0.6, "", ceiling=1.0)
+    waves: float = parameter(0.3, 0.6, "", ceiling=1.0)
     """How much of the last wave's idle SMs is felt."""
-    reread: float = _parameter(0.3, 0.8, "")
+    reread: float = parameter(0.3, 0.8, "")
     """Share of re-reads of the input, once a column of tiles, that reach DRAM."""
-    retention: float = _parameter(0.65, 0.4, "")
+    retention: float = parameter(0.65, 0.4, "")
     """Share of L2 that replayed weights can occupy (warm only)."""
-    weight_retention: float = _parameter(0.7, 0.5, "")
+    weight_retention: float = parameter(0.7, 0.5, "")
     """Share of L2 that one expert's matrix may fill and still be shared by its row tiles."""
 
 
 PARAMETERS = tuple(entry.name for entry in dataclasses.fields(Parameters))
-METADATA: Mapping[str, Mapping[str, Any]] = {
-    entry.name: entry.metadata for entry in dataclasses.fields(Parameters)
-}
+METADATA = metadata(Parameters)
+"""Prior, unit and ceiling of each.
+
+`scope="framework"` belongs to the framework around the matmul kernel. `paced` ones are chains of
+instructions, which take as many clocks on any device.
+"""
 
 
 @dataclass(frozen=True)
@@ -147,7 +128,7 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class LayerCases:
+class LayerCases(OverCases):
     """Calls of one MoE layer on one rank, as one kernel runs them. Arrays over cases."""
 
     num_tokens: Floats
@@ -167,22 +148,9 @@ class LayerCases:
     """Of the weights: "bfloat16" or "float8"."""
     traits: Traits = Traits()
 
-    def __len__(self) -> int:
-        return len(self.num_tokens)
-
-    def __getitem__(self, index: "NDArray[np.bool_] | NDArray[np.int64] | slice") -> "LayerCases":
-        arrays = {
-            name: getattr(self, name)[index]
-            for name in (
-                "num_tokens", "hidden_size", "inner_size", "top_k", "num_experts",
-                "expert_parallel", "matrices", "loads", "tiles",
-            )
-        }  # fmt: skip
-        return dataclasses.replace(self, **arrays)
-
 
 @dataclass(frozen=True)
-class LayerTime:
+class LayerTime(OverCases):
     """Predicted seconds of each case, and what they are made of."""
 
     seconds: Floats
@@ -213,11 +181,7 @@ def layer_time(
         _layer_time(parameters, machine, cases[start : start + CHUNK], warm)
         for start in range(0, len(cases), CHUNK)
     ]
-    return LayerTime(
-        np.concatenate([part.seconds for part in parts]),
-        {name: np.concatenate([part.stages[name] for part in parts]) for name in parts[0].stages},
-        {name: np.concatenate([part.terms[name] for part in parts]) for name in parts[0].terms},
-    )
+    return LayerTime.concatenate(parts)
 
 
 def roofline(hardware: HardwareSpec, cases: LayerCases) -> Floats:
@@ -310,7 +274,7 @@ class _Gemm:
     columns: Floats
     input_elements: Floats
     """Of the distinct rows that the whole call reads."""
-    is_misaligned: NDArray[np.bool_]
+    is_misaligned: Mask
 
 
 def _grouped_matmul(

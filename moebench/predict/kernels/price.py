@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moebench.predict.arrays import Floats
 from moebench.predict.kernels import dense
 from moebench.predict.kernels.catalogue import (
     Kernel,
@@ -22,7 +23,6 @@ from moebench.predict.kernels.catalogue import (
 )
 from moebench.predict.kernels.intervals import Basis, shipped_widths
 from moebench.predict.kernels.layer import LayerCases, LayerTime, Parameters, layer_time
-from moebench.predict.kernels.samplers import Floats
 from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import nearest

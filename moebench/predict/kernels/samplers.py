@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
+from moebench.predict.arrays import Floats, Ints, OverCases
 
 BLOCK_ROWS = (8, 16, 32, 64, 128, 256)
 """Row-tile heights for which padded tiles are counted."""
@@ -35,7 +33,7 @@ REPLAYED_DRAWS = 5
 
 
 @dataclass(frozen=True)
-class Loads:
+class Loads(OverCases):
     """What each case asks of one rank's grouped matmuls; arrays over cases."""
 
     distinct: Floats
@@ -46,11 +44,6 @@ class Loads:
     """[cases] token copies (assignments) that fall on the rank's experts."""
     tiles: Floats
     """[cases, BLOCK_ROWS] row tiles, every expert's copies rounded up to whole blocks."""
-
-    def __getitem__(self, index: "NDArray[np.bool_] | Counts | slice") -> "Loads":
-        return Loads(
-            self.distinct[index], self.replayed[index], self.copies[index], self.tiles[index]
-        )
 
 
 def sampled_loads(
@@ -111,7 +104,7 @@ def expected_loads(
     return Loads(distinct, distinct, np.array(copies), tiles)
 
 
-def uniform_loads(marginal: Floats, num_experts: Counts, num_tokens: Counts) -> Loads:
+def uniform_loads(marginal: Floats, num_experts: Ints, num_tokens: Ints) -> Loads:
     """Loads of independent tokens over equally popular experts; arrays over cases.
 
     Args:
@@ -125,7 +118,7 @@ def uniform_loads(marginal: Floats, num_experts: Counts, num_tokens: Counts) -> 
     return Loads(distinct, distinct, copies, num_experts[:, None] * tiles)
 
 
-def observed_loads(tokens_per_expert: Sequence[Counts], expert_parallel: int = 1) -> Loads:
+def observed_loads(tokens_per_expert: Sequence[Ints], expert_parallel: int = 1) -> Loads:
     """Loads of recorded routing: integer counts of every expert, for each case."""
     rows = []
     for counts in tokens_per_expert:
@@ -135,7 +128,7 @@ def observed_loads(tokens_per_expert: Sequence[Counts], expert_parallel: int = 1
     return Loads(table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
 
 
-def _binomial_tiles(marginal: Floats, tokens: Counts) -> Floats:
+def _binomial_tiles(marginal: Floats, tokens: Ints) -> Floats:
     """Expected row tiles of one expert whose count is Binomial(tokens, marginal).
 
     The j-th tile of b rows exists if more than (j - 1) b tokens chose the expert. Below eight
@@ -163,7 +156,7 @@ def _binomial_tiles(marginal: Floats, tokens: Counts) -> Floats:
     return tiles
 
 
-def binomial_survival(tokens: Counts, marginal: Floats, above: Floats) -> Floats:
+def binomial_survival(tokens: Ints, marginal: Floats, above: Floats) -> Floats:
     """Probability that more than `above` of `tokens` independent tokens choose an expert.
 
     Probabilities of single counts are multiplied up from the most likely one, P(c + 1) / P(c) =
@@ -209,7 +202,7 @@ def _one_load(
     return _summary(counts[:, : num_experts // ranks], replayed)
 
 
-def _summary(local: Counts, replayed: int) -> tuple[float, ...]:
+def _summary(local: Ints, replayed: int) -> tuple[float, ...]:
     """Means over draws; `replayed` consecutive draws make one replayed set."""
     touched = local > 0
     united = touched.reshape(-1, replayed, local.shape[1]).any(axis=1)
@@ -224,7 +217,7 @@ def _summary(local: Counts, replayed: int) -> tuple[float, ...]:
 
 def balanced_counts(
     num_tokens: int, top_k: int, num_experts: int, in_bfloat16: bool = False
-) -> Counts:
+) -> Ints:
     """Token copies of each expert under the balanced sampler.
 
     Slot j of token t goes to expert (t + j s) mod N with the stride s = ceil(N / k); when there
@@ -245,7 +238,7 @@ def balanced_counts(
     if num_tokens >= stride:
         first = (np.arange(num_experts)[:, None] - slots * stride) % num_experts
         visits = (num_tokens - first + num_experts - 1) // num_experts
-        counts: Counts = np.where(first < num_tokens, visits, 0).sum(axis=1)
+        counts: Ints = np.where(first < num_tokens, visits, 0).sum(axis=1)
         return counts
     tokens = np.arange(num_tokens)[:, None]
     position = (tokens * stride / num_tokens + slots * stride) % num_experts
@@ -269,7 +262,7 @@ def power_law_counts(
     ranks: int,
     exponent: float,
     to_one_rank: bool = False,
-) -> Counts:
+) -> Ints:
     """Token copies of each expert in `NUM_DRAWS` draws of the power-law sampler.
 
     Weights follow a bounded Pareto law; copies in proportion are rounded, clipped to one per
@@ -308,19 +301,19 @@ def power_law_counts(
     fullest = counts.sum(axis=2).argmax(axis=1)
     first, full = counts[draws, 0].copy(), counts[draws, fullest].copy()
     counts[draws, fullest], counts[draws, 0] = first, full
-    drawn: Counts = counts.reshape(NUM_DRAWS, num_experts)
+    drawn: Ints = counts.reshape(NUM_DRAWS, num_experts)
     return drawn
 
 
-def _dealt(amount: Counts, ranks: int, to_one_rank: bool) -> Counts:
+def _dealt(amount: Ints, ranks: int, to_one_rank: bool) -> Ints:
     """[draws, ranks]: units dealt one by one to the ranks in turn, or all to the first."""
     if to_one_rank:
         return np.where(np.arange(ranks) == 0, amount[:, None], 0)
-    dealt: Counts = np.maximum(0, (amount[:, None] - np.arange(ranks) + ranks - 1) // ranks)
+    dealt: Ints = np.maximum(0, (amount[:, None] - np.arange(ranks) + ranks - 1) // ranks)
     return dealt
 
 
-def _levelled_up(counts: Counts, amount: Counts, cap: int) -> Counts:
+def _levelled_up(counts: Ints, amount: Ints, cap: int) -> Ints:
     """Add `amount` units to each row of `counts`, each to its smallest entry below `cap`.
 
     Water filling in closed form: the level is found by bisection, the remainder goes to the
@@ -337,5 +330,5 @@ def _levelled_up(counts: Counts, amount: Counts, cap: int) -> Counts:
     filled = np.maximum(counts, level)
     left = amount - (filled - counts).sum(axis=-1)
     at_level = (filled == level) & (filled < cap)
-    levelled: Counts = filled + (at_level & (np.cumsum(at_level, axis=-1) <= left[..., None]))
+    levelled: Ints = filled + (at_level & (np.cumsum(at_level, axis=-1) <= left[..., None]))
     return levelled

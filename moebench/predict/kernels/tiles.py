@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moebench.predict.kernels.samplers import Floats
+from moebench.predict.arrays import Floats, Ints, OverCases
 
-Ints = NDArray[np.int64]
 Tile = tuple[int, int, int, int, int, int]
 
 AUTOTUNED: tuple[Tile, ...] = (
@@ -31,7 +29,7 @@ SGLANG_TRITON = ("3.5.1", "3.4.0", "3.3.1", "3.2.0", "3.1.0")
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(OverCases):
     """Tile of each case and candidate; arrays [cases, candidates]."""
 
     block_m: Ints
@@ -51,16 +49,6 @@ class Tiles:
         """From [cases, 6] (one tile a case) or [cases, candidates, 6]."""
         wide = table[:, None, :] if table.ndim == 2 else table
         return cls(*(wide[..., column] for column in range(6)))
-
-    def __getitem__(self, index: "NDArray[np.bool_] | Ints | slice") -> "Tiles":
-        return Tiles(
-            self.block_m[index],
-            self.block_n[index],
-            self.block_k[index],
-            self.group_m[index],
-            self.warps[index],
-            self.stages[index],
-        )
 
 
 def autotuned(num_cases: int) -> Tiles:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.predict.kernels.samplers import Floats
+from moebench.predict.arrays import Floats
 from moebench.spec.hardware import HardwareSpec, Interconnect
 
 LINK_SHARE = 0.8

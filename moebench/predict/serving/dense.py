@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import mma_generation
-from moebench.predict.kernels.dense import DenseParameters, dense_time, shipped_dense
-from moebench.predict.kernels.samplers import Floats
+from moebench.predict.kernels.dense import DenseParameters, MatmulShapes, dense_time, shipped_dense
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.ops import Op
 from moebench.units import BYTES_PER_ELEMENT
@@ -80,7 +80,7 @@ def op_times(library: Library, ops: Sequence[Op]) -> Floats:
         here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
         if here:
             sizes = np.array([product_shape(ops[index]) for index in here], dtype=float)
-            seconds[here] = dense_time(p, hardware, *sizes.T, dtype=dtype, warm=False)
+            seconds[here] = dense_time(p, hardware, MatmulShapes(*sizes.T), dtype, warm=False)
     rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
     stream = hardware.memory_bandwidth * p.bandwidth
     for i, op in enumerate(ops):

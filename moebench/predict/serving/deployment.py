@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.predict.kernels.samplers import Floats
+from moebench.predict.arrays import Floats
 from moebench.predict.serving.communication import link
 from moebench.spec.case import MOST_SKEW, Phase, Workload
 from moebench.spec.hardware import HardwareSpec

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moebench.predict.arrays import Floats
 from moebench.predict.kernels import price as pricing
-from moebench.predict.kernels.samplers import Floats
 from moebench.predict.serving.communication import UNCERTAINTY as LINK_UNCERTAINTY
 from moebench.predict.serving.dense import ATTENTION_UNCERTAINTY, Library
 from moebench.predict.serving.step import Step

@@ -1,0 +1,125 @@
+"""Dense matmuls of measured tables: their groups by device, and fits of a device's library."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.calibrate.fit import most_probable
+from moebench.calibrate.rows import NOT_MICROSECONDS, is_plausible
+from moebench.calibrate.tables import Table
+from moebench.predict.arrays import Floats, Ints, OverCases
+from moebench.predict.kernels.dense import METADATA, DenseParameters, MatmulShapes, dense_time
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.units import BYTES_PER_ELEMENT
+
+OWN = ("launch", "bandwidth", "tensor")
+"""Parameters that are fitted for each device; all others are the library's."""
+NOISE = 0.1
+"""Log error that the form of the model has even with its best parameters."""
+
+
+@dataclass(frozen=True)
+class DenseRows(OverCases):
+    """Measured dense matmuls of one device."""
+
+    hardware: HardwareSpec
+    shapes: MatmulShapes
+    seconds: Floats
+
+    def thinned(self, count: int) -> "DenseRows":
+        """At most `count` of the rows, always the same ones."""
+        if len(self) <= count:
+            return self
+        return self[np.random.default_rng(0).choice(len(self), count, replace=False)]
+
+    def log_error(self, parameters: DenseParameters) -> Floats:
+        """log(measured / predicted)."""
+        return np.log(self.seconds / dense_time(parameters, self.hardware, self.shapes))
+
+
+@dataclass(frozen=True)
+class DenseGroup:
+    """The dense matmuls of one device."""
+
+    system: str
+    """As the table names it."""
+    rows: Ints
+    """Indices into the table's well-formed rows."""
+    data: DenseRows
+
+
+def dense_groups(table: Table) -> tuple[list[DenseGroup], dict[str, Ints]]:
+    """Group a table of dense matmuls by device.
+
+    Returns:
+        The groups, and for each reason the rows that belong to none.
+    """
+    found: list[DenseGroup] = []
+    skipped: dict[str, Ints] = {}
+    systems = np.array(table.columns["system"])
+    for system in sorted(set(systems.tolist())):
+        here = np.flatnonzero(systems == system)
+        try:
+            hardware = load_hardware(system)
+            peak = hardware.peak_for("bfloat16")
+        except ValueError as error:
+            skipped[f"column system: {error}"] = here
+            continue
+        m, n, k = (table.numbers[name][here] for name in ("m", "n", "k"))
+        seconds = table.numbers["latency_us"][here] * 1e-6
+        moved = BYTES_PER_ELEMENT["bfloat16"] * (m * n + n * k + m * k)
+        least = np.maximum(moved / hardware.memory_bandwidth, 2 * m * n * k / peak)
+        good = is_plausible(seconds, least)
+        if not good.all():
+            odd = skipped.get(NOT_MICROSECONDS, np.array([], dtype=np.int64))
+            skipped[NOT_MICROSECONDS] = np.append(odd, here[~good])
+        if good.any():
+            data = DenseRows(hardware, MatmulShapes(m, n, k), seconds)[good]
+            found.append(DenseGroup(system, here[good], data))
+    return found, skipped
+
+
+def fit_library(devices: Mapping[str, DenseRows], rows: int = 250) -> dict[str, DenseParameters]:
+    """Fit one library on several devices: `OWN` parameters for each, the others shared.
+
+    Args:
+        devices: measured rows of each device.
+        rows: of each device that are used.
+    """
+    thin = [device.thinned(rows) for device in devices.values()]
+    shared = [name for name in METADATA if name not in OWN]
+    return dict(zip(devices, _fit(DenseParameters(), thin, shared), strict=True))
+
+
+def fit_device(rows: DenseRows, library: DenseParameters) -> DenseParameters:
+    """Fit a device's `OWN` parameters, all others being the library's."""
+    return _fit(library, [rows.thinned(400)], [])[0]
+
+
+def _fit(
+    start: DenseParameters, devices: Sequence[DenseRows], shared: Sequence[str]
+) -> list[DenseParameters]:
+    names = [*shared, *OWN * len(devices)]
+
+    def unpack(logs: Floats) -> list[DenseParameters]:
+        values = np.exp(logs).tolist()
+        common = dict(zip(shared, values[: len(shared)], strict=True))
+        own = np.reshape(values[len(shared) :], (len(devices), len(OWN))).tolist()
+        return [
+            dataclasses.replace(start, **common, **dict(zip(OWN, row, strict=True))) for row in own
+        ]
+
+    def errors(logs: Floats) -> Floats:
+        parts = zip(devices, unpack(logs), strict=True)
+        return np.concatenate([rows.log_error(parameters) for rows, parameters in parts]) / NOISE
+
+    mean = np.log([getattr(start, name) for name in names])
+    spread, ceiling = (
+        np.array([METADATA[name][fact] for name in names]) for fact in ("spread", "ceiling")
+    )
+    found = most_probable(
+        errors, mean, spread, ceiling=np.log(ceiling), x_scale=spread, max_nfev=30
+    )
+    return unpack(found)
