@@ -1,6 +1,6 @@
 """JSON Lines in which no byte can change unnoticed.
 
-    {"run": "...", ..., "schema": 2, "crc32": "8f3a0b1c"}
+    {"run": "...", ..., "schema": 3, "crc32": "8f3a0b1c"}
 
 The last key of a line is the CRC-32 of the line without that key. Files of schema 1 had none;
 their lines load as far as they are JSON of the right shape.

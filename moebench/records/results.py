@@ -20,8 +20,8 @@ from moebench.units import (
     nearest,
 )
 
-SCHEMA = 2
-"""Of a run's files. 2: every line ends with its checksum."""
+SCHEMA = 3
+"""Version of a run's files. 2: every line ends with its checksum. 3: a manifest says its kind."""
 SEALED_SINCE = 2
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]

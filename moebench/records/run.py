@@ -13,6 +13,7 @@ failure, and the lines of a cell that was cut off are set aside and the cell is 
 """
 
 import contextlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,9 +33,9 @@ MANIFEST = "manifest.json"
 PREDICTIONS = "predictions.jsonl"
 RECORDS = "records.jsonl"
 FAILURES = "failures.jsonl"
-BACKENDS_ABSENT = "absent"
-"""Key that only manifests of runs of expert backends have."""
 
+RunKind = Literal["routers", "experts"]
+"""What the cases of a run differ in: routers, or the backends that execute experts."""
 Status = Literal["running", "done", "interrupted"]
 
 
@@ -84,6 +85,9 @@ class Manifest:
     resumed_at: tuple[str, ...] = ()
     noise_floor: float | None = None
     """Relative half width of the speedup of a case against itself; None: not measured."""
+    kind: Literal["routers"] = "routers"
+    argv: tuple[str, ...] | None = None
+    """The command line behind `python -m moebench.suite`; None before schema 3."""
     schema: int = SCHEMA
 
 
@@ -145,15 +149,28 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return table
 
 
-def compares_backends(directory: Path) -> bool:
-    """Whether a directory holds a run of a suite of expert backends (`moebench.execution`).
+def run_kind(manifest: Mapping[str, Any]) -> RunKind:
+    """Whether a run compares routers or expert backends.
 
-    False where none can be read: who loads the run says what is wrong.
+    Manifests before schema 3 have no such key; then only those of expert backends have "absent".
     """
+    kind = manifest.get("kind", "experts" if "absent" in manifest else "routers")
+    return "experts" if kind == "experts" else "routers"
+
+
+def recorded_arguments(directory: Path) -> list[str]:
+    """The command line that started a run; before schema 3 routers' runs have it as `command`.
+
+    Raises:
+        ValueError: no run there, or its command line cannot be read.
+    """
+    table = read_manifest(directory)
+    if table.get("argv") is not None:
+        return [*decode(tuple[str, ...], table["argv"], f"{directory / MANIFEST}.argv")]
     try:
-        return BACKENDS_ABSENT in read_manifest(directory)
-    except ValueError:
-        return False
+        return shlex.split(str(table.get("command", "")))[3:]
+    except ValueError as error:
+        raise ValueError(f"{directory}: {MANIFEST}: command: {error}") from error
 
 
 def load_run(directory: Path) -> KeptRun:
@@ -166,7 +183,7 @@ def load_run(directory: Path) -> KeptRun:
         ValueError: no run there, an unreadable manifest, or a schema newer than this version.
     """
     table = read_manifest(directory)
-    if BACKENDS_ABSENT in table:
+    if run_kind(table) == "experts":
         raise ValueError(
             f"{directory}: a run of expert backends, which are compared with one another inside "
             "it; expected a run of routers (python -m moebench.report shows this one)"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.records.run import compares_backends, load_run
+from moebench.records.run import load_run, read_manifest, run_kind
 from moebench.report.output import run_summary, terminal_report, write_report
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    if compares_backends(options.run):
+    if run_kind(read_manifest(options.run)) == "experts":
         # Imports torch, which reports of other runs never need.
         from moebench.suite.execution.verb import report_execution
 

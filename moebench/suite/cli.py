@@ -27,8 +27,8 @@ from moebench.records.run import (
     Manifest,
     PlannedCell,
     Run,
-    compares_backends,
     load_run,
+    recorded_arguments,
     run_id,
 )
 from moebench.report.cases import predicted_table
@@ -123,28 +123,18 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
         raise ValueError(f"--layers: found {options.layers}, expected at least 1")
     if options.write_hardware:
         return _write_hardware(options)
-    is_of_backends = options.resume is not None and compares_backends(options.resume)
-    if options.suite is not None:
-        is_of_backends = suite_kind(suite_path(options.suite)) == "experts"
-    if is_of_backends:
+    if options.resume:
+        options, argv = _resumed(options)
+    if options.suite is None:
+        raise ValueError(f"which suite? known: {', '.join(suite_names())}, or a TOML file")
+    if suite_kind(suite_path(options.suite)) == "experts":
         from moebench.suite.execution.verb import run_execution
 
         signal.signal(signal.SIGTERM, _terminate)
-        return run_execution(options, argv, _parser())
+        return run_execution(options, argv)
     if options.full:
         raise ValueError("--full: only for a suite of expert backends")
     kept = load_run(options.resume) if options.resume else None
-    if kept is not None:
-        # The run's own command line says which layers and routers it has.
-        try:
-            argv = shlex.split(kept.manifest.command)[3:]
-        except ValueError as error:
-            raise ValueError(f"{options.resume}: manifest.json: command: {error}") from error
-        budget = options.time_budget
-        options = _parser().parse_args(argv)
-        options.time_budget = budget or options.time_budget
-    if options.suite is None and kept is None:
-        raise ValueError(f"which suite? known: {', '.join(suite_names())}, or a TOML file")
     suite = load_suite(options.suite)
     if kept is not None and suite.text_sha256 != kept.manifest.suite_sha256:
         raise ValueError(
@@ -154,6 +144,15 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     if options.predict:
         return _predict(options, suite)
     return _measure(options, suite, kept, argv)
+
+
+def _resumed(options: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
+    """The options of the run to resume, which say what it measures, and its command line."""
+    argv = recorded_arguments(options.resume)
+    resumed = _parser().parse_args(argv)
+    resumed.resume, resumed.json = options.resume, options.json or resumed.json
+    resumed.time_budget = options.time_budget or resumed.time_budget
+    return resumed, argv
 
 
 def _list(as_json: bool) -> int:
@@ -309,6 +308,7 @@ def _manifest(
         suite_sha256=suite.text_sha256,
         title=suite.file.title,
         command=shlex.join(["python", "-m", "moebench.suite", *argv]),
+        argv=tuple(argv),
         machine=machine.hardware.title,
         environment=encode(environment),
         hardware=machine.hardware,

@@ -7,11 +7,11 @@ again when the run is taken up.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moebench.records.lines import Line, read_lines
 from moebench.records.results import SEALED_SINCE
-from moebench.records.run import BACKENDS_ABSENT, MANIFEST, read_manifest
+from moebench.records.run import MANIFEST, read_manifest, run_kind
 from moebench.spec.codec import decode
 from moebench.suite.execution.plan import CellPlan
 from moebench.suite.execution.work import PROBE_WORK
@@ -40,6 +40,7 @@ class ExecutionManifest:
     cells: tuple[str, ...]
     """Keys of the planned cells."""
     started_at: str
+    kind: Literal["experts"] = "experts"
     schema: int = 1
 
     @property
@@ -92,7 +93,7 @@ def load_manifest(directory: Path) -> ExecutionManifest:
         ValueError: none there, or of another kind of run, damaged or ill-typed.
     """
     table = read_manifest(directory)
-    if BACKENDS_ABSENT not in table:
+    if run_kind(table) != "experts":
         raise ValueError(f"{directory}: found a run of routers, expected one of expert backends")
     return decode(ExecutionManifest, table, str(directory / MANIFEST))
 

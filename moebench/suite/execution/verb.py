@@ -8,7 +8,7 @@ from moebench import terminal
 from moebench.spec.codec import encode
 from moebench.suite.execution.plan import load_execution_suite
 from moebench.suite.execution.report import terminal_report, write_report
-from moebench.suite.execution.results import load_manifest, load_results
+from moebench.suite.execution.results import load_results
 from moebench.suite.execution.run import measure
 from moebench.suite.plan import suite_path
 from moebench.units import quantity
@@ -17,24 +17,17 @@ FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "writ
 """Options of suites that compare routers."""
 
 
-def run_execution(
-    options: argparse.Namespace, argv: Sequence[str], parser: argparse.ArgumentParser
-) -> int:
+def run_execution(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measure the suite, or what is left of a run, write its report and print the table.
 
     Raises:
         ValueError: an option that does not apply, or a backend that does not run here.
     """
-    resumed, as_json, budget = options.resume, options.json, options.time_budget
-    if resumed is not None:
-        argv = load_manifest(resumed).argv
-        options = parser.parse_args(argv)
     for name in FOREIGN:
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')}: not for a suite of expert backends")
-    budget = budget or options.time_budget
     try:
-        seconds = quantity(budget, "time") if budget else None
+        seconds = quantity(options.time_budget, "time") if options.time_budget else None
     except ValueError as error:
         raise ValueError(f"--time-budget: {error}") from error
     directory = measure(
@@ -42,12 +35,12 @@ def run_execution(
         argv,
         options.device,
         options.out,
-        resumed,
+        options.resume,
         options.full,
         options.experts,
         seconds,
     )
-    report_execution(directory, as_json)
+    report_execution(directory, options.json)
     return 0
 
 
