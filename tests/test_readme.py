@@ -1,4 +1,4 @@
-"""The README's commands work: `make` targets exist, and every moebench command line runs."""
+"""The README and docs/ are true: commands run, tables are those of records, links lead on."""
 
 import json
 import os
@@ -17,18 +17,25 @@ from moebench.spec.codec import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+INSTRUMENTS = PAGES[ROOT / "docs" / "instruments.md"]
 QUICK = ("--list", "--predict", "--help", "--version", "moebench.predict")
 """Options with which nothing is built, calibrated or measured."""
 
 
 def commands() -> list[str]:
-    """Every command of the README, from its shell blocks and its code spans, once each."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    """Every command of the pages, from their shell blocks and their code spans, once each."""
+    text = "\n".join(PAGES.values())
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     parts = [part.strip() for line in (*lines, *spans) for part in line.split("&&")]
     starts = ("make ", "python -m moebench")
-    return list(dict.fromkeys(part for part in parts if part.startswith(starts)))
+    whole = (part for part in parts if part.startswith(starts) and "VERB" not in part)
+    return list(dict.fromkeys(whole))
 
 
 TARGETS = [command.split()[1] for command in commands() if command.startswith("make ")]
@@ -74,11 +81,11 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_readme_shows_its_two_commands() -> None:
     assert commands()[:2] == ["make mixtral", "make test"]
-    assert SMOKE in LINES and len(ABOUT_A_RUN) == 3
+    assert SMOKE in LINES and len(ABOUT_A_RUN) == 4
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_make_target_of_the_readme_exists(target: str) -> None:
+def test_a_make_target_of_the_pages_exists(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
@@ -86,7 +93,7 @@ def test_a_make_target_of_the_readme_exists(target: str) -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if any(q in line for q in QUICK)])
-def test_a_command_of_the_readme_that_only_computes_runs(line: str, tmp_path: Path) -> None:
+def test_a_command_of_the_pages_that_only_computes_runs(line: str, tmp_path: Path) -> None:
     done = run(line, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -106,7 +113,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(BUSY)
 @pytest.mark.parametrize("line", MEASURING)
-def test_a_command_of_the_readme_that_measures_runs(line: str, tmp_path: Path) -> None:
+def test_a_command_of_the_pages_that_measures_runs(line: str, tmp_path: Path) -> None:
     done = run(line, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -115,26 +122,36 @@ def test_a_command_of_the_readme_that_measures_runs(line: str, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.timeout(BUSY)
 @pytest.mark.parametrize("line", ABOUT_A_RUN)
-def test_a_command_of_the_readme_about_a_run_works(line: str, measured: Path) -> None:
+def test_a_command_of_the_pages_about_a_run_works(line: str, measured: Path) -> None:
     done = run(re.sub(r" RUN(_[AB])?\b", f" {shlex.quote(str(measured))}", line), measured.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
 
 @pytest.mark.parametrize("line", ABOUT_A_TABLE)
-def test_a_command_of_the_readme_about_a_table_asks_for_one(line: str, tmp_path: Path) -> None:
+def test_a_command_of_the_pages_about_a_table_asks_for_one(line: str, tmp_path: Path) -> None:
     done = run(line, tmp_path)
     assert done.returncode == 2
     assert "TABLE" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    for name in re.findall(r"(?<!`)\]\(([^)#:]+)\)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    for name in re.findall(r"(?<!`)\]\(([^)#:]+)\)", PAGES[page]):
+        assert (page.parent / name).exists(), name
+    for name in re.findall(r"^(moebench/\S+|suites|results)  ", PAGES[page], re.MULTILINE):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"^(moebench/\S+|suites|results)", README, re.MULTILINE):
-        if name != "results":
-            first = name.rstrip(",")
-            assert (ROOT / first).exists() or (ROOT / f"{first}.py").exists(), name
+
+
+def test_the_layout_names_every_room() -> None:
+    rooms = {path.name for path in (ROOT / "moebench").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert rooms == set(re.findall(r"^moebench/(\w+)  ", README, re.MULTILINE))
+
+
+def block(page: str, name: str) -> str:
+    """What stands between <!-- NAME --> and <!-- /NAME -->."""
+    assert page.count(f"<!-- {name} -->") == 1, f"{name} is not quoted once"
+    return page[page.index(f"<!-- {name} -->") : page.index(f"<!-- /{name} -->")]
 
 
 def test_every_number_of_the_table_is_in_the_report_of_a_committed_run() -> None:
@@ -147,12 +164,29 @@ def test_every_number_of_the_table_is_in_the_report_of_a_committed_run() -> None
     for cells in table_rows(section):
         workload = cells[0].strip("*") if cells[0].startswith("**") else workload
         known[workload, cells[0]] = {re.sub("[¹²³⁴⁵⁶⁷⁸⁹⁰˒]", "", cell) for cell in cells}
-    shown = table_rows(README[README.index("<!-- table -->") : README.index("<!-- /table -->")])
-    assert len(shown) >= 8
-    for cells in shown:
-        workload = cells[0].strip("*") or workload
-        missing = set(cells[2:]) - known[workload, cells[1]] - {""}
-        assert not missing, f"{workload}, {cells[1]}: {missing} is in no record"
+    shown = table_rows(block(README, "table"))
+    assert len(shown) == 12
+    for first, *cells in shown:
+        begins = re.fullmatch(r"(?:\*\*(.+)\*\* )?(\S+)", first)
+        assert begins is not None, first
+        workload = begins[1] or workload
+        missing = set(cells) - known[workload, begins[2]] - {""}
+        assert not missing, f"{workload}, {begins[2]}: {missing} is in no record"
+
+
+def test_the_lines_of_the_prediction_are_what_its_command_prints(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^python -m moebench\.predict .*$", README, re.MULTILINE)
+    printed = [row.split() for row in run(line, tmp_path).stdout.splitlines()]
+    rows = [row.split() for row in block(README, "predict").splitlines()[3:-1]]
+    assert len(rows) == 5
+    for row in rows:
+        assert any(whole[: len(row)] == row for whole in printed), row
+
+
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(program, "README.md", "exec"), {})  # noqa: S102 - our own page
+    assert "times faster" in capsys.readouterr().out
 
 
 def selftest_rows(path: Path) -> list[list[str]]:
@@ -184,15 +218,13 @@ QUOTED = {
 
 
 @pytest.mark.parametrize("name", QUOTED)
-def test_what_the_readme_says_of_the_instruments_is_in_the_record_that_it_links(name: str) -> None:
+def test_what_a_page_says_of_the_instruments_is_in_the_record_that_it_links(name: str) -> None:
     """Between <!-- NAME --> and <!-- /NAME --> stand a record's table and a link to it."""
     where, rows = QUOTED[name]
-    if not sorted((ROOT / "results").glob(where)):
-        pytest.skip(f"no record of {name} is committed")
-    assert README.count(f"<!-- {name} -->") == 1, f"a record of {name} is not quoted"
-    block = README[README.index(f"<!-- {name} -->") : README.index(f"<!-- /{name} -->")]
-    (link,) = re.findall(r"\]\((results/\S+\.json)\)", block)
-    assert table_rows(block) == rows(ROOT / link), f"not what {link} says"
+    assert sorted((ROOT / "results").glob(where)), f"no record of {name} is committed"
+    quoted = block(INSTRUMENTS, name)
+    (link,) = re.findall(r"\]\(\.\./(results/\S+\.json)\)", quoted)
+    assert table_rows(quoted) == rows(ROOT / link), f"not what {link} says"
 
 
 def test_a_record_of_the_selftest_says_where_it_is_from_and_gives_its_table_again(

@@ -90,7 +90,7 @@ class Comparison:
 def compare_runs(
     run_a: KeptRun,
     run_b: KeptRun,
-    unchanged: UnchangedRuns,
+    unchanged: UnchangedRuns | None = None,
     threshold: float = THRESHOLD,
     force: bool = False,
 ) -> Comparison:
@@ -99,7 +99,8 @@ def compare_runs(
     Args:
         run_a: the earlier or reference run.
         run_b: the other one.
-        unchanged: runs of one unchanged cell on this machine.
+        unchanged: runs of one unchanged cell on this machine; none: the noise between runs is
+            unknown, and the intervals too narrow and labelled so.
         threshold: relative slowdown from which a slower case is a regression, and change within
             which cases are called the same.
         force: compare what should not be compared, and say so in `labels`.
@@ -107,6 +108,7 @@ def compare_runs(
     Raises:
         ValueError: the runs differ in machine, suite or reference operation; or share no case.
     """
+    unchanged = unchanged or UnchangedRuns("", ())
     reasons = differences(run_a, run_b)
     if reasons and not force:
         raise ValueError(

@@ -173,7 +173,7 @@ def recorded_arguments(directory: Path) -> list[str]:
         raise ValueError(f"{directory}: {MANIFEST}: command: {error}") from error
 
 
-def load_run(directory: Path) -> KeptRun:
+def load_run(directory: Path | str) -> KeptRun:
     """Read a run's directory without changing it.
 
     Damaged lines are reported in `problems` and skipped; of two records of one case the first
@@ -182,6 +182,7 @@ def load_run(directory: Path) -> KeptRun:
     Raises:
         ValueError: no run there, an unreadable manifest, or a schema newer than this version.
     """
+    directory = Path(directory)
     table = read_manifest(directory)
     if run_kind(table) == "experts":
         raise ValueError(
