@@ -8,7 +8,6 @@ Decimal and binary prefixes are different things: 1 GB is 1e9 bytes, 1 GiB is 2*
 A FLOP count is 2 per multiply-add, everywhere in this package.
 """
 
-import difflib
 import math
 import re
 import unicodedata
@@ -166,6 +165,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     begun = [option for option in options if name and option.lower().startswith(name.lower())]
     if len(begun) > 1:
         return f"; did you mean one of {', '.join(begun)}?"
+    import difflib  # only errors need it
+
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

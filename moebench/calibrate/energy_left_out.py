@@ -5,7 +5,6 @@ which is then predicted; its interval comes from the errors on the other backbon
 """
 
 from collections.abc import Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from moebench.calibrate.energy_tables import EnergyTable
 from moebench.predict.arrays import Floats
 from moebench.predict.energy.calibration import UNSEEN_PRECISION
 from moebench.spec.hardware import load_hardware
+from moebench.version import PACKAGE
 
 
 def score_backbones_left_out(
@@ -145,5 +145,4 @@ def _inside(left_out: LeftOut, quantity: str) -> NDArray[np.bool_]:
 
 def dense_backbones_path() -> Path:
     """Facts of the dense models in the calibration tables."""
-    with as_file(files("moebench").joinpath("data/energy/dense_backbones.csv")) as path:
-        return path
+    return PACKAGE / "data" / "energy" / "dense_backbones.csv"

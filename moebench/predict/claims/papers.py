@@ -6,7 +6,6 @@ must not depend on a digit that nobody printed. What a paper leaves unstated is 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from moebench.spec.hardware import load_hardware
 from moebench.spec.model import model_names
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Flops, nearest
+from moebench.version import PACKAGE
 
 Quantity = Literal["speedup", "expert-speedup", "flops-saved", "training-time", "training-memory"]
 
@@ -162,9 +162,7 @@ class Paper:
 
 def load_papers() -> tuple[Paper, ...]:
     """All shipped papers; those with priced claims come first."""
-    folder = files("moebench") / "data" / "claims"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    papers = [read_paper(Path(str(folder / name))) for name in names]
+    papers = [read_paper(path) for path in sorted((PACKAGE / "data" / "claims").glob("*.toml"))]
     return tuple(sorted(papers, key=lambda paper: not any(claim.model for claim in paper.claim)))
 
 

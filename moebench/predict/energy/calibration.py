@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import Bytes, Flops, Joules, Seconds, Watts
+from moebench.version import PACKAGE
 
 SHARED = "shared"
 """Name of the fit for GPUs without rows of their own."""
@@ -127,8 +127,7 @@ class EnergyCalibration:
 @functools.cache
 def shipped_energy() -> Mapping[str, EnergyFit]:
     """Fits of data/energy by name of the GPU, and the shared one under `SHARED`."""
-    folder = sorted(files("moebench").joinpath("data/energy").iterdir(), key=lambda e: e.name)
-    fits = [read_energy_fit(Path(str(entry))) for entry in folder if entry.name.endswith(".toml")]
+    fits = [read_energy_fit(path) for path in sorted((PACKAGE / "data" / "energy").glob("*.toml"))]
     return {fit.gpu: fit for fit in fits}
 
 

@@ -11,7 +11,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from moebench.predict.kernels.layer import METADATA, PARAMETERS, LayerCases, Par
 from moebench.predict.kernels.samplers import Collector, Loads
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import from_mapping
+from moebench.version import PACKAGE
 
 STRANGER_WEIGHT = 0.02
 """Weight of a fit of another family in a kernel's own parameters, of one of the same being 1."""
@@ -292,13 +292,12 @@ def _nearness(one: Kernel, other: Kernel, is_framework: bool) -> float:
 
 
 @functools.cache
-def shipped_fits() -> tuple[KernelFit, ...]:
-    """Every fit in data/kernels."""
-    folder = files("moebench") / "data" / "kernels"
+def shipped_fits(label: str | None = None) -> tuple[KernelFit, ...]:
+    """Every fit in data/kernels, or those of the kernel with one `label`."""
     found: list[KernelFit] = []
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".toml") and entry.name not in ("intervals.toml", "dense.toml"):
-            found += read_fits(entry.read_text(encoding="utf-8"), f"kernels/{entry.name}")
+    for path in sorted((PACKAGE / "data" / "kernels").glob("*.toml")):
+        if path.stem not in ("intervals", "dense") and label in (None, path.stem):
+            found += read_fits(path.read_text(encoding="utf-8"), f"kernels/{path.name}")
     return tuple(found)
 
 

@@ -9,7 +9,6 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from moebench.predict.parameters import metadata, parameter
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import BYTES_PER_ELEMENT
+from moebench.version import PACKAGE
 
 ELEMENT = 2
 """Bytes of a bfloat16 output; partial sums of split products are fp32."""
@@ -147,7 +147,7 @@ def shift(here: DenseParameters, there: DenseParameters) -> dict[str, float]:
 @functools.cache
 def shipped_dense() -> Mapping[str, DenseParameters]:
     """Fits of data/kernels/dense.toml by hardware name; empty if there are none."""
-    entry = files("moebench") / "data" / "kernels" / "dense.toml"
+    entry = PACKAGE / "data" / "kernels" / "dense.toml"
     if not entry.is_file():
         return {}
     table = read_toml(Path(str(entry)))

@@ -8,7 +8,6 @@ errors (data/kernels/intervals.toml), so that 90 % means 90 %.
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ import numpy as np
 from moebench.predict.arrays import Floats
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.units import nearest
+from moebench.version import PACKAGE
 
 REGIMES = ((0, 16), (16, 256), (256, 4096), (4096, 1 << 62))
 """Token ranges (from exclusive, to inclusive) over which rows are stratified and scores split."""
@@ -224,8 +224,7 @@ def write_widths(widths: Widths, path: Path, note: str) -> None:
 @functools.cache
 def shipped_widths() -> Widths:
     """The calibrated widths of data/kernels/intervals.toml."""
-    entry = files("moebench") / "data" / "kernels" / "intervals.toml"
-    return read_widths(Path(str(entry)))
+    return read_widths(PACKAGE / "data" / "kernels" / "intervals.toml")
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,7 @@ def calibrated(
         dense_here: fit of this device's dense matmuls, which tells an uncalibrated device's
             share of its tensor peak and bandwidth.
     """
-    known = shipped_fits() if fits is None else tuple(fits)
-    for fit in known:
+    for fit in shipped_fits(kernel.label) if fits is None else fits:
         if fit.kernel == kernel and fit.system == hardware.name:
             return Calibrated(
                 kernel,
@@ -127,6 +126,7 @@ def calibrated(
                 f"({fit.error.mape:.1f} % mean error on them)",
                 (fit.smallest_batch, fit.largest_batch),
             )
+    known = shipped_fits() if fits is None else tuple(fits)
     relatives = [fit for fit in known if fit.kernel.family == kernel.family]
     devices = sorted({fit.system for fit in relatives})
     origin = f"the {kernel.family} family on {', '.join(devices)}" if devices else "typical values"

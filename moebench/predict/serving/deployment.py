@@ -9,7 +9,6 @@ priced.
 
 import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -178,6 +177,8 @@ def most_loaded_rank(
     mean_k = float(chance @ k)
     within = k * share * (1 - share) * (num_experts - k) / (num_experts - 1)
     variance = tokens * float(chance @ within + share**2 * (chance @ (k - mean_k) ** 2))
+    from statistics import NormalDist  # with fractions and decimal, which nothing else needs
+
     # Blom's approximation of the expected maximum of n standard normals.
     normals = NormalDist().inv_cdf((expert_parallel - 0.375) / (expert_parallel + 0.25))
     ahead = expected + normals * math.sqrt(max(variance, 0.0))
