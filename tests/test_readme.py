@@ -198,13 +198,13 @@ def selftest_rows(path: Path) -> list[list[str]]:
 
 
 def overhead_rows(path: Path) -> list[list[str]]:
-    from nvml.overhead import table
+    from nvml.bench_overhead import table
 
     return table_rows(table(read_evidence(path)[1]))
 
 
 def peers_rows(path: Path) -> list[list[str]]:
-    from nvml.peers import table
+    from nvml.bench_peers import table
 
     return table_rows(table(read_evidence(path)[1]["columns"]))
 

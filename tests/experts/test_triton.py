@@ -6,10 +6,10 @@ import subprocess
 import sys
 from typing import Any
 
-import interpreted
 import pytest
 import torch
 import triton_install
+from experts import interpreted
 
 from moebench.experts.backends import load_backend
 from moebench.experts.gpu.tiles import TABLE, Phase, choose_phase, choose_tiles, row_tiles

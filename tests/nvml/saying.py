@@ -10,7 +10,7 @@ from typing import Any
 
 def arguments_of(program: str, arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"PYTHONPATH=tests python -m {program}")
-    if program == "nvml.overhead":
+    if program == "nvml.bench_overhead":
         parser.add_argument("pairs", type=int, nargs="?", metavar="PAIRS")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep it: results/instruments")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nvml.accuracy import KINDS, outcomes
+from nvml.bench_accuracy import KINDS, outcomes
 from nvml.loads import random_case
 from nvml.simulator import Simulator
 
@@ -26,7 +26,7 @@ def test_a_few_random_traces_are_measured_well(simulator: Simulator, kind: str) 
 def figures(library: Path) -> dict[str, float]:
     """Taken in a process of its own: run-time type checks would make it ten times slower."""
     done = subprocess.run(
-        [sys.executable, "-m", "nvml.accuracy", "--promised"],
+        [sys.executable, "-m", "nvml.bench_accuracy", "--promised"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,

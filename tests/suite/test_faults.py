@@ -22,7 +22,7 @@ from moebench.records.run import KeptRun, Run, load_run
 from moebench.suite.cli import main
 
 pytestmark = pytest.mark.usefixtures("calibrated")
-TESTS = Path(__file__).resolve().parents[1]
+PROGRAM = Path(__file__).with_name("kill_loop.py")
 ROUTERS = '''
 """Routers that fail, outside of moebench."""
 
@@ -109,7 +109,7 @@ def test_fifty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     seed = str(random.SystemRandom().randrange(10**6))
     print(f"seed {seed}")
     done = subprocess.run(
-        [sys.executable, TESTS / "kill_loop.py", "smoke", tmp_path / "results", seed, "50"],
+        [sys.executable, PROGRAM, "smoke", tmp_path / "results", seed, "50"],
         capture_output=True,
         text=True,
     )

@@ -178,7 +178,7 @@ def main(arguments: list[str]) -> int:
         columns = {}
         for name in ("zeus", "codecarbon"):
             done = subprocess.run(
-                [python, "-m", "nvml.peers", name, library],
+                [python, "-m", "nvml.bench_peers", name, library],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PATH": path},
                 capture_output=True,

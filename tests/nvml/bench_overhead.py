@@ -168,7 +168,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    options = arguments_of("nvml.overhead", arguments)
+    options = arguments_of("nvml.bench_overhead", arguments)
     pairs = PAIRS if options.pairs is None else options.pairs
     where = circumstances(" ".join(("PYTHONPATH=tests python -m nvml.overhead", *arguments)), CPU)
     torch.set_num_threads(1)
