@@ -1,8 +1,6 @@
 """The README and docs/ are true: commands run, tables are those of records, links lead on."""
 
-import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -11,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from doctor.instrument_records import read_record, table_rows
 
-from moebench.doctor.record import read_evidence
 from moebench.spec.codec import decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,23 +188,23 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def selftest_rows(path: Path) -> list[list[str]]:
-    from moebench.doctor.cli import selftest_table
     from moebench.doctor.selftest import Selftest
+    from moebench.doctor.text import selftest_table
 
-    where, found = read_evidence(path)
-    return table_rows(selftest_table(decode(Selftest, found, path.name), where))
+    where, results = read_record(path)
+    return table_rows(selftest_table(decode(Selftest, results, path.name), where))
 
 
 def overhead_rows(path: Path) -> list[list[str]]:
     from nvml.bench_overhead import table
 
-    return table_rows(table(read_evidence(path)[1]))
+    return table_rows(table(read_record(path)[1]))
 
 
 def peers_rows(path: Path) -> list[list[str]]:
     from nvml.bench_peers import table
 
-    return table_rows(table(read_evidence(path)[1]["columns"]))
+    return table_rows(table(read_record(path)[1]))
 
 
 QUOTED = {
@@ -225,40 +223,3 @@ def test_what_a_page_says_of_the_instruments_is_in_the_record_that_it_links(name
     quoted = block(INSTRUMENTS, name)
     (link,) = re.findall(r"\]\(\.\./(results/\S+\.json)\)", quoted)
     assert table_rows(quoted) == rows(ROOT / link), f"not what {link} says"
-
-
-def test_a_record_of_the_selftest_says_where_it_is_from_and_gives_its_table_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from doctor.test_selftest import made_up
-
-    from moebench.doctor import cli as doctor
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(doctor, "selftest", lambda *arguments: made_up())
-    out = tmp_path / "results" / "selftest"
-    assert doctor.main(["--selftest", "--device", "cpu", "--json", "--out", str(out)]) == 0
-    document = json.loads(capsys.readouterr().out)
-    (path,) = out.glob("*/*.json")
-    where, found = read_evidence(path)
-    assert path.parent.name == where.machine and path.stem == where.run
-    assert document["aa_rate"] == found["aa_rate"] == 0.05 and len(where.load_average) == 3
-    text = path.read_text()
-    assert platform.node() not in text.split('"') and str(Path.home()) not in text
-    shown = table_rows(path.with_suffix(".md").read_text())
-    assert shown == selftest_rows(path)
-    assert shown[1][:2] == ["A/A false positives", "5.0 % [3.0, 8.0]"]
-    path.write_text(text.replace('"aa_rate": 0.05', '"aa_rate": 0.04'))
-    with pytest.raises(ValueError, match="its checksum does not fit"):
-        read_evidence(path)
-    assert doctor.main(["--out", str(out), "--device", "cpu"]) == 2
-
-
-def table_rows(text: str) -> list[list[str]]:
-    """Cells of a Markdown table's rows, without its head."""
-    rows = [
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
-    return [cells for cells in rows if not cells[0].startswith("---") and "router" not in cells[:2]]

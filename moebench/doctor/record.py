@@ -1,9 +1,9 @@
-"""Measurements of the instruments themselves, kept so that a file says where its figures are from.
+"""Records of measurements of the instruments themselves: the figures, and where they are from.
 
     results/selftest/<machine>/<UTC time>-<commit>.json       python -m moebench.doctor --selftest
-    results/instruments/<machine>/<UTC time>-<commit>-*.json  the programs of tests/nvml
+    results/instruments/<machine>/<UTC time>-<commit>-*.json  python tests/bench_instruments.py ...
 
-Beside each lies its table in Markdown, which the README quotes. No host name and no path.
+Beside each lies its table in Markdown. No record holds a host name or a path.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch
 from moebench.files import make_folder, replace_file
 from moebench.measure.environment import describe_machine, machine_folder
 from moebench.records.run import run_id
-from moebench.records.seal import read_document, write_document
+from moebench.records.seal import write_document
 from moebench.spec.codec import decode, encode
 from moebench.version import VERSION
 
@@ -28,25 +28,25 @@ CIRCUMSTANCES = "circumstances"
 
 @dataclass(frozen=True)
 class Circumstances:
-    """Where, when and of what something was measured."""
+    """Where, when and with which software something was measured."""
 
     run: str
-    """Time and commit, as runs of suites have them."""
+    """Time and commit, as in the folder names of suites' runs."""
     command: str
     machine: str
-    """Folder name of the machine, as for runs of suites: "amd-epyc-2-cores"."""
+    """Folder name of the machine, such as "amd-epyc-2-cores"."""
     model: str
-    """Of the processor or GPU, for people."""
+    """Name of the processor or GPU as its maker writes it."""
     taken_at: str
-    """UTC, ISO 8601, at the start."""
+    """UTC at the start, ISO 8601."""
     commit: str | None
     """Git commit, with "-dirty" where files differed from it; None outside a checkout."""
     versions: Mapping[str, str]
     num_threads: int
-    """Of torch."""
+    """Threads that torch computes with."""
     num_cores: int
     load_average: tuple[float, ...]
-    """Processes that wanted to run, mean over 1, 5 and 15 minutes, at the start; empty where the
+    """Processes that wanted to run at the start, mean over 1, 5 and 15 minutes; empty where the
     system does not say."""
 
     def __str__(self) -> str:
@@ -59,11 +59,11 @@ class Circumstances:
 
 
 def circumstances(command: str, device: torch.device) -> Circumstances:
-    """Those of this process, now: call it before the measurement loads the machine.
+    """Circumstances of this process now: to be taken before the measurement loads the machine.
 
     Args:
-        command: what to type to repeat it.
-        device: where is measured.
+        command: what to type to repeat the measurement.
+        device: where it computes.
     """
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     started = datetime.now(UTC)
@@ -80,10 +80,7 @@ def circumstances(command: str, device: torch.device) -> Circumstances:
         taken_at=started.isoformat(timespec="seconds"),
         commit=commit,
         versions={
-            "moebench": software.moebench,
-            "torch": software.torch,
-            "python": software.python,
-            "numpy": software.numpy,
+            name: getattr(software, name) for name in ("moebench", "torch", "python", "numpy")
         },
         num_threads=software.num_threads,
         num_cores=cpu.num_cores,
@@ -91,34 +88,20 @@ def circumstances(command: str, device: torch.device) -> Circumstances:
     )
 
 
-def evidence(found: Mapping[str, Any], where: Circumstances) -> dict[str, Any]:
-    """The JSON document of what was found; its keys stand at the top."""
-    return {"schema": SCHEMA, CIRCUMSTANCES: encode(where), **found}
+def make_record(results: Mapping[str, Any], where: Circumstances) -> dict[str, Any]:
+    """The JSON document of a measurement; the keys of `results` stand at its top level."""
+    return {"schema": SCHEMA, CIRCUMSTANCES: encode(where), **results}
 
 
-def keep(folder: Path, document: Mapping[str, Any], table: str, suffix: str = "") -> Path:
-    """Write the document, and its table beside it; returns the document's file.
+def write_record(folder: Path, record: Mapping[str, Any], table: str, suffix: str = "") -> Path:
+    """Write a record, and its table beside it; returns the record's file.
 
     Raises:
         ValueError: it cannot be written there.
     """
-    where = decode(Circumstances, document[CIRCUMSTANCES], CIRCUMSTANCES)
+    where = decode(Circumstances, record[CIRCUMSTANCES], CIRCUMSTANCES)
     path = folder / where.machine / f"{where.run}{suffix}.json"
     make_folder(path.parent)
-    write_document(path, document)
+    write_document(path, record)
     replace_file(path.with_suffix(".md"), table.encode())
     return path
-
-
-def read_evidence(path: Path) -> tuple[Circumstances, dict[str, Any]]:
-    """Circumstances of a kept document, and what was found.
-
-    Raises:
-        ValueError: it cannot be read, was changed, or does not say where it is from.
-    """
-    document = read_document(path)
-    schema = document.pop("schema", None)
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: found schema {schema!r}, expected {SCHEMA}")
-    where = decode(Circumstances, document.pop(CIRCUMSTANCES, None), f"{path}: {CIRCUMSTANCES}")
-    return where, document

@@ -1,59 +1,67 @@
-"""The harness measured by itself: how often it is wrong on this machine.
+"""The harness measured by itself: how often its verdicts are wrong on this machine.
 
-What is done. A unit of work of about 1 ms, and one of 100 ms, runs twice in every round, as two
-cases with nothing between them but their names; rounds, their random order and the clock are
-those of every cell (`measure_rounds`). That gives long recordings of real times. An *experiment*
-is a stretch of a recording played to the very code that ends a cell and judges a speedup: the
-stopping rule is on, at most 96 rounds (36 for 5 %).
+A unit of work of about 1 ms, and one of 100 ms, runs twice in every round, as two cases that
+differ only by name. Rounds, their random order and the clock are those of every cell
+(`measure_rounds`). That gives long recordings of real times. An *experiment* plays a stretch of a
+recording to the code that ends a cell and judges a speedup; the stopping rule is on, at most 96
+rounds (36 for a slowdown of 5 %).
 
-- 1 ms unit: at least 400 experiments on *disjoint* stretches, so their counts have an exact
+- 1 ms unit: at least 400 experiments on *disjoint* stretches, so that their counts have an exact
   binomial interval (Clopper and Pearson).
-- 100 ms unit: ten minutes hold too few disjoint stretches. Experiments start anywhere, and within
-  each round the two names are dealt again at random, which is what the design itself does. Such
-  experiments share noise; the interval is that of the number of disjoint stretches.
-- Slowdowns are planted by multiplying the times of one case, so that the effect is exact and the
-  noise real; and, on the 1 ms unit, by real extra work too (more products of the same size).
-- Drift: the same experiments with times that grow by 3 % from first to last round.
+- 100 ms unit: ten minutes hold too few disjoint stretches. Experiments start anywhere, and the two
+  names are assigned at random in each round, as the order of a round is. Such experiments share
+  noise; the interval counts the disjoint stretches.
+- Slowdowns are planted by multiplying the times of one case: the effect is exact, the noise real.
+  On the 1 ms unit real extra work (more products of the same size) is planted too.
+- Drift: the experiments are repeated with times that grow by 3 % from first to last round.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import betaincinv
-from torch.nn.functional import linear
 
 from moebench.compare import pairs
+from moebench.doctor.recording import (
+    FEW_ROUNDS,
+    MANY_ROUNDS,
+    Tape,
+    Times,
+    Work,
+    cut,
+    drifting,
+    quick_unit,
+    record_times,
+    shuffled,
+    slow_unit,
+)
 from moebench.measure.clocks import clock_for
 from moebench.measure.latency import Plan, Progress, measure_rounds
 from moebench.records.results import Ratio, Sample
-from moebench.units import Seconds
+from moebench.units import Seconds, quantity, text
 
+LEAST_BUDGET: Seconds = 90.0
+"""Shortest selftest: less time holds no experiment on the 100 ms unit."""
 EXPERIMENTS = 400
-MANY_ROUNDS, FEW_ROUNDS = 96, 36
-"""Rounds at most for a slowdown of 2 %, and for one of 5 %."""
 TARGET = 0.01
-"""Relative half width that ends a cell: the suites' own."""
+"""Relative half width that ends a cell, as in the suites."""
 DRIFT = 0.03
 QUICK_SHARE, SLOW_SHARE, REAL_SHARE = 0.38, 0.32, 0.04
-"""Of the budget for recording the quick unit, the slow unit, and each slowdown planted as real
-work; the rest is for playing the experiments."""
+"""Shares of the budget for recording the quick unit, the slow unit, and each slowdown planted as
+real work; the rest is for playing the experiments."""
 SHARED_EXPERIMENTS = 200
-"""On the 100 ms unit, where experiments overlap."""
+"""Experiments on the 100 ms unit, which overlap."""
 BANDS: Mapping[str, tuple[float, float]] = {
     "aa_rate": (0.02, 0.07),
     "power_2": (0.80, 1.0),
     "power_5": (0.95, 1.0),
     "coverage": (0.93, 0.97),
 }
-"""What is required, with and without drift."""
-
-Times = NDArray[np.float64]
-"""Seconds of two cases in every round [2, rounds]."""
+"""Required lowest and highest rate, with and without drift."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +77,20 @@ class Rate:
 
 @dataclass(frozen=True)
 class UnitRates:
-    """What was found on one unit of work, with or without drift."""
+    """Error rates on one unit of work, with or without drift."""
 
     aa_rate: Rate
-    """Intervals of a case against itself that leave 1 out, when the rounds end."""
+    """Share of intervals of a case against itself that do not hold 1, when the rounds end."""
     false_verdicts: Rate
-    """"faster" or "slower" said of a case against itself."""
+    """Share of cases against themselves that are judged "faster" or "slower"."""
     coverage: Rate
-    """Intervals that hold the planted truth, over all planted slowdowns and none."""
+    """Share of intervals that hold the planted truth, over all planted slowdowns and none."""
     power_2: Rate
-    """ "slower" said of a slowdown of 2 %."""
+    """Share of slowdowns of 2 % that are judged "slower"."""
     power_5: Rate
-    """The same of 5 %."""
+    """Share of slowdowns of 5 % that are judged "slower"."""
     mean_rounds: float
-    """Of the experiments without a slowdown."""
+    """Mean number of rounds in the experiments without a slowdown."""
     half_width: float
     """Median relative half width of a case against itself after `FEW_ROUNDS` rounds."""
 
@@ -103,45 +111,21 @@ class Selftest:
     """The 100 ms unit."""
     slow_drift: UnitRates
     real_power_2: Rate
-    """2 % more products, seen as "slower" on the 1 ms unit."""
+    """Share of experiments with 2 % more products on the 1 ms unit that are judged "slower"."""
     real_power_5: Rate
     unit: Seconds
-    """Of the quick unit, median."""
+    """Median time of the quick unit."""
     visit: Seconds
-    """Of the quick unit: a visit repeats it, as visits of quick cases do."""
+    """Median time of a visit, which repeats the quick unit as visits of quick cases do."""
     slow_unit: Seconds
     rounds: int
-    """Recorded of the quick unit."""
+    """Recorded rounds of the quick unit."""
     slow_rounds: int
     duration: Seconds
     missed: tuple[str, ...]
-    """What lies outside its required band."""
+    """Rates outside their required bands."""
     undecided: tuple[str, ...] = ()
-    """What lies outside, but rests on too few experiments to say that the rate does."""
-
-
-class Tape:
-    """A clock that plays recorded times."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> Seconds:
-        return self.seconds
-
-    def time(self, work: Callable[[], None]) -> Seconds:
-        start = self.seconds
-        work()
-        return self.seconds - start
-
-    def case(self, times: NDArray[np.float64]) -> Callable[[int, int], None]:
-        """A visit that takes the next of some recorded times."""
-        left = iter(times.tolist())
-
-        def visit(first_step: int, num_steps: int) -> None:
-            self.seconds += next(left)
-
-        return visit
+    """Rates outside their bands that rest on too few experiments to be judged."""
 
 
 def exact_rate(count: float, n: int, value: float | None = None) -> Rate:
@@ -152,7 +136,7 @@ def exact_rate(count: float, n: int, value: float | None = None) -> Rate:
 
 
 def experiment(times: Times, most: int, seed: int) -> Ratio:
-    """The speedup of the second case, from rounds that end as those of a cell do."""
+    """Speedup of the second case, from rounds that end by the rule of every cell."""
     tape = Tape()
 
     def precise(samples: Mapping[str, tuple[Sample, ...]]) -> bool:
@@ -167,18 +151,13 @@ def experiment(times: Times, most: int, seed: int) -> Ratio:
     return pairs.speedup(rounds.samples["first"], rounds.samples["second"], seed=seed)
 
 
-def drifting(times: Times, drift: float) -> Times:
-    """The times as they are on a machine that slows down evenly from first to last round."""
-    return np.asarray(times * (1 + drift * np.linspace(0, 1, times.shape[1])))
-
-
 def rates(stretches: Sequence[Times], drift: float, independent: int | None = None) -> UnitRates:
     """Error rates over experiments on stretches of at least `MANY_ROUNDS` rounds.
 
     Args:
         stretches: recorded times of two equal cases.
         drift: relative slowdown of the machine over a stretch.
-        independent: disjoint stretches behind them; None: all are disjoint.
+        independent: number of disjoint stretches among them; None: all are disjoint.
     """
 
     def ratios(slowdown: float, most: int) -> list[Ratio]:
@@ -218,28 +197,10 @@ def holds(ratio: Ratio, truth: float) -> bool:
     return ratio.low is not None and ratio.high is not None and ratio.low <= truth <= ratio.high
 
 
-def cut(times: Times, length: int) -> list[Times]:
-    """Disjoint stretches, one behind the other."""
-    return [times[:, i : i + length] for i in range(0, times.shape[1] - length + 1, length)]
-
-
-def shuffled(times: Times, length: int, n: int, seed: int = 0) -> list[Times]:
-    """Stretches that start anywhere, with the two names dealt again in every round."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(n):
-        start = int(rng.integers(0, times.shape[1] - length + 1))
-        swap = rng.random(length) < 0.5
-        stretch = times[:, start : start + length]
-        found.append(np.where(swap, stretch[::-1], stretch))
-    return found
-
-
 def verdict(name: str, rate: Rate) -> Literal["reached", "missed", "undecided"]:
-    """Whether a rate is what is required.
+    """Whether a rate lies in its required band.
 
-    The required number of experiments decides. Fewer, with an interval that meets the band, cannot
-    tell.
+    It is undecided where fewer than `EXPERIMENTS` leave an interval that meets the band.
     """
     low, high = BANDS[name]
     if low <= rate.value <= high:
@@ -249,68 +210,65 @@ def verdict(name: str, rate: Rate) -> Literal["reached", "missed", "undecided"]:
     return "missed"
 
 
-def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selftest:
-    """Measure the harness on this machine.
+def selftest_budget(given: str) -> Seconds:
+    """Wall time of a selftest, from what --time-budget says."""
+    try:
+        budget = quantity(given, "time")
+        if budget < LEAST_BUDGET:
+            raise ValueError(f"found {given}, expected at least {text(LEAST_BUDGET, 'time')}")
+    except ValueError as error:
+        raise ValueError(f"--time-budget: {error}") from error
+    return budget
 
-    Args:
-        device: where units compute.
-        budget: wall time, experiments included.
-        progress: told the share that is done.
-    """
+
+def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selftest:
+    """Measure the harness on this machine in a budget of wall time, experiments included."""
     clock = clock_for(device)
     start = clock.now()
 
     def tell(what: str) -> None:
         progress(min(1.0, (clock.now() - start) / budget), what)
 
+    def recorded(first: Work, second: Work, share: float, what: str, most: int = 10**6) -> Times:
+        return record_times((first, second), device, share * budget, most, partial(tell, what))
+
     quick, slow = quick_unit(device), slow_unit(device)
-    repeats = max(1, int(QUICK_SHARE * budget / (2 * EXPERIMENTS * MANY_ROUNDS * quick.seconds)))
+    most = EXPERIMENTS * MANY_ROUNDS
+    repeats = max(1, int(QUICK_SHARE * budget / (2 * most * quick.seconds)))
     visit = partial(quick.run, quick.products * repeats)
-    limit = QUICK_SHARE * budget * 1.2
-    quick_times = record(
-        visit, visit, device, limit, EXPERIMENTS * MANY_ROUNDS, lambda: tell("1 ms unit")
-    )
     slow_visit = partial(slow.run, slow.products)
-    slow_times = record(
-        slow_visit, slow_visit, device, SLOW_SHARE * budget, 10**6, lambda: tell("100 ms unit")
-    )
+    quick_times = recorded(visit, visit, 1.2 * QUICK_SHARE, "1 ms unit", most)
+    slow_times = recorded(slow_visit, slow_visit, SLOW_SHARE, "100 ms unit")
     real = []
-    for slowdown, most in ((0.02, MANY_ROUNDS), (0.05, FEW_ROUNDS)):
+    for slowdown, rounds in ((0.02, MANY_ROUNDS), (0.05, FEW_ROUNDS)):
         more = partial(quick.run, round((1 + slowdown) * quick.products) * repeats)
-        times = record(
-            visit, more, device, REAL_SHARE * budget, 10**6, lambda: tell("extra work, 1 ms unit")
-        )
-        stretches = cut(times, most)
-        seen = [experiment(t, most, i).verdict == "slower" for i, t in enumerate(stretches)]
-        real.append(exact_rate(sum(seen), len(seen)))
-    found = {}
+        stretches = cut(recorded(visit, more, REAL_SHARE, "extra work, 1 ms unit"), rounds)
+        slower = [experiment(t, rounds, i).verdict == "slower" for i, t in enumerate(stretches)]
+        real.append(exact_rate(sum(slower), len(slower)))
+    by_unit: dict[tuple[str, float], UnitRates] = {}
     disjoint = slow_times.shape[1] // MANY_ROUNDS
     for drift in (0.0, DRIFT):
         tell(f"experiments with a drift of {drift:.0%}")
-        stretches = cut(quick_times, MANY_ROUNDS)
-        found["1 ms", drift] = rates(stretches, drift)
+        by_unit["1 ms", drift] = rates(cut(quick_times, MANY_ROUNDS), drift)
         shared = shuffled(slow_times, MANY_ROUNDS, SHARED_EXPERIMENTS)
-        found["100 ms", drift] = rates(shared, drift, disjoint)
-    aa = max((f.aa_rate.value for f in found.values()), key=lambda v: abs(v - 0.05))
-    coverage = max((f.coverage.value for f in found.values()), key=lambda v: abs(v - 0.95))
-    power_2 = min(f.power_2.value for f in found.values())
-    power_5 = min(f.power_5.value for f in found.values())
+        by_unit["100 ms", drift] = rates(shared, drift, disjoint)
     judged: dict[str, list[str]] = {"reached": [], "missed": [], "undecided": []}
-    for (unit, drift), unit_rates in found.items():
+    for (unit, drift), unit_rates in by_unit.items():
         for name in BANDS:
             rate = getattr(unit_rates, name)
             where = f"{name} on the {unit} unit{' with drift' if drift else ''}"
             judged[verdict(name, rate)].append(f"{where}: {rate.value:.1%}")
+    every = by_unit.values()
     return Selftest(
-        aa_rate=aa,
-        power_2=power_2,
-        power_5=power_5,
-        coverage=coverage,
-        noise_floor=max(f.half_width for f in found.values()),
-        quick=found["1 ms", 0.0],
-        quick_drift=found["1 ms", DRIFT],
-        slow=found["100 ms", 0.0],
-        slow_drift=found["100 ms", DRIFT],
+        aa_rate=max((r.aa_rate.value for r in every), key=lambda value: abs(value - 0.05)),
+        power_2=min(r.power_2.value for r in every),
+        power_5=min(r.power_5.value for r in every),
+        coverage=max((r.coverage.value for r in every), key=lambda value: abs(value - 0.95)),
+        noise_floor=max(r.half_width for r in every),
+        quick=by_unit["1 ms", 0.0],
+        quick_drift=by_unit["1 ms", DRIFT],
+        slow=by_unit["100 ms", 0.0],
+        slow_drift=by_unit["100 ms", DRIFT],
         real_power_2=real[0],
         real_power_5=real[1],
         unit=float(np.median(quick_times)) / repeats,
@@ -322,79 +280,3 @@ def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selft
         missed=tuple(judged["missed"]),
         undecided=tuple(judged["undecided"]),
     )
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Some matrix products that together take a given time."""
-
-    run: Callable[[int], None]
-    """Runs a number of products."""
-    products: int
-    """That fill the unit."""
-    seconds: Seconds
-    """Of the unit."""
-
-
-def quick_unit(device: torch.device) -> Unit:
-    """About 1 ms of small products (a hundred or so), from the cache."""
-    return _unit(device, rows=16, size=256, weights=4, seconds=1e-3)
-
-
-def slow_unit(device: torch.device) -> Unit:
-    """About 100 ms of large products whose 128 MiB of weights are in no cache."""
-    return _unit(device, rows=64, size=2048, weights=16, seconds=0.1)
-
-
-def _unit(device: torch.device, rows: int, size: int, weights: int, seconds: Seconds) -> Unit:
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.empty(rows, size, dtype=torch.bfloat16, device=device).normal_(generator=generator)
-    pool = x.new_empty(weights, size, size).normal_(generator=generator)
-
-    @torch.inference_mode()
-    def run(products: int) -> None:
-        for i in range(products):
-            linear(x, pool[i % weights])
-
-    clock, trial = clock_for(device), 4 * weights
-    run(trial)
-    each = float(np.median([clock.time(partial(run, trial)) for _ in range(9)])) / trial
-    products = max(20, round(seconds / each))
-    return Unit(run, products, products * each)
-
-
-def record(
-    first: Callable[[], None],
-    second: Callable[[], None],
-    device: torch.device,
-    budget: Seconds,
-    most: int,
-    told: Callable[[], None],
-) -> Times:
-    """Times of two visits in interleaved rounds, for some time or a number of rounds.
-
-    Raises:
-        ValueError: the time did not hold one experiment.
-    """
-    clock = clock_for(device)
-    end, parts, done = clock.now() + budget, [], 0
-    while done < most and clock.now() < end:
-        rounds = measure_rounds(
-            {"first": lambda step, n: first(), "second": lambda step, n: second()},
-            clock,
-            Plan(
-                budget=end - clock.now(),
-                seed=done,
-                max_warmup_visits=0,
-                max_rounds=min(MANY_ROUNDS, most - done),
-            ),
-        )
-        parts.append([[s.seconds for s in rounds.samples[key]] for key in ("first", "second")])
-        done += rounds.num_rounds
-        told()
-    if done < MANY_ROUNDS:
-        raise ValueError(
-            f"selftest: found time for {done} rounds of a unit, expected at least {MANY_ROUNDS}; "
-            "give it more (--time-budget), or stop what else runs here"
-        )
-    return np.concatenate([np.array(part) for part in parts], axis=1)

@@ -14,7 +14,7 @@ from scipy.special import betaincinv
 
 from moebench.compare import pairs
 from moebench.compare.intervals import discoveries, p_value
-from moebench.doctor.selftest import Tape
+from moebench.doctor.recording import Tape
 from moebench.measure.latency import Plan, measure_rounds
 from moebench.records.results import Ratio, Sample
 

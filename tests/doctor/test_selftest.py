@@ -1,26 +1,31 @@
 """The selftest's arithmetic on recordings whose truth is known, and what doctor keeps of it."""
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from doctor.instrument_records import read_record, table_rows
 from runs import write_run
 
 from moebench.compare.noise import NoiseFloor, keep_noise_floor, kept_noise_floor
 from moebench.doctor import cli as doctor
 from moebench.doctor import selftest
-from moebench.doctor.selftest import Rate, Selftest, cut, drifting, exact_rate, rates, shuffled
+from moebench.doctor.recording import Times, cut, drifting, quick_unit, record_times, shuffled
+from moebench.doctor.selftest import Rate, Selftest, exact_rate, rates
+from moebench.doctor.text import selftest_table
 from moebench.measure.environment import describe_machine
 from moebench.records.run import KeptRun, load_run
 from moebench.report.conditions import noise_floor
+from moebench.spec.codec import decode
 
 CPU = torch.device("cpu")
 
 
-def recording(rounds: int, noise: float = 0.02, bias: float = 0.0) -> selftest.Times:
+def recording(rounds: int, noise: float = 0.02, bias: float = 0.0) -> Times:
     """Two equal units, or a second one that is slower by `bias` in truth."""
     rng = np.random.default_rng(7)
     times = 1e-3 * np.exp(noise * rng.standard_normal((2, rounds)))
@@ -103,18 +108,17 @@ def test_a_rate_from_few_experiments_is_missed_only_if_its_interval_is_outside(
 
 def test_recordings_are_real_times_of_interleaved_visits() -> None:
     ran: list[str] = []
-    times = selftest.record(
-        lambda: ran.append("first"), lambda: ran.append("second"), CPU, 30.0, 200, lambda: None
-    )
+    pair = (lambda: ran.append("first"), lambda: ran.append("second"))
+    times = record_times(pair, CPU, 30.0, 200, lambda: None)
     assert times.shape == (2, 200) and (times > 0).all()
     rounds = [tuple(ran[i : i + 2]) for i in range(0, 400, 2)]
     assert {("first", "second"), ("second", "first")} == set(rounds)
     with pytest.raises(ValueError, match="expected at least 96"):
-        selftest.record(lambda: None, lambda: None, CPU, 30.0, 95, lambda: None)
+        record_times(pair, CPU, 30.0, 95, lambda: None)
 
 
 def test_a_unit_runs_as_many_products_as_it_is_told() -> None:
-    unit = selftest.quick_unit(CPU)
+    unit = quick_unit(CPU)
     assert unit.products >= 20 and unit.seconds > 0
     unit.run(3)
 
@@ -151,6 +155,29 @@ def test_doctor_keeps_the_noise_floor_and_ends_with_one_if_a_rate_was_missed(
     assert kept is not None and kept.half_width == 0.013
     assert doctor.main(["--selftest", "--device", "cpu"]) == code
     assert ("MISSED" in capsys.readouterr().out) is bool(missed)
+
+
+def test_a_record_of_the_selftest_says_where_it_is_from_and_gives_its_table_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "selftest", lambda *arguments: made_up())
+    out = cache / "results" / "selftest"
+    assert doctor.main(["--selftest", "--device", "cpu", "--json", "--out", str(out)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (path,) = out.glob("*/*.json")
+    where, results = read_record(path)
+    assert path.parent.name == where.machine and path.stem == where.run
+    assert document["aa_rate"] == results["aa_rate"] == 0.05 and len(where.load_average) == 3
+    text = path.read_text()
+    assert platform.node() not in text.split('"') and str(Path.home()) not in text
+    shown = table_rows(path.with_suffix(".md").read_text())
+    again = selftest_table(decode(Selftest, results, path.name), where)
+    assert shown == table_rows(again)
+    assert shown[1][:2] == ["A/A false positives", "5.0 % [3.0, 8.0]"]
+    path.write_text(text.replace('"aa_rate": 0.05', '"aa_rate": 0.04'))
+    with pytest.raises(ValueError, match="its checksum does not fit"):
+        read_record(path)
+    assert doctor.main(["--out", str(out), "--device", "cpu"]) == 2
 
 
 def test_doctor_prints_findings_and_refuses_bad_options(
