@@ -1,14 +1,11 @@
-"""How right the joules are, over random loads and boards whose joules are known exactly.
+"""Errors of the measured joules, over random loads and boards whose joules are known exactly.
 
-`PYTHONPATH=tests python -m nvml.accuracy` prints the published figures, in about a minute; with
-`--promised`, those alone that a test holds. Its traces (seeds from 10,000) were never looked at
-while the method was made.
+Run by `python tests/bench_instruments.py accuracy`. The method was made without looking at these
+traces (seeds from 10,000).
 """
 
-import json
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from nvml.loads import Case, Outcome, play, random_case
 from nvml.simulator import Simulator, compile_library
 
 from moebench.measure.energy.result import FULL, QUICK, EnergyPlan
+from moebench.report.document import markdown, plain_grid
 
 KINDS = ("steady", "drift", "periodic", "bursts")
 FIRST_SEED = 10_000
@@ -25,7 +23,7 @@ TRACES = 300
 TICK = 0.1
 TRACES_AT_TICK = 200
 PROMISED = (("steady", 1.0), ("periodic", 0.25))
-"""Load, and share of the time that the sensor looks: errors at a tick of 100 ms are promised."""
+"""Load, and share of the time that the sensor looks: a test holds these errors."""
 PUBLISHED = (("steady", 1.0), ("steady", 0.25), ("periodic", 1.0), ("periodic", 0.25))
 
 
@@ -82,12 +80,13 @@ def figures(simulator: Simulator, at_tick: Sequence[tuple[str, float]]) -> dict[
     return found
 
 
-def main(arguments: Sequence[str]) -> None:
-    at_tick = PROMISED if "--promised" in arguments else PUBLISHED
+def measure(at_tick: Sequence[tuple[str, float]] = PUBLISHED) -> dict[str, float]:
+    """The published figures, from a simulator compiled for them."""
     with tempfile.TemporaryDirectory() as folder:
-        simulator = Simulator(compile_library(Path(folder)))
-        print(json.dumps(figures(simulator, at_tick), indent=1))
+        return figures(Simulator(compile_library(Path(folder))), at_tick)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def table(record: Mapping[str, float]) -> str:
+    """The figures in Markdown."""
+    rows = [(what, f"{n:g}" if n > 1 else f"{n:.3%}") for what, n in record.items()]
+    return markdown([plain_grid(("figure", "value"), rows)])

@@ -1,16 +1,14 @@
-"""What following a counter costs the work beside it, in the two ways that it can.
+"""Cost of a reader that follows an energy counter, to the work beside it.
 
-`PYTHONPATH=tests python -m nvml.overhead [PAIRS] [--json] [--out results/instruments]`, two and a
-half minutes for the default of 400.
+Run by `python tests/bench_instruments.py overhead`, in two and a half minutes. Two costs:
 
-- **As a neighbour.** The reader is a process of its own. One thread computes without a pause, in
+- **A neighbour.** The reader is a process of its own. One thread computes without a pause, in
   slices of 50 ms; in each pair of slices, in random order, the reader runs in one and is stopped
-  (SIGSTOP) in the other. It is a reader that never sleeps: the real one runs for one or two
-  hundredths of the time, and no paired run on a shared machine would see that. It costs that
-  part of what the sleepless one does.
-- **By being listened to.** The thread that runs the load takes in what the reader wrote. In
-  followed loads, with the reader at its own rate, this is the share of the thread's processor
-  time that is not spent in the load's steps, less the same share of a load that nobody follows.
+  (SIGSTOP) in the other. This reader never sleeps: the real one runs for 1 to 2 % of the time, and
+  no paired run on a shared machine would show that. The real one costs that part of it.
+- **Listening.** The thread that runs the load takes in what the reader wrote. In followed loads,
+  with the reader at its own rate, this is the share of the thread's processor time outside the
+  load's steps, less the same share of a load without a reader.
 
 "together" is the sum of both. What a call costs inside a real driver is in neither.
 """
@@ -30,11 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvml.saying import arguments_of, say
 from nvml.simulator import UUID, compile_library
 
 from moebench.compare.intervals import Vector, center_limits, trimmed_mean
-from moebench.doctor.record import circumstances, evidence
 from moebench.measure.energy import meter as instrument
 from moebench.measure.energy.meter import QUICK
 from moebench.measure.energy.process import Reader
@@ -156,44 +152,36 @@ def interval(values: Vector) -> dict[str, float]:
     return {"value": float(trimmed_mean(values)), "low": low, "high": high}
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """What was found in Markdown."""
-    rows = [
-        (what, ", ".join(f"{100 * value[end]:.3f} %" for end in ("value", "low", "high")))
-        for what, value in found.items()
-        if isinstance(value, Mapping)
-    ]
-    rows += [(what, f"{found[what]:.4f}") for what in found if isinstance(found[what], float)]
-    return markdown([plain_grid((f"{found['pairs']} pairs", "share, 95 % from, to"), rows)])
-
-
-def main(arguments: list[str]) -> int:
-    options = arguments_of("nvml.bench_overhead", arguments)
-    pairs = PAIRS if options.pairs is None else options.pairs
-    where = circumstances(" ".join(("PYTHONPATH=tests python -m nvml.overhead", *arguments)), CPU)
+def measure() -> dict[str, Any]:
+    """Both costs and their sum, as shares of the load's time."""
     torch.set_num_threads(1)
     visit = matmuls()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LD_LIBRARY_PATH"] = str(compile_library(Path(folder)).parent)
         os.environ["NVMLSIM"] = f"real=1;epoch={time.monotonic()};tick={TICK};trace=0:300"
         seconds_a_step(visit)
-        slowdowns, restless = as_a_neighbour(visit, pairs)
+        slowdowns, restless = as_a_neighbour(visit, PAIRS)
         listening, shares = np.array([followed(visit) for _ in range(LOADS)]).T
     busy = float(np.mean(shares)) / restless
     together = {
         end: value + busy * interval(slowdowns)[end] for end, value in interval(listening).items()
     }
-    summary = {
-        "pairs": pairs,
+    return {
+        "pairs": PAIRS,
         "together": together,
         "a neighbour that never sleeps slows the load by": interval(slowdowns),
         "its processor seconds a second": restless,
         "the reader's own processor seconds a second": float(np.mean(shares)),
         "listening, share of the load's thread": interval(listening),
     }
-    say(options, evidence(summary, where), table(summary), "-overhead")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def table(record: Mapping[str, Any]) -> str:
+    """The shares in Markdown."""
+    rows = [
+        (what, ", ".join(f"{100 * value[end]:.3f} %" for end in ("value", "low", "high")))
+        for what, value in record.items()
+        if isinstance(value, Mapping)
+    ]
+    rows += [(what, f"{value:.4f}") for what, value in record.items() if isinstance(value, float)]
+    return markdown([plain_grid((f"{record['pairs']} pairs", "share, 95 % from, to"), rows)])

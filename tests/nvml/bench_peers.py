@@ -1,8 +1,8 @@
-"""zeus and codecarbon on the same simulated board and the same traces as moebench.
+"""Errors of zeus and codecarbon on the same simulated board and traces as moebench.
 
-`PYTHONPATH=tests python -m nvml.peers [--json] [--out results/instruments]` installs both in a
-throw-away environment, runs them, and prints one table. Time is virtual: all three read the same
-library, and the load between "begin" and "end" takes no real time.
+Run by `python tests/bench_instruments.py peers`, which installs both in a throw-away environment.
+Time is virtual: all three read the same library, and the load between "begin" and "end" takes no
+real time.
 """
 
 import json
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from nvml.loads import QUICK, Case, Load, play, random_case
-from nvml.saying import arguments_of, say
 from nvml.simulator import Simulator, compile_library
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +79,12 @@ def codecarbon(simulator: Simulator) -> Callable[[float], float]:
     return window
 
 
+START: dict[str, Callable[[Simulator], Callable[[float], float]]] = {
+    "zeus": zeus,
+    "codecarbon": codecarbon,
+}
+
+
 def attempt(window: Callable[[float], float], seconds: float) -> str:
     try:
         joules = window(seconds)
@@ -95,7 +100,7 @@ def peer(name: str, library: Path) -> dict[str, Any]:
     # Both divide by durations: they must see the board's clock, and see it before they load.
     time.time = time.perf_counter = simulator.now
     found: dict[str, Any] = {}
-    start = {"zeus": zeus, "codecarbon": codecarbon}[name]
+    start = START[name]
     for seconds in LENGTHS:
         errors = []
         for seed in range(TRACES):
@@ -144,26 +149,8 @@ def ours(library: Path) -> dict[str, Any]:
     return found
 
 
-def table(found: Mapping[str, Mapping[str, str]]) -> str:
-    """What each of them said in Markdown; columns by name."""
-    from moebench.report.document import markdown, plain_grid
-
-    rows = [(row, *(found[name][row] for name in found)) for row in found["moebench"]]
-    titles = ["", *(name.replace("==", " ") for name in PEERS), "moebench"]
-    return markdown([plain_grid(titles, rows, range(4))])
-
-
-def main(arguments: list[str]) -> int:
-    if arguments[:1] in (["zeus"], ["codecarbon"]):
-        print(json.dumps(peer(arguments[0], Path(arguments[1]))))
-        return 0
-    # Only here: the environment of the peers has no torch.
-    import torch
-
-    from moebench.doctor.record import circumstances, evidence
-
-    options = arguments_of("nvml.peers", arguments)
-    where = circumstances("PYTHONPATH=tests python -m nvml.peers", torch.device("cpu"))
+def measure() -> dict[str, Any]:
+    """Errors and outcomes of each tool, under "columns"."""
     with tempfile.TemporaryDirectory() as folder:
         library = compile_library(Path(folder))
         environment = Path(folder, "environment")
@@ -175,12 +162,12 @@ def main(arguments: list[str]) -> int:
         smi.write_text("#!/bin/sh\n")
         smi.chmod(0o755)
         path = f"{smi.parent}{os.pathsep}{os.environ['PATH']}"
+        modules = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
         columns = {}
-        for name in ("zeus", "codecarbon"):
+        for name in START:
             done = subprocess.run(
                 [python, "-m", "nvml.bench_peers", name, library],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PATH": path},
+                env={**os.environ, "PYTHONPATH": modules, "PATH": path},
                 capture_output=True,
                 text=True,
             )
@@ -188,9 +175,18 @@ def main(arguments: list[str]) -> int:
                 raise SystemExit(f"{name} failed:\n{done.stderr}")
             columns[name] = json.loads(done.stdout.splitlines()[-1])
         columns["moebench"] = ours(library)
-    say(options, evidence({"columns": columns}, where), table(columns), "-peers")
-    return 0
+    return {"columns": columns}
+
+
+def table(record: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
+    """One row for each length and fault in Markdown, one column for each tool."""
+    from moebench.report.document import markdown, plain_grid
+
+    columns = record["columns"]
+    rows = [(row, *(columns[name][row] for name in columns)) for row in columns["moebench"]]
+    titles = ["", *(name.replace("==", " ") for name in PEERS), "moebench"]
+    return markdown([plain_grid(titles, rows, range(4))])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(json.dumps(peer(sys.argv[1], Path(sys.argv[2]))))
