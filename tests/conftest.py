@@ -107,7 +107,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     from moebench.calibrate.microbenchmark import layouts
     from moebench.measure.environment import describe_machine
     from moebench.records.timings import MatmulSample, Microbenchmarks
-    from moebench.spec.codec import encode
+    from moebench.spec.schema import encode
 
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

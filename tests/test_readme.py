@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from doctor.instrument_records import read_record, table_rows
 
-from moebench.spec.codec import decode
+from moebench.spec.schema import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

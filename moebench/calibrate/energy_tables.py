@@ -18,7 +18,7 @@ from moebench.predict.arrays import Floats
 from moebench.predict.energy.cases import TASKS, Backbone, Names, Precision, Serving, Task
 from moebench.predict.energy.power import limits
 from moebench.spec.hardware import load_hardware
-from moebench.spec.model import MOST_SIZE
+from moebench.spec.schema import MOST_SIZE
 from moebench.units import nearest
 
 FACTS = {

@@ -19,8 +19,8 @@ from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
 from moebench.predict.layers.calibration import Calibration, calibrate
 from moebench.records.timings import Microbenchmarks
-from moebench.spec.codec import decode, encode
 from moebench.spec.hardware import HardwareSpec, hardware_aliases, load_hardware
+from moebench.spec.schema import decode, encode
 from moebench.units import BASE_UNIT, Bytes, Kind, Seconds, text
 
 CALIBRATION_BUDGET: Seconds = 110.0

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.predict.arrays import Floats
-from moebench.spec.case import MOST_SKEW
-from moebench.spec.model import MOST_SIZE
+from moebench.spec.schema import MOST, MOST_SIZE
 from moebench.units import printable
 
 Kind = Literal["latency", "pairs", "gemm"]
@@ -265,9 +264,9 @@ def _value(name: str, text: str) -> Any:
         return _number(text, "0 or 1", lambda x: x in (0, 1))
     if name == "distribution":
         exponent = text.removeprefix("power_law_") if DISTRIBUTION.fullmatch(text) else "inf"
-        if text != "balanced" and float(exponent) > MOST_SKEW:
+        if text != "balanced" and float(exponent) > MOST["skew"]:
             raise ValueError(
-                f"'balanced' or 'power_law_<exponent>', the exponent at most {MOST_SKEW:g}"
+                f"'balanced' or 'power_law_<exponent>', the exponent at most {MOST['skew']:g}"
             )
         return text
     if name == "moe_dtype":

@@ -8,7 +8,7 @@ from moebench import terminal
 from moebench.compare.noise import kept_unchanged_runs
 from moebench.compare.runs import THRESHOLD, compare_runs, comparison_text
 from moebench.records.run import load_run
-from moebench.spec.codec import encode
+from moebench.spec.schema import encode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

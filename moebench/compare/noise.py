@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from moebench.files import cache_directory, replace_file
-from moebench.spec.codec import decode, encode
+from moebench.spec.schema import decode, encode
 
 LEAST_RUNS = 10
 """Runs that the noise between runs may be estimated from."""

@@ -34,7 +34,7 @@ from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine
 from moebench.measure.preflight import inspect_machine
 from moebench.records.run import now
-from moebench.spec.codec import encode
+from moebench.spec.schema import encode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

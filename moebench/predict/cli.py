@@ -32,10 +32,10 @@ from moebench.predict.text import (
 from moebench.routers.policy import Policy, known_policies, policy
 from moebench.routers.top_k.policy import reachable_experts
 from moebench.spec.case import OperatingPoint
-from moebench.spec.codec import encode
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec, load_model
+from moebench.spec.schema import encode
 
 LARGEST_BATCH = 2**20
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8": "float8"}

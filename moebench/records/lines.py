@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from moebench.files import append_bytes, replace_file
 from moebench.records.results import SCHEMA
-from moebench.spec.codec import decode, encode
+from moebench.spec.schema import decode, encode
 
 T = TypeVar("T")
 _SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}')

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from moebench.spec.case import Case, Launch
 from moebench.spec.load import ExpertLoad
 from moebench.spec.ops import STAGES
+from moebench.spec.schema import check_range
 from moebench.units import (
     Bytes,
     Flops,
@@ -395,15 +396,8 @@ class Failure:
 
 
 def _check(table: Any, *names: str, least: float = 0, most: float = MOST) -> None:
-    """Refuse a number that nothing can have; None has its reason elsewhere.
-
-    Raises:
-        ValueError: outside `least` to `most`.
-    """
-    for name in names:
-        found = getattr(table, name)
-        if found is not None and not least <= found <= most:
-            raise ValueError(f"{name}: found {found!r:.40}, expected {least:g} to {most:g}")
+    """Refuse a number that nothing can have; None has its reason elsewhere."""
+    check_range(table, *names, least=least, most=most)
 
 
 def _check_order(interval: Interval | Ratio) -> None:

@@ -25,8 +25,8 @@ from moebench.files import acquire, release
 from moebench.records.lines import Line, append_lines, check_schema, read_lines, set_aside
 from moebench.records.results import SCHEMA, SEALED_SINCE, Failure, Record
 from moebench.records.seal import read_document, write_document
-from moebench.spec.codec import decode, encode
 from moebench.spec.hardware import HardwareSpec
+from moebench.spec.schema import decode, encode
 from moebench.units import Seconds, slug
 
 MANIFEST = "manifest.json"

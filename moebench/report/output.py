@@ -19,7 +19,7 @@ from moebench.report.figures.draw import draw_figures
 from moebench.report.notation import percent
 from moebench.report.sections import report_blocks
 from moebench.report.table import fill, render_text
-from moebench.spec.codec import encode
+from moebench.spec.schema import encode
 from moebench.units import printable
 
 

@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-MOST_SKEW = 16.0
-"""Exponent of a power law: all tokens on the first experts, long before."""
-MOST_TOKENS = 2**40
-"""Sequences, or tokens of one."""
+from moebench.spec.schema import check_range
+
 DType = Literal["float32", "bfloat16", "float16", "float8"]
 Phase = Literal["decode", "prefill", "train"]
 Level = Literal["moe", "decoder"]
@@ -35,11 +33,8 @@ class Workload:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("sequence_length", 1), ("context_length", 0)):
-            if not least <= getattr(self, name) <= MOST_TOKENS:
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r:.40}, expected {least} to {MOST_TOKENS}"
-                )
+        check_range(self, "batch", "sequence_length", least=1)
+        check_range(self, "context_length")
 
     @property
     def num_tokens(self) -> int:

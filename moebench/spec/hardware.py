@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, cast
 
-from moebench.spec.model import require_at_least
+from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
 from moebench.units import (
     Bytes,
@@ -60,7 +60,7 @@ class HardwareSpec:
     note: str = ""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "num_processors")
+        check_range(self, "num_processors", least=1)
         for name in ("memory_bandwidth", "memory_capacity", "clock"):
             found = getattr(self, name)
             if found is not None and found <= 0:

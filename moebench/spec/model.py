@@ -1,15 +1,10 @@
 """The network: its sizes, its attention, and how its gate turns logits into weights."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
+from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
-
-MOST = {"num_layers": 2**12, "num_experts": 2**14}
-"""Beyond any network; other sizes are bounded by `MOST_SIZE`."""
-
-
-MOST_SIZE = 2**28
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,8 @@ class Attention:
     def __post_init__(self) -> None:
         mla_sizes = ("kv_rank", "rope_head_dim", "value_head_dim")
         sizes = ("num_heads", "num_kv_heads", "head_dim", "rope_theta")
-        require_at_least(1, self, *sizes, *(mla_sizes if self.kind == "mla" else ()))
-        require_at_least(0, self, "query_rank", *mla_sizes)
+        check_range(self, *sizes, *(mla_sizes if self.kind == "mla" else ()), least=1)
+        check_range(self, "query_rank", *mla_sizes)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads: found {self.num_kv_heads}, expected a divisor "
@@ -66,7 +61,7 @@ class Gate:
     """A bias that takes part in the choice and not in the weights (DeepSeek-V3)."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "num_groups", "top_k_groups")
+        check_range(self, "num_groups", "top_k_groups", least=1)
         if self.top_k_groups > self.num_groups:
             raise ValueError(
                 f"top_k_groups: found {self.top_k_groups}, expected at most "
@@ -110,10 +105,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         sizes = ("num_layers", "hidden_size", "intermediate_size", "num_experts", "top_k")
-        require_at_least(1, self, *sizes, "vocab_size")
-        require_at_least(
-            0, self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size"
-        )
+        check_range(self, *sizes, "vocab_size", least=1)
+        check_range(self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size")
         if self.top_k > self.num_experts:
             raise ValueError(
                 f"top_k: found {self.top_k}, expected at most num_experts = {self.num_experts}"
@@ -154,15 +147,6 @@ class ModelSpec:
     def expert_parameters(self) -> int:
         """Parameters of one routed expert."""
         return self.expert_matrices * self.hidden_size * self.intermediate_size
-
-
-def require_at_least(least: int, spec: Any, *names: str) -> None:
-    for name in names:
-        found, most = getattr(spec, name), MOST.get(name, MOST_SIZE)
-        if found < least:
-            raise ValueError(f"{name}: found {found}, expected at least {least}")
-        if found > most:
-            raise ValueError(f"{name}: found {found}, expected at most {most}")
 
 
 def model_names() -> tuple[str, ...]:

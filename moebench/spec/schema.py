@@ -1,24 +1,55 @@
-"""TOML tables into frozen dataclasses, refusing whatever the dataclass does not know.
+"""Tables into frozen dataclasses and back: TOML that people write, JSON of records.
 
 The dataclass is the schema: its fields are the keys, its annotations the types, its defaults say
-what may be left out. A quantity is written `Annotated[float, "bandwidth"]` and read from a string
-with a unit ("3.35 TB/s"). Nothing is coerced: 2.0 is not an integer and "2" is not a number.
+what may be left out. A quantity is written `Annotated[float, "bandwidth"]`; TOML spells it with a
+unit ("3.35 TB/s"), JSON as a plain number in SI units. Nothing is coerced: 2.0 is not an integer
+and "2" is not a number. What is read from JSON equals what was written, to the last bit.
 """
 
 import dataclasses
+import functools
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import numpy as np
 
 from moebench.units import example, nearest, quantity
 
 T = TypeVar("T")
 LARGEST = 1e300
-"""Numbers beyond it (and nan) are refused: no quantity here comes near it."""
+"""Numbers of this size and nan are refused: no quantity here comes near it."""
 LARGEST_INTEGER = 2**63 - 1
+MOST_SIZE = 2**28
+"""Largest size of a network: layers' widths, heads, vocabulary."""
+MOST: Mapping[str, float] = {
+    **{"num_layers": 2**12, "num_experts": 2**14, "scale": 2**20, "skew": 16.0},
+    **{"batch": 2**40, "sequence_length": 2**40, "context_length": 2**40},
+    **{"stream_tokens": 2**24, "min_rounds": 2**16, "seed": LARGEST_INTEGER},
+}
+"""Largest value of a field by its name; a larger one is a slip of the keyboard."""
+
+
+def check_range(table: object, *names: str, least: float = 0, most: float | None = None) -> None:
+    """Refuse a field outside `least` to `most`; None is allowed.
+
+    Args:
+        table: a dataclass.
+        names: of its fields.
+        least: smallest value allowed.
+        most: largest value allowed; left out: that of `MOST`, or `MOST_SIZE`.
+
+    Raises:
+        ValueError: with the field's name, what was found, and the range.
+    """
+    for name in names:
+        found, end = getattr(table, name), MOST.get(name, MOST_SIZE) if most is None else most
+        if found is not None and not least <= found <= end:
+            low, high = (b if isinstance(b, int) else f"{b:g}" for b in (least, end))
+            raise ValueError(f"{name}: found {found!r:.40}, expected {low} to {high}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -40,7 +71,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def from_mapping(cls: type[T], table: object, where: str) -> T:
-    """Build the dataclass `cls` from a table.
+    """Build the dataclass `cls` from a table of a TOML file, where quantities have units.
 
     Args:
         cls: a dataclass; nested dataclasses, tuples, mappings and Literals are followed.
@@ -51,75 +82,147 @@ def from_mapping(cls: type[T], table: object, where: str) -> T:
         ValueError: an unknown, missing or ill-typed key; the message has `where`, the key, what
             was found, what was expected, and the nearest known name.
     """
+    return cast(T, _read(cls, table, where, has_units=True))
+
+
+def decode(cls: type[T], table: object, where: str) -> T:
+    """Build the dataclass `cls` from the JSON table that `encode` made.
+
+    A key that is absent takes its default, so that older files load; arguments and errors are
+    those of `from_mapping`.
+    """
+    return cast(T, _read(cls, table, where, has_units=False))
+
+
+def encode(value: Any, where: str = "") -> Any:
+    """What `json.dumps` takes, from dataclasses, mappings, sequences, numbers and strings.
+
+    Raises:
+        ValueError: NaN, infinity, or a type that has no place in a record; `where` is its path.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {
+            _text(key, where): encode(item, f"{where}.{key}" if where else key)
+            for key, item in value.items()
+        }
+    if isinstance(value, tuple | list):
+        return [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int | float) and not abs(value) < LARGEST:
+        raise ValueError(
+            f"{where}: found {value!r:.40}, expected a finite number, or None with a reason"
+        )
+    if isinstance(value, str):
+        return _text(value, where)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise ValueError(f"{where}: found a {type(value).__name__}, which a record cannot hold")
+
+
+def _text(value: Any, where: str) -> str:
+    """A string without half a surrogate pair, which no file in UTF-8 can hold."""
+    if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError(f"{where}: found {value!r}, expected text that is Unicode")
+    return value
+
+
+def _read(hint: Any, value: Any, where: str, has_units: bool) -> Any:
+    """A value as its annotation says, or a ValueError that says what was expected."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return encode(value, where)
+    if origin is typing.Annotated:
+        if not has_units:
+            return _read(arguments[0], value, where, has_units)
+        try:
+            return quantity(value, arguments[1])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _read(_not_none(arguments), value, where, has_units)
+
+    def wrong() -> ValueError:
+        return ValueError(f"{where}: found {value!r}, expected {_expected(hint)}")
+
+    if origin is typing.Literal:
+        if not any(value == known and type(value) is type(known) for known in arguments):
+            miss = nearest(str(value), map(str, arguments)).partition("; known")[0]
+            raise ValueError(f"{wrong()}{miss}")
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, list):
+            raise wrong()
+        hints = [arguments[0]] * len(value)
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            hints = list(arguments)
+            if len(value) != len(hints):
+                raise ValueError(f"{where}: found {len(value)} values, expected {len(hints)}")
+        return origin(
+            _read(one, item, f"{where}[{i}]", has_units)
+            for i, (one, item) in enumerate(zip(hints, value, strict=True))
+        )
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise wrong()
+        return {
+            _text(key, where): _read(arguments[1], item, f"{where}.{key}", has_units)
+            for key, item in value.items()
+        }
+    if dataclasses.is_dataclass(hint):
+        return _read_dataclass(cast(type, hint), value, where, has_units)
+    kinds = int | float if hint is float else hint
+    if not isinstance(value, kinds) or isinstance(value, bool) != (hint is bool):
+        raise wrong()
+    if hint is int and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"{where}: found {value!r:.40}, expected an integer of at most 63 bits")
+    found = encode(value, where)
+    return float(found) if hint is float else found
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _read_dataclass(cls: type, table: Any, where: str, has_units: bool) -> Any:
     if not isinstance(table, Mapping):
         raise ValueError(f"{where}: found {table!r}, expected a table")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints, fields = _hints(cls), {field.name: field for field in dataclasses.fields(cls)}
     for key in table:
         if key not in fields:
             raise ValueError(f"{where}: unknown key {key!r}{nearest(key, fields)}")
     values = {}
     for name, field in fields.items():
         if name in table:
-            values[name] = convert(table[name], hints[name], f"{where}: {name}")
+            values[name] = _read(hints[name], table[name], f"{where}: {name}", has_units)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where}: missing key {name!r}, expected {_expected(hints[name])}")
+            expected = _expected(hints[name], has_units)
+            raise ValueError(f"{where}: missing key {name!r}, expected {expected}")
     try:
         return cls(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """One value as its annotation says, or a ValueError that says what was expected."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        try:
-            return quantity(value, arguments[1])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    if origin in (typing.Union, types.UnionType):
-        (inner,) = (option for option in arguments if option is not type(None))
-        return convert(value, inner, where)
-    if origin is typing.Literal:
-        if not any(value == known and type(value) is type(known) for known in arguments):
-            miss = nearest(str(value), map(str, arguments)).partition("; known")[0]
-            raise ValueError(f"{where}: found {value!r}, expected {_expected(hint)}{miss}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where}: found {value!r}, expected {_expected(hint)}")
-        return tuple(convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: found {value!r}, expected a table")
-        return {key: convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return from_mapping(typing.cast(type, hint), value, where)
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not abs(value) < LARGEST:
-            raise ValueError(f"{where}: found {value!r:.40}, expected a finite number")
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where}: found {value!r}, expected {_expected(hint)}")
-    if hint is int and abs(value) > LARGEST_INTEGER:
-        raise ValueError(f"{where}: found {value!r:.40}, expected an integer of at most 63 bits")
-    return value
+def _not_none(arguments: tuple[Any, ...]) -> Any:
+    (inner,) = (option for option in arguments if option is not type(None))
+    return inner
 
 
-def _expected(hint: Any) -> str:
+def _expected(hint: Any, has_units: bool = True) -> str:
     """An annotation in words, for error messages."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return f"a string such as {example(arguments[1])!r}"
+        return f"a string such as {example(arguments[1])!r}" if has_units else "a number"
     if origin in (typing.Union, types.UnionType):
-        return _expected(next(option for option in arguments if option is not type(None)))
+        return _expected(_not_none(arguments), has_units)
     if origin is typing.Literal:
         listed = ", ".join(repr(option) for option in arguments)
         return listed if len(arguments) == 1 else f"one of {listed}"
-    if origin is tuple:
-        return f"a list, each {_expected(arguments[0])}"
+    if origin in (tuple, list):
+        return f"a list, each {_expected(arguments[0], has_units)}"
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     return names.get(hint, "a table")

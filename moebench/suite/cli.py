@@ -33,8 +33,8 @@ from moebench.records.run import (
 )
 from moebench.report.cases import predicted_table
 from moebench.report.table import render_text
-from moebench.spec.codec import encode
 from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.schema import encode
 from moebench.suite import loop as campaign
 from moebench.suite.forecast import forecast_cells, predictions
 from moebench.suite.plan import (

@@ -14,16 +14,13 @@ from typing import Annotated, Any, Literal
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.records.results import Caveat
 from moebench.routers.policy import Policy, policy
-from moebench.spec.case import MOST_SKEW, Case, DType, Level, Phase, RouterSpec, Workload
+from moebench.spec.case import Case, DType, Level, Phase, RouterSpec, Workload
 from moebench.spec.model import ModelSpec, load_model, scaled_down
-from moebench.spec.schema import from_mapping, read_toml
+from moebench.spec.schema import MOST, check_range, from_mapping, read_toml
 from moebench.units import Seconds, nearest
 from moebench.version import PACKAGE
 
 Kind = Literal["cpu", "gpu"]
-MOST = {"batch": 2**40, "sequence_length": 2**40, "context_length": 2**40, "scale": 2**20}
-MOST |= {"num_layers": 2**12, "stream_tokens": 2**24, "min_rounds": 2**16, "seed": 2**63 - 1}
-"""Beyond any machine and any use; a larger number is a slip of the keyboard."""
 SLOW_STEP: Seconds = 0.25
 """Cases with longer steps are not warmed up beyond their untimed passes, and have their stages read
 off the memory pass: what that allocates costs nothing beside such a step."""
@@ -61,7 +58,7 @@ class WorkloadEntry:
                 )
         if not self.levels:
             raise ValueError("levels: found [], expected 'moe', 'decoder' or both")
-        _check_range(self, "context_length", 0)
+        check_range(self, "context_length")
         if self.phase == "decode" and self.sequence_length != (1,):
             raise ValueError("sequence_length: decode has one new token a sequence; leave it out")
         if self.phase != "decode" and self.context_length:
@@ -80,8 +77,7 @@ class MeasurePlan:
     """Distinct tokens that a cell's steps cycle through."""
 
     def __post_init__(self) -> None:
-        _check_range(self, "min_rounds", 1)
-        _check_range(self, "stream_tokens", 1)
+        check_range(self, "min_rounds", "stream_tokens", least=1)
         if self.target_half_width < 0:
             raise ValueError(
                 f"target_half_width: found {self.target_half_width}, expected 0 or more"
@@ -99,7 +95,7 @@ class DevicePlan:
     """Expert execution on this kind of device instead of the suite's."""
 
     def __post_init__(self) -> None:
-        _check_range(self, "num_layers", 1)
+        check_range(self, "num_layers", least=1)
 
 
 @dataclass(frozen=True)
@@ -124,10 +120,8 @@ class SuiteFile:
     plan: MeasurePlan = field(default_factory=MeasurePlan)
 
     def __post_init__(self) -> None:
-        _check_range(self, "scale", 1)
-        _check_range(self, "seed", 0)
-        if not 0 <= self.skew <= MOST_SKEW:
-            raise ValueError(f"skew: found {self.skew}, expected 0 to {MOST_SKEW:g}")
+        check_range(self, "scale", least=1)
+        check_range(self, "seed", "skew")
 
 
 @dataclass(frozen=True)
@@ -167,12 +161,6 @@ class Cell:
     @property
     def workload(self) -> Workload:
         return self.cases[0].workload
-
-
-def _check_range(spec: object, name: str, least: int) -> None:
-    found = getattr(spec, name)
-    if not least <= found <= MOST[name]:
-        raise ValueError(f"{name}: found {found}, expected {least} to {MOST[name]}")
 
 
 def suite_directory() -> Path:

@@ -18,7 +18,7 @@ from moebench import terminal
 from moebench.compare.runs import differences, relative_latency
 from moebench.records.results import Measurement, Record
 from moebench.records.run import KeptRun, load_run
-from moebench.spec.codec import encode
+from moebench.spec.schema import encode
 
 MOST_RATIO = 1.3
 """Of the median error of the predictions to that of the earlier measurement."""

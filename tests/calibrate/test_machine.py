@@ -18,8 +18,8 @@ from moebench.calibrate.machine import (
 from moebench.calibrate.microbenchmark import layouts
 from moebench.measure.environment import describe_machine
 from moebench.records.timings import MatmulSample, Microbenchmarks
-from moebench.spec.codec import encode
 from moebench.spec.hardware import hardware_names, load_hardware
+from moebench.spec.schema import encode
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from moebench.doctor.record import CIRCUMSTANCES, SCHEMA, Circumstances
 from moebench.records.seal import read_document
-from moebench.spec.codec import decode
+from moebench.spec.schema import decode
 
 
 def read_record(path: Path) -> tuple[Circumstances, dict[str, Any]]:

@@ -20,7 +20,7 @@ from moebench.doctor.text import selftest_table
 from moebench.measure.environment import describe_machine
 from moebench.records.run import KeptRun, load_run
 from moebench.report.conditions import noise_floor
-from moebench.spec.codec import decode
+from moebench.spec.schema import decode
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ from moebench.records.run import KeptRun, Manifest, load_run
 from moebench.report.document import markdown, page
 from moebench.report.output import run_summary, terminal_report, write_report
 from moebench.report.sections import report_blocks
-from moebench.spec.codec import decode
+from moebench.spec.schema import decode
 from moebench.validate.own_run import score_run
 
 SMALL = (("decode", 1, 1, 1024),)

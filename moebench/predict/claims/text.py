@@ -9,9 +9,9 @@ from typing import Any
 from moebench.predict.claims.papers import Claim
 from moebench.predict.claims.settle import BATCHES, PHASES, Curve, Settled, held_batches
 from moebench.predict.claims.verdict import holds
-from moebench.spec.codec import encode
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
+from moebench.spec.schema import encode
 
 SHOWN = (1, 4, 16, 64, 256, 1024, 4096)
 """Batches of the detailed tables; the JSON document and the figure have all."""

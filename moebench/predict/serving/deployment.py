@@ -15,11 +15,12 @@ import numpy as np
 
 from moebench.predict.arrays import Floats
 from moebench.predict.serving.communication import link
-from moebench.spec.case import MOST_SKEW, Phase, Workload
+from moebench.spec.case import Phase, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad
-from moebench.spec.model import MOST_SIZE, ModelSpec
+from moebench.spec.model import ModelSpec
 from moebench.spec.ops import cache_elements_per_token
+from moebench.spec.schema import MOST_SIZE, check_range
 
 Level = Literal["moe", "decoder", "model"]
 LEVELS: tuple[Level, ...] = ("moe", "decoder", "model")
@@ -57,8 +58,7 @@ class Deployment:
             raise ValueError(
                 f"{self.hardware.name}: found a CPU, expected a GPU; measure with the suite"
             )
-        if not 0 <= self.skew <= MOST_SKEW:
-            raise ValueError(f"skew: found {self.skew}, expected 0 to {MOST_SKEW:g}")
+        check_range(self, "skew")
         if self.phase == "train" and self.dtype != "bfloat16":
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
         self._check_ranks()

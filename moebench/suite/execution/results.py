@@ -12,7 +12,7 @@ from typing import Any, Literal
 from moebench.records.lines import Line, read_lines
 from moebench.records.results import SEALED_SINCE
 from moebench.records.run import MANIFEST, read_manifest, run_kind
-from moebench.spec.codec import decode
+from moebench.spec.schema import decode
 from moebench.suite.execution.plan import CellPlan
 from moebench.suite.execution.work import PROBE_WORK
 from moebench.units import Seconds, nearest

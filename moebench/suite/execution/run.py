@@ -29,7 +29,7 @@ from moebench.records.lines import append_lines, set_aside
 from moebench.records.results import SCHEMA
 from moebench.records.run import MANIFEST, run_id
 from moebench.records.seal import write_document
-from moebench.spec.codec import encode
+from moebench.spec.schema import encode
 from moebench.suite.execution.plan import CellPlan, ExecutionSuite, planned_cells
 from moebench.suite.execution.results import (
     CELLS,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.spec.codec import encode
+from moebench.spec.schema import encode
 from moebench.suite.execution.plan import load_execution_suite
 from moebench.suite.execution.report import terminal_report, write_report
 from moebench.suite.execution.results import load_results

@@ -105,4 +105,4 @@ def test_a_manifest_with_a_wrong_type_is_named(
     table = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(table | {key: 7}))
     assert report.main([str(run)]) == 2
-    assert f"manifest.json.{key}: found 7, expected" in capsys.readouterr().err
+    assert f"manifest.json: {key}: found 7, expected" in capsys.readouterr().err
