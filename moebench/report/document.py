@@ -1,17 +1,21 @@
 """A report as blocks, written as Markdown and as one self-contained HTML page.
 
-Every string may come from a file that somebody else wrote, so each renderer escapes all of them.
+The page is converted from the same Markdown. Every string may come from a file that somebody else
+wrote, so all of them are escaped in one place, here, and the converter lets no HTML through.
 The page loads nothing: figures are inside it, and it reads well on a telephone and on paper.
 """
 
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from moebench.units import printable
+
+STYLE_SHEET = Path(__file__).with_name("page.css")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph of plain text."""
+    """A paragraph of plain text; small for legends and footnotes."""
 
     text: str
     is_small: bool = False
@@ -39,7 +43,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Command:
-    """What to type."""
+    """A command line that the reader may type."""
 
     text: str
 
@@ -54,7 +58,7 @@ class GridGroup:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; numbers are set flush right."""
+    """A table; columns that are not text are set flush right."""
 
     titles: tuple[str, ...]
     groups: tuple[GridGroup, ...]
@@ -103,138 +107,60 @@ def _markdown_block(block: Block) -> str:
         case Command(text):
             return f"    {printable(text)}"
         case Picture(name, title, caption):
-            return f"![{_plain(title)}]({name}.png)\n\n{_line(caption)}"
-        case Grid():
-            return _markdown_grid(block)
+            # Brackets inside the text of an image would be read as another image.
+            alternative = _plain(title.replace("[", "(").replace("]", ")"))
+            return f"![{alternative}]({name}.png)\n\n{_line(caption)}"
+        case Grid(titles, groups, text_columns):
+            marks = ["---" if i in text_columns else "---:" for i in range(len(titles))]
+            rows = [_row(map(_plain, titles)), "|" + "|".join(marks) + "|"]
+            for group in groups:
+                if group.title:
+                    rows.append(_row([f"**{_plain(group.title)}**", *[""] * (len(titles) - 1)]))
+                rows += [_row(map(_plain, row)) for row in group.rows]
+            return "\n".join(rows)
 
 
-def _markdown_grid(grid: Grid) -> str:
-    marks = ["---" if i in grid.text_columns else "---:" for i in range(len(grid.titles))]
-    lines = [_pipes(grid.titles), "|" + "|".join(marks) + "|"]
-    for group in grid.groups:
-        if group.title:
-            empty = [""] * (len(grid.titles) - 1)
-            lines.append("| " + " | ".join([f"**{_plain(group.title)}**", *empty]) + " |")
-        lines += [_pipes(row) for row in group.rows]
-    return "\n".join(lines)
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
-def _pipes(values: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(value) for value in values) + " |"
-
-
-_EMPHASIS = re.compile(r"(?<!\w)_|_(?!\w)|~~")
-_BLOCK = re.compile(r"^(\d*)([#>+=~\[.)-])")
-"""What would start a heading, a list, a quotation, a rule, a link's target, a code block."""
+_EMPHASIS = re.compile(r"(?<![^\W_])_|_(?![^\W_])|~~")
+"""What could start or end emphasis: underscores except those inside a word, and `~~`."""
+_BLOCK = re.compile(r"^(\d*)([>+=~\[.)-])")
+"""What would start a list, a quotation, a rule, the target of a link or a code block."""
 
 
 def _plain(text: str) -> str:
     """Text inside a line that Markdown shows as it is."""
     text = html.escape(printable(" ".join(text.split())), quote=False)
-    for character in "\\`*|":
+    for character in "\\`*|#":
         text = text.replace(character, "\\" + character)
-    text = _EMPHASIS.sub(lambda found: "\\" + "\\".join(found[0]), text)
+    text = _EMPHASIS.sub(lambda match: "\\" + "\\".join(match[0]), text)
     return text.replace("](", "]\\(").replace("][", "]\\[")
 
 
 def _line(text: str) -> str:
-    """Text at the start of a line, the same."""
+    """Text at the start of a line that Markdown shows as it is."""
     return _BLOCK.sub(r"\1\\\2", _plain(text))
 
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 80rem; color: #222; background: #fff;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid #ddd; }
-h3 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; }
-p, li { max-width: 46rem; overflow-wrap: anywhere; }
-p.small { margin: .4rem 0; max-width: 60rem; }
-.small, figcaption { font-size: .85rem; color: #555; }
-.wide { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .5rem; text-align: right; white-space: nowrap; }
-thead th { white-space: normal; border-bottom: 1.5px solid #222; vertical-align: bottom; }
-tbody tr:hover { background: #f6f6f6; }
-tr.group th { text-align: left; padding-top: .8rem; border-bottom: 1px solid #ddd; }
-td.text, th.text { text-align: left; }
-td:first-child, thead th:first-child { position: sticky; left: 0; background: #fff; }
-td.long { white-space: normal; min-width: 14rem; }
-figure { margin: 1.5rem 0 2.25rem; }
-figure img { display: block; width: 100%; max-width: 60rem; height: auto; }
-figcaption { max-width: 60rem; margin-top: .4rem; overflow-wrap: anywhere; }
-pre { background: #f4f4f4; padding: .75rem 1rem; overflow-x: auto; font-size: .9rem; }
-@media (max-width: 40rem) { body { font-size: 15px; } h1 { font-size: 1.4rem; } }
-@media print {
-  @page { size: A4 landscape; margin: 12mm; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  table { font-size: 7.5pt; } th, td { padding: .1rem .3rem; }
-  .wide { overflow: visible; } figure, tr { break-inside: avoid; } figure img { max-width: 20cm; }
-  h2, h3 { break-after: avoid; }
-}
-"""
-
-
 def page(title: str, blocks: Sequence[Block]) -> str:
-    """The document as one HTML file that needs no other."""
-    body = "\n".join(_html_block(block) for block in blocks)
+    """The document as one HTML file that needs no other: its Markdown, converted block by block."""
+    from markdown_it import MarkdownIt  # only a report needs it
+
+    converter = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parts = []
+    for block in blocks:
+        part = converter.render(_markdown_block(block))
+        if isinstance(block, Picture):
+            data = base64.b64encode(block.png).decode()
+            part = part.replace(f'src="{block.name}.png"', f'src="data:image/png;base64,{data}"')
+        kind = "small" if isinstance(block, Paragraph) and block.is_small else type(block).__name__
+        parts.append(f'<div class="{kind.lower()}">\n{part}</div>\n')
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{html.escape(printable(title))}</title>\n"
+        f"<style>\n{STYLE_SHEET.read_text()}</style>\n</head>\n"
+        f"<body>\n{''.join(parts)}</body>\n</html>\n"
     )
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))
-
-
-def _html_block(block: Block) -> str:
-    match block:
-        case Heading(text, depth):
-            return f"<h{depth}>{_escaped(text)}</h{depth}>"
-        case Paragraph(text, is_small):
-            small = ' class="small"' if is_small else ""
-            return f"<p{small}>{_escaped(text)}</p>"
-        case Bullets(items):
-            return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
-        case Command(text):
-            return f"<pre><code>{_escaped(text)}</code></pre>"
-        case Picture(_, title, caption, png):
-            data = base64.b64encode(png).decode()
-            return (
-                f'<figure><img alt="{_escaped(title)}" '
-                f'src="data:image/png;base64,{data}">'
-                f"<figcaption>{_escaped(caption)}</figcaption></figure>"
-            )
-        case Grid():
-            return _html_grid(block)
-
-
-def _html_grid(grid: Grid) -> str:
-    head = "".join(
-        f"<th{_text_class(grid, i)}>{_escaped(title)}</th>" for i, title in enumerate(grid.titles)
-    )
-    lines = [f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>']
-    for group in grid.groups:
-        if group.title:
-            span = len(grid.titles)
-            lines.append(
-                f'<tr class="group"><th colspan="{span}">{_escaped(group.title)}</th></tr>'
-            )
-        for row in group.rows:
-            cells = (
-                f"<td{_text_class(grid, i, value)}>{_escaped(value)}</td>"
-                for i, value in enumerate(row)
-            )
-            lines.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([*lines, "</tbody></table></div>"])
-
-
-def _text_class(grid: Grid, column: int, value: str = "") -> str:
-    if column not in grid.text_columns:
-        return ""
-    return ' class="text long"' if len(value) > 60 else ' class="text"'

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from moebench.records.results import Record
 from moebench.report.notation import LEVELS, superscript
+from moebench.terminal import text_table
 from moebench.units import printable
 
 
@@ -141,25 +142,13 @@ def _joined(texts: Sequence[str]) -> str:
 
 
 def render_text(table: ReportTable) -> str:
-    """The table for a terminal; titles stand in two lines."""
-    heads = {column.key: _two_lines(column.title + column.marks) for column in table.columns}
-    rows = [row for section in table.sections for row in section.rows]
-    widths = {
-        key: max(map(len, (*head, *(printable(row.shown(key)) for row in rows))))
-        for key, head in heads.items()
-    }
-
-    def line(values: Mapping[str, str]) -> str:
-        parts = (
-            values[c.key].ljust(widths[c.key]) if c.is_text else values[c.key].rjust(widths[c.key])
-            for c in table.columns
-        )
-        return "  ".join(parts).rstrip()
-
-    lines = [line({key: head[i] for key, head in heads.items()}) for i in (0, 1)]
+    """The table and its footnotes for a terminal; a title stands in two lines."""
+    titles = ["\n".join((c.title + c.marks).rsplit(" ", 1)) for c in table.columns]
+    rows: list[Sequence[str] | str] = []
     for section in table.sections:
-        lines += ["", f"{LEVELS[section.level]} · {section.workload} ({section.detail})"]
-        lines += [line({k: printable(row.shown(k)) for k in row.cells}) for row in section.rows]
+        rows += ["", f"{LEVELS[section.level]} · {section.workload} ({section.detail})"]
+        rows += [[row.shown(c.key) for c in table.columns] for row in section.rows]
+    lines = [text_table(titles, rows, [i for i, c in enumerate(table.columns) if c.is_text])]
     if table.footnotes:
         notes = (fill(f"{mark} {note}", subsequent_indent="  ") for mark, note in table.footnotes)
         lines += ["", *notes]
@@ -169,9 +158,3 @@ def render_text(table: ReportTable) -> str:
 def fill(paragraph: str, subsequent_indent: str = "") -> str:
     """Break a paragraph into lines of at most 110 characters, for a terminal."""
     return textwrap.fill(printable(paragraph), 110, subsequent_indent=subsequent_indent)
-
-
-def _two_lines(title: str) -> tuple[str, str]:
-    """A title broken at its last space; a single word goes to the lower line."""
-    upper, _, lower = title.rpartition(" ")
-    return upper, lower

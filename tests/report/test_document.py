@@ -1,0 +1,60 @@
+"""A document shows the same text on its page as its blocks hold, whatever the text looks like."""
+
+from html.parser import HTMLParser
+
+from fuzzing import FEW
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from moebench.report.document import Bullets, Heading, Paragraph, Picture, page, plain_grid
+from moebench.units import printable
+
+MARKUP = st.text("ab1_*~`#+-=.!()[]<>&\\|:;/\"' \té×", min_size=1, max_size=14)
+
+
+class PageText(HTMLParser):
+    """Text and element names of a page's body."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.elements = "", list[str]()
+        self.feed(text[text.index("<body>") :])
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.elements.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(text: str) -> PageText:
+    return PageText(
+        page(
+            text,
+            (
+                Heading(text, 1),
+                Paragraph(text),
+                Paragraph(text, is_small=True),
+                Bullets((text, text)),
+                plain_grid((text, text), [(text, text), (text, text)]),
+                Picture("figure", text, text, b""),
+            ),
+        )
+    )
+
+
+@FEW
+@given(MARKUP)
+@example("__init__ and _x_ and a_b")
+@example("1. a")
+@example("a #")
+@example("<a@b.cc> <http://a.b> &amp; &#42;")
+@example("![a](b) [a][b] [a]: b")
+@example("***")
+def test_any_text_is_shown_as_it_is(text: str) -> None:
+    normal = " ".join(text.split())
+    shown = page_of(text)
+    assert shown.elements == page_of("x").elements
+    assert [line for line in shown.text.split("\n") if line] == [printable(normal)] * 12 * bool(
+        normal
+    )
