@@ -17,10 +17,11 @@ from moebench.calibrate.fit import (
     stratified,
     thinned,
 )
+from moebench.calibrate.widths import Residuals
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import Error, KernelFit, Prior, generic_prior, prior_for
 from moebench.predict.kernels.dense import DenseParameters, shift
-from moebench.predict.kernels.intervals import UNSEEN, Basis, Residuals
+from moebench.predict.kernels.intervals import UNSEEN, Basis
 from moebench.predict.kernels.layer import Parameters
 from moebench.spec.hardware import HardwareSpec, load_hardware
 

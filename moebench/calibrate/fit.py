@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moebench.calibrate.widths import Residuals
 from moebench.predict.arrays import Floats, Ints, OverCases
 from moebench.predict.kernels.catalogue import Error, Kernel, Prior
-from moebench.predict.kernels.intervals import REGIMES, Basis, Residuals
+from moebench.predict.kernels.intervals import REGIMES, Basis
 from moebench.predict.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
 from moebench.spec.hardware import HardwareSpec
 

@@ -28,18 +28,11 @@ from moebench.calibrate.fit import (
     stratified,
     thinned,
 )
+from moebench.calibrate.widths import bounds_of, unseen_bounds
 from moebench.predict.arrays import Floats, Ints
 from moebench.predict.kernels.catalogue import KernelFit, Prior, generic_prior, prior_for
 from moebench.predict.kernels.dense import DenseParameters, shift
-from moebench.predict.kernels.intervals import (
-    UNSEEN,
-    Basis,
-    Bounds,
-    Widths,
-    bounds_of,
-    shipped_widths,
-    unseen_bounds,
-)
+from moebench.predict.kernels.intervals import UNSEEN, Basis, Bounds, Widths, shipped_widths
 from moebench.predict.kernels.layer import Parameters
 from moebench.predict.kernels.price import unseen_basis
 from moebench.spec.hardware import HardwareSpec

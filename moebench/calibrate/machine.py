@@ -4,11 +4,14 @@ A machine with a file in `data/hardware` keeps its datasheet and gets measured p
 other, what the microbenchmarks showed *is* the datasheet.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +22,7 @@ from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
 from moebench.predict.layers.calibration import Calibration, calibrate
 from moebench.records.timings import Microbenchmarks
-from moebench.spec.hardware import HardwareSpec, hardware_aliases, load_hardware
+from moebench.spec.hardware import HardwareSpec, Interconnect, hardware_aliases, load_hardware
 from moebench.spec.schema import decode, encode
 from moebench.units import BASE_UNIT, Bytes, Kind, Seconds, text
 
@@ -178,35 +181,34 @@ def measured_hardware(
     )
 
 
-_QUANTITIES: dict[str, Kind] = {
-    "memory_bandwidth": "bandwidth",
-    "memory_capacity": "size",
-    "cache": "size",
-    "clock": "frequency",
-    "shared_memory": "size",
-    "power_limit": "power",
-    "idle_power": "power",
-    "launch_overhead": "time",
-}
-
-
 def hardware_toml(hardware: HardwareSpec, name: str) -> str:
     """A hardware file to contribute, under a name of one's own."""
-    lines = []
-    for key, value in encode(hardware).items():
-        if key in ("peak", "interconnect") or value in (None, "", []):
-            continue
-        shown = name if key == "name" else value
-        if key in _QUANTITIES:
-            shown = _quantity(float(value), _QUANTITIES[key])
-        lines.append(f"{key} = {json.dumps(shown, ensure_ascii=False)}")
-    lines += ["", "[peak]"]
-    lines += [f'{dtype} = "{_quantity(rate, "rate")}"' for dtype, rate in hardware.peak.items()]
-    if hardware.interconnect is not None:
-        bandwidth = _quantity(hardware.interconnect.bandwidth, "bandwidth")
-        lines += ["", "[interconnect]", f"name = {json.dumps(hardware.interconnect.name)}"]
-        lines += [f'bandwidth = "{bandwidth}"', f"devices = {hardware.interconnect.devices}"]
-    return "\n".join(lines) + "\n"
+    import tomli_w  # only what writes a file needs it
+
+    return tomli_w.dumps(_table(dataclasses.replace(hardware, name=name)))
+
+
+def _table(facts: HardwareSpec | Interconnect) -> dict[str, Any]:
+    """What is known, quantities as their annotations say: strings with a unit."""
+    hints = typing.get_type_hints(type(facts), include_extras=True)
+    known = {key: value for key, value in vars(facts).items() if value not in (None, "", ())}
+    return {key: _written(value, hints[key]) for key, value in known.items()}
+
+
+def _written(value: Any, hint: Any) -> Any:
+    if isinstance(value, Interconnect):
+        return _table(value)
+    annotated = [
+        part
+        for part in (hint, *typing.get_args(hint))
+        if typing.get_origin(part) is typing.Annotated
+    ]
+    if not annotated:
+        return value
+    kind: Kind = annotated[0].__metadata__[0]
+    if isinstance(value, Mapping):
+        return {key: _quantity(item, kind) for key, item in value.items()}
+    return _quantity(value, kind)
 
 
 def _quantity(value: float, kind: Kind) -> str:

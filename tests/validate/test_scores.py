@@ -14,7 +14,7 @@ import pytest
 
 from moebench.calibrate import left_out as leaveout
 from moebench.calibrate.tables import read_table
-from moebench.predict.kernels.intervals import Residuals, unseen_bounds
+from moebench.calibrate.widths import Residuals, unseen_bounds
 from moebench.validate import cli as validate
 from moebench.validate.scores import Scores, mean_over_groups
 

@@ -10,9 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -318,39 +316,3 @@ def read_fits(text: str, where: str) -> list[KernelFit]:
         from_mapping(KernelFit, {"kernel": kernel, **entry}, f"{where}: [[fit]] {number}")
         for number, entry in enumerate(entries, start=1)
     ]
-
-
-def write_fits(fits: Iterable[KernelFit], folder: Path) -> list[Path]:
-    """One TOML file for each kernel, with one `[[fit]]` for each device.
-
-    Returns:
-        The files written.
-    """
-    by_kernel: dict[Kernel, list[KernelFit]] = {}
-    for fit in fits:
-        by_kernel.setdefault(fit.kernel, []).append(fit)
-    paths = []
-    for kernel, members in by_kernel.items():
-        lines = ["# Written by `python -m moebench.calibrate --from TABLE`; SI units.", "[kernel]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in asdict(kernel).items()]
-        for fit in sorted(members, key=lambda fit: fit.system):
-            entry = asdict(fit)
-            del entry["kernel"]
-            nested = {key: entry.pop(key) for key in ("parameters", "error")}
-            lines += ["", "[[fit]]", *(f"{key} = {_toml(value)}" for key, value in entry.items())]
-            for key, values in nested.items():
-                lines += [f"[fit.{key}]", *(f"{n} = {_toml(v)}" for n, v in values.items())]
-        path = folder / f"{kernel.label}.toml"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, float):
-        return f"{value:.4g}" if "." in f"{value:.4g}" or "e" in f"{value:.4g}" else f"{value:.1f}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return str(value)

@@ -30,31 +30,10 @@ BASES: tuple[Basis, ...] = (
 )  # fmt: skip
 UNSEEN: tuple[Basis, ...] = ("device", "relative", "stranger")
 """Bases without a row of the kernel on such a device, from the surest to the least sure."""
-SIBLING_SHARE = 0.25
-"""No two devices of the development tables have one compute capability, so a sibling's widths
-are assumed: this far on the way from an unseen shape's to an unseen device's."""
-LEVEL = 0.90
-LEAST_ROWS = 60
-"""Residuals below which a family's own quantiles are not trusted and all families' are used."""
 WIDEST = 20.0
 """Of the logarithms in a file: beyond it, an interval says nothing at all."""
 RATIO_STEP = float(np.log(8 / 6))
 """Log ratio of assignments for which the errors of ratios were measured."""
-
-
-@dataclass(frozen=True)
-class Residuals:
-    """Errors of one group under one basis."""
-
-    basis: Basis
-    family: str
-    system: str
-    """Hardware name."""
-    num_tokens: Floats
-    log_error: Floats
-    """log(measured / predicted)."""
-    is_parallel: bool = False
-    """Ratios under expert parallelism, where the load of the fullest rank is one draw of many."""
 
 
 Bounds = Mapping[str, tuple[float, float]]
@@ -109,118 +88,6 @@ def _by_regime(bounds: Bounds, num_tokens: Floats) -> tuple[Floats, Floats]:
     return table[place, 0], table[place, 1]
 
 
-def bounds_of(residuals: Iterable[Residuals]) -> Bounds:
-    """Quantiles of pooled residuals in each regime; zero is always inside."""
-    found = list(residuals)
-    tokens = np.concatenate([one.num_tokens for one in found])
-    errors = np.concatenate([one.log_error for one in found])
-    bounds = {}
-    for name, (low, high) in zip(REGIME_NAMES, REGIMES, strict=True):
-        here = errors[(tokens > low) & (tokens <= high)]
-        ends = np.quantile(here if len(here) else errors, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        bounds[name] = (float(min(ends[0], -0.002)), float(max(ends[1], 0.002)))
-    return bounds
-
-
-def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -> Widths:
-    """Quantiles for every basis and family that has enough residuals."""
-    rows, ratios = list(latency), list(ratio)
-    by_basis: dict[str, dict[str, Bounds]] = {}
-    for basis in BASES:
-        if basis == "sibling" or basis in UNSEEN:
-            continue
-        members = [one for one in rows if one.basis == basis]
-        table = {"any": bounds_of(members)}
-        for family in sorted({one.family for one in members}):
-            own = [one for one in members if one.family == family]
-            if sum(len(one.log_error) for one in own) >= LEAST_ROWS:
-                table[family] = bounds_of(own)
-        by_basis[basis] = table
-    by_basis |= {basis: {"any": bounds} for basis, bounds in unseen_bounds(rows).items()}
-    alone = _ratio_bounds(one for one in ratios if not one.is_parallel)
-    parallel = _ratio_bounds(one for one in ratios if one.is_parallel)
-    by_basis["sibling"] = {
-        family: _towards(bounds, by_basis["device"]["any"])
-        for family, bounds in by_basis["shape"].items()
-    }
-    return Widths(by_basis, alone, parallel)
-
-
-def _ratio_bounds(residuals: Iterable[Residuals]) -> dict[str, Bounds]:
-    ratios = list(residuals)
-    found: dict[str, Bounds] = {
-        basis: bounds_of(one for one in ratios if one.basis == basis)
-        for basis in BASES
-        if basis != "sibling"
-    }
-    return found | {"sibling": _towards(found["shape"], found["device"])}
-
-
-def unseen_bounds(residuals: Iterable[Residuals]) -> dict[Basis, Bounds]:
-    """Bounds of predictions for devices without a row of the kernel.
-
-    Rows of one device err together, so what counts is the number of devices, not of rows: bounds
-    are as wide as the device with the largest errors needs for 90 % of its rows. They are
-    symmetrical: whether the next device is faster or slower than its spec sheet says is not
-    known. Knowing less is never narrower.
-    """
-    rows = list(residuals)
-    found: dict[Basis, Bounds] = {}
-    before: Bounds = dict.fromkeys(REGIME_NAMES, (-0.002, 0.002))
-    for basis in UNSEEN:
-        members = [one for one in rows if one.basis == basis]
-        for system in sorted({one.system for one in members}):
-            own = bounds_of(
-                Residuals(basis, one.family, system, one.num_tokens, sign * np.abs(one.log_error))
-                for one in members
-                for sign in (-1, 1)
-                if one.system == system
-            )
-            before = _wider(before, own)
-        found[basis] = before
-    return found
-
-
-def _wider(one: Bounds, other: Bounds) -> Bounds:
-    return {
-        name: (min(low, other[name][0]), max(high, other[name][1]))
-        for name, (low, high) in one.items()
-    }
-
-
-def _towards(one: Bounds, other: Bounds) -> Bounds:
-    """Bounds `SIBLING_SHARE` of the way from one to the other."""
-    return {
-        name: (
-            low + SIBLING_SHARE * (other[name][0] - low),
-            high + SIBLING_SHARE * (other[name][1] - high),
-        )
-        for name, (low, high) in one.items()
-    }
-
-
-def write_widths(widths: Widths, path: Path, note: str) -> None:
-    """Write data/kernels/intervals.toml.
-
-    Args:
-        widths: what to write.
-        path: the file.
-        note: provenance, one line of a comment.
-    """
-    lines = [f"# {note}", "# [5 %, 95 %] quantiles of log(measured / predicted) by token regime."]
-    tables: list[tuple[str, Bounds]] = [
-        (f"latency.{basis}.{family}", bounds)
-        for basis, families in widths.latency.items()
-        for family, bounds in families.items()
-    ]
-    for kind, by_basis in (("ratio", widths.ratio), ("parallel_ratio", widths.parallel_ratio)):
-        tables += [(f"{kind}.{basis}", bounds) for basis, bounds in by_basis.items()]
-    for name, bounds in tables:
-        lines += ["", f"[{name}]"]
-        lines += [f'"{regime}" = [{low:.4f}, {high:.4f}]' for regime, (low, high) in bounds.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 @functools.cache
 def shipped_widths() -> Widths:
     """The calibrated widths of data/kernels/intervals.toml."""
@@ -234,10 +101,11 @@ class _File:
     latency: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]]
     ratio: Mapping[str, Mapping[str, tuple[float, ...]]]
     parallel_ratio: Mapping[str, Mapping[str, tuple[float, ...]]]
+    note: str = ""
 
 
 def read_widths(path: Path) -> Widths:
-    """Calibrated widths as `write_widths` wrote them.
+    """The calibrated widths of a file such as data/kernels/intervals.toml.
 
     Raises:
         ValueError: a basis, "any" family or token regime that is unknown or missing, or bounds

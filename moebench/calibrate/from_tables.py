@@ -1,0 +1,155 @@
+"""Fitting kernels and dense matmuls to measured tables, and writing the files of data/kernels."""
+
+import itertools
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from moebench import terminal
+from moebench.calibrate.cross_validation import as_fit, cross_validate, shared_fits, summary
+from moebench.calibrate.dense import dense_groups, fit_library
+from moebench.calibrate.fit import Measured, percentage_errors
+from moebench.calibrate.kernel_files import write_dense, write_fits, write_widths
+from moebench.calibrate.rows import groups_of
+from moebench.calibrate.tables import Table
+from moebench.calibrate.widths import Residuals, calibrate_widths
+from moebench.predict.kernels.catalogue import KernelFit, prior_for
+from moebench.predict.kernels.dense import DenseParameters
+from moebench.predict.kernels.intervals import UNSEEN, Basis
+from moebench.predict.kernels.layer import layer_time
+from moebench.spec.hardware import load_hardware
+
+LEAST_ROWS = 100
+"""Rows on one rank below which a kernel is not fitted: too few to ship."""
+
+
+def calibrate(tables: Sequence[Table], folder: Path, with_intervals: bool) -> list[KernelFit]:
+    """Fit every table and write the files; returns the kernel fits."""
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    latency = [rows for table in tables if table.kind == "latency" for rows in measured(table)]
+    fits: list[KernelFit] = []
+    dense: dict[str, DenseParameters] = {}
+    # Tables of latencies come first: what they found is the prior of the few shapes of pairs.
+    for table in sorted(tables, key=lambda table: table.kind != "latency"):
+        if table.kind == "gemm":
+            dense = _calibrate_dense(table, folder / "dense.toml", date)
+            continue
+        groups = measured(table) if table.kind == "latency" else measured_pairs(table)
+        fits += [
+            as_fit(rows, parameters, table.path.name, table.sha256, date)
+            for rows, parameters in zip(groups, shared_fits(groups, fits), strict=True)
+        ]
+    for path in write_fits(fits, folder):
+        terminal.show(path)
+    for fit in fits:
+        terminal.show(
+            f"{fit.kernel.label} on {fit.system}: {fit.error.mape:.1f} % on {fit.rows} rows"
+        )
+    if with_intervals:
+        held_out = cross_validate(latency, dense)
+        terminal.show(
+            f"{'left out':48}{'ranks':>6}{'MAPE':>7}{'median':>7}{'P90':>7}  MAPE by group"
+        )
+        for experiment, ranks, error, by_group in summary(held_out):
+            figures = f"{error.mape:7.1f}{error.median_ape:7.1f}{error.p90_ape:7.1f}"
+            each = " ".join(f"{value:.1f}" for value in by_group)
+            terminal.show(f"{experiment:48}{ranks:>6}{figures}  {each}")
+        pairs = [table for table in tables if table.kind == "pairs"]
+        ratios = [one for table in pairs for one in ratio_residuals(table, fits)]
+        residuals = [one.residuals for one in held_out if one.basis is not None]
+        widths = calibrate_widths(residuals, ratios)
+        note = f"{date}, from {', '.join(map(_origin, tables))}."
+        terminal.show(write_widths(widths, folder / "intervals.toml", note))
+    return fits
+
+
+def measured(table: Table) -> list[Measured]:
+    """The groups of a latency table that can be fitted, without failed tactics."""
+    seconds = table.numbers["latency_us"] * 1e-6
+    groups, skipped = groups_of(table, seconds=seconds)
+    for line in table.unpriced(skipped):
+        terminal.say(line)
+    works = table.numbers["slow_tactic"] == 0
+    found = []
+    for group in groups:
+        keep = np.flatnonzero(works[group.rows])
+        rows = Measured(
+            group.kernel,
+            group.hardware,
+            group.cases[keep],
+            np.array(group.shapes)[keep],
+            seconds[group.rows][keep],
+        )
+        if (rows.cases.expert_parallel == 1).sum() >= LEAST_ROWS:
+            found.append(rows)
+    return found
+
+
+def measured_pairs(table: Table) -> list[Measured]:
+    """The groups of a table of top-k pairs, both members of a pair being rows."""
+    members: dict[object, list[Measured]] = {}
+    for top_k in (8, 6):
+        seconds = table.numbers[f"latency_us_top{top_k}"] * 1e-6
+        for group in groups_of(table, top_k)[0]:
+            rows = Measured(
+                group.kernel, group.hardware, group.cases, np.array(group.shapes),
+                seconds[group.rows],
+            )  # fmt: skip
+            members.setdefault((group.kernel, group.hardware.name), []).append(rows)
+    return [Measured.concatenate(both) for both in members.values()]
+
+
+def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
+    """Errors of the top-8 over top-6 ratio, with own parameters and with other devices' alone."""
+    machines = {fit.system: load_hardware(fit.system) for fit in fits}
+    found = []
+    for eight, six in zip(groups_of(table, 8)[0], groups_of(table, 6)[0], strict=True):
+        rows = eight.rows
+        true = np.log(table.numbers["latency_us_top8"] / table.numbers["latency_us_top6"])[rows]
+        own = next(
+            fit for fit in fits
+            if fit.kernel == eight.kernel and fit.system == eight.hardware.name
+        )  # fmt: skip
+        strangers = [fit for fit in fits if fit.system != eight.hardware.name]
+        prior = prior_for(eight.kernel, eight.hardware, strangers or fits, machines)
+        with_own: tuple[Basis, ...] = ("seen", "rows", "shape")
+        with_others: tuple[Basis, ...] = UNSEEN
+        for parameters, bases in (
+            (own.parameters, with_own),
+            (prior.parameters, with_others),
+        ):
+            predicted = [
+                layer_time(parameters, eight.hardware, group.cases, warm=True).seconds
+                for group in (eight, six)
+            ]
+            error = true - np.log(predicted[0] / predicted[1])
+            parallel = eight.cases.expert_parallel > 1
+            for basis, is_parallel in itertools.product(bases, (False, True)):
+                here = parallel == is_parallel
+                family, system = eight.kernel.family, eight.hardware.name
+                tokens = eight.cases.num_tokens[here]
+                found.append(Residuals(basis, family, system, tokens, error[here], is_parallel))
+    return found
+
+
+def _calibrate_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameters]:
+    """Fit the dense matmuls of all devices together and write dense.toml."""
+    groups, skipped = dense_groups(table)
+    for line in table.unpriced(skipped):
+        terminal.say(line)
+    rows = {group.data.hardware.name: group.data for group in groups}
+    fits = fit_library(rows)
+    errors = [
+        f"{name} {percentage_errors(rows[name].log_error(fit)).mape:.1f} % on {len(rows[name])}"
+        for name, fit in fits.items()
+    ]
+    note = f"{date}, from {_origin(table)}. Mean errors on rows: {', '.join(errors)}."
+    terminal.show(write_dense(fits, path, note))
+    return fits
+
+
+def _origin(table: Table) -> str:
+    """Name and first digits of the SHA-256 of a table."""
+    return f"{table.path.name} {table.sha256[:12]}"

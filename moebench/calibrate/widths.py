@@ -1,0 +1,132 @@
+"""Widths of intervals from errors on rows that a fit had not used.
+
+Rows of one device err together, so errors on unseen devices count by device, not by row.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.predict.arrays import Floats
+from moebench.predict.kernels.intervals import (
+    BASES,
+    REGIME_NAMES,
+    REGIMES,
+    UNSEEN,
+    Basis,
+    Bounds,
+    Widths,
+)
+
+SIBLING_SHARE = 0.25
+"""No two devices of the development tables have one compute capability, so a sibling's widths
+are assumed: this far on the way from an unseen shape's to an unseen device's."""
+LEVEL = 0.90
+LEAST_ROWS = 60
+"""Residuals below which a family's own quantiles are not trusted and all families' are used."""
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Errors of one group under one basis."""
+
+    basis: Basis
+    family: str
+    system: str
+    """Hardware name."""
+    num_tokens: Floats
+    log_error: Floats
+    """log(measured / predicted)."""
+    is_parallel: bool = False
+    """Ratios under expert parallelism, where the load of the fullest rank is one draw of many."""
+
+
+def bounds_of(residuals: Iterable[Residuals]) -> Bounds:
+    """Quantiles of pooled residuals in each regime; zero is always inside."""
+    found = list(residuals)
+    tokens = np.concatenate([one.num_tokens for one in found])
+    errors = np.concatenate([one.log_error for one in found])
+    bounds = {}
+    for name, (low, high) in zip(REGIME_NAMES, REGIMES, strict=True):
+        here = errors[(tokens > low) & (tokens <= high)]
+        ends = np.quantile(here if len(here) else errors, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        bounds[name] = (float(min(ends[0], -0.002)), float(max(ends[1], 0.002)))
+    return bounds
+
+
+def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -> Widths:
+    """Quantiles for every basis and family that has enough residuals."""
+    rows, ratios = list(latency), list(ratio)
+    by_basis: dict[str, dict[str, Bounds]] = {}
+    for basis in BASES:
+        if basis == "sibling" or basis in UNSEEN:
+            continue
+        members = [one for one in rows if one.basis == basis]
+        table = {"any": bounds_of(members)}
+        for family in sorted({one.family for one in members}):
+            own = [one for one in members if one.family == family]
+            if sum(len(one.log_error) for one in own) >= LEAST_ROWS:
+                table[family] = bounds_of(own)
+        by_basis[basis] = table
+    by_basis |= {basis: {"any": bounds} for basis, bounds in unseen_bounds(rows).items()}
+    alone = _ratio_bounds(one for one in ratios if not one.is_parallel)
+    parallel = _ratio_bounds(one for one in ratios if one.is_parallel)
+    by_basis["sibling"] = {
+        family: _towards(bounds, by_basis["device"]["any"])
+        for family, bounds in by_basis["shape"].items()
+    }
+    return Widths(by_basis, alone, parallel)
+
+
+def _ratio_bounds(residuals: Iterable[Residuals]) -> dict[str, Bounds]:
+    ratios = list(residuals)
+    found: dict[str, Bounds] = {
+        basis: bounds_of(one for one in ratios if one.basis == basis)
+        for basis in BASES
+        if basis != "sibling"
+    }
+    return found | {"sibling": _towards(found["shape"], found["device"])}
+
+
+def unseen_bounds(residuals: Iterable[Residuals]) -> dict[Basis, Bounds]:
+    """Bounds of predictions for devices without a row of the kernel.
+
+    Rows of one device err together, so what counts is the number of devices, not of rows: bounds
+    are as wide as the device with the largest errors needs for 90 % of its rows. They are
+    symmetrical: whether the next device is faster or slower than its spec sheet says is not
+    known. Knowing less is never narrower.
+    """
+    rows = list(residuals)
+    found: dict[Basis, Bounds] = {}
+    before: Bounds = dict.fromkeys(REGIME_NAMES, (-0.002, 0.002))
+    for basis in UNSEEN:
+        members = [one for one in rows if one.basis == basis]
+        for system in sorted({one.system for one in members}):
+            own = bounds_of(
+                Residuals(basis, one.family, system, one.num_tokens, sign * np.abs(one.log_error))
+                for one in members
+                for sign in (-1, 1)
+                if one.system == system
+            )
+            before = _wider(before, own)
+        found[basis] = before
+    return found
+
+
+def _wider(one: Bounds, other: Bounds) -> Bounds:
+    return {
+        name: (min(low, other[name][0]), max(high, other[name][1]))
+        for name, (low, high) in one.items()
+    }
+
+
+def _towards(one: Bounds, other: Bounds) -> Bounds:
+    """Bounds `SIBLING_SHARE` of the way from one to the other."""
+    return {
+        name: (
+            low + SIBLING_SHARE * (other[name][0] - low),
+            high + SIBLING_SHARE * (other[name][1] - high),
+        )
+        for name, (low, high) in one.items()
+    }
