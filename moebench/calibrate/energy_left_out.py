@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moebench.calibrate.energy import LeftOut, Rows, leave_backbones_out, rows_of, widths
-from moebench.calibrate.energy_scores import energy_document
+from moebench.validate.energy import energy_document
 from moebench.calibrate.energy_tables import EnergyTable
 from moebench.predict.arrays import Floats
 from moebench.predict.energy.calibration import UNSEEN_PRECISION

@@ -19,7 +19,7 @@ from moebench import terminal
 from moebench.calibrate.cross_validation import as_fit, full_fit
 from moebench.calibrate.dense import dense_groups, fit_device
 from moebench.calibrate.energy_left_out import dense_backbones_path, score_backbones_left_out
-from moebench.calibrate.energy_scores import validate_energy
+from moebench.validate.energy import validate_energy
 from moebench.calibrate.energy_tables import (
     EnergyTable,
     is_energy_table,
