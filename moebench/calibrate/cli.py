@@ -11,6 +11,11 @@ machine fingerprint and the fit's own error.
 A table of layer latencies (or of top-k pairs) gives one file for each kernel, a table of dense
 matmuls gives dense.toml; with `--intervals` the errors on left-out devices and shapes give
 intervals.toml. Files that ship in moebench/data/kernels are made by this command.
+
+    python -m moebench.calibrate --energy power.csv --models models.csv --out energy/
+
+Tables of serving power and energy give one file for each GPU and one for all others, as they ship
+in moebench/data/energy.
 """
 
 from collections.abc import Sequence
@@ -35,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="measured layer latencies, top-k pairs or dense matmuls; may be repeated. Left out: "
         "calibrate this machine",
     )  # fmt: skip
+    parser.add_argument(
+        "--energy", metavar="TABLE", type=Path, nargs="+",
+        help="fit the energy model to tables of measured serving power and energy instead",
+    )  # fmt: skip
+    parser.add_argument(
+        "--models", metavar="TABLE", type=Path, help="with --energy: facts of the MoE backbones"
+    )
     parser.add_argument("--out", type=Path, default=Path("calibration"), help="folder to write to")
     parser.add_argument(
         "--intervals", action="store_true",
@@ -43,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal.add_device(parser)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     options = parser.parse_args(arguments)
+    if options.energy:
+        if options.models is None or options.tables:
+            parser.error("--energy: needs --models TABLE, and not --from")
+        from moebench.calibrate.energy_files import calibrate_energy
+
+        return terminal.run(lambda: calibrate_energy(options.energy, options.models, options.out))
     if options.tables:
         return terminal.run(
             lambda: _calibrate_tables(options.tables, options.out, options.intervals)

@@ -1,21 +1,24 @@
-"""Fit the energy model to measured tables and judge it on whole backbones left out.
+"""Fit of the energy model to measured tables, and its errors on backbones or GPUs left out.
 
-Throughput and power are fitted together, as maximum a posteriori: every coefficient has a
-log-normal prior, and so has each GPU's deviation from what all GPUs share (in ratios to their
-datasheets). Errors are heavy-tailed, because hosts stall, so residuals are robust. Dense models
-say as much about a GPU as MoE ones and count half.
+Throughput and power are fitted together. Every coefficient has a log-normal prior, and so has each
+GPU's deviation from the coefficients that all GPUs share (in ratios to their datasheets). Dense
+models say as much about a GPU as MoE models and have half their weight.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moebench.calibrate.energy_tables import EnergyTable
-from moebench.predict.arrays import Floats
-from moebench.predict.energy.calibration import SHARED, EnergyErrors, EnergyIntervals
+from moebench.calibrate.fit import most_probable
+from moebench.predict.arrays import Floats, Mask, OverCases
+from moebench.predict.energy.calibration import (
+    SHARED,
+    UNSEEN_PRECISION,
+    EnergyErrors,
+    EnergyIntervals,
+)
 from moebench.predict.energy.cases import Cases, Names, cases_of
 from moebench.predict.energy.parameters import METADATA, PARAMETERS, EnergyParameters
 from moebench.predict.energy.power import energy_per_token, power, step_power, step_seconds
@@ -23,18 +26,22 @@ from moebench.predict.energy.step import step_time, step_traffic
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 POWER_SPREAD = 0.06
-"""Of a good prediction of power, in logarithms: curves scatter by 5 % about their own fit."""
+"""Log error of a good prediction of power: curves scatter by 5 % about their own fit."""
 TIME_SPREAD = 0.15
-"""The same of throughput."""
+"""Log error of a good prediction of throughput."""
 DENSE_WEIGHT = 0.5
 GROUP_ROWS = 30
-"""Rows of one backbone on one GPU from which on more of them count less."""
+"""Number of rows of one backbone on one GPU above which each row has less weight."""
+OTHER_GPU = 0.5
+"""Weight of an error on another GPU in a GPU's interval."""
 VARYING = tuple(name for name in PARAMETERS if METADATA[name]["varies"] > 0)
+QUANTITIES = ("power_given_throughput", "power", "energy_per_token")
+"""Predicted quantities that have an interval."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Measured rows as the fit needs them; arrays over rows."""
+class EnergyRows(OverCases):
+    """Measured rows of all tables; arrays over rows."""
 
     cases: Cases
     gpus: Names
@@ -43,19 +50,18 @@ class Rows:
     watts: Floats
     joules: Floats
     seconds: Floats
-    is_moe: NDArray[np.bool_]
+    is_moe: Mask
 
-    def __len__(self) -> int:
-        return len(self.watts)
+    @property
+    def groups(self) -> Names:
+        """Backbone and GPU of each row as one name."""
+        return np.char.add(np.char.add(self.backbones, " on "), self.gpus)
 
-    def __getitem__(self, index: NDArray[np.bool_] | NDArray[np.int64]) -> "Rows":
-        return Rows(*(getattr(self, entry.name)[index] for entry in dataclasses.fields(self)))
 
-
-def rows_of(tables: Sequence[EnergyTable]) -> Rows:
-    """All rows of some tables."""
+def rows_of(tables: Sequence[EnergyTable]) -> EnergyRows:
+    """Rows of some tables, in order."""
     servings = [one for table in tables for one in table.servings]
-    return Rows(
+    return EnergyRows(
         cases_of(servings),
         np.array([load_hardware(gpu).name for t in tables for gpu in t.gpus.tolist()], dtype="U40"),
         np.array([name for t in tables for name in t.backbones.tolist()], dtype="U60"),
@@ -66,67 +72,52 @@ def rows_of(tables: Sequence[EnergyTable]) -> Rows:
     )
 
 
-def fit_energy(rows: Rows) -> dict[str, EnergyParameters]:
-    """Coefficients of each GPU of the rows, and `SHARED` ones for any other."""
-    from scipy.optimize import least_squares
-
+def fit_energy(rows: EnergyRows) -> dict[str, EnergyParameters]:
+    """Coefficients of each GPU of the rows, and `SHARED` ones for any other GPU."""
     gpus = sorted(set(rows.gpus.tolist()))
-    machines = {gpu: load_hardware(gpu) for gpu in gpus}
-    places = {gpu: np.flatnonzero(rows.gpus == gpu) for gpu in gpus}
-    cases = {gpu: rows.cases[index] for gpu, index in places.items()}
-    weight = _weights(rows)
-    centre = np.log([METADATA[name]["typical"] for name in PARAMETERS])
-    start = np.concatenate([centre, np.zeros(len(gpus) * len(VARYING))])
-    spread = np.array(
-        [METADATA[name]["spread"] for name in PARAMETERS]
-        + [METADATA[name]["varies"] for name in VARYING] * len(gpus)
-    )
+    own = {gpu: (load_hardware(gpu), rows[rows.gpus == gpu]) for gpu in gpus}
+    _, inverse, counts = np.unique(rows.groups, return_inverse=True, return_counts=True)
+    weight = np.sqrt(np.minimum(1.0, GROUP_ROWS / counts[inverse]))
+    weight *= np.where(rows.is_moe, 1.0, DENSE_WEIGHT)
 
-    def residuals(x: Floats) -> Floats:
-        parameters = _parameters(x, gpus)
-        found = [(x - start) / spread]
-        for gpu in gpus:
-            here = places[gpu]
-            watts, seconds = _both(parameters[gpu], machines[gpu], cases[gpu], rows.seconds[here])
-            for error in (
-                np.log(watts / rows.watts[here]) / POWER_SPREAD,
-                np.log(seconds / rows.seconds[here]) / TIME_SPREAD,
-            ):
-                found.append(weight[here] * _robust(error))
+    def errors(logs: Floats) -> Floats:
+        parameters = _parameters(logs, gpus)
+        found = []
+        for gpu, (hardware, measured) in own.items():
+            watts, seconds = _power_and_seconds(parameters[gpu], hardware, measured)
+            found.append(np.log(watts / measured.watts) / POWER_SPREAD)
+            found.append(np.log(seconds / measured.seconds) / TIME_SPREAD)
         return np.concatenate(found)
 
-    fit = least_squares(residuals, start, max_nfev=60, xtol=1e-5, ftol=1e-5)
-    return _parameters(fit.x, gpus)
+    typical, spread = np.array([(m["typical"], m["spread"]) for m in METADATA.values()]).T
+    varies = np.array([METADATA[name]["varies"] for name in VARYING] * len(gpus))
+    fitted = most_probable(
+        errors,
+        mean=np.concatenate([np.log(typical), np.zeros(len(varies))]),
+        spread=np.concatenate([spread, varies]),
+        weight=np.concatenate([np.tile(weight[rows.gpus == gpu], 2) for gpu in gpus]),
+        max_nfev=60,
+        xtol=1e-5,
+        ftol=1e-5,
+    )
+    return _parameters(fitted, gpus)
 
 
-def _both(
-    parameters: EnergyParameters, hardware: HardwareSpec, cases: Cases, measured: Floats
+def _power_and_seconds(
+    parameters: EnergyParameters, hardware: HardwareSpec, rows: EnergyRows
 ) -> tuple[Floats, Floats]:
-    """Power given the measured seconds, and the expected seconds."""
-    traffic = step_traffic(parameters, hardware, cases)
+    """Predicted power given the measured seconds, and the expected seconds."""
+    traffic = step_traffic(parameters, hardware, rows.cases)
     time = step_time(parameters, hardware, traffic)
-    share = traffic.running / cases.batch
-    watts = step_power(parameters, hardware, traffic, time, measured * share)
+    share = traffic.running / rows.cases.batch
+    watts = step_power(parameters, hardware, traffic, time, rows.seconds * share)
     return watts, np.asarray(time.seconds / share)
 
 
-def _robust(error: Floats) -> Floats:
-    """Residual whose square grows like a parabola near zero and like a line far away."""
-    return np.asarray(np.sign(error) * np.sqrt(2 * (np.sqrt(1 + error**2) - 1)))
-
-
-def _weights(rows: Rows) -> Floats:
-    """So that a backbone with many rows does not drown the others."""
-    groups = np.char.add(np.char.add(rows.backbones, " on "), rows.gpus)
-    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    weight = np.sqrt(np.minimum(1.0, GROUP_ROWS / counts[inverse]))
-    return np.asarray(np.where(rows.is_moe, 1.0, DENSE_WEIGHT) * weight)
-
-
-def _parameters(x: Floats, gpus: Sequence[str]) -> dict[str, EnergyParameters]:
-    """From logarithms: shared values, then each GPU's deviations."""
-    shared = dict(zip(PARAMETERS, x[: len(PARAMETERS)].tolist(), strict=True))
-    deviations = x[len(PARAMETERS) :].reshape(len(gpus), len(VARYING))
+def _parameters(logs: Floats, gpus: Sequence[str]) -> dict[str, EnergyParameters]:
+    """Coefficients from logarithms: shared values first, then each GPU's deviations."""
+    shared = dict(zip(PARAMETERS, logs[: len(PARAMETERS)].tolist(), strict=True))
+    deviations = logs[len(PARAMETERS) :].reshape(len(gpus), len(VARYING))
     found = {SHARED: shared}
     for gpu, row in zip(gpus, deviations.tolist(), strict=True):
         own = {name: shared[name] + change for name, change in zip(VARYING, row, strict=True)}
@@ -138,106 +129,111 @@ def _parameters(x: Floats, gpus: Sequence[str]) -> dict[str, EnergyParameters]:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Errors on rows whose backbone (or GPU) was left out of the fit: log(measured / predicted)."""
+class EnergyLeftOut(OverCases):
+    """Errors on MoE rows whose backbone (or GPU) was left out of the fit."""
 
-    rows: Rows
-    power_given_throughput: Floats
-    power: Floats
-    energy_per_token: Floats
-    seconds: Floats
-    precision_seen: NDArray[np.bool_]
+    rows: EnergyRows
+    errors: Mapping[str, Floats]
+    """log(measured / predicted) of `QUANTITIES` and of `seconds`."""
+    is_precision_fitted: Mask
     """Whether the fit had another backbone with the row's weight precision."""
 
 
-def errors(parameters: Mapping[str, EnergyParameters], rows: Rows) -> dict[str, Floats]:
-    """log(measured / predicted) of every row; a GPU without coefficients gets the shared ones."""
-    found = {
-        name: np.empty(len(rows))
-        for name in ("power_given_throughput", "power", "energy_per_token", "seconds")
-    }
+def log_errors(parameters: Mapping[str, EnergyParameters], rows: EnergyRows) -> dict[str, Floats]:
+    """log(measured / predicted) of every row; a GPU without coefficients has the shared ones."""
+    found = {name: np.empty(len(rows)) for name in (*QUANTITIES, "seconds")}
     for gpu in sorted(set(rows.gpus.tolist())):
         here = np.flatnonzero(rows.gpus == gpu)
         own, hardware = parameters.get(gpu, parameters[SHARED]), load_hardware(gpu)
         part = rows[here]
         expected = step_seconds(own, hardware, part.cases)
-        predictions = {
-            "power_given_throughput": (part.watts, power(own, hardware, part.cases, part.seconds)),
-            "power": (part.watts, power(own, hardware, part.cases, expected)),
-            "energy_per_token": (part.joules, energy_per_token(own, hardware, part.cases)),
-            "seconds": (part.seconds, expected),
+        ratios = {
+            "power_given_throughput": part.watts / power(own, hardware, part.cases, part.seconds),
+            "power": part.watts / power(own, hardware, part.cases, expected),
+            "energy_per_token": part.joules / energy_per_token(own, hardware, part.cases),
+            "seconds": part.seconds / expected,
         }
-        for name, (measured, predicted) in predictions.items():
-            found[name][here] = np.log(measured / predicted)
+        for name, ratio in ratios.items():
+            found[name][here] = np.log(ratio)
     return found
 
 
-def leave_backbones_out(rows: Rows) -> LeftOut:
-    """Predict each MoE backbone from all others; every coefficient is fitted anew."""
+def leave_backbones_out(rows: EnergyRows) -> EnergyLeftOut:
+    """Errors on each MoE backbone, predicted from all others; every coefficient is fitted anew."""
     return _leave_out(rows, rows.backbones)
 
 
-def leave_gpus_out(rows: Rows) -> LeftOut:
-    """Predict each GPU from the others and its datasheet."""
+def leave_gpus_out(rows: EnergyRows) -> EnergyLeftOut:
+    """Errors on each GPU, predicted from the other GPUs and its own datasheet."""
     return _leave_out(rows, rows.gpus)
 
 
-def _leave_out(rows: Rows, labels: Names) -> LeftOut:
-    moe = np.flatnonzero(rows.is_moe)
-    names = ("power_given_throughput", "power", "energy_per_token", "seconds")
-    found = {name: np.full(len(rows), np.nan) for name in names}
-    seen = np.zeros(len(rows), dtype=np.bool_)
-    for label in sorted(set(labels[moe].tolist())):
-        out = moe[labels[moe] == label]
+def _leave_out(rows: EnergyRows, labels: Names) -> EnergyLeftOut:
+    found = {name: np.full(len(rows), np.nan) for name in (*QUANTITIES, "seconds")}
+    is_fitted = np.zeros(len(rows), dtype=np.bool_)
+    for label in sorted(set(labels[rows.is_moe].tolist())):
+        out = rows.is_moe & (labels == label)
         rest = rows[labels != label]
-        for name, error in errors(fit_energy(rest), rows[out]).items():
+        for name, error in log_errors(fit_energy(rest), rows[out]).items():
             found[name][out] = error
-        seen[out] = np.isin(rows.cases.precision[out], rest.cases.precision[rest.is_moe])
-    return LeftOut(
-        rows[moe], **{name: found[name][moe] for name in names}, precision_seen=seen[moe]
-    )
+        is_fitted[out] = np.isin(rows.cases.precision[out], rest.cases.precision[rest.is_moe])
+    return EnergyLeftOut(rows, found, is_fitted)[rows.is_moe]
 
 
-OTHER_GPU = 0.5
-"""Weight of an error on another GPU in a GPU's interval."""
+def error_intervals(left_out: EnergyLeftOut, gpu: str) -> EnergyIntervals:
+    """90 % intervals for predictions on a GPU, from the errors on rows left out.
 
-
-def widths(left_out: LeftOut, keep: NDArray[np.bool_], gpu: str) -> EnergyIntervals:
-    """90 % intervals from the errors kept; a backbone's many rows count less than in proportion.
-
-    Rows count where the fit had another backbone of their precision.
+    Only rows whose precision was fitted count, and many rows of one backbone less than in
+    proportion.
     """
-    keep = keep & left_out.precision_seen
-    _, inverse, counts = np.unique(
-        np.char.add(left_out.rows.backbones[keep], left_out.rows.gpus[keep]),
-        return_inverse=True,
-        return_counts=True,
-    )
+    left_out = left_out[left_out.is_precision_fitted]
+    _, inverse, counts = np.unique(left_out.rows.groups, return_inverse=True, return_counts=True)
     weight = 1 / np.sqrt(counts[inverse])
-    weight = weight * np.where((left_out.rows.gpus[keep] == gpu) | (gpu == SHARED), 1, OTHER_GPU)
+    weight = weight * np.where((left_out.rows.gpus == gpu) | (gpu == SHARED), 1, OTHER_GPU)
 
     def ends(error: Floats) -> tuple[float, float]:
-        kept = error[keep]
-        order = np.argsort(kept)
+        order = np.argsort(error)
         share = np.cumsum(weight[order]) - 0.5 * weight[order]
-        low, high = np.interp([0.05, 0.95], share / weight.sum(), kept[order])
+        low, high = np.interp([0.05, 0.95], share / weight.sum(), error[order])
         return min(float(low), 0.0), max(float(high), 0.0)
 
-    return EnergyIntervals(
-        ends(left_out.power_given_throughput),
-        ends(left_out.power),
-        ends(left_out.energy_per_token),
-    )
+    return EnergyIntervals(**{name: ends(left_out.errors[name]) for name in QUANTITIES})
 
 
-def median_error(left_out: LeftOut, keep: NDArray[np.bool_]) -> EnergyErrors:
-    """Median absolute error in percent."""
+def left_out_ends(left_out: EnergyLeftOut, quantity: str) -> tuple[Floats, Floats]:
+    """Ends of each row's 90 % interval of log(measured / predicted), from the other backbones."""
+    rows = left_out.rows
+    low, high = np.zeros(len(rows)), np.zeros(len(rows))
+    for group in set(rows.groups.tolist()):
+        here = rows.groups == group
+        name, gpu = rows.backbones[here][0], str(rows.gpus[here][0])
+        others = left_out[(rows.backbones != name) & has_company(rows)]
+        low[here], high[here] = getattr(error_intervals(others, gpu), quantity)
+    factor = np.where(left_out.is_precision_fitted, 1.0, UNSEEN_PRECISION)
+    return low * factor, high * factor
 
-    def median(error: Floats) -> float:
-        return round(float(100 * np.median(np.abs(np.expm1(-error[keep])))), 2)
 
-    return EnergyErrors(
-        median(left_out.power_given_throughput),
-        median(left_out.power),
-        median(left_out.energy_per_token),
-    )
+def has_company(rows: EnergyRows) -> Mask:
+    """Rows whose GPU has another backbone; errors of a lone one say nothing of the GPU."""
+    names = {gpu: set(rows.backbones[rows.gpus == gpu].tolist()) for gpu in set(rows.gpus.tolist())}
+    return np.array([len(names[gpu]) > 1 for gpu in rows.gpus.tolist()])
+
+
+def median_errors(left_out: EnergyLeftOut) -> EnergyErrors:
+    """Median absolute errors in percent."""
+    medians = {
+        name: float(100 * np.median(np.abs(np.expm1(-left_out.errors[name]))))
+        for name in QUANTITIES
+    }
+    return EnergyErrors(**{name: round(value, 2) for name, value in medians.items()})
+
+
+def mean_of_others(rows: EnergyRows) -> Floats:
+    """Baseline of each row: mean power of the other backbones on its GPU; NaN if there are none."""
+    means = np.full(len(rows), np.nan)
+    for group in set(rows.groups.tolist()):
+        here = rows.groups == group
+        others = (rows.gpus == rows.gpus[here][0]) & (rows.backbones != rows.backbones[here][0])
+        if others.any():
+            means[here] = rows.watts[others].mean()
+    return means

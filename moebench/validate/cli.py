@@ -18,14 +18,7 @@ from numpy.typing import NDArray
 from moebench import terminal
 from moebench.calibrate.cross_validation import as_fit, full_fit
 from moebench.calibrate.dense import dense_groups, fit_device
-from moebench.calibrate.energy_left_out import dense_backbones_path, score_backbones_left_out
-from moebench.validate.energy import validate_energy
-from moebench.calibrate.energy_tables import (
-    EnergyTable,
-    is_energy_table,
-    read_backbones,
-    read_energy_table,
-)
+from moebench.calibrate.energy_tables import is_energy_table
 from moebench.calibrate.fit import Measured, fit_siblings, stratified
 from moebench.calibrate.left_out import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
 from moebench.calibrate.rows import Group, groups_of
@@ -43,6 +36,7 @@ from moebench.predict.kernels.price import (
     ratio_interval,
 )
 from moebench.terminal import Bar
+from moebench.validate.energy import validate_energy
 from moebench.validate.own_run import validate_run
 from moebench.validate.scores import (
     Scores,
@@ -73,7 +67,7 @@ def _validate(options: argparse.Namespace) -> int:
     if options.run is not None:
         return validate_run(options.run, options.earlier, options.json)
     if is_energy_table(options.table):
-        return _validate_energy(options)
+        return validate_energy(options)
     return _validate_latencies(options)
 
 
@@ -126,23 +120,6 @@ def _validate_latencies(options: argparse.Namespace) -> int:
     if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
         return 1
     return 3 if table.problems else 0
-
-
-def _validate_energy(options: argparse.Namespace) -> int:
-    """Score a table of energy; the exit status."""
-    score = None
-    if options.leave_out not in (None, "backbone"):
-        raise ValueError(
-            f"--leave-out: found {options.leave_out!r}, expected 'backbone' of a table of energy"
-        )
-    if options.leave_out == "backbone":
-
-        def score(table: EnergyTable) -> dict[str, Any]:
-            facts = read_backbones(options.models) | read_backbones(dense_backbones_path())
-            others = [] if options.fits is None else [read_energy_table(options.fits, facts)]
-            return score_backbones_left_out(table, others, options.given)
-
-    return validate_energy(options.table, options.models, options.given, options.json, score)
 
 
 def _say(lines: Iterable[str]) -> None:

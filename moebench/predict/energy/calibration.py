@@ -81,6 +81,8 @@ class EnergyFit:
     parameters: EnergyParameters
     unseen_backbone: EnergyErrors
     intervals: EnergyIntervals
+    note: str = ""
+    """How the file was made, and power and energy in watts and picojoules, for people."""
 
     def __post_init__(self) -> None:
         if self.gpu != SHARED:

@@ -3,7 +3,6 @@
 Nothing here is fitted; bytes and FLOPs of a step are in `moebench.predict.energy.step`.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.predict.arrays import Floats
+from moebench.predict.arrays import Floats, Ints, Mask, OverCases
 
 Names = NDArray[Any]
 """Array of strings of any length."""
@@ -116,7 +115,7 @@ class Serving:
 
 
 @dataclass(frozen=True)
-class Cases:
+class Cases(OverCases):
     """Many servings as arrays over cases: all figures that need no coefficient."""
 
     layers: Floats
@@ -141,17 +140,11 @@ class Cases:
     num_gpus: Floats
     batch: Floats
     output_tokens: Floats
-    precision: NDArray[np.int64]
+    precision: Ints
     """[cases] index into PRECISIONS."""
-    task: NDArray[np.int64]
+    task: Ints
     """[cases] index into TASKS."""
-    old_engine: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __getitem__(self, index: Any) -> "Cases":
-        return Cases(*(getattr(self, entry.name)[index] for entry in dataclasses.fields(self)))
+    old_engine: Mask
 
 
 def cases_of(servings: Sequence[Serving]) -> Cases:

@@ -8,9 +8,8 @@ A step writes one token of every sequence that runs.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moebench.predict.arrays import Floats
+from moebench.predict.arrays import Floats, Mask
 from moebench.predict.energy.cases import ACTIVATION_BYTES, PEAK_DTYPES, PRECISIONS, TASKS, Cases
 from moebench.predict.energy.parameters import PROMPT, EnergyParameters
 from moebench.spec.hardware import HardwareSpec
@@ -112,7 +111,7 @@ def peaks(hardware: HardwareSpec) -> Floats:
     )
 
 
-def rescales(hardware: HardwareSpec) -> NDArray[np.bool_]:
+def rescales(hardware: HardwareSpec) -> Mask:
     """Which of PRECISIONS have block scales that general-purpose cores must apply.
 
     Tensor cores apply the scales of mxfp4 from compute capability 10 on, and those of 128 x 128

@@ -1,12 +1,8 @@
-"""The energy model: laws of physics and of serving, arithmetic by hand, files and the verb."""
+"""The energy model: laws of physics and of serving, arithmetic by hand, shipped files."""
 
-import csv
 import dataclasses
-import io
-import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +29,6 @@ from moebench.predict.energy.power import (
 )
 from moebench.predict.energy.step import step_time, step_traffic
 from moebench.spec.hardware import load_hardware
-from moebench.validate import cli as validate
 
 MIXTRAL = Backbone("mixtral", 32, 0, 4096, 8, 2, 14336, 32, 8, 128, 32000, 46.70e9, 12.75e9, 65536)
 QWEN = Backbone("qwen", 48, 0, 2048, 128, 8, 768, 32, 4, 128, 151936, 30.53e9, 3.04e9, 49152)
@@ -248,102 +243,6 @@ def test_cases_can_be_selected() -> None:
     assert isinstance(cases[1:], Cases) and cases[1:].batch.tolist() == [8.0]
 
 
-FACTS = {
-    "backbone": "mixtral-8x7b", "moe_layers": "32", "dense_layers": "0", "hidden_size": "4096",
-    "experts": "8", "experts_per_token": "2", "expert_ff": "14336", "shared_expert_ff": "0",
-    "dense_ff": "0", "attention_heads": "32", "kv_heads": "8", "head_dim": "128",
-    "vocab": "32000", "params_total_b_computed": "46.70", "params_active_b_computed": "12.75",
-    "kv_elements_per_token": "65536",
-}  # fmt: skip
-ROW = {
-    "source": "ml.energy-v3", "task": "lm-arena-chat", "model_id": "mistralai/Mixtral",
-    "backbone": "mixtral-8x7b", "weight_precision": "bfloat16", "gpu": "H100", "num_gpus": "2",
-    "data_parallel": "1", "mean_batch_size": "32", "mean_output_tokens_per_request": "400",
-    "power_w_per_gpu": "450", "energy_j_per_output_token": "0.45",
-    "output_throughput_tok_per_s": "2000",
-}  # fmt: skip
-F = {"n", "mape", "median_ape", "p90_ape", "bias", "coverage90"}
-
-
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    path.write_text(text.getvalue())
-    return path
-
-
-def score(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: list[dict[str, str]], *extra: str
-) -> tuple[int, Any, str]:
-    table, models = write(tmp_path / "e.csv", rows), write(tmp_path / "m.csv", [FACTS])
-    code = validate.main([str(table), "--models", str(models), "--json", *extra])
-    printed = capsys.readouterr()
-    return code, json.loads(printed.out) if printed.out else None, printed.err
-
-
-@pytest.mark.parametrize("given_", ["throughput", "none"])
-def test_validate_scores_power_and_energy(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, given_: str
-) -> None:
-    rows = [ROW, ROW | {"gpu": "B200"}, ROW | {"gpu": "A100-40GB"}]
-    code, found, _ = score(capsys, tmp_path, rows, "--given", given_)
-    assert code == 0 and found["n"] == 3 and found["given"] == given_
-    for scores in (found, *found["baselines"].values()):
-        for quantity in ("power", "energy_per_token"):
-            assert set(scores[quantity]["overall"]) == F
-            assert set(scores[quantity]["gpus"]) == {"H100", "B200", "A100-40GB"}
-            assert set(scores[quantity]["backbones"]) == {"mixtral-8x7b"}
-    tdp = found["baselines"]["tdp"]["power"]["gpus"]["H100"]
-    assert tdp["bias"] == pytest.approx(100 * (700 / 450 - 1), abs=1e-3)
-
-
-def test_given_the_throughput_energy_errs_exactly_as_power(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    _, found, _ = score(capsys, tmp_path, [ROW], "--given", "throughput")
-    power_error = found["power"]["overall"]["bias"]
-    assert found["energy_per_token"]["overall"]["bias"] == pytest.approx(power_error, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("power_w_per_gpu", "-1"),
-        ("mean_batch_size", ""),
-        ("energy_j_per_output_token", "450"),
-        ("energy_j_per_output_token", "0.00045"),
-        ("weight_precision", "int3"),
-        ("backbone", "mixtral-8x7"),
-        ("gpu", "H1000"),
-    ],
-)
-def test_a_bad_row_is_named_and_hides_no_other(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, column: str, value: str
-) -> None:
-    code, found, error = score(capsys, tmp_path, [ROW, ROW | {column: value}, ROW])
-    is_readable = column in ("weight_precision", "backbone", "gpu")
-    assert code == (1 if is_readable else 3), "a third of the readable rows without a price fails"
-    assert found["n"] == 2
-    assert "row 2" in error and f"column {column}" in error and value in error
-
-
-def test_an_energy_table_needs_facts_of_its_models(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert validate.main([str(write(tmp_path / "e.csv", [ROW]))]) == 2
-    assert "--models" in capsys.readouterr().err
-    code, found, _ = score(capsys, tmp_path, [ROW | {"gpu": "H1000"}])
-    assert code == 2 and found is None
-
-
-def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    row = {name: value for name, value in ROW.items() if name != "num_gpus"}
-    code, _, error = score(capsys, tmp_path, [row])
-    assert code == 2 and "'num_gpus'" in error
-
-
 def test_energy_needs_no_torch() -> None:
     code = (
         "import sys; from moebench.predict.energy.calibration import energy_calibration; "
@@ -351,21 +250,3 @@ def test_energy_needs_no_torch() -> None:
         "assert 'scipy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.slow
-def test_shipped_coefficients_are_those_of_the_development_tables(reference: Path) -> None:
-    from moebench.calibrate.energy import fit_energy, rows_of
-    from moebench.calibrate.energy_left_out import dense_backbones_path
-    from moebench.calibrate.energy_tables import read_backbones, read_energy_table
-
-    facts = read_backbones(reference / "gpu_moe_energy_models.csv")
-    facts |= read_backbones(dense_backbones_path())
-    names = ("gpu_moe_energy_dev.csv", "gpu_dense_energy_dev.csv")
-    tables = [read_energy_table(reference / name, facts) for name in names]
-    fitted = fit_energy(rows_of(tables))
-    for name, fit in shipped_energy().items():
-        assert fit.origin.sha256 == tuple(table.sha256 for table in tables)
-        for parameter in PARAMETERS:
-            shipped = getattr(fit.parameters, parameter)
-            assert getattr(fitted[name], parameter) == pytest.approx(shipped, rel=0.03), parameter
