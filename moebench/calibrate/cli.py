@@ -89,7 +89,6 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     """Measure this machine anew, fit it and save both."""
     from moebench.calibrate.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
     from moebench.measure.devices import choose_device
-    from moebench.spec.ops import LAYOUTS
 
     device = choose_device(device_name)
     with terminal.Bar(CALIBRATION_BUDGET) as bar:
@@ -99,11 +98,10 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     if as_json:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
-    timed = {layout: fit.matmuls(layout) for layout in LAYOUTS}
     facts = {
         what if layout == "plain" else f"{what}, {layout}": value
-        for layout, prices in timed.items()
-        if layout == "plain" or prices != fit.plain
+        for layout, prices in fit.matmuls.items()
+        if layout == "plain" or prices != fit.matmuls["plain"]
         for what, value in {
             "matmul rate": text(prices.rate, "rate"),
             "matmul bandwidth": text(prices.bandwidth, "bandwidth"),

@@ -20,7 +20,7 @@ from moebench.files import cache_directory, replace_file
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
-from moebench.predict.layers.calibration import Calibration, calibrate
+from moebench.predict.layers.calibration import Calibration, fit_calibration
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.hardware import HardwareSpec, Interconnect, hardware_aliases, load_hardware
 from moebench.spec.schema import decode, encode
@@ -103,7 +103,7 @@ def prepare_machine(
     return Machine(
         environment,
         hardware,
-        calibrate(hardware, benchmarks, dtype),
+        fit_calibration(hardware, benchmarks, dtype),
         benchmarks,
         available_memory(device),
     )

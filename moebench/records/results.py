@@ -73,7 +73,7 @@ class Estimate:
     """90 % interval; None where the calibration has not stated its error."""
     by_stage: Mapping[str, Seconds]
     """Adds up to the latency."""
-    bound: Literal["weights", "compute", "overhead", "activations"]
+    bound: str
     """What most of the latency goes to."""
     flops: Flops
     peak_memory: Bytes

@@ -191,7 +191,7 @@ def _predict(options: argparse.Namespace, suite: Suite) -> int:
     hardware = load_hardware(options.predict)
     planned = _planned(options, suite, hardware.kind)
     calibration = from_datasheet(hardware, suite.file.dtype)
-    estimates = forecast_cells(planned, suite.model, hardware, calibration)
+    estimates = forecast_cells(planned, suite.model, calibration)
     records = predictions("predicted", planned, estimates)
     if options.json:
         terminal.show_json([encode(record) for record in records])
@@ -245,7 +245,7 @@ def _measure(
         terminal.say(line)
     signal.signal(signal.SIGTERM, _terminate)
     machine = _machine(options, device, suite.file.dtype)
-    estimates = forecast_cells(planned, suite.model, machine.hardware, machine.calibration)
+    estimates = forecast_cells(planned, suite.model, machine.calibration)
     if options.dry_run:
         records = predictions("dry run", planned, estimates)
         return _dry_run(options, records, machine.hardware, budget)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from moebench.experts.catalogue import executing
 from moebench.predict.layers.calibration import Calibration
-from moebench.predict.layers.price import estimate, peak_memory
+from moebench.predict.layers.memory import layers_memory
+from moebench.predict.layers.price import estimate
 from moebench.records.results import Estimate, Ratio, Record
 from moebench.records.run import now
 from moebench.routers.policy import Policy
 from moebench.spec.case import Case
-from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, layer_ops, total_flops, training_ops
@@ -35,21 +35,16 @@ def case_ops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> 
     return training_ops(forward) if workload.phase == "train" else forward
 
 
-def forecast(
-    case: Case,
-    policy: Policy,
-    model: ModelSpec,
-    hardware: HardwareSpec,
-    calibration: Calibration,
-) -> Estimate:
+def forecast(case: Case, policy: Policy, model: ModelSpec, calibration: Calibration) -> Estimate:
     """Predict one case under the load that its policy expects."""
     load = policy.load(model, case.workload.num_tokens, case.operating_point)
     router_parameters = policy.parameters(model) / model.num_moe_layers
     layout = executing(case.backend, case.workload.phase).layout
     loads = (load,) * case.num_layers
-    memory = peak_memory(model, case.workload, loads, router_parameters, layout)
+    memory = layers_memory(model, case.workload, loads, router_parameters, layout)
     ops = case_ops(case, policy, model, load)
-    return estimate(ops, load, case.num_layers, memory, hardware, calibration, case.launch)
+    prices = calibration.replayed() if case.launch == "graph" else calibration
+    return estimate(ops, load, case.num_layers, memory, prices)
 
 
 def case_flops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> float:
@@ -71,11 +66,11 @@ def promised_and_predicted(
 
 
 def forecast_cells(
-    planned: Sequence[Cell], model: ModelSpec, hardware: HardwareSpec, calibration: Calibration
+    planned: Sequence[Cell], model: ModelSpec, calibration: Calibration
 ) -> Estimates:
     """The estimate of every case of every cell."""
     return {
-        case.key: forecast(case, policy, model, hardware, calibration)
+        case.key: forecast(case, policy, model, calibration)
         for cell in planned
         for case, policy in zip(cell.cases, cell.policies, strict=True)
     }

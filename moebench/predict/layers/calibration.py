@@ -7,35 +7,36 @@ A dense matmul of `rows` by a weight [n, k] that is in no cache takes
     compute = 2 (rows + row_overhead) n k / rate
 
 Each term is physical. `rate` is the sustained matmul rate at many rows. `row_overhead` is work per
-weight element that does not depend on the rows - packing weights into the layout of the kernel,
-filling the pipeline - expressed in rows. `bandwidth` is what the matmul really streams from
-memory. The p-norm says how well memory traffic and arithmetic overlap: p = 1 not at all, large p
-perfectly.
+weight element that does not depend on the rows (packing weights into the kernel's layout, filling
+the pipeline), expressed in rows. `bandwidth` is what the matmul really streams from memory. The
+p-norm says how well memory traffic and arithmetic overlap: p = 1 not at all, large p perfectly.
 
-Weights that were laid out beforehand have prices of their own: nothing is left to be packed, and
-the blocks stream at another bandwidth.
+Each layout of the weights has prices of its own: where weights are packed once, nothing is left to
+be packed, and blocks stream at another bandwidth.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moebench.records.timings import MatmulSample, Microbenchmarks
+from moebench.spec.case import Launch
 from moebench.spec.hardware import HardwareSpec
-from moebench.spec.ops import LAYOUTS, Layout
+from moebench.spec.ops import LAYOUTS, Layout, Op
 from moebench.units import (
     BYTES_PER_ELEMENT,
-    Bytes,
     BytesPerSecond,
-    Flops,
     FlopsPerSecond,
     Seconds,
 )
 
 LEAST_SAMPLES = 5
-"""Matmuls of a layout that a fit takes: it has as many parameters."""
+"""Fewest matmuls of a layout that are fitted: a fit has five parameters."""
+GRAPH_LAUNCH: Seconds = 3e-6
+"""Time of a kernel of a replayed graph beside its work: the median of that constant over the six
+GPUs of data/kernels/dense.toml, whose matmuls were timed in replayed graphs."""
 
 
 @dataclass(frozen=True)
@@ -45,46 +46,34 @@ class MatmulPrices:
     rate: FlopsPerSecond
     """Sustained rate at many rows."""
     bandwidth: BytesPerSecond
-    """What a matmul streams from memory."""
+    """Bytes a second that a matmul streams from memory."""
     row_overhead: float
     """Work per weight element that does not depend on the rows, in rows."""
     overlap: float
     """Exponent p of memory against compute."""
     launch_overhead: Seconds
-    """One call."""
+    """Time of one call beside its work."""
     block: int
     """Rows of a grouped-matmul tile; every touched expert's rows are rounded up to it."""
     num_samples: int
-    """Microbenchmarks that they were fitted to."""
+    """Timed matmuls that the prices were fitted to."""
     median_error: float | None
-    """Median absolute relative error on these; None: never compared."""
+    """Median absolute relative error on the timed matmuls; None: never compared."""
     p90_error: float | None
-    """The 90th percentile of the same."""
+    """90th percentile of the absolute relative error on the timed matmuls."""
 
-    def parts(
-        self,
-        groups: float,
-        rows: float,
-        flops: Flops,
-        moved: Bytes,
-        launches: float,
-        least_rows: float = 1.0,
-    ) -> tuple[Seconds, Seconds, Seconds]:
-        """Overhead, memory and compute time of matmuls, before they overlap.
+    def parts(self, op: Op) -> tuple[Seconds, Seconds, Seconds]:
+        """Overhead, memory and compute time of a matrix product, before they overlap.
 
-        Args:
-            groups: matmuls with a weight of their own.
-            rows: of each; below one block a whole block is computed.
-            flops: of all groups together.
-            moved: bytes of all groups together.
-            launches: calls.
-            least_rows: that each computes, its own or others.
+        Each group has a weight of its own. Below one block of rows a whole block is computed.
         """
-        if groups == 0 or rows == 0:
-            return launches * self.launch_overhead, 0.0, 0.0
+        overhead = op.launches * self.launch_overhead
+        if not op.groups or not op.rows:
+            return overhead, 0.0, 0.0
+        rows = op.rows
         padded = max(rows, self.block) if rows <= 1 else rows + (self.block - 1) / 2
-        worked = flops * (max(padded, least_rows) + self.row_overhead) / rows
-        return launches * self.launch_overhead, moved / self.bandwidth, worked / self.rate
+        worked = op.flops * (max(padded, op.least_rows) + self.row_overhead) / rows
+        return overhead, op.bytes_moved / self.bandwidth, worked / self.rate
 
     def overlapped(self, memory: Seconds, compute: Seconds) -> Seconds:
         """Time of memory traffic and arithmetic that run at the same time."""
@@ -100,35 +89,41 @@ class Calibration:
     """Prices for one machine and one dtype."""
 
     name: str
-    """What tables call it, with its own error."""
+    """Title for tables, with the calibration's own error."""
     hardware: str
     dtype: str
-    plain: MatmulPrices
-    """Weights as a model's parameters lie in memory."""
-    packed: MatmulPrices
-    """Weights in oneDNN's blocks; those of plain ones where none were timed."""
-    avx512: MatmulPrices
-    """Weights in the blocks of our own kernel for processors; the same."""
+    matmuls: Mapping[Layout, MatmulPrices]
+    """Prices by layout of the weights; those of plain weights where a layout was not timed."""
     attention_rate: FlopsPerSecond
-    """Scores of many queries at once."""
+    """Rate of attention scores of many queries at once."""
     attention_bandwidth: BytesPerSecond
-    """What the scores of few queries stream of a KV cache."""
+    """Bytes of a KV cache that the scores of few queries stream a second."""
     copy_bandwidth: BytesPerSecond
     """Bytes read plus bytes written by elementwise work."""
     launch_overhead: Seconds
-    """One call of anything but a matmul."""
+    """Time of one call of anything but a matmul, beside its work."""
     fresh_bandwidth: BytesPerSecond | None
     """Mapping newly allocated memory, on top of writing it; None: costs nothing here."""
     reference: Seconds | None = None
-    """The reference operation when the machine was calibrated; None: not known."""
+    """Time of the reference operation when the machine was calibrated; None: not known."""
+    launch: Launch = "eager"
+    """How the priced operations are launched."""
 
-    def matmuls(self, layout: Layout) -> MatmulPrices:
-        """Prices of matmuls by the layout of their weights."""
-        return {"plain": self.plain, "packed": self.packed, "avx512": self.avx512}[layout]
+    def replayed(self) -> "Calibration":
+        """Prices inside a CUDA graph, where no launch takes longer than `GRAPH_LAUNCH`."""
+        return replace(
+            self,
+            launch="graph",
+            launch_overhead=min(GRAPH_LAUNCH, self.launch_overhead),
+            matmuls={
+                layout: replace(one, launch_overhead=min(GRAPH_LAUNCH, one.launch_overhead))
+                for layout, one in self.matmuls.items()
+            },
+        )
 
 
-def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -> Calibration:
-    """Fit the matmul curves to this machine's microbenchmarks, each layout by itself.
+def fit_calibration(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -> Calibration:
+    """Fit the matmul prices of each layout to this machine's microbenchmarks.
 
     Raises:
         ValueError: fewer than five plain matmuls of this dtype.
@@ -152,9 +147,7 @@ def calibrate(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -
         name=f"measured here, {benchmarks.taken_at[:10]}: {errors}",
         hardware=hardware.name,
         dtype=dtype,
-        plain=fits["plain"],
-        packed=fits.get("packed", fits["plain"]),
-        avx512=fits.get("avx512", fits["plain"]),
+        matmuls={layout: fits.get(layout, fits["plain"]) for layout in LAYOUTS},
         attention_rate=benchmarks.attention_rate or fits["plain"].rate,
         attention_bandwidth=benchmarks.attention_bandwidth or benchmarks.copy_bandwidth,
         copy_bandwidth=benchmarks.copy_bandwidth,
@@ -215,12 +208,13 @@ def _matmul_times(
 
 
 def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
-    """Prices for a machine that nobody has calibrated: datasheet peaks times typical efficiencies.
+    """Prices of a machine without measurements: datasheet peaks times typical efficiencies.
 
-    The efficiencies are what measured MoE kernels of A100, H100 and B200 show: 85 % of the memory
-    bandwidth, 60 % of the dense peak at many rows, 64-row tiles (NVIDIA/aiconfigurator tables,
-    Apache-2.0; read in this project's development data). Launches are those of eager PyTorch on
-    a recent host, about 5 microseconds each. Weights of any layout are priced alike.
+    The efficiencies are those of measured MoE kernels on A100, H100 and B200: 85 % of the memory
+    bandwidth, 60 % of the dense peak at many rows, 64-row tiles. Launches are those of eager
+    PyTorch on a recent host, about 5 microseconds each. Every layout has the same prices.
+
+    **Source**: NVIDIA/aiconfigurator tables (Apache-2.0), as read in this project's reference data.
 
     Raises:
         ValueError: the datasheet has no peak for the dtype.
@@ -241,9 +235,7 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
         name="datasheet with typical efficiencies, never compared with a measurement here",
         hardware=hardware.name,
         dtype=dtype,
-        plain=matmuls,
-        packed=matmuls,
-        avx512=matmuls,
+        matmuls=dict.fromkeys(LAYOUTS, matmuls),
         attention_rate=matmuls.rate,
         attention_bandwidth=matmuls.bandwidth,
         copy_bandwidth=0.85 * hardware.memory_bandwidth,

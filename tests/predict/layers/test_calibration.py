@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.predict.layers.calibration import Calibration, MatmulPrices, calibrate, from_datasheet
+from moebench.predict.layers.calibration import (
+    Calibration,
+    MatmulPrices,
+    fit_calibration,
+    from_datasheet,
+)
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.hardware import HardwareSpec
-from moebench.spec.ops import LAYOUTS, Layout
+from moebench.spec.ops import LAYOUTS, Layout, Op, linear
 
 CPU = HardwareSpec(
     name="test-cpu",
@@ -28,9 +33,7 @@ TRUTH = Calibration(
     name="truth",
     hardware="test-cpu",
     dtype="bfloat16",
-    plain=PLAIN,
-    packed=PACKED,
-    avx512=replace(PACKED, bandwidth=25e9),
+    matmuls={"plain": PLAIN, "packed": PACKED, "avx512": replace(PACKED, bandwidth=25e9)},
     attention_rate=1e11,
     attention_bandwidth=8e9,
     copy_bandwidth=10e9,
@@ -39,9 +42,13 @@ TRUTH = Calibration(
 )
 
 
+def product(rows: float, n: int = 14336, k: int = 4096, groups: float = 1) -> Op:
+    op = linear("product", "experts", rows, n, k, "bfloat16", groups=groups)
+    return replace(op, launches=groups)
+
+
 def seconds(prices: MatmulPrices, rows: int, n: int, k: int) -> float:
-    moved = 2.0 * (n * k + rows * (n + k))
-    overhead, memory, compute = prices.parts(1, rows, 2.0 * rows * n * k, moved, 1)
+    overhead, memory, compute = prices.parts(product(rows, n, k))
     return overhead + prices.overlapped(memory, compute)
 
 
@@ -53,7 +60,7 @@ def benchmarks_of(calibration: Calibration, noise: float) -> Microbenchmarks:
             n,
             k,
             "bfloat16",
-            seconds(calibration.matmuls(layout), rows, n, k) * np.exp(noise * z),
+            seconds(calibration.matmuls[layout], rows, n, k) * np.exp(noise * z),
             layout,
         )
         for layout in LAYOUTS
@@ -68,19 +75,19 @@ def benchmarks_of(calibration: Calibration, noise: float) -> Microbenchmarks:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_machine_that_obeys_the_formula_is_recovered(layout: Layout) -> None:
-    fitted = calibrate(CPU, benchmarks_of(TRUTH, noise=0.0), "bfloat16").matmuls(layout)
+    fitted = fit_calibration(CPU, benchmarks_of(TRUTH, noise=0.0), "bfloat16").matmuls[layout]
     for rows in (1, 3, 24, 700):
         for n, k in ((14336, 4096), (4096, 4096)):
             assert seconds(fitted, rows, n, k) == pytest.approx(
-                seconds(TRUTH.matmuls(layout), rows, n, k), rel=0.01
+                seconds(TRUTH.matmuls[layout], rows, n, k), rel=0.01
             )
     assert fitted.median_error is not None and fitted.median_error < 0.005
 
 
 def test_the_stated_error_is_the_noise_that_was_there() -> None:
-    fitted = calibrate(CPU, benchmarks_of(TRUTH, noise=0.1), "bfloat16")
+    fitted = fit_calibration(CPU, benchmarks_of(TRUTH, noise=0.1), "bfloat16")
     for layout in LAYOUTS:
-        error = fitted.matmuls(layout).median_error
+        error = fitted.matmuls[layout].median_error
         assert error is not None and 0.03 < error < 0.12
 
 
@@ -88,14 +95,15 @@ def test_packed_weights_that_nobody_timed_are_priced_as_plain_ones() -> None:
     """So do calibrations that were kept before there were any."""
     both = benchmarks_of(TRUTH, noise=0.0)
     plain = replace(both, matmuls=tuple(s for s in both.matmuls if s.layout == "plain"))
-    fitted = calibrate(CPU, plain, "bfloat16")
-    assert fitted.avx512 == fitted.packed == fitted.plain == calibrate(CPU, both, "bfloat16").plain
+    fitted = fit_calibration(CPU, plain, "bfloat16")
+    own = fit_calibration(CPU, both, "bfloat16").matmuls["plain"]
+    assert all(fitted.matmuls[layout] == own for layout in LAYOUTS)
 
 
 def test_too_few_matmuls_are_refused() -> None:
     few = replace(benchmarks_of(TRUTH, 0.0), matmuls=benchmarks_of(TRUTH, 0.0).matmuls[:4])
     with pytest.raises(ValueError, match="found 4 matmuls in bfloat16, expected at least 5"):
-        calibrate(CPU, few, "bfloat16")
+        fit_calibration(CPU, few, "bfloat16")
 
 
 def test_a_dtype_without_a_peak_is_refused_with_the_near_miss() -> None:
@@ -106,7 +114,7 @@ def test_a_dtype_without_a_peak_is_refused_with_the_near_miss() -> None:
 @given(rows=st.floats(1, 4), more=st.floats(1, 1000))
 def test_rows_that_are_borrowed_take_the_time_of_own_ones(rows: float, more: float) -> None:
     def compute(rows: float, least_rows: float = 1.0) -> float:
-        return PACKED.parts(3, rows, 6 * rows * 4096 * 14336, 1.0, 3, least_rows)[2]
+        return PACKED.parts(replace(product(rows, groups=3), least_rows=least_rows))[2]
 
     assert compute(rows, 4) == pytest.approx(compute(4))
     assert compute(4 + more, 4) == compute(4 + more)
@@ -117,10 +125,8 @@ positive = st.floats(1e-3, 1e3)
 
 @given(rows=st.floats(1, 4096), groups=st.floats(1, 64), faster=st.floats(1, 10))
 def test_more_rate_or_bandwidth_is_never_slower(rows: float, groups: float, faster: float) -> None:
-    flops, moved = 2 * groups * rows * 4096 * 14336, 2 * groups * 4096 * (14336 + rows)
-
     def total(prices: MatmulPrices) -> float:
-        overhead, memory, compute = prices.parts(groups, rows, flops, moved, groups)
+        overhead, memory, compute = prices.parts(product(rows, groups=groups))
         return overhead + prices.overlapped(memory, compute)
 
     before = total(PLAIN)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.predict.kernels.dense import shipped_dense
-from moebench.predict.layers.calibration import from_datasheet
-from moebench.predict.layers.price import GRAPH_LAUNCH, estimate, peak_memory, price
+from moebench.predict.layers.calibration import GRAPH_LAUNCH, from_datasheet
+from moebench.predict.layers.memory import layers_memory
+from moebench.predict.layers.price import estimate, op_price
 from moebench.records.results import Estimate
 from moebench.routers.policy import policy
 from moebench.spec.case import Launch, Workload
@@ -45,9 +46,10 @@ def predict(
     load = ExpertLoad.expected(batch, 8, k_distribution)
     router = policy("top-k").ops(MIXTRAL, batch, "bfloat16")
     ops = layer_ops(MIXTRAL, workload, router, load, EXPERT_BACKENDS["grouped"])
-    memory = peak_memory(MIXTRAL, workload, (load,), 8 * 4096)
+    memory = layers_memory(MIXTRAL, workload, (load,), 8 * 4096)
     calibration = from_datasheet(hardware, "bfloat16")
-    return estimate(ops, load, 1, memory, hardware, calibration, launch)
+    prices = calibration.replayed() if launch == "graph" else calibration
+    return estimate(ops, load, 1, memory, prices)
 
 
 @settings(max_examples=60)
@@ -80,7 +82,7 @@ def test_never_below_the_roofline(batch: int, level: str) -> None:
     calibration = from_datasheet(GPU, "bfloat16")
     for op in ops:
         floor = max(op.flops / 1e15, op.bytes_moved / 3e12)
-        assert price(op, calibration).seconds >= floor
+        assert op_price(op, calibration).seconds >= floor
 
 
 def test_stages_add_up_to_the_latency() -> None:
@@ -99,8 +101,8 @@ def test_layers_multiply_latency_and_flops() -> None:
     router = policy("top-k").ops(MIXTRAL, 4, "bfloat16")
     ops = layer_ops(MIXTRAL, workload, router, load, EXPERT_BACKENDS["grouped"])
     calibration = from_datasheet(GPU, "bfloat16")
-    one = estimate(ops, load, 1, 0.0, GPU, calibration)
-    four = estimate(ops, load, 4, 0.0, GPU, calibration)
+    one = estimate(ops, load, 1, 0.0, calibration)
+    four = estimate(ops, load, 4, 0.0, calibration)
     assert four.latency == pytest.approx(4 * one.latency)
     assert four.flops == pytest.approx(4 * one.flops)
 
@@ -116,7 +118,7 @@ def test_backward_does_twice_the_flops_of_forward() -> None:
 def test_a_mixtral_layer_weighs_what_its_parameters_say() -> None:
     workload = Workload("decode", "decoder", 1, 1, 1024)
     load = ExpertLoad.expected(1, 8, fixed_k(2))
-    memory = peak_memory(MIXTRAL, workload, (load,), 8 * 4096)
+    memory = layers_memory(MIXTRAL, workload, (load,), 8 * 4096)
     attention = 2 * 4096 * 4096 + 2 * 1024 * 4096
     weights = 2 * (attention + 8 * 3 * 4096 * 14336 + 8 * 4096 + 2 * 4096)
     cache = 2 * 2 * 8 * 128 * 1025
@@ -126,8 +128,8 @@ def test_a_mixtral_layer_weighs_what_its_parameters_say() -> None:
 
 def test_training_holds_a_gradient_for_every_weight() -> None:
     load = ExpertLoad.expected(512, 8, fixed_k(2))
-    prefill = peak_memory(MIXTRAL, Workload("prefill", "moe", 1, 512), (load,), 8 * 4096)
-    train = peak_memory(MIXTRAL, Workload("train", "moe", 1, 512), (load,), 8 * 4096)
+    prefill = layers_memory(MIXTRAL, Workload("prefill", "moe", 1, 512), (load,), 8 * 4096)
+    train = layers_memory(MIXTRAL, Workload("train", "moe", 1, 512), (load,), 8 * 4096)
     assert train > 1.9 * prefill
 
 
@@ -136,7 +138,7 @@ def test_experts_in_blocks_lie_in_memory_twice(layout: Layout) -> None:
     load = ExpertLoad.expected(1, 8, fixed_k(2))
     workload = Workload("decode", "decoder", 1, 1, 1024)
     plain, blocks = (
-        peak_memory(MIXTRAL, workload, (load, load), 8 * 4096, each) for each in ("plain", layout)
+        layers_memory(MIXTRAL, workload, (load, load), 8 * 4096, each) for each in ("plain", layout)
     )
     assert blocks - plain == 2 * 2 * 8 * 3 * 4096 * 14336
 
@@ -145,12 +147,13 @@ def test_prices_of_packed_weights_are_those_of_packed_experts_and_of_nothing_els
     workload, load = Workload("decode", "decoder", 16), ExpertLoad.expected(16, 8, fixed_k(2))
     router = policy("top-k").ops(MIXTRAL, 16, "bfloat16")
     calibration = from_datasheet(GPU, "bfloat16")
-    streaming = replace(calibration.packed, bandwidth=2 * calibration.packed.bandwidth)
-    faster = replace(calibration, packed=streaming)
+    packed = calibration.matmuls["packed"]
+    streaming = replace(packed, bandwidth=2 * packed.bandwidth)
+    faster = replace(calibration, matmuls={**calibration.matmuls, "packed": streaming})
     for name, changed in (("packed", {"experts"}), ("grouped", set()), ("avx512", set())):
         ops = layer_ops(MIXTRAL, workload, router, load, EXPERT_BACKENDS[name])
         before, after = (
-            estimate(ops, load, 1, 0.0, GPU, prices).by_stage for prices in (calibration, faster)
+            estimate(ops, load, 1, 0.0, prices).by_stage for prices in (calibration, faster)
         )
         assert {stage for stage in before if after[stage] < before[stage]} == changed
 

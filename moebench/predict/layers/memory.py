@@ -1,0 +1,84 @@
+"""Peak memory of layers as this repository runs them: weights, gradients, cache, activations."""
+
+from collections.abc import Iterable
+
+from moebench.spec.case import Workload
+from moebench.spec.load import ExpertLoad
+from moebench.spec.model import ModelSpec
+from moebench.spec.ops import Layout, attention_parameters, cache_elements_per_token
+from moebench.units import BYTES_PER_ELEMENT, Bytes
+
+
+def weight_memory(
+    model: ModelSpec, workload: Workload, router_parameters: float, layout: Layout = "plain"
+) -> Bytes:
+    """Bytes of the weights of one layer at the workload's level, with its `router_parameters`.
+
+    Experts in a layout other than "plain" are a second copy beside the parameters.
+    """
+    h = model.hidden_size
+    shared = model.expert_matrices * h * model.shared_intermediate_size
+    shared += h if model.has_shared_gate else 0
+    copies = 1 if layout == "plain" else 2
+    elements = copies * model.num_experts * model.expert_parameters + shared + h + router_parameters
+    if workload.level == "decoder":
+        elements += attention_parameters(model) + h
+    return BYTES_PER_ELEMENT[workload.dtype] * elements
+
+
+def cache_memory(model: ModelSpec, workload: Workload) -> Bytes:
+    """Bytes of one layer's KV cache, with the tokens that the step writes."""
+    if workload.level == "moe" or workload.phase == "train":
+        return 0.0
+    length = workload.context_length + workload.sequence_length
+    elements = workload.batch * length * cache_elements_per_token(model.attention)
+    return float(BYTES_PER_ELEMENT[workload.dtype] * elements)
+
+
+def activation_memory(model: ModelSpec, workload: Workload, load: ExpertLoad) -> Bytes:
+    """Peak bytes that one step allocates beyond weights, cache and its input.
+
+    In inference the peak is inside the largest expert's feed-forward network or between dispatch
+    and combine: gathered rows, their outputs, the layer's residual and normalised input, and the
+    intermediate of one expert at a time. In training every expert's intermediates stay for the
+    backward pass.
+    """
+    size = BYTES_PER_ELEMENT[workload.dtype]
+    h, f = model.hidden_size, model.intermediate_size
+    tokens = workload.num_tokens
+    up_width = f * (model.expert_matrices - 1)
+    largest = max(load.tokens_per_expert, default=0.0)
+    if workload.phase == "train":
+        elements = load.num_assignments * (3 * h + up_width + 2 * f) + 8 * tokens * h
+        return float(size * elements)
+    return float(size * (2 * load.num_assignments * h + 4 * tokens * h + largest * (up_width + f)))
+
+
+def gradient_memory(model: ModelSpec, workload: Workload, router_parameters: float) -> Bytes:
+    """Bytes of one layer's gradients: as large as the weights in training, else 0."""
+    if workload.phase != "train":
+        return 0.0
+    return weight_memory(model, workload, router_parameters)
+
+
+def layers_memory(
+    model: ModelSpec,
+    workload: Workload,
+    loads: Iterable[ExpertLoad],
+    router_parameters: float,
+    layout: Layout = "plain",
+) -> Bytes:
+    """Peak bytes of the layers run, one load a layer: weights, gradients, cache, activations.
+
+    Activations of inference do not add up over layers; those of training do. `layout` is that of
+    the experts' weights.
+    """
+    loads = tuple(loads)
+    activations = [activation_memory(model, workload, load) for load in loads]
+    per_layer = (
+        weight_memory(model, workload, router_parameters, layout)
+        + gradient_memory(model, workload, router_parameters)
+        + cache_memory(model, workload)
+    )
+    peak = sum(activations) if workload.phase == "train" else max(activations)
+    return len(loads) * per_layer + peak
