@@ -6,12 +6,13 @@ instead and the method says so. There is never a guess.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from moebench.measure.energy.caveats import caveats, conditions
 from moebench.measure.energy.uncertainty import energy_budget, half_width
 from moebench.measure.energy.window import (
     Stamped,
@@ -23,21 +24,19 @@ from moebench.measure.energy.window import (
     stamped,
 )
 from moebench.measure.nvml import Fault
-from moebench.records.results import Caveat, Energy
+from moebench.records.results import Energy
 from moebench.units import Seconds, Watts, text
 
 MIN_TICKS = 10
 """Of the counter, in all windows together."""
 MIN_WINDOWS = 3
 """Fewer say nothing about what differs between them."""
-RESIDUAL_SEEN, RESIDUAL_FATAL = 0.03, 0.25
-"""Counter against integrated power: worth a caveat; one of the two is wrong."""
+RESIDUAL_FATAL = 0.25
+"""Relative difference of counter and integrated power from which one of the two is wrong."""
 POLL_MARGIN: Seconds = 0.05
 """Two polls of power: up to so long before a load's end, none lies beyond it."""
 AVERAGED: Seconds = 1.1
 """After a change of power, a reading that is a mean over 1 s is right again."""
-HARMFUL = ("hw-slowdown", "sw-thermal", "hw-thermal", "power-brake")
-"""Reasons for lower clocks that are no normal state; a power cap is one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def energy_of(
         plan: how it was measured.
     """
     known: dict[str, Any] = {
-        "conditions": _conditions(trace, loads),
+        "conditions": conditions(trace, loads),
         "provenance": "simulated" if trace.facts.get("simulated") else "measured",
     }
     if "board" in trace.faults:
@@ -136,7 +135,7 @@ def energy_of(
         residual=residual,
         **known,
     )
-    return replace(energy, caveats=_caveats(energy, failed))
+    return replace(energy, caveats=caveats(energy, failed))
 
 
 def _counter_windows(
@@ -253,87 +252,3 @@ def _idle_power(trace: Trace, edges: Stamped | None, idle: tuple[Seconds, Second
             return float(rise / (edges.times[j] - edges.times[i]))
     watts = [p for t, p in trace.powers if idle[0] < t < idle[1]]
     return float(np.mean(watts)) if watts else None
-
-
-def _conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
-    """Of the board: what does not change, and what was seen while the load ran."""
-    begin, end = (loads[0][0][0], loads[-1][-1][0]) if loads else (0.0, math.inf)
-    states = [state for state in trace.states if begin <= state["time"] <= end]
-    seen: dict[str, Any] = {}
-    for key in ("sm_clock_hz", "memory_clock_hz", "temperature_c"):
-        values = [state[key] for state in states if state.get(key) is not None]
-        if values:
-            seen[key] = {
-                "start": values[0],
-                "end": values[-1],
-                "min": min(values),
-                "max": max(values),
-            }
-    reasons = [state["reasons"] for state in states if state.get("reasons") is not None]
-    if reasons:
-        names = sorted({name for held in reasons for name in held})
-        seen["throttle_share"] = {
-            name: sum(name in held for held in reasons) / len(reasons) for name in names
-        }
-    facts = {key: value for key, value in trace.facts.items() if key != "simulated"}
-    return {**facts, **trace.end, **seen}
-
-
-def _caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
-    found = []
-    if failed is not None:
-        found.append(
-            Caveat(
-                "polled-power",
-                str(failed),
-                "energy is polled power, integrated: published errors are 2 to 5 % over 6 s",
-                "none on this board or driver",
-            )
-        )
-    if energy.residual is not None and abs(energy.residual) > RESIDUAL_SEEN:
-        found.append(
-            Caveat(
-                "energy-residual",
-                f"the energy counter differs from integrated power by {energy.residual:+.1%}",
-                "one of two readings of the same board is off by that much",
-                "repeat with --energy full; compare joules only on this board",
-            )
-        )
-    if failed is None and energy.residual is None and "power_method" in energy.conditions:
-        found.append(
-            Caveat(
-                "energy-unchecked",
-                "power could not be polled beside the energy counter",
-                "nothing but the counter itself says that it is right",
-                "none on this board or driver; --energy full where power is a mean over 1 s",
-            )
-        )
-    shares = energy.conditions.get("throttle_share", {})
-    seconds = energy.conditions.get("throttled_s", {})
-    harmful = [f"{name} in {shares[name]:.0%} of looks" for name in HARMFUL if shares.get(name)]
-    # The counters catch what falls between two looks; that of the power cap is no fault.
-    harmful += [
-        f"{name} for {text(spent, 'time')}"
-        for name, spent in seconds.items()
-        if name != "power" and spent > 0
-    ]
-    if harmful:
-        found.append(
-            Caveat(
-                "throttled",
-                f"the board held its clocks down: {', '.join(harmful)}",
-                "latency and energy are those of a throttled board",
-                "cool it, or check its power supply",
-            )
-        )
-    assert energy.budget is not None
-    if energy.budget.aliasing > 0.01:
-        found.append(
-            Caveat(
-                "energy-aliasing",
-                f"windows at different phases differ: {energy.budget.aliasing:.1%} of uncertainty",
-                "the sensor looks part of the time and beats with the load",
-                "--energy full averages it out further",
-            )
-        )
-    return tuple(found)

@@ -1,0 +1,100 @@
+"""Conditions that joules were measured under, and the reasons to doubt them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moebench.measure.energy.window import Stamps, Trace
+from moebench.measure.nvml import Fault
+from moebench.records.results import Caveat, Energy
+from moebench.units import text
+
+RESIDUAL_DOUBTED = 0.03
+"""Relative difference of counter and integrated power that is worth a caveat."""
+HARMFUL = ("hw-slowdown", "sw-thermal", "hw-thermal", "power-brake")
+"""Reasons for lower clocks that are no normal state; a power cap is one."""
+
+
+def conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
+    """What is fixed about the board, and its clocks, temperature and throttling under load."""
+    begin, end = (loads[0][0][0], loads[-1][-1][0]) if loads else (0.0, math.inf)
+    states = [state for state in trace.states if begin <= state["time"] <= end]
+    seen: dict[str, Any] = {}
+    for key in ("sm_clock_hz", "memory_clock_hz", "temperature_c"):
+        values = [state[key] for state in states if state.get(key) is not None]
+        if values:
+            seen[key] = {
+                "start": values[0],
+                "end": values[-1],
+                "min": min(values),
+                "max": max(values),
+            }
+    reasons = [state["reasons"] for state in states if state.get("reasons") is not None]
+    if reasons:
+        names = sorted({name for held in reasons for name in held})
+        seen["throttle_share"] = {
+            name: sum(name in held for held in reasons) / len(reasons) for name in names
+        }
+    facts = {key: value for key, value in trace.facts.items() if key != "simulated"}
+    return {**facts, **trace.end, **seen}
+
+
+def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
+    """Reasons to doubt the joules; `failed` is why the counter was not believed."""
+    doubts = []
+    if failed is not None:
+        doubts.append(
+            Caveat(
+                "polled-power",
+                str(failed),
+                "energy is polled power, integrated: published errors are 2 to 5 % over 6 s",
+                "none on this board or driver",
+            )
+        )
+    if energy.residual is not None and abs(energy.residual) > RESIDUAL_DOUBTED:
+        doubts.append(
+            Caveat(
+                "energy-residual",
+                f"the energy counter differs from integrated power by {energy.residual:+.1%}",
+                "one of two readings of the same board is off by that much",
+                "repeat with --energy full; compare joules only on this board",
+            )
+        )
+    if failed is None and energy.residual is None and "power_method" in energy.conditions:
+        doubts.append(
+            Caveat(
+                "energy-unchecked",
+                "power could not be polled beside the energy counter",
+                "nothing but the counter itself says that it is right",
+                "none on this board or driver; --energy full where power is a mean over 1 s",
+            )
+        )
+    shares = energy.conditions.get("throttle_share", {})
+    seconds = energy.conditions.get("throttled_s", {})
+    harmful = [f"{name} in {shares[name]:.0%} of looks" for name in HARMFUL if shares.get(name)]
+    # The counters catch what falls between two looks; that of the power cap is no fault.
+    harmful += [
+        f"{name} for {text(spent, 'time')}"
+        for name, spent in seconds.items()
+        if name != "power" and spent > 0
+    ]
+    if harmful:
+        doubts.append(
+            Caveat(
+                "throttled",
+                f"the board held its clocks down: {', '.join(harmful)}",
+                "latency and energy are those of a throttled board",
+                "cool it, or check its power supply",
+            )
+        )
+    assert energy.budget is not None
+    if energy.budget.aliasing > 0.01:
+        doubts.append(
+            Caveat(
+                "energy-aliasing",
+                f"windows at different phases differ: {energy.budget.aliasing:.1%} of uncertainty",
+                "the sensor looks part of the time and beats with the load",
+                "--energy full averages it out further",
+            )
+        )
+    return tuple(doubts)
