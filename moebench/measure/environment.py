@@ -135,18 +135,18 @@ def fingerprint(cpu: Cpu, gpu: Gpu | None, software: Software) -> str:
 def describe_cpu(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Cpu:
     """The host's processor; off Linux little of it can be read."""
     facts: dict[str, str] = {}
-    for line in (_read(proc / "cpuinfo") or "").splitlines():
+    for line in (read_text(proc / "cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     caches = {
-        (_read(cache / "level"), _read(cache / "type")): _read(cache / "size")
+        (read_text(cache / "level"), read_text(cache / "type")): read_text(cache / "size")
         for cache in sorted((system / "devices/system/cpu/cpu0/cache").glob("index*"))
     }
     frequency = system / "devices/system/cpu/cpu0/cpufreq"
-    max_clock = _read(frequency / "cpuinfo_max_freq")
+    max_clock = read_text(frequency / "cpuinfo_max_freq")
     family = [facts.get(key) for key in ("cpu family", "model", "stepping")]
-    memory = re.search(r"MemTotal:\s*(\d+) kB", _read(proc / "meminfo") or "")
+    memory = re.search(r"MemTotal:\s*(\d+) kB", read_text(proc / "meminfo") or "")
     return Cpu(
         model=facts.get("model name") or platform.processor() or platform.machine(),
         family="-".join(part for part in family if part) or None,
@@ -155,7 +155,7 @@ def describe_cpu(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Cpu
         l2_cache=_cache_size(caches.get(("2", "Unified"))),
         l3_cache=_cache_size(caches.get(("3", "Unified"))),
         memory=float(memory.group(1)) * 1024 if memory else None,
-        governor=_read(frequency / "scaling_governor"),
+        governor=read_text(frequency / "scaling_governor"),
         max_clock=float(max_clock) * 1e3 if max_clock else None,
         hypervisor=_hypervisor(flags, system),
     )
@@ -171,7 +171,7 @@ def _hypervisor(flags: Sequence[str], system: Path) -> str | None:
     """The product name that the firmware gives a guest; None on bare metal."""
     if "hypervisor" not in flags:
         return None
-    return _read(system / "class/dmi/id/sys_vendor") or "hypervisor"
+    return read_text(system / "class/dmi/id/sys_vendor") or "hypervisor"
 
 
 def _cache_size(text: str | None) -> Bytes | None:
@@ -181,7 +181,8 @@ def _cache_size(text: str | None) -> Bytes | None:
     return float(match.group(1)) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match.group(2)]
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """Text of a file of the system without blanks at its ends; None if unreadable or empty."""
     try:
         return path.read_text().strip() or None
     except (OSError, UnicodeDecodeError):
@@ -287,7 +288,7 @@ def driver_version(nvml: Any, proc: Path = Path("/proc")) -> str | None:
         version = answer(nvml.nvmlSystemGetDriverVersion)
         if version is not None:
             return as_text(version)
-    match = re.search(r"Module\s+(\d[\d.]+)", _read(proc / "driver/nvidia/version") or "")
+    match = re.search(r"Module\s+(\d[\d.]+)", read_text(proc / "driver/nvidia/version") or "")
     return match.group(1) if match else None
 
 

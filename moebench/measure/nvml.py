@@ -210,15 +210,8 @@ class Board:
     def state(self) -> dict[str, Any]:
         """Clocks, temperature and why the clocks are as they are; None where NVML refuses."""
         nvml, handle = self.nvml, self.handle
-        # The name changed with driver 535; the bits did not.
-        new = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
-        reasons = None if new is None else answer(new, handle)
-        if reasons is None:
-            reasons = answer(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
         return {
-            "reasons": None
-            if reasons is None
-            else [name for bit, name in REASONS.items() if reasons & bit],
+            "reasons": clock_reasons(nvml, handle),
             "sm_clock_hz": _scaled(answer(nvml.nvmlDeviceGetClockInfo, handle, 1), 1e6),
             "memory_clock_hz": _scaled(answer(nvml.nvmlDeviceGetClockInfo, handle, 2), 1e6),
             "temperature_c": answer(nvml.nvmlDeviceGetTemperature, handle, 0),
@@ -259,6 +252,16 @@ class Board:
             "most_power_limit_w": _scaled(limits[1], 1e-3),
             "scope": "gpu",
         }
+
+
+def clock_reasons(nvml: Any, handle: Any) -> list[str] | None:
+    """Why a board's clocks are not at their highest, in names of `REASONS`."""
+    # The name changed with driver 535; the bits did not.
+    new = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+    reasons = None if new is None else answer(new, handle)
+    if reasons is None:
+        reasons = answer(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    return None if reasons is None else [name for bit, name in REASONS.items() if reasons & bit]
 
 
 def memory_used(nvml: Any, handle: Any) -> float | None:

@@ -4,24 +4,27 @@ Everything is read from files under `/proc` and `/sys` and from NVML; nothing is
 cannot be read is "unknown" with the reason: a guest often cannot see what its host does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from moebench.measure.nvml import foreign_processes, open_nvml
+from moebench.measure.environment import read_text
+from moebench.measure.nvml import answer, clock_reasons, foreign_processes, open_nvml
 
 BUSY_SHARE = 0.25
 """Load beyond this share of the cores disturbs: with two threads every fourth visit waits."""
 STOLEN_SHARE = 0.01
 BUSY_GPU_PERCENT = 5
-SLOWDOWN_REASONS = {
-    "nvmlClocksThrottleReasonSwPowerCap": "power cap",
-    "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
-    "nvmlClocksThrottleReasonSwThermalSlowdown": "heat",
-    "nvmlClocksThrottleReasonHwThermalSlowdown": "heat (hardware)",
-    "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "power brake",
+SLOWDOWNS = {
+    "power-cap": "power cap",
+    "hw-slowdown": "hardware slowdown",
+    "sw-thermal": "heat",
+    "hw-thermal": "heat (hardware)",
+    "power-brake": "power brake",
 }
+"""Reasons for lower clocks that spoil measurements, in words."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,17 @@ class Finding:
     status: Literal["good", "bad", "unknown"]
     seen: str
     meaning: str = ""
-    """What it does to measurements; empty where nothing is wrong."""
+    """Effect on measurements; empty where nothing is wrong."""
     remedy: str = ""
-    """What to do about it."""
 
 
 def inspect_machine(
-    num_threads: int,
-    num_cores: int,
-    root: Path = Path("/"),
-    nvml: Any = None,
+    num_threads: int, num_cores: int, root: Path = Path("/"), nvml: Any = None
 ) -> tuple[Finding, ...]:
     """Look at everything that is known to spoil measurements.
 
     Args:
-        num_threads: that the framework computes with.
+        num_threads: threads that the framework computes with.
         num_cores: logical processors that this process may use.
         root: above the folders proc, sys and dev.
         nvml: the NVML binding; `pynvml` if left out.
@@ -66,11 +65,9 @@ def inspect_machine(
     )
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
+def _judged(name: str, is_good: bool, seen: str, meaning: str, remedy: str) -> Finding:
+    """A finding that is good or bad; `meaning` and `remedy` belong to a bad one."""
+    return Finding(name, "good", seen) if is_good else Finding(name, "bad", seen, meaning, remedy)
 
 
 def _unknown(name: str, path: Path) -> Finding:
@@ -84,16 +81,15 @@ def _unknown(name: str, path: Path) -> Finding:
 
 
 def _governor(system: Path) -> Finding:
-    pattern = "devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
-    found = sorted({text for path in system.glob(pattern) if (text := _read(path))})
-    if not found:
-        return _unknown("frequency governor", system / pattern)
-    if found == ["performance"]:
-        return Finding("frequency governor", "good", "performance on every core")
-    return Finding(
-        "frequency governor",
-        "bad",
-        ", ".join(found),
+    name, pattern = "frequency governor", "devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
+    governors = sorted({text for path in system.glob(pattern) if (text := read_text(path))})
+    if not governors:
+        return _unknown(name, system / pattern)
+    is_good = governors == ["performance"]
+    return _judged(
+        name,
+        is_good,
+        "performance on every core" if is_good else ", ".join(governors),
         "clocks follow the load: the first milliseconds of a visit run slower",
         "cpupower frequency-set -g performance",
     )
@@ -101,85 +97,70 @@ def _governor(system: Path) -> Finding:
 
 def _throttling(system: Path) -> Finding:
     pattern = "devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count"
-    counts = [int(text) for path in system.glob(pattern) if (text := _read(path))]
+    counts = [int(text) for path in system.glob(pattern) if (text := read_text(path))]
     if not counts:
         return _unknown("throttling", system / pattern)
-    if not any(counts):
-        return Finding("throttling", "good", "none since boot")
-    return Finding(
+    return _judged(
         "throttling",
-        "bad",
-        f"{sum(counts)} times since boot",
+        not any(counts),
+        f"{sum(counts)} times since boot" if any(counts) else "none since boot",
         "a hot processor lowers its clock in the middle of a run",
         "improve cooling, or lower the power limit to what can be held",
     )
 
 
 def _load(proc: Path, num_cores: int) -> Finding:
-    text = _read(proc / "loadavg")
+    text = read_text(proc / "loadavg")
     if text is None:
         return _unknown("other load", proc / "loadavg")
     load = float(text.split()[0])
-    seen = f"{load:.2f} runnable threads over the last minute, {num_cores} cores"
-    if load <= BUSY_SHARE * num_cores:
-        return Finding("other load", "good", seen)
-    return Finding(
+    return _judged(
         "other load",
-        "bad",
-        seen,
+        load <= BUSY_SHARE * num_cores,
+        f"{load:.2f} runnable threads over the last minute, {num_cores} cores",
         "visits wait for a core, some of them for many milliseconds",
         "stop other programs (top shows them), wait a minute, look again",
     )
 
 
 def _stolen(proc: Path) -> Finding:
-    line = (_read(proc / "stat") or "").partition("\n")[0].split()
+    line = (read_text(proc / "stat") or "").partition("\n")[0].split()
     if len(line) < 9 or line[0] != "cpu":
         return _unknown("time taken by the host", proc / "stat")
     ticks = [int(value) for value in line[1:9]]
     busy = sum(ticks) - ticks[3] - ticks[4]
     stolen = ticks[7] / busy if busy else 0.0
-    seen = f"{stolen:.1%} of the busy time since boot"
-    if stolen <= STOLEN_SHARE:
-        return Finding("time taken by the host", "good", seen)
-    return Finding(
+    return _judged(
         "time taken by the host",
-        "bad",
-        seen,
+        stolen <= STOLEN_SHARE,
+        f"{stolen:.1%} of the busy time since boot",
         "other guests of the same host run on these cores",
         "rent dedicated cores; trust speedups of one run, not its latencies",
     )
 
 
 def _threads(num_threads: int, num_cores: int) -> Finding:
-    seen = f"{num_threads} compute threads on {num_cores} cores"
-    if num_threads == num_cores:
-        return Finding("threads", "good", seen)
-    fewer = num_threads < num_cores
-    return Finding(
+    return _judged(
         "threads",
-        "good" if fewer else "bad",
-        seen,
-        "" if fewer else "threads take turns on a core, and every parallel section waits",
-        "" if fewer else f"OMP_NUM_THREADS={num_cores}",
+        num_threads <= num_cores,
+        f"{num_threads} compute threads on {num_cores} cores",
+        "threads take turns on a core, and every parallel section waits",
+        f"OMP_NUM_THREADS={num_cores}",
     )
 
 
 def _quota(system: Path, num_cores: int) -> Finding:
-    text = _read(system / "fs/cgroup/cpu.max")
+    text = read_text(system / "fs/cgroup/cpu.max")
     if text is None:
         return _unknown("processor quota", system / "fs/cgroup/cpu.max")
     quota, _, period = text.partition(" ")
     if quota == "max":
         return Finding("processor quota", "good", "none")
     allowed = float(quota) / float(period)
-    seen = f"{allowed:g} of {num_cores} cores"
-    if allowed >= num_cores:
-        return Finding("processor quota", "good", seen)
-    return Finding(
+    return _judged(
         "processor quota",
-        "bad",
-        seen,
+        allowed >= num_cores,
+        f"{allowed:g} of {num_cores} cores",
         "the process is stopped for the rest of every period once its share is used up",
         f"raise the container's limit to {num_cores} cores, or use fewer threads",
     )
@@ -187,15 +168,13 @@ def _quota(system: Path, num_cores: int) -> Finding:
 
 def _huge_pages(system: Path) -> Finding:
     path = system / "kernel/mm/transparent_hugepage/enabled"
-    text = _read(path)
+    text = read_text(path)
     if text is None:
         return _unknown("huge pages", path)
     chosen = text.partition("[")[2].partition("]")[0]
-    if chosen == "always":
-        return Finding("huge pages", "good", "always")
-    return Finding(
+    return _judged(
         "huge pages",
-        "bad",
+        chosen == "always",
         chosen,
         "weights lie in pages of 4 KiB: translating addresses costs bandwidth, differently in "
         "every process",
@@ -204,35 +183,31 @@ def _huge_pages(system: Path) -> Finding:
 
 
 def _swap(proc: Path) -> Finding:
-    facts = {}
-    for line in (_read(proc / "meminfo") or "").splitlines():
+    sizes = {}
+    for line in (read_text(proc / "meminfo") or "").splitlines():
         key, _, value = line.partition(":")
-        facts[key] = float(value.split()[0]) * 1024 if value.split() else 0.0
-    if "SwapTotal" not in facts:
+        sizes[key] = float(value.split()[0]) * 1024 if value.split() else 0.0
+    if "SwapTotal" not in sizes:
         return _unknown("swap", proc / "meminfo")
-    used = facts["SwapTotal"] - facts.get("SwapFree", 0.0)
-    if used <= 0:
-        return Finding("swap", "good", "none in use")
-    return Finding(
+    used = sizes["SwapTotal"] - sizes.get("SwapFree", 0.0)
+    return _judged(
         "swap",
-        "bad",
-        f"{used / 2**20:.0f} MiB in use",
+        used <= 0,
+        f"{used / 2**20:.0f} MiB in use" if used > 0 else "none in use",
         "weights may be read from disk",
         "free memory, then swapoff -a",
     )
 
 
 def _numa_balancing(proc: Path, system: Path) -> Finding:
-    text = _read(proc / "sys/kernel/numa_balancing")
+    text = read_text(proc / "sys/kernel/numa_balancing")
     nodes = len([*system.glob("devices/system/node/node[0-9]*")])
     if text is None or nodes <= 1:
         return Finding("NUMA balancing", "good", "one memory node or no balancing")
-    if text == "0":
-        return Finding("NUMA balancing", "good", "off")
-    return Finding(
+    return _judged(
         "NUMA balancing",
-        "bad",
-        f"on, {nodes} memory nodes",
+        text == "0",
+        "off" if text == "0" else f"on, {nodes} memory nodes",
         "pages move between nodes while they are used",
         "echo 0 > /proc/sys/kernel/numa_balancing, and bind with numactl",
     )
@@ -241,102 +216,82 @@ def _numa_balancing(proc: Path, system: Path) -> Finding:
 def _gpus(nvml: Any, devices: Path) -> Iterator[Finding]:
     boards = len([*devices.glob("nvidia[0-9]*")])
     binding = open_nvml(nvml)
-    count = 0 if binding is None else int(_asked(binding.nvmlDeviceGetCount) or 0)
+    count = 0 if binding is None else int(answer(binding.nvmlDeviceGetCount) or 0)
     if not count:
-        if not boards:
-            yield Finding("GPU", "good", "none: runs are on the processor")
-            return
-        yield Finding(
-            "NVML",
-            "bad",
-            f"{boards} device files and no NVML",
+        yield _judged(
+            "NVML" if boards else "GPU",
+            not boards,
+            f"{boards} device files and no NVML" if boards else "none: runs are on the processor",
             "no joules, no clocks, no throttle reasons, and other users of the board unseen",
             "install the driver's libnvidia-ml.so.1 and nvidia-ml-py",
         )
-        return
     for index in range(count):
-        handle = _asked(lambda index=index: binding.nvmlDeviceGetHandleByIndex(index))  # type: ignore[misc]
+        handle = answer(binding.nvmlDeviceGetHandleByIndex, index)
         if handle is None:
             yield Finding(f"GPU {index}", "unknown", "NVML gives no handle", "it may be lost")
-            continue
-        yield from _gpu(binding, handle, index)
+        else:
+            yield from _gpu(binding, handle, index)
 
 
 def _gpu(nvml: Any, handle: Any, index: int) -> Iterator[Finding]:
     def ask(function: str) -> Any:
-        value = _asked(lambda: getattr(nvml, function)(handle))
+        value = answer(lambda: getattr(nvml, function)(handle))
         return value[0] if isinstance(value, list | tuple) else value
 
-    def mode(name: str, function: str, is_bad: bool, meaning: str, remedy: str) -> Finding:
-        """A switch that spoils measurements when it stands at `is_bad`."""
-        title, value = f"GPU {index} {name}", ask(function)
-        if value is None:
-            return Finding(title, "unknown", "the board does not say")
-        seen = "on" if value else "off"
-        if bool(value) is not is_bad:
-            return Finding(title, "good", seen)
-        return Finding(title, "bad", seen, meaning, remedy)
+    def unknown(name: str) -> Finding:
+        return Finding(f"GPU {index} {name}", "unknown", "the board does not say")
 
-    yield mode(
+    def switch(name: str, function: str, good: bool, meaning: str, remedy: str) -> Finding:
+        """A mode of the board that spoils measurements unless it is `good`."""
+        value = ask(function)
+        if value is None:
+            return unknown(name)
+        seen = "on" if value else "off"
+        return _judged(f"GPU {index} {name}", bool(value) is good, seen, meaning, remedy)
+
+    yield switch(
         "persistence mode",
         "nvmlDeviceGetPersistenceMode",
-        False,
+        True,
         "the driver unloads between processes: the first calls take seconds, clocks start anew",
         "nvidia-smi -pm 1",
     )
-    yield mode(
+    yield switch(
         "MIG",
         "nvmlDeviceGetMigMode",
-        True,
+        False,
         "a slice shares power and memory with others: no joules, unsteady latencies",
         f"nvidia-smi -i {index} -mig 0",
     )
-    yield mode(
+    yield switch(
         "ECC",
         "nvmlDeviceGetEccMode",
-        False,
+        True,
         "bandwidth differs from the same board with ECC, as it is deployed",
         f"nvidia-smi -i {index} -e 1, and reboot",
     )
-    reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-    slow = [
-        text
-        for name, text in SLOWDOWN_REASONS.items()
-        if reasons is not None and int(reasons) & int(getattr(nvml, name, 0))
-    ]
+    reasons = clock_reasons(nvml, handle)
     if reasons is None:
-        yield Finding(f"GPU {index} throttling", "unknown", "the board does not say")
-    elif slow:
-        yield Finding(
+        yield unknown("throttling")
+    else:
+        slow = [SLOWDOWNS[reason] for reason in reasons if reason in SLOWDOWNS]
+        yield _judged(
             f"GPU {index} throttling",
-            "bad",
-            ", ".join(slow),
+            not slow,
+            ", ".join(slow) or "no reason is active",
             "the clock is lower than the board could run",
             "let it cool, check airflow and the power limit",
         )
-    else:
-        yield Finding(f"GPU {index} throttling", "good", "no reason is active")
     use = ask("nvmlDeviceGetUtilizationRates")
-    others = _asked(lambda: foreign_processes(nvml, handle, is_ours=False))
+    others = answer(partial(foreign_processes, nvml, handle, is_ours=False))
     if use is None and others is None:
-        yield Finding(f"GPU {index} other load", "unknown", "the board does not say")
+        yield unknown("other load")
         return
     percent = 0 if use is None else int(use.gpu)
-    seen = f"{percent} % busy, {others or 0} other processes"
-    if percent > BUSY_GPU_PERCENT or others:
-        yield Finding(
-            f"GPU {index} other load",
-            "bad",
-            seen,
-            "kernels of others run in between",
-            "wait, or choose another board with --device cuda:N",
-        )
-    else:
-        yield Finding(f"GPU {index} other load", "good", seen)
-
-
-def _asked(question: Callable[[], Any]) -> Any:
-    try:
-        return question()
-    except Exception:  # every binding and driver has its own way to say no
-        return None
+    yield _judged(
+        f"GPU {index} other load",
+        percent <= BUSY_GPU_PERCENT and not others,
+        f"{percent} % busy, {others or 0} other processes",
+        "kernels of others run in between",
+        "wait, or choose another board with --device cuda:N",
+    )

@@ -46,8 +46,6 @@ def board(**answers: Any) -> SimpleNamespace:
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda index: "handle",
-        nvmlClocksThrottleReasonSwThermalSlowdown=0x20,
-        nvmlClocksThrottleReasonHwSlowdown=0x8,
         **{name: answer(value) for name, value in known.items()},
     )
 
@@ -128,7 +126,11 @@ def test_more_threads_than_cores_are_bad_and_fewer_are_a_choice(tmp_path: Path) 
         ({"nvmlDeviceGetPersistenceMode": 0}, "GPU 0 persistence mode", "off"),
         ({"nvmlDeviceGetMigMode": (1, 1)}, "GPU 0 MIG", "on"),
         ({"nvmlDeviceGetEccMode": [0, 0]}, "GPU 0 ECC", "off"),
-        ({"nvmlDeviceGetCurrentClocksThrottleReasons": 0x28}, "GPU 0 throttling", "heat"),
+        (
+            {"nvmlDeviceGetCurrentClocksThrottleReasons": 0x28},
+            "GPU 0 throttling",
+            "hardware slowdown, heat",
+        ),
         (
             {"nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=40)},
             "GPU 0 other load",

@@ -31,8 +31,7 @@ import torch
 from nvml.simulator import UUID, compile_library
 
 from moebench.compare.intervals import Vector, center_limits, trimmed_mean
-from moebench.measure.energy import meter as instrument
-from moebench.measure.energy.meter import QUICK
+from moebench.measure.energy.meter import QUICK, Session, num_edges
 from moebench.measure.energy.process import Reader
 from moebench.report.document import markdown, plain_grid
 
@@ -115,8 +114,8 @@ def as_a_neighbour(visit: Steps, pairs: int) -> tuple[Vector, float]:
 def followed(visit: Steps) -> tuple[float, float]:
     """Share of the thread's processor time that listening takes; the reader's own a second."""
     with Reader(["gpu", UUID.format(0), str(os.getpid())]) as reader:
-        instrument._wait([reader], lambda: instrument._num_edges(reader) >= LEARNT, 20.0)
-        assert instrument._num_edges(reader) >= LEARNT
+        Session(visit, CPU, [reader], QUICK).wait(lambda: num_edges(reader) >= LEARNT, 20.0)
+        assert num_edges(reader) >= LEARNT
         pid = reader._process.pid
         alone = outside_the_steps(visit, [])
         begin, used = time.monotonic(), processor_seconds(pid)
@@ -136,7 +135,7 @@ def outside_the_steps(visit: Steps, readers: Sequence[Reader]) -> float:
         inside += time.thread_time() - start
 
     own = time.thread_time()
-    instrument._run_load(timed, CPU, readers, 0, QUICK, time.monotonic() + 10.0)
+    Session(timed, CPU, readers, QUICK).run_load(0, time.monotonic() + 10.0)
     return 1 - inside / (time.thread_time() - own)
 
 
