@@ -19,11 +19,14 @@ order within rounds keeps that correlation near 0.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
+
+from moebench.records.results import Interval
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -121,3 +124,19 @@ def discoveries(p_values: Sequence[float], rate: float = 1 - LEVEL) -> list[bool
     )
     fallen = set(order[:last])
     return [i in fallen for i in range(len(p_values))]
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """The median with an interval of at least 95 % from order statistics; six values at least.
+
+    The k-th smallest and the k-th largest of n values enclose the median unless fewer than k of
+    them lie on one side of it, which is a matter of n fair coins: nothing is assumed of the noise.
+    """
+    n, ordered = len(values), sorted(values)
+    missed, k = 0.0, 0
+    while (missed := missed + 2 * math.comb(n, k) / 2**n) <= 1 - LEVEL:
+        k += 1
+    middle = statistics.median(ordered)
+    if k == 0:
+        return Interval(middle, None, None, LEVEL)
+    return Interval(middle, ordered[k - 1], ordered[-k], LEVEL)

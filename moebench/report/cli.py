@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.records.run import load_run, read_manifest, run_kind
+from moebench.report.backends import report_experts
 from moebench.report.output import run_summary, terminal_report, write_report
 
 
@@ -23,11 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     if run_kind(read_manifest(options.run)) == "experts":
-        # Imports torch, which reports of other runs never need.
-        from moebench.suite.execution.verb import report_execution
-
-        report_execution(options.run, options.json)
-        return 0
+        return report_experts(options.run, options.json)
     run = load_run(options.run)
     write_report(run)
     if options.json:

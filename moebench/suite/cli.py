@@ -128,10 +128,10 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     if options.suite is None:
         raise ValueError(f"which suite? known: {', '.join(suite_names())}, or a TOML file")
     if suite_kind(suite_path(options.suite)) == "experts":
-        from moebench.suite.execution.verb import run_execution
+        from moebench.suite.experts_loop import run_experts_suite
 
         signal.signal(signal.SIGTERM, _terminate)
-        return run_execution(options, argv)
+        return run_experts_suite(options, argv)
     if options.full:
         raise ValueError("--full: only for a suite of expert backends")
     kept = load_run(options.resume) if options.resume else None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moebench.suite.execution.plan import load_execution_suite, planned_cells
+from moebench.suite.experts_plan import load_experts_suite, planned_cells
 from moebench.suite.plan import cells, load_suite, suite_kind, suite_names, suite_path
 
 SUITE = """
@@ -47,7 +47,7 @@ def written(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_every_shipped_suite_loads_and_its_cells_differ(name: str, kind: str) -> None:
     if suite_kind(suite_path(name)) == "experts":
-        file = load_execution_suite(suite_path(name)).file
+        file = load_experts_suite(suite_path(name)).file
         for is_full in (False, True):
             keys = [cell.key for cell in planned_cells(file, is_full)]
             assert len(set(keys)) == len(keys) > 0

@@ -1,4 +1,4 @@
-"""The process that holds weights and runs backends when it is told to.
+"""Weights of one shape and the steps of one cell, on which expert backends are timed.
 
 Backends that bring a matmul library of their own get a process of their own: two such libraries
 in one process have crashed each other. The processes take turns, so that nothing runs beside what
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -20,22 +19,20 @@ from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights
 from moebench.measure.memory import available_memory
 from moebench.model.decoder import fill_normal
+from moebench.records.experts_run import MATMUL_SIZE, READ_BYTES, ExpertsCell
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, Routing, build_routers
-from moebench.suite.execution.mixes import Slots, draw_slots
-from moebench.suite.execution.plan import CellPlan
+from moebench.routers.synthetic.draw import Slots, draw_slots
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
 
 REST: Seconds = 0.004
 """Between visits: threads of the process that ran before may still spin."""
 MEMORY_SHARE = 0.9
 """Of what is free, the most that a backend's copy of the weights and a step may take."""
-READ_BYTES = 1 << 28
-MATMUL_SIZE = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class ExpertStep:
     """Inputs of one step, as a router of either kind would hand them over."""
 
     x: Tensor
@@ -46,7 +43,7 @@ class Step:
     """Gradient of the output."""
 
 
-class Bench:
+class ExpertBench:
     """The weights of one shape, the steps of one cell, and what can be timed on them.
 
     Args:
@@ -67,10 +64,10 @@ class Bench:
         self.laid_out: set[str] = set()
         self.refusal: Exception | None = None
         self.routers: dict[str, Router] = {}
-        self.steps: dict[str, list[Step]] = {}
+        self.steps: dict[str, list[ExpertStep]] = {}
         self.probes = _probes(self.device)
 
-    def open(self, plan: CellPlan, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
+    def open(self, plan: ExpertsCell, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
         """Build what a cell needs; the load of each step of each mix."""
         model, dtype = plan.spec(), getattr(torch, plan.dtype)
         if self.weights is None and self.refusal is None:
@@ -97,7 +94,7 @@ class Bench:
                 )
                 routing = slots.routing()
                 routing.slots  # noqa: B018 - made now, not while a backend is timed
-                self.steps[mix].append(Step(x, slots, routing, direction))
+                self.steps[mix].append(ExpertStep(x, slots, routing, direction))
         return {
             mix: [
                 (step.routing.num_assignments, int((step.routing.tokens_per_expert > 0).sum()))
@@ -158,7 +155,7 @@ class Bench:
         build(self.weights)
         self.laid_out.add(backend)
 
-    def _run(self, name: str, experts: Experts, phase: str, step: Step) -> None:
+    def _run(self, name: str, experts: Experts, phase: str, step: ExpertStep) -> None:
         """From the router's slots to the layer's output: sorting belongs to the execution."""
         assert self.weights is not None
         takes_slots = EXPERT_BACKENDS[name].takes_slots
@@ -172,7 +169,7 @@ class Bench:
             routing = step.routing if takes_slots else step.slots.routing()
             experts(step.x, routing, self.weights)
 
-    def _route(self, name: str, step: Step) -> None:
+    def _route(self, name: str, step: ExpertStep) -> None:
         with torch.inference_mode():
             self.routers[name](step.x)
 
@@ -210,16 +207,7 @@ def _probes(device: torch.device) -> dict[str, Callable[[], None]]:
     }
 
 
-PROBE_WORK = {
-    "matmul bfloat16": 2.0 * MATMUL_SIZE**3,
-    "matmul float32": 2.0 * MATMUL_SIZE**3,
-    "read sum": float(READ_BYTES),
-    "read dot": float(READ_BYTES),
-    "read copy": float(READ_BYTES),
-}
-
-
-def scratch(plan: CellPlan) -> Bytes:
+def scratch(plan: ExpertsCell) -> Bytes:
     """Memory of a step beside the weights, where every slot has its row in every tensor.
 
     Gathered rows, the first matmul's result, the activation's two, the second matmul's, and these
@@ -232,17 +220,3 @@ def scratch(plan: CellPlan) -> Bytes:
     )
     width = (model.expert_matrices + 1) * model.intermediate_size + 3 * model.hidden_size
     return float(plan.num_tokens * slots * width) * BYTES_PER_ELEMENT[plan.dtype]
-
-
-def serve(connection: Connection, *arguments: Any) -> None:
-    """Have a `Bench` of these arguments do what comes through the connection until it is None.
-
-    An error is an answer too.
-    """
-    bench = Bench(*arguments)
-    while (order := connection.recv()) is not None:
-        name, arguments = order
-        try:
-            connection.send(getattr(bench, name)(*arguments))
-        except Exception as error:
-            connection.send(RuntimeError(f"{type(error).__name__}: {error}"))

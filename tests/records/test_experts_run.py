@@ -8,12 +8,11 @@ from random import Random
 import pytest
 
 from moebench import compare, report
+from moebench.records.experts_run import CELLS, load_experts_run
 from moebench.records.lines import append_lines, read_lines
 from moebench.records.seal import read_document, write_document
-from moebench.suite.execution.results import load_results
-from moebench.suite.execution.run import CELLS
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results" / "experts").glob("*/*/manifest.json"))
 
 
@@ -30,7 +29,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("directory", RUNS, ids=lambda path: path.name)
 def test_a_committed_run_loads_whole(directory: Path) -> None:
-    kept = load_results(directory)
+    kept = load_experts_run(directory)
     assert not kept.problems
     assert [cell.plan.key for cell in kept.cells] == list(kept.manifest.cells)
 
@@ -68,14 +67,14 @@ def test_a_damaged_cell_is_named_and_the_others_are_reported(
         place = rng.randrange(len(whole))
         damaged[place] ^= rng.randrange(1, 256)
         (run / CELLS).write_bytes(damaged)
-        kept = load_results(run)
+        kept = load_experts_run(run)
         assert len(kept.cells) == 2 and kept.problems
     assert report.main([str(run)]) == 0
     assert "cells.jsonl: line" in capsys.readouterr().err
 
 
 def object_of(run: Path) -> type:
-    return type(load_results(run).cells[0])
+    return type(load_experts_run(run).cells[0])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_a_cell_of_which_no_table_can_be_made_is_a_problem(
     text = (run / CELLS).read_text()
     assert old in text
     (run / CELLS).write_text(text.replace(old, new, 1))
-    kept = load_results(run)
+    kept = load_experts_run(run)
     assert len(kept.cells) == 2 and said in kept.problems[0] and "line 1" in kept.problems[0]
 
 

@@ -1,22 +1,20 @@
 """What the samples of a run say: medians with intervals, bounds, and the figures asked."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
-from moebench.spec.model import load_model
-from moebench.suite.execution.plan import CellPhase, CellPlan
-from moebench.suite.execution.results import CellResult
-from moebench.suite.execution.table import (
-    default_of,
-    findings,
-    limits_of,
-    lines,
-    median,
-    paired,
+from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
+from moebench.report.backend_goals import goals
+from moebench.report.backend_rows import (
+    backend_rows,
+    baseline_of,
+    machine_rates,
     router_shares,
+    time_ratio,
 )
-from moebench.suite.execution.work import PROBE_WORK
+from moebench.spec.model import load_model
 
 RATE, READ = 4e11, 3e10
 
@@ -26,11 +24,11 @@ def cell(
     loads: dict[str, tuple[int, int]],
     num_tokens: int = 1024,
     phase: str = "forward",
-) -> CellResult:
+) -> ExpertsResult:
     """A cell of Mixtral whose limits are `RATE` and `READ`."""
-    plan = CellPlan("Mixtral", "mixtral-8x7b", 1, phase, "bfloat16", num_tokens, tuple(loads))  # type: ignore[arg-type]
+    plan = ExpertsCell("Mixtral", "mixtral-8x7b", 1, phase, "bfloat16", num_tokens, tuple(loads))  # type: ignore[arg-type]
     rounds = max(len(s) for mixes in times.values() for s in mixes.values())
-    return CellResult(
+    return ExpertsResult(
         plan,
         {mix: [load] for mix, load in loads.items()},
         {
@@ -46,24 +44,10 @@ def cell(
     )
 
 
-@pytest.mark.parametrize(
-    ("n", "place"), [(5, None), (6, 1), (8, 1), (9, 2), (12, 3), (17, 5), (25, 8)]
-)
-def test_the_interval_of_a_median_is_that_of_the_sign_test(n: int, place: int | None) -> None:
-    """Places of the limits in the tables of the sign test at 5 %, two-sided, plus one.
-
-    **Source**: Dixon and Mood, JASA 41 (1946), table 1: critical numbers 0 at n = 6 to 8, 1 at 9,
-    2 at 12, 4 at 17, 7 at 25.
-    """
-    found = median([float(i) for i in range(n, 0, -1)])
-    assert found.value == (n + 1) / 2
-    assert (found.low, found.high) == ((None, None) if place is None else (place, n + 1 - place))
-
-
 def test_a_bound_is_compute_where_there_are_many_rows_and_weights_where_there_are_few() -> None:
     expert = load_model("mixtral-8x7b").expert_parameters
     many, few = (
-        lines([cell({"packed": {"fixed": [1.0] * 6}}, {"fixed": load}, tokens)])[0]
+        backend_rows([cell({"packed": {"fixed": [1.0] * 6}}, {"fixed": load}, tokens)])[0]
         for load, tokens in (((2048, 8), 1024), ((2, 2), 1))
     )
     assert many.bound == pytest.approx(2 * 2048 * expert / RATE)
@@ -76,9 +60,9 @@ def test_time_that_falls_with_assignments_realises_the_whole_saving() -> None:
     loads = {"k=8": (8192, 8), "geometric": (2048, 8)}
     whole = cell({"packed": {"k=8": [4.0] * 6, "geometric": [1.0] * 6}}, loads)
     padded = cell({"packed": {"k=8": [4.0] * 6, "geometric": [2.6] * 6}}, loads)
-    (found,) = findings([whole])
+    (found,) = goals([whole])
     assert (found.value, found.is_reached) == (pytest.approx(1.0), True)
-    (found,) = findings([padded])
+    (found,) = goals([padded])
     assert (found.value, found.is_reached) == (pytest.approx(4 / 2.6 / 4), False)
 
 
@@ -86,21 +70,21 @@ def test_nulls_may_cost_five_percent_at_most() -> None:
     loads = {"fixed": (2048, 8), "nulls": (2048, 8)}
     for time, is_reached in ((1.04, True), (1.06, False)):
         times = {"packed": {"fixed": [1.0] * 6, "nulls": [time] * 6}}
-        found = [f for f in findings([cell(times, loads)]) if f.title == "nulls"]
+        found = [f for f in goals([cell(times, loads)]) if f.title == "nulls"]
         assert [f.is_reached for f in found] == [is_reached]
 
 
 def test_drift_of_the_machine_cancels_in_a_ratio() -> None:
     drift = [1.0, 1.5, 0.7, 2.0, 1.1, 0.9]
     times = {"packed": {"fixed": drift}, "vllm": {"fixed": [0.8 * t for t in drift]}}
-    found = paired(cell(times, {"fixed": (2048, 8)}), ("vllm", "fixed"), ("packed", "fixed"))
+    found = time_ratio(cell(times, {"fixed": (2048, 8)}), ("vllm", "fixed"), ("packed", "fixed"))
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(0.8), pytest.approx(0.8))
 
 
 def test_only_rounds_that_both_ran_are_compared() -> None:
     times = {"packed": {"fixed": [1.0] * 6}, "loop": {"fixed": [9.0] * 3}}
-    found = paired(cell(times, {"fixed": (2048, 8)}), ("loop", "fixed"), ("packed", "fixed"))
+    found = time_ratio(cell(times, {"fixed": (2048, 8)}), ("loop", "fixed"), ("packed", "fixed"))
     assert found is not None
     assert (found.value, found.low) == (9.0, None)
 
@@ -121,15 +105,15 @@ def test_a_router_s_share_is_of_router_and_experts() -> None:
     ],
 )
 def test_others_are_compared_with_the_first_of_the_defaults_that_ran(
-    backends: tuple[str, ...], phase: CellPhase, expected: str
+    backends: tuple[str, ...], phase: Literal["forward", "train"], expected: str
 ) -> None:
     one = cell({name: {"fixed": [1.0] * 6} for name in backends}, {"fixed": (2, 2)})
     one = replace(one, plan=replace(one.plan, phase=phase))
-    assert default_of(one) == expected
-    assert {line.backend for line in lines([one]) if line.ratio is None} == {expected}
+    assert baseline_of(one) == expected
+    assert {line.backend for line in backend_rows([one]) if line.ratio is None} == {expected}
 
 
 def test_reading_is_judged_by_the_fastest_probe() -> None:
     one = cell({"packed": {"fixed": [1.0] * 6}}, {"fixed": (2, 2)})
     one.limits["read dot"] = [PROBE_WORK["read dot"] / (2 * READ)] * 6
-    assert limits_of(one).read == pytest.approx(2 * READ)
+    assert machine_rates(one).read == pytest.approx(2 * READ)

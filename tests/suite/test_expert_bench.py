@@ -6,17 +6,17 @@ import torch
 from moebench.experts import packed
 from moebench.experts.backends import execution
 from moebench.experts.weights import ExpertWeights
-from moebench.suite.execution import work
-from moebench.suite.execution.plan import CellPlan
+from moebench.records.experts_run import ExpertsCell
+from moebench.suite import expert_bench
 
 
 def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bench = work.Bench("cpu", 1)
-    plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
+    bench = expert_bench.ExpertBench("cpu", 1)
+    plan = ExpertsCell("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
     bench.open(plan, 1, ())
-    monkeypatch.setattr(work, "available_memory", lambda device: 1024.0)
+    monkeypatch.setattr(expert_bench, "available_memory", lambda device: 1024.0)
     bench.time("grouped", "fixed", "forward", 0, 1)
     with pytest.raises(
         MemoryError, match="weights takes 1.31 MiB beside 0 B of a step, 1.00 KiB are free"
@@ -24,15 +24,18 @@ def test_a_copy_of_the_weights_that_does_not_fit_is_not_begun(
         bench.time("packed", "fixed", "forward", 0, 1)
     assert bench.weights is not None
     assert bench.weights.layout_bytes == 0
-    monkeypatch.setattr(work, "available_memory", lambda device: 1e9)
+    monkeypatch.setattr(expert_bench, "available_memory", lambda device: 1e9)
     bench.time("packed", "fixed", "forward", 0, 1)
-    monkeypatch.setattr(work, "available_memory", lambda device: 0.0)  # it is there already
+    monkeypatch.setattr(expert_bench, "available_memory", lambda device: 0.0)  # it is there already
     bench.time("packed", "fixed", "forward", 0, 1)
 
 
 def test_a_backend_alone_in_its_process_keeps_its_copy_of_the_weights_only() -> None:
-    plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
-    both, alone = work.Bench("cpu", 1), work.Bench("cpu", 1, alone="packed")
+    plan = ExpertsCell("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
+    both, alone = (
+        expert_bench.ExpertBench("cpu", 1),
+        expert_bench.ExpertBench("cpu", 1, alone="packed"),
+    )
     outputs = []
     for bench in (both, alone):
         bench.open(plan, 1, ())
@@ -50,9 +53,9 @@ def test_a_backend_alone_in_its_process_keeps_its_copy_of_the_weights_only() -> 
 def test_a_backend_alone_in_its_process_keeps_nothing_if_its_copy_does_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
-    bench = work.Bench("cpu", 1, scratch=1e6, alone="packed")
-    monkeypatch.setattr(work, "available_memory", lambda device: 2e6)
+    plan = ExpertsCell("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
+    bench = expert_bench.ExpertBench("cpu", 1, scratch=1e6, alone="packed")
+    monkeypatch.setattr(expert_bench, "available_memory", lambda device: 2e6)
     for _ in range(2):
         bench.open(plan, 1, ())
         assert bench.weights is None
@@ -62,8 +65,10 @@ def test_a_backend_alone_in_its_process_keeps_nothing_if_its_copy_does_not_fit(
 
 def test_a_step_s_memory_counts_a_row_for_every_slot() -> None:
     """Of 8 slots, in fp32: h + 2 f + f + f + h + h elements each."""
-    plan = CellPlan("Mixtral", "mixtral-8x7b", 1, "forward", "float32", 10, ("fixed", "geometric"))
-    assert work.scratch(plan) == 10 * 8 * (3 * 4096 + 4 * 14336) * 4
+    plan = ExpertsCell(
+        "Mixtral", "mixtral-8x7b", 1, "forward", "float32", 10, ("fixed", "geometric")
+    )
+    assert expert_bench.scratch(plan) == 10 * 8 * (3 * 4096 + 4 * 14336) * 4
 
 
 def test_sizes_that_a_backend_alone_in_its_process_does_not_take_are_its_error_only(
@@ -72,9 +77,9 @@ def test_sizes_that_a_backend_alone_in_its_process_does_not_take_are_its_error_o
     def refuse(weights: ExpertWeights) -> None:
         raise ValueError("found sizes 10 and 20")
 
-    plan = CellPlan("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
+    plan = ExpertsCell("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 2, ("fixed",))
     monkeypatch.setattr(packed, "build_layout", refuse)
-    bench = work.Bench("cpu", 1, alone="packed")
+    bench = expert_bench.ExpertBench("cpu", 1, alone="packed")
     bench.open(plan, 1, ())
     with pytest.raises(ValueError, match="found sizes 10 and 20"):
         bench.time("packed", "fixed", "forward", 0, 1)

@@ -3,17 +3,20 @@
 import pytest
 import torch
 
-from moebench.suite.execution.mixes import GEOMETRIC_RATIO, RAGGED, draw_slots, mix_names
+from moebench.routers.policy import policy
+from moebench.routers.synthetic.draw import draw_slots
+from moebench.routers.synthetic.mixes import MEAN_K, MIXES, SLOTS
+from moebench.spec.load import geometric_k
+from moebench.spec.model import load_model
 
 
-def test_the_truncated_geometric_has_mean_two() -> None:
-    weights = [GEOMETRIC_RATIO**k for k in range(8)]
-    mean = sum(k * w for k, w in enumerate(weights, 1)) / sum(weights)
-    assert mean == pytest.approx(2.0, abs=1e-12)
+def test_ada_k_is_the_operating_point_of_its_policy() -> None:
+    point = policy("ada-k", {}, "ada-k").operating_point(load_model("mixtral-8x7b"))
+    assert geometric_k(MEAN_K["ada-k"], SLOTS) == point.k_distribution
 
 
 @pytest.mark.parametrize(
-    ("mix", "mean", "spread"), [("geometric", 2.0, 1.3), ("ada-k", 1.4, 0.5), ("nulls", 2.0, 0.0)]
+    ("mix", "mean", "spread"), [("geometric", 2.0, 1.3), ("ada-k", 1.4, 0.75), ("nulls", 2.0, 0.0)]
 )
 def test_ragged_mixes_keep_their_mean(mix: str, mean: float, spread: float) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -22,12 +25,12 @@ def test_ragged_mixes_keep_their_mean(mix: str, mean: float, spread: float) -> N
     assert abs(found - mean) <= 4 * spread / 20_000**0.5
 
 
-@pytest.mark.parametrize("mix", mix_names())
+@pytest.mark.parametrize("mix", MIXES)
 def test_no_token_visits_an_expert_twice(mix: str) -> None:
     routing = draw_slots(mix, 3, 9, 50, torch.Generator().manual_seed(2)).routing()
     pairs = set(zip(routing.token_indices.tolist(), routing.expert_indices.tolist(), strict=True))
     assert len(pairs) == routing.num_assignments
-    if mix not in RAGGED:
+    if mix in ("fixed", "k=8"):
         assert routing.experts_per_token().unique().tolist() == [8 if mix == "k=8" else 3]
 
 

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.records.experts_run import ExpertsCell
 from moebench.routers.policy import known_policies
+from moebench.routers.synthetic.mixes import MIXES
 from moebench.spec.case import DType
-from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.model import load_model
 from moebench.spec.schema import from_mapping, read_toml
-from moebench.suite.execution.mixes import mix_names
 from moebench.units import Seconds, nearest
-
-CellPhase = Literal["forward", "train"]
-STEPS, LONG_STEPS, LONG = 8, 2, 1024
-"""Different steps of a cell, and how many from how many tokens on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class ShapeEntry:
 
 
 @dataclass(frozen=True)
-class ExecutionFile:
+class ExpertsFile:
     """The suite as its TOML file has it."""
 
     schema: Literal[1]
@@ -56,50 +53,25 @@ class ExecutionFile:
 
 
 @dataclass(frozen=True)
-class CellPlan:
-    """One shape and step, with every backend and mix: the unit of interleaving and of resuming."""
-
-    shape: str
-    model: str
-    scale: int
-    phase: CellPhase
-    dtype: DType
-    num_tokens: int
-    mixes: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        return f"{self.shape}, {self.phase}, {self.num_tokens} tokens, {self.dtype}"
-
-    @property
-    def num_steps(self) -> int:
-        """Different steps that the cell cycles through."""
-        return STEPS if self.num_tokens < LONG else LONG_STEPS
-
-    def spec(self) -> ModelSpec:
-        return scaled_down(load_model(self.model), self.scale)
-
-
-@dataclass(frozen=True)
-class ExecutionSuite:
+class ExpertsSuite:
     """The suite, checked."""
 
     name: str
     text_sha256: str
-    file: ExecutionFile
+    file: ExpertsFile
 
 
-def load_execution_suite(path: Path) -> ExecutionSuite:
+def load_experts_suite(path: Path) -> ExpertsSuite:
     """Read and check the suite.
 
     Raises:
         ValueError: an unknown backend, router, mix or model, or an ill-typed value.
     """
-    file = from_mapping(ExecutionFile, read_toml(path), str(path))
+    file = from_mapping(ExpertsFile, read_toml(path), str(path))
     for what, names, known in (
         ("backends", file.backends, EXPERT_BACKENDS),
         ("routers", file.routers, known_policies()),
-        ("mixes", [mix for shape in file.shape for mix in shape.mixes], mix_names()),
+        ("mixes", [mix for shape in file.shape for mix in shape.mixes], MIXES),
     ):
         for name in names:
             if name not in known:
@@ -108,12 +80,12 @@ def load_execution_suite(path: Path) -> ExecutionSuite:
         raise ValueError(f"{path}: rounds: found {file.rounds}, expected at least 1")
     for shape in file.shape:
         load_model(shape.model)
-    return ExecutionSuite(path.stem, sha256(path.read_bytes()).hexdigest(), file)
+    return ExpertsSuite(path.stem, sha256(path.read_bytes()).hexdigest(), file)
 
 
-def planned_cells(file: ExecutionFile, is_full: bool) -> tuple[CellPlan, ...]:
+def planned_cells(file: ExpertsFile, is_full: bool) -> tuple[ExpertsCell, ...]:
     """All cells, shape by shape: the weights of one shape are built once for each type."""
-    found = []
+    cells = []
     for dtype in file.full_dtypes if is_full else file.dtypes:
         for shape in file.shape:
             tokens: Sequence[int] = shape.full_tokens if is_full else ()
@@ -122,7 +94,7 @@ def planned_cells(file: ExecutionFile, is_full: bool) -> tuple[CellPlan, ...]:
             for phase, n in steps:
                 is_mixed = phase == "forward" and n >= shape.mixes_from
                 mixes = shape.mixes if is_mixed else shape.mixes[:1]
-                found.append(
-                    CellPlan(shape.title, shape.model, shape.scale, phase, dtype, n, mixes)  # type: ignore[arg-type]
+                cells.append(
+                    ExpertsCell(shape.title, shape.model, shape.scale, phase, dtype, n, mixes)  # type: ignore[arg-type]
                 )
-    return tuple(found)
+    return tuple(cells)

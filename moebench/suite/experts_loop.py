@@ -1,21 +1,19 @@
 """Measure the suite `experts`: rounds in which every backend and mix of a cell takes its turn.
 
-A cell's line is written (`moebench.suite.execution.results`) as soon as the cell is done;
+A cell's line is written (`moebench.records.experts_run`) as soon as the cell is done;
 `--resume` goes on after the last one.
 """
 
+import argparse
 import math
 import random
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import groupby
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,21 +23,25 @@ from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine, machine_folder
+from moebench.records.experts_run import (
+    CELLS,
+    PROBE_WORK,
+    ExpertsCell,
+    ExpertsManifest,
+    ExpertsResult,
+    load_experts_run,
+)
 from moebench.records.lines import append_lines, set_aside
 from moebench.records.results import SCHEMA
 from moebench.records.run import MANIFEST, run_id
 from moebench.records.seal import write_document
+from moebench.report.backends import report_experts
 from moebench.spec.schema import encode
-from moebench.suite.execution.plan import CellPlan, ExecutionSuite, planned_cells
-from moebench.suite.execution.results import (
-    CELLS,
-    CellResult,
-    ExecutionManifest,
-    load_manifest,
-    load_results,
-)
-from moebench.suite.execution.work import PROBE_WORK, scratch, serve
-from moebench.units import Bytes, Seconds
+from moebench.suite.expert_bench import scratch
+from moebench.suite.experts_plan import ExpertsSuite, load_experts_suite, planned_cells
+from moebench.suite.plan import suite_path
+from moebench.suite.workers import Workers
+from moebench.units import Seconds, quantity
 from moebench.version import VERSION
 
 QUICK_VISIT: Seconds = 0.02
@@ -56,59 +58,40 @@ LONG_STEP: Seconds = 5.0
 SLOW_ENTRY = 12.0
 """A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
 SLOW_ROUNDS = 3
-SHARED = "the backends that share one"
 
 
-class Workers:
-    """One process for the backends that can share it, one for each that cannot.
+FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "write_hardware")
+"""Options of suites that compare routers."""
 
-    For one shape: a process that has laid out small matrices does not give all of it back.
+
+def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure the suite, or what is left of a run, write its report and print the table.
+
+    Raises:
+        ValueError: an option that does not apply, or a backend that does not run here.
     """
-
-    def __init__(self, names: Sequence[str], device: str, scratch: Bytes) -> None:
-        own = [name for name in names if EXPERT_BACKENDS[name].owns_process]
-        self._homes = {name: name if name in own else SHARED for name in names}
-        self._ends: dict[str, Connection] = {}
-        self._processes = []
-        context = get_context("spawn")
-        # Who keeps only a copy of the weights opens first, while there is memory for both.
-        for home in (*own, SHARED):
-            here, there = context.Pipe()
-            alone = home if home in own else ""
-            arguments = (there, device, torch.get_num_threads(), scratch, alone)
-            process = context.Process(target=serve, args=arguments, daemon=True)
-            process.start()
-            self._ends[home] = here
-            self._processes.append(process)
-
-    def ask(self, what: str, name: str, *arguments: Any) -> Any:
-        """Have the process of a backend do something, and wait for its answer."""
-        end = self._ends[self._homes.get(what, SHARED)]
-        try:
-            end.send((name, arguments))
-            answer = end.recv()
-        except (EOFError, OSError):
-            raise RuntimeError(f"the process of {what} died") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def open(self, plan: CellPlan, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
-        loads: dict[str, list[Any]] = {}
-        for home in self._ends:
-            loads = self.ask(home, "open", plan, seed, routers if home == SHARED else ())
-        return loads
-
-    def close(self) -> None:
-        for end in self._ends.values():
-            with suppress(OSError):  # it died
-                end.send(None)
-        for process in self._processes:
-            process.join()
+    for name in FOREIGN:
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')}: not for a suite of expert backends")
+    try:
+        seconds = quantity(options.time_budget, "time") if options.time_budget else None
+    except ValueError as error:
+        raise ValueError(f"--time-budget: {error}") from error
+    directory = measure(
+        load_experts_suite(suite_path(options.suite)),
+        argv,
+        options.device,
+        options.out,
+        options.resume,
+        options.full,
+        options.experts,
+        seconds,
+    )
+    return report_experts(directory, options.json)
 
 
 def measure(
-    suite: ExecutionSuite,
+    suite: ExpertsSuite,
     argv: Sequence[str],
     device_name: str,
     out: Path,
@@ -140,7 +123,7 @@ def measure(
         if directory.exists():
             raise ValueError(f"{directory}: exists; resume it or write elsewhere")
         make_folder(directory)
-        manifest = ExecutionManifest(
+        manifest = ExpertsManifest(
             run=run,
             suite=suite.name,
             suite_sha256=suite.text_sha256,
@@ -157,14 +140,14 @@ def measure(
         write_document(directory / MANIFEST, encode(manifest))
     else:
         directory = resumed
-        manifest = load_manifest(directory)
+        manifest = load_experts_run(directory).manifest
         is_here = manifest.fingerprint == environment.fingerprint
         if not is_here or manifest.suite_sha256 != suite.text_sha256:
             raise ValueError(
                 f"{directory}: was measured on another machine, with other software, or from "
                 "another version of the suite; a run cannot mix two"
             )
-    kept = load_results(directory)
+    kept = load_experts_run(directory)
     for problem in kept.problems:
         terminal.say(f"note: {problem}")
     set_aside(directory / CELLS, kept.lines)
@@ -197,8 +180,8 @@ def present(
 
 def _measure_cells(
     directory: Path,
-    suite: ExecutionSuite,
-    todo: Sequence[CellPlan],
+    suite: ExpertsSuite,
+    todo: Sequence[ExpertsCell],
     backends: Sequence[str],
     device: str,
     budget: Seconds,
@@ -232,16 +215,16 @@ def _measure_cells(
 
 
 def _measure_cell(
-    suite: ExecutionSuite,
-    plan: CellPlan,
+    suite: ExpertsSuite,
+    plan: ExpertsCell,
     backends: Sequence[str],
     workers: Workers,
     allowed: Seconds,
-) -> CellResult:
+) -> ExpertsResult:
     """Rounds in random order until there are enough, or time for the least number is up."""
     start = time.perf_counter()
     routers = suite.file.routers if plan.phase == "forward" else ()
-    result = CellResult(plan, workers.open(plan, suite.file.seed, routers))
+    result = ExpertsResult(plan, workers.open(plan, suite.file.seed, routers))
     entries = _entries(plan, backends, routers)
     visits: dict[tuple[str, str], int] = {}
     warm: dict[tuple[str, str], Seconds] = {}
@@ -292,7 +275,7 @@ def _measure_cell(
 
 
 def _entries(
-    plan: CellPlan, backends: Sequence[str], routers: Sequence[str]
+    plan: ExpertsCell, backends: Sequence[str], routers: Sequence[str]
 ) -> list[tuple[str, str]]:
     dtype = getattr(torch, plan.dtype)
     fit = [name for name in backends if takes_dtype(name, dtype)]

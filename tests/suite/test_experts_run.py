@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from moebench.records.experts_run import load_experts_run
 from moebench.suite.cli import main
-from moebench.suite.execution.plan import load_execution_suite, planned_cells
-from moebench.suite.execution.results import load_results
-from moebench.suite.execution.run import SLOW_ROUNDS, Workers
+from moebench.suite.experts_loop import SLOW_ROUNDS
+from moebench.suite.experts_plan import load_experts_suite, planned_cells
+from moebench.suite.workers import Workers
 
 SUITE = (Path(__file__).parent / "toy.toml").read_text(encoding="utf-8")
 
@@ -21,7 +22,7 @@ def written(tmp_path: Path, text: str = SUITE) -> Path:
 
 
 def test_full_has_what_the_default_has_and_more(tmp_path: Path) -> None:
-    file = load_execution_suite(written(tmp_path)).file
+    file = load_experts_suite(written(tmp_path)).file
     quick, full = (planned_cells(file, is_full) for is_full in (False, True))
     assert [(c.phase, c.num_tokens) for c in quick] == [
         ("forward", 1),
@@ -43,7 +44,7 @@ def test_full_has_what_the_default_has_and_more(tmp_path: Path) -> None:
 )
 def test_what_is_not_known_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        load_execution_suite(written(tmp_path, SUITE.replace(old, new)))
+        load_experts_suite(written(tmp_path, SUITE.replace(old, new)))
     assert message in str(error.value)
 
 
@@ -58,7 +59,7 @@ def test_a_backend_that_is_not_here_must_not_be_asked_for(
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(written(tmp_path)), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     (directory,) = (tmp_path / "out" / "toy").glob("*/*")
-    whole = load_results(directory).cells
+    whole = load_experts_run(directory).cells
     assert [cell.plan.num_tokens for cell in whole] == [1, 8, 8]
     assert set(whole[1].samples) == {"grouped", "packed", "router ada-k"}
     # Under load an entry may seem slow, and slow ones run fewer rounds.
@@ -76,7 +77,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     kept = cells.read_text().splitlines(keepends=True)
     cells.write_text(kept[0] + kept[1][:40])  # as a crash leaves it
     assert main(["--resume", str(directory)]) == 0
-    again = load_results(directory).cells
+    again = load_experts_run(directory).cells
     assert [cell.plan.key for cell in again] == [cell.plan.key for cell in whole]
     assert again[0] == whole[0]
 

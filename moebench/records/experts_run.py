@@ -1,0 +1,171 @@
+"""A run that compares expert backends: `manifest.json`, and one line a cell in `cells.jsonl`.
+
+Both carry checksums, as those of other runs do: a damaged line is named, and its cell is measured
+again when the run is taken up.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from moebench.records.lines import Line, read_lines
+from moebench.records.results import SCHEMA, SEALED_SINCE
+from moebench.records.run import MANIFEST, read_manifest, run_kind
+from moebench.spec.case import DType
+from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.schema import decode
+from moebench.units import Bytes, Flops, Seconds, nearest
+
+CELLS = "cells.jsonl"
+STEPS, LONG_STEPS, LONG = 8, 2, 1024
+"""Different steps of a cell, and how many from how many tokens on."""
+MATMUL_SIZE = 2048
+READ_BYTES = 1 << 28
+PROBE_WORK: dict[str, Flops | Bytes] = {
+    "matmul bfloat16": 2.0 * MATMUL_SIZE**3,
+    "matmul float32": 2.0 * MATMUL_SIZE**3,
+    "read sum": float(READ_BYTES),
+    "read dot": float(READ_BYTES),
+    "read copy": float(READ_BYTES),
+}
+"""FLOPs or bytes of the probes of the machine's limits, which run in the rounds of every cell."""
+
+
+@dataclass(frozen=True)
+class ExpertsCell:
+    """One shape and step with every backend and mix: the unit of interleaving and of resuming."""
+
+    shape: str
+    model: str
+    scale: int
+    phase: Literal["forward", "train"]
+    dtype: DType
+    num_tokens: int
+    mixes: tuple[str, ...]
+    """Names of `moebench.routers.synthetic.mixes`."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.shape}, {self.phase}, {self.num_tokens} tokens, {self.dtype}"
+
+    @property
+    def num_steps(self) -> int:
+        """Different steps that the cell cycles through."""
+        return STEPS if self.num_tokens < LONG else LONG_STEPS
+
+    def spec(self) -> ModelSpec:
+        """The model, its widths divided by `scale`."""
+        return scaled_down(load_model(self.model), self.scale)
+
+
+@dataclass
+class ExpertsResult:
+    """What was measured of a cell: a line of `cells.jsonl`."""
+
+    plan: ExpertsCell
+    loads: dict[str, list[tuple[int, int]]]
+    """For each mix, assignments and touched experts of each step."""
+    samples: dict[str, dict[str, list[tuple[int, int, Seconds]]]] = field(default_factory=dict)
+    """By backend (or "router NAME") and mix: round, first step, seconds a step."""
+    limits: dict[str, list[Seconds]] = field(default_factory=dict)
+    """Seconds of each probe in each round."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """By "backend, mix"."""
+    num_steps: dict[str, int] = field(default_factory=dict)
+    """Steps of a sample, by "backend, mix"."""
+
+
+@dataclass(frozen=True)
+class ExpertsManifest:
+    """What a run of expert backends is: enough to repeat it and to read its numbers."""
+
+    run: str
+    suite: str
+    suite_sha256: str
+    """Checksum of the suite file's text."""
+    title: str
+    command: str
+    """What to type to repeat the run."""
+    argv: tuple[str, ...]
+    environment: Mapping[str, Any]
+    """Facts of the machine and its software, as a plain table."""
+    backends: tuple[str, ...]
+    absent: Mapping[str, str]
+    """Backends of the suite that do not run here, and why."""
+    cells: tuple[str, ...]
+    """Keys of the planned cells."""
+    started_at: str
+    kind: Literal["experts"] = "experts"
+    schema: int = SCHEMA
+
+    @property
+    def fingerprint(self) -> Any:
+        """Identifies machine and software; None where the manifest does not say."""
+        return self.environment.get("fingerprint")
+
+    def fact(self, part: str, name: str) -> str:
+        """A fact of the environment's "cpu" or "software", for people; a dash if it is missing."""
+        table = self.environment.get(part)
+        return str(table.get(name, "–")) if isinstance(table, Mapping) else "–"
+
+
+@dataclass(frozen=True)
+class ExpertsRun:
+    """What the directory of a run of expert backends holds."""
+
+    directory: Path
+    manifest: ExpertsManifest
+    lines: tuple[Line[ExpertsResult], ...]
+
+    @property
+    def cells(self) -> tuple[ExpertsResult, ...]:
+        """The cells whose lines are undamaged."""
+        return tuple(line.value for line in self.lines if line.value is not None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Lines that could not be read: file, line number, reason."""
+        return tuple(line.problem for line in self.lines if line.problem)
+
+
+def load_experts_run(directory: Path) -> ExpertsRun:
+    """Read a run's directory without changing it; damaged lines are problems.
+
+    Raises:
+        ValueError: no run there, or one of another kind; a damaged or ill-typed manifest.
+    """
+    table = read_manifest(directory)
+    if run_kind(table) != "experts":
+        raise ValueError(f"{directory}: found a run of routers, expected one of expert backends")
+    # Manifests of schema 1 all say so.
+    manifest = decode(ExpertsManifest, {"schema": 1} | table, str(directory / MANIFEST))
+    sealed = manifest.schema >= SEALED_SINCE
+    lines = read_lines(directory / CELLS, ExpertsResult, all_sealed=sealed)
+    return ExpertsRun(directory, manifest, tuple(map(_checked, lines)))
+
+
+def _checked(line: Line[ExpertsResult]) -> Line[ExpertsResult]:
+    """The line, or what is wrong with it, if no table can be made of its cell."""
+    if line.value is None:
+        return line
+    cell = line.value
+    try:
+        cell.plan.spec()
+        times = [*cell.limits.values()]
+        times += [[s for *_, s in own] for m in cell.samples.values() for own in m.values()]
+        if not all(each and all(0 < seconds < 1e9 for seconds in each) for each in times):
+            raise ValueError("samples, limits: found a time that no clock can give")
+        reads = [name for name in cell.limits if name.startswith("read ")]
+        if not reads or f"matmul {cell.plan.dtype}" not in cell.limits:
+            raise ValueError("limits: expected those of a matmul and of reading")
+        for name in cell.limits:
+            if name not in PROBE_WORK:
+                raise ValueError(f"limits: unknown {name!r}{nearest(name, PROBE_WORK)}")
+        for what, mixes in cell.samples.items():
+            for mix in mixes:
+                if not cell.loads.get(mix) or cell.num_steps.get(f"{what}, {mix}", 0) < 1:
+                    raise ValueError(f"loads, num_steps: expected those of {what}, {mix}")
+    except ValueError as error:
+        return Line(line.raw, line.where, None, f"{line.where}: {error}; skipped")
+    return line

@@ -1,0 +1,159 @@
+"""Rows of a run of expert backends: times against the machine's limits, and ratios of times.
+
+A row's bound is the larger of its FLOPs over the matmul rate and the weights of its touched
+experts over the read rate, both measured in the same rounds: no execution on this machine can be
+faster than the bound, as far as those two measurements reach its limits.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moebench.compare.intervals import median_interval
+from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
+from moebench.records.results import Interval
+from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds
+
+DEFAULTS = ("avx512", "packed", "grouped")
+"""The first of these that ran is the baseline of the other backends, in forward cells."""
+TRAINED = "grouped"
+"""The baseline of the other backends in training."""
+
+
+@dataclass(frozen=True)
+class MachineRates:
+    """Limits of the machine in the rounds of one cell, medians."""
+
+    matmul: FlopsPerSecond
+    """Rate of a square matmul in the cell's type."""
+    read: BytesPerSecond
+    """Rate of the fastest of torch's ways to read memory."""
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """One backend under one mix of one cell."""
+
+    cell: ExpertsCell
+    mix: str
+    backend: str
+    time: Interval
+    """Seconds a step."""
+    flops: Flops
+    weight_bytes: Bytes
+    """Weights of the experts that a step touches."""
+    rates: MachineRates
+    ratio: Interval | None
+    """Time of this backend over the baseline's; None for the baseline itself."""
+    num_rounds: int
+
+    @property
+    def bound(self) -> Seconds:
+        """The least time of a step on this machine."""
+        return max(self.flops / self.rates.matmul, self.weight_bytes / self.rates.read)
+
+    @property
+    def matmul_share(self) -> float:
+        return self.flops / self.time.value / self.rates.matmul
+
+    @property
+    def read_share(self) -> float:
+        return self.weight_bytes / self.time.value / self.rates.read
+
+    @property
+    def bound_share(self) -> float:
+        return self.bound / self.time.value
+
+
+def baseline_of(result: ExpertsResult) -> str:
+    """The backend that the others of a cell are compared with."""
+    if result.plan.phase == "train":
+        return TRAINED
+    return next((name for name in DEFAULTS if name in result.samples), DEFAULTS[-1])
+
+
+def machine_rates(result: ExpertsResult) -> MachineRates:
+    """Limits of the machine, from the probes in a cell's rounds."""
+    rates = {
+        name: PROBE_WORK[name] / statistics.median(seconds)
+        for name, seconds in result.limits.items()
+    }
+    matmul = rates[f"matmul {result.plan.dtype}"]
+    return MachineRates(
+        matmul, max(rate for name, rate in rates.items() if name.startswith("read"))
+    )
+
+
+def times_by_round(result: ExpertsResult, what: str, mix: str) -> dict[int, Seconds]:
+    """Seconds a step of a backend or "router NAME" by round; empty for what was not run."""
+    samples = result.samples.get(what, {}).get(mix, [])
+    return {number: seconds for number, _, seconds in samples}
+
+
+def step_work(result: ExpertsResult, what: str, mix: str) -> tuple[Flops, Bytes]:
+    """FLOPs of a step, and bytes of the touched experts' weights, mean over the steps timed."""
+    cell, loads = result.plan, result.loads[mix]
+    model = cell.spec()
+    num_steps = result.num_steps[f"{what}, {mix}"]
+    timed = [
+        loads[(first + i) % len(loads)]
+        for _, first, _ in result.samples[what][mix]
+        for i in range(num_steps)
+    ]
+    passes = 3 if cell.phase == "train" else 1
+    assignments = statistics.fmean(a for a, _ in timed)
+    touched = statistics.fmean(t for _, t in timed)
+    flops = 2.0 * passes * assignments * model.expert_parameters
+    return flops, passes * BYTES_PER_ELEMENT[cell.dtype] * touched * model.expert_parameters
+
+
+def time_ratio(
+    result: ExpertsResult, above: tuple[str, str], below: tuple[str, str]
+) -> Interval | None:
+    """Time of one backend and mix over that of another, median over the rounds that both ran."""
+    one, other = times_by_round(result, *above), times_by_round(result, *below)
+    ratios = [one[number] / other[number] for number in one if number in other]
+    return median_interval(ratios) if ratios else None
+
+
+def backend_row(result: ExpertsResult, backend: str, mix: str) -> BackendRow | None:
+    """The row of a backend under a mix; None if it gave no time."""
+    samples, baseline = times_by_round(result, backend, mix), baseline_of(result)
+    if not samples:
+        return None
+    return BackendRow(
+        result.plan,
+        mix,
+        backend,
+        median_interval([*samples.values()]),
+        *step_work(result, backend, mix),
+        machine_rates(result),
+        None if backend == baseline else time_ratio(result, (backend, mix), (baseline, mix)),
+        len(samples),
+    )
+
+
+def cell_rows(result: ExpertsResult, mix: str) -> list[BackendRow]:
+    """Rows of a cell under one mix, the baseline's first."""
+    backends = [what for what in result.samples if not what.startswith("router ")]
+    backends.sort(key=lambda backend: backend != baseline_of(result))
+    rows = (backend_row(result, backend, mix) for backend in backends)
+    return [row for row in rows if row is not None]
+
+
+def backend_rows(cells: Sequence[ExpertsResult]) -> list[BackendRow]:
+    """Rows of all cells, in the order of the run."""
+    return [row for result in cells for mix in result.plan.mixes for row in cell_rows(result, mix)]
+
+
+def router_shares(cells: Sequence[ExpertsResult]) -> list[tuple[ExpertsResult, str, float]]:
+    """Each router's time in its layer's time, beside the baseline's experts under the first mix."""
+    shares = []
+    for result in cells:
+        first = result.plan.mixes[0]
+        for what in result.samples:
+            ratio = time_ratio(result, (what, first), (baseline_of(result), first))
+            if what.startswith("router ") and ratio is not None:
+                share = ratio.value / (1 + ratio.value)
+                shares.append((result, what.removeprefix("router "), share))
+    return shares

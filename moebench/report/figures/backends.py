@@ -1,0 +1,77 @@
+"""Figure of a run of expert backends: times over the baseline's, and savings in time."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moebench.records.experts_run import ExpertsResult
+from moebench.report.backend_goals import savings
+from moebench.report.backend_rows import backend_rows
+from moebench.report.figures.style import INK, MUTED, OTHER_COLOURS, PAPER_COLOURS
+from moebench.routers.synthetic.mixes import COMPARED_WITH
+
+MARKS = {"geometric": ("o", "#0072B2"), "ada-k": ("s", "#D55E00")}
+
+
+def backends_figure(cells: Sequence[ExpertsResult], baseline: str) -> Figure:
+    """Left: every backend's time over the baseline's. Right: time saved against bound saved."""
+    rows = [row for row in backend_rows(cells) if (row.mix, row.cell.phase) == ("fixed", "forward")]
+    places = list(dict.fromkeys((r.cell.dtype, r.cell.shape, r.cell.num_tokens) for r in rows))
+    height = max(3.6, 0.27 * len(places) + 1.4)
+    figure = Figure(figsize=(9.0, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    names = list(dict.fromkeys(row.backend for row in rows if row.ratio is not None))
+    colours = dict(zip(names, (*PAPER_COLOURS.values(), *OTHER_COLOURS), strict=False))
+    for row in rows:
+        if row.ratio is None:
+            continue
+        y = float(places.index((row.cell.dtype, row.cell.shape, row.cell.num_tokens)))
+        y += 0.17 * (names.index(row.backend) - (len(names) - 1) / 2)
+        low = row.ratio.value if row.ratio.low is None else row.ratio.low
+        high = row.ratio.value if row.ratio.high is None else row.ratio.high
+        left.plot((low, high), (y, y), color=colours[row.backend], linewidth=1.0)
+        left.plot(row.ratio.value, y, "o", markersize=4, color=colours[row.backend])
+    left.axvline(1, color=INK, linewidth=0.9)
+    left.set_xscale("log", base=2)
+    left.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    left.minorticks_off()
+    has_several_types = len({dtype for dtype, _, _ in places}) > 1
+    left.set_yticks(
+        range(len(places)),
+        [f"{s}, {n}" + (f", {d}" if has_several_types else "") for d, s, n in places],
+    )
+    left.invert_yaxis()
+    left.set_xlabel(f"time over that of {baseline} (above 1: slower)")
+    left.set_title("Fixed k, by shape and tokens")
+    for name in names:
+        left.plot([], [], "o", color=colours[name], markersize=4, label=name)
+    figure.legend(loc="outside upper center", ncols=max(1, len(names)))
+    right.set_title(f"Fewer assignments ({baseline})")
+    _draw_savings(right, cells)
+    return figure
+
+
+def _draw_savings(axes: Axes, cells: Sequence[ExpertsResult]) -> None:
+    labels = []
+    for saving in savings(cells):
+        if not saving.is_promised:
+            continue
+        label = f"{saving.mix} against {COMPARED_WITH[saving.mix]}"
+        mark, colour = MARKS[saving.mix]
+        axes.plot(
+            saving.bound,
+            saving.time.value,
+            mark,
+            color=colour,
+            markersize=5,
+            label=None if label in labels else label,
+        )
+        labels.append(label)
+    axes.plot((1, 4.4), (1, 4.4), color=MUTED, linewidth=0.9)
+    axes.plot((1, 4.4), (0.9, 0.9 * 4.4), color=MUTED, linewidth=0.9, linestyle=":")
+    axes.set_xlabel("saving in the bound")
+    axes.set_ylabel("saving in time")
+    axes.text(2.6, 2.2, "0.9 of the bound's", color=MUTED, ha="left", va="top", fontsize=8)
+    if labels:
+        axes.legend(loc="upper left")

@@ -1,0 +1,55 @@
+"""Steps drawn under a mix, as a router hands them over: experts, weights and slots to keep."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from moebench.routers.routing import Routing
+from moebench.routers.synthetic.mixes import MEAN_K, NULLS_K, SLOTS
+from moebench.spec.load import geometric_k
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Dense slots of the tokens of a step."""
+
+    weights: Float[Tensor, "tokens slots"]
+    experts: Int[Tensor, "tokens slots"]
+    keep: Bool[Tensor, "tokens slots"] | None
+    num_experts: int
+
+    def routing(self) -> Routing:
+        """The assignments of the slots that are kept, sorted by expert."""
+        return Routing.from_slots(self.weights, self.experts, self.num_experts, self.keep)
+
+
+def draw_slots(
+    mix: str, top_k: int, num_experts: int, num_tokens: int, generator: torch.Generator
+) -> Slots:
+    """Slots of one step under a mix (`moebench.routers.synthetic.mixes`); experts are uniform.
+
+    A token has `top_k` slots under "fixed", and `SLOTS` under every other mix.
+    """
+    keep = _keep(mix, num_tokens, generator)
+    width = top_k if mix == "fixed" else SLOTS
+    order = torch.rand(num_tokens, num_experts, generator=generator).argsort(dim=1)
+    weights = torch.rand(num_tokens, width, generator=generator)
+    return Slots(weights, order[:, :width].contiguous(), keep, num_experts)
+
+
+def _keep(
+    mix: str, num_tokens: int, generator: torch.Generator
+) -> Bool[Tensor, "tokens slots"] | None:
+    """Which slots count; None: all of them."""
+    if mix in MEAN_K:
+        probabilities = torch.tensor(geometric_k(MEAN_K[mix], SLOTS), dtype=torch.float64)
+        counts = torch.multinomial(probabilities, num_tokens, True, generator=generator)
+        return torch.arange(SLOTS) < counts.unsqueeze(1)
+    if mix == "nulls":  # the mean holds exactly over the step
+        keep = torch.zeros(num_tokens * SLOTS, dtype=torch.bool)
+        chosen = torch.randperm(num_tokens * SLOTS, generator=generator)
+        keep[chosen[: num_tokens * NULLS_K]] = True
+        return keep.view(num_tokens, SLOTS)
+    return None
