@@ -1,13 +1,11 @@
-"""Settled claims as text and as one JSON document.
-
-The tables of the summary are Markdown, because docs show them as the command prints them.
-"""
+"""Settled claims as text and as one JSON document."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from moebench import terminal
 from moebench.predict.claims.papers import Claim
-from moebench.predict.claims.settle import BATCHES, PHASES, Curve, Settled, held_batches
+from moebench.predict.claims.settle import PHASES, Curve, Settled, held_batches
 from moebench.predict.claims.verdict import holds
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
@@ -47,9 +45,9 @@ How a verdict is decided
 def render(settled: Sequence[Settled]) -> str:
     """Text on all claims: summary, predictions at some batches, caveats, rules of a verdict."""
     parts = [
-        markdown(FLOPS_TITLES, flops_rows(settled)),
-        markdown(SPEED_TITLES, speed_rows(settled)),
-        markdown(UNPRICED_TITLES, unpriced_rows(settled)),
+        table(FLOPS_TITLES, flops_rows(settled)),
+        table(SPEED_TITLES, speed_rows(settled)),
+        table(UNPRICED_TITLES, unpriced_rows(settled)),
         *(curves_in_words(one) for one in settled if one.curves),
         caveats_in_words(settled),
         unstated_in_words(settled),
@@ -67,7 +65,7 @@ def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
             continue
         rows.append(
             [
-                f"{one.paper.name}, {_table(claim)}",
+                f"{one.paper.name}, {_source(claim)}",
                 claim.model or "–",
                 claim.k or "–",
                 _full_flops(one),
@@ -90,7 +88,7 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
             newer = others if one.paper.hardware else (own, *others)
             rows.append(
                 [
-                    f"{one.paper.name}{' (fixed k)' * claim.is_control}, {_table(claim)}",
+                    f"{one.paper.name}{' (fixed k)' * claim.is_control}, {_source(claim)}",
                     claim.model or "–",
                     claim.k or str(load_model(claim.model or "").top_k),
                     f"{claim.printed}×" if claim.printed else "no speed",
@@ -108,7 +106,7 @@ def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
     """Rows on claims that cannot be priced from what the papers state."""
     return [
         [
-            f"{one.paper.name}, {_table(one.claim)}",
+            f"{one.paper.name}, {_source(one.claim)}",
             one.claim.quantity,
             f"{one.claim.printed}×" if one.claim.printed else "none",
             _times(one.flops_say),
@@ -141,24 +139,18 @@ def curves_in_words(one: Settled) -> str:
     ]
     if claim.note:
         lines.append(f"note: {claim.note}")
-    shown = [BATCHES.index(batch) for batch in SHOWN]
     marks = {"surely": "++", "holds": "+", "beyond": "", "no room": "?"}
-    table = [["", *(f"batch {batch}" for batch in SHOWN)]]
+    rows = []
     for curve in one.curves:
         reached = curve.reach or ("beyond",) * len(curve.batches)
-        table.append(
-            [
-                f"{curve.devices} x {_short(curve.hardware)} {curve.phase}",
-                *(
-                    f"{curve.speedup[i]:.2f} [{curve.low[i]:.2f}, {curve.high[i]:.2f}]"
-                    f"{marks[reached[i]]:2}"
-                    for i in shown
-                ),
-            ]
-        )
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    return "\n".join(lines)
+        ends = zip(curve.batches, curve.speedup, curve.low, curve.high, reached, strict=True)
+        cells = [
+            f"{speedup:.2f} [{low:.2f}, {high:.2f}]{marks[reach]}"
+            for batch, speedup, low, high, reach in ends
+            if batch in SHOWN
+        ]
+        rows.append([f"{curve.devices} x {_short(curve.hardware)} {curve.phase}", *cells])
+    return "\n".join([*lines, table(["", *(f"batch {batch}" for batch in SHOWN)], rows)])
 
 
 def caveats_in_words(settled: Sequence[Settled]) -> str:
@@ -205,13 +197,9 @@ def document(settled: Sequence[Settled]) -> dict[str, Any]:
     }
 
 
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown table with aligned columns."""
-    lines = [list(titles), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    first, *others = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join([first, rule, *others])
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Table for people, all columns flush left."""
+    return terminal.text_table(titles, rows, range(len(titles)))
 
 
 def _verdict(one: Settled) -> str:
@@ -219,7 +207,7 @@ def _verdict(one: Settled) -> str:
     return f"{answer}: {reason}" if reason and answer != "holds" else answer
 
 
-def _table(claim: Claim) -> str:
+def _source(claim: Claim) -> str:
     return claim.source.partition(":")[0]
 
 
