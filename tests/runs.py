@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from moebench.compare import pairs
+from moebench.records.manifest import Manifest, PlannedCell
 from moebench.records.results import (
     Caveat,
     Energy,
@@ -20,7 +21,7 @@ from moebench.records.results import (
     Reference,
     Sample,
 )
-from moebench.records.run import KeptRun, Manifest, PlannedCell, Run
+from moebench.records.run import KeptRun, Run
 from moebench.spec.case import Case, Level, OperatingPoint, RouterSpec, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k, null_expert_k

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runs import manifest, write_run
 
 from moebench.predict.kernels.catalogue import read_fits
-from moebench.records.lines import append_lines, read_lines
+from moebench.records.checksum import append_lines, read_lines
 from moebench.records.results import Failure, Record
 from moebench.records.run import load_run
 from moebench.report.cases import run_table
@@ -173,24 +173,28 @@ def flipped(data: bytes, number: int, rng: Random) -> tuple[bytes, set[int]]:
 
 
 def check_flips(path: Path, cls: type[Any], number: int, rng: Random) -> int:
-    """Flip bytes of a file of sealed lines, look at every line, and put the file back."""
+    """Flip bytes of a file of checked lines, look at every line, and put the file back.
+
+    A newline belongs to the lines on both of its sides: without it they are one.
+    """
     data = path.read_bytes()
-    values = [line.value for line in read_lines(path, cls, all_sealed=True)]
+    values = [line.value for line in read_lines(path, cls, all_checked=True)]
     changed, places = flipped(data, number, rng)
     path.write_bytes(changed)
-    lines = read_lines(path, cls, all_sealed=True)
+    lines = read_lines(path, cls, all_checked=True)
     path.write_bytes(data)
     loaded = [line.value for line in lines if line.value is not None]
     named = {int(re.findall(r"line (\d+)", line.where)[0]) for line in lines if line.problem}
     start, intact, number_of_line = 0, [], 1
     for value, raw in zip(values, data.split(b"\n"), strict=False):
-        span = range(start, start + len(raw))
-        last = number_of_line + changed[span.start : span.stop].count(b"\n")
+        span = range(start - 1, start + len(raw) + 1)
+        last = number_of_line + changed[start : start + len(raw)].count(b"\n")
         if places.isdisjoint(span):
             intact.append(value)
         else:
-            assert named & set(range(number_of_line, last + 1)), "a damaged line is not named"
-        number_of_line = last + changed[span.stop : span.stop + 1].count(b"\n")
+            around = set(range(number_of_line - 1, last + 1))
+            assert named & around, "a damaged line is not named"
+        number_of_line = last + changed[start + len(raw) : start + len(raw) + 1].count(b"\n")
         start += len(raw) + 1
     assert loaded == intact
     return len(values) - len(intact)

@@ -11,11 +11,20 @@ import pytest
 from runs import write_run
 
 from moebench import terminal
-from moebench.records.seal import read_document, write_document
+from moebench.records.checksum import read_document, write_document
 from moebench.terminal import text_table
 
 RED = "\x1b[31m"
-NOT_FREE = ("schema", "cells", "status", "started_at", "finished_at", "hardware", "fingerprint")
+NOT_FREE = (
+    "schema",
+    "kind",
+    "cells",
+    "status",
+    "started_at",
+    "finished_at",
+    "hardware",
+    "fingerprint",
+)
 """Parts of a manifest whose text is checked when it is read, and so cannot hold anything else."""
 
 
@@ -88,7 +97,7 @@ def test_what_an_unchanged_run_said_is_escaped(
     from moebench.doctor import main
 
     failed = subprocess.CompletedProcess("", 2, "", f"error: {RED}found")
-    monkeypatch.setattr("moebench.doctor.cli.subprocess.run", lambda *_, **__: failed)
+    monkeypatch.setattr("moebench.doctor.unchanged.subprocess.run", lambda *_, **__: failed)
     assert main(["--device", "cpu", "--aa-runs", "1"]) == 2
     said = "".join(capsys.readouterr())
     assert "error: \\x1b[31mfound" in said and f"{RED}found" not in said

@@ -33,7 +33,7 @@ from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine
 from moebench.measure.preflight import inspect_machine
-from moebench.records.run import now
+from moebench.records.manifest import now
 from moebench.spec.schema import encode
 
 

@@ -17,8 +17,8 @@ import torch
 
 from moebench.files import make_folder, replace_file
 from moebench.measure.environment import describe_machine, machine_folder
-from moebench.records.run import run_id
-from moebench.records.seal import write_document
+from moebench.records.checksum import write_document
+from moebench.records.manifest import run_id
 from moebench.spec.schema import decode, encode
 from moebench.version import VERSION
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from moebench.records.lines import Line, read_lines
-from moebench.records.results import SCHEMA, SEALED_SINCE
-from moebench.records.run import MANIFEST, read_manifest, run_kind
+from moebench.records.checksum import Line, read_lines
+from moebench.records.manifest import MANIFEST, read_manifest, run_kind
+from moebench.records.results import CHECKSUMS_SINCE, SCHEMA
 from moebench.spec.case import DType
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.schema import decode
@@ -140,8 +140,8 @@ def load_experts_run(directory: Path) -> ExpertsRun:
         raise ValueError(f"{directory}: found a run of routers, expected one of expert backends")
     # Manifests of schema 1 all say so.
     manifest = decode(ExpertsManifest, {"schema": 1} | table, str(directory / MANIFEST))
-    sealed = manifest.schema >= SEALED_SINCE
-    lines = read_lines(directory / CELLS, ExpertsResult, all_sealed=sealed)
+    sealed = manifest.schema >= CHECKSUMS_SINCE
+    lines = read_lines(directory / CELLS, ExpertsResult, all_checked=sealed)
     return ExpertsRun(directory, manifest, tuple(map(_checked, lines)))
 
 

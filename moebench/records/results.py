@@ -23,7 +23,7 @@ from moebench.units import (
 
 SCHEMA = 3
 """Version of a run's files. 2: every line ends with its checksum. 3: a manifest says its kind."""
-SEALED_SINCE = 2
+CHECKSUMS_SINCE = 2
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]
 Stop = Literal["precise", "budget", "max-rounds", "no-case-left"]

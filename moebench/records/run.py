@@ -13,82 +13,22 @@ failure, and the lines of a cell that was cut off are set aside and the cell is 
 """
 
 import contextlib
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moebench.files import acquire, release
-from moebench.records.lines import Line, append_lines, check_schema, read_lines, set_aside
-from moebench.records.results import SCHEMA, SEALED_SINCE, Failure, Record
-from moebench.records.seal import read_document, write_document
-from moebench.spec.hardware import HardwareSpec
+from moebench.records.checksum import Line, append_lines, read_lines, set_aside, write_document
+from moebench.records.manifest import MANIFEST, Manifest, Status, now, read_manifest, run_kind
+from moebench.records.results import CHECKSUMS_SINCE, Failure, Record
 from moebench.spec.schema import decode, encode
-from moebench.units import Seconds, slug
+from moebench.units import slug
 
-MANIFEST = "manifest.json"
 PREDICTIONS = "predictions.jsonl"
 RECORDS = "records.jsonl"
 FAILURES = "failures.jsonl"
-
-RunKind = Literal["routers", "experts"]
-"""What the cases of a run differ in: routers, or the backends that execute experts."""
-Status = Literal["running", "done", "interrupted"]
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell and the keys of its cases, in the order in which they are planned."""
-
-    key: str
-    cases: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a run is: enough to repeat it, and to read its numbers without asking anybody."""
-
-    run: str
-    """`run_id` of the start and the commit."""
-    suite: str
-    suite_sha256: str
-    """Of the suite file's text."""
-    title: str
-    command: str
-    """What to type to repeat the run."""
-    machine: str
-    """CPU or GPU model for people; never a host name."""
-    environment: Mapping[str, Any]
-    """Facts of the machine and its software, as a plain table."""
-    hardware: HardwareSpec
-    """What the predictions were priced on."""
-    calibration: Mapping[str, Any]
-    """Facts of the calibration, its own error among them."""
-    device: str
-    dtype: str
-    versions: Mapping[str, str]
-    """Of moebench, Python and the libraries that do the work."""
-    commit: str | None
-    """Git commit, with "-dirty" where files differed from it; None outside a checkout."""
-    seed: int
-    baseline: str
-    """Title of the router that the speedups refer to."""
-    budget: Seconds | None
-    """Time that the suite was given; None: no limit."""
-    cells: tuple[PlannedCell, ...]
-    started_at: str
-    finished_at: str | None = None
-    status: Status = "running"
-    resumed_at: tuple[str, ...] = ()
-    noise_floor: float | None = None
-    """Relative half width of the speedup of a case against itself; None: not measured."""
-    kind: Literal["routers"] = "routers"
-    argv: tuple[str, ...] | None = None
-    """The command line behind `python -m moebench.suite`; None before schema 3."""
-    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -119,58 +59,22 @@ class KeptRun:
         return frozenset(recorded | failed)
 
 
-def run_id(started: datetime, commit_or_version: str) -> str:
-    """Identifies a run and sorts by time: "20261122T130501Z-cb3f0b3"."""
-    return f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{commit_or_version}"
+@dataclass(frozen=True)
+class _Lines:
+    """All lines of the three files of a run, damaged ones too."""
 
+    predictions: list[Line[Record]]
+    records: list[Line[Record]]
+    failures: list[Line[Failure]]
 
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a run of either kind, as a plain table.
-
-    Raises:
-        ValueError: no run there, an unreadable or damaged manifest, or a newer version's.
-    """
-    path = directory / MANIFEST
-    if not path.exists():
-        levels = (f"{'*/' * n}{MANIFEST}" for n in (1, 2, 3))
-        inside = sorted(found.parent for level in levels for found in directory.glob(level))
-        more = f"; did you mean {inside[-1]}?" if inside else ""
-        why = f"no {MANIFEST}{more}" if directory.is_dir() else "no such directory"
-        if directory.is_file():
-            why = f"found a file, expected the directory that holds its {MANIFEST}"
-        raise ValueError(f"{directory}: not a run: {why}")
-    table = read_document(path)
-    check_schema(table, str(path))
-    return table
-
-
-def run_kind(manifest: Mapping[str, Any]) -> RunKind:
-    """Whether a run compares routers or expert backends.
-
-    Manifests before schema 3 have no such key; then only those of expert backends have "absent".
-    """
-    kind = manifest.get("kind", "experts" if "absent" in manifest else "routers")
-    return "experts" if kind == "experts" else "routers"
-
-
-def recorded_arguments(directory: Path) -> list[str]:
-    """The command line that started a run; before schema 3 routers' runs have it as `command`.
-
-    Raises:
-        ValueError: no run there, or its command line cannot be read.
-    """
-    table = read_manifest(directory)
-    if table.get("argv") is not None:
-        return [*decode(tuple[str, ...], table["argv"], f"{directory / MANIFEST}.argv")]
-    try:
-        return shlex.split(str(table.get("command", "")))[3:]
-    except ValueError as error:
-        raise ValueError(f"{directory}: {MANIFEST}: command: {error}") from error
+    @classmethod
+    def of(cls, directory: Path, manifest: Manifest) -> "_Lines":
+        is_checked = manifest.schema >= CHECKSUMS_SINCE
+        return cls(
+            read_lines(directory / PREDICTIONS, Record, all_checked=is_checked),
+            read_lines(directory / RECORDS, Record, all_checked=is_checked),
+            read_lines(directory / FAILURES, Failure, all_checked=is_checked),
+        )
 
 
 def load_run(directory: Path | str) -> KeptRun:
@@ -183,27 +87,31 @@ def load_run(directory: Path | str) -> KeptRun:
         ValueError: no run there, an unreadable manifest, or a schema newer than this version.
     """
     directory = Path(directory)
+    manifest = _load_manifest(directory)
+    return _kept(directory, manifest, _Lines.of(directory, manifest))
+
+
+def _load_manifest(directory: Path) -> Manifest:
     table = read_manifest(directory)
     if run_kind(table) == "experts":
         raise ValueError(
             f"{directory}: a run of expert backends, which are compared with one another inside "
             "it; expected a run of routers (python -m moebench.report shows this one)"
         )
-    manifest = decode(Manifest, table, str(directory / MANIFEST))
-    sealed = manifest.schema >= SEALED_SINCE
-    predictions = read_lines(directory / PREDICTIONS, Record, all_sealed=sealed)
-    records = read_lines(directory / RECORDS, Record, all_sealed=sealed)
-    failures = read_lines(directory / FAILURES, Failure, all_sealed=sealed)
-    lines: tuple[Line[Any], ...] = (*predictions, *records, *failures)
-    problems = [line.problem for line in lines if line.problem]
-    measured = _unique(records, problems)
+    return decode(Manifest, table, str(directory / MANIFEST))
+
+
+def _kept(directory: Path, manifest: Manifest, lines: _Lines) -> KeptRun:
+    every: tuple[Line[Any], ...] = (*lines.predictions, *lines.records, *lines.failures)
+    problems = [line.problem for line in every if line.problem]
+    measured = _unique(lines.records, problems)
     problems += _when_the_clock_went_back(manifest, measured)
     done = {record.case.key for record in measured}
-    failed = {line.value.case: line.value for line in failures if line.value is not None}
+    failed = {line.value.case: line.value for line in lines.failures if line.value is not None}
     return KeptRun(
         directory,
         manifest,
-        _unique(predictions, problems),
+        _unique(lines.predictions, problems),
         measured,
         tuple(failure for case, failure in failed.items() if case not in done),
         tuple(problems),
@@ -225,16 +133,6 @@ class Run:
     @property
     def manifest(self) -> Manifest:
         return self.kept.manifest
-
-    @property
-    def finished_cells(self) -> frozenset[str]:
-        """Cells that need no measuring any more."""
-        return self.kept.finished_cells
-
-    @property
-    def finished_cases(self) -> frozenset[str]:
-        """Keys of the cases that have a record or a failure."""
-        return self.kept.finished_cases
 
     @classmethod
     def create(cls, results: Path, manifest: Manifest) -> "Run":
@@ -268,16 +166,16 @@ class Run:
         read_manifest(directory)
         lock = acquire(directory)
         try:
-            kept = load_run(directory)
+            manifest = _load_manifest(directory)
+            lines = _Lines.of(directory, manifest)
+            kept = _kept(directory, manifest, lines)
             problems = [*kept.problems]
-            sealed = kept.manifest.schema >= SEALED_SINCE
-            predictions, records = (directory / name for name in (PREDICTIONS, RECORDS))
-            failures = directory / FAILURES
-            set_aside(predictions, read_lines(predictions, Record, all_sealed=sealed))
-            set_aside(failures, read_lines(failures, Failure, all_sealed=sealed))
-            lines = read_lines(records, Record, all_sealed=sealed)
+            set_aside(directory / PREDICTIONS, lines.predictions)
+            set_aside(directory / FAILURES, lines.failures)
             finished = kept.finished_cells
-            moved = set_aside(records, lines, lambda record: record.cell in finished)
+            moved = set_aside(
+                directory / RECORDS, lines.records, lambda record: record.cell in finished
+            )
             problems += [
                 f"{RECORDS}: {record.case.key}: its cell was cut off; set aside, to be run again"
                 for record in moved

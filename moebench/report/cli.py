@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.records.run import load_run, read_manifest, run_kind
+from moebench.records.manifest import read_manifest, run_kind
+from moebench.records.run import load_run
 from moebench.report.backends import report_experts
 from moebench.report.output import run_summary, terminal_report, write_report
 

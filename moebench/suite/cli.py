@@ -21,16 +21,9 @@ from moebench import terminal
 from moebench.compare.noise import kept_noise_floor
 from moebench.files import make_folder
 from moebench.predict.layers.calibration import from_datasheet
+from moebench.records.manifest import Manifest, PlannedCell, recorded_arguments, run_id
 from moebench.records.results import Record
-from moebench.records.run import (
-    KeptRun,
-    Manifest,
-    PlannedCell,
-    Run,
-    load_run,
-    recorded_arguments,
-    run_id,
-)
+from moebench.records.run import KeptRun, Run, load_run
 from moebench.report.cases import predicted_table
 from moebench.report.table import render_text
 from moebench.spec.hardware import HardwareSpec, load_hardware

@@ -23,6 +23,7 @@ from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine, machine_folder
+from moebench.records.checksum import append_lines, set_aside, write_document
 from moebench.records.experts_run import (
     CELLS,
     PROBE_WORK,
@@ -31,10 +32,8 @@ from moebench.records.experts_run import (
     ExpertsResult,
     load_experts_run,
 )
-from moebench.records.lines import append_lines, set_aside
+from moebench.records.manifest import MANIFEST, run_id
 from moebench.records.results import SCHEMA
-from moebench.records.run import MANIFEST, run_id
-from moebench.records.seal import write_document
 from moebench.report.backends import report_experts
 from moebench.spec.schema import encode
 from moebench.suite.expert_bench import scratch

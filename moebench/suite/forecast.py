@@ -9,8 +9,8 @@ from moebench.experts.catalogue import executing
 from moebench.predict.layers.calibration import Calibration
 from moebench.predict.layers.memory import layers_memory
 from moebench.predict.layers.price import estimate
+from moebench.records.manifest import now
 from moebench.records.results import Estimate, Ratio, Record
-from moebench.records.run import now
 from moebench.routers.policy import Policy
 from moebench.spec.case import Case
 from moebench.spec.load import ExpertLoad

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from moebench import terminal
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
+from moebench.records.manifest import now
 from moebench.records.results import Failure, Ratio, Record
-from moebench.records.run import Run, now
+from moebench.records.run import Run
 from moebench.suite.budget import Need, allowance
 from moebench.suite.forecast import Estimates
 from moebench.suite.plan import SLOW_STEP, Cell, Suite
@@ -52,7 +53,7 @@ def measure_cells(
 
     estimates = {record.case.key: record.estimate for record in run.kept.predictions}
     promised = {record.case.key: record.ratios for record in run.kept.predictions}
-    todo = [cell for cell in planned if cell.key not in run.finished_cells]
+    todo = [cell for cell in planned if cell.key not in run.kept.finished_cells]
     todo = _without_what_does_not_fit(run, todo, estimates, machine.available_memory)
     if not todo:
         return

@@ -23,6 +23,7 @@ from moebench.measure.latency import Plan, Progress, Rounds, Samples, measure_ro
 from moebench.measure.memory import is_out_of_memory, measure_memory
 from moebench.measure.reference import VERSION, reference_operation
 from moebench.model.flops import CountedFlops, count_flops, count_training_flops
+from moebench.records.manifest import now
 from moebench.records.results import (
     Caveat,
     Energy,
@@ -34,7 +35,6 @@ from moebench.records.results import (
     Reference,
     Sample,
 )
-from moebench.records.run import now
 from moebench.spec.load import ExpertLoad
 from moebench.suite.cell import NotANumber, ReadyCase, ReadyCell, captured
 from moebench.suite.forecast import case_flops

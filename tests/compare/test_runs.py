@@ -18,8 +18,9 @@ from moebench.compare.noise import (
     kept_unchanged_runs,
 )
 from moebench.compare.runs import compare_runs, relative_latency
+from moebench.records.manifest import Manifest
 from moebench.records.results import Reference
-from moebench.records.run import KeptRun, Manifest, Run
+from moebench.records.run import KeptRun, Run
 from moebench.spec.case import Launch
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from moebench.doctor.record import CIRCUMSTANCES, SCHEMA, Circumstances
-from moebench.records.seal import read_document
+from moebench.records.checksum import read_document
 from moebench.spec.schema import decode
 
 

@@ -8,9 +8,8 @@ from random import Random
 import pytest
 
 from moebench import compare, report
+from moebench.records.checksum import append_lines, read_document, read_lines, write_document
 from moebench.records.experts_run import CELLS, load_experts_run
-from moebench.records.lines import append_lines, read_lines
-from moebench.records.seal import read_document, write_document
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results" / "experts").glob("*/*/manifest.json"))
@@ -56,7 +55,7 @@ def test_a_run_of_expert_backends_is_not_compared(
 def test_a_damaged_cell_is_named_and_the_others_are_reported(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [line.value for line in read_lines(run / CELLS, object_of(run), all_sealed=False)]
+    lines = [line.value for line in read_lines(run / CELLS, object_of(run), all_checked=False)]
     (run / CELLS).unlink()
     append_lines(run / CELLS, lines)
     write_document(run / "manifest.json", read_document(run / "manifest.json") | {"schema": 2})

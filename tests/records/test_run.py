@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, write_run
 
 from moebench import files as storage
-from moebench.records.lines import sealed
+from moebench.records.checksum import line_of, read_document, write_document
+from moebench.records.manifest import Manifest, read_manifest, run_id
 from moebench.records.results import Failure, Record
-from moebench.records.run import Manifest, Run, load_run, read_manifest, run_id
-from moebench.records.seal import read_document, write_document
+from moebench.records.run import Run, load_run
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.case import Level
 from moebench.spec.hardware import HardwareSpec
@@ -144,7 +144,7 @@ def test_a_torn_last_line_is_reported_kept_aside_and_its_cell_run_again(
     assert len(kept.records) == 9
     assert path.read_bytes() == whole[: -1 - cut], "reading changes nothing"
     with Run.open(directory) as run:
-        assert run.finished_cells == {cell_key("moe", FIRST)}
+        assert run.kept.finished_cells == {cell_key("moe", FIRST)}
         assert len(run.kept.records) == 5 and len(run.kept.problems) == 5
         write_cell(run, "decoder", FIRST)
         run.finish("done")
@@ -192,9 +192,9 @@ def test_an_interrupted_case_is_run_again_and_other_failures_are_not(tmp_path: P
             )
         directory = run.directory
     with Run.open(directory) as run:
-        assert run.finished_cells == {cell_key("moe", FIRST)}
+        assert run.kept.finished_cells == {cell_key("moe", FIRST)}
         write_cell(run, "decoder", FIRST)
-        assert run.finished_cells == {cell_key("moe", FIRST), cell_key("decoder", FIRST)}
+        assert run.kept.finished_cells == {cell_key("moe", FIRST), cell_key("decoder", FIRST)}
     kept = load_run(directory)
     assert len(kept.records) == 9 and len(kept.failures) == 1
 
@@ -219,7 +219,7 @@ def test_a_full_disk_is_a_message_and_what_was_written_stays(
             with pytest.raises(ValueError, match=r"records\.jsonl: .*No space left.*intact"):
                 run.append(measured_cell(run.manifest, "decoder", FIRST))
         assert path.read_bytes() == before
-        assert run.finished_cells == {cell_key("moe", FIRST)}
+        assert run.kept.finished_cells == {cell_key("moe", FIRST)}
         run.append(measured_cell(run.manifest, "decoder", FIRST))
     assert len(load_run(run.directory).records) == 10
 
@@ -252,7 +252,7 @@ def test_a_line_of_a_newer_schema_is_refused_if_it_really_is_one(tmp_path: Path)
     kept = load_run(directory)
     assert len(kept.records) == 19
     assert kept.problems == ("records.jsonl: line 1: damaged (its checksum does not fit); skipped",)
-    path.write_bytes(sealed(replace(kept.records[0], schema=4)))
+    path.write_bytes(line_of(replace(kept.records[0], schema=4)))
     with pytest.raises(ValueError, match=r"records\.jsonl: found schema 4, expected at most 3"):
         load_run(directory)
 
@@ -326,13 +326,13 @@ def test_an_exception_leaves_an_interrupted_run_that_can_be_resumed(tmp_path: Pa
     assert load_run(run.directory).manifest.status == "interrupted"
     with Run.open(run.directory) as again:
         assert again.manifest.status == "running" and len(again.manifest.resumed_at) == 1
-        assert again.finished_cells == {cell_key("moe", FIRST)}
+        assert again.kept.finished_cells == {cell_key("moe", FIRST)}
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from moebench.records.lines import sealed
+from moebench.records.checksum import line_of
 from moebench.records.run import Run
 run = Run.open(Path(sys.argv[1]))
 print("held", flush=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from moebench.records.checksum import read_document, write_document
 from moebench.records.run import load_run
-from moebench.records.seal import read_document, write_document
 from moebench.suite.cell import NotANumber, ReadyCell
 from moebench.suite.cli import main
 from moebench.suite.forecast import Estimates

@@ -1,0 +1,125 @@
+"""The manifest of a run: what was run, where, and how to repeat it."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from moebench.records.checksum import check_schema, read_document
+from moebench.records.results import SCHEMA
+from moebench.spec.hardware import HardwareSpec
+from moebench.spec.schema import decode
+from moebench.units import Seconds
+
+MANIFEST = "manifest.json"
+RunKind = Literal["routers", "experts"]
+"""What the cases of a run differ in: routers, or the backends that execute experts."""
+Status = Literal["running", "done", "interrupted"]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and the keys of its cases, in the order in which they are planned."""
+
+    key: str
+    cases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is: enough to repeat it, and to read its numbers without asking anybody."""
+
+    run: str
+    """`run_id` of the start and the commit."""
+    suite: str
+    suite_sha256: str
+    """Of the suite file's text."""
+    title: str
+    command: str
+    """What to type to repeat the run."""
+    machine: str
+    """CPU or GPU model for people; never a host name."""
+    environment: Mapping[str, Any]
+    """Facts of the machine and its software, as a plain table."""
+    hardware: HardwareSpec
+    """What the predictions were priced on."""
+    calibration: Mapping[str, Any]
+    """Facts of the calibration, its own error among them."""
+    device: str
+    dtype: str
+    versions: Mapping[str, str]
+    """Of moebench, Python and the libraries that do the work."""
+    commit: str | None
+    """Git commit, with "-dirty" where files differed from it; None outside a checkout."""
+    seed: int
+    baseline: str
+    """Title of the router that the speedups refer to."""
+    budget: Seconds | None
+    """Time that the suite was given; None: no limit."""
+    cells: tuple[PlannedCell, ...]
+    started_at: str
+    finished_at: str | None = None
+    status: Status = "running"
+    resumed_at: tuple[str, ...] = ()
+    noise_floor: float | None = None
+    """Relative half width of the speedup of a case against itself; None: not measured."""
+    kind: Literal["routers"] = "routers"
+    argv: tuple[str, ...] | None = None
+    """The command line behind `python -m moebench.suite`; None before schema 3."""
+    schema: int = SCHEMA
+
+
+def run_id(started: datetime, commit_or_version: str) -> str:
+    """Identifies a run and sorts by time: "20261122T130501Z-cb3f0b3"."""
+    return f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{commit_or_version}"
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a run of either kind, as a plain table.
+
+    Raises:
+        ValueError: no run there, an unreadable or damaged manifest, or a newer version's.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        levels = (f"{'*/' * n}{MANIFEST}" for n in (1, 2, 3))
+        inside = sorted(found.parent for level in levels for found in directory.glob(level))
+        more = f"; did you mean {inside[-1]}?" if inside else ""
+        why = f"no {MANIFEST}{more}" if directory.is_dir() else "no such directory"
+        if directory.is_file():
+            why = f"found a file, expected the directory that holds its {MANIFEST}"
+        raise ValueError(f"{directory}: not a run: {why}")
+    table = read_document(path)
+    check_schema(table, str(path))
+    return table
+
+
+def run_kind(manifest: Mapping[str, Any]) -> RunKind:
+    """Whether a run compares routers or expert backends.
+
+    Manifests before schema 3 have no such key; then only those of expert backends have "absent".
+    """
+    kind = manifest.get("kind", "experts" if "absent" in manifest else "routers")
+    return "experts" if kind == "experts" else "routers"
+
+
+def recorded_arguments(directory: Path) -> list[str]:
+    """The command line that started a run; before schema 3 routers' runs have it as `command`.
+
+    Raises:
+        ValueError: no run there, or its command line cannot be read.
+    """
+    table = read_manifest(directory)
+    if table.get("argv") is not None:
+        return [*decode(tuple[str, ...], table["argv"], f"{directory / MANIFEST}.argv")]
+    try:
+        return shlex.split(str(table.get("command", "")))[3:]
+    except ValueError as error:
+        raise ValueError(f"{directory}: {MANIFEST}: command: {error}") from error
