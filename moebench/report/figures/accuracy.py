@@ -4,17 +4,15 @@ A trend over tokens is a missing term, a cloud is noise, two clouds are a choice
 that the model does not know.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from moebench.report.figures.style import BAND, INK, MUTED, STYLE
+from moebench.report.figures.style import BAND, INK, MUTED, png, styled
 
 COLUMNS = 2
 PANEL = (4.4, 2.5)
@@ -51,7 +49,7 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
     """
     names = sorted(set(points.labels))
     lines = -(-len(names) // COLUMNS)
-    with rc_context(STYLE):  # type: ignore[arg-type]
+    with styled():
         figure = Figure(figsize=(COLUMNS * PANEL[0], lines * PANEL[1] + 0.6), layout="constrained")
         axes = figure.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
         for axis, name in zip(axes, names, strict=False):
@@ -82,7 +80,7 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
             axis.set_ylim(*SHOWN)
             axis.set_yticks([0.5, 0.7, 1.0, 1.4, 2.0], ["0.5", "0.7", "1", "1.4", "2"])
             axis.xaxis.set_major_locator(LogLocator(base=4.0, numticks=12))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+            axis.xaxis.set_major_formatter("{x:.0f}")
             axis.xaxis.set_minor_locator(NullLocator())
         for axis in axes[: len(names)][-COLUMNS:]:
             axis.xaxis.set_tick_params(labelbottom=True)
@@ -93,6 +91,4 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
             fontsize=9,
         )
         figure.supxlabel(x, fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+        return png(figure, dots_per_inch=110)

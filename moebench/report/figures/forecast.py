@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moebench.records.results import Forecast
 from moebench.report.figures.style import (
@@ -16,9 +14,10 @@ from moebench.report.figures.style import (
     MUTED,
     OTHER_COLOURS,
     PAPER_COLOURS,
-    STYLE,
     WIDTH,
     add_legend,
+    batch_axis,
+    styled,
 )
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -34,7 +33,7 @@ def draw_forecasts(cases: Mapping[str, Sequence[Forecast]], title: str, footnote
         footnote: what the prediction rests on.
     """
     colours = _colours(cases)
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with styled():
         figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
         axes = figure.subplots()
         axes.axhline(1.0, color=BASELINE_COLOUR, linewidth=1.0)
@@ -52,12 +51,8 @@ def draw_forecasts(cases: Mapping[str, Sequence[Forecast]], title: str, footnote
             axes.plot(x, [row.speedup for row in rows], "--o", color=colours[label], mfc="white",
                       markersize=4.5)  # fmt: skip
             axes.plot(x, [row.flops_promise for row in rows], ":", color=colours[label])
-        axes.set_xscale("log", base=2)
-        step = -(-len(batches) // MOST_TICKS)
-        axes.xaxis.set_major_locator(FixedLocator([float(batch) for batch in batches[::step]]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}×"))
+        batch_axis(axes, batches[:: -(-len(batches) // MOST_TICKS)])
+        axes.yaxis.set_major_formatter("{x:.2f}×")
         axes.set_xlabel("batch, sequences")
         axes.set_ylabel("speedup over the model's top-k")
         axes.set_title(title, wrap=True)

@@ -1,6 +1,7 @@
 """Latency: by stage, against the roofline, and predicted against measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,22 @@ from moebench.report.figures.style import (
     INK,
     MUTED,
     NOTHING,
-    PHASE_MARKERS,
-    WIDTH,
     Drawing,
     add_legend,
+    clear_axis,
     label_logarithmic,
-    levels_of,
+    labels_of,
+    level_panels,
+    mark_case,
     measurement_of,
+    panels,
     phase_handles,
     router_colours,
     router_handles,
     shown,
     titles_of,
 )
-from moebench.report.notation import level_title, percent
+from moebench.report.notation import LEVELS, level_title, percent
 from moebench.units import text
 
 MERGED_STAGES = {"dispatch": "experts", "combine": "experts"}
@@ -51,33 +54,21 @@ def latency_by_stage(level: str, run: KeptRun) -> Figure | str:
     records = [r for r in run.records if r.case.workload.level == level]
     if not records:
         return NOTHING
-    labels, titles = list(dict.fromkeys(r.case.workload.label for r in records)), titles_of(records)
+    labels, titles = labels_of(records), titles_of(records)
     columns = min(4, len(labels))
     rows = -(-len(labels) // columns)
-    figure = Figure(figsize=(WIDTH, 0.9 + rows * (0.75 + 0.3 * len(titles))), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    figure, grid = panels(rows, columns, 0.75 + 0.3 * len(titles), share_x=False)
+    all_axes = [axes for row in grid for axes in row]
     used: set[str] = set()
-    for axes, label in zip(grid, labels, strict=False):
-        own = {r.case.router.title: r for r in records if r.case.workload.label == label}
-        most = max(max(r.estimate.latency, measurement_of(r).latency.value) for r in own.values())
-        unit, scale = ("s", 1.0) if most >= 1 else ("ms", 1e3) if most >= 1e-3 else ("µs", 1e6)
-        for y, title in enumerate(titles):
-            if title in own:
-                record = own[title]
-                stages = merged_stages(measurement_of(record).by_stage) or {
-                    "not split": measurement_of(record).latency.value
-                }
-                used |= _stack(axes, y - 0.19, stages, scale, "")
-                used |= _stack(axes, y + 0.19, merged_stages(record.estimate.by_stage), scale, "/")
+    for axes, label in zip(all_axes, labels, strict=False):
+        used |= _draw_stages(axes, [r for r in records if r.case.workload.label == label], titles)
         axes.set_title(label)
-        axes.set_xlabel(f"{unit} a step")
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
+        clear_axis(axes, "y")
         axes.set_ylim(len(titles) - 0.45, -0.55)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in grid[len(labels) :]:
+    for axes in all_axes[len(labels) :]:
         axes.set_axis_off()
-    grid[0].set_yticks(range(len(titles)), [shown(title) for title in titles])
+    all_axes[0].set_yticks(range(len(titles)), [shown(title) for title in titles])
     handles: list[Any] = [Patch(color=c, label=s) for s, c in STAGE_COLOURS.items() if s in used]
     handles.append(Patch(facecolor="#999999", label="upper bar: measured"))
     handles.append(
@@ -85,6 +76,20 @@ def latency_by_stage(level: str, run: KeptRun) -> Figure | str:
     )
     add_legend(figure, handles)
     return figure
+
+
+def _draw_stages(axes: Axes, records: Sequence[Record], titles: Sequence[str]) -> set[str]:
+    """Draw a workload's cases, a router a line; returns the stages that have a bar."""
+    largest = max(max(r.estimate.latency, measurement_of(r).latency.value) for r in records)
+    unit, scale = ("s", 1.0) if largest >= 1 else ("ms", 1e3) if largest >= 1e-3 else ("µs", 1e6)
+    used: set[str] = set()
+    for record in sorted(records, key=lambda r: titles.index(r.case.router.title)):
+        y, measured = titles.index(record.case.router.title), measurement_of(record)
+        stages = merged_stages(measured.by_stage) or {"not split": measured.latency.value}
+        used |= _stack(axes, y - 0.19, stages, scale, "")
+        used |= _stack(axes, y + 0.19, merged_stages(record.estimate.by_stage), scale, "/")
+    axes.set_xlabel(f"{unit} a step")
+    return used
 
 
 def merged_stages(by_stage: Mapping[str, float]) -> dict[str, float]:
@@ -127,46 +132,26 @@ def roofline(run: KeptRun) -> Figure | str:
     hardware, dtype = run.manifest.hardware, records[0].case.workload.dtype
     if dtype not in hardware.peak:
         return f"{hardware.name} has no peak for {dtype}"
-    colours, levels = router_colours(run), levels_of(records)
-    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
-    grid = figure.subplots(1, len(levels), sharex=True, sharey=True, squeeze=False)[0]
+    colours = router_colours(run)
     peak, bandwidth = hardware.peak_for(dtype), hardware.memory_bandwidth
     points = {id(r): _roofline_point(r) for r in records}
     x = np.array([p[0] for p in points.values()] + [peak / bandwidth])
     ends = np.array([x.min() / 2.5, x.max() * 2.5])
     line = np.geomspace(float(ends[0]), float(ends[1]), 200)
     slope = float(np.sqrt(ends[0] * peak / bandwidth))
-    for axes, level in zip(grid, levels, strict=True):
+    roofs = (
+        (text(peak, "rate"), (ends[1], peak), (-2, 4)),
+        (text(bandwidth, "bandwidth"), (slope, bandwidth * slope), (-8, 4)),
+    )
+    figure, grid = level_panels(records, 3.2)
+    for axes, own in grid:
         axes.plot(line, np.minimum(peak, bandwidth * line), color=INK, linewidth=1.4)
-        axes.annotate(
-            text(peak, "rate"),
-            (ends[1], peak),
-            xytext=(-2, 4),
-            textcoords="offset points",
-            ha="right",
-            size=8,
-        )
-        axes.annotate(
-            text(bandwidth, "bandwidth"),
-            (slope, bandwidth * slope),
-            xytext=(-8, 4),
-            textcoords="offset points",
-            ha="right",
-            size=8,
-        )
-        own = [r for r in records if r.case.workload.level == level]
-        for record in own:
-            intensity, rate = points[id(record)]
-            axes.plot(
-                intensity,
-                rate,
-                PHASE_MARKERS[record.case.workload.phase],
-                color=colours[record.case.router.title],
-                markersize=5.5,
-                alpha=0.85,
-                markeredgecolor="white",
-                markeredgewidth=0.5,
+        for name, place, offset in roofs:
+            axes.annotate(
+                name, place, xytext=offset, textcoords="offset points", ha="right", size=8
             )
+        for record in own:
+            mark_case(axes, *points[id(record)], record, colours[record.case.router.title])
         for record in own:
             workload = record.case.workload
             is_baseline = record.case.router.title == run.manifest.baseline
@@ -181,14 +166,15 @@ def roofline(run: KeptRun) -> Figure | str:
                 )
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of compulsory traffic")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_title(level_title(level))
-    grid[0].set_ylabel("measured FLOP/s")
-    label_logarithmic(grid[0].yaxis, "rate")
+    left = grid[0][0]
+    left.set_ylabel("measured FLOP/s")
+    label_logarithmic(left.yaxis, "rate")
     add_legend(figure, router_handles(run, records) + phase_handles(records))
     return figure
 
 
 def _roofline_point(record: Record) -> tuple[float, float]:
+    """Estimated FLOPs over the bytes that must move, and counted FLOPs over measured time."""
     moved = record.estimate.bytes_moved
     assert moved is not None
     rate = measurement_of(record).flops.closed_form / measurement_of(record).latency.value
@@ -196,30 +182,20 @@ def _roofline_point(record: Record) -> tuple[float, float]:
 
 
 def predicted_against_measured(run: KeptRun) -> Figure | str:
-    """Every case once: on the line, the prediction was right."""
+    """Predicted against measured latency of every case: on the line, the prediction was right."""
     records = list(run.records)
     if not records:
         return NOTHING
-    colours, levels = router_colours(run), levels_of(records)
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-    grid = figure.subplots(1, len(levels), sharex=True, sharey=True, squeeze=False)[0]
+    colours = router_colours(run)
     values = [v for r in records for v in (r.estimate.latency, measurement_of(r).latency.value)]
     ends = np.array([min(values) / 1.6, max(values) * 1.6])
-    for axes, level in zip(grid, levels, strict=True):
+    figure, grid = level_panels(records, 3.7)
+    for axes, own in grid:
         axes.fill_between(ends, ends * 0.8, ends * 1.2, color=BAND, linewidth=0, zorder=0)
         axes.plot(ends, ends, color=INK, linewidth=1, zorder=1)
-        own = [r for r in records if r.case.workload.level == level]
         for record in own:
-            axes.plot(
-                measurement_of(record).latency.value,
-                record.estimate.latency,
-                PHASE_MARKERS[record.case.workload.phase],
-                color=colours[record.case.router.title],
-                markersize=5.5,
-                alpha=0.85,
-                markeredgecolor="white",
-                markeredgewidth=0.5,
-            )
+            latency, title = measurement_of(record).latency.value, record.case.router.title
+            mark_case(axes, latency, record.estimate.latency, record, colours[title])
         whole = prediction_errors(own)[-1]
         axes.text(
             0.03,
@@ -234,29 +210,24 @@ def predicted_against_measured(run: KeptRun) -> Figure | str:
         )
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, a step")
         axes.set_aspect("equal")
-        axes.set_title(level_title(level))
         label_logarithmic(axes.xaxis, "time")
         label_logarithmic(axes.yaxis, "time")
-    grid[0].set_ylabel("predicted, a step")
+    grid[0][0].set_ylabel("predicted, a step")
     handles = router_handles(run, records) + phase_handles(records)
     add_legend(figure, [*handles, Patch(color=BAND, label="within ±20 %")])
     return figure
 
 
 DRAWINGS = (
-    Drawing(
-        "stages-moe",
-        "MoE layer: latency by stage",
-        "Upper bars measured in an instrumented pass of its own, lower bars predicted; experts "
-        "with dispatch and combine. Grey bars: measured, but not split into stages.",
-        lambda run: latency_by_stage("moe", run),
-    ),
-    Drawing(
-        "stages-decoder",
-        "Decoder layer: latency by stage",
-        "Upper bars measured in an instrumented pass of its own, lower bars predicted; experts "
-        "with dispatch and combine. Grey bars: measured, but not split into stages.",
-        lambda run: latency_by_stage("decoder", run),
+    *(
+        Drawing(
+            f"stages-{level}",
+            f"{level_title(level)}: latency by stage",
+            "Upper bars measured in an instrumented pass of its own, lower bars predicted; experts "
+            "with dispatch and combine. Grey bars: measured, but not split into stages.",
+            partial(latency_by_stage, level),
+        )
+        for level in LEVELS
     ),
     Drawing(
         "roofline",

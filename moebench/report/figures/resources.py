@@ -12,18 +12,18 @@ from moebench.report.figures.style import (
     MUTED,
     NOTHING,
     PHASE_MARKERS,
-    WIDTH,
     Drawing,
     add_legend,
+    clear_axis,
     label_logarithmic,
-    levels_of,
+    labels_of,
+    level_panels,
     measurement_of,
     phase_handles,
     router_colours,
     router_handles,
     titles_of,
 )
-from moebench.report.notation import level_title
 
 
 def peak_memory(run: KeptRun) -> Figure | str:
@@ -31,37 +31,26 @@ def peak_memory(run: KeptRun) -> Figure | str:
     records = list(run.records)
     if not records:
         return NOTHING
-    colours, levels, titles = router_colours(run), levels_of(records), titles_of(records)
-    labels = list(dict.fromkeys(r.case.workload.label for r in records))
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.1 * len(levels)), layout="constrained")
-    grid = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    width = 0.84 / len(titles)
+    colours, labels = router_colours(run), labels_of(records)
+    spacing = 0.84 / len(titles_of(records))
     largest = max(_measured_bytes(record) for record in records)
     name, unit = ("GiB", 2**30) if largest >= 2**29 else ("MiB", 2**20)
-    for axes, level in zip(grid, levels, strict=True):
-        for record in records:
-            if record.case.workload.level != level:
-                continue
-            memory, title = measurement_of(record).memory, record.case.router.title
-            offset = (titles.index(title) - (len(titles) - 1) / 2) * width
-            place = labels.index(record.case.workload.label) + offset
+    figure, grid = level_panels(records, 2.1, stacked=True)
+    for axes, own in grid:
+        for record in own:
+            memory = measurement_of(record).memory
+            colour, x = colours[record.case.router.title], _place(record, records, spacing)
             bottom = 0.0
-            for value, alpha in ((memory.weights, 0.35), (memory.cache, 0.65)):
-                axes.bar(
-                    place, value / unit, 0.9 * width, bottom, color=colours[title], alpha=alpha
-                )
-                bottom += value / unit
+            for part, alpha in ((memory.weights, 0.35), (memory.cache, 0.65)):
+                axes.bar(x, part / unit, 0.9 * spacing, bottom, color=colour, alpha=alpha)
+                bottom += part / unit
             if memory.activations is None:
-                axes.annotate("?", (place, bottom), ha="center", va="bottom", size=7, color=MUTED)
+                axes.annotate("?", (x, bottom), ha="center", va="bottom", size=7, color=MUTED)
             else:
-                axes.bar(
-                    place, memory.activations / unit, 0.9 * width, bottom, color=colours[title]
-                )
-        axes.set_title(level_title(level))
+                axes.bar(x, memory.activations / unit, 0.9 * spacing, bottom, color=colour)
         axes.set_ylabel(name)
-        axes.grid(axis="x", visible=False)
-        axes.tick_params(axis="x", length=0)
-    grid[-1].set_xticks(range(len(labels)), labels)
+        clear_axis(axes, "x")
+    grid[-1][0].set_xticks(range(len(labels)), labels)
     parts: list[Any] = [
         Patch(color="black", alpha=alpha, label=part)
         for part, alpha in (("weights", 0.3), ("KV cache", 0.6), ("activations", 1.0))
@@ -70,6 +59,13 @@ def peak_memory(run: KeptRun) -> Figure | str:
         parts.append(Line2D([], [], linestyle="", label="?: not read"))
     add_legend(figure, router_handles(run, records, patches=True) + parts)
     return figure
+
+
+def _place(record: Record, records: list[Record], spacing: float) -> float:
+    """Where a case stands on the x axis: routers side by side at the place of their workload."""
+    titles = titles_of(records)
+    offset = titles.index(record.case.router.title) - (len(titles) - 1) / 2
+    return labels_of(records).index(record.case.workload.label) + offset * spacing
 
 
 def _measured_bytes(record: Record) -> float:
@@ -83,28 +79,23 @@ def energy_per_token(run: KeptRun) -> Figure | str:
     if not records:
         reasons = dict.fromkeys(str(measurement_of(r).energy.missing) for r in run.records)
         return "; ".join(reasons) or NOTHING
-    colours, levels, titles = router_colours(run), levels_of(records), titles_of(records)
-    labels = list(dict.fromkeys(r.case.workload.label for r in records))
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.0 * len(levels)), layout="constrained")
-    grid = figure.subplots(len(levels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    for axes, level in zip(grid, levels, strict=True):
-        for record in records:
-            w, title = record.case.workload, record.case.router.title
-            joules = measurement_of(record).energy.joules
-            if w.level == level and joules is not None:
-                offset = 0.13 * (titles.index(title) - (len(titles) - 1) / 2)
-                axes.plot(
-                    labels.index(w.label) + offset,
-                    joules / w.num_tokens,
-                    PHASE_MARKERS[w.phase],
-                    color=colours[title],
-                    markersize=5.5,
-                )
+    colours, labels = router_colours(run), labels_of(records)
+    figure, grid = level_panels(records, 2.0, stacked=True)
+    for axes, own in grid:
+        for record in own:
+            workload, joules = record.case.workload, measurement_of(record).energy.joules
+            assert joules is not None
+            axes.plot(
+                _place(record, records, 0.13),
+                joules / workload.num_tokens,
+                PHASE_MARKERS[workload.phase],
+                color=colours[record.case.router.title],
+                markersize=5.5,
+            )
         axes.set_yscale("log")
         label_logarithmic(axes.yaxis, "energy")
-        axes.set_title(level_title(level))
         axes.set_ylabel("energy a token")
-    grid[-1].set_xticks(range(len(labels)), labels)
+    grid[-1][0].set_xticks(range(len(labels)), labels)
     add_legend(figure, router_handles(run, records) + phase_handles(records))
     return figure
 

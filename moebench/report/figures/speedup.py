@@ -1,13 +1,12 @@
 """Speedup: measured with its interval, predicted, and what FLOPs promise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moebench.compare.pairs import SAME_MARGIN
 from moebench.records.results import Ratio, Record
@@ -17,10 +16,15 @@ from moebench.report.figures.style import (
     BAND,
     INK,
     MUTED,
-    WIDTH,
+    PREDICTED,
     Drawing,
     add_legend,
+    batch_axis,
+    clear_axis,
+    labels_of,
+    level_panels,
     levels_of,
+    panels,
     router_colours,
     shown,
     titles_of,
@@ -35,50 +39,38 @@ def speedup_by_batch(run: KeptRun) -> Figure | str:
         return "no speedup was measured in decode"
     colours, levels, titles = router_colours(run), levels_of(records), titles_of(records)
     batches = sorted({r.case.workload.batch for r in records})
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.35 * len(levels)), layout="constrained")
-    grid = figure.subplots(len(levels), len(titles), sharex=True, sharey=True, squeeze=False)
-    for i, level in enumerate(levels):
-        for j, title in enumerate(titles):
-            axes: Axes = grid[i][j]
+    figure, grid = panels(len(levels), len(titles), 2.35)
+    for row, level in zip(grid, levels, strict=True):
+        row[0].set_ylabel(f"{level_title(level)}\nspeedup")
+        for axes, title in zip(row, titles, strict=True):
             own = [
                 r for r in records if (r.case.workload.level, r.case.router.title) == (level, title)
             ]
             own.sort(key=lambda r: r.case.workload.batch)
             _draw_speedup_panel(axes, own, colours[title], run)
-            if i == 0:
-                axes.set_title(shown(title), color=colours[title])
-            if j == 0:
-                axes.set_ylabel(f"{level_title(level)}\nspeedup")
-            if i == len(levels) - 1:
-                axes.set_xlabel("batch")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(shown(title), color=colours[title])
+    for axes in grid[-1]:
+        axes.set_xlabel("batch")
     axes = grid[0][0]
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(batches))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+    batch_axis(axes, batches)
     axes.set_xlim(batches[0] / 1.6, batches[-1] * 1.6)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}×"))
-    add_legend(figure, _ratio_handles(INK))
+    axes.yaxis.set_major_formatter("{x:g}×")
+    add_legend(figure, _ratio_handles())
     return figure
 
 
 def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run: KeptRun) -> None:
-    _draw_one(axes, run, horizontal=True)
+    _draw_no_difference(axes.axhspan, axes.axhline, run)
     x = [r.case.workload.batch for r in records]
-    for kind, style in (("flops-promise", ":"), ("predicted-speedup", "--")):
-        pairs = [(r.case.workload.batch, p.value) for r in records if (p := ratio(r, kind))]
-        dotted = kind == "flops-promise"
+    styles = {
+        "flops-promise": {"linestyle": ":", "color": INK},
+        "predicted-speedup": {"linestyle": "--", "color": colour, **PREDICTED},
+    }
+    for kind, style in styles.items():
+        pairs = [(b, p.value) for b, r in zip(x, records, strict=True) if (p := ratio(r, kind))]
         if pairs:
-            axes.plot(
-                *zip(*pairs, strict=True),
-                linestyle=style,
-                color=INK if dotted else colour,
-                linewidth=1.3,
-                marker="" if dotted else "D",
-                markersize=4,
-                markerfacecolor="white",
-                zorder=2,
-            )
+            axes.plot(*zip(*pairs, strict=True), linewidth=1.3, zorder=2, **style)
     measured = [r for record in records if (r := ratio(record, "speedup"))]
     limits = [
         (b, r.low, r.high)
@@ -106,51 +98,49 @@ def speedup_elsewhere(run: KeptRun) -> Figure | str:
     records = [r for r in _compared(run) if r.case.workload.phase != "decode"]
     if not records:
         return "no speedup was measured in prefill or training"
-    colours, levels = router_colours(run), levels_of(records)
-    labels, titles = list(dict.fromkeys(r.case.workload.label for r in records)), titles_of(records)
+    colours, labels, titles = router_colours(run), labels_of(records), titles_of(records)
     places = {
         (label, title): i * (len(titles) + 1.6) + j
         for i, label in enumerate(labels)
         for j, title in enumerate(titles)
     }
-    height = 1.3 + 0.21 * (max(places.values()) + 1)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    grid = figure.subplots(1, len(levels), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, level in zip(grid, levels, strict=True):
-        _draw_one(axes, run, horizontal=False)
-        for record in records:
-            w, title = record.case.workload, record.case.router.title
-            measured = ratio(record, "speedup")
-            if w.level != level or measured is None:
-                continue
-            y, colour = places[w.label, title], colours[title]
-            promise, predicted = ratio(record, "flops-promise"), ratio(record, "predicted-speedup")
-            if promise:
-                axes.plot([promise.value] * 2, [y - 0.42, y + 0.42], ":", color=INK)
-            if predicted:
-                axes.plot(predicted.value, y + 0.2, "D", color=colour, mfc="white", markersize=4)
-            axes.errorbar(
-                [measured.value],
-                [y - 0.16],
-                xerr=_error_bars([measured]),
-                fmt="o",
-                color=colour,
-                markersize=5,
-                capsize=2.5,
-            )
-        axes.set_title(level_title(level))
+    figure, grid = level_panels(records, 0.4 + 0.21 * (max(places.values()) + 1))
+    for axes, own in grid:
+        _draw_no_difference(axes.axvspan, axes.axvline, run)
+        for record in own:
+            title = record.case.router.title
+            _draw_speedup(axes, record, places[record.case.workload.label, title], colours[title])
         axes.set_xlabel("speedup")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter("{x:g}×")
+        clear_axis(axes, "y")
+    left = grid[0][0]
     ticks = [(places[label, titles[0]] - 1.0, label, INK) for label in labels]
     ticks += [(y, shown(title), colours[title]) for (_, title), y in places.items()]
-    grid[0].set_yticks([y for y, _, _ in ticks], [name for _, name, _ in ticks])
-    for tick, (_, name, colour) in zip(grid[0].get_yticklabels(), ticks, strict=True):
+    left.set_yticks([y for y, _, _ in ticks], [name for _, name, _ in ticks])
+    for tick, (_, name, colour) in zip(left.get_yticklabels(), ticks, strict=True):
         tick.set(color=colour, weight="bold" if name in labels else "normal")
-    grid[0].set_ylim(max(places.values()) + 0.7, -1.6)
-    add_legend(figure, _ratio_handles(INK))
+    left.set_ylim(max(places.values()) + 0.7, -1.6)
+    add_legend(figure, _ratio_handles())
     return figure
+
+
+def _draw_speedup(axes: Axes, record: Record, y: float, colour: str) -> None:
+    measured, promise = ratio(record, "speedup"), ratio(record, "flops-promise")
+    predicted = ratio(record, "predicted-speedup")
+    assert measured is not None
+    if promise:
+        axes.plot([promise.value] * 2, [y - 0.42, y + 0.42], ":", color=INK)
+    if predicted:
+        axes.plot(predicted.value, y + 0.2, color=colour, linestyle="", **PREDICTED)
+    axes.errorbar(
+        [measured.value],
+        [y - 0.16],
+        xerr=_error_bars([measured]),
+        fmt="o",
+        color=colour,
+        markersize=5,
+        capsize=2.5,
+    )
 
 
 def _compared(run: KeptRun) -> list[Record]:
@@ -165,34 +155,21 @@ def _error_bars(ratios: Sequence[Ratio]) -> list[list[float]]:
     ]
 
 
-def _draw_one(axes: Axes, run: KeptRun, horizontal: bool) -> None:
-    """The line of no difference, and the band inside which differences mean nothing."""
+def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run: KeptRun) -> None:
+    """The line at a speedup of 1, and the band inside which differences mean nothing."""
     margin = max(SAME_MARGIN, run.manifest.noise_floor or 0.0)
-    if horizontal:
-        axes.axhspan(1 - margin, 1 + margin, color=BAND, linewidth=0, zorder=0)
-        axes.axhline(1, color=MUTED, linewidth=0.8, zorder=1)
-    else:
-        axes.axvspan(1 - margin, 1 + margin, color=BAND, linewidth=0, zorder=0)
-        axes.axvline(1, color=MUTED, linewidth=0.8, zorder=1)
+    span(1 - margin, 1 + margin, color=BAND, linewidth=0, zorder=0)
+    line(1, color=MUTED, linewidth=0.8, zorder=1)
 
 
-def _ratio_handles(colour: str) -> list[Any]:
-    return [
-        Line2D([], [], color=colour, marker="o", markersize=4.5, label="measured, 95 % interval"),
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker="D",
-            markersize=4,
-            markerfacecolor="white",
-            linestyle="--",
-            linewidth=1.3,
-            label="predicted before the run",
-        ),
-        Line2D([], [], color=colour, linestyle=":", linewidth=1.5, label="what FLOPs promise"),
-        Patch(color=BAND, label="no difference"),
-    ]
+def _ratio_handles() -> list[Any]:
+    styles: dict[str, dict[str, Any]] = {
+        "measured, 95 % interval": {"marker": "o", "markersize": 4.5},
+        "predicted before the run": {"linestyle": "--", "linewidth": 1.3, **PREDICTED},
+        "what FLOPs promise": {"linestyle": ":", "linewidth": 1.5},
+    }
+    lines = [Line2D([], [], color=INK, label=label, **style) for label, style in styles.items()]
+    return [*lines, Patch(color=BAND, label="no difference")]
 
 
 DRAWINGS = (

@@ -1,4 +1,4 @@
-"""The look that all figures share: colours, marks, legends.
+"""The look that all figures share: colours, panels, marks, axes, legends.
 
 Colours are those of Okabe and Ito, which people with colour-blindness can tell apart; a router
 has the same one in every figure. Measured values are filled, predicted ones open, dashed or
@@ -10,17 +10,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from moebench.records.results import Measurement, Record
 from moebench.records.run import KeptRun
+from moebench.report.notation import level_title
 from moebench.units import Kind, printable, text
 
 NOTHING = "no case was measured"
@@ -32,9 +34,13 @@ FLOOR_COLOUR = "#9a9a9a"
 PAPER_COLOURS = {"ada-k": "#0072B2", "adamoe": "#D55E00", "rmoe": "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00", "#7F3C8D", "#A5AA99")
 PHASE_MARKERS = {"decode": "o", "prefill": "s", "train": "^"}
+PREDICTED: Mapping[str, Any] = {"marker": "D", "markersize": 4, "markerfacecolor": "white"}
+"""Marker of a predicted value."""
 
 WIDTH = 9.0
-"""Inches; at 160 dots an inch twice the width of a README's column."""
+"""Width of a figure in inches; at 160 dots an inch it has twice the width of a README's column."""
+LEGEND_HEIGHT = 0.9
+"""Inches of a figure's height for its legend and its outer labels."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -92,6 +98,74 @@ class Drawing:
     draw: Callable[[KeptRun], Figure | str]
 
 
+def panels(
+    rows: int, columns: int, height: float, share_x: bool = True
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure and its panels by row and column, which share the y axis; a row's height in inches.
+
+    Add a legend: its place above the panels is part of the figure's height.
+    """
+    figure = Figure(figsize=(WIDTH, LEGEND_HEIGHT + rows * height), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
+    return figure, [list(row) for row in grid]
+
+
+def level_panels(
+    records: Sequence[Record], height: float, stacked: bool = False
+) -> tuple[Figure, list[tuple[Axes, list[Record]]]]:
+    """A figure with a titled panel for each level, side by side or stacked, and its records.
+
+    Args:
+        records: at least one.
+        height: of a panel, in inches.
+        stacked: panels one above the other.
+    """
+    levels = levels_of(records)
+    figure, grid = panels(*((len(levels), 1) if stacked else (1, len(levels))), height)
+    result = []
+    for axes, level in zip((axes for row in grid for axes in row), levels, strict=True):
+        axes.set_title(level_title(level))
+        result.append((axes, [r for r in records if r.case.workload.level == level]))
+    return figure, result
+
+
+def mark_case(axes: Axes, x: float, y: float, record: Record, colour: str) -> None:
+    """A measured case as a point whose marker tells the phase."""
+    axes.plot(
+        x,
+        y,
+        PHASE_MARKERS[record.case.workload.phase],
+        color=colour,
+        markersize=5.5,
+        alpha=0.85,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+    )
+
+
+def clear_axis(axes: Axes, axis: Literal["x", "y"]) -> None:
+    """Neither grid lines nor tick marks on an axis of names."""
+    axes.grid(axis=axis, visible=False)
+    axes.tick_params(axis=axis, length=0)
+
+
+def batch_axis(axes: Axes, batches: Sequence[float]) -> None:
+    """A logarithmic x axis with a tick at each of these batches."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(batches))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def label_logarithmic(axis: Axis, kind: Kind) -> None:
+    """Ticks with units: at 1, 2 and 5 of a decade as long as there are two decades at most."""
+    low, high = axis.get_view_interval()
+    few = high <= 150 * low
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value, kind, 1)))
+    axis.set_minor_locator(NullLocator())
+
+
 def router_colours(run: KeptRun) -> Mapping[str, str]:
     """One colour a router title: greys for the baseline and its fixed-k relatives."""
     routers = {r.case.router.title: r.case.router.name for r in (*run.predictions, *run.records)}
@@ -115,14 +189,27 @@ def measurement_of(record: Record) -> Measurement:
 
 
 def levels_of(records: Sequence[Record]) -> list[str]:
+    """Levels in order of appearance."""
     return list(dict.fromkeys(r.case.workload.level for r in records))
 
 
 def titles_of(records: Sequence[Record]) -> list[str]:
+    """Router titles in order of appearance."""
     return list(dict.fromkeys(r.case.router.title for r in records))
 
 
+def labels_of(records: Sequence[Record]) -> list[str]:
+    """Workload labels in order of appearance."""
+    return list(dict.fromkeys(r.case.workload.label for r in records))
+
+
+def shown(title: str) -> str:
+    """A title in a figure; in a legend, matplotlib takes "_" in front for "do not show"."""
+    return printable(f" {title}" if title.startswith("_") else title)
+
+
 def router_handles(run: KeptRun, records: Sequence[Record], patches: bool = False) -> list[Any]:
+    """Legend entries for the routers: points, or patches where the figure has bars."""
     colours = router_colours(run)
     if patches:
         return [Patch(color=colours[title], label=shown(title)) for title in titles_of(records)]
@@ -132,26 +219,13 @@ def router_handles(run: KeptRun, records: Sequence[Record], patches: bool = Fals
     ]
 
 
-def shown(title: str) -> str:
-    """A title in a figure; in a legend, matplotlib takes "_" in front for "do not show"."""
-    return printable(f" {title}" if title.startswith("_") else title)
-
-
 def phase_handles(records: Sequence[Record]) -> list[Any]:
+    """Legend entries for the markers of the phases."""
     phases = list(dict.fromkeys(r.case.workload.phase for r in records))
     return [
         Line2D([], [], marker=PHASE_MARKERS[p], linestyle="", color=MUTED, mfc="white", label=p)
         for p in phases
     ]
-
-
-def label_logarithmic(axis: Axis, kind: Kind) -> None:
-    """Ticks with units: at 1, 2 and 5 of a decade as long as there are two decades at most."""
-    low, high = axis.get_view_interval()
-    few = high <= 150 * low
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value, kind, 1)))
-    axis.set_minor_locator(NullLocator())
 
 
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
