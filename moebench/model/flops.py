@@ -1,13 +1,13 @@
-"""FLOPs of one step, counted by two tools that watch it run.
+"""FLOPs of one step, counted by two tools while it runs.
 
 fvcore traces the step and counts one per multiply-add; its result is doubled here and nowhere
-else. torch's FlopCounterMode watches the operations being dispatched and counts two. Neither
-knows scaled dot-product attention on a CPU, nor grouped_mm: both would silently say 0, so they
-are told. They are told as well to count the pairs that attend rather than the whole rectangle of
-scores, which is what the closed form of `moebench.spec.ops` does.
+else. torch's FlopCounterMode counts two per multiply-add of the operations that are dispatched.
+Both would count 0 for scaled dot-product attention on a CPU and for grouped_mm, so they get our
+formulas. For attention these count the pairs that attend rather than the whole rectangle of scores,
+as the closed form of `moebench.spec.ops` does.
 
-Both see one input: with adaptive routing the FLOPs of a step depend on it. Counting runs the step
-and is slow; it has no place in anything timed.
+With adaptive routing the FLOPs of a step depend on its input; both tools count the same one.
+Counting runs the step and is slow: it has no place in anything timed.
 """
 
 import warnings
@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moebench.experts.backends import execution
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.gpu import launch
 from moebench.experts.weights import Experts
-from moebench.model.decoder import Decoder, KVCache
+from moebench.model.decoder import Decoder, StepMode
 from moebench.routers.routing import Router
-from moebench.spec.case import Level
 from moebench.units import Flops
 
 Shape = Sequence[int]
@@ -45,45 +45,24 @@ NOT_MATRIX_PRODUCTS = frozenset(
     )
     for name in names
 )
-"""What has no FLOPs by the convention of `moebench.spec.ops`, and is on neither of fvcore's
-lists."""
+"""Operations without FLOPs by the convention of `moebench.spec.ops` that fvcore does not list."""
 
 
 @dataclass(frozen=True)
 class CountedFlops:
-    """What the counters saw; 2 per multiply-add."""
+    """FLOPs of a step by both counters; 2 per multiply-add."""
 
     fvcore: Flops | None
-    """None for a step with a backward pass, which fvcore does not see."""
+    """FLOPs by fvcore; None for a step with a backward pass, which it does not trace."""
     torch: Flops
     unsupported: tuple[str, ...]
     """Operations that may hold FLOPs which were not counted: then both are lower bounds."""
     counted: str | None = None
-    """The expert backend that ran instead of one that the counters do not see into."""
+    """The expert backend that was counted instead of one that the counters cannot look inside."""
 
     @property
     def complete(self) -> bool:
         return not self.unsupported
-
-
-class _Step(nn.Module):
-    """A step as a module of one tensor, which is what fvcore traces."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        routers: Sequence[Router],
-        experts: Experts,
-        level: Level,
-        cache: KVCache | None,
-    ) -> None:
-        super().__init__()
-        self.decoder, self.routers = decoder, nn.ModuleList(routers)
-        self.experts, self.level, self.cache = experts, level, cache
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.decoder(x, [*self.routers], self.experts, self.level, self.cache)[0]
-        return y
 
 
 COUNTED_AS = "grouped"
@@ -97,43 +76,48 @@ def countable(experts: Experts) -> Experts:
     return execution(COUNTED_AS) if experts in map(execution, hidden) else experts
 
 
-def count_flops(
-    decoder: Decoder,
-    x: Float[Tensor, "batch sequence hidden"],
-    routers: Sequence[Router],
-    experts: Experts,
-    level: Level,
-    cache: KVCache | None = None,
-) -> CountedFlops:
+class ForwardStep(nn.Module):
+    """A forward step as a module of one tensor, which is what fvcore traces."""
+
+    def __init__(
+        self, decoder: Decoder, routers: Sequence[Router], experts: Experts, mode: StepMode
+    ) -> None:
+        super().__init__()
+        self.decoder, self.routers = decoder, nn.ModuleList(routers)
+        self.experts, self.mode = experts, mode
+
+    def forward(self, x: Float[Tensor, "batch sequence hidden"]) -> Tensor:
+        y: Tensor = self.decoder(x, [*self.routers], self.experts, self.mode)[0]
+        return y
+
+
+def count_flops(step: ForwardStep, x: Float[Tensor, "batch sequence hidden"]) -> CountedFlops:
     """Run one forward step and count its FLOPs with both tools at once."""
-    counted = countable(experts)
-    step = _Step(decoder, routers, counted, level, cache)
+    experts, counted = step.experts, countable(step.experts)
     with torch.no_grad():
         if counted is not experts:  # the first step of a backend sets it up
-            _Step(decoder, routers, experts, level, cache)(x)
-    with torch.no_grad(), torch_counter() as counter:
-        macs, unsupported = trace_macs(step, x)
+            step(x)
+        step.experts = counted
+        with torch_counter() as counter:
+            macs, unsupported = trace_macs(step, x)
+    step.experts = experts
     instead = None if counted is experts else COUNTED_AS
     return CountedFlops(2 * macs, counter.get_total_flops(), unsupported, instead)
 
 
 def count_training_flops(
-    decoder: Decoder,
-    x: Float[Tensor, "batch sequence hidden"],
-    routers: Sequence[Router],
-    experts: Experts,
-    level: Level,
-    run_step: Callable[[], None],
+    step: ForwardStep, x: Float[Tensor, "batch sequence hidden"], run: Callable[[], None]
 ) -> CountedFlops:
-    """Count forward and backward with torch's counter while `run_step` runs them.
+    """Count forward and backward with torch's counter while `run` runs them.
 
     fvcore traces the forward pass only, and says which operations are unknown.
     """
+    experts, step.experts = step.experts, countable(step.experts)
     with torch.no_grad():
-        step = _Step(decoder, routers, countable(experts), level, None)
         _, unsupported = trace_macs(step, x)
+    step.experts = experts
     with torch_counter() as counter:
-        run_step()
+        run()
     return CountedFlops(None, counter.get_total_flops(), unsupported)
 
 
@@ -158,7 +142,7 @@ def trace_macs(module: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
 
 @contextmanager
 def _shapes_unchecked() -> Iterator[None]:
-    """In a trace sizes are tensors, which the shape checks that run under pytest would refuse."""
+    """Without shape checks: sizes are tensors in a trace, which the checks under pytest refuse."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
@@ -168,17 +152,17 @@ def _shapes_unchecked() -> Iterator[None]:
 
 
 def torch_counter() -> FlopCounterMode:
-    """The counter of torch, told about the operations whose formulas it lacks or has otherwise."""
+    """The counter of torch, with our formulas for attention and for grouped and ragged matmuls."""
     aten = torch.ops.aten
     kinds = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
     attention = {}
     for kind in kinds:
         name = f"_scaled_dot_product_{kind}"
         attention[getattr(aten, name)] = 1
-        # As many products again for each of the two operands; scores computed anew do not count.
+        # As many products again for each of the two operands; recomputed scores do not count.
         attention[getattr(aten, f"{name}_backward")] = 2
     formulas = {op: _dispatched_attention(op, passes) for op, passes in attention.items()}
-    ragged = torch.ops.moebench
+    ragged = launch.OPERATIONS
     grouped = {
         aten._grouped_mm: _dispatched_grouped_mm,
         ragged.ragged_up: _dispatched_ragged(1, 3),
@@ -188,7 +172,7 @@ def torch_counter() -> FlopCounterMode:
 
 
 def attended_pairs(queries: int, keys: int, is_causal: bool) -> int:
-    """Pairs of a query and a key that it sees; causal queries are the last of the positions."""
+    """Pairs of a query and a key it attends to; causal queries are the last of the positions."""
     if not is_causal:
         return queries * keys
     return queries * (keys - queries) + queries * (queries + 1) // 2
@@ -201,9 +185,9 @@ def attention_macs(query: Shape, key: Shape, value: Shape, is_causal: bool) -> i
 
 
 def _dispatched_attention(op: Any, passes: int) -> Callable[..., int]:
-    """Formula for torch's counter; the kernels differ in where their arguments stand.
+    """Formula for torch's counter of an attention kernel; kernels differ in argument order.
 
-    A counter sees only the shape of a mask. It is taken for causal: the decoder has no other.
+    A counter gets only the shape of a mask. A mask counts as causal: the decoder has no other.
     """
     names = [argument.name for argument in op.default._schema.arguments]
 
@@ -219,15 +203,19 @@ def _dispatched_attention(op: Any, passes: int) -> Callable[..., int]:
 
 
 def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: Any, **__: Any) -> int:
-    """Of rows [rows, k], weights [groups, k, n]; exact where the offsets cover all rows."""
+    """FLOPs of rows [rows, k] times weights [groups, k, n] if the offsets cover all rows."""
     return 2 * rows[0] * weights[-2] * weights[-1]
 
 
 def _dispatched_ragged(assignments: int, weights: int) -> Callable[..., int]:
-    """Formula of a kernel of `moebench.experts.gpu`: the places of two of its arguments.
+    """Formula for torch's counter of a kernel of `moebench.experts.gpu`.
 
-    A product with one expert's matrix for each assignment, as long as the bound that the kernel
-    is given is their number; outside a CUDA graph it is.
+    It counts a product with one expert's matrix for each assignment. The kernel gets an upper bound
+    of the assignments; outside a CUDA graph the bound is their number.
+
+    Args:
+        assignments: place of the argument with one entry for each assignment.
+        weights: place of the experts' matrices.
     """
 
     def count(*shapes: Any, **_: Any) -> int:
@@ -239,20 +227,20 @@ def _dispatched_ragged(assignments: int, weights: int) -> Callable[..., int]:
 
 
 def _traced_attention(inputs: list[Any], _: list[Any]) -> int:
-    """Handle for fvcore, in multiply-adds."""
+    """Multiply-adds of attention, for fvcore."""
     query, key, value = (node.type().sizes() for node in inputs[:3])
     has_mask = inputs[3].type().kind() != "NoneType"
     return attention_macs(query, key, value, has_mask or inputs[5].toIValue())
 
 
 def _traced_grouped_mm(inputs: list[Any], _: list[Any]) -> int:
-    """Handle for fvcore, in multiply-adds."""
+    """Multiply-adds of a grouped matmul, for fvcore."""
     rows, weights = (node.type().sizes() for node in inputs[:2])
     return _dispatched_grouped_mm(rows, weights) // 2
 
 
 def _traced_ragged(assignments: int, weights: int) -> Callable[[list[Any], list[Any]], int]:
-    """Handle for fvcore, in multiply-adds."""
+    """Formula of `_dispatched_ragged` for fvcore, in multiply-adds."""
     dispatched = _dispatched_ragged(assignments, weights)
 
     def count(inputs: list[Any], _: list[Any]) -> int:

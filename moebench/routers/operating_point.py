@@ -1,11 +1,11 @@
-"""Bringing a router to an operating point, and seeing whether it is there.
+"""Operating points: biases that bring a router to one, and a check that it is there.
 
 An untrained router's counts and loads are artefacts of its initialisation. Biases on the choice
-put it where a comparison wants it over a given stream of tokens: the distribution of k, and the
-experts' marginals. Choosing the best of biased scores is the same problem for counts (the best 1
-of N columns) and for experts (the best k), so one solver serves all routers.
+impose, over a given stream of tokens, the distribution of k and the experts' marginals that a
+comparison wants. Choosing the best of biased scores is the same problem for counts (the best 1 of
+N columns) and for experts (the best k), so one solver serves all routers.
 
-The helpers at the end say what a stream of tokens looks like under a routing.
+The functions at the end describe a stream of tokens under a routing.
 """
 
 import math
@@ -16,15 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moebench.routers.gate import choice_scores
 from moebench.routers.routing import Routing
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import inclusion_probabilities
-from moebench.spec.model import Gate
 
 MEAN_K_TOLERANCE = 0.01
 CLOSE_ENOUGH = 0.015
-"""Relative error of every expert's load at which the solver stops."""
+"""Largest relative error of an expert's load at which the solver stops."""
 NEVER = -1e4
 """The bias of a column that no token should choose."""
 MAX_ROUNDS = 80
@@ -33,7 +31,7 @@ MAX_ROUNDS = 80
 def expert_shares(
     k_distribution: tuple[float, ...], num_experts: int, skew: float
 ) -> Float[Tensor, " experts"]:
-    """Probability that a token visits each expert, as `ExpertLoad.expected` has it; fp64."""
+    """Probability that a token visits each expert, as in `ExpertLoad.expected`; fp64."""
     popularity = np.arange(1, num_experts + 1, dtype=np.float64) ** -skew
     return torch.from_numpy(
         sum(p * inclusion_probabilities(popularity, k) for k, p in enumerate(k_distribution) if p)
@@ -50,23 +48,23 @@ def whole_counts(shares: Float[Tensor, " choices"], total: int) -> Int[Tensor, "
 
 
 def impose_marginals(
-    router_logits: Float[Tensor, "tokens choices"],
+    biased_scores: Callable[[Tensor], Tensor],
     selection_bias: Float[Tensor, " choices"],
-    slots: int | Int[Tensor, " tokens"],
-    gate: Gate,
+    slots_of_token: Int[Tensor, " tokens"],
     point: OperatingPoint,
-    num_null_experts: int = 0,
+    num_experts: int,
 ) -> None:
-    """Set `selection_bias` so that the experts' marginals are the point's over this stream.
+    """Set `selection_bias` so that the experts' marginals are the point's over a stream.
 
-    Null experts, the last columns, share one bias, which sets the mean of k; otherwise k is what
-    `slots` says and only the shape of the marginals is taken from the point.
+    Columns beyond `num_experts` are null experts. They share one bias, which sets the mean of k;
+    without them k is given by `slots_of_token` and only the shape of the marginals is the point's.
+
+    Args:
+        biased_scores: what competes for the slots, [tokens, choices], under a bias [choices].
     """
-    num_tokens, num_choices = router_logits.shape
-    num_experts = num_choices - num_null_experts
-    slots_of_token = torch.as_tensor(slots, device=router_logits.device).expand(num_tokens)
+    num_choices, num_tokens = len(selection_bias), len(slots_of_token)
     total = int(slots_of_token.sum())
-    if num_null_experts:
+    if num_choices > num_experts:
         wanted = expert_shares(point.k_distribution, num_experts, point.skew)
         assigned = min(total, round(point.mean_k * num_tokens))
         targets = whole_counts(wanted, assigned)
@@ -76,15 +74,14 @@ def impose_marginals(
         targets = whole_counts(
             expert_shares(tuple(histogram.tolist()), num_experts, point.skew), total
         )
-    targets = targets.to(router_logits.device)
-
-    def biased(bias: Float[Tensor, " choices"]) -> Float[Tensor, "tokens choices"]:
-        return choice_scores(router_logits, bias, gate, num_experts)
+    targets = targets.to(slots_of_token.device)
 
     def miss(loads: Int[Tensor, " targets"]) -> float:
         return float(((loads - targets).abs() / targets.clamp(min=1)).max()) / CLOSE_ENOUGH
 
-    selection_bias.copy_(selection_biases(biased, num_choices, slots_of_token, targets, miss))
+    selection_bias.copy_(
+        selection_biases(biased_scores, slots_of_token, targets, num_choices, miss)
+    )
 
 
 def impose_counts(
@@ -116,32 +113,31 @@ def impose_counts(
         return max(mean_k / 0.002, variation / 0.005)
 
     count_bias.copy_(
-        selection_biases(lambda bias: allocator_logits + bias, num_counts, slots, targets, miss)
+        selection_biases(lambda bias: allocator_logits + bias, slots, targets, num_counts, miss)
     )
 
 
 def selection_biases(
     biased_scores: Callable[[Tensor], Tensor],
-    num_choices: int,
     slots_of_token: Int[Tensor, " tokens"],
     targets: Int[Tensor, " targets"],
+    num_choices: int,
     miss: Callable[[Int[Tensor, " targets"]], float],
 ) -> Float[Tensor, " choices"]:
     """Biases under which each column is among the best `slots_of_token` of `targets` tokens.
 
     This is a transport problem between tokens and columns, and the biases are its dual variables.
-    Every round asks each column which change of its own bias would give it exactly its target, if
-    the others stayed (a quantile of its distances to the thresholds of the tokens), and goes part
-    of the way: half at first, since two columns that compete alone would each give way to the
-    other, and less later. Deterministic; keeps the best round, and says nothing about how good it
-    is (see `check_point`).
+    Each round computes for every column the change of its own bias that would give it exactly its
+    target if the others stayed (a quantile of its distances to the tokens' thresholds). The bias
+    goes part of the way: half at first, since two columns that compete alone would each give way
+    to the other, and less later. The search is deterministic. It returns the best round, however
+    good that is (see `check_point`).
 
     Args:
         biased_scores: scores of the stream [tokens, choices] under a bias [choices].
-        num_choices: columns.
         slots_of_token: how many columns each token takes.
         targets: tokens wanted by each column. Where there are more columns than targets, the last
-            ones share a bias and the last target.
+            columns share a bias and the last target.
         miss: how bad loads are; 1 is good enough to stop.
     """
     device, num_tokens = slots_of_token.device, slots_of_token.shape[0]
@@ -173,9 +169,9 @@ def selection_biases(
 def distances_to_choice(
     scores: Float[Tensor, "tokens choices"], slots_of_token: Int[Tensor, " tokens"]
 ) -> tuple[Float[Tensor, "tokens choices"], Bool[Tensor, "tokens choices"]]:
-    """How far each score is above (below: negative) what it must beat to be chosen; and who is.
+    """Margins of all scores over what they must beat to be chosen, and which ones are chosen.
 
-    A chosen column must beat the best one left out, any other the worst one chosen.
+    A chosen column must beat the best column left out, any other the worst one chosen.
     """
     num_choices = scores.shape[1]
     candidates = min(int(slots_of_token.max()) + 1, num_choices)
@@ -193,10 +189,10 @@ def distances_to_choice(
 def shift_to_target(
     margins: Float[Tensor, "rows cases"], targets: Int[Tensor, " rows"], spread: float
 ) -> Float[Tensor, " rows"]:
-    """What to add to each row so that exactly `targets` of its margins are positive.
+    """The shift of each row after which exactly `targets` of its margins are positive.
 
-    A row that should have none stays; one that should have all is pushed up until it has. No shift
-    is larger than four times the `spread` of the scores.
+    A row with target 0 is not shifted; a row whose target is all is raised until all are positive.
+    No shift is larger than four times the `spread` of the scores.
     """
     num_cases = margins.shape[1]
     largest = min(num_cases, int(targets.max()) + 1)
@@ -211,17 +207,17 @@ def shift_to_target(
 
 
 def check_point(routing: Routing, point: OperatingPoint, tolerance: float = 0.03) -> None:
-    """Hold a stream's routing against its operating point.
+    """Check that a stream's routing shows its operating point.
 
     Raises:
         ValueError: mean k is off by more than 1 %, or an expert's share of the assignments by more
-            than `tolerance` (relative); the message says what was reached.
+            than `tolerance` (relative); says what was reached.
     """
     tokens, experts = routing.num_tokens, routing.num_experts
     mean_k = routing.num_assignments / max(1, tokens)
     wanted = expert_shares(point.k_distribution, experts, point.skew)
     reached = routing.tokens_per_expert.cpu() / max(1, tokens)
-    # What a wrong mean does to every expert is reported as that, not as imbalance.
+    # Shares are relative to the mean reached, so that a wrong mean is not reported as imbalance.
     relative = (reached / max(mean_k, 1e-12)) / (wanted / point.mean_k)
     low, high = float(relative.min()), float(relative.max())
     if abs(mean_k / point.mean_k - 1) > MEAN_K_TOLERANCE or max(1 - low, high - 1) > tolerance:
@@ -237,12 +233,6 @@ def k_histogram(routing: Routing) -> tuple[float, ...]:
     """Share of the tokens with 0, 1, 2, ... experts; empty for an empty stream."""
     counts = torch.bincount(routing.experts_per_token())
     return tuple((counts.double() / max(1, routing.num_tokens)).tolist())
-
-
-def expert_marginals(routing: Routing) -> tuple[float, ...]:
-    """Share of the tokens that visit each expert."""
-    shares = routing.tokens_per_expert.double() / max(1, routing.num_tokens)
-    return tuple(shares.tolist())
 
 
 def lag1_correlation(routing: Routing) -> float | None:

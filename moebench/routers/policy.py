@@ -1,13 +1,12 @@
-"""What a router costs and how it loads experts: the computed half of each router.
+"""Policy: what a router costs and how it loads experts, the computed half of each router.
 
-A policy is a frozen dataclass: its fields are the router's options, which makes it the schema of
-a suite's `[[router]]` table as well. The module of the same name in `moebench.routers.routing`
-executes it; a contract test holds the two together. Adding a router is adding one file to each.
+A policy is a frozen dataclass. Its fields are the router's options, and so the schema of a suite's
+`[[router]]` table. `module.py` in the same folder executes it; a contract test holds the two
+together. Adding a router is adding a folder with these two files.
 """
 
 import functools
 import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op, router_parameters
+from moebench.spec.ops import Op
 from moebench.spec.schema import from_mapping
 from moebench.units import nearest
 
@@ -37,31 +36,27 @@ class Policy(ABC):
     """The options, parameters, work and load of one kind of router."""
 
     name: ClassVar[str]
-    """As the paper spells it, in kebab-case."""
+    """The router's name as its paper spells it, in kebab-case."""
     is_adaptive: ClassVar[bool] = False
     """Whether tokens differ in how many experts they run."""
     is_causal: ClassVar[bool] = True
     """Whether a token's route is independent of later tokens."""
     builder: ClassVar[str] = ""
-    """Of a router that lies elsewhere: "package.module:function" of what builds its modules."""
+    """"package.module:function" that builds the modules of a router outside moebench."""
     published: ClassVar[Mapping[str, PublishedMean]] = {}
     """Published mean k by model name."""
 
     @abstractmethod
     def parameters(self, model: ModelSpec) -> int:
-        """Router parameters in all MoE layers together, what layers share counted once."""
-
-    def extra_parameters(self, model: ModelSpec) -> int:
-        """What the router adds to the base model's own; negative if it replaces it by less."""
-        return self.parameters(model) - router_parameters(model)
+        """Router parameters of all MoE layers; parameters that layers share count once."""
 
     @abstractmethod
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        """The router's work in one layer: matrix products exactly, the rest as launches."""
+        """The router's work in one layer: matrix products exactly, all else as launches."""
 
     @abstractmethod
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:
-        """Probabilities of 0, 1, 2, ... routed experts per token, and where they come from.
+        """Probabilities of 0, 1, 2, ... routed experts per token, and their source.
 
         Raises:
             ValueError: no mean is given and no paper has one for this model.
@@ -77,11 +72,7 @@ class Policy(ABC):
         return ExpertLoad.expected(num_tokens, model.num_experts, point.k_distribution, point.skew)
 
     def mean_or_published(self, mean_k: float | None, model: ModelSpec) -> tuple[float, str]:
-        """The mean that was asked for, or the one the paper reports for this model.
-
-        Raises:
-            ValueError: neither exists.
-        """
+        """The given mean, or the paper's for this model; an error where neither exists."""
         if mean_k is not None:
             return mean_k, "mean k as given"
         if model.published_name in self.published:
@@ -95,7 +86,7 @@ class Policy(ABC):
 
 
 def register(cls: type[Policy]) -> type[Policy]:
-    """Class decorator: make a policy known under its name."""
+    """Class decorator that registers a policy under its name."""
     _POLICIES[cls.name] = cls
     return cls
 
@@ -107,14 +98,13 @@ def policy(
     *,
     may_import: bool = False,
 ) -> Policy:
-    """The policy of a router with its options.
+    """The policy of a router with its options, for which the policy's fields are the schema.
 
     Args:
-        name: of a router here, or "package.module:Policy" for one that lies elsewhere.
-        options: of the router; the policy's fields are their schema.
+        name: a router's name, or "package.module:Policy" for one outside moebench.
         where: file and table for error messages.
-        may_import: whether a router that lies elsewhere is imported, which runs its code; only
-            for a name that the user wrote.
+        may_import: whether a router outside moebench is imported, which runs its code; only for
+            a name that the user wrote.
 
     Raises:
         ValueError: unknown router or option (with the nearest known one), or an ill-typed value.
@@ -128,7 +118,7 @@ def policy(
 
 
 def _imported(path: str, prefix: str) -> type[Policy]:
-    """A policy from outside moebench; importing it runs code."""
+    """A policy outside moebench; importing it runs code."""
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -150,7 +140,5 @@ def known_policies() -> dict[str, type[Policy]]:
 @functools.cache
 def import_routers(part: Literal["policy", "module"]) -> None:
     """Import one file of every router's folder, which registers what it defines."""
-    folder = Path(__file__).parent
-    for router in pkgutil.iter_modules([str(folder)]):
-        if router.ispkg:
-            importlib.import_module(f"moebench.routers.{router.name}.{part}")
+    for file in sorted(Path(__file__).parent.glob(f"*/{part}.py")):
+        importlib.import_module(f"moebench.routers.{file.parent.name}.{part}")

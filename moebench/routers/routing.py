@@ -1,26 +1,28 @@
-"""Routers as torch modules: the executed half of each router, readable beside its paper.
+"""Routing: which token visits which expert; and Router, the torch module that decides it.
 
-A router is a cell: `forward(x, state) -> (Routing, state)`. State goes up through the layers
+A router is a cell: `forward(x, state) -> (Routing, state)`. The state goes up through the layers
 (RMoE's recurrent state) and is None for routers without one; nothing is accumulated on the side.
 What is registered is a builder for the whole stack, so that layers can share a module.
 
-`Routing` is flat: an *assignment* is one (token, expert) pair that costs compute. A token may
-have none, one or many. That makes the papers alike: dense slots `(weights, indices)` and a
-boolean `keep` go in, a `Routing` comes out, and what an adaptive router saves is the number of
-assignments. There are no padded slots and no sentinels further down, but for the tail of a
-`Routing.bounded`, whose length a CUDA graph has to know beforehand.
+`Routing` is flat: an *assignment* is one (token, expert) pair that costs compute. A token may have
+none, one or many. That makes the papers alike: a router's `choose` gives dense slots with their
+weights and a boolean `keep`, and an adaptive router saves the assignments that it does not keep.
+No code below a router sees padded slots or sentinels, but for the tail of a `Routing.bounded`,
+whose length a CUDA graph has to know beforehand.
 
-Words used here and nowhere else replaced: `router_logits` (scores before softmax), `weights`
-(kept, normalised), `slots` (candidates before `keep`), `tokens_per_expert` (the histogram).
+x          hidden states of one layer's tokens               [tokens, hidden_size]
+scores     everything that a router computes from x          [tokens, choices]
+slots      experts that a token may visit, best first        [tokens, slots]
+keep       whether a slot costs compute                      [tokens, slots]
+weights    factors of the experts' outputs, normalised       [tokens, slots], then [assignments]
 """
 
 import functools
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,20 +36,18 @@ from moebench.units import nearest
 Builder = Callable[..., "list[Router]"]
 _BUILDERS: dict[str, Builder] = {}
 
-_IS_BOUNDED = ContextVar("is_bounded", default=False)
 
+class Choice(NamedTuple):
+    """A router's choice: the slots of each token, before those that are not kept are dropped."""
 
-@contextmanager
-def bounded_routings() -> Iterator[None]:
-    """Within, every router routes by `Routing.bounded`: what a CUDA graph needs.
-
-    A mode and no argument, as torch's `no_grad` is: no router has to know about it.
-    """
-    before = _IS_BOUNDED.set(True)
-    try:
-        yield
-    finally:
-        _IS_BOUNDED.reset(before)
+    weights: Float[Tensor, "tokens slots"]
+    expert_indices: Int[Tensor, "tokens slots"]
+    num_experts: int
+    keep: Bool[Tensor, "tokens slots"] | None = None
+    """Slots that cost compute; None: all do."""
+    aux_loss: Float[Tensor, ""] | None = None
+    """The auxiliary training loss, scaled by its coefficient; only in training mode. The sum over
+    the layers is the paper's loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,7 @@ class Routing:
     tokens_per_expert: Int[Tensor, " experts"]
     num_tokens: int
     aux_loss: Float[Tensor, ""] | None = None
-    """The router's auxiliary training loss, scaled by its coefficient; only in training mode.
-    The sum over the layers is the paper's loss."""
+    """See `Choice`."""
 
     @property
     def num_assignments(self) -> int:
@@ -77,10 +76,10 @@ class Routing:
 
     @functools.cached_property
     def slots(self) -> tuple[Float[Tensor, "tokens slots"], Int[Tensor, "tokens slots"]]:
-        """Weights and experts as dense slots, for kernels that know nothing else.
+        """Weights and experts as dense slots, for kernels that take nothing else.
 
-        As many slots as the token with the most experts has. Empty ones come last, with weight 0
-        and the sentinel `num_experts` for an expert. Asks the device for the width.
+        There are as many slots as the token with the most experts has. Empty slots come last, with
+        weight 0 and the sentinel `num_experts` for an expert. The host waits for the width.
         """
         counts = self.experts_per_token()
         by_token = self.token_indices.argsort(stable=True)
@@ -103,13 +102,11 @@ class Routing:
         keep: Bool[Tensor, "tokens slots"] | None = None,
         aux_loss: Float[Tensor, ""] | None = None,
     ) -> "Routing":
-        """Flatten dense slots, dropping those that are not kept.
+        """Flatten the slots of a `Choice`, dropping those that are not kept.
 
         Tokens of one expert stay in token order. On a GPU the host waits for the histogram, and
-        with `keep` for the number of assignments; within `bounded_routings` for nothing.
+        with `keep` for the number of assignments.
         """
-        if _IS_BOUNDED.get():
-            return cls.bounded(weights, expert_indices, num_experts, keep, aux_loss)
         num_tokens, slots = expert_indices.shape
         experts = expert_indices.reshape(-1)
         if keep is None:
@@ -118,14 +115,9 @@ class Routing:
             kept = keep.reshape(-1).nonzero().squeeze(1)
             experts, order = experts[kept].sort(stable=True)
             positions = kept[order]
-        return cls(
-            positions // slots,
-            experts,
-            weights.reshape(-1)[positions],
-            torch.bincount(experts, minlength=num_experts),
-            num_tokens,
-            aux_loss,
-        )
+        histogram = torch.bincount(experts, minlength=num_experts)
+        weights = weights.reshape(-1)[positions]
+        return cls(positions // slots, experts, weights, histogram, num_tokens, aux_loss)
 
     @classmethod
     def bounded(
@@ -136,12 +128,12 @@ class Routing:
         keep: Bool[Tensor, "tokens slots"] | None = None,
         aux_loss: Float[Tensor, ""] | None = None,
     ) -> "Routing":
-        """`from_slots` at its upper bound, tokens times slots: no shape depends on the data.
+        """Flatten all slots, so that no shape depends on the data: what a CUDA graph needs.
 
-        Nothing waits for the device. Slots that are not kept are sorted behind all others: they
-        are in `token_indices` and `weights` still, with `num_experts` for an expert, but not in
-        `tokens_per_expert`. Only backends with `is_capturable` (`moebench.spec.ops`) take it,
-        outside training.
+        The host never waits. Slots that are not kept are sorted behind all others: they stay in
+        `token_indices` and `weights`, with `num_experts` for an expert, but not in
+        `tokens_per_expert`. `num_assignments` is then a bound, not a count. Only backends with
+        `is_capturable` (`moebench.experts.catalogue`) take such a routing, outside training.
         """
         num_tokens, slots = expert_indices.shape
         candidates = expert_indices
@@ -149,14 +141,9 @@ class Routing:
             candidates = torch.where(keep, expert_indices, num_experts)
         experts, positions = candidates.reshape(-1).sort(stable=True)
         bounds = torch.arange(num_experts + 1, dtype=experts.dtype, device=experts.device)
-        return cls(
-            positions // slots,
-            experts,
-            weights.reshape(-1)[positions],
-            torch.searchsorted(experts, bounds).diff(),
-            num_tokens,
-            aux_loss,
-        )
+        histogram = torch.searchsorted(experts, bounds).diff()
+        weights = weights.reshape(-1)[positions]
+        return cls(positions // slots, experts, weights, histogram, num_tokens, aux_loss)
 
 
 RouterState = Tensor | None
@@ -172,8 +159,8 @@ class Router(nn.Module, ABC):
         """Everything that reads x: one fused matmul where the method allows it."""
 
     @abstractmethod
-    def route(self, scores: Float[Tensor, "tokens choices"]) -> Routing:
-        """The choice that the scores imply."""
+    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
+        """The experts that the scores imply, without waiting for the device."""
 
     @abstractmethod
     def impose(
@@ -197,21 +184,27 @@ class Router(nn.Module, ABC):
         weight: Float[Tensor, "experts hidden"],
         correction_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
-        """Become a plug-in for a pretrained router that changes nothing yet.
+        """Take over a pretrained router's weights, so that the base model is unchanged at first.
 
-        Routing and weights are then those of the base model's own top-k, to the bit, and training
-        starts from there.
+        Routing and weights are then those of the base model's own top-k, to the bit; training
+        starts there.
 
         Raises:
             ValueError: this router cannot start that way.
         """
         raise ValueError(f"{type(self).__name__} cannot start from a pretrained router")
 
+    def route(self, scores: Float[Tensor, "tokens choices"], bounded: bool = False) -> Routing:
+        """The choice as a flat routing; `bounded` for a CUDA graph, see `Routing.bounded`."""
+        choice = self.choose(scores)
+        flatten = Routing.bounded if bounded else Routing.from_slots
+        return flatten(choice.weights.to(scores.dtype), *choice[1:])
+
     def forward(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
+        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None, bounded: bool = False
     ) -> tuple[Routing, RouterState]:
         scores, state = self.scores(x, state)
-        return self.route(scores), state
+        return self.route(scores, bounded), state
 
 
 def router(name: str) -> Callable[[Builder], Builder]:

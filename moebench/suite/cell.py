@@ -20,11 +20,13 @@ from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts
 from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
 from moebench.measure.latency import Visit
-from moebench.model.decoder import Decoder, KVCache, Mark, fill_normal, no_mark, training_loss
+from moebench.model.attention import KVCache
+from moebench.model.decoder import Decoder, Mark, StepMode, no_mark, training_loss
+from moebench.model.random_numbers import fill_normal
 from moebench.records.results import Caveat
 from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Router, RouterState, Routing, bounded_routings, build_routers
+from moebench.routers.routing import Router, RouterState, Routing, build_routers
 from moebench.spec.case import Case, OperatingPoint, Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
@@ -133,21 +135,25 @@ class ReadyCell:
         if ready.case.key in self.graphs:
             return self.graphs[ready.case.key].replay(x)
         if self.workload.phase != "train":
-            return self.infer(ready, x, mark)
-        y, routings = self._forward(ready, x, mark)
+            return self.infer(ready, x, self.mode(mark))
+        y, routings = self._forward(ready, x, self.mode(mark))
         training_loss(y, routings, x).backward()  # type: ignore[no-untyped-call]
         mark("backward")
         return y.detach()
 
-    def infer(self, ready: ReadyCase, x: Tensor, mark: Mark = no_mark) -> Tensor:
+    def mode(self, mark: Mark = no_mark, bounded: bool = False) -> StepMode:
+        """How the steps of this cell run."""
+        return StepMode(self.workload.level, self.cache, mark, bounded)
+
+    def infer(self, ready: ReadyCase, x: Tensor, mode: StepMode) -> Tensor:
         """An eager step of inference."""
         with torch.inference_mode():
-            y, _ = self._forward(ready, x, mark)
+            y, _ = self._forward(ready, x, mode)
         return y
 
-    def _forward(self, ready: ReadyCase, x: Tensor, mark: Mark) -> tuple[Tensor, list[Routing]]:
+    def _forward(self, ready: ReadyCase, x: Tensor, mode: StepMode) -> tuple[Tensor, list[Routing]]:
         result: tuple[Tensor, list[Routing]] = self.bench.decoder(
-            x, ready.routers, self.experts, self.workload.level, self.cache, mark
+            x, ready.routers, self.experts, mode
         )
         return result
 
@@ -316,9 +322,10 @@ def captured(cell: ReadyCell, cases: Sequence[ReadyCase]) -> ReadyCell:
     """
     graphs = {}
     for ready in cases:
-        eager = partial(cell.infer, ready)
+        eager = partial(cell.infer, ready, mode=cell.mode())
+        bounded = partial(cell.infer, ready, mode=cell.mode(bounded=True))
         try:
-            graphs[ready.case.key] = capture(bounded_routings()(eager), eager, cell.stream)
+            graphs[ready.case.key] = capture(bounded, eager, cell.stream)
         except CaptureError as error:
             return replace(cell, not_captured=f"{ready.case.router.title} {error}")
     return replace(cell, graphs=graphs)
@@ -343,7 +350,8 @@ def _cache(bench: Bench, workload: Workload, batch: int) -> KVCache | None:
     if workload.level == "moe" or workload.phase == "train":
         return None
     capacity = workload.context_length + workload.sequence_length
-    cache = KVCache(bench.model, bench.num_layers, batch, capacity, bench.dtype, bench.device)
+    shape = (bench.num_layers, batch, capacity)
+    cache = KVCache(bench.model.attention, shape, bench.dtype, bench.device)
     cache.fill_random(workload.context_length, workload.seed)
     return cache
 
@@ -367,11 +375,10 @@ def _router_inputs(
         copies = math.gcd(stream.shape[0], WIDE_BATCH // workload.batch)
         x = stream.view(-1, copies * workload.batch, 1, stream.shape[-1])
         cache = None if cache is None else repeated(cache, copies)
+    mode = StepMode(workload.level, cache)
     inputs, states = [], []
     for step in x:
-        found, state = bench.decoder.router_input(
-            step, routers_below, experts, workload.level, cache
-        )
+        found, state = bench.decoder.router_input(step, routers_below, experts, mode)
         inputs.append(found)
         states.append(state)
     known = [state for state in states if state is not None]

@@ -18,7 +18,7 @@ from moebench.experts.backends import execution, layout_builder
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights
 from moebench.measure.memory import available_memory
-from moebench.model.decoder import fill_normal
+from moebench.model.random_numbers import fill_normal
 from moebench.records.experts_run import MATMUL_SIZE, READ_BYTES, ExpertsCell
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, Routing, build_routers

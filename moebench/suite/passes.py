@@ -22,7 +22,7 @@ from moebench.measure.energy.meter import EnergyPlan, measure_energy
 from moebench.measure.latency import Plan, Progress, Rounds, Samples, measure_rounds
 from moebench.measure.memory import is_out_of_memory, measure_memory
 from moebench.measure.reference import VERSION, reference_operation
-from moebench.model.flops import CountedFlops, count_flops, count_training_flops
+from moebench.model.flops import CountedFlops, ForwardStep, count_flops, count_training_flops
 from moebench.records.manifest import now
 from moebench.records.results import (
     Caveat,
@@ -155,13 +155,12 @@ def _first_pass(cell: ReadyCell, ready: ReadyCase, device: torch.device) -> _Fir
         found.append(measure_memory(run_step, device, weights, cache))
 
     step = int(cell.order[0])
-    shared = (decoder, cell.stream[step], ready.routers, cell.experts)
-    level = cell.workload.level
+    forward = ForwardStep(decoder, ready.routers, cell.experts, cell.mode())
     if cell.workload.phase == "train":
         # Counting adds microseconds to a call; a training step has no second one to spare.
-        counted = count_training_flops(*shared, level, measure)
+        counted = count_training_flops(forward, cell.stream[step], measure)
     else:
-        counted = count_flops(*shared, level, cell.cache)
+        counted = count_flops(forward, cell.stream[step])
         if counted.counted is not None:  # another backend ran: this one's first step is to come
             cell.check(cell.step(ready, 0))
         measure()

@@ -18,10 +18,10 @@ from moebench.experts.backends import load_backend
 from moebench.experts.gpu.launch import ragged_down, ragged_up
 from moebench.experts.gpu.tiles import Phase, choose_tiles
 from moebench.experts.weights import ExpertWeights
-from moebench.model.decoder import build_decoder
-from moebench.model.flops import count_flops
+from moebench.model.decoder import StepMode, build_decoder
+from moebench.model.flops import ForwardStep, count_flops
 from moebench.routers.policy import policy
-from moebench.routers.routing import Routing, bounded_routings, build_routers
+from moebench.routers.routing import Routing, build_routers
 from moebench.spec.model import Attention, Gate, ModelSpec
 
 NUM_EXPERTS = 5
@@ -179,7 +179,7 @@ def flops(backend: str) -> tuple[float | None, float, bool]:
     decoder = build_decoder(spec, 1, torch.float32)
     routers = build_routers(policy("ada-k", {"mean_k": 1.5}), spec, 1, torch.float32)
     x = torch.randn(1, 7, spec.hidden_size)
-    counted = count_flops(decoder, x, routers, load_backend(backend), "moe")
+    counted = count_flops(ForwardStep(decoder, routers, load_backend(backend), StepMode("moe")), x)
     return counted.fvcore, counted.torch, counted.complete
 
 
@@ -197,12 +197,13 @@ def replay_errors() -> dict[str, float]:
         decoder = build_decoder(spec, 2, torch.float32)
         routers = [r.eval() for r in build_routers(policy(name, options), spec, 2, torch.float32)]
 
-        def step(x: Tensor, backend: str) -> Tensor:
-            return decoder(x, routers, load_backend(backend), "decoder")[0]  # noqa: B023
+        def step(x: Tensor, backend: str, bounded: bool = False) -> Tensor:
+            mode = StepMode("decoder", bounded=bounded)
+            return decoder(x, routers, load_backend(backend), mode)[0]  # noqa: B023
 
         x, graph = torch.randn(7, 1, spec.hidden_size), CUDAGraph()
-        with bounded_routings(), graph:
-            y = step(x, "triton")
+        with graph:
+            y = step(x, "triton", bounded=True)
         x.normal_()
         graph.replay()
         expected = step(x, "grouped")

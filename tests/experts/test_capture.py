@@ -16,9 +16,10 @@ from torch import Tensor
 from moebench.experts.backends import execution
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights
-from moebench.model.decoder import Decoder, KVCache
+from moebench.model.attention import KVCache
+from moebench.model.decoder import Decoder, StepMode
 from moebench.routers.policy import policy
-from moebench.routers.routing import Routing, bounded_routings, build_routers, known_builders
+from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.model import Gate, ModelSpec
 
 GATES = {
@@ -61,15 +62,18 @@ def zeros(x: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
 
 
 @torch.inference_mode()
-def run_without_data(router: str, model: ModelSpec, experts: Experts) -> torch.Size:
+def run_without_data(
+    router: str, model: ModelSpec, experts: Experts, bounded: bool = True
+) -> torch.Size:
     """A decode step of two decoder layers on tensors that have no data."""
     with torch.device("meta"):
         decoder = Decoder(model, 2, torch.bfloat16)
         routers = build_routers(policy(router, OPTIONS.get(router)), model, 2, torch.bfloat16)
-        cache = KVCache(model, 2, 6, 9, torch.bfloat16, "meta")
+        cache = KVCache(model.attention, (2, 6, 9), torch.bfloat16, "meta")
         cache.length = 8
         x = torch.empty(6, 1, model.hidden_size, dtype=torch.bfloat16)
-        y, _ = decoder(x, [one.eval() for one in routers], experts, "decoder", cache)
+        mode = StepMode("decoder", cache, bounded=bounded)
+        y, _ = decoder(x, [one.eval() for one in routers], experts, mode)
         return y.shape
 
 
@@ -79,33 +83,26 @@ def test_no_router_waits_for_the_device_where_routings_are_bounded(
     router: str, gate: str, tiny: ModelSpec
 ) -> None:
     model = replace(tiny, num_experts=16, top_k=4, gate=GATES[gate])
-    with bounded_routings():
-        assert run_without_data(router, model, zeros) == (6, 1, model.hidden_size)
+    assert run_without_data(router, model, zeros) == (6, 1, model.hidden_size)
     with pytest.raises((NotImplementedError, RuntimeError)):
-        run_without_data(router, model, zeros)
+        run_without_data(router, model, zeros, bounded=False)
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_backends_that_can_be_captured_are_those_that_say_so(
     name: str, tiny: ModelSpec, kernels: SimpleNamespace
 ) -> None:
-    with bounded_routings():
-        if EXPERT_BACKENDS[name].is_capturable:
-            assert run_without_data("ada-k", tiny, execution(name)) == (
-                6,
-                1,
-                tiny.hidden_size,
-            )
-        else:
-            with pytest.raises((NotImplementedError, RuntimeError)):
-                run_without_data("ada-k", tiny, execution(name))
+    if EXPERT_BACKENDS[name].is_capturable:
+        assert run_without_data("ada-k", tiny, execution(name)) == (6, 1, tiny.hidden_size)
+    else:
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            run_without_data("ada-k", tiny, execution(name))
 
 
 def test_the_grids_of_the_kernels_are_those_of_the_bound(
     tiny: ModelSpec, kernels: SimpleNamespace
 ) -> None:
     """Ada-K may give each of 6 tokens all 4 experts: 24 assignments, at most 6 of an expert."""
-    with bounded_routings():
-        run_without_data("ada-k", tiny, execution("triton"))
+    run_without_data("ada-k", tiny, execution("triton"))
     for kernel in (kernels.up_and_activate, kernels.down_and_combine):
         assert kernel.grids == [(5,), (5,)]

@@ -8,16 +8,9 @@ import torch
 from torch import Tensor
 
 from moebench.experts.backends import load_backend
-from moebench.model.decoder import (
-    NORM_EPSILON,
-    Decoder,
-    KVCache,
-    Layer,
-    build_decoder,
-    causal_attention,
-    fill_normal,
-    training_loss,
-)
+from moebench.model.attention import NORM_EPSILON, KVCache, causal_attention
+from moebench.model.decoder import Decoder, Layer, StepMode, build_decoder, training_loss
+from moebench.model.random_numbers import fill_normal
 from moebench.routers.policy import known_policies, policy
 from moebench.routers.routing import Router, build_routers, known_builders
 from moebench.spec.model import Attention, ModelSpec
@@ -118,7 +111,7 @@ def test_a_step_is_the_naive_definition_layer_by_layer(
     decoder = build_decoder(model, 2, torch.float64, seed=1)
     routers = top_k_routers(model, torch.float64)
     x = torch.randn(2, 5, model.hidden_size, dtype=torch.float64)
-    y, _ = decoder(x, routers, GROUPED, level)
+    y, _ = decoder(x, routers, GROUPED, StepMode(level))
     for sequence in range(2):
         expected = x[sequence]
         for layer, router in zip(decoder.layers, routers, strict=True):
@@ -147,11 +140,11 @@ def test_prefill_then_decode_is_one_long_prefill(name: str, first: int, tiny: Mo
     for router in routers:
         router.eval()
     x = torch.randn(3, 10, tiny.hidden_size, dtype=torch.float64)
-    whole, _ = decoder(x, routers, GROUPED, "decoder")
-    cache = KVCache(tiny, 2, 3, 10, torch.float64)
+    whole, _ = decoder(x, routers, GROUPED, StepMode("decoder"))
+    cache = KVCache(tiny.attention, (2, 3, 10), torch.float64)
     parts = []
     for part in x.split([first, 2] + [1] * (8 - first), dim=1):
-        y, _ = decoder(part, routers, GROUPED, "decoder", cache)
+        y, _ = decoder(part, routers, GROUPED, StepMode("decoder", cache))
         cache.length += part.shape[1]
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-6, atol=1e-6)
@@ -160,11 +153,11 @@ def test_prefill_then_decode_is_one_long_prefill(name: str, first: int, tiny: Mo
 @torch.no_grad()
 def test_a_step_leaves_the_length_of_the_cache_alone_and_can_be_repeated(tiny: ModelSpec) -> None:
     decoder, routers = build_decoder(tiny, 2, torch.float32), top_k_routers(tiny, torch.float32)
-    cache = KVCache(tiny, 2, batch=4, capacity=9, dtype=torch.float32)
+    cache = KVCache(tiny.attention, (2, 4, 9), torch.float32)
     cache.fill_random(8, seed=3)
     x = torch.randn(4, 1, tiny.hidden_size)
-    first, _ = decoder(x, routers, GROUPED, "decoder", cache)
-    again, _ = decoder(x, routers, GROUPED, "decoder", cache)
+    first, _ = decoder(x, routers, GROUPED, StepMode("decoder", cache))
+    again, _ = decoder(x, routers, GROUPED, StepMode("decoder", cache))
     assert cache.length == 8
     assert torch.equal(first, again)
 
@@ -176,9 +169,9 @@ def test_the_router_of_each_layer_sees_what_router_input_says(tiny: ModelSpec) -
     seen: list[Tensor] = []
     for router in routers:
         router.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    decoder(x, routers, GROUPED, "decoder")
+    decoder(x, routers, GROUPED, StepMode("decoder"))
     for index in range(2):
-        found, _ = decoder.router_input(x, routers[:index], GROUPED, "decoder")
+        found, _ = decoder.router_input(x, routers[:index], GROUPED, StepMode("decoder"))
         assert torch.equal(found, seen[index])
 
 
@@ -222,12 +215,12 @@ def test_attention_is_the_naive_one_with_its_gradients(
 def test_decode_does_not_copy_the_keys_of_its_context(tiny: ModelSpec) -> None:
     """No operation of a decode step writes as much as the keys of one layer hold."""
     decoder, routers = build_decoder(tiny, 1, torch.bfloat16), top_k_routers(tiny, torch.bfloat16)
-    cache = KVCache(tiny, 1, batch=2, capacity=5000, dtype=torch.bfloat16)
+    cache = KVCache(tiny.attention, (1, 2, 5000), torch.bfloat16)
     cache.fill_random(5000, seed=0)
     cache.length = 4096
     x = torch.randn(2, 1, tiny.hidden_size, dtype=torch.bfloat16)
     with torch.profiler.profile(profile_memory=True) as profile:
-        decoder(x, routers[:1], GROUPED, "decoder", cache)
+        decoder(x, routers[:1], GROUPED, StepMode("decoder", cache))
     largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
     assert 0 < largest < cache.keys.nbytes / 2
 
@@ -236,7 +229,7 @@ def test_training_reaches_every_parameter_that_runs(tiny: ModelSpec) -> None:
     model = dressed(tiny, "qwen1.5")
     decoder, routers = build_decoder(model, 2, torch.float32), top_k_routers(model, torch.float32)
     x = torch.randn(4, 16, model.hidden_size)
-    y, routings = decoder(x, routers, GROUPED, "decoder")
+    y, routings = decoder(x, routers, GROUPED, StepMode("decoder"))
     training_loss(y, routings, torch.randn_like(x)).backward()  # type: ignore[no-untyped-call]
     modules = [decoder, *routers]
     for parameter in (p for module in modules for p in module.parameters()):
@@ -244,7 +237,7 @@ def test_training_reaches_every_parameter_that_runs(tiny: ModelSpec) -> None:
         assert parameter.grad.abs().sum() > 0
     decoder.zero_grad(set_to_none=True)
 
-    y, routings = decoder(x, routers, GROUPED, "moe")
+    y, routings = decoder(x, routers, GROUPED, StepMode("moe"))
     training_loss(y, routings, torch.randn_like(x)).backward()  # type: ignore[no-untyped-call]
     for name, parameter in decoder.named_parameters():
         assert (parameter.grad is None) == (".attention" in name), name
@@ -253,7 +246,7 @@ def test_training_reaches_every_parameter_that_runs(tiny: ModelSpec) -> None:
 def test_the_loss_is_the_mean_squared_error_and_what_the_routers_add(tiny: ModelSpec) -> None:
     decoder, routers = build_decoder(tiny, 2, torch.float32), top_k_routers(tiny, torch.float32)
     x, target = torch.randn(1, 8, tiny.hidden_size), torch.randn(1, 8, tiny.hidden_size)
-    y, routings = decoder(x, routers, GROUPED, "moe")
+    y, routings = decoder(x, routers, GROUPED, StepMode("moe"))
     routings = [replace(routing, aux_loss=torch.tensor(0.25)) for routing in routings]
     expected = ((y - target) ** 2).mean() + 0.5
     torch.testing.assert_close(training_loss(y, routings, target), expected)
@@ -264,7 +257,7 @@ def test_activations_keep_their_size_through_the_layers(tiny: ModelSpec) -> None
     model = replace(tiny, num_layers=4, hidden_size=128, intermediate_size=64)
     decoder = build_decoder(model, 4, torch.float32)
     x = torch.randn(1, 64, 128)
-    y, _ = decoder(x, top_k_routers(model, torch.float32, 4), GROUPED, "decoder")
+    y, _ = decoder(x, top_k_routers(model, torch.float32, 4), GROUPED, StepMode("decoder"))
     assert 0.5 < y.std() < 4
 
 
@@ -276,7 +269,7 @@ def test_stages_are_marked_in_the_order_they_run(tiny: ModelSpec) -> None:
 
     def marks(level: str) -> list[str]:
         seen: list[str] = []
-        decoder(x, routers[:1], GROUPED, level, mark=seen.append)
+        decoder(x, routers[:1], GROUPED, StepMode(level, mark=seen.append))
         return seen
 
     assert marks("moe") == ["norm", "router", "experts", "shared"]
@@ -291,7 +284,7 @@ def test_weight_bytes_are_the_parameters_of_the_level(tiny: ModelSpec) -> None:
     attention = 2 * h * h + 2 * h * kv + h
     assert decoder.weight_bytes("moe") == 3 * 2 * moe
     assert decoder.weight_bytes("decoder") == 3 * 2 * (moe + attention)
-    cache = KVCache(tiny, 3, batch=5, capacity=7, dtype=torch.bfloat16)
+    cache = KVCache(tiny.attention, (3, 5, 7), torch.bfloat16)
     assert cache.num_bytes == 2 * 2 * 3 * 5 * 7 * kv
 
 

@@ -11,8 +11,10 @@ from torch.nn import functional
 from moebench.experts.backends import load_backend, why_not
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import ExpertWeights
-from moebench.model.decoder import KVCache, build_decoder, training_loss
+from moebench.model.attention import KVCache
+from moebench.model.decoder import StepMode, build_decoder, training_loss
 from moebench.model.flops import (
+    ForwardStep,
     attended_pairs,
     count_flops,
     count_training_flops,
@@ -70,13 +72,14 @@ def assert_three_agree(
     cache = None
     if workload.level == "decoder":
         capacity = workload.context_length + workload.sequence_length
-        cache = KVCache(model, num_layers, workload.batch, capacity, torch.float32)
+        cache = KVCache(model.attention, (num_layers, workload.batch, capacity), torch.float32)
         cache.fill_random(workload.context_length, seed=0)
     x = torch.randn(workload.batch, workload.sequence_length, model.hidden_size)
     experts = load_backend(backend)
+    mode = StepMode(workload.level, cache)
     with torch.no_grad():
-        _, routings = decoder(x, routers, experts, workload.level, cache)
-    counted = count_flops(decoder, x, routers, experts, workload.level, cache)
+        _, routings = decoder(x, routers, experts, mode)
+    counted = count_flops(ForwardStep(decoder, routers, experts, mode), x)
     assert counted.unsupported == ()
     assert counted.complete
     expected = closed_form(model, workload, router, routings)
@@ -123,14 +126,14 @@ def test_a_training_step_is_three_forward_steps_by_torchs_counter(
     decoder = build_decoder(tiny, 2, torch.float32)
     routers = build_routers(policy("top-k"), tiny, 2, torch.float32)
     experts = load_backend("grouped")
-    x = torch.randn(1, 7, tiny.hidden_size)
-    _, routings = decoder(x, routers, experts, level)
+    x, mode = torch.randn(1, 7, tiny.hidden_size), StepMode(level)
+    _, routings = decoder(x, routers, experts, mode)
 
     def run_step() -> None:
-        y, routings = decoder(x, routers, experts, level)
+        y, routings = decoder(x, routers, experts, mode)
         training_loss(y, routings, x).backward()
 
-    counted = count_training_flops(decoder, x, routers, experts, level, run_step)
+    counted = count_training_flops(ForwardStep(decoder, routers, experts, mode), x, run_step)
     assert counted.fvcore is None
     assert counted.complete
     assert counted.torch == closed_form(tiny, workload, "top-k", routings)
@@ -200,6 +203,8 @@ def test_a_count_with_an_unknown_operation_is_incomplete_and_names_it(
     decoder = build_decoder(tiny, 1, torch.float32)
     routers = build_routers(policy("top-k"), tiny, 1, torch.float32)
     routers[0].eval()
-    counted = count_flops(decoder, torch.randn(1, 3, 32), routers, experts, "moe")
+    counted = count_flops(
+        ForwardStep(decoder, routers, experts, StepMode("moe")), torch.randn(1, 3, 32)
+    )
     assert not counted.complete
     assert counted.unsupported == (name,)

@@ -17,7 +17,8 @@ from moebench.experts.backends import why_not
 from moebench.experts.weights import ExpertWeights, activation
 from moebench.measure.clocks import StageTimer
 from moebench.measure.graph import LEAST_RING
-from moebench.model.decoder import KVCache, build_decoder
+from moebench.model.attention import KVCache
+from moebench.model.decoder import build_decoder
 from moebench.routers.routing import Routing
 from moebench.suite.cell import (
     Bench,
@@ -72,7 +73,7 @@ def test_the_loads_that_are_stored_are_those_that_run() -> None:
         for place in range(20):
             step = int(ready.order[place])
             with torch.inference_mode():
-                _, routings = ready._forward(case, ready.stream[step], lambda stage: None)
+                _, routings = ready._forward(case, ready.stream[step], ready.mode())
             for layer, routing in enumerate(routings):
                 expected = case.tokens_per_expert[layer, step]
                 assert routing.tokens_per_expert.tolist() == expected.tolist()
@@ -115,7 +116,7 @@ def test_an_output_that_is_not_a_number_is_refused() -> None:
 
 
 def test_a_repeated_cache_holds_every_sequence_as_often() -> None:
-    cache = KVCache(bench().model, 2, 3, 5, torch.float32)
+    cache = KVCache(bench().model.attention, (2, 3, 5), torch.float32)
     cache.fill_random(4, seed=1)
     wide = repeated(cache, 2)
     assert wide.keys.shape[1] == 6 and wide.length == 4

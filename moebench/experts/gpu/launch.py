@@ -187,3 +187,4 @@ def register_operations() -> torch.library.Library:
 
 
 LIBRARY = register_operations()
+OPERATIONS = torch.ops.moebench

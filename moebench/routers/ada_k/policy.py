@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moebench.routers.policy import Policy, PublishedMean, register
-from moebench.routers.top_k.policy import choice_ops, reachable_experts
+from moebench.routers.top_k.policy import choice_op, flatten_op, reachable_experts
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic
@@ -48,7 +48,7 @@ class AdaK(Policy):
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         """Router and allocator are one product of twice the width; their weights are stacked."""
-        n, h = model.num_experts, model.hidden_size
+        n, h, slots = model.num_experts, model.hidden_size, reachable_experts(model)
         # Bias, argmax, first count is 1, slot numbers, comparison, masking; guards as configured.
         guards = model.gate.renormalise + (model.gate.num_groups > 1)
         return (
@@ -57,7 +57,8 @@ class AdaK(Policy):
             traffic(
                 "count", "router", 3 * num_tokens * n, num_tokens * n, dtype, launches=6 + guards
             ),
-            *choice_ops(model.gate, num_tokens, n, reachable_experts(model), dtype, drops=True),
+            choice_op(model.gate, num_tokens, n, slots, dtype),
+            flatten_op(num_tokens * slots, drops=True),
         )
 
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:

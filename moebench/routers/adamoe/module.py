@@ -1,4 +1,8 @@
-"""AdaMoE (Zeng et al., EMNLP Findings 2024), executed: some slots fall on experts that do nothing.
+"""AdaMoE (Zeng et al., EMNLP Findings 2024), executed: some slots go to experts that do nothing.
+
+n, m   true and null experts
+z      logits of true and null experts, W_r x               [tokens, n + m], null ones last
+the `top_k` largest z; slots of null experts are dropped
 
 Weights are those of the base model's convention over the true experts alone; where it
 renormalises, that is the paper's softmax over the selected true logits (section 3.4). A token
@@ -12,76 +16,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moebench.routers.adamoe.policy import AdaMoE
-from moebench.routers.gate import choice_scores, mean_probabilities, random_weight, slot_weights
-from moebench.routers.operating_point import NEVER, check_point, impose_marginals
+from moebench.routers.gate import mean_probabilities, random_weight, slot_weights
+from moebench.routers.operating_point import NEVER
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Router, RouterState, Routing, router
-from moebench.spec.case import OperatingPoint
+from moebench.routers.routing import Choice, Router, router
+from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
 
 
-class AdaMoERouter(Router):
-    """One linear map to true and null experts; null ones are the last columns."""
-
-    selection_bias: Tensor
+class AdaMoERouter(TopKRouter):
+    """One linear map to true and null experts, then top-k over both."""
 
     def __init__(self, model: ModelSpec, policy: AdaMoE, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.gate, self.base_top_k = model.gate, model.top_k
-        self.num_experts, self.num_null_experts = model.num_experts, policy.num_null_experts
-        self.slots, self.alpha = policy.slots(model), policy.alpha
-        choices = model.num_experts + policy.num_null_experts
-        self.weight = random_weight(choices, model.hidden_size, dtype)
-        self.register_buffer("selection_bias", torch.zeros(choices))
+        nulls = policy.num_null_experts
+        weight = random_weight(model.num_experts + nulls, model.hidden_size, dtype)
+        super().__init__(model, policy.slots(model), weight, nulls)
+        self.num_null_experts, self.base_top_k, self.alpha = nulls, model.top_k, policy.alpha
 
-    @torch.no_grad()
-    def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
-    ) -> None:
-        """Fill the surplus slots with null experts that everybody chooses, and forbid the others.
-
-        Null rows are copies of the true ones, as published; but the published start, without
-        biases, is not the base model: ties between a row and its copy decide what runs. Moving the
-        biases to 0 during training lets the load go.
-
-        Raises:
-            ValueError: fewer slots than the base's top_k, or too few null experts for the rest.
-        """
-        surplus = self.slots - self.base_top_k
-        if not 0 <= surplus <= self.num_null_experts:
-            raise ValueError(
-                f"adamoe: top_k: found {self.slots}, expected {self.base_top_k} to "
-                f"{self.base_top_k + self.num_null_experts} to start from a top-{self.base_top_k}"
-                f" model with {self.num_null_experts} null experts"
-            )
-        n = self.num_experts
-        self.weight[:n].copy_(weight)
-        copies = torch.arange(self.num_null_experts, device=weight.device) % n
-        self.weight[n:].copy_(weight[copies])
-        self.selection_bias.zero_()
-        if correction_bias is not None:
-            self.selection_bias[:n].copy_(correction_bias)
-        self.selection_bias[n : n + surplus] = -NEVER
-        self.selection_bias[n + surplus :] = NEVER
-
-    def scores(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
-    ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
-        return torch.nn.functional.linear(x, self.weight), state
-
-    def route(self, scores: Float[Tensor, "tokens choices"]) -> Routing:
+    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
         logits = scores.float()
-        choice = choice_scores(logits, self.selection_bias, self.gate, self.num_experts)
-        indices = choice.topk(self.slots, dim=1).indices
+        indices = self.best(logits)
         is_true = indices < self.num_experts
         # A null slot reads the last true expert's score, which its mask then removes.
         readable = indices.clamp(max=self.num_experts - 1)
         weights = slot_weights(logits[:, : self.num_experts], readable, self.gate, is_true)
-        weights = weights.to(scores.dtype)
         aux_loss = self.balance_loss(logits, indices) if self.training else None
-        return Routing.from_slots(weights, readable, self.num_experts, is_true, aux_loss)
+        return Choice(weights, readable, self.num_experts, is_true, aux_loss)
 
     def balance_loss(
         self, logits: Float[Tensor, "tokens choices"], indices: Int[Tensor, "tokens slots"]
@@ -101,16 +61,32 @@ class AdaMoERouter(Router):
         return self.alpha * choices * shares @ mean_probabilities(logits, self.gate)
 
     @torch.no_grad()
-    def impose(
+    def start_from_base(
         self,
-        scores: Float[Tensor, "tokens choices"],
-        point: OperatingPoint,
-        tolerance: float = 0.03,
+        weight: Float[Tensor, "experts hidden"],
+        correction_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
-        impose_marginals(
-            scores.float(), self.selection_bias, self.slots, self.gate, point, self.num_null_experts
-        )
-        check_point(self.route(scores), point, tolerance)
+        """Fill the surplus slots with null experts that every token chooses, forbid the others.
+
+        Null rows are copies of the true ones, as published; but the published start, without
+        biases, is not the base model: ties between a row and its copy decide what runs. Moving the
+        biases to 0 during training frees the choice.
+
+        Raises:
+            ValueError: fewer slots than the base's top_k, or too few null experts for the rest.
+        """
+        n, surplus = self.num_experts, self.top_k - self.base_top_k
+        if not 0 <= surplus <= self.num_null_experts:
+            raise ValueError(
+                f"adamoe: top_k: found {self.top_k}, expected {self.base_top_k} to "
+                f"{self.base_top_k + self.num_null_experts} to start from a top-{self.base_top_k}"
+                f" model with {self.num_null_experts} null experts"
+            )
+        super().start_from_base(weight, correction_bias)
+        copies = torch.arange(self.num_null_experts, device=weight.device) % n
+        self.weight[n:].copy_(weight[copies])
+        self.selection_bias[n : n + surplus] = -NEVER
+        self.selection_bias[n + surplus :] = NEVER
 
 
 @router("adamoe")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moebench.routers.policy import Policy, PublishedMean, register
-from moebench.routers.top_k.policy import choice_ops, reachable_experts
+from moebench.routers.top_k.policy import choice_op, flatten_op, reachable_experts
 from moebench.spec.load import null_expert_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic
@@ -43,11 +43,7 @@ class AdaMoE(Policy):
     """Coefficient of the balance loss; the paper's second epoch uses 1e-4 (Table 5)."""
 
     def slots(self, model: ModelSpec) -> int:
-        """Slots per token.
-
-        Raises:
-            ValueError: no null expert, or more slots than a token can fill.
-        """
+        """Slots per token; an error where there is no null expert or a token cannot fill them."""
         if not 1 <= self.num_null_experts <= MOST_NULL_EXPERTS:
             raise ValueError(
                 f"{self.name}: num_null_experts: found {self.num_null_experts}, "
@@ -69,7 +65,8 @@ class AdaMoE(Policy):
         guards = model.gate.renormalise + (model.gate.num_groups > 1)
         return (
             linear("router", "router", num_tokens, choices, model.hidden_size, dtype),
-            *choice_ops(model.gate, num_tokens, choices, slots, dtype, drops=True),
+            choice_op(model.gate, num_tokens, choices, slots, dtype),
+            flatten_op(pairs, drops=True),
             traffic("drop-nulls", "router", 3 * pairs, 3 * pairs, "float32", launches=3 + guards),
         )
 

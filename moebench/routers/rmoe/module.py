@@ -1,6 +1,12 @@
 """RMoE (Qiu et al., ICLR 2025), executed: a recurrent state goes up through the layers.
 
-The state belongs to a token and ends with it: nothing is kept from step to step. It is not
+h   state of a token; zeros below the first layer           [tokens, state_size]
+P   projection of a layer: x' = P x                         [state_size, hidden_size]
+    h = GRU(x', h), one cell for all layers
+G   gate of a layer: z = G h, or z = W_r x + G h            [num_experts, state_size]
+then top-k over z as usual
+
+The state belongs to a token and ends with it: nothing is carried from step to step. It is not
 detached between layers, which the paper found worse than no recurrence (Table 5).
 """
 
@@ -12,59 +18,37 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from moebench.routers.gate import random_weight
-from moebench.routers.operating_point import check_point, impose_marginals
 from moebench.routers.policy import Policy
 from moebench.routers.rmoe.policy import RMoE
-from moebench.routers.routing import Router, RouterState, Routing, router
-from moebench.routers.top_k.module import copy_base, route_top_k
-from moebench.spec.case import OperatingPoint
+from moebench.routers.routing import Router, RouterState, router
+from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
 
 STATE_SCALE = 0.28
-"""Root mean square of the state under a GRU cell's default initialisation, about."""
+"""Approximate root mean square of the state under a GRU cell's default initialisation."""
 
 
-class RMoERouter(Router):
-    """Projection and gate of one layer around the cell that all layers share."""
+class RMoERouter(TopKRouter):
+    """Projection and gate of one layer around the cell that all layers share.
 
-    selection_bias: Tensor
+    `weight` is the base router's in the residual form and None in the paper's.
+    """
 
     def __init__(
         self, model: ModelSpec, policy: RMoE, cell: nn.GRUCell, dtype: torch.dtype
     ) -> None:
-        super().__init__()
-        self.gate, self.top_k = model.gate, policy.experts_per_token(model)
-        self.projection = random_weight(policy.state_size, model.hidden_size, dtype)
-        self.cell = cell
-        self.recurrent_gate = random_weight(model.num_experts, policy.state_size, dtype)
-        self.weight: nn.Parameter | None = None
+        projection = random_weight(policy.state_size, model.hidden_size, dtype)
+        gate = random_weight(model.num_experts, policy.state_size, dtype)
+        weight = None
+        if policy.residual:
+            weight = random_weight(model.num_experts, model.hidden_size, dtype)
+        super().__init__(model, policy.experts_per_token(model), weight)
+        self.is_residual, self.cell = policy.residual, cell
+        self.projection, self.recurrent_gate = projection, gate
         with torch.no_grad():
-            self.recurrent_gate.div_(STATE_SCALE)
+            gate.div_(STATE_SCALE)
             if policy.residual:
-                self.weight = random_weight(model.num_experts, model.hidden_size, dtype)
-                self.recurrent_gate.zero_()
-        self.register_buffer("selection_bias", torch.zeros(model.num_experts))
-
-    @torch.no_grad()
-    def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
-    ) -> None:
-        """Only the residual form: z = W_r x + G h with G = 0.
-
-        Gradients reach G at once, and the cell and the projection after its first step.
-
-        Raises:
-            ValueError: the paper's form, which replaces the base router and is trained from
-                scratch.
-        """
-        if self.weight is None:
-            raise ValueError(
-                "rmoe: the paper's form replaces the pretrained router; use residual = true"
-            )
-        copy_base(self.weight, self.selection_bias, weight, correction_bias)
-        self.recurrent_gate.zero_()
+                gate.zero_()
 
     def scores(
         self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
@@ -72,22 +56,30 @@ class RMoERouter(Router):
         """Logits, and the state for the layer above; no state means zeros (the first layer)."""
         state = self.cell(linear(x, self.projection), state)
         logits = linear(state, self.recurrent_gate)
-        if self.weight is not None:
+        if self.is_residual:
             logits = linear(x, self.weight) + logits
         return logits, state
 
-    def route(self, scores: Float[Tensor, "tokens choices"]) -> Routing:
-        return route_top_k(scores, self.selection_bias, self.top_k, self.gate, self.training)
-
     @torch.no_grad()
-    def impose(
+    def start_from_base(
         self,
-        scores: Float[Tensor, "tokens choices"],
-        point: OperatingPoint,
-        tolerance: float = 0.03,
+        weight: Float[Tensor, "experts hidden"],
+        correction_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
-        impose_marginals(scores.float(), self.selection_bias, self.top_k, self.gate, point)
-        check_point(self.route(scores), point, tolerance)
+        """Start the residual form as z = W_r x + G h with G = 0.
+
+        Gradients reach G at once, and the cell and the projection after its first step.
+
+        Raises:
+            ValueError: in the paper's form, which replaces the base router and is trained from
+                scratch.
+        """
+        if not self.is_residual:
+            raise ValueError(
+                "rmoe: the paper's form replaces the pretrained router; use residual = true"
+            )
+        super().start_from_base(weight, correction_bias)
+        self.recurrent_gate.zero_()
 
 
 @router("rmoe")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moebench.routers.policy import Policy, register
-from moebench.routers.top_k.policy import check_top_k, choice_ops
+from moebench.routers.top_k.policy import check_top_k, choice_op, flatten_op
 from moebench.spec.load import fixed_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic
@@ -49,6 +49,7 @@ class RMoE(Policy):
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         n, h, p = model.num_experts, model.hidden_size, self.state_size
+        k = self.experts_per_token(model)
         base: tuple[Op, ...] = ()
         if self.residual:
             base = (
@@ -65,9 +66,8 @@ class RMoE(Policy):
             ),
             linear("gate", "router", num_tokens, n, p, dtype),
             *base,
-            *choice_ops(
-                model.gate, num_tokens, n, self.experts_per_token(model), dtype, drops=False
-            ),
+            choice_op(model.gate, num_tokens, n, k, dtype),
+            flatten_op(num_tokens * k, drops=False),
         )
 
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:

@@ -1,4 +1,4 @@
-"""Synthetic routers, executed. "skewed" is a top-k router at an operating point of its own."""
+"""Synthetic routers, executed; "skewed" is a top-k router at an operating point of its own."""
 
 from typing import cast
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moebench.routers.operating_point import check_point
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Router, RouterState, Routing, router
+from moebench.routers.routing import Choice, Router, RouterState, router
 from moebench.routers.synthetic.policy import Balanced
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
@@ -17,8 +17,8 @@ from moebench.spec.model import ModelSpec
 class BalancedRouter(Router):
     """Experts take turns, token after token.
 
-    The turn starts at an expert that the first token names, so that steps differ in who is first
-    without anything being remembered between them.
+    The turn starts at an expert that the first token's features pick, so that steps differ in their
+    first expert without a state between them.
     """
 
     def __init__(self, model: ModelSpec, top_k: int) -> None:
@@ -29,15 +29,15 @@ class BalancedRouter(Router):
     def scores(
         self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
     ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
-        """The first features of each token, unread but for the first token's largest one."""
+        """The first features of each token, of which only the first token's are read."""
         return x[:, : self.num_experts], state
 
-    def route(self, scores: Float[Tensor, "tokens choices"]) -> Routing:
+    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
         tokens = scores.shape[0]
         start = scores[:1].argmax(1, keepdim=True)
         turns = torch.arange(tokens * self.top_k, device=scores.device).view(tokens, self.top_k)
         weights = scores.new_full((tokens, self.top_k), self.weight_of_slot)
-        return Routing.from_slots(weights, (turns + start) % self.num_experts, self.num_experts)
+        return Choice(weights, (turns + start) % self.num_experts, self.num_experts)
 
     def impose(
         self,
@@ -45,7 +45,7 @@ class BalancedRouter(Router):
         point: OperatingPoint,
         tolerance: float = 0.03,
     ) -> None:
-        """There is nothing to set: the turns are at their point, or the point is not theirs."""
+        """Check the point; there is nothing to set, since turns have only one operating point."""
         check_point(self.route(scores), point, tolerance)
 
 

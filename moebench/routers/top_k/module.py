@@ -1,67 +1,81 @@
-"""Fixed top-k, executed: the base model's own router."""
+"""Fixed top-k, executed: the base model's own router, which the routers of the papers extend.
+
+z   router logits, W_r x                                    [tokens, num_experts]
+b   selection bias: 0 as built, or the base model's own     [num_experts]
+c   what competes: z + b, or sigmoid(z) + b                 [tokens, num_experts]
+the `top_k` largest c; their weights are scores of z alone, in the convention of the gate
+"""
 
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from moebench.routers.gate import balance_loss, choice_scores, random_weight, slot_weights
 from moebench.routers.operating_point import check_point, impose_marginals
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Router, RouterState, Routing, router
+from moebench.routers.routing import Choice, Router, RouterState, router
 from moebench.routers.top_k.policy import TopK
 from moebench.spec.case import OperatingPoint
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.model import ModelSpec
 
 BALANCE_COEFFICIENT = 0.01
-"""Of the Switch balance loss, as in OLMoE and RMoE."""
-
-
-def route_top_k(
-    scores: Float[Tensor, "tokens experts"],
-    selection_bias: Float[Tensor, " experts"],
-    top_k: int,
-    gate: Gate,
-    is_training: bool,
-) -> Routing:
-    """The `top_k` best of every token, weighted as the base model does."""
-    router_logits, num_experts = scores.float(), scores.shape[1]
-    choice = choice_scores(router_logits, selection_bias, gate, num_experts)
-    indices = choice.topk(top_k, dim=1).indices
-    weights = slot_weights(router_logits, indices, gate).to(scores.dtype)
-    aux_loss = None
-    if is_training:
-        aux_loss = BALANCE_COEFFICIENT * balance_loss(router_logits, indices, gate)
-    return Routing.from_slots(weights, indices, num_experts, aux_loss=aux_loss)
+"""Coefficient of the Switch balance loss in training, as in OLMoE and RMoE."""
 
 
 class TopKRouter(Router):
-    """One linear map without bias, then top-k."""
+    """One linear map without bias, then the `top_k` best by biased scores.
 
+    Columns of the logits beyond `num_experts` are null experts.
+    """
+
+    weight: nn.Parameter
     selection_bias: Tensor
 
-    def __init__(self, model: ModelSpec, top_k: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.gate, self.top_k = model.gate, top_k
-        self.weight = random_weight(model.num_experts, model.hidden_size, dtype)
-        self.register_buffer("selection_bias", torch.zeros(model.num_experts))
-
-    def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
+    def __init__(
+        self, model: ModelSpec, top_k: int, weight: nn.Parameter | None, num_null_experts: int = 0
     ) -> None:
-        copy_base(self.weight, self.selection_bias, weight, correction_bias)
+        super().__init__()
+        self.gate, self.num_experts, self.top_k = model.gate, model.num_experts, top_k
+        self.register_parameter("weight", weight)
+        self.register_buffer("selection_bias", torch.zeros(self.num_experts + num_null_experts))
 
     def scores(
         self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
     ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
         return linear(x, self.weight), state
 
-    def route(self, scores: Float[Tensor, "tokens choices"]) -> Routing:
-        return route_top_k(scores, self.selection_bias, self.top_k, self.gate, self.training)
+    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
+        logits = scores.float()
+        indices = self.best(logits)
+        weights = slot_weights(logits, indices, self.gate)
+        aux_loss = None
+        if self.training:
+            aux_loss = BALANCE_COEFFICIENT * balance_loss(logits, indices, self.gate)
+        return Choice(weights, indices, self.num_experts, aux_loss=aux_loss)
+
+    def best(self, logits: Float[Tensor, "tokens choices"]) -> Int[Tensor, "tokens slots"]:
+        """Columns with the `top_k` largest biased scores, largest first."""
+        competing = choice_scores(logits, self.selection_bias, self.gate, self.num_experts)
+        return competing.topk(self.top_k, dim=1).indices
+
+    def slots_of_token(self, scores: Float[Tensor, "tokens choices"]) -> Int[Tensor, " tokens"]:
+        """How many columns each token takes."""
+        return torch.full(scores.shape[:1], self.top_k, device=scores.device)
+
+    @torch.no_grad()
+    def start_from_base(
+        self,
+        weight: Float[Tensor, "experts hidden"],
+        correction_bias: Float[Tensor, " experts"] | None = None,
+    ) -> None:
+        """Take over the base router's weight, and its correction bias where the model has one."""
+        self.weight[: self.num_experts].copy_(weight)
+        self.selection_bias.zero_()
+        if correction_bias is not None:
+            self.selection_bias[: self.num_experts].copy_(correction_bias)
 
     @torch.no_grad()
     def impose(
@@ -70,26 +84,19 @@ class TopKRouter(Router):
         point: OperatingPoint,
         tolerance: float = 0.03,
     ) -> None:
-        impose_marginals(scores.float(), self.selection_bias, self.top_k, self.gate, point)
+        logits = scores.float()[:, : len(self.selection_bias)]
+
+        def competing(bias: Float[Tensor, " choices"]) -> Float[Tensor, "tokens choices"]:
+            return choice_scores(logits, bias, self.gate, self.num_experts)
+
+        slots = self.slots_of_token(scores)
+        impose_marginals(competing, self.selection_bias, slots, point, self.num_experts)
         check_point(self.route(scores), point, tolerance)
-
-
-@torch.no_grad()
-def copy_base(
-    weight: nn.Parameter,
-    selection_bias: Tensor,
-    base_weight: Float[Tensor, "experts hidden"],
-    correction_bias: Float[Tensor, " experts"] | None,
-) -> None:
-    """Take over the base router's weight, and its correction bias where the model has one."""
-    weight.copy_(base_weight)
-    selection_bias.zero_()
-    if correction_bias is not None:
-        selection_bias.copy_(correction_bias)
 
 
 @router("skewed")
 @router("top-k")
 def build(model: ModelSpec, policy: Policy, num_layers: int, dtype: torch.dtype) -> list[Router]:
     top_k = cast(TopK, policy).experts_per_token(model)
-    return [TopKRouter(model, top_k, dtype) for _ in range(num_layers)]
+    shape = (model.num_experts, model.hidden_size)
+    return [TopKRouter(model, top_k, random_weight(*shape, dtype)) for _ in range(num_layers)]

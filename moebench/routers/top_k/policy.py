@@ -15,16 +15,12 @@ from moebench.spec.ops import Op, linear, router_parameters, traffic
 
 
 def reachable_experts(model: ModelSpec) -> int:
-    """Experts that one token can choose from: all, or those of the groups it may keep."""
+    """Experts that one token can visit: all, or those of as many groups as its gate keeps."""
     return model.num_experts // model.gate.num_groups * model.gate.top_k_groups
 
 
 def check_top_k(name: str, top_k: int | None, model: ModelSpec) -> int:
-    """The asked-for experts per token, or the model's own.
-
-    Raises:
-        ValueError: more than a token can reach, or none.
-    """
+    """The given experts per token, or the model's own; an error where a token cannot have them."""
     k = model.top_k if top_k is None else top_k
     largest = reachable_experts(model)
     if not 1 <= k <= largest:
@@ -33,21 +29,15 @@ def check_top_k(name: str, top_k: int | None, model: ModelSpec) -> int:
     return k
 
 
-def choice_ops(
-    gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: str, *, drops: bool
-) -> tuple[Op, ...]:
-    """From logits to a flat routing: scores, top-k, weights, sorting by expert.
+def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: str) -> Op:
+    """From logits to weighted slots: scores, top-k, weights. Launches more than work.
 
-    Launches more than work. They are counted from `moebench.routers.routing` and a test counts
-    again.
+    The launches are those of `moebench.routers.gate`; a test counts them again.
 
     Args:
-        gate: convention of the base model.
-        num_tokens: tokens in the step.
         num_choices: columns that compete, null experts included.
-        slots: candidates kept per token before dropping.
-        dtype: of the logits and of the weights that leave; scores are fp32.
-        drops: whether some slots are dropped (adaptive k), which compacts them first.
+        slots: candidates of each token before dropping.
+        dtype: type of the logits and of the weights that leave; scores are fp32.
     """
     # Bias, top-k, scores, gathering; and where the convention asks for them: casts to fp32 and
     # back, a second scoring, sum and division, a factor, and the best groups.
@@ -57,21 +47,15 @@ def choice_ops(
     launches += 3 if gate.renormalise else 0
     launches += 1 if gate.scale != 1.0 else 0
     launches += 6 if gate.num_groups > 1 else 0
-    choice = traffic(
-        "choice",
-        "router",
-        2 * num_tokens * num_choices,
-        num_tokens * (num_choices + 2 * slots),
-        "float32",
-        launches=launches,
-    )
-    return choice, flatten_op(num_tokens * slots, drops=drops)
+    read = 2 * num_tokens * num_choices
+    written = num_tokens * (num_choices + 2 * slots)
+    return traffic("choice", "router", read, written, "float32", launches=launches)
 
 
 def flatten_op(num_slots: int, *, drops: bool) -> Op:
-    """Slots into a routing sorted by expert: stable sort, token numbers, weights, histogram.
+    """From slots to a routing sorted by expert: stable sort, token numbers, weights, histogram.
 
-    Indices are 8 bytes. Dropping first finds the kept slots and gathers them.
+    Indices are 8 bytes. With `drops` (adaptive k) the kept slots are found and gathered first.
     """
     return traffic(
         "flatten", "router", 8 * num_slots, 6 * num_slots, "float32", launches=7 if drops else 4
@@ -98,7 +82,8 @@ class TopK(Policy):
         n, k = model.num_experts, self.experts_per_token(model)
         return (
             linear("router", "router", num_tokens, n, model.hidden_size, dtype),
-            *choice_ops(model.gate, num_tokens, n, k, dtype, drops=False),
+            choice_op(model.gate, num_tokens, n, k, dtype),
+            flatten_op(num_tokens * k, drops=False),
         )
 
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:

@@ -1,0 +1,172 @@
+"""Grouped-query attention with rotary embedding and a KV cache."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moebench.model.random_numbers import fill_normal
+from moebench.spec.model import Attention, ModelSpec
+from moebench.units import Bytes
+
+NORM_EPSILON = 1e-5
+
+
+class Rotary(NamedTuple):
+    """Cosine and sine of every position's angles, both halves of a head side by side."""
+
+    cos: Float[Tensor, "sequence 1 head"]
+    sin: Float[Tensor, "sequence 1 head"]
+
+
+@functools.lru_cache(maxsize=16)
+def rotary_angles(
+    positions: range, attention: Attention, dtype: torch.dtype, device: torch.device
+) -> Rotary:
+    """Angles of consecutive positions, in fp32 and then rounded to `dtype`.
+
+    They are cached, since all layers share them and a benchmark repeats the same step.
+
+    **Source**: RoFormer, Su et al. (2104.09864), section 3.2.2, with dimension i paired with
+    i + head_dim / 2 as Llama and Mixtral do.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        head_dim = attention.head_dim
+        half = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+        places = torch.arange(positions.start, positions.stop, device=device)
+        angles = torch.outer(places, attention.rope_theta**-half).repeat(1, 2).unsqueeze(1)
+        return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def rotate(
+    x: Float[Tensor, "batch sequence heads head"], rotary: Rotary
+) -> Float[Tensor, "batch sequence heads head"]:
+    """Rotary embedding of queries or keys."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotary.cos + torch.cat((-second, first), dim=-1) * rotary.sin
+
+
+def causal_attention(
+    query: Float[Tensor, "batch sequence heads head"],
+    key: Float[Tensor, "batch kv_heads total head"],
+    value: Float[Tensor, "batch kv_heads total head"],
+) -> Float[Tensor, "batch sequence heads head"]:
+    """Causal attention of the last `sequence` of `total` positions, without copies of the keys.
+
+    Each key-value head becomes a batch entry that serves its group of query heads. For one new
+    position the group is the rows of one query matrix: nothing to mask, and keys are read once for
+    the whole group. For more positions a stride of zero repeats the keys. Torch's own `enable_gqa`
+    would copy the keys for every query head on a CPU.
+    """
+    batch, sequence, heads, head = query.shape
+    kv_heads, total = key.shape[1:3]
+    group = heads // kv_heads
+    key, value = key.flatten(0, 1).unsqueeze(1), value.flatten(0, 1).unsqueeze(1)
+    attend = functional.scaled_dot_product_attention
+    if sequence == 1:
+        folded = query.reshape(batch * kv_heads, 1, group, head)
+        return attend(folded, key, value).reshape(batch, 1, heads, head)
+    queries = query.transpose(1, 2).reshape(batch * kv_heads, group, sequence, head)
+    key, value = key.expand(-1, group, -1, -1), value.expand(-1, group, -1, -1)
+    mask = None
+    if total > sequence:
+        mask = torch.ones(sequence, total, dtype=torch.bool, device=query.device)
+        mask = mask.tril(total - sequence)
+    output = attend(queries, key, value, attn_mask=mask, is_causal=mask is None)
+    return output.reshape(batch, heads, sequence, head).transpose(1, 2)
+
+
+class KVCache:
+    """Keys and values of all layers, in tensors of a fixed capacity.
+
+    A forward pass writes the new positions at [length, length + sequence) and attends to all up to
+    there, but leaves `length` unchanged: a benchmark repeats the same step. To go on, the caller
+    adds the sequence length to it.
+
+    Args:
+        shape: layers, sequences, and the capacity in positions.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        layers, batch, capacity = shape
+        full = (layers, batch, attention.num_kv_heads, capacity, attention.head_dim)
+        self.keys = torch.empty(full, dtype=dtype, device=device)
+        self.values = torch.empty(full, dtype=dtype, device=device)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    @property
+    def num_bytes(self) -> Bytes:
+        return self.keys.nbytes + self.values.nbytes
+
+    def fill_random(self, length: int, seed: int) -> None:
+        """Fill the capacity with normal numbers of variance 1, `length` positions being past."""
+        for index, tensor in enumerate((self.keys, self.values)):
+            fill_normal(tensor, 0.0, 1.0, (seed, index))
+        self.length = length
+
+    def write(
+        self, layer: int, key: Tensor, value: Tensor
+    ) -> tuple[
+        Float[Tensor, "batch kv_heads total head"], Float[Tensor, "batch kv_heads total head"]
+    ]:
+        """Store a layer's new keys and values, and return views of all that can be attended to."""
+        stop = self.length + key.shape[2]
+        assert stop <= self.capacity, f"{stop} positions in a cache of {self.capacity}"
+        self.keys[layer, :, :, self.length : stop] = key
+        self.values[layer, :, :, self.length : stop] = value
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+
+class GroupedQueryAttention(nn.Module):
+    """Grouped-query attention with rotary embedding and the model's choice of biases and norms."""
+
+    def __init__(self, model: ModelSpec, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        a, hidden = model.attention, model.hidden_size
+        self.layer, self.head_dim = layer, a.head_dim
+        query_width, kv_width = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+        self.query = nn.Linear(hidden, query_width, bias=a.has_bias, dtype=dtype)
+        self.key = nn.Linear(hidden, kv_width, bias=a.has_bias, dtype=dtype)
+        self.value = nn.Linear(hidden, kv_width, bias=a.has_bias, dtype=dtype)
+        self.output = nn.Linear(query_width, hidden, bias=False, dtype=dtype)
+        self.norm_kind = a.norm
+        if a.norm != "none":
+            widths = (a.head_dim,) * 2 if a.norm == "per-head" else (query_width, kv_width)
+            self.query_norm = nn.RMSNorm(widths[0], NORM_EPSILON, dtype=dtype)
+            self.key_norm = nn.RMSNorm(widths[1], NORM_EPSILON, dtype=dtype)
+
+    def forward(
+        self, x: Float[Tensor, "batch sequence hidden"], rotary: Rotary, cache: KVCache | None
+    ) -> Float[Tensor, "batch sequence hidden"]:
+        query, key = self.query(x), self.key(x)
+        if self.norm_kind == "full":
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = self._heads(query), self._heads(key)
+        if self.norm_kind == "per-head":
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = rotate(query, rotary)
+        key = rotate(key, rotary).transpose(1, 2)
+        value = self._heads(self.value(x)).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.write(self.layer, key, value)
+        attended = causal_attention(query, key, value)
+        result: Tensor = self.output(attended.flatten(2))
+        return result
+
+    def _heads(
+        self, x: Float[Tensor, "batch sequence width"]
+    ) -> Float[Tensor, "batch sequence heads head"]:
+        return x.view(*x.shape[:2], -1, self.head_dim)
