@@ -8,7 +8,7 @@ import numpy as np
 
 from moebench.calibrate.fit import most_probable
 from moebench.calibrate.rows import NOT_MICROSECONDS, is_plausible
-from moebench.calibrate.tables import Table
+from moebench.calibrate.tables import LatencyTable
 from moebench.predict.arrays import Floats, Ints, OverCases
 from moebench.predict.kernels.dense import METADATA, DenseParameters, MatmulShapes, dense_time
 from moebench.spec.hardware import HardwareSpec, load_hardware
@@ -50,7 +50,7 @@ class DenseGroup:
     data: DenseRows
 
 
-def dense_groups(table: Table) -> tuple[list[DenseGroup], dict[str, Ints]]:
+def dense_groups(table: LatencyTable) -> tuple[list[DenseGroup], dict[str, Ints]]:
     """Group a table of dense matmuls by device.
 
     Returns:

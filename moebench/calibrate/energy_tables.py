@@ -4,8 +4,7 @@ Columns are those of the reference tables `gpu_moe_energy` and `gpu_moe_energy_m
 cannot be read or priced becomes a message with file, row and column; the other rows are read.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from moebench.calibrate.tables import check_unique, name_is_sane, read_rows
+from moebench.calibrate.cells import (
+    Columns,
+    Conflict,
+    number_between,
+    numbered_rows,
+    read_cells,
+    read_name,
+    rows_in_words,
+)
 from moebench.predict.arrays import Floats
 from moebench.predict.energy.cases import TASKS, Backbone, Names, Precision, Serving, Task
 from moebench.predict.energy.power import limits
@@ -116,62 +123,66 @@ def dense_backbones() -> dict[str, Backbone]:
         return read_backbones(path)
 
 
+def _backbone_conflict(row: Mapping[str, Any]) -> Conflict | None:
+    if not row["moe_layers"] + row["dense_layers"]:
+        return "moe_layers", "0", "layers, as there are no dense_layers"
+    for column in EXPERT_COUNTS if row["moe_layers"] else ():
+        if not row[column]:
+            return column, "0", "at least 1, as there are moe_layers"
+    if row["experts_per_token"] > row["experts"]:
+        expected = f"at most experts = {row['experts']:g}"
+        return "experts_per_token", f"{row['experts_per_token']:g}", expected
+    return None
+
+
+BACKBONE_COLUMNS = Columns(
+    {
+        "backbone": read_name,
+        **{c: number_between(int(c in POSITIVE), MOST_SIZE, whole=True) for c in COUNTS},
+        **{
+            column: number_between(LEAST, MOST_PARAMETERS / unit)
+            for column, (_, unit) in PARAMETER_COUNTS.items()
+        },
+    },
+    conflict=_backbone_conflict,
+)
+
+
 def read_backbones(path: Path) -> dict[str, Backbone]:
     """Facts of text decoders by name.
 
     Raises:
         ValueError: the file cannot be read, lacks a column, or holds a bad value (with its row).
     """
-    header, rows = _rows(path, ("backbone", *COUNTS, *PARAMETER_COUNTS))
-    found = {}
-    for place, cells in rows:
-        try:
-            backbone = _backbone(_row(header, cells))
-        except ValueError as error:
-            raise ValueError(f"{path}: {place}, {error}") from None
-        found[backbone.name] = backbone
-    return found
+    found = BACKBONE_COLUMNS.read(read_cells(path))
+    if found.problems:
+        raise ValueError(f"{path}: {found.problems[0]}")
+    backbones = {}
+    for _, row in numbered_rows(found.frame):
+        values: dict[str, Any] = {field: int(row[column]) for column, field in COUNTS.items()}
+        for column, (field, unit) in PARAMETER_COUNTS.items():
+            values[field] = unit * row[column]
+        backbones[row["backbone"]] = Backbone(name=row["backbone"], **values)
+    return backbones
 
 
-def _backbone(row: Mapping[str, str]) -> Backbone:
-    """Backbone of one row; a ValueError has column, what was found and expected."""
-    if not name_is_sane(row["backbone"]):
-        raise ValueError(f"column backbone: found {row['backbone']!r:.80}, expected a name")
-    has_experts = row["moe_layers"].strip() != "0"
-    needed = (*POSITIVE, *(EXPERT_COUNTS if has_experts else ()))
-    counts = {column: _count(row, column, int(column in needed)) for column in COUNTS}
-    if not counts["moe_layers"] + counts["dense_layers"]:
-        raise ValueError("column moe_layers: found 0 and no dense_layers, expected layers")
-    if counts["experts_per_token"] > counts["experts"]:
-        raise ValueError(
-            f"column experts_per_token: found {counts['experts_per_token']}, expected at "
-            f"most experts = {counts['experts']}"
-        )
-    values: dict[str, Any] = {COUNTS[column]: value for column, value in counts.items()}
-    for column, (name, unit) in PARAMETER_COUNTS.items():
-        values[name] = unit * _number(row, column, LEAST, MOST_PARAMETERS / unit)
-    return Backbone(name=row["backbone"], **values)
+def _energy_conflict(row: Mapping[str, Any]) -> Conflict | None:
+    watts = row["power_w_per_gpu"] * row["num_gpus"]
+    joules = row["energy_j_per_output_token"]
+    if 0.9 < watts / (joules * row["output_throughput_tok_per_s"]) < 1.1:
+        return None
+    product = "power_w_per_gpu x num_gpus / output_throughput_tok_per_s"
+    return "energy_j_per_output_token", f"{joules:g}", f"{product} within 10 %: mixed units?"
 
 
-def _count(row: Mapping[str, str], column: str, least: int) -> int:
-    value = _number(row, column, least, MOST_SIZE, "a whole number")
-    return int(value)
-
-
-def _number(
-    row: Mapping[str, str], column: str, least: float, most: float, kind: str = "a number"
-) -> float:
-    """Number in one cell; a ValueError has column, what was found and expected."""
-    try:
-        value = float(row[column])
-    except ValueError:
-        value = float("nan")
-    if not least <= value <= most or (kind == "a whole number" and value != int(value)):
-        raise ValueError(
-            f"column {column}: found {row[column]!r:.80}, expected {kind} from {least:g} to "
-            f"{most:g}"
-        )
-    return value
+ENERGY_COLUMNS = Columns(
+    {
+        **dict.fromkeys(NAMES, str),
+        **dict.fromkeys(NUMBERS, number_between(LEAST, MOST)),
+        **dict.fromkeys(GPU_COUNTS, number_between(1, MOST_SIZE, whole=True)),
+    },
+    conflict=_energy_conflict,
+)
 
 
 def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTable:
@@ -180,78 +191,41 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
     Raises:
         ValueError: the file cannot be read or lacks a column.
     """
-    header, rows = _rows(path, (*NAMES, *NUMBERS))
-    servings, good, problems = [], [], []
-    unpriced = 0
-    for place, cells in rows:
+    cells = read_cells(path)
+    found = ENERGY_COLUMNS.read(cells)
+    messages = [(problem.row, str(problem)) for problem in found.problems]
+    servings: dict[int, Serving] = {}
+    for number, row in numbered_rows(found.frame):
         try:
-            row = _row(header, cells)
-            servings.append(_serving(row, backbones))
-            good.append(row)
-        except ValueError as error:
-            problems.append(f"{place}, {error}")
-            unpriced += isinstance(error, Unpriced)
-
-    def names(column: str) -> Names:
-        return np.array([row[column] for row in good], dtype=np.str_)
+            servings[number] = _serving(row, backbones)
+        except Unpriced as error:
+            messages.append((number, f"{rows_in_words(np.array([number]))}, {error}"))
+    priced = found.frame.loc[list(servings)]
 
     def numbers(column: str) -> Floats:
-        return np.array([float(row[column]) for row in good], dtype=np.float64)
+        return np.array(priced[column].tolist(), dtype=np.float64)
 
     return EnergyTable(
         path,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        tuple(servings),
-        names("gpu"),
-        names("backbone"),
+        cells.sha256,
+        tuple(servings.values()),
+        np.array(priced["gpu"].tolist(), dtype=np.str_),
+        np.array(priced["backbone"].tolist(), dtype=np.str_),
         numbers("power_w_per_gpu"),
         numbers("energy_j_per_output_token"),
         numbers("output_throughput_tok_per_s"),
-        tuple(problems),
-        unpriced,
-        len(rows),
+        tuple(message for _, message in sorted(messages)),
+        len(found.frame) - len(servings),
+        found.total,
     )
 
 
-def _rows(path: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Header, and place and cells of each row."""
-    lines = read_rows(path)
-    header = next(lines, [])
-    missing = [name for name in needed if name not in header]
-    if missing:
-        raise ValueError(
-            f"{path}: missing column {', '.join(map(repr, missing))}; found "
-            f"{', '.join(header) or 'no header'}"
-        )
-    check_unique(path, header, needed)
-    numbered = enumerate(lines, start=1)
-    return header, [(f"row {n} (line {n + 1})", cells) for n, cells in numbered if cells]
+def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Serving:
+    """Serving of one row.
 
-
-def _row(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
-    if len(cells) != len(header):
-        raise ValueError(
-            f"column (all): found {len(cells)} cells, expected {len(header)}, as the header"
-        )
-    return dict(zip(header, cells, strict=True))
-
-
-def _serving(row: Mapping[str, str], backbones: Mapping[str, Backbone]) -> Serving:
-    """Serving of one row; a ValueError has column, what was found and expected."""
-    values = {
-        column: _count(row, column, 1)
-        if column in GPU_COUNTS
-        else _number(row, column, LEAST, MOST)
-        for column in NUMBERS
-    }
-    watts = values["power_w_per_gpu"] * values["num_gpus"]
-    joules = values["energy_j_per_output_token"]
-    if not 0.9 < watts / (joules * values["output_throughput_tok_per_s"]) < 1.1:
-        raise ValueError(
-            f"column energy_j_per_output_token: found {row['energy_j_per_output_token']!r}, "
-            "expected power_w_per_gpu x num_gpus / output_throughput_tok_per_s within 10 %: "
-            "mixed units?"
-        )
+    Raises:
+        Unpriced: with column, what was found and what was expected.
+    """
     if row["backbone"] not in backbones:
         raise Unpriced(
             f"column backbone: found {row['backbone']!r}, expected one of the table of models"
@@ -266,16 +240,16 @@ def _serving(row: Mapping[str, str], backbones: Mapping[str, Backbone]) -> Servi
         backbone=backbones[row["backbone"]],
         precision=_precision(row),
         task=tasks.get(row["task"], UNKNOWN_TASK),
-        num_gpus=int(values["num_gpus"]),
-        batch=values["mean_batch_size"],
-        output_tokens=values["mean_output_tokens_per_request"],
-        data_parallel=int(values["data_parallel"]),
+        num_gpus=int(row["num_gpus"]),
+        batch=row["mean_batch_size"],
+        output_tokens=row["mean_output_tokens_per_request"],
+        data_parallel=int(row["data_parallel"]),
         old_engine=row["source"] == OLD_ENGINE,
     )
 
 
-def _precision(row: Mapping[str, str]) -> Precision:
-    name = row["weight_precision"]
+def _precision(row: Mapping[str, Any]) -> Precision:
+    name: str = row["weight_precision"]
     if name == "fp8":
         return "fp8" if row["model_id"].startswith(ROW_SCALED) else "fp8-block"
     if name not in ("bfloat16", "mxfp4"):
@@ -288,6 +262,6 @@ def _precision(row: Mapping[str, str]) -> Precision:
 def is_energy_table(path: Path) -> bool:
     """Whether the header has a column of energy."""
     try:
-        return "energy_j_per_output_token" in next(read_rows(path), ())
+        return "energy_j_per_output_token" in read_cells(path).header
     except ValueError:
         return False

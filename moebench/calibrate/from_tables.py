@@ -13,7 +13,7 @@ from moebench.calibrate.dense import dense_groups, fit_library
 from moebench.calibrate.fit import Measured, percentage_errors
 from moebench.calibrate.kernel_files import write_dense, write_fits, write_widths
 from moebench.calibrate.rows import groups_of
-from moebench.calibrate.tables import Table
+from moebench.calibrate.tables import LatencyTable
 from moebench.calibrate.widths import Residuals, calibrate_widths
 from moebench.predict.kernels.catalogue import KernelFit, prior_for
 from moebench.predict.kernels.dense import DenseParameters
@@ -25,7 +25,9 @@ LEAST_ROWS = 100
 """Rows on one rank below which a kernel is not fitted: too few to ship."""
 
 
-def calibrate(tables: Sequence[Table], folder: Path, with_intervals: bool) -> list[KernelFit]:
+def calibrate(
+    tables: Sequence[LatencyTable], folder: Path, with_intervals: bool
+) -> list[KernelFit]:
     """Fit every table and write the files; returns the kernel fits."""
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     latency = [rows for table in tables if table.kind == "latency" for rows in measured(table)]
@@ -65,7 +67,7 @@ def calibrate(tables: Sequence[Table], folder: Path, with_intervals: bool) -> li
     return fits
 
 
-def measured(table: Table) -> list[Measured]:
+def measured(table: LatencyTable) -> list[Measured]:
     """The groups of a latency table that can be fitted, without failed tactics."""
     seconds = table.numbers["latency_us"] * 1e-6
     groups, skipped = groups_of(table, seconds=seconds)
@@ -87,7 +89,7 @@ def measured(table: Table) -> list[Measured]:
     return found
 
 
-def measured_pairs(table: Table) -> list[Measured]:
+def measured_pairs(table: LatencyTable) -> list[Measured]:
     """The groups of a table of top-k pairs, both members of a pair being rows."""
     members: dict[object, list[Measured]] = {}
     for top_k in (8, 6):
@@ -101,7 +103,7 @@ def measured_pairs(table: Table) -> list[Measured]:
     return [Measured.concatenate(both) for both in members.values()]
 
 
-def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
+def ratio_residuals(table: LatencyTable, fits: Sequence[KernelFit]) -> list[Residuals]:
     """Errors of the top-8 over top-6 ratio, with own parameters and with other devices' alone."""
     machines = {fit.system: load_hardware(fit.system) for fit in fits}
     found = []
@@ -134,7 +136,7 @@ def ratio_residuals(table: Table, fits: Sequence[KernelFit]) -> list[Residuals]:
     return found
 
 
-def _calibrate_dense(table: Table, path: Path, date: str) -> dict[str, DenseParameters]:
+def _calibrate_dense(table: LatencyTable, path: Path, date: str) -> dict[str, DenseParameters]:
     """Fit the dense matmuls of all devices together and write dense.toml."""
     groups, skipped = dense_groups(table)
     for line in table.unpriced(skipped):
@@ -150,6 +152,6 @@ def _calibrate_dense(table: Table, path: Path, date: str) -> dict[str, DensePara
     return fits
 
 
-def _origin(table: Table) -> str:
+def _origin(table: LatencyTable) -> str:
     """Name and first digits of the SHA-256 of a table."""
     return f"{table.path.name} {table.sha256[:12]}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.calibrate.tables import Table
+from moebench.calibrate.tables import LatencyTable
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import Kernel
 from moebench.predict.kernels.layer import LayerCases, roofline, shape_label
@@ -50,7 +50,7 @@ def is_plausible(seconds: Floats, least: Floats) -> NDArray[np.bool_]:
 
 
 def groups_of(
-    table: Table, top_k: float | None = None, seconds: Floats | None = None
+    table: LatencyTable, top_k: float | None = None, seconds: Floats | None = None
 ) -> tuple[list[Group], dict[str, NDArray[np.int64]]]:
     """Group a table's rows by device and kernel.
 
@@ -105,7 +105,7 @@ def groups_of(
 
 
 def _group(
-    table: Table,
+    table: LatencyTable,
     system: str,
     hardware: HardwareSpec,
     kernel: Kernel,

@@ -22,7 +22,7 @@ from moebench.calibrate.energy_tables import is_energy_table
 from moebench.calibrate.fit import Measured, fit_siblings, stratified
 from moebench.calibrate.left_out import LEAST_ROWS, LeftOut, LeftOutGroup, predict_left_out
 from moebench.calibrate.rows import Group, groups_of
-from moebench.calibrate.tables import Table, read_table
+from moebench.calibrate.tables import LatencyTable, read_table
 from moebench.files import make_folder
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
@@ -231,7 +231,7 @@ def _measured(group: Group, seconds: Floats) -> Measured:
 
 
 def latency_scores(
-    table: Table,
+    table: LatencyTable,
     calibration: str,
     rows: int | None,
     seed: int,
@@ -255,7 +255,7 @@ def latency_scores(
 
 
 def left_out_scores(
-    table: Table,
+    table: LatencyTable,
     what: LeftOut,
     rows: int | None,
     seed: int,
@@ -278,7 +278,7 @@ def left_out_scores(
 
 
 def pair_scores(
-    table: Table,
+    table: LatencyTable,
     calibration: str,
     rows: int | None,
     seed: int,
@@ -321,7 +321,7 @@ def pair_scores(
 
 
 def dense_scores(
-    table: Table, calibration: str, rows: int | None, seed: int
+    table: LatencyTable, calibration: str, rows: int | None, seed: int
 ) -> tuple[Scores, Skipped]:
     """Predictions of a table of dense matmuls, without intervals."""
     scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["m"])
@@ -359,7 +359,7 @@ def _together(groups: Sequence[Any]) -> list[list[Any]]:
 
 
 def _drawn(
-    members: Sequence[Group], table: Table, rows: int | None, seed: int
+    members: Sequence[Group], table: LatencyTable, rows: int | None, seed: int
 ) -> NDArray[np.bool_]:
     """Which of the table's rows calibrate these groups: stratified, no failed tactics."""
     drawn = np.zeros(len(table.numbers["num_tokens"]), dtype=bool)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moebench.calibrate.tables import Table
+from moebench.calibrate.tables import LatencyTable
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.intervals import REGIME_NAMES, REGIMES
 
@@ -80,7 +80,7 @@ class Scores:
 
 
 def latency_document(
-    table: Table, scores: Scores, skipped: Skipped, calibration: str, seed: int
+    table: LatencyTable, scores: Scores, skipped: Skipped, calibration: str, seed: int
 ) -> dict[str, Any]:
     """The JSON document of a table of layer latencies."""
     priced = np.isfinite(scores.predicted)
@@ -99,7 +99,7 @@ def latency_document(
 
 
 def pairs_document(
-    table: Table, scores: Scores, skipped: Skipped, calibration: str, seed: int
+    table: LatencyTable, scores: Scores, skipped: Skipped, calibration: str, seed: int
 ) -> dict[str, Any]:
     """The JSON document of a table of top-k pairs: everything is about the ratio."""
     priced = np.isfinite(scores.predicted)
@@ -122,7 +122,7 @@ def pairs_document(
 
 
 def dense_document(
-    table: Table, scores: Scores, skipped: Skipped, calibration: str, seed: int
+    table: LatencyTable, scores: Scores, skipped: Skipped, calibration: str, seed: int
 ) -> dict[str, Any]:
     """The JSON document of a table of dense matmuls, split by m in place of tokens."""
     priced = np.isfinite(scores.predicted)
@@ -140,7 +140,11 @@ def dense_document(
 
 
 def _head(
-    table: Table, calibration: str, seed: int, n: int, skipped: Mapping[str, NDArray[np.int64]]
+    table: LatencyTable,
+    calibration: str,
+    seed: int,
+    n: int,
+    skipped: Mapping[str, NDArray[np.int64]],
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -153,7 +157,7 @@ def _head(
 
 
 def _groups(
-    table: Table,
+    table: LatencyTable,
     scores: Scores,
     good: NDArray[np.bool_],
     parallel: NDArray[np.bool_],
@@ -225,7 +229,7 @@ def text(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_scores(table: Table, scores: Scores, folder: Path) -> list[Path]:
+def draw_scores(table: LatencyTable, scores: Scores, folder: Path) -> list[Path]:
     """A figure of each device; returns the files."""
     from moebench.report.figures.accuracy import Points, draw_accuracy
 
