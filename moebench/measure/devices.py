@@ -21,7 +21,7 @@ BUSY_PERCENT = 10
 
 
 class DeviceError(ValueError):
-    """The device that was asked for, or that is there, cannot be used."""
+    """A device that was asked for, or that exists, cannot be used."""
 
 
 def choose_device(
@@ -34,8 +34,8 @@ def choose_device(
 ) -> torch.device:
     """The device to run on.
 
-    "auto" is a CUDA GPU if torch can use one, else the CPU; "cuda" is cuda:0, or the first idle
-    board if cuda:0 is busy; "cuda:N" and "cpu" are taken at their word.
+    "auto" is a CUDA GPU if torch can use one, else the CPU; "auto" and "cuda" take cuda:0, or the
+    first idle board if cuda:0 is busy; "cuda:N" and "cpu" are used as given.
 
     Args:
         request: "auto", "cpu", "cuda" or "cuda:N".
@@ -45,8 +45,8 @@ def choose_device(
         device_nodes: GPU device files; those of /dev if left out.
 
     Raises:
-        DeviceError: an unknown request, a device that is not there, or a GPU that is there and
-            that torch cannot use (driver, version needed and remedy are in the message).
+        DeviceError: the request is unknown, there is no such device, or torch cannot use the GPU
+            (the message names the driver, the version needed and the remedy).
     """
     if request == "cpu":
         return torch.device("cpu")
@@ -54,7 +54,7 @@ def choose_device(
     if match is None:
         raise DeviceError(f"--device: found {request!r}, expected auto, cpu, cuda or cuda:N")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old driver makes torch warn; the error below says more
+        warnings.simplefilter("ignore")  # torch warns of an old driver; the error below says more
         count = cuda.device_count() if cuda.is_available() else 0
     nvml = open_nvml(nvml)
     if count == 0:
@@ -77,7 +77,7 @@ def choose_device(
 
 
 def _is_busy(nvml: Any, cuda: Any, index: int) -> bool:
-    """Whether somebody else computes on a board; False where NVML cannot tell."""
+    """Whether another process computes on a board; False where NVML does not say."""
     if nvml is None:
         return False
     uuid = cuda.get_device_properties(index).uuid
@@ -92,7 +92,7 @@ def _is_busy(nvml: Any, cuda: Any, index: int) -> bool:
 def _unusable_gpu(
     nvml: Any, cuda_version: str | None, device_nodes: Sequence[str] | None
 ) -> str | None:
-    """Why torch cannot use the GPU that NVML or the device files show; None without a GPU."""
+    """Reason why torch cannot use the GPU that NVML or /dev shows; None without a GPU."""
     nodes = [*Path("/dev").glob("nvidia[0-9]*")] if device_nodes is None else device_nodes
     boards = (nvml and answer(nvml.nvmlDeviceGetCount)) or len(nodes)
     if not boards:

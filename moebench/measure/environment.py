@@ -1,7 +1,7 @@
-"""The machine and its software, and which of its devices to use.
+"""The machine and its software as plain data, without host names, user names or paths.
 
-Plain data without host names, user names or paths. What cannot be read is None. The fingerprint
-covers what a timing depends on: two machines that share one may share a calibration.
+What cannot be read is None. The fingerprint covers what a timing depends on: two machines of one
+fingerprint may share a calibration.
 """
 
 import hashlib
@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from moebench.measure.nvml import answer, as_text, open_nvml
+from moebench.measure.nvml import (
+    MEMORY_CLOCK,
+    SM_CLOCK,
+    answer,
+    as_text,
+    board_facts,
+    clock,
+    open_nvml,
+)
 from moebench.units import Bytes, Hertz, Watts, slug
 from moebench.version import PACKAGE, VERSION
 
@@ -28,18 +36,18 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "am
 
 @dataclass(frozen=True)
 class Cpu:
-    """What executes on the host."""
+    """The processor of the host."""
 
     model: str
     family: str | None
-    """Vendor's family, model and stepping: hypervisors often hide the model name."""
+    """Vendor's family, model and stepping, since hypervisors often hide the model name."""
     num_cores: int
     """Logical processors that this process may use."""
     features: tuple[str, ...]
     l2_cache: Bytes | None
-    """Per core."""
+    """Size of one core's cache."""
     l3_cache: Bytes | None
-    """Of one cache, as the guest sees it."""
+    """Size of one cache, as the guest sees it."""
     memory: Bytes | None
     governor: str | None
     max_clock: Hertz | None
@@ -52,7 +60,7 @@ class Gpu:
 
     name: str
     uuid_hash: str | None
-    """Tells two boards apart without naming them."""
+    """Hash that distinguishes two boards without naming them."""
     driver: str | None
     vbios: str | None
     memory: Bytes
@@ -63,7 +71,7 @@ class Gpu:
     max_sm_clock: Hertz | None
     max_memory_clock: Hertz | None
     sm_clock: Hertz | None
-    """When the description was taken."""
+    """Clock when the description was taken."""
     ecc: bool | None
     mig: bool | None
     persistence: bool | None
@@ -71,7 +79,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Software:
-    """What runs on it."""
+    """Versions of the software, and the threads it computes with."""
 
     torch: str
     torch_commit: str | None
@@ -82,32 +90,27 @@ class Software:
     numpy: str
     moebench: str
     commit: str | None
-    """Of the checkout that moebench is imported from; None outside one."""
+    """Commit of the checkout that moebench is imported from; None outside one."""
     dirty: bool | None
     """Whether that checkout's package differs from the commit."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a number was measured."""
+    """The machine and software that a number was measured with."""
 
     device: str
     cpu: Cpu
     gpu: Gpu | None
     software: Software
     slug: str
-    """Folder name of the device's model: "nvidia-h100-80gb-hbm3", "amd-epyc-2c"."""
+    """Short name of the device's model: "nvidia-h100-80gb-hbm3", "amd-epyc-2c"."""
     fingerprint: str
     """Hash of hardware and software as far as timings depend on them."""
 
 
 def describe_machine(device: torch.device, nvml: Any = None) -> Environment:
-    """Describe the machine for a run on `device`.
-
-    Args:
-        device: where the run computes.
-        nvml: the NVML binding; `pynvml` if left out.
-    """
+    """Describe the machine for a run on `device`; `nvml` is `pynvml` if left out."""
     cpu, software = describe_cpu(), describe_software()
     gpu = describe_gpu(device, nvml) if device.type == "cuda" else None
     return Environment(
@@ -133,7 +136,7 @@ def fingerprint(cpu: Cpu, gpu: Gpu | None, software: Software) -> str:
 
 
 def describe_cpu(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Cpu:
-    """The host's processor; off Linux little of it can be read."""
+    """The host's processor; on systems other than Linux little of it can be read."""
     facts: dict[str, str] = {}
     for line in (read_text(proc / "cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
@@ -209,8 +212,8 @@ def describe_software() -> Software:
 def describe_checkout(package: Path) -> tuple[str | None, bool | None]:
     """Commit of the checkout that tracks `package`, and whether the package differs from it.
 
-    (None, None) where git is missing, refuses, or does not track the package: an environment
-    inside somebody's checkout is not that checkout.
+    It is (None, None) where git is missing, refuses, or does not track the package: a virtual
+    environment inside a checkout is not that checkout.
     """
 
     def git(*arguments: str) -> str | None:
@@ -233,7 +236,7 @@ def describe_checkout(package: Path) -> tuple[str | None, bool | None]:
 
 
 def nvml_handle(nvml: Any, device: torch.device) -> Any:
-    """NVML's handle of a torch device, matched by UUID: the two number devices differently."""
+    """NVML's handle of a torch device, by UUID: NVML and torch number devices differently."""
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
 
@@ -241,45 +244,30 @@ def describe_gpu(device: torch.device, nvml: Any = None) -> Gpu:
     """The board behind a CUDA device; fields that NVML refuses are None."""
     properties = torch.cuda.get_device_properties(device)
     nvml = open_nvml(nvml)
-    handle = None if nvml is None else answer(lambda: nvml_handle(nvml, device))
-
-    def ask(function: str, *arguments: Any, scale: float = 1.0) -> float | None:
-        value = _nvml_value(nvml, function, handle, *arguments)
-        return None if value is None else float(value) * scale
-
-    def ask_mode(function: str) -> bool | None:
-        value = _nvml_value(nvml, function, handle)
-        if isinstance(value, list | tuple):
-            value = value[0]
-        return None if value is None else bool(value)
-
-    sm = getattr(nvml, "NVML_CLOCK_SM", None)
-    memory_clock = getattr(nvml, "NVML_CLOCK_MEM", None)
-    vbios = _nvml_value(nvml, "nvmlDeviceGetVbiosVersion", handle)
+    handle = None if nvml is None else answer(nvml_handle, nvml, device)
+    facts: dict[str, Any] = {}
+    clocks: list[Hertz | None] = [None, None, None]
+    if handle is not None:
+        facts = board_facts(nvml, handle)
+        wanted = ((SM_CLOCK, True), (MEMORY_CLOCK, True), (SM_CLOCK, False))
+        clocks = [clock(nvml, handle, kind, highest) for kind, highest in wanted]
     return Gpu(
         name=properties.name,
         uuid_hash=hashlib.sha256(str(properties.uuid).encode()).hexdigest()[:12],
         driver=driver_version(nvml),
-        vbios=None if vbios is None else as_text(vbios),
+        vbios=facts.get("vbios"),
         memory=float(properties.total_memory),
         l2_cache=float(properties.L2_cache_size),
         num_processors=properties.multi_processor_count,
         compute_capability=f"{properties.major}.{properties.minor}",
-        power_limit=ask("nvmlDeviceGetEnforcedPowerLimit", scale=1e-3),
-        max_sm_clock=ask("nvmlDeviceGetMaxClockInfo", sm, scale=1e6),
-        max_memory_clock=ask("nvmlDeviceGetMaxClockInfo", memory_clock, scale=1e6),
-        sm_clock=ask("nvmlDeviceGetClockInfo", sm, scale=1e6),
-        ecc=ask_mode("nvmlDeviceGetEccMode"),
-        mig=ask_mode("nvmlDeviceGetMigMode"),
-        persistence=ask_mode("nvmlDeviceGetPersistenceMode"),
+        power_limit=facts.get("power_limit_w"),
+        max_sm_clock=clocks[0],
+        max_memory_clock=clocks[1],
+        sm_clock=clocks[2],
+        ecc=facts.get("ecc"),
+        mig=facts.get("mig"),
+        persistence=facts.get("persistence"),
     )
-
-
-def _nvml_value(nvml: Any, function: str, handle: Any, *arguments: Any) -> Any:
-    """One NVML answer, or None: boards support different subsets."""
-    if nvml is None or handle is None:
-        return None
-    return answer(lambda: getattr(nvml, function)(handle, *arguments))
 
 
 def driver_version(nvml: Any, proc: Path = Path("/proc")) -> str | None:
@@ -293,6 +281,6 @@ def driver_version(nvml: Any, proc: Path = Path("/proc")) -> str | None:
 
 
 def machine_folder(environment: Environment) -> str:
-    """A machine's folder name: its GPU, or its processor and cores."""
+    """Folder name of a machine in results/: its GPU, or its processor and cores."""
     gpu, cpu = environment.gpu, environment.cpu
     return slug(gpu.name if gpu else f"{cpu.model} {cpu.num_cores} cores")

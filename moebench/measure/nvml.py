@@ -1,6 +1,6 @@
 """NVML as the instruments use it: one board, typed faults, and whether the library is real.
 
-Imports neither torch nor numpy: the process that reads the counters must be small.
+It imports neither torch nor numpy, since the process that reads the counters must be small.
 """
 
 import ctypes
@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 POWER_INSTANT = 186
-"""Field id. Source: nvml.h, NVML_FI_DEV_POWER_INSTANT; needs a driver of the 530 series."""
+"""Field id of instantaneous power; needs a driver of the 530 series.
+
+Source: nvml.h, NVML_FI_DEV_POWER_INSTANT.
+"""
 SCOPE_GPU, SCOPE_MODULE = 0, 1
-"""Source: nvml.h, NVML_POWER_SCOPE_*. A module is a GPU with the processor beside it."""
+"""Scopes of a power reading; a module is a GPU with the processor beside it.
+
+Source: nvml.h, NVML_POWER_SCOPE_*.
+"""
+SM_CLOCK, MEMORY_CLOCK = 1, 2
+"""Source: nvml.h, nvmlClockType_t."""
 VIOLATIONS = {74: "power", 75: "thermal", 269: "sw-thermal", 270: "hw-thermal", 271: "power-brake"}
 """Field ids of the counters of throttled nanoseconds. Source: nvml.h, NVML_FI_DEV_*."""
 REASONS = {
@@ -44,7 +52,7 @@ KINDS = {
 }
 """NVML's return codes as kinds of fault. Source: nvml.h, nvmlReturn_t."""
 MOST_WATTS = 10_000.0
-"""No board draws more: a reading beyond is rubbish."""
+"""Power that no board draws: a higher reading is an error of the sensor."""
 
 
 class Fault(Exception):
@@ -56,7 +64,7 @@ class Fault(Exception):
 
 
 def fault(error: Exception, what: str) -> Fault:
-    """An exception of the binding as a fault of `what` was asked for."""
+    """An exception of the binding as a fault; `what` names the reading that failed."""
     if isinstance(error, Fault):
         return error
     kind = KINDS.get(getattr(error, "value", -1), "unknown")
@@ -102,7 +110,7 @@ def is_simulated(nvml: Any) -> bool:
 
 
 def answer(ask: Callable[..., Any], *arguments: Any) -> Any:
-    """What NVML says, or None: boards support different subsets."""
+    """NVML's answer to one call; None where it refuses, as boards support different subsets."""
     try:
         return ask(*arguments)
     except Exception:
@@ -110,7 +118,7 @@ def answer(ask: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def as_text(value: str | bytes) -> str:
-    """Older bindings return bytes."""
+    """Text of a binding's answer; older bindings return bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -122,9 +130,9 @@ def foreign_processes(
     Args:
         nvml: the NVML binding.
         handle: the board.
-        is_ours: this process computes on the board too. In a container NVML reports process ids
-            of the host, so a single one that does not exist here is then taken for our own.
-        own: process ids that are ours; this process's if left out.
+        is_ours: whether this process computes on the board too. In a container NVML reports process
+            ids of the host, so a single id that does not exist here is then taken for our own.
+        own: our process ids; this process's id if left out.
     """
     pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     others = [pid for pid in pids if pid not in (own or (os.getpid(),))]
@@ -134,7 +142,7 @@ def foreign_processes(
 
 
 class Board:
-    """One GPU: its energy counter, its power, and what else a record of energy must say."""
+    """One GPU: its energy counter, its power, and the conditions that a record of energy states."""
 
     def __init__(self, nvml: Any, uuid: str):
         self.nvml, self.uuid = nvml, uuid
@@ -146,10 +154,10 @@ class Board:
         self._violations = self.violations()
 
     def check_exclusive(self, own: Sequence[int]) -> None:
-        """See that the board's joules are those of our work alone.
+        """Check that the board's joules are those of our work alone.
 
         Raises:
-            Fault: partitioned, shared with other processes, or read for a whole module.
+            Fault: the board is partitioned, shared, or read together with its module.
         """
         mode = answer(self.nvml.nvmlDeviceGetMigMode, self.handle)
         if mode is not None and mode[0]:
@@ -170,7 +178,7 @@ class Board:
             )
 
     def joules(self) -> float:
-        """The counter of energy since the driver was loaded; NVML gives millijoules.
+        """Energy since the driver was loaded; NVML gives millijoules.
 
         Raises:
             Fault: the call failed.
@@ -182,10 +190,10 @@ class Board:
         return float(millijoules) * 1e-3
 
     def watts(self) -> float:
-        """Power of this moment; where the driver has only a mean over a second, that.
+        """Power at this moment, or a mean over a second where the driver has nothing else.
 
         Raises:
-            Fault: the call failed, or the reading is no power.
+            Fault: the call failed, or no board draws what it says.
         """
         milliwatts = self._field(POWER_INSTANT)
         if milliwatts is None:
@@ -200,7 +208,7 @@ class Board:
         return watts
 
     def _field(self, field: int, scope: int = SCOPE_GPU) -> int | None:
-        """A field value; a field that failed raises nothing, only its own return code tells."""
+        """A field's value; None where the field's own return code says that it failed."""
         values = answer(self.nvml.nvmlDeviceGetFieldValues, self.handle, [(field, scope)])
         if values is None or values[0].nvmlReturn != 0:
             return None
@@ -208,54 +216,65 @@ class Board:
         return int(value.ullVal if values[0].valueType == 3 else value.uiVal)
 
     def state(self) -> dict[str, Any]:
-        """Clocks, temperature and why the clocks are as they are; None where NVML refuses."""
+        """Clocks, temperature and reasons for lower clocks; None where NVML refuses."""
         nvml, handle = self.nvml, self.handle
         return {
             "reasons": clock_reasons(nvml, handle),
-            "sm_clock_hz": _scaled(answer(nvml.nvmlDeviceGetClockInfo, handle, 1), 1e6),
-            "memory_clock_hz": _scaled(answer(nvml.nvmlDeviceGetClockInfo, handle, 2), 1e6),
+            "sm_clock_hz": clock(nvml, handle, SM_CLOCK),
+            "memory_clock_hz": clock(nvml, handle, MEMORY_CLOCK),
             "temperature_c": answer(nvml.nvmlDeviceGetTemperature, handle, 0),
         }
 
     def violations(self) -> dict[str, float]:
-        """Seconds that the clocks were held down since the driver was loaded, by cause."""
-        found = {name: self._field(field) for field, name in VIOLATIONS.items()}
-        return {name: value * 1e-9 for name, value in found.items() if value is not None}
+        """Seconds of lowered clocks since the driver was loaded, by cause."""
+        held = {name: self._field(field) for field, name in VIOLATIONS.items()}
+        return {name: value * 1e-9 for name, value in held.items() if value is not None}
 
     def throttled(self) -> dict[str, float]:
-        """Seconds that the clocks were held down since this object was made, by cause."""
+        """Seconds of lowered clocks since this object was made, by cause."""
         now = self.violations()
         return {name: now[name] - start for name, start in self._violations.items() if name in now}
 
     def facts(self) -> Mapping[str, Any]:
-        """What does not change during a measurement; None where NVML refuses."""
-        nvml, handle = self.nvml, self.handle
+        """Properties that do not change during a measurement; None where NVML refuses."""
+        return board_facts(self.nvml, self.handle)
 
-        def ask(function: str) -> Any:
-            return answer(getattr(nvml, function), handle)
 
-        ecc = ask("nvmlDeviceGetEccMode")
-        mig = ask("nvmlDeviceGetMigMode")
-        limits = ask("nvmlDeviceGetPowerManagementLimitConstraints") or (None, None)
-        driver = answer(nvml.nvmlSystemGetDriverVersion)
-        vbios = ask("nvmlDeviceGetVbiosVersion")
-        return {
-            "driver": None if driver is None else as_text(driver),
-            "vbios": None if vbios is None else as_text(vbios),
-            "cuda_driver": answer(nvml.nvmlSystemGetCudaDriverVersion),
-            "persistence": _flag(ask("nvmlDeviceGetPersistenceMode")),
-            "ecc": None if ecc is None else bool(ecc[0]),
-            "mig": None if mig is None else bool(mig[0]),
-            "power_limit_w": _scaled(ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
-            "default_power_limit_w": _scaled(ask("nvmlDeviceGetPowerManagementDefaultLimit"), 1e-3),
-            "least_power_limit_w": _scaled(limits[0], 1e-3),
-            "most_power_limit_w": _scaled(limits[1], 1e-3),
-            "scope": "gpu",
-        }
+def board_facts(nvml: Any, handle: Any) -> dict[str, Any]:
+    """Driver, modes and power limits of a board; None where NVML refuses."""
+
+    def ask(function: str) -> Any:
+        return answer(getattr(nvml, function), handle)
+
+    ecc = ask("nvmlDeviceGetEccMode")
+    mig = ask("nvmlDeviceGetMigMode")
+    limits = ask("nvmlDeviceGetPowerManagementLimitConstraints") or (None, None)
+    driver = answer(nvml.nvmlSystemGetDriverVersion)
+    vbios = ask("nvmlDeviceGetVbiosVersion")
+    persistence = ask("nvmlDeviceGetPersistenceMode")
+    return {
+        "driver": None if driver is None else as_text(driver),
+        "vbios": None if vbios is None else as_text(vbios),
+        "cuda_driver": answer(nvml.nvmlSystemGetCudaDriverVersion),
+        "persistence": None if persistence is None else bool(persistence),
+        "ecc": None if ecc is None else bool(ecc[0]),
+        "mig": None if mig is None else bool(mig[0]),
+        "power_limit_w": _scaled(ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
+        "default_power_limit_w": _scaled(ask("nvmlDeviceGetPowerManagementDefaultLimit"), 1e-3),
+        "least_power_limit_w": _scaled(limits[0], 1e-3),
+        "most_power_limit_w": _scaled(limits[1], 1e-3),
+        "scope": "gpu",
+    }
+
+
+def clock(nvml: Any, handle: Any, kind: int, highest: bool = False) -> float | None:
+    """A clock in Hz, now or at its highest; `kind` is `SM_CLOCK` or `MEMORY_CLOCK`."""
+    ask = nvml.nvmlDeviceGetMaxClockInfo if highest else nvml.nvmlDeviceGetClockInfo
+    return _scaled(answer(ask, handle, kind), 1e6)
 
 
 def clock_reasons(nvml: Any, handle: Any) -> list[str] | None:
-    """Why a board's clocks are not at their highest, in names of `REASONS`."""
+    """Reasons why a board's clocks are not at their highest, in names of `REASONS`."""
     # The name changed with driver 535; the bits did not.
     new = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
     reasons = None if new is None else answer(new, handle)
@@ -265,9 +284,9 @@ def clock_reasons(nvml: Any, handle: Any) -> list[str] | None:
 
 
 def memory_used(nvml: Any, handle: Any) -> float | None:
-    """Bytes of a board that anybody uses, the driver's own reserve left out where it is told.
+    """Bytes of a board in use by any process, without the driver's own reserve if possible.
 
-    Version 1 of the call counts that reserve as used, version 2 tells it apart.
+    Version 1 of the call counts that reserve as used, version 2 does not.
     """
     version = getattr(nvml, "nvmlMemory_v2", None)
     info = None if version is None else answer(nvml.nvmlDeviceGetMemoryInfo, handle, version)
@@ -278,7 +297,3 @@ def memory_used(nvml: Any, handle: Any) -> float | None:
 
 def _scaled(value: float | None, scale: float) -> float | None:
     return None if value is None else float(value) * scale
-
-
-def _flag(value: int | None) -> bool | None:
-    return None if value is None else bool(value)

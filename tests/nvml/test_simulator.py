@@ -4,12 +4,15 @@ import ctypes
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pynvml
 import pytest
+import torch
 from nvml.simulator import UUID, Simulator
 
+from moebench.measure.environment import describe_gpu
 from moebench.measure.nvml import is_simulated, memory_used
 
 
@@ -141,3 +144,28 @@ def test_the_unmodified_binding_finds_it_by_name_in_another_process(library: Pat
         timeout=60,
     )
     assert done.stdout.split() == [UUID.format(1), "250000"], done.stderr
+
+
+def test_a_board_is_described_as_nvml_and_cuda_have_it(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(
+        name="NVIDIA SIM100",
+        uuid=UUID.format(0).removeprefix("GPU-"),
+        total_memory=80 * 2**30,
+        L2_cache_size=50 * 2**20,
+        multi_processor_count=132,
+        major=9,
+        minor=0,
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    simulator.set(mig=0, ecc=1, persistence=1)
+    gpu = describe_gpu(torch.device("cuda"), simulator.binding())
+    assert (gpu.driver, gpu.vbios, gpu.compute_capability) == ("999.0-sim", "00.00.00", "9.0")
+    assert (gpu.mig, gpu.ecc, gpu.persistence) == (False, True, True)
+    assert (gpu.max_sm_clock, gpu.max_memory_clock) == (1.98e9, 2.619e9)
+    assert gpu.power_limit == 700.0 and gpu.sm_clock is not None
+    simulator.fail("nvmlDeviceGetEccMode", 3)
+    simulator.fail("nvmlDeviceGetMaxClockInfo", 3)
+    refused = describe_gpu(torch.device("cuda"), simulator.binding())
+    assert (refused.ecc, refused.max_sm_clock, refused.mig) == (None, None, False)
