@@ -11,7 +11,7 @@ from moebench.units import Seconds
 
 @runtime_checkable
 class Clock(Protocol):
-    """Times a piece of work; `now` is monotonic and serves the budget."""
+    """A clock times a piece of work; `now` is monotonic and counts time budgets."""
 
     def now(self) -> Seconds: ...
 
@@ -59,15 +59,15 @@ def _recorded_event() -> torch.cuda.Event:
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock that sees the work of a device."""
+    """The clock that times the work of a device."""
     return CudaClock(device) if device.type == "cuda" else HostClock()
 
 
 class StageTimer:
-    """Seconds per stage of an instrumented pass, which is never the pass that latency comes from.
+    """Seconds per stage of an instrumented pass; latency comes from another pass.
 
-    `mark(stage)` says that the work since the previous mark (or `start`) belonged to `stage`. On
-    a GPU marks are events in the stream: nothing waits until `seconds` is asked for.
+    `mark(stage)` ends a stretch of work of that stage; the stretch began at the previous mark or
+    `start`. On a GPU marks are events in the stream: nothing waits until `seconds` is called.
     """
 
     def __init__(self, device: torch.device):
@@ -78,7 +78,7 @@ class StageTimer:
         self.start()
 
     def start(self) -> None:
-        """Forget the time since the last mark: what follows belongs to the next stage marked."""
+        """Leave out the time since the last mark: the next stage begins now."""
         self._stamp(None)
 
     def mark(self, stage: str) -> None:
@@ -95,7 +95,7 @@ class StageTimer:
         self._last = now
 
     def seconds(self) -> dict[str, Seconds]:
-        """Time of every stage so far, summed over its marks."""
+        """Total time of each stage so far."""
         totals = dict(self._host)
         if self._events:
             torch.cuda.synchronize(self.device)

@@ -1,18 +1,18 @@
 """A step as one CUDA graph, replayed over a ring of different inputs.
 
-A short step takes the host longer to launch, kernel by kernel, than the device to run. As a graph
-it is launched at once, and what is timed is the device. The graph reads a buffer of its own, into
-which the next input of the ring is copied before each replay: one small kernel that reads and
-writes the input once, part of every time that is measured here, as it is part of a server's step.
-A graph for each input would save the copy, but hold as many inputs as there is memory for graphs,
-and what a stream of thousands of steps shows on average does not hold over 64 of them.
+A short step takes the host longer to launch, kernel by kernel, than the device to run. A graph is
+launched at once, so that the device is what is timed. The graph reads a buffer of its own; the
+next input of the ring is copied into it before each replay. This copy, one small kernel, is part
+of every time measured here, as it is part of a server's step. One graph for each input would save
+the copy, but memory holds only some graphs, and averages over a stream of thousands of steps do
+not hold over 64 of them.
 
-Times of replays are those of `moebench.measure.clocks.CudaClock`, between CUDA events. Nothing
-here changes clocks, nor does anything else in moebench.
+Replays are timed by `moebench.measure.clocks.CudaClock`, between CUDA events. Nothing in moebench
+changes clocks.
 
-**No GPU has run this**: it is written by PyTorch's documentation of `torch.cuda.graph` and tested
-on a stand-in that records and replays operations on the CPU. Therefore replays are held against
-eager steps before anything is timed.
+**No GPU has run this**: it follows PyTorch's documentation of `torch.cuda.graph` and is tested on a
+stand-in that records and replays operations on the CPU. Therefore replays are compared with eager
+steps before anything is timed.
 """
 
 import statistics
@@ -26,14 +26,14 @@ from torch import Tensor
 StepFunction = Callable[[Tensor], Tensor]
 
 LEAST_RING = 64
-"""Inputs of a ring, at least: fewer would sit in caches, and their routes in predictors."""
+"""Fewest inputs of a ring: fewer would stay in caches, and their routes in predictors."""
 WARM_UPS = 3
 """Steps before the capture: libraries set themselves up, kernels are compiled and loaded."""
 CHECKED = 5
-"""Inputs, other than the captured one, on which replays are held against eager steps."""
+"""Inputs, other than the captured one, on which replays are compared with eager steps."""
 AGREEMENT = 0.02
-"""Relative distance, median over those inputs, that roundings may make: atomics add in any order,
-and 16-bit types keep 8 bits. A graph that does not follow its input is off by about 1."""
+"""Largest relative distance, median over those inputs, that is due to rounding: atomics add in any
+order, and 16-bit types have 8 bits. A graph that does not follow its input is off by about 1."""
 
 
 class CaptureError(RuntimeError):
@@ -56,11 +56,11 @@ class Graph:
 
 
 def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "inputs ..."]) -> Graph:
-    """Capture a step and hold its replays against eager steps.
+    """Capture a step and compare its replays with eager steps.
 
     Args:
         step: never waits for the device; what it launches does not depend on its input's data.
-        eager: computes the same in any way.
+        eager: computes the same result in any way.
         ring: different inputs, all of one shape.
 
     Raises:
@@ -79,7 +79,10 @@ def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "input
 
 
 def _captured(step: StepFunction, example: Tensor) -> Graph:
-    """**Source**: PyTorch's notes on CUDA semantics: warm-up and capture on a side stream."""
+    """Capture after a warm-up, both on a side stream.
+
+    **Source**: PyTorch's notes on CUDA semantics.
+    """
     x = example.clone()
     with torch.cuda.device(x.device):
         before = torch.cuda.current_stream()
@@ -96,14 +99,14 @@ def _captured(step: StepFunction, example: Tensor) -> Graph:
     return Graph(x, cuda_graph.replay, y)
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """Relative, on the norm."""
+def _distance(y: Tensor, expected: Tensor) -> float:
+    """Norm of the difference, relative to the norm of what was expected."""
     expected = expected.double()
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((y.double() - expected).norm() / expected.norm())
 
 
 def _first_cause(error: BaseException) -> str:
-    """What went wrong first: ending a broken capture raises another error on top."""
+    """The first error: ending a broken capture raises another one on top."""
     while error.__context__ is not None:
         error = error.__context__
     lines = str(error).strip().splitlines()

@@ -1,9 +1,9 @@
-"""Latency: paired visits in randomly interleaved rounds, and the time of each stage.
+"""Latency: paired visits in randomly interleaved rounds.
 
-Comparing identical code block after block calls it different in about a quarter of the runs on a
-shared machine, because the machine drifts between the blocks. Here every round visits every case
-once, in random order and on the same steps of the stream, so that drift hits all cases alike and
-what the tokens ask for cancels in the ratio.
+On a shared machine that drifts, identical code measured block after block is judged different in
+about a quarter of the runs. Here every round visits every case once, in random order and on the
+same steps of the stream: drift affects all cases alike, and the load of the tokens cancels in the
+ratio.
 """
 
 import gc
@@ -25,12 +25,12 @@ Visit = Callable[[int, int], None]
 """`visit(first_step, num_steps)` runs steps (first_step + i) modulo the length of the stream."""
 Samples = Mapping[str, tuple[Sample, ...]]
 Progress = Callable[[float, str], None]
-"""Called with the share of the work that is done, 0 to 1, and what runs now."""
+"""Callback with the finished share of the work, 0 to 1, and what runs now."""
 
 LOOK_AGAIN = 1.25
-"""Precision is looked at after 8, 10, 13, ... rounds: few looks, since each one can err."""
+"""Growth between checks of precision (8, 10, 13, ... rounds): few checks, since each can err."""
 SETTLED: Seconds = 0.1
-"""Refilling the last-level cache (milliseconds) is lost in visits longer than this."""
+"""Length of visits in which refilling the last-level cache (milliseconds) does not show."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     """How long and how finely a cell is measured."""
 
     budget: Seconds
-    """Wall time of the cell, warm-up included. One round is run even if warm-up used it up."""
+    """Wall time of the cell, warm-up included; one round runs even if warm-up used it up."""
     seed: int = 0
     """Seeds the order of the cases in each round."""
     stream_length: int = 1
@@ -47,11 +47,11 @@ class Plan:
     """Rounds before precision may stop the cell; the budget can stop it earlier."""
     max_rounds: int = 400
     min_visit: Seconds = 0.010
-    """The fastest case's visit lasts at least this, where a round still fits the budget."""
+    """Least length of the fastest case's visit, where a round still fits the budget."""
     warmup_agreement: float = 0.1
-    """A case is warm when two consecutive visits differ by at most this share."""
+    """Largest relative difference of two consecutive visits of a case that is warm."""
     max_warmup_visits: int = 6
-    """0: the caller has warmed the cases up, and a visit is one step."""
+    """Visits of a case before the rounds; 0: the cases are warm, and a visit is one step."""
     warmup_share: float = 0.25
     """Share of the budget that warm-up may take beyond two visits of each case."""
     precise_enough: Callable[[Samples], bool] | None = None
@@ -61,28 +61,28 @@ class Plan:
 
 @dataclass(frozen=True)
 class VisitFailure:
-    """A case that raised, and was dropped from its cell."""
+    """The error of a case that was dropped from its cell."""
 
     error: Exception
-    """Without its frames, which would keep the case's tensors alive."""
+    """The exception without its frames, which would keep the case's tensors alive."""
     traceback: str
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """What the rounds of one cell gave."""
+    """Samples and failures of the rounds of one cell."""
 
     samples: Samples
-    """Of the cases that did not fail, in the order of the rounds."""
+    """Samples of the cases that did not fail, in the order of the rounds."""
     failures: Mapping[str, VisitFailure]
     warmup: Mapping[str, tuple[Seconds, ...]]
-    """Seconds a step in each warm-up visit: not part of any result."""
+    """Seconds a step in each warm-up visit; part of no result."""
     num_steps: int
     """Steps of every visit."""
     stopped: Stop
     duration: Seconds
     reference: tuple[Sample, ...] = ()
-    """Of the reference operation, once a round."""
+    """Samples of the reference operation, one a round."""
 
     @property
     def num_rounds(self) -> int:
@@ -104,11 +104,11 @@ def measure_rounds(
 
     Args:
         visits: the cases by key.
-        clock: what times a visit.
+        clock: times the visits.
         plan: budget, seed and bounds.
-        progress: told after every round.
-        reference: a fixed operation that ends every round. It leaves the caches to its own data,
-            so one quick case (the round's last, a random one) then runs again, untimed.
+        progress: called after every round.
+        reference: a fixed operation that ends every round. It fills the caches with its own data,
+            so a quick case (the round's last, a random one) then runs again, untimed.
     """
     start = clock.now()
     failures: dict[str, VisitFailure] = {}
@@ -153,7 +153,7 @@ def measure_rounds(
             with _without_garbage_collection():
                 referred.append(Sample(number, len(cases), 0, 1, clock.time(reference)))
             if collected[cases[-1]][-1].seconds < SETTLED:
-                with suppress(Exception):  # if it fails again, then where it is timed
+                with suppress(Exception):  # a failure shows in the next round, where it is timed
                     visits[cases[-1]](first_step, num_steps)
         now, done = clock.now(), number + 1
         if progress is not None:
@@ -183,12 +183,12 @@ def measure_rounds(
 
 
 def _share(spent: Seconds, budget: Seconds) -> float:
-    """Of the budget; a cell without one has spent it all."""
+    """Spent share of a budget; 1 where there is none."""
     return min(1.0, spent / budget) if budget > 0 else 1.0
 
 
 def _warm_up(visit: Visit, clock: Clock, plan: Plan, deadline: Seconds) -> tuple[Seconds, ...]:
-    """Visit a case until two consecutive visits agree; seconds a step of each visit."""
+    """Seconds a step of each visit of a case, until two consecutive visits agree."""
     per_step: list[Seconds] = []
     num_steps = 1
     while len(per_step) < plan.max_warmup_visits:
@@ -203,7 +203,7 @@ def _warm_up(visit: Visit, clock: Clock, plan: Plan, deadline: Seconds) -> tuple
 
 
 def _steps_per_visit(per_step: list[Seconds], plan: Plan, budget_left: Seconds) -> int:
-    """Enough for the fastest case to fill `min_visit`, few enough for `min_rounds` rounds."""
+    """Number of steps that lets the fastest case fill `min_visit` and `min_rounds` rounds fit."""
     if not per_step or min(per_step) <= 0:
         return 1
     wanted = math.ceil(plan.min_visit / min(per_step))
@@ -216,7 +216,7 @@ def _frozen(collected: Mapping[str, list[Sample]]) -> Samples:
 
 
 def _failure(error: Exception) -> VisitFailure:
-    """Keep what went wrong and let go of the frames, and the tensors that they hold."""
+    """The failure of a visit, without the frames and the tensors that these hold."""
     text = "".join(traceback.format_exception(error))
     error.__traceback__ = error.__context__ = error.__cause__ = None
     torch.cuda.empty_cache()
@@ -225,7 +225,7 @@ def _failure(error: Exception) -> VisitFailure:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Python's collector would stop one visit in many for milliseconds."""
+    """Switch Python's collector off: it would stop one visit in many for milliseconds."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,8 @@
-"""Peak memory of one step of one case, beyond what was there before it.
+"""Peak memory of one step of one case, beyond what was allocated before it.
 
-Never the ever-growing maximum of the process. On a processor the kernel's high-water mark is
-reset first, and the allocator is made transparent: freed memory that it still holds would make a
-step that reuses it seem to need none, and one that spreads over it seem to need twice as much.
+It is never the ever-growing maximum of the process. On a processor the kernel's high-water mark is
+reset first, and freed memory is returned to the system: memory that the allocator still holds
+would hide the need of a step that reuses it, and double that of a step that spreads over it.
 """
 
 import ctypes
@@ -27,9 +27,9 @@ CLEAR_HIGH_WATER_MARK = "5"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`. Source: mallopt(3)."""
 OWN_MAPPING = 2**17
-"""Allocations from this size on get a mapping of their own, which freeing returns at once."""
+"""Size from which an allocation gets a mapping of its own, which freeing returns at once."""
 LARGEST_MMAP_THRESHOLD = 2**25
-"""Where glibc's dynamic threshold ends once large tensors have been freed (64-bit)."""
+"""Highest value of glibc's dynamic threshold, reached once large tensors are freed (64-bit)."""
 
 
 def measure_memory(
@@ -45,10 +45,10 @@ def measure_memory(
     stacks, workspaces) is not part of it. A figure for a host is good to `host_resolution()`.
 
     Args:
-        run_step: runs one step; its result is dropped.
-        device: where it runs.
-        weights: bytes of the parameters and buffers, counted from the tensors.
-        cache: bytes of the KV cache, counted from the tensors.
+        run_step: runs one step and drops its result.
+        device: where the step runs.
+        weights: size of the parameters and buffers, counted from the tensors.
+        cache: size of the KV cache, counted from the tensors.
         proc: the kernel's folder of this process.
     """
     gc.collect()
@@ -72,7 +72,7 @@ def measure_memory(
 
 
 def host_resolution() -> Bytes:
-    """How far off the kernel's high-water mark can be.
+    """Largest error of the kernel's high-water mark.
 
     Linux counts resident pages per processor and adds a processor's count to the total only when
     it exceeds a batch of max(32, twice the processors) pages.
@@ -113,7 +113,7 @@ def _allocation_retries(device: torch.device) -> int:
 
 
 def _glibc() -> ctypes.CDLL:
-    """The allocator of this process, which must be glibc's.
+    """The C library whose allocator this process uses, which must be glibc.
 
     Raises:
         OSError, AttributeError: the C library is another one.
@@ -132,7 +132,7 @@ def _glibc() -> ctypes.CDLL:
 
 @contextmanager
 def _transparent_malloc(libc: ctypes.CDLL) -> Iterator[None]:
-    """Make what is resident follow what is allocated, for all but small allocations.
+    """Make resident memory follow allocated memory, for all but small allocations.
 
     New large allocations get mappings of their own. Free chunks that the heap still has are
     occupied, untouched, so that nothing is placed in them. Afterwards glibc's thresholds stay
@@ -165,7 +165,7 @@ def _is_mapping(chunk: int) -> bool:
 
 
 def _reset_high_water_mark(proc: Path) -> Bytes:
-    """Start a new high-water mark, and say what is resident now."""
+    """Start a new high-water mark; returns the size of resident memory now."""
     (proc / "clear_refs").write_text(CLEAR_HIGH_WATER_MARK)
     return _status(proc, "VmRSS")
 
@@ -186,7 +186,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def available_memory(device: torch.device) -> Bytes:
-    """What can be allocated without swapping; infinite where the system does not say."""
+    """Memory that can be allocated without swapping; infinite where the system does not say."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:

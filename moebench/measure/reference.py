@@ -1,12 +1,11 @@
-"""The reference operation: the same work in every run, so that runs can be divided by it.
+"""The reference operation: the same work in every run, as a unit of time for other runs.
 
-A machine is not equally fast on two days: clocks, heat, neighbours. What a run measures is
-therefore also given as a multiple of one frozen operation that is timed in the same rounds: a
+Clocks, heat and neighbours make a machine faster on one day than on another. Times of a run are
+therefore also given as multiples of one frozen operation that is timed in the same rounds: a
 bfloat16 matrix product of 256 x 4096 by 4096 x 2048 and one pass over 128 MiB of fp32 words, so
-that both the arithmetic and the memory of the machine are in it.
+that it depends on the machine's arithmetic and its memory.
 
-The operation is frozen. Whoever changes anything in it increases `VERSION`; runs of different
-versions are not compared.
+Every change of the operation must increase `VERSION`; runs of different versions are not compared.
 """
 
 import functools
@@ -22,10 +21,9 @@ READ_BYTES = 128 * 2**20
 
 @functools.cache
 def reference_operation(device: torch.device) -> Callable[[], None]:
-    """The operation on a device; its 147 MiB of data are made once and kept.
+    """A function that enqueues the operation on a device; its 147 MiB of data are made once.
 
-    Data are random, since zeros are multiplied faster. What it returns enqueues the work; a clock
-    that waits for the device times it.
+    Data are random, since zeros are multiplied faster.
     """
     generator = torch.Generator(device).manual_seed(VERSION)
 

@@ -12,18 +12,18 @@ from moebench.units import text
 RESIDUAL_DOUBTED = 0.03
 """Relative difference of counter and integrated power that is worth a caveat."""
 HARMFUL = ("hw-slowdown", "sw-thermal", "hw-thermal", "power-brake")
-"""Reasons for lower clocks that are no normal state; a power cap is one."""
+"""Reasons for lower clocks that are faults; a power cap is a normal state."""
 
 
 def conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
     """What is fixed about the board, and its clocks, temperature and throttling under load."""
     begin, end = (loads[0][0][0], loads[-1][-1][0]) if loads else (0.0, math.inf)
     states = [state for state in trace.states if begin <= state["time"] <= end]
-    seen: dict[str, Any] = {}
+    held: dict[str, Any] = {}
     for key in ("sm_clock_hz", "memory_clock_hz", "temperature_c"):
         values = [state[key] for state in states if state.get(key) is not None]
         if values:
-            seen[key] = {
+            held[key] = {
                 "start": values[0],
                 "end": values[-1],
                 "min": min(values),
@@ -31,12 +31,12 @@ def conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
             }
     reasons = [state["reasons"] for state in states if state.get("reasons") is not None]
     if reasons:
-        names = sorted({name for held in reasons for name in held})
-        seen["throttle_share"] = {
-            name: sum(name in held for held in reasons) / len(reasons) for name in names
+        names = sorted({name for each in reasons for name in each})
+        held["throttle_share"] = {
+            name: sum(name in each for each in reasons) / len(reasons) for name in names
         }
     facts = {key: value for key, value in trace.facts.items() if key != "simulated"}
-    return {**facts, **trace.end, **seen}
+    return {**facts, **trace.end, **held}
 
 
 def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
@@ -72,7 +72,7 @@ def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
     shares = energy.conditions.get("throttle_share", {})
     seconds = energy.conditions.get("throttled_s", {})
     harmful = [f"{name} in {shares[name]:.0%} of looks" for name in HARMFUL if shares.get(name)]
-    # The counters catch what falls between two looks; that of the power cap is no fault.
+    # The counters also count between two looks; lower clocks by the power cap are no fault.
     harmful += [
         f"{name} for {text(spent, 'time')}"
         for name, spent in seconds.items()

@@ -1,4 +1,4 @@
-"""The reader's process, as its parent sees it."""
+"""The process that reads an energy counter, as its parent starts, follows and stops it."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from moebench.units import Seconds
 from moebench.version import PACKAGE
 
 START: Seconds = 20.0
-"""A reader that has not said anything by then will not."""
+"""Time after which a reader without a row is taken for dead."""
 STALL: Seconds = 5.0
-"""A reader that is silent for so long hangs in a call."""
+"""Silence after which a reader is taken to hang in a call."""
 
 
 class Reader:
@@ -28,11 +28,11 @@ class Reader:
     """
 
     def __init__(self, arguments: Sequence[str]):
-        """Start it. `arguments`: "gpu UUID PID..." or "rapl ROOT", as its own text has them."""
+        """Start it on "gpu UUID PID..." or "rapl ROOT", as `reader.main` has them."""
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
         kind, *rest = arguments
         self.name = rest[0]
-        """Of the board."""
+        """Name of the board, or root of the powercap tree."""
         descriptor = self._file.fileno()
         root = str(PACKAGE.parent)
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -59,7 +59,7 @@ class Reader:
         self.stop()
 
     def update(self) -> None:
-        """Take in what it has written since; rows that say that it died or hangs are added."""
+        """Take in the rows written since; a process that died or hangs becomes a row of fault."""
         new = os.pread(self._file.fileno(), 2**26, self._offset)
         now = time.monotonic()
         if new:
@@ -85,11 +85,11 @@ class Reader:
         self.rows.append(["fault", time.monotonic(), "board", kind, text])
 
     def failure(self) -> Fault | None:
-        """What ended the reading of counter and power alike."""
-        found = {row[2]: row for row in self.rows if row[0] == "fault"}
-        row = found.get("board")
-        if row is None and "power" in found:
-            row = found.get("counter")
+        """The fault that ended the reading of both counter and power."""
+        faults = {row[2]: row for row in self.rows if row[0] == "fault"}
+        row = faults.get("board")
+        if row is None and "power" in faults:
+            row = faults.get("counter")
         return None if row is None else Fault(row[3], row[4])
 
     def stop(self) -> None:

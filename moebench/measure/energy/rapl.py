@@ -9,8 +9,7 @@ from moebench.measure.nvml import Fault
 class Rapl:
     """Package energy of all sockets.
 
-    Whatever else runs on the sockets is part of it; memory is not, except where the package
-    domain includes it.
+    It includes whatever else runs on the sockets, and memory only where the package domain does.
 
     Raises:
         Fault: a domain cannot be read.
@@ -35,7 +34,7 @@ class Rapl:
         """Energy since this object was made; the kernel gives microjoules.
 
         Raises:
-            Fault: a domain cannot be read any more, or was set to zero.
+            Fault: a domain has become unreadable, or was set to zero.
         """
         try:
             raw = self._raw()
@@ -61,6 +60,6 @@ class Rapl:
 
 
 def rapl_packages(root: Path) -> list[Path]:
-    """The package domains of a powercap tree; not their parts (cores, dram), nor the platform."""
+    """The package domains of a powercap tree, without their parts and without the platform."""
     domains = sorted(root.glob("intel-rapl:*"))
     return [d for d in domains if (d / "name").read_text().startswith("package")]

@@ -1,15 +1,15 @@
-"""The process that follows an energy counter beside the load: `python -m ...energy_reader`.
+"""The process that follows an energy counter: `python -m moebench.measure.energy.reader`.
 
-It is small (no torch, no numpy) and has the instrument to itself, so that neither the interpreter
-lock nor the load's memory delays a stamp. Rows go, one JSON list a line, to a file that the
-parent reads; standard input says when to stop, and its end is the parent's death.
+It is small (no torch, no numpy) and shares nothing with the load, so that neither the interpreter
+lock nor the load's memory delays a stamp. It writes rows, one JSON list a line, to a file that the
+parent reads. It stops when its standard input has a byte or ends, as on the parent's death.
 
-    ["facts", {...}]                    what does not change; comes first
+    ["facts", {...}]                    what does not change; the first row
     ["edge", before, after, joules]     the counter moved to `joules` between these two moments
     ["power", time, watts]
     ["state", time, {...}]              clocks, temperature, throttling
-    ["fault", time, what, kind, text]   `what` (counter, power, board) gives nothing from now on
-    ["end", {...}]                      calls made and what they took
+    ["fault", time, what, kind, text]   `what` (counter, power, board) has no readings from now on
+    ["end", {...}]                      number and duration of the calls
 
 Times are CLOCK_MONOTONIC, which all processes of a machine share.
 """
@@ -33,19 +33,19 @@ from moebench.measure.nvml import Board, Fault, connect, is_simulated
 Emit = Callable[[list[Any]], None]
 
 POLL = 0.001
-"""Between two reads where an edge is expected: with a call's duration, what a stamp is worth."""
+"""Seconds between two reads where an edge is expected: the error of a stamp beside the call's."""
 POWER_INTERVAL = 0.025
 STATE_INTERVAL = 0.5
 LEARN = 6
-"""Edges seen before the tick is taken as known."""
+"""Number of edges after which the tick is taken as known."""
 FAST_TICK = 0.004
-"""Counters that move faster are read at `FAST_INTERVAL`: each reading is as good as an edge."""
+"""Tick in seconds below which a counter is read at `FAST_INTERVAL`, each reading as an edge."""
 FAST_INTERVAL = 0.02
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What has a counter of joules, and perhaps a reading of power."""
+    """An instrument with a counter of joules, and perhaps a reading of power."""
 
     def joules(self) -> float: ...
 
@@ -67,7 +67,7 @@ class Timekeeper(Protocol):
 
 
 class UntilInput:
-    """The machine's clock, waiting for the parent to say stop."""
+    """The machine's clock, which waits for the parent's sign to stop."""
 
     now = staticmethod(time.monotonic)
 
@@ -76,7 +76,7 @@ class UntilInput:
 
 
 class EdgeSchedule:
-    """When to look at a counter next: all the time until its tick is known, then near its edges."""
+    """Times to look at a counter: without a pause until its tick is known, then near its edges."""
 
     def __init__(self) -> None:
         self.steps: deque[float] = deque(maxlen=32)
@@ -89,8 +89,8 @@ class EdgeSchedule:
     def tick(self) -> float | None:
         return statistics.median(self.steps) if len(self.steps) >= LEARN else None
 
-    def saw(self, before: float, after: float) -> None:
-        """An edge lies between these two moments."""
+    def note(self, before: float, after: float) -> None:
+        """Note an edge between these two moments."""
         moment, tick = (before + after) / 2, self.tick
         if self.last is not None:
             self.steps.append(moment - self.last)
@@ -111,11 +111,11 @@ class EdgeSchedule:
 
 
 def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
-    """Emit edges, power and states until the clock says stop or the source gives nothing more."""
+    """Emit edges, power and states until the clock says stop or the source has failed."""
     schedule = EdgeSchedule()
     counting = polling = True
     value: float | None = None
-    seen = due_power = due_state = look = clock.now()
+    looked = due_power = due_state = look = clock.now()
     calls, busy, longest = 0, 0.0, 0.0
     while counting or polling:
         now = clock.now()
@@ -137,14 +137,14 @@ def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
             if value is not None and joules > value:
                 tick = schedule.tick
                 fast = tick is not None and tick < FAST_TICK
-                before = max(seen, middle - 1.5 * tick) if fast and tick is not None else seen
+                before = max(looked, middle - 1.5 * tick) if fast and tick is not None else looked
                 emit(["edge", before, middle, joules])
                 if fast:
                     schedule.last = middle
                 else:
-                    schedule.saw(before, middle)
+                    schedule.note(before, middle)
                 due_state = min(due_state, end) if end >= due_state else due_state
-            value, seen = joules, middle
+            value, looked = joules, middle
             look = schedule.next_look(end)
         elif polling and now >= due_power:
             due_power = now + POWER_INTERVAL
@@ -175,11 +175,11 @@ def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
 
 
 def open_board(uuid: str, own: Sequence[int], nvml: Any = None) -> tuple[Board, dict[str, Any]]:
-    """A board whose joules are ours, and what does not change about it.
+    """A board whose joules are ours, and its facts.
 
     Args:
         uuid: as NVML has it.
-        own: process ids that are ours.
+        own: our process ids.
         nvml: the NVML binding; `pynvml` if left out.
 
     Raises:
@@ -188,7 +188,7 @@ def open_board(uuid: str, own: Sequence[int], nvml: Any = None) -> tuple[Board, 
     nvml = connect(nvml)
     board = Board(nvml, uuid)
     board.check_exclusive(own)
-    with contextlib.suppress(Fault):  # how power is read is known once it was tried
+    with contextlib.suppress(Fault):  # the first reading tells how power is read
         board.watts()
     facts = {**board.facts(), "power_method": board.power_method}
     return board, {**facts, "simulated": is_simulated(nvml)}
@@ -211,7 +211,7 @@ def main(arguments: list[str]) -> int:
         else:
             source = Rapl(Path(name))
     except Fault as error:
-        # A simulated board that refuses was a simulated board all the same.
+        # A simulated board that refuses is simulated too.
         emit(["facts", facts])
         emit(["fault", time.monotonic(), "board", error.kind, str(error)])
         return 1

@@ -1,8 +1,8 @@
-"""From what a reader saw to joules a step, or to why there are none.
+"""Joules a step from a reader's rows, or the reason why there are none.
 
-The counter is believed when it never went back, never stood still, never jumped, and agrees with
-the power that was polled beside it. Where it failed and power did not, polled power is integrated
-instead and the method says so. There is never a guess.
+The counter is believed if it never went back, stood still or jumped, and agrees with the power that
+was polled beside it. Where the counter failed and power did not, polled power is integrated instead
+and the method says so. There is never a guess.
 """
 
 import math
@@ -28,20 +28,20 @@ from moebench.records.results import Energy
 from moebench.units import Seconds, Watts, text
 
 MIN_TICKS = 10
-"""Of the counter, in all windows together."""
+"""Fewest ticks of the counter, over all windows."""
 MIN_WINDOWS = 3
-"""Fewer say nothing about what differs between them."""
+"""Fewest windows: fewer say nothing about their scatter."""
 RESIDUAL_FATAL = 0.25
 """Relative difference of counter and integrated power from which one of the two is wrong."""
 POLL_MARGIN: Seconds = 0.05
-"""Two polls of power: up to so long before a load's end, none lies beyond it."""
+"""Two polls of power: time before a load's end after which a poll may be missing."""
 AVERAGED: Seconds = 1.1
-"""After a change of power, a reading that is a mean over 1 s is right again."""
+"""Time after a change of power until a reading that is a mean over 1 s is right again."""
 
 
 @dataclass(frozen=True)
 class EnergyPlan:
-    """How energy is measured: windows, each in a load of its own, each at another phase."""
+    """Windows and times of a measurement; each window lies in a load of its own."""
 
     windows: int
     length: Seconds
@@ -49,11 +49,11 @@ class EnergyPlan:
     idle: Seconds
     """Time before the loads in which idle power is measured."""
     settle: Seconds
-    """At the start of each load, left out: power rises."""
+    """Start of each load that is left out while power rises."""
     budget: Seconds
-    """Longest time of all loads together."""
+    """Longest time of all loads."""
     patience: Seconds = 4.0
-    """How long a counter may take to move at all before it is given up."""
+    """Time after which a counter that has not moved is given up."""
 
 
 QUICK = EnergyPlan(windows=5, length=1.0, idle=1.0, settle=0.3, budget=30.0)
@@ -61,7 +61,7 @@ FULL = EnergyPlan(windows=5, length=5.0, idle=10.0, settle=0.5, budget=180.0)
 
 
 def no_energy(fault: Fault, **known: Any) -> Energy:
-    """The answer that there is no energy."""
+    """An `Energy` without joules, and the reason."""
     return Energy(None, None, method="none", missing=str(fault), fault=fault.kind, **known)
 
 
@@ -71,10 +71,10 @@ def energy_of(
     """Joules a step of one source, or the reason why not.
 
     Args:
-        trace: what the reader saw.
+        trace: edges, power and states that the reader wrote.
         loads: the stamps of each continuous load.
-        idle: between these moments nothing ran.
-        plan: how it was measured.
+        idle: two moments between which nothing ran.
+        plan: the windows and times of the measurement.
     """
     known: dict[str, Any] = {
         "conditions": conditions(trace, loads),
@@ -141,10 +141,10 @@ def energy_of(
 def _counter_windows(
     trace: Trace, edges: Stamped | None, loads: Sequence[Stamps], plan: EnergyPlan
 ) -> list[Window]:
-    """One window for each load.
+    """One window of the counter for each load.
 
     Raises:
-        Fault: why the counter is not believed, or says too little.
+        Fault: the counter is not believed, or moved too seldom.
     """
     if "counter" in trace.faults:
         raise Fault(*trace.faults["counter"])
@@ -159,8 +159,8 @@ def _counter_windows(
     if silence > max(0.5, 5 * edges.tick):
         raise Fault("counter-frozen", f"the energy counter stood still for {text(silence, 'time')}")
     _check_jumps(trace, edges)
-    found = [edge_window(edges, load, plan.settle, 0.95 * plan.length) for load in loads]
-    windows = [window for window in found if window is not None]
+    each = [edge_window(edges, load, plan.settle, 0.95 * plan.length) for load in loads]
+    windows = [window for window in each if window is not None]
     ticks = sum(window.ticks for window in windows)
     if len(windows) < max(MIN_WINDOWS, len(loads)) or ticks < MIN_TICKS:
         raise Fault(
@@ -179,14 +179,14 @@ def _counter_windows(
 
 
 def _check_jumps(trace: Trace, edges: Stamped) -> None:
-    """No board draws much more than its limit, whatever the counter says."""
+    """Check that the counter never rose as if the board drew far more than its limit."""
     limit = trace.facts.get("most_power_limit_w") or trace.facts.get("power_limit_w")
     highest = max((watts for _, watts in trace.powers), default=None)
     bounds = [b for b in (limit and 2 * limit, highest and 4 * highest) if b]
     if not bounds:
         return
     joules, times = np.diff(edges.joules), np.diff(edges.times)
-    # Short ticks are stamped badly; over a tick and what its stamps leave open it must hold.
+    # The stamps of short ticks are uncertain: the tick is lengthened by that uncertainty.
     watts = joules / (times + 3 * np.hypot(edges.sd[1:], edges.sd[:-1]))
     worst = float(watts.max())
     if worst > max(bounds):

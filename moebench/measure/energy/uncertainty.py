@@ -1,7 +1,7 @@
-"""What joules a step are worth: the parts of their uncertainty, and the interval they make.
+"""Uncertainty of joules a step: its parts, and the 95 % interval that follows from them.
 
 Every part is a relative standard uncertainty. The board's gain is systematic: it does not shrink
-with repetition, cancels between two routers on one board, and is kept out of the interval.
+with repetition, cancels between two routers on one board, and is not in the interval.
 
 Source: the combination is that of JCGM 100:2008 ("GUM"), 5.1.2 and G.4.1 (Welch-Satterthwaite).
 """
@@ -16,12 +16,18 @@ from moebench.records.results import EnergyBudget
 from moebench.units import Seconds
 
 GAIN = 0.05
-"""Of a board's power sensor, either way. Source: Yang, Adamek, Armour, arXiv 2312.02741."""
+"""Relative error of a board's power sensor, either way.
+
+Source: Yang, Adamek, Armour, arXiv 2312.02741.
+"""
 LAG: Seconds = 0.1
-"""A sensor shows a power that is up to about this old: one period of its sampling."""
+"""Greatest age of the power that a sensor shows: one period of its sampling."""
 POLLED = 0.02
-"""Of integrated power. Source: residuals of 2 to 5 % over 6 s that one serving engine published
-for its estimator on a consumer board; the smaller one taken as a standard uncertainty."""
+"""Standard uncertainty of integrated power.
+
+Source: residuals of 2 to 5 % over 6 s that one serving engine published for its estimator on a
+consumer board; the smaller one is taken.
+"""
 Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 
@@ -33,18 +39,18 @@ def energy_budget(
     jitter_share: float = 0.0,
     polled: bool = False,
 ) -> EnergyBudget:
-    """The parts of the uncertainty of the windows' joules over their steps.
+    """Parts of the uncertainty of joules a step over at least three windows.
 
-    Aliasing is what the windows, each at a phase of its own, differ by beyond stamps, broken steps
-    and a straight drift. Drift does not blur the mean of windows that lie evenly in the load; what
-    remains is their distance from its centre, and the sensor's lag.
+    Aliasing is the scatter of the windows, each at a phase of its own, beyond stamps, broken steps
+    and a linear drift. Drift does not change the mean of windows that lie evenly in the load; its
+    part comes from their distance to the load's centre, and from the sensor's lag.
 
     Args:
-        windows: at least three.
-        centre: of the load that the windows lie in.
+        windows: energy and work, each in a load of its own.
+        centre: middle of the loads that the windows lie in.
         swing: relative standard deviation of power during the load.
         jitter_share: part of the stamps' variance that is the uneven beat of the counter.
-        polled: the joules are integrated power.
+        polled: whether the joules are integrated power.
     """
     work = np.array([window.steps for window in windows])
     shares = work / work.sum()
@@ -56,7 +62,7 @@ def energy_budget(
         return float(np.sum((shares * np.array(parts)) ** 2))
 
     stamp2 = joined([window.stamp for window in windows])
-    # The same part of a step may be missing from every window: it does not average out.
+    # Each window may lack the same part of a step, so this part does not average out.
     broken = swing * float(shares @ np.array([window.broken for window in windows]))
     slope, residual = _trend(middle, values)
     freedom = len(windows) - 2
@@ -76,7 +82,7 @@ def energy_budget(
 
 
 def half_width(budget: EnergyBudget) -> float:
-    """Half of the 95 % interval, relative to the value; the gain is not in it."""
+    """Half of the 95 % interval without the gain, relative to the value."""
     known = (budget.stamp, budget.jitter, budget.broken_steps, budget.drift, budget.sampling)
     total = math.hypot(*known, budget.aliasing)
     if not budget.aliasing:
@@ -100,7 +106,7 @@ def student(freedom: float) -> float:
 
 
 def _trend(times: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
-    """Slope of a straight line, and what it leaves."""
+    """Slope of a least-squares line, and the residuals."""
     offset = times - times.mean()
     slope = float(np.sum(offset * values) / np.sum(offset**2))
     return slope, values - values.mean() - slope * offset

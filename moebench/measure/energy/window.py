@@ -1,10 +1,9 @@
-"""From edges of an energy counter to joules a step with an interval that states its parts.
+"""Windows of joules and work between edges of an energy counter.
 
-A counter shows the energy up to its last update, exactly; what is uncertain is when that was. A
-window runs from edge to edge inside one continuous load, so its joules are exact up to the board's
-gain, and only the two stamps blur the time, and with it the work, that they belong to. Windows at
-random phases of the counter show what else varies: a part-time sensor that beats with the load,
-power that drifts.
+A counter shows the energy up to its last update exactly, but not when that update was. A window
+runs from edge to edge inside one continuous load: its joules are exact up to the board's gain, and
+the two stamps make its time, and with it its work, uncertain. Windows at random phases of the
+counter show further variation: a sensor that samples part of the time, or power that drifts.
 """
 
 import math
@@ -17,14 +16,14 @@ import numpy as np
 from moebench.units import Joules, Seconds, Watts
 
 MOST_BEGINNINGS = 64
-"""Edges that a window may begin at."""
+"""Number of edges that a window may begin at."""
 Stamps = Sequence[tuple[Seconds, float]]
 """(time, steps finished by then) of one continuous load, in order."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """The counter moved to `joules` between two moments."""
+    """An update of the counter to `joules` between two moments."""
 
     before: Seconds
     after: Seconds
@@ -33,19 +32,19 @@ class Edge:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a reader saw."""
+    """Rows of a reader by kind."""
 
     edges: tuple[Edge, ...]
     powers: tuple[tuple[Seconds, Watts], ...]
     states: tuple[Mapping[str, Any], ...]
     faults: Mapping[str, tuple[str, str]]
-    """By what failed (counter, power, board): kind and text."""
+    """Kind and text of each fault, by what failed (counter, power, board)."""
     facts: Mapping[str, Any]
     end: Mapping[str, Any]
 
 
 def trace(rows: Sequence[Sequence[Any]]) -> Trace:
-    """A reader's rows by kind."""
+    """The trace of a reader's rows."""
 
     def of(kind: str) -> list[Sequence[Any]]:
         return [row[1:] for row in rows if row[0] == kind]
@@ -62,7 +61,7 @@ def trace(rows: Sequence[Sequence[Any]]) -> Trace:
 
 @dataclass(frozen=True)
 class Stamped:
-    """Edges with the best estimate of when each was."""
+    """Edges with the best estimate of their times."""
 
     times: np.ndarray
     sd: np.ndarray
@@ -72,24 +71,24 @@ class Stamped:
     jitter: Seconds
     """Standard deviation of the ticks from an even beat, beyond what the stamps explain."""
     jitter_share: float
-    """Part of the times' variance that is due to it."""
+    """Part of the times' variance that is due to jitter."""
 
 
 def stamped(edges: Sequence[Edge]) -> Stamped | None:
-    """When each edge was: its own bounds joined with the beat that all edges share.
+    """Times of the edges, from their own bounds and the beat of all edges.
 
     The beat is a line through the edges' numbers and times. It predicts an edge within the jitter
-    that the others show; the bounds of the edge cut that prediction off. Where the jitter is small
-    the beat decides, where it is large the bounds do. None with fewer than three edges.
+    of the others; the prediction is cut off at the bounds of the edge. The beat decides where the
+    jitter is small, the bounds where it is large. None with fewer than three edges.
     """
     if len(edges) < 3:
         return None
     low, high = np.array([[edge.before, edge.after] for edge in edges]).T
     steps = np.diff((low + high) / 2)
-    # Slow calls see a fast counter only at multiples of their own duration: their median is then
-    # no tick. But where edges were missed, their mean is none.
+    # Slow calls see a fast counter at multiples of their own duration: the median step is then not
+    # the tick. Where edges were missed, the mean step is not the tick.
     beats = [_beat(low, high, tick) for tick in (np.median(steps), np.mean(steps))]
-    beat = min(beats, key=lambda found: found.jitter2)
+    beat = min(beats, key=lambda beat: beat.jitter2)
     times, sd = _truncated(beat.expected, np.sqrt(beat.jitter2 + beat.blur2), low, high)
     own = float(np.mean((high - low) ** 2)) / 12
     return Stamped(
@@ -114,10 +113,10 @@ class _Beat:
 
 
 def _beat(low: np.ndarray, high: np.ndarray, tick: Seconds) -> _Beat:
-    """Fit it, with edges numbered by a tick that is about right.
+    """Fit the beat to edges that are numbered by an approximate tick.
 
-    An edge weighs by its bounds and the jitter together, and the jitter is what the residuals
-    have beyond the bounds; a few rounds settle both.
+    The weight of an edge follows from its bounds and the jitter, and the jitter is the scatter of
+    the residuals beyond the bounds; four iterations settle both.
     """
     middle, own = (low + high) / 2, (high - low) ** 2 / 12 + 1e-12
     numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(np.diff(middle) / tick)))])
@@ -161,7 +160,7 @@ class Window:
     stamp: float
     """Relative standard uncertainty of its time from the two stamps."""
     broken: float
-    """Part of a step that the work is away from whole steps, relative to the work."""
+    """Distance of the work from whole steps, relative to the work."""
 
     @property
     def seconds(self) -> Seconds:
@@ -173,15 +172,15 @@ class Window:
 
 
 def edge_window(edges: Stamped, stamps: Stamps, settle: Seconds, least: Seconds) -> Window | None:
-    """The window inside a load that is nearest to whole steps, and then the longest.
+    """The window inside a load that is nearest to whole steps, the longest of several.
 
     Power varies within a step and work is interpolated between stamps, so a window over part of a
     step is wrong by up to that part. None where no two edges are far enough apart.
 
     Args:
-        edges: of the counter.
-        stamps: of the load.
-        settle: left out at its start, while power rises.
+        edges: edges of the counter.
+        stamps: stamps of the load.
+        settle: start of the load that is left out while power rises.
         least: shortest window.
     """
     times, steps = np.array(stamps).T
@@ -199,7 +198,7 @@ def edge_window(edges: Stamped, stamps: Stamps, settle: Seconds, least: Seconds)
     blur = np.hypot(sd[None, :], sd[first, None])
     with np.errstate(divide="ignore", invalid="ignore"):
         broken = np.abs(work - np.rint(work)) / work
-        # A long window is worth a little of either: no part of it shrinks slower than its inverse.
+        # A longer window is slightly better: every error shrinks at least as its inverse.
         cost = np.hypot(broken, blur / span) + 1e-3 * (at[-1] - at[0]) / span
     cost[(span < least) | (work <= 0)] = math.inf
     a, b = np.unravel_index(np.argmin(cost), cost.shape)
@@ -218,7 +217,7 @@ def edge_window(edges: Stamped, stamps: Stamps, settle: Seconds, least: Seconds)
 
 
 def power_integral(powers: Sequence[tuple[Seconds, Watts]], begin: Seconds, end: Seconds) -> Joules:
-    """Polled power, linear between the polls, integrated; NaN where it does not reach."""
+    """Integral of polled power, linear between the polls; NaN beyond the polls."""
     if len(powers) < 2 or powers[0][0] > begin or powers[-1][0] < end:
         return math.nan
     times, watts = np.array(powers).T
