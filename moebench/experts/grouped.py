@@ -1,9 +1,9 @@
-"""Sorted by expert: gather once, one pair of matmuls for each touched expert, combine once.
+"""Grouped by expert: one gather, two matmuls for each touched expert, one combine.
 
-Everything is linear in the number of assignments. `Routing` is sorted by expert already, so an
-expert's rows are a slice. Combining is a segment sum over the assignments of each token:
-`embedding_bag` does it in one pass, weighted, accumulating in fp32, where `index_add` would visit
-the rows one by one (10 times slower on a CPU in bf16).
+Everything is linear in the number of assignments. `Routing` is sorted by expert, so an expert's
+rows are a slice. Combining is a segment sum over the assignments of each token: `embedding_bag`
+does it in one pass, weighted, accumulating in fp32. `index_add` would visit the rows one by one,
+10 times slower on a CPU in bf16.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ def grouped(
 ) -> Float[Tensor, "tokens hidden"]:
     """Run each touched expert on its slice of the gathered rows.
 
-    The slices' bounds go to Python: free on a CPU, one host synchronisation a layer on a GPU.
+    Python needs the slices' bounds: free on a CPU, one host synchronisation a layer on a GPU.
     """
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
@@ -53,12 +53,12 @@ def slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 class FeedForwards(torch.autograd.Function):
-    """All experts' feed-forward networks, with gradients written where they belong.
+    """All experts' feed-forward networks, with weight gradients written into the stacked tensors.
 
-    Autograd's own bookkeeping would allocate every expert's weight gradient, and then copy them
-    into the stacked one (or, if weights were indexed, add up a zero-filled gradient of the whole
-    stack for each expert): a third of a training step at Mixtral's size. The first matmul's
-    result is kept for the backward pass; the activation is computed again from it.
+    Autograd itself would allocate every expert's weight gradient and copy them into the stacked one
+    (or, if weights were indexed, add up a zero-filled gradient of the whole stack for each expert):
+    a third of a training step at Mixtral's size. The first matmul's result is saved for the
+    backward pass, which computes the activation again from it.
     """
 
     @staticmethod
@@ -97,7 +97,7 @@ class FeedForwards(torch.autograd.Function):
 def activation_backward(
     grad: Float[Tensor, "tokens intermediate"], hidden: Float[Tensor, "tokens width"]
 ) -> tuple[Float[Tensor, "tokens intermediate"], Float[Tensor, "tokens width"]]:
-    """`moebench.experts.weights.activation` once more, and the gradient of its input."""
+    """The activation (`moebench.experts.weights.activation`), and the gradient of its input."""
     if hidden.shape[1] == grad.shape[1]:
         positive = functional.relu(hidden)
         return positive.square(), 2 * positive * grad

@@ -1,4 +1,4 @@
-"""The definition, expert by expert: what every other backend must agree with."""
+"""The definition, expert by expert, with which every other backend must agree."""
 
 import torch
 from jaxtyping import Float
@@ -11,10 +11,10 @@ from moebench.routers.routing import Routing
 def loop(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Find each expert's tokens, run it on them, add what it says to their outputs.
+    """Find each expert's tokens, run it on them, add its weighted outputs to theirs.
 
-    It asks the device for every expert whether it has tokens: a host synchronisation per expert
-    on a GPU. Made to be read, not to be fast.
+    On a GPU the host waits once per expert, to learn whether it has tokens. It is made to be read,
+    not to be fast.
     """
     y = torch.zeros_like(x)
     matrices = zip(weights.gate_up.unbind(), weights.down.unbind(), strict=True)

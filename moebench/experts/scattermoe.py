@@ -26,7 +26,7 @@ def missing(device: torch.device) -> str | None:
 def scattermoe(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Rows of one slot, sorted already: ragged, where its own interface has a fixed k."""
+    """Gather rows of one slot each, sorted by expert, since its own interface has a fixed k."""
     from scattermoe.parallel_experts import parallel_linear
 
     if routing.num_assignments == 0:

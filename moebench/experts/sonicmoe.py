@@ -29,7 +29,7 @@ def missing(device: torch.device) -> str | None:
 def sonicmoe(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Assignments in the order of their tokens, as its general interface wants them."""
+    """Pass assignments in the order of their tokens, as its general interface takes them."""
     import sonicmoe as kernels
     from sonicmoe.enums import ActivationType
 

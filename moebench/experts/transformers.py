@@ -18,21 +18,21 @@ from moebench.routers.routing import Routing
 
 def missing(device: torch.device) -> str | None:
     found = importlib.util.find_spec("transformers")
-    # A folder of that name without a package in it is found as well, without an origin.
+    # A folder of that name without a package in it has a spec too, but no origin.
     return "transformers is not installed" if found is None or found.origin is None else None
 
 
 def transformers_eager(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Expert by expert, with a one-hot mask over all slots."""
+    """Run expert by expert, with a one-hot mask over all slots."""
     return _run(x, routing, weights, "eager")
 
 
 def transformers_grouped_mm(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Sorted by expert, `torch.nn.functional.grouped_mm` twice, reduced over the slots."""
+    """Sort by expert, run `torch.nn.functional.grouped_mm` twice, reduce over the slots."""
     return _run(x, routing, weights, "grouped_mm")
 
 
@@ -47,7 +47,7 @@ def _run(x: Tensor, routing: Routing, weights: ExpertWeights, implementation: st
 
 
 def _module(weights: ExpertWeights, implementation: str) -> Any:
-    """Mixtral's experts, with our parameters for its own."""
+    """Mixtral's experts of transformers, with our parameters in place of its own."""
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 

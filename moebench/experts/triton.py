@@ -4,11 +4,11 @@ Inference on NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and 
 tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch.
 
 The kernels read on the device how many assignments each expert has. The grid depends on the
-length of `routing.token_indices` alone, which may exceed the number of assignments: a step within
-`moebench.routers.routing.bounded_routings` can be captured in a CUDA graph.
+length of `routing.token_indices` alone, which may exceed the number of assignments: a step of
+bounded routings (`moebench.routers.routing.Routing.bounded`) can be captured in a CUDA graph.
 
-Outputs are added up by atomics in fp32: repeated runs agree to the bit for up to two experts per
-token, to a rounding of fp32 beyond.
+Atomics add up the outputs in fp32: repeated runs agree to the bit for up to two experts per token,
+and to a rounding of fp32 for more.
 
 **Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
 fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120
@@ -44,11 +44,7 @@ def missing(device: torch.device) -> str | None:
 def triton(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Launch both kernels; `routing` may be longer than its assignments.
-
-    Raises:
-        ValueError: it does not compute in this dtype.
-    """
+    """Launch both kernels; `routing` may be longer than its assignments."""
     trained = (x, routing.weights, weights.gate_up, weights.down)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
         return grouped(x, routing, weights)

@@ -1,8 +1,8 @@
 """Adapter for vLLM's fused experts: its prepacked op on a processor, its Triton kernels on a GPU.
 
-The processor's op is reached without importing vLLM. It computes every slot and silently returns
-nonsense for an expert that does not exist, so a ragged routing goes in as rows with one slot each,
-added up afterwards. Forward only.
+The processor's op is called without importing vLLM. It computes every slot and silently returns
+nonsense for an expert that does not exist, so a ragged routing is passed as rows of one slot each,
+added up afterwards. It has no gradients.
 
 Not verified: the GPU's path, for want of one where this was written.
 """
@@ -19,7 +19,7 @@ from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 
 ALIGNMENT = 32
-"""What both sizes of an expert must be a multiple of on a processor."""
+"""Both sizes of an expert must be multiples of this on a processor."""
 
 
 def missing(device: torch.device) -> str | None:
@@ -48,11 +48,7 @@ def build_layout(weights: ExpertWeights) -> None:
 def vllm(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Dense slots where every token has the same number of experts, else rows of one slot.
-
-    Raises:
-        ValueError: a processor's op does not take these sizes.
-    """
+    """Pass dense slots where every token has the same number of experts, else rows of one slot."""
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
     slot_weights, experts = routing.slots
@@ -84,7 +80,7 @@ def _fused(
 
 
 def isa() -> str:
-    """The op's instruction set; what a processor does not have ends the process."""
+    """The op's instruction set; one that the processor lacks would end the process."""
     return "amx" if torch.cpu._is_amx_tile_supported() else "vec"
 
 

@@ -21,8 +21,8 @@ from moebench.measure.memory import available_memory
 from moebench.model.random_numbers import fill_normal
 from moebench.records.experts_run import MATMUL_SIZE, READ_BYTES, ExpertsCell
 from moebench.routers.policy import policy
-from moebench.routers.routing import Router, Routing, build_routers
-from moebench.routers.synthetic.draw import Slots, draw_slots
+from moebench.routers.routing import Choice, Router, Routing, build_routers
+from moebench.routers.synthetic.draw import draw_slots
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
 
 REST: Seconds = 0.004
@@ -36,7 +36,7 @@ class ExpertStep:
     """Inputs of one step, as a router of either kind would hand them over."""
 
     x: Tensor
-    slots: Slots
+    choice: Choice
     routing: Routing
     """With its dense slots made, for backends that take these."""
     direction: Tensor
@@ -87,14 +87,14 @@ class ExpertBench:
         for mix in plan.mixes:
             self.steps[mix] = []
             for _ in range(plan.num_steps):
-                slots = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
+                choice = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
                 size = (plan.num_tokens, model.hidden_size)
                 x, direction = (
                     torch.randn(size, generator=generator).to(self.device, dtype) for _ in "xy"
                 )
-                routing = slots.routing()
+                routing = Routing.from_slots(*choice)
                 routing.slots  # noqa: B018 - made now, not while a backend is timed
-                self.steps[mix].append(ExpertStep(x, slots, routing, direction))
+                self.steps[mix].append(ExpertStep(x, choice, routing, direction))
         return {
             mix: [
                 (step.routing.num_assignments, int((step.routing.tokens_per_expert > 0).sum()))
@@ -161,12 +161,12 @@ class ExpertBench:
         takes_slots = EXPERT_BACKENDS[name].takes_slots
         if phase == "train":
             x = step.x.detach().requires_grad_()
-            routing = step.routing if takes_slots else step.slots.routing()
+            routing = step.routing if takes_slots else Routing.from_slots(*step.choice)
             experts(x, routing, self.weights).backward(step.direction)  # type: ignore[no-untyped-call]
             self.weights.zero_grad(set_to_none=True)
             return
         with torch.inference_mode():
-            routing = step.routing if takes_slots else step.slots.routing()
+            routing = step.routing if takes_slots else Routing.from_slots(*step.choice)
             experts(step.x, routing, self.weights)
 
     def _route(self, name: str, step: ExpertStep) -> None:
@@ -215,7 +215,7 @@ def scratch(plan: ExpertsCell) -> Bytes:
     """
     model, nobody = plan.spec(), torch.Generator()
     slots = max(
-        draw_slots(mix, model.top_k, model.num_experts, 1, nobody).experts.shape[1]
+        draw_slots(mix, model.top_k, model.num_experts, 1, nobody).expert_indices.shape[1]
         for mix in plan.mixes
     )
     width = (model.expert_matrices + 1) * model.intermediate_size + 3 * model.hidden_size

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import reference
 import torch
@@ -15,8 +16,9 @@ from cuda_graphs import CUDAGraph
 from torch import Tensor
 
 from moebench.experts.backends import load_backend
+from moebench.experts.gpu import launch
 from moebench.experts.gpu.launch import ragged_down, ragged_up
-from moebench.experts.gpu.tiles import Phase, choose_tiles
+from moebench.experts.gpu.tiles import KernelTiles, TilePhase, choose_tiles
 from moebench.experts.weights import ExpertWeights
 from moebench.model.decoder import StepMode, build_decoder
 from moebench.model.flops import ForwardStep, count_flops
@@ -84,10 +86,10 @@ SHAPES = {
     "two matrices, pointers": Shape(67, 35, is_gated=False),
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PHASES: tuple[Phase, ...] = ("decode", "prefill")
+PHASES: tuple[TilePhase, ...] = ("decode", "prefill")
 
 
-def names() -> Iterator[tuple[str, str, str, Phase]]:
+def names() -> Iterator[tuple[str, str, str, TilePhase]]:
     """All routings with tensor descriptors in fp32; the telling ones in every other way."""
     for shape in SHAPES:
         for phase in PHASES:
@@ -113,33 +115,20 @@ def model(shape: Shape) -> ModelSpec:
     )
 
 
-def layer(x: Tensor, routing: Routing, weights: ExpertWeights, phase: Phase) -> Tensor:
+def layer(x: Tensor, routing: Routing, weights: ExpertWeights, phase: TilePhase) -> Tensor:
     """Both kernels with the tiles of a phase, which the backend itself chooses by the bound."""
     tiles = choose_tiles(90, phase, 2)
     per_expert = routing.tokens_per_expert
-    hidden = ragged_up(
-        x,
-        routing.token_indices,
-        per_expert,
-        weights.gate_up,
-        weights.down.shape[2],
-        replace(tiles.up, depth_bytes=128),
-    )
-    y = torch.zeros(x.shape)
-    ragged_down(
-        hidden,
-        routing.token_indices,
-        routing.weights,
-        per_expert,
-        weights.down,
-        y,
-        replace(tiles.down, depth_bytes=128),
-    )
+    tiles = KernelTiles(replace(tiles.up, depth_bytes=128), replace(tiles.down, depth_bytes=128))
+    y, tokens = torch.zeros(x.shape), routing.token_indices
+    with mock.patch.object(launch, "_tiles", lambda *_: tiles):
+        hidden = ragged_up(x, tokens, per_expert, weights.gate_up, weights.down.shape[2])
+        ragged_down(hidden, tokens, routing.weights, per_expert, weights.down, y)
     return y
 
 
 @torch.no_grad()
-def errors(name: tuple[str, str, str, Phase]) -> dict[str, float | bool]:
+def errors(name: tuple[str, str, str, TilePhase]) -> dict[str, float | bool]:
     """Relative error of the kernels and of the backend, and whether idle tokens got exact zeros."""
     torch.manual_seed(0)
     routing, shape, dtype = ROUTINGS[name[0]](), SHAPES[name[1]], DTYPES[name[2]]

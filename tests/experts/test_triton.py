@@ -12,7 +12,7 @@ import triton_install
 from experts import interpreted
 
 from moebench.experts.backends import load_backend
-from moebench.experts.gpu.tiles import TABLE, Phase, choose_phase, choose_tiles, row_tiles
+from moebench.experts.gpu.tiles import TABLE, TilePhase, choose_phase, choose_tiles, row_tiles
 from moebench.experts.triton import triton
 from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
@@ -100,7 +100,7 @@ TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(interpreted.names()), ids=" / ".join)
 def test_the_kernels_compute_the_double_sum(
-    found: dict[str, Any], name: tuple[str, str, str, Phase]
+    found: dict[str, Any], name: tuple[str, str, str, TilePhase]
 ) -> None:
     errors = found["errors"][" / ".join(name)]
     for run in {"kernels", "backend"} & errors.keys():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moebench.routers.policy import policy
+from moebench.routers.routing import Routing
 from moebench.routers.synthetic.draw import draw_slots
 from moebench.routers.synthetic.mixes import MEAN_K, MIXES, SLOTS
 from moebench.spec.load import geometric_k
@@ -20,14 +21,14 @@ def test_ada_k_is_the_operating_point_of_its_policy() -> None:
 )
 def test_ragged_mixes_keep_their_mean(mix: str, mean: float, spread: float) -> None:
     generator = torch.Generator().manual_seed(1)
-    routing = draw_slots(mix, 2, 16, 20_000, generator).routing()
+    routing = Routing.from_slots(*draw_slots(mix, 2, 16, 20_000, generator))
     found = routing.num_assignments / routing.num_tokens
     assert abs(found - mean) <= 4 * spread / 20_000**0.5
 
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_no_token_visits_an_expert_twice(mix: str) -> None:
-    routing = draw_slots(mix, 3, 9, 50, torch.Generator().manual_seed(2)).routing()
+    routing = Routing.from_slots(*draw_slots(mix, 3, 9, 50, torch.Generator().manual_seed(2)))
     pairs = set(zip(routing.token_indices.tolist(), routing.expert_indices.tolist(), strict=True))
     assert len(pairs) == routing.num_assignments
     if mix in ("fixed", "k=8"):
@@ -35,7 +36,7 @@ def test_no_token_visits_an_expert_twice(mix: str) -> None:
 
 
 def test_nulls_leave_tokens_with_no_expert_and_tokens_with_many() -> None:
-    counts = draw_slots("nulls", 2, 8, 400, torch.Generator().manual_seed(3)).routing()
-    per_token = counts.experts_per_token()
+    choice = draw_slots("nulls", 2, 8, 400, torch.Generator().manual_seed(3))
+    per_token = Routing.from_slots(*choice).experts_per_token()
     assert per_token.min() == 0
     assert per_token.max() > 4

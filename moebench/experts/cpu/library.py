@@ -1,8 +1,8 @@
 """Ragged matmul on a processor with AVX-512-BF16: our own kernels, compiled when first used.
 
-The calls that executing experts and timing them share. A C++ compiler turns the file into a
-library in two seconds, kept in the user's cache; where there is none nothing is lost but speed.
-The library uses the OpenMP threads that torch uses, so that none wait for each other's cores.
+Executing experts and timing matmuls share these calls. A C++ compiler builds the library in two
+seconds, in the user's cache; without a compiler other backends run. The library uses torch's own
+OpenMP threads, so that two pools of threads do not compete for the cores.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ from torch.nn import functional
 from moebench.files import cache_directory, make_folder, replace_file
 
 DTYPES = {torch.float32: 1, torch.bfloat16: 2}
-"""The kernels' types, and how many inputs an instruction multiplies."""
+"""Types of the kernels, and how many inputs one instruction multiplies."""
 BLOCK = 64
-"""Outputs whose weights lie together; half of it gate and half of it up, of gated experts."""
+"""Outputs whose weights are adjacent; for gated experts half of them are gate and half are up."""
 Epilogue = Literal["none", "swiglu", "squared-relu"]
 EPILOGUES: tuple[Epilogue, ...] = ("none", "swiglu", "squared-relu")
 SOURCE = Path(__file__).with_name("avx512.cpp")
@@ -37,7 +37,7 @@ FLAGS = (
 
 @functools.cache
 def why_not() -> str | None:
-    """Why this processor cannot run it or should not, in a few words; None: it is compiled."""
+    """Why this processor cannot or should not run the kernels; None: they are compiled."""
     if not torch.cpu._is_avx512_bf16_supported():
         return "this processor has no AVX-512-BF16"
     if torch.cpu._is_amx_tile_supported():
@@ -57,11 +57,11 @@ def why_not() -> str | None:
 def blocks(
     matrices: Float[Tensor, "experts outputs inputs"], *, is_gated: bool = False
 ) -> Float[Tensor, "experts blocks steps 64 depth"]:
-    """A copy of the matrices in the kernel's blocks, the last of which may end in zeros.
+    """A copy of the matrices in the kernels' blocks, the last of which may end in zeros.
 
     Args:
         matrices: of one of `DTYPES`; `inputs` is a multiple of what an instruction multiplies.
-        is_gated: the upper half of the outputs is each expert's gate, the lower half its up.
+        is_gated: whether the upper half of the outputs is gate and the lower half up.
     """
     depth = DTYPES[matrices.dtype]
     experts, outputs, inputs = matrices.shape
@@ -71,13 +71,13 @@ def blocks(
     # In bf16 a step's two inputs move as one word.
     word = torch.int32 if depth == 2 else matrices.dtype
     steps = inputs // depth
-    laid_out = matrices.new_empty(experts, num_blocks, steps, BLOCK, depth)
-    for matrix, target in zip(matrices, laid_out, strict=True):
+    packed = matrices.new_empty(experts, num_blocks, steps, BLOCK, depth)
+    for matrix, target in zip(matrices, packed, strict=True):
         parts = matrix.view(halves, outputs // halves, inputs)
         padded = functional.pad(parts, (0, 0, 0, num_blocks * width - outputs // halves))
         words = padded.contiguous().view(word).view(halves, num_blocks, width, steps)
         target.view(word).view(num_blocks, steps, halves, width).copy_(words.permute(1, 3, 0, 2))
-    return laid_out
+    return packed
 
 
 def ragged_linear(
@@ -88,24 +88,24 @@ def ragged_linear(
     y: Float[Tensor, "assignments outputs"],
     epilogue: Epilogue = "none",
 ) -> None:
-    """Each assignment's row of x times the matrix of its expert, into y.
+    """Multiply each assignment's row of x by the matrix of its expert, into y.
 
     Args:
-        x: rows of any stride; their elements lie side by side.
+        x: rows of any stride, with adjacent elements.
         indices: the row of each assignment, sorted by expert, int64; None: each has its own.
         counts: assignments of each expert, int64.
-        matrices: from `blocks`, gated ones for "swiglu".
-        y: overwritten; dense. The sums behind it, and the epilogue, are in fp32.
-        epilogue: what becomes of a sum before it is rounded: SiLU(gate) * up, or relu(.)^2.
+        matrices: result of `blocks`, gated for "swiglu".
+        y: overwritten; dense. Its sums and the epilogue are in fp32 until they are rounded.
+        epilogue: applied to a sum: SiLU(gate) * up, or relu(.)^2.
 
     Raises:
-        ValueError: types, sizes, counts or indices that do not belong together.
+        ValueError: types, sizes, counts or indices do not match.
     """
     rows = x if indices is None else indices
     width = BLOCK // 2 if epilogue == "swiglu" else BLOCK
     depth = DTYPES[x.dtype]
     expected = (len(counts), -(-y.shape[1] // width), x.shape[1] // depth, BLOCK, depth)
-    # A wrong size would have the kernel write anywhere.
+    # With a wrong size the kernel would write to memory that is not its own.
     if matrices.shape != expected or x.shape[1] % depth or len(rows) != len(y):
         raise ValueError(
             f"ragged_linear: found x {list(x.shape)}, {len(rows)} rows for y {list(y.shape)} and "
@@ -121,16 +121,16 @@ def combine(
     weights: Float[Tensor, " assignments"],
     y: Float[Tensor, "tokens outputs"],
 ) -> None:
-    """Each assignment's row, weighted, added up in its token's row of y.
+    """Add up the weighted rows of all assignments in their tokens' rows of y.
 
     Args:
         rows: dense.
-        tokens: the row of y to which each assignment goes, int64.
-        weights: of each assignment, fp32.
-        y: overwritten; dense. Sums are in fp32 until they are done, in the order of the rows.
+        tokens: the row of y of each assignment, int64.
+        weights: fp32.
+        y: overwritten; dense. Sums are in fp32 until they are rounded, in the order of the rows.
 
     Raises:
-        ValueError: types, sizes or tokens that do not belong together.
+        ValueError: types, sizes or tokens do not match.
     """
     _check_types(rows, (rows, y), (tokens,))
     if not len(rows) == len(tokens) == len(weights) or rows.shape[1] != y.shape[1]:
@@ -175,7 +175,7 @@ def _combine(rows: Tensor, tokens: Tensor, weights: Tensor, y: Tensor) -> None:
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: int | None) -> None:
-    """The kernel returns false where the counts do not add up or an index is out of range."""
+    """Call a kernel, which returns false if counts do not add up or an index is out of range."""
     if not getattr(_library(), _symbol(name, dtype))(*arguments):
         raise ValueError(
             f"avx512, {name}: the counts do not add up to the rows, or an index is out of range"
@@ -187,7 +187,7 @@ def _symbol(name: str, dtype: torch.dtype) -> str:
 
 
 def register_operations() -> torch.library.Library:
-    """Define both in `torch.ops.moebench`, for profilers to see, while the result lives."""
+    """Define both in `torch.ops.moebench`, where profilers find them, while the result lives."""
     library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(  # type: ignore[no-untyped-call]
         "ragged_linear(Tensor x, Tensor? indices, Tensor counts, Tensor matrices, Tensor(a!) y, "
@@ -206,13 +206,7 @@ LIBRARY = register_operations()
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The compiled file, from the cache or made now.
-
-    Raises:
-        FileNotFoundError: there is no compiler.
-        CalledProcessError: it does not compile.
-        ValueError: the cache cannot be written.
-    """
+    """The compiled library, from the cache or built now."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     key = sha256(SOURCE.read_bytes() + repr((compiler, FLAGS)).encode()).hexdigest()[:16]
     path = cache_directory() / f"avx512-{key}.so"

@@ -1,7 +1,6 @@
-"""Our own GPU kernels, and what can be known about them without a GPU.
+"""Our own GPU kernels, and their properties that need no GPU.
 
-`tiles` says how the work is cut, `kernels` are the two Triton kernels (only this module imports
-Triton when it is imported), `occupancy` holds the devices' limits, and `report` compiles the
-kernels for each of them ahead of time. The backend that launches them is
-`moebench.experts.triton`.
+`tiles` cuts the work, `kernels` are the two Triton kernels (the only module whose import imports
+Triton), `launch` launches them, `occupancy` holds the devices' limits, and `report` compiles the
+kernels for each device ahead of time. The backend is `moebench.experts.triton`.
 """

@@ -1,7 +1,7 @@
-"""The Triton kernels compiled ahead of time for a device that is not here.
+"""The Triton kernels, compiled ahead of time for a device that is not here.
 
-What the compiler made of them is read from the machine code: registers, spills, shared memory,
-which instructions multiply matrices and which load tiles.
+Registers, spills, shared memory, and the instructions that multiply matrices and load tiles are
+read from the machine code.
 """
 
 import re
@@ -16,16 +16,16 @@ from moebench.experts.gpu.occupancy import Occupancy, occupancy
 from moebench.experts.gpu.tiles import (
     FIRST_TMA_CAPABILITY,
     ROW_TILES_PER_GROUP,
-    Phase,
-    Tile,
+    KernelTile,
+    TilePhase,
     choose_tiles,
 )
 
-Kernel = Literal["up, gated", "up", "down"]
+KernelForm = Literal["up, gated", "up", "down"]
 Dtype = Literal["bf16", "fp32"]
 ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
 
-VARIANTS: tuple[tuple[Kernel, Phase, Dtype], ...] = (
+VARIANTS: tuple[tuple[KernelForm, TilePhase, Dtype], ...] = (
     ("up, gated", "decode", "bf16"),
     ("up", "decode", "bf16"),
     ("down", "decode", "bf16"),
@@ -35,8 +35,8 @@ VARIANTS: tuple[tuple[Kernel, Phase, Dtype], ...] = (
     ("up, gated", "prefill", "fp32"),
     ("down", "prefill", "fp32"),
 )
-"""What is compiled for every device; fp16 differs from bf16 in one word of its instructions, and
-in fp32 both phases have the same tiles."""
+"""Kernels compiled for every device; fp16 differs from bf16 in one word of its instructions, and in
+fp32 both phases have the same tiles."""
 
 BLOCK_OF_EXPERTS = 64
 
@@ -55,7 +55,8 @@ INTEGERS = {
     "x_stride": "i64",
 }
 MULTIPLES_OF_16 = {*MATRICES, *VECTORS, "hidden_size", "intermediate_size", "x_stride"}
-"""What Triton finds out at run time for ordinary shapes: wide loads depend on it."""
+"""Arguments that Triton finds to be multiples of 16 at run time for ordinary shapes; wide loads
+depend on it."""
 
 TENSOR_CORES = {
     "HMMA": "mma.sync",
@@ -67,20 +68,20 @@ TENSOR_CORES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of one kernel for one device."""
+    """Properties of one kernel, compiled for one device."""
 
     capability: int
-    kernel: Kernel
-    phase: Phase
+    kernel: KernelForm
+    phase: TilePhase
     dtype: Dtype
-    tile: Tile
+    tile: KernelTile
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     spills: int
     """Loads and stores of registers that did not fit."""
     stack_bytes: int
     shared_bytes: int
-    """Of a block."""
+    """Shared memory of a block."""
     tensor_memory_columns: int
     tensor_cores: tuple[str, ...]
     """PTX names of the instructions that multiply matrices."""
@@ -100,7 +101,7 @@ class Compiled:
         )
 
 
-def compile_kernel(capability: int, kernel: Kernel, phase: Phase, dtype: Dtype) -> Compiled:
+def compile_kernel(capability: int, kernel: KernelForm, phase: TilePhase, dtype: Dtype) -> Compiled:
     """Compile a kernel with the tile that the table has for this device.
 
     No GPU and no CUDA are needed: Triton brings its assembler and disassembler.
@@ -154,7 +155,7 @@ def compile_kernel(capability: int, kernel: Kernel, phase: Phase, dtype: Dtype) 
         registers=usage["REG"],
         spills=instructions["LDL"] + instructions["STL"],
         stack_bytes=usage["STACK"],
-        # All of it is dynamic. The static bytes that cuobjdump shows are the system's own.
+        # All shared memory is dynamic: the static bytes that cuobjdump shows are the system's own.
         shared_bytes=binary.metadata.shared,
         tensor_memory_columns=getattr(binary.metadata, "tmem_size", 0) or 0,
         tensor_cores=tuple(ptx for name, ptx in TENSOR_CORES.items() if instructions[name]),

@@ -1,14 +1,14 @@
 """The two Triton kernels of a ragged mixture of experts.
 
 Both multiply the rows of each expert by that expert's matrix. `up_and_activate` gathers the rows
-of x itself and ends in the activation; `down_and_combine` weights its rows and adds them to the
-tokens they came from. Nothing between x and y is written but the activated hidden rows.
+of x itself and ends in the activation; `down_and_combine` weights its rows and adds them to their
+tokens. The activated hidden rows are all that is written between x and y.
 
 The assignments are sorted by expert. One program computes one tile of `BLOCK_M` of one expert's
 rows times `BLOCK_N` columns. Which rows those are is read from `tokens_per_expert` on the device,
-so that the grid depends on an upper bound alone (`moebench.experts.gpu.tiles.row_tiles`): a
-program behind the last tile returns, and what `token_indices` and `routing_weights` hold behind
-the last assignment is never used.
+so that the grid depends on an upper bound alone (`moebench.experts.gpu.tiles.row_tiles`). A
+program behind the last tile returns, and entries of `token_indices` and `routing_weights` behind
+the last assignment are never used.
 
 Weights come through TMA tensor descriptors where `TMA` is set, through pointers otherwise; rows of
 x are gathered through pointers. Products accumulate in fp32, the activation and the weighting
@@ -75,7 +75,7 @@ def _load_tile(
 ):
     """A tile [ROWS, COLUMNS] of a row-major matrix; zeros beyond its columns.
 
-    Rows up to `num_rows` are the matrix's. With `TMA` those beyond may hold anything.
+    Rows beyond `num_rows` are zeros, or with `TMA` anything.
     """
     if TMA:
         tile = matrix.load([first_row, first_column])

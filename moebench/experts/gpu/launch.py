@@ -1,7 +1,7 @@
-"""Launches the two Triton kernels, as operations that torch knows.
+"""Launches of the two Triton kernels, as operations that torch dispatches.
 
-They are registered under `torch.ops.moebench`, so that counters of FLOPs and of launches see
-them. Nothing here asks the device for a value: the grid depends on the shapes alone.
+They are registered under `torch.ops.moebench`, so that counters of FLOPs and of launches count
+them. The host never waits for a value of the device: the grid depends on shapes alone.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor
 from moebench.experts.gpu.tiles import (
     FIRST_TMA_CAPABILITY,
     ROW_TILES_PER_GROUP,
-    Tile,
-    Tiles,
+    KernelTile,
+    KernelTiles,
     choose_phase,
     choose_tiles,
     row_tiles,
@@ -22,7 +22,7 @@ from moebench.experts.gpu.tiles import (
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED_CAPABILITY = 90
-"""Whose tiles Triton's interpreter runs, on CPU tensors."""
+"""Capability whose tiles Triton's interpreter runs, on CPU tensors."""
 
 
 def ragged_up(
@@ -31,24 +31,21 @@ def ragged_up(
     tokens_per_expert: Int[Tensor, " experts"],
     gate_up: Float[Tensor, "experts width hidden"],
     intermediate_size: int,
-    tile: Tile | None = None,
 ) -> Float[Tensor, "bound intermediate"]:
     """The activated hidden row of each assignment.
 
+    Assignments are sorted by expert. Indices behind the last assignment are not used, and the rows
+    returned for them are uninitialised.
+
     Args:
-        x: the tokens.
-        token_indices: of each assignment, sorted by expert; what stands behind the last
-            assignment is not used, and the rows returned for it are uninitialised.
-        tokens_per_expert: assignments of each expert; their sum is at most the bound.
-        gate_up: gate above up of each expert, or up alone (squared ReLU).
-        intermediate_size: tells the two apart.
-        tile: instead of the table's.
+        gate_up: gate above up of each expert, or up alone (squared ReLU); `intermediate_size`
+            tells the two apart.
     """
     from moebench.experts.gpu import kernels
 
     bound, num_experts = token_indices.shape[0], tokens_per_expert.shape[0]
     hidden_size = x.shape[1]
-    tile = tile or _tiles(x, bound, num_experts).up
+    tile = _tiles(x, bound, num_experts).up
     depth = tile.depth(x.element_size())
     x = x if x.stride(1) == 1 else x.contiguous()
     hidden = x.new_empty(bound, intermediate_size)
@@ -80,12 +77,11 @@ def ragged_down(
     tokens_per_expert: Int[Tensor, " experts"],
     down: Float[Tensor, "experts hidden intermediate"],
     y: Float[Tensor, "tokens hidden"],
-    tile: Tile | None = None,
 ) -> None:
     """Add each token's weighted expert outputs to y, which is fp32.
 
-    They are added by atomics in an order that the device chooses: a token of up to two experts gets
-    the same bits every time (0 + a + b is 0 + b + a), one of more may differ in the last.
+    Atomics add them in an order that the device chooses: a token of up to two experts gets the same
+    bits every time (0 + a + b is 0 + b + a), a token of more may differ in the last bit.
 
     Raises:
         ValueError: y has 2**31 elements or more.
@@ -98,7 +94,7 @@ def ragged_down(
         raise ValueError(
             f"{y.shape[0]} tokens of {hidden_size} are too many for one call: 2**31 elements"
         )
-    tile = tile or _tiles(hidden, bound, num_experts).down
+    tile = _tiles(hidden, bound, num_experts).down
     depth = tile.depth(hidden.element_size())
     use_tma = _uses_tma(down) and _uses_tma(hidden)
     grid_rows = row_tiles(bound, num_experts, tile.rows)
@@ -124,13 +120,13 @@ def block_of_experts(num_experts: int) -> int:
     return max(16, 1 << (num_experts - 1).bit_length())
 
 
-def _tiles(x: Tensor, bound: int, num_experts: int) -> Tiles:
+def _tiles(x: Tensor, bound: int, num_experts: int) -> KernelTiles:
     """The tiles of the table for this device, this type and so many assignments."""
     return choose_tiles(_capability(x), choose_phase(bound, num_experts), x.element_size())
 
 
-def _constants(tile: Tile, depth: int, num_experts: int, x: Tensor) -> dict[str, int | bool]:
-    """What both kernels are compiled for."""
+def _constants(tile: KernelTile, depth: int, num_experts: int, x: Tensor) -> dict[str, int | bool]:
+    """Compile-time constants of both kernels."""
     return {
         "UPCAST": not x.is_cuda and x.dtype == torch.bfloat16,
         "BLOCK_E": block_of_experts(num_experts),
@@ -152,14 +148,14 @@ def _capability(x: Tensor) -> int:
 
 
 def _uses_tma(matrix: Tensor) -> bool:
-    """Whether the device has the tensor memory accelerator, and the matrix is laid out for it."""
+    """Whether the device has a tensor memory accelerator, and the matrix is aligned for it."""
     row_bytes = matrix.shape[-1] * matrix.element_size()
     is_aligned = row_bytes % 16 == 0 and matrix.data_ptr() % 16 == 0
     return is_aligned and _capability(matrix) >= FIRST_TMA_CAPABILITY
 
 
 def _matrix(stack: Tensor, block: tuple[int, int], use_tma: bool) -> Any:
-    """Matrices stacked on top of each other, as the kernels take them."""
+    """A stack of matrices as one matrix or TMA descriptor, as the kernels take it."""
     rows = stack.contiguous().view(-1, stack.shape[-1])
     if not use_tma:
         return rows
@@ -177,7 +173,7 @@ SCHEMAS = {
 
 
 def register_operations() -> torch.library.Library:
-    """Define `torch.ops.moebench.ragged_up` and `ragged_down`, for as long as the result lives."""
+    """Define `torch.ops.moebench.ragged_up` and `ragged_down` while the result lives."""
     library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
     for launch, schema in SCHEMAS.items():
         library.define(schema)  # type: ignore[no-untyped-call]

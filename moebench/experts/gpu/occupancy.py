@@ -1,9 +1,9 @@
 """How many programs of a kernel one multiprocessor holds, by NVIDIA's documented limits.
 
 **Source**: limits by CUDA C++ Programming Guide, "Technical Specifications per Compute
-Capability"; tensor memory (512 columns a multiprocessor) by the PTX ISA, "Tensor Memory"; how
-registers and shared memory are handed out by NVIDIA's cuda_occupancy.h, against which a test
-holds this file.
+Capability"; tensor memory (512 columns a multiprocessor) by the PTX ISA, "Tensor Memory"; the
+allocation of registers and shared memory by NVIDIA's cuda_occupancy.h, against which a test checks
+this file.
 """
 
 from dataclasses import dataclass
@@ -13,36 +13,37 @@ WARP = 32
 PARTITIONS = 4
 """Schedulers of a multiprocessor; each has a quarter of the registers."""
 REGISTERS = 64 * KIB
-"""Of 32 bits, a multiprocessor; of every capability here."""
+"""Registers of 32 bits that a multiprocessor has, of every capability here."""
 REGISTER_UNIT = 256
-"""Registers are given to a warp in units of so many."""
+"""Registers are allocated to a warp in multiples of this."""
 SHARED_UNIT = 128
+"""Bytes of shared memory are allocated to a block in multiples of this."""
 SHARED_RESERVED = KIB
 """Bytes of shared memory that the system takes for each resident block."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class SmLimits:
     """What one multiprocessor of a compute capability holds."""
 
     warps: int
     blocks: int
     shared_bytes: int
     shared_bytes_per_block: int
-    """Most that one block may ask for; the reserved bytes are not part of it."""
+    """Largest shared memory of one block, without the reserved bytes."""
     tensor_memory_columns: int | None = None
-    """Blackwell's memory for accumulators; None: there is none."""
+    """Columns of Blackwell's memory for accumulators; None: there is no such memory."""
 
 
 LIMITS = {
-    80: Limits(64, 32, 164 * KIB, 163 * KIB),
-    86: Limits(48, 16, 100 * KIB, 99 * KIB),
-    89: Limits(48, 24, 100 * KIB, 99 * KIB),
-    90: Limits(64, 32, 228 * KIB, 227 * KIB),
-    100: Limits(64, 32, 228 * KIB, 227 * KIB, tensor_memory_columns=512),
-    120: Limits(48, 24, 100 * KIB, 99 * KIB),
+    80: SmLimits(64, 32, 164 * KIB, 163 * KIB),
+    86: SmLimits(48, 16, 100 * KIB, 99 * KIB),
+    89: SmLimits(48, 24, 100 * KIB, 99 * KIB),
+    90: SmLimits(64, 32, 228 * KIB, 227 * KIB),
+    100: SmLimits(64, 32, 228 * KIB, 227 * KIB, tensor_memory_columns=512),
+    120: SmLimits(48, 24, 100 * KIB, 99 * KIB),
 }
-"""By compute capability, 90 for 9.0."""
+"""Limits by compute capability, 90 for 9.0."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Occupancy:
 
     blocks: int
     warps: int
-    """Of these blocks together."""
+    """Resident warps of all these blocks."""
     share: float
-    """Of the warps that the multiprocessor could hold."""
+    """Resident warps over the most that the multiprocessor could hold."""
     bound: str
-    """What runs out first."""
+    """The resource that runs out first."""
 
 
 def occupancy(
@@ -63,12 +64,8 @@ def occupancy(
 ) -> Occupancy:
     """Resident blocks of a kernel on one multiprocessor; 0 where not even one fits.
 
-    Args:
-        capability: a key of `LIMITS`.
-        warps: of a block.
-        registers: of a thread.
-        shared_bytes: of a block, static and dynamic.
-        tensor_memory_columns: of a block.
+    `registers` are those of a thread; warps, shared memory (static and dynamic) and columns of
+    tensor memory are those of a block.
     """
     limits = LIMITS[capability]
     registers_per_warp = _round_up(registers * WARP, REGISTER_UNIT)

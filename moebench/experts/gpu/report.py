@@ -1,4 +1,4 @@
-"""The compile report: what Triton makes of our kernels for each GPU, found out without one.
+"""The compile report: properties of our Triton kernels for each GPU, without a GPU.
 
     python -m moebench.experts.gpu.report [--out FILE]
 
@@ -13,7 +13,7 @@ from moebench.experts.gpu.compilation import ELEMENT_BYTES, VARIANTS, Compiled, 
 from moebench.experts.gpu.occupancy import KIB, LIMITS
 
 CAPABILITIES = (80, 89, 90, 100, 120)
-"""A100; L40S; H100 and H200; B200; RTX PRO 6000."""
+"""Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
 COLUMNS = (
     "target",
     "dtype",

@@ -1,4 +1,4 @@
-"""How the work of a ragged mixture of experts is cut into tiles, per device.
+"""Tiles: how a device cuts the work of a ragged mixture of experts.
 
 Two sets of tiles: in *decode* an expert has a few rows, the kernel is bound by reading weights,
 and a row tile is as small as the tensor cores take (16); in *prefill* experts have many rows, and
@@ -12,18 +12,19 @@ the two sets.
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["decode", "prefill"]
+TilePhase = Literal["decode", "prefill"]
 
 
 @dataclass(frozen=True)
-class Tile:
+class KernelTile:
     """What one program of a kernel computes, and how."""
 
     rows: int
     columns: int
-    """Of the result; the first kernel of gated experts computes as many twice, gate and up."""
+    """Columns of the result; the first kernel of gated experts computes two such tiles, gate and
+    up."""
     depth_bytes: int
-    """What one step along the inner dimension reads of each row."""
+    """Bytes of each row that one step along the inner dimension reads."""
     warps: int
     stages: int
     """Steps along the inner dimension that are in flight."""
@@ -33,56 +34,56 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class KernelTiles:
     """The tiles of both kernels."""
 
-    up: Tile
-    down: Tile
+    up: KernelTile
+    down: KernelTile
 
 
-DECODE_SMALL = Tiles(Tile(16, 32, 256, 4, 3), Tile(16, 32, 256, 4, 4))
-"""Two programs of it fit the 100 KB of shared memory of a graphics chip."""
-DECODE_LARGE = Tiles(Tile(16, 64, 256, 4, 4), Tile(16, 64, 256, 4, 4))
-PREFILL_LARGE = Tiles(Tile(128, 128, 128, 8, 4), Tile(128, 128, 128, 8, 3))
+DECODE_SMALL = KernelTiles(KernelTile(16, 32, 256, 4, 3), KernelTile(16, 32, 256, 4, 4))
+"""Decode tiles of which two programs fit the 100 KB of shared memory of a graphics chip."""
+DECODE_LARGE = KernelTiles(KernelTile(16, 64, 256, 4, 4), KernelTile(16, 64, 256, 4, 4))
+PREFILL_LARGE = KernelTiles(KernelTile(128, 128, 128, 8, 4), KernelTile(128, 128, 128, 8, 3))
 
-TABLE: dict[int, dict[Phase, Tiles]] = {
+TABLE: dict[int, dict[TilePhase, KernelTiles]] = {
     80: {
-        "decode": Tiles(Tile(16, 64, 256, 4, 3), Tile(16, 64, 256, 4, 4)),
-        "prefill": Tiles(Tile(128, 64, 128, 8, 3), Tile(128, 128, 128, 8, 4)),
+        "decode": KernelTiles(KernelTile(16, 64, 256, 4, 3), KernelTile(16, 64, 256, 4, 4)),
+        "prefill": KernelTiles(KernelTile(128, 64, 128, 8, 3), KernelTile(128, 128, 128, 8, 4)),
     },
     86: {
         "decode": DECODE_SMALL,
-        "prefill": Tiles(Tile(128, 64, 128, 8, 4), Tile(128, 64, 128, 8, 3)),
+        "prefill": KernelTiles(KernelTile(128, 64, 128, 8, 4), KernelTile(128, 64, 128, 8, 3)),
     },
     90: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
     100: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
     120: {
         "decode": DECODE_SMALL,
-        "prefill": Tiles(Tile(128, 64, 128, 8, 4), Tile(128, 128, 128, 8, 4)),
+        "prefill": KernelTiles(KernelTile(128, 64, 128, 8, 4), KernelTile(128, 128, 128, 8, 4)),
     },
 }
-"""By compute capability (90 is 9.0): a device uses the last row that is not beyond it."""
+"""Tiles by compute capability (90 is 9.0): a device uses the newest row that is not beyond it."""
 
-FLOAT32 = Tiles(Tile(32, 32, 64, 4, 3), Tile(32, 32, 64, 4, 3))
-"""On every device and for any number of rows: its products are not the tensor cores' business, and
-larger tiles of it spill."""
+FLOAT32 = KernelTiles(KernelTile(32, 32, 64, 4, 3), KernelTile(32, 32, 64, 4, 3))
+"""Tiles of fp32 on every device and for any number of rows: it does not use tensor cores, and
+larger tiles spill registers."""
 
 DECODE_ROWS = 16
-"""Up to so many assignments per expert, on average, decode's tiles are used: one row tile holds
-them. Not timed."""
+"""Mean assignments per expert up to which decode's tiles are used: one row tile holds them. Not
+timed."""
 
 ROW_TILES_PER_GROUP = 8
-"""Row tiles whose programs run next to each other, so that they share weights in the L2 cache."""
+"""Row tiles whose programs run side by side, so that they share weights in the L2 cache."""
 
 FIRST_TMA_CAPABILITY = 90
 
 
-def choose_phase(bound: int, num_experts: int) -> Phase:
-    """Decode or prefill, by the upper bound of assignments: the actual ones are not known here."""
+def choose_phase(bound: int, num_experts: int) -> TilePhase:
+    """Decode or prefill by the bound of assignments, since only the device knows their number."""
     return "decode" if bound <= DECODE_ROWS * num_experts else "prefill"
 
 
-def choose_tiles(capability: int, phase: Phase, element_bytes: int) -> Tiles:
+def choose_tiles(capability: int, phase: TilePhase, element_bytes: int) -> KernelTiles:
     """The tiles for a device, and for elements of 2 bytes or 4.
 
     Raises:

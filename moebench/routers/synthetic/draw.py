@@ -1,33 +1,17 @@
-"""Steps drawn under a mix, as a router hands them over: experts, weights and slots to keep."""
-
-from dataclasses import dataclass
+"""Choices drawn under a mix, as a router would make them: experts, weights and slots to keep."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Choice
 from moebench.routers.synthetic.mixes import MEAN_K, NULLS_K, SLOTS
 from moebench.spec.load import geometric_k
 
 
-@dataclass(frozen=True, eq=False)
-class Slots:
-    """Dense slots of the tokens of a step."""
-
-    weights: Float[Tensor, "tokens slots"]
-    experts: Int[Tensor, "tokens slots"]
-    keep: Bool[Tensor, "tokens slots"] | None
-    num_experts: int
-
-    def routing(self) -> Routing:
-        """The assignments of the slots that are kept, sorted by expert."""
-        return Routing.from_slots(self.weights, self.experts, self.num_experts, self.keep)
-
-
 def draw_slots(
     mix: str, top_k: int, num_experts: int, num_tokens: int, generator: torch.Generator
-) -> Slots:
+) -> Choice:
     """Slots of one step under a mix (`moebench.routers.synthetic.mixes`); experts are uniform.
 
     A token has `top_k` slots under "fixed", and `SLOTS` under every other mix.
@@ -36,7 +20,7 @@ def draw_slots(
     width = top_k if mix == "fixed" else SLOTS
     order = torch.rand(num_tokens, num_experts, generator=generator).argsort(dim=1)
     weights = torch.rand(num_tokens, width, generator=generator)
-    return Slots(weights, order[:, :width].contiguous(), keep, num_experts)
+    return Choice(weights, order[:, :width].contiguous(), num_experts, keep)
 
 
 def _keep(
