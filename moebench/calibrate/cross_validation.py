@@ -19,10 +19,11 @@ from moebench.calibrate.fit import (
 )
 from moebench.calibrate.widths import Residuals
 from moebench.predict.arrays import Floats
-from moebench.predict.kernels.catalogue import Error, KernelFit, Prior, generic_prior, prior_for
+from moebench.predict.kernels.catalogue import Error, KernelFit
 from moebench.predict.kernels.dense import DenseParameters, shift
 from moebench.predict.kernels.intervals import UNSEEN, Basis
-from moebench.predict.kernels.layer import Parameters
+from moebench.predict.kernels.parameters import Parameters
+from moebench.predict.kernels.prior import Prior, generic_prior, prior_for
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 ROWS = 1000

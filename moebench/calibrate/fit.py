@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from moebench.calibrate.widths import Residuals
 from moebench.predict.arrays import Floats, Ints, OverCases
-from moebench.predict.kernels.catalogue import Error, Kernel, Prior
+from moebench.predict.kernels.catalogue import Error, Kernel
 from moebench.predict.kernels.intervals import REGIMES, Basis
-from moebench.predict.kernels.layer import METADATA, PARAMETERS, LayerCases, Parameters, layer_time
+from moebench.predict.kernels.layer import LayerCases, layer_time
+from moebench.predict.kernels.parameters import METADATA, PARAMETERS, Parameters
+from moebench.predict.kernels.prior import Prior
 from moebench.spec.hardware import HardwareSpec
 
 NOISE = 0.06

@@ -15,10 +15,11 @@ from moebench.calibrate.kernel_files import write_dense, write_fits, write_width
 from moebench.calibrate.rows import groups_of
 from moebench.calibrate.tables import LatencyTable
 from moebench.calibrate.widths import Residuals, calibrate_widths
-from moebench.predict.kernels.catalogue import KernelFit, prior_for
+from moebench.predict.kernels.catalogue import KernelFit
 from moebench.predict.kernels.dense import DenseParameters
 from moebench.predict.kernels.intervals import UNSEEN, Basis
 from moebench.predict.kernels.layer import layer_time
+from moebench.predict.kernels.prior import prior_for
 from moebench.spec.hardware import load_hardware
 
 LEAST_ROWS = 100

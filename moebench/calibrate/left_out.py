@@ -30,11 +30,12 @@ from moebench.calibrate.fit import (
 )
 from moebench.calibrate.widths import bounds_of, unseen_bounds
 from moebench.predict.arrays import Floats, Ints
-from moebench.predict.kernels.catalogue import KernelFit, Prior, generic_prior, prior_for
+from moebench.predict.kernels.catalogue import KernelFit
 from moebench.predict.kernels.dense import DenseParameters, shift
 from moebench.predict.kernels.intervals import UNSEEN, Basis, Bounds, Widths, shipped_widths
-from moebench.predict.kernels.layer import Parameters
+from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.price import unseen_basis
+from moebench.predict.kernels.prior import Prior, generic_prior, prior_for
 from moebench.spec.hardware import HardwareSpec
 
 LeftOut = Literal["device", "shapes", "both"]

@@ -13,16 +13,11 @@ import numpy as np
 
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels import dense
-from moebench.predict.kernels.catalogue import (
-    Kernel,
-    KernelFit,
-    Prior,
-    mma_generation,
-    prior_for,
-    shipped_fits,
-)
+from moebench.predict.kernels.catalogue import Kernel, KernelFit, mma_generation, shipped_fits
 from moebench.predict.kernels.intervals import Basis, shipped_widths
-from moebench.predict.kernels.layer import LayerCases, LayerTime, Parameters, layer_time
+from moebench.predict.kernels.layer import LayerCases, LayerTime, layer_time
+from moebench.predict.kernels.parameters import Parameters
+from moebench.predict.kernels.prior import Prior, prior_for
 from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import nearest

@@ -13,37 +13,19 @@ this project (cost model, section 1); nothing is copied.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from moebench.predict.arrays import Floats, Ints, OverCases
+from moebench.predict.arrays import Floats, Ints
+from moebench.predict.kernels.loads import BLOCK_ROWS, Loads
 
-BLOCK_ROWS = (8, 16, 32, 64, 128, 256)
-"""Row-tile heights for which padded tiles are counted."""
 Collector = Literal["early", "current", "vllm 0.24"]
 """How a table's routing was drawn. Early collectors give what rounding leaves over to one rank;
 vllm 0.24's computes its balanced ids in bfloat16, which merges large ones."""
 NUM_DRAWS = 20
-CASES_AT_ONCE = 128
-"""Cases whose binomial probabilities are computed in one array, to bound its size."""
 REPLAYED_DRAWS = 5
 """A power-law measurement replays five draws in turn (ten in vllm 0.14)."""
-
-
-@dataclass(frozen=True)
-class Loads(OverCases):
-    """What each case asks of one rank's grouped matmuls; arrays over cases."""
-
-    distinct: Floats
-    """[cases] experts of the rank that one call touches."""
-    replayed: Floats
-    """[cases] experts touched by all calls replayed in turn: what a warm L2 must hold."""
-    copies: Floats
-    """[cases] token copies (assignments) that fall on the rank's experts."""
-    tiles: Floats
-    """[cases, BLOCK_ROWS] row tiles, every expert's copies rounded up to whole blocks."""
 
 
 def sampled_loads(
@@ -71,117 +53,6 @@ def sampled_loads(
     rows = np.array([_one_load(*key, collector) for key in keys])
     rows = rows.reshape(-1, 3 + len(BLOCK_ROWS))
     return Loads(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:])
-
-
-def expected_loads(
-    tokens_per_expert: Sequence[Floats], num_tokens: Sequence[int], expert_parallel: int = 1
-) -> Loads:
-    """Loads of independent tokens whose experts have the given expected counts.
-
-    Each expert's count is binomial, so a tile of b rows is the j-th of its expert with the
-    probability that more than (j - 1) b tokens chose it. The most loaded rank is described.
-
-    Args:
-        tokens_per_expert: for each case, [experts], expected assignments of each.
-        num_tokens: for each case, tokens in the step: no expert gets more.
-        expert_parallel: ranks that hold equal shares of consecutive experts.
-    """
-    marginals, repeats, tokens, sizes, copies = [], [], [], [], []
-    for counts, step_tokens in zip(tokens_per_expert, num_tokens, strict=True):
-        ranks = np.asarray(counts, dtype=float).reshape(expert_parallel, -1)
-        local = ranks[ranks.sum(axis=1).argmax()]
-        chances = np.clip(local / max(step_tokens, 1), 0.0, 1.0)
-        values, times = np.unique(chances, return_counts=True)
-        marginals.append(values)
-        repeats.append(times)
-        tokens.append(np.full(len(values), step_tokens))
-        sizes.append(len(values))
-        copies.append(float(local.sum()))
-    each = uniform_loads(*(np.concatenate(part) for part in (marginals, repeats, tokens)))
-    starts = np.cumsum([0, *sizes[:-1]])
-    distinct = np.add.reduceat(each.distinct, starts)
-    tiles = np.add.reduceat(each.tiles, starts, axis=0)
-    return Loads(distinct, distinct, np.array(copies), tiles)
-
-
-def uniform_loads(marginal: Floats, num_experts: Ints, num_tokens: Ints) -> Loads:
-    """Loads of independent tokens over equally popular experts; arrays over cases.
-
-    Args:
-        marginal: [cases] probability that a token chooses one given expert.
-        num_experts: [cases] experts of the rank.
-        num_tokens: [cases] tokens of the step.
-    """
-    distinct = num_experts * (1 - (1 - marginal) ** num_tokens)
-    copies = num_experts * num_tokens * marginal
-    tiles = _binomial_tiles(marginal, num_tokens)
-    return Loads(distinct, distinct, copies, num_experts[:, None] * tiles)
-
-
-def observed_loads(tokens_per_expert: Sequence[Ints], expert_parallel: int = 1) -> Loads:
-    """Loads of recorded routing: integer counts of every expert, for each case."""
-    rows = []
-    for counts in tokens_per_expert:
-        ranks = np.asarray(counts).reshape(expert_parallel, -1)
-        rows.append(_summary(ranks[None, ranks.sum(axis=1).argmax()], replayed=1))
-    table = np.array(rows)
-    return Loads(table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
-
-
-def _binomial_tiles(marginal: Floats, tokens: Ints) -> Floats:
-    """Expected row tiles of one expert whose count is Binomial(tokens, marginal).
-
-    The j-th tile of b rows exists if more than (j - 1) b tokens chose the expert. Below eight
-    standard deviations under the mean that is certain, above as many impossible; where the counts
-    spread over many tiles, their remainder modulo the block is uniform.
-
-    Returns:
-        [cases, BLOCK_ROWS] tiles.
-    """
-    blocks = np.array(BLOCK_ROWS, dtype=float)
-    mean = (tokens * marginal)[:, None]
-    deviation = np.sqrt(mean * (1 - marginal)[:, None])
-    tiles: Floats = np.where(
-        deviation > blocks, (mean + (blocks - 1) / 2) / blocks, np.ceil(mean / blocks)
-    )
-    certain = np.maximum(0.0, np.floor((mean - 8 * deviation) / blocks))
-    starts = (certain[..., None] + np.arange(18)) * blocks[:, None]
-    random = np.flatnonzero((deviation[:, 0] > 0) & (deviation[:, 0] <= blocks[-1]))
-    for cases in np.split(random, range(CASES_AT_ONCE, len(random), CASES_AT_ONCE)):
-        if len(cases):
-            chance = binomial_survival(tokens[cases], marginal[cases], starts[cases])
-            possible = starts[cases] <= (mean + 8 * deviation)[cases, :, None]
-            counted = certain[cases] + np.where(possible, chance, 0.0).sum(axis=2)
-            tiles[cases] = np.where(deviation[cases] > blocks, tiles[cases], counted)
-    return tiles
-
-
-def binomial_survival(tokens: Ints, marginal: Floats, above: Floats) -> Floats:
-    """Probability that more than `above` of `tokens` independent tokens choose an expert.
-
-    Probabilities of single counts are multiplied up from the most likely one, P(c + 1) / P(c) =
-    (n - c) / (c + 1) p / (1 - p), and divided by their sum. Ten standard deviations and 60 counts
-    away they are below 1e-22 of it. `scipy.special.betainc` gives the same to 12 digits, but its
-    import takes longer than a whole prediction.
-
-    Args:
-        tokens: [cases] n.
-        marginal: [cases] p, more than 0 and less than 1.
-        above: [cases, ...] integers, at least 0.
-    """
-    n, p = tokens[:, None].astype(float), marginal[:, None]
-    odds = p / (1 - p)
-    reach = int(10 * np.sqrt(n * p * (1 - p)).max() + 60)
-    likeliest = np.minimum(np.floor((n + 1) * p), n)
-    up, down = likeliest + np.arange(reach), likeliest - np.arange(reach)
-    more = np.cumprod(np.maximum(n - up, 0) / (up + 1) * odds, axis=1)
-    less = np.cumprod(np.maximum(down, 0) / (n - down + 1) / odds, axis=1)
-    each = np.concatenate([less[:, ::-1], np.ones_like(n), more, np.zeros_like(n)], axis=1)
-    at_least = np.cumsum(each[:, ::-1], axis=1)[:, ::-1]
-    first = (likeliest - reach).reshape(-1, *[1] * (above.ndim - 1))
-    place = np.clip(above + 1 - first, 0, each.shape[1] - 1).astype(np.int64)
-    chance = np.take_along_axis(at_least, place.reshape(len(n), -1), axis=1) / at_least[:, :1]
-    return np.asarray(chance.reshape(above.shape))
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -17,7 +17,7 @@ from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels import price as pricing
 from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCases, shape_label
-from moebench.predict.kernels.samplers import expected_loads
+from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.serving import decoder as around
 from moebench.predict.serving.communication import all_reduce, all_to_all
 from moebench.predict.serving.dense import Library, op_times

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moebench.predict.kernels.catalogue import Kernel
 from moebench.predict.kernels.layer import LayerCases, layer_time, roofline
+from moebench.predict.kernels.loads import Loads, expected_loads
 from moebench.predict.kernels.price import (
     KERNELS,
     Calibrated,
@@ -21,7 +22,6 @@ from moebench.predict.kernels.price import (
     price,
     ratio_interval,
 )
-from moebench.predict.kernels.samplers import Loads, expected_loads
 from moebench.spec.hardware import HardwareSpec, hardware_names, load_hardware
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
 

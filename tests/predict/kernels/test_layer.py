@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.predict.kernels.catalogue import Kernel
-from moebench.predict.kernels.layer import METADATA, LayerCases, Parameters, layer_time, roofline
+from moebench.predict.kernels.layer import LayerCases, layer_time, roofline
+from moebench.predict.kernels.loads import expected_loads
+from moebench.predict.kernels.parameters import METADATA, Parameters
 from moebench.predict.kernels.price import KERNELS
-from moebench.predict.kernels.samplers import expected_loads, sampled_loads
+from moebench.predict.kernels.samplers import sampled_loads
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 SWITCH = 1.03
