@@ -204,7 +204,8 @@ def measured_cell(
         if title in ("ada-k", "adamoe"):
             mean = what.operating_point.mean_k
             floor = timed["top-k k=1"]
-            extra = pairs.overhead(timed[title], timed[BASELINE], floor, mean, 2, 1, names)
+            between = (pairs.Timed(timed[BASELINE], 2, BASELINE), pairs.Timed(floor, 1, "k = 1"))
+            extra = pairs.overhead(pairs.Timed(timed[title], mean, title), between)
             ratios = (*ratios, extra)
         latency = pairs.latency(timed[title])
         share = {name: s / own.latency for name, s in own.by_stage.items()}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.compare.noise import kept_unchanged_runs
-from moebench.compare.runs import THRESHOLD, compare_runs, comparison_text
+from moebench.compare.runs import THRESHOLD, compare_runs
+from moebench.compare.text import comparison_text
 from moebench.records.run import load_run
 from moebench.spec.schema import encode
 

@@ -1,4 +1,4 @@
-"""Intervals by resampling blocks of rounds, and the correction for looking at many rows.
+"""Intervals by resampling blocks of rounds.
 
 Timings on a shared machine have delays: on two cores of a shared server the middle half of paired
 logarithmic ratios lay within 3 % while their standard deviation was 17 %. A mean follows the few
@@ -19,22 +19,18 @@ order within rounds keeps that correlation near 0.
 """
 
 import math
-import statistics
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
-from moebench.records.results import Interval
+from moebench.records.confidence import LEVEL, t_quantile
 
-LEVEL = 0.95
 RESAMPLES = 1000
 TRIM = 0.35
 """Share of the values left out at either end."""
 
 Vector = NDArray[np.float64]
-Limits = tuple[float, float] | tuple[None, None]
+LimitPair = tuple[float, float] | tuple[None, None]
 
 
 def block_length(num_rounds: int) -> int:
@@ -43,7 +39,7 @@ def block_length(num_rounds: int) -> int:
 
 
 def degrees_of_freedom(num_rounds: int) -> float:
-    """Of the spread between blocks; below 1 there is no interval."""
+    """Degrees of freedom of the spread between blocks; below 1 there is no interval."""
     return num_rounds / block_length(num_rounds) - 1
 
 
@@ -55,7 +51,7 @@ def trimmed_mean(values: Vector) -> Vector:
     return np.asarray(middle.mean(axis=-1))
 
 
-def center_limits(values: Vector, seed: int) -> Limits:
+def center_limits(values: Vector, seed: int) -> LimitPair:
     """95 % interval of the trimmed mean of correlated values."""
     drawn = _drawn(len(values), seed)
     if drawn is None:
@@ -63,7 +59,7 @@ def center_limits(values: Vector, seed: int) -> Limits:
     return _widened(trimmed_mean(values[drawn]), float(trimmed_mean(values)), len(values))
 
 
-def ratio_limits(numerator: Vector, denominator: Vector, seed: int) -> Limits:
+def ratio_limits(numerator: Vector, denominator: Vector, seed: int) -> LimitPair:
     """95 % interval of the logarithm of sum(numerator) / sum(denominator)."""
     drawn = _drawn(len(numerator), seed)
     if drawn is None:
@@ -90,53 +86,3 @@ def _widened(resampled: Vector, point: float, n: int) -> tuple[float, float]:
         point - widening * max(0.0, point - float(low)),
         point + widening * max(0.0, float(high) - point),
     )
-
-
-def t_quantile(freedom: float) -> float:
-    """Half width of a 95 % interval in standard errors."""
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
-
-
-def p_value(point: float, low: float, high: float, freedom: float) -> float:
-    """Two-sided p-value of "the true value is 0", from a 95 % interval around `point`.
-
-    Below 5 % exactly when the interval leaves 0 out: the side of the interval that faces 0 is
-    taken for t standard errors.
-    """
-    facing = point - low if point > 0 else high - point
-    if facing <= 0:
-        return 0.0 if point else 1.0
-    return float(2 * stdtr(freedom, -abs(point) / facing * t_quantile(freedom)))
-
-
-def discoveries(p_values: Sequence[float], rate: float = 1 - LEVEL) -> list[bool]:
-    """Which hypotheses fall, so that at most `rate` of those that fall are expected to be true.
-
-    Not counted: dependence between the p-values other than positive.
-
-    **Source** Benjamini and Hochberg, Journal of the Royal Statistical Society B 57, 1995,
-    procedure (1).
-    """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    last = max(
-        (rank for rank, i in enumerate(order, 1) if p_values[i] <= rank / len(order) * rate),
-        default=0,
-    )
-    fallen = set(order[:last])
-    return [i in fallen for i in range(len(p_values))]
-
-
-def median_interval(values: Sequence[float]) -> Interval:
-    """The median with an interval of at least 95 % from order statistics; six values at least.
-
-    The k-th smallest and the k-th largest of n values enclose the median unless fewer than k of
-    them lie on one side of it, which is a matter of n fair coins: nothing is assumed of the noise.
-    """
-    n, ordered = len(values), sorted(values)
-    missed, k = 0.0, 0
-    while (missed := missed + 2 * math.comb(n, k) / 2**n) <= 1 - LEVEL:
-        k += 1
-    middle = statistics.median(ordered)
-    if k == 0:
-        return Interval(middle, None, None, LEVEL)
-    return Interval(middle, ordered[k - 1], ordered[-k], LEVEL)

@@ -23,17 +23,15 @@ from typing import Literal
 import numpy as np
 
 from moebench.compare.intervals import (
-    LEVEL,
-    Limits,
+    LimitPair,
     Vector,
     center_limits,
     degrees_of_freedom,
-    discoveries,
-    p_value,
     ratio_limits,
     trimmed_mean,
 )
-from moebench.compare.rounds import MIN_ROUNDS, Rounds, expected_seconds
+from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
+from moebench.records.confidence import LEVEL, p_value, rejected
 from moebench.records.results import Interval, Ratio, Record, Sample, Verdict
 
 SAME_MARGIN = 0.01
@@ -48,7 +46,7 @@ def latency(samples: Sequence[Sample], seed: int = 0) -> Interval:
     Raises:
         ValueError: no samples.
     """
-    rounds = Rounds.of(samples)
+    rounds = RoundTotals.of(samples)
     low, high = _exponentials(ratio_limits(rounds.seconds, rounds.steps, seed))
     return Interval(float(rounds.seconds.sum() / rounds.steps.sum()), low, high, LEVEL)
 
@@ -70,54 +68,60 @@ def speedup(
     Raises:
         ValueError: rounds or steps differ, so that the times are not of the same work.
     """
-    base, other = Rounds.of(baseline), Rounds.of(target)
+    base, other = RoundTotals.of(baseline), RoundTotals.of(target)
     _same_work(base, other, names)
     value, low, high = _ratio(
         (base.seconds, expected_seconds(base)), (other.seconds, expected_seconds(other)), seed
     )
     n = len(base.numbers)
-    return Ratio(
-        "speedup", names[1], names[0], value, low, high, verdict(low, high, n, "faster"), n
-    )
+    said = verdict(low, high, n, "faster")
+    return Ratio("speedup", names[1], names[0], value, low, high, said, n)
 
 
-def overhead(
-    target: Sequence[Sample],
-    baseline: Sequence[Sample],
-    floor: Sequence[Sample],
-    mean_k: float,
-    k_high: float,
-    k_low: float,
-    names: tuple[str, str] = ("baseline", "target"),
-    seed: int = 0,
-) -> Ratio:
+@dataclass(frozen=True)
+class Timed:
+    """The samples of one case, and the mean number of experts that its tokens ran in them."""
+
+    samples: Sequence[Sample]
+    mean_k: float
+    title: str
+
+
+def overhead(target: Timed, between: tuple[Timed, Timed], seed: int = 0) -> Ratio:
     """Time of an adaptive router over that of a fixed k with the same mean number of experts.
 
-    No fixed router runs 1.4 experts, so its time is interpolated, round by round, between the
-    baseline at `k_high` and the floor at `k_low`: what routing itself costs, with the saving in
-    experts taken out. Time is not linear in k where few tokens touch few experts; there the
-    interpolation is a convention and no prediction.
+    No fixed router runs 1.4 experts, so its time is interpolated, round by round, between two of a
+    larger and a smaller k: what routing itself costs, with the saving in experts taken out. Time is
+    not linear in k where few tokens touch few experts; there the interpolation is a convention and
+    no prediction.
+
+    Args:
+        target: the adaptive router.
+        between: the baseline and the floor, of larger and smaller k.
+        seed: of the resampling.
 
     Raises:
-        ValueError: rounds or steps differ, or `mean_k` cannot be interpolated.
+        ValueError: rounds or steps differ, or the target's k cannot be interpolated.
     """
-    if k_high <= k_low:
-        raise ValueError(f"k_high: found {k_high}, expected more than k_low = {k_low}")
-    other, high_k, low_k = Rounds.of(target), Rounds.of(baseline), Rounds.of(floor)
-    _same_work(high_k, other, names)
-    _same_work(low_k, other, ("floor", names[1]))
-    weight = (mean_k - k_low) / (k_high - k_low)
-    between = weight * high_k.seconds + (1 - weight) * low_k.seconds
-    if between.min() <= 0:
-        raise ValueError(f"mean_k: found {mean_k}, too far outside {k_low} to {k_high}")
-    expected = weight * expected_seconds(high_k) + (1 - weight) * expected_seconds(low_k)
+    above, below = between
+    if above.mean_k <= below.mean_k:
+        raise ValueError(f"k: found {above.mean_k} at most, expected more than {below.mean_k}")
+    other, upper, lower = (RoundTotals.of(one.samples) for one in (target, above, below))
+    _same_work(upper, other, (above.title, target.title))
+    _same_work(lower, other, (below.title, target.title))
+    weight = (target.mean_k - below.mean_k) / (above.mean_k - below.mean_k)
+    seconds = weight * upper.seconds + (1 - weight) * lower.seconds
+    if seconds.min() <= 0:
+        raise ValueError(
+            f"mean k: found {target.mean_k}, too far outside {below.mean_k} to {above.mean_k}"
+        )
+    expected = weight * expected_seconds(upper) + (1 - weight) * expected_seconds(lower)
     value, low, high = _ratio(
-        (other.seconds, expected_seconds(other)), (between, np.maximum(expected, 1e-12)), seed
+        (other.seconds, expected_seconds(other)), (seconds, np.maximum(expected, 1e-12)), seed
     )
     n = len(other.numbers)
-    return Ratio(
-        "overhead", names[1], names[0], value, low, high, verdict(low, high, n, "slower"), n
-    )
+    said = verdict(low, high, n, "slower")
+    return Ratio("overhead", target.title, above.title, value, low, high, said, n)
 
 
 def verdict(
@@ -155,11 +159,11 @@ def corrected(records: Sequence[Record]) -> tuple[Record, ...]:
         for ratio in record.ratios
         if ratio.kind == "speedup"
     ]
-    stands = discoveries([ratio_p_value(ratio) for _, ratio in rows])
-    fallen = {
+    differs = rejected([ratio_p_value(ratio) for _, ratio in rows])
+    unclear = {
         key
-        for (key, ratio), holds in zip(rows, stands, strict=True)
-        if not holds and ratio.verdict in ("faster", "slower")
+        for (key, ratio), is_different in zip(rows, differs, strict=True)
+        if not is_different and ratio.verdict in ("faster", "slower")
     }
 
     def judged(ratio: Ratio) -> Ratio:
@@ -167,7 +171,7 @@ def corrected(records: Sequence[Record]) -> tuple[Record, ...]:
 
     return tuple(
         replace(record, ratios=tuple(map(judged, record.ratios)))
-        if record.case.key in fallen
+        if record.case.key in unclear
         else record
         for record in records
     )
@@ -244,7 +248,7 @@ def _summary(phase: str, level: str, errors: Sequence[float]) -> PredictionError
     )
 
 
-def _same_work(first: Rounds, second: Rounds, names: tuple[str, str]) -> None:
+def _same_work(first: RoundTotals, second: RoundTotals, names: tuple[str, str]) -> None:
     if first.numbers != second.numbers:
         differing = sorted(set(first.numbers) ^ set(second.numbers))
         raise ValueError(f"{names[0]} and {names[1]}: not both ran in rounds {differing}")
@@ -271,6 +275,6 @@ def _ratio(
     )
 
 
-def _exponentials(limits: Limits) -> Limits:
+def _exponentials(limits: LimitPair) -> LimitPair:
     low, high = limits
     return (None, None) if low is None or high is None else (math.exp(low), math.exp(high))

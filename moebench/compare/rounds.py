@@ -16,7 +16,7 @@ LEAST_EXPECTED = 0.1
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RoundTotals:
     """The samples of one case, added up by round."""
 
     numbers: tuple[int, ...]
@@ -28,7 +28,7 @@ class Rounds:
     """For each round the (first step, number of steps) of its samples."""
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> "Rounds":
+    def of(cls, samples: Sequence[Sample]) -> "RoundTotals":
         """Samples in the order of their rounds.
 
         Raises:
@@ -52,7 +52,7 @@ class Rounds:
         )
 
 
-def expected_seconds(rounds: Rounds) -> Vector:
+def expected_seconds(rounds: RoundTotals) -> Vector:
     """What each round would have taken by its work alone.
 
     A line through (experts touched, seconds) a step: the slope is the median of the slopes between

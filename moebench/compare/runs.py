@@ -18,20 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from moebench.compare.intervals import (
-    center_limits,
-    degrees_of_freedom,
-    discoveries,
-    p_value,
-    t_quantile,
-    trimmed_mean,
-)
+from moebench.compare.intervals import center_limits, degrees_of_freedom, trimmed_mean
 from moebench.compare.noise import LEAST_RUNS, UnchangedRuns
-from moebench.compare.rounds import MIN_ROUNDS, Rounds, expected_seconds
+from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
+from moebench.records.confidence import effective_freedom, p_value, rejected, t_quantile
 from moebench.records.results import Measurement, Sample, Verdict
 from moebench.records.run import KeptRun
-from moebench.terminal import text_table
-from moebench.units import printable
 
 THRESHOLD = 0.05
 CPU_FACTS = ("model", "family", "num_cores", "features", "l2_cache", "l3_cache", "hypervisor")
@@ -39,7 +31,7 @@ GPU_FACTS = ("name", "memory", "num_processors", "power_limit", "ecc", "mig")
 
 
 @dataclass(frozen=True)
-class Level:
+class LogLatency:
     """Latency of a case in one run, as a logarithm."""
 
     value: float
@@ -143,39 +135,6 @@ def compare_runs(
     )
 
 
-def comparison_text(found: Comparison) -> str:
-    """The table of a comparison for people."""
-    rows = []
-    for change in found.changes:
-        limits = "–"
-        if change.low is not None and change.high is not None:
-            limits = f"[{change.low:.3f}, {change.high:.3f}]"
-        verdict = change.verdict
-        said = f"same within {found.threshold:.0%}" if verdict == "same" else verdict
-        mark = "  REGRESSION" if change.is_regression else ""
-        figures = f"{change.value:.3f}", limits, f"{change.plain:.3f}"
-        rows.append((change.case, *figures, said + mark))
-    titles = ("time of B over A", "ratio", "95 %", "undivided", "verdict")
-    lines = [
-        f"A: {found.run_a}",
-        f"B: {found.run_b}",
-        "",
-    ]
-    lines += text_table(titles, rows, left=(0, 4)).split("\n")
-    lines += ["", *(f"note: {label}" for label in found.labels)]
-    if found.deviation_between_runs is not None:
-        lines.append(
-            f"deviation between runs of unchanged code: {found.deviation_between_runs:.1%}"
-        )
-    if found.missing:
-        lines.append(f"only in one run: {', '.join(found.missing)}")
-    lines.append(
-        f"{len(found.regressions)} of {len(found.changes)} cases slower by more than "
-        f"{found.threshold:.0%}"
-    )
-    return "\n".join(map(printable, lines))
-
-
 def differences(run_a: KeptRun, run_b: KeptRun) -> tuple[str, ...]:
     """Why two runs should not be compared: fact, what A has, what B has."""
     facts = zip(_facts(run_a).items(), _facts(run_b).values(), strict=True)
@@ -184,13 +143,13 @@ def differences(run_a: KeptRun, run_b: KeptRun) -> tuple[str, ...]:
     )
 
 
-def relative_latency(measurement: Measurement, is_divided: bool = True) -> Level:
+def relative_latency(measurement: Measurement, is_divided: bool = True) -> LogLatency:
     """Logarithm of a case's latency over the reference operation of the same rounds.
 
     The centre is that of a speedup: what the rounds' work accounts for, times the trimmed mean of
     what is left.
     """
-    rounds = Rounds.of(measurement.samples)
+    rounds = RoundTotals.of(measurement.samples)
     expected = expected_seconds(rounds)
     residuals = np.log(rounds.seconds / expected)
     if is_divided:
@@ -203,8 +162,8 @@ def relative_latency(measurement: Measurement, is_divided: bool = True) -> Level
     freedom = degrees_of_freedom(len(residuals))
     low, high = center_limits(residuals, seed=0)
     if low is None or high is None or len(residuals) < MIN_ROUNDS:
-        return Level(value, None, 0.0)
-    return Level(value, (high - low) / (2 * t_quantile(freedom)), freedom)
+        return LogLatency(value, None, 0.0)
+    return LogLatency(value, (high - low) / (2 * t_quantile(freedom)), freedom)
 
 
 def _reference_seconds(measurement: Measurement) -> dict[int, float]:
@@ -237,26 +196,17 @@ def _change(
     parts = [(of_a.error**2, of_a.freedom), (of_b.error**2, of_b.freedom)]
     if between is not None:
         parts.append((2 * between[0], between[1]))
-    freedom = _freedom(parts)
+    freedom = effective_freedom(parts)
     width = math.sqrt(sum(square for square, _ in parts)) * t_quantile(freedom)
     limited = replace(change, low=math.exp(value - width), high=math.exp(value + width))
     return limited, p_value(value, value - width, value + width, freedom)
-
-
-def _freedom(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of estimated variances.
-
-    **Source** Satterthwaite, Biometrics Bulletin 2, 1946, equation 17.
-    """
-    below = sum(square**2 / freedom for square, freedom in parts)
-    return sum(square for square, _ in parts) ** 2 / below if below else math.inf
 
 
 def _judged(
     changes: Sequence[tuple[CaseChange, float]], threshold: float
 ) -> tuple[CaseChange, ...]:
     """The verdicts, corrected for the number of cases."""
-    differs = discoveries([p for _, p in changes])
+    differs = rejected([p for _, p in changes])
     judged = []
     for (change, _), is_different in zip(changes, differs, strict=True):
         verdict: Verdict = "unclear"

@@ -23,7 +23,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 
 from moebench.compare import pairs
 from moebench.doctor.recording import (
@@ -41,6 +40,7 @@ from moebench.doctor.recording import (
 )
 from moebench.measure.clocks import clock_for
 from moebench.measure.latency import Plan, Progress, measure_rounds
+from moebench.records.confidence import share_limits
 from moebench.records.results import Ratio, Sample
 from moebench.units import Seconds, quantity, text
 
@@ -130,9 +130,7 @@ class Selftest:
 
 def exact_rate(count: float, n: int, value: float | None = None) -> Rate:
     """A share with the interval of Clopper and Pearson (Biometrika 26, 1934)."""
-    low = float(betaincinv(count, n - count + 1, 0.025)) if count > 0 else 0.0
-    high = float(betaincinv(count + 1, n - count, 0.975)) if count < n else 1.0
-    return Rate(count / n if value is None else value, low, high, n)
+    return Rate(count / n if value is None else value, *share_limits(count, n), n)
 
 
 def experiment(times: Times, most: int, seed: int) -> Ratio:

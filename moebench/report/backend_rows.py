@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebench.compare.intervals import median_interval
+from moebench.records.confidence import median_interval
 from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
 from moebench.records.results import Interval
 from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds

@@ -311,9 +311,10 @@ def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]
     found: dict[str, tuple[Ratio, ...]] = {baseline.key: ()}
     by_key = {ready.case.key: ready for ready in cell.cases}
 
-    def mean_k(key: str) -> float:
-        steps = timed_steps(cell, samples[key])
-        return by_key[key].load(cell.workload.num_tokens, steps).mean_k
+    def timed(key: str) -> pairs.Timed:
+        ready, own = by_key[key], samples[key]
+        mean_k = ready.load(cell.workload.num_tokens, timed_steps(cell, own)).mean_k
+        return pairs.Timed(own, mean_k, ready.case.router.title)
 
     for key, own in samples.items():
         if key == baseline.key:
@@ -321,17 +322,7 @@ def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]
         names = (baseline.router.title, by_key[key].case.router.title)
         ratios = [pairs.speedup(samples[baseline.key], own, names)]
         if floor is not None and floor.key in samples and key != floor.key:
-            ratios.append(
-                pairs.overhead(
-                    own,
-                    samples[baseline.key],
-                    samples[floor.key],
-                    mean_k(key),
-                    mean_k(baseline.key),
-                    mean_k(floor.key),
-                    names,
-                )
-            )
+            ratios.append(pairs.overhead(timed(key), (timed(baseline.key), timed(floor.key))))
         found[key] = tuple(ratios)
     return found
 

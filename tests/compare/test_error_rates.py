@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from moebench.compare import pairs
-from moebench.compare.intervals import discoveries, p_value
 from moebench.doctor.recording import Tape
 from moebench.measure.latency import Plan, measure_rounds
+from moebench.records.confidence import p_value, rejected
 from moebench.records.results import Ratio, Sample
 
 EXPERIMENTS = 200
@@ -130,17 +130,8 @@ def test_of_forty_equal_rows_almost_no_suite_calls_one_different() -> None:
     rng = np.random.default_rng(1)
     suites = rng.uniform(size=(1000, 40))
     assert (suites < 0.05).any(axis=1).mean() > 0.8
-    wrong = sum(any(discoveries(row.tolist())) for row in suites)
+    wrong = sum(any(rejected(row.tolist())) for row in suites)
     assert rate_within(wrong, 1000, 0.04, 0.06)
-
-
-def test_benjamini_and_hochberg_s_own_example() -> None:
-    """Their table of fifteen p-values: four fall at 5 %, Bonferroni lets three fall."""
-    p = (0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262,
-         0.5719, 0.6528, 0.7590, 1.0)  # fmt: skip
-    assert discoveries(p) == [True] * 4 + [False] * 11
-    assert discoveries(p[::-1]) == [False] * 11 + [True] * 4
-    assert discoveries([]) == []
 
 
 @pytest.mark.parametrize(("low", "is_small"), [(0.001, True), (-0.001, False)])

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from runs import manifest, measured_cell
 
 from moebench.compare import pairs
+from moebench.compare.pairs import Timed
 from moebench.records.results import Interval, Ratio, Record, Sample
 
 
@@ -111,7 +112,10 @@ def test_times_of_different_work_are_not_divided(target: tuple[Sample, ...], mes
 def test_overhead_is_one_where_the_target_costs_what_its_mean_k_costs() -> None:
     drift = np.linspace(1, 1.2, 10)
     high, low, target = visits(2.0 * drift), visits(1.0 * drift), visits(1.4 * drift)
-    ratio = pairs.overhead(target, high, low, mean_k=1.4, k_high=2, k_low=1)
+    ratio = pairs.overhead(
+        Timed(target, 1.4, "ada-k"), (Timed(high, 2, "k=2"), Timed(low, 1, "k=1"))
+    )
+    assert (ratio.target, ratio.baseline) == ("ada-k", "k=2")
     assert (ratio.kind, ratio.value, ratio.verdict) == ("overhead", pytest.approx(1.0), "same")
 
 
@@ -119,8 +123,9 @@ def test_overhead_at_the_ends_is_the_plain_ratio() -> None:
     rng = np.random.default_rng(2)
     high, low = visits(2 + 0.1 * rng.random(9)), visits(1 + 0.1 * rng.random(9))
     target = visits(1.7 + 0.1 * rng.random(9))
-    at_high = pairs.overhead(target, high, low, mean_k=2, k_high=2, k_low=1)
-    at_low = pairs.overhead(target, high, low, mean_k=1, k_high=2, k_low=1)
+    ends = (Timed(high, 2, "k=2"), Timed(low, 1, "k=1"))
+    at_high = pairs.overhead(Timed(target, 2, "target"), ends)
+    at_low = pairs.overhead(Timed(target, 1, "target"), ends)
     assert at_high.value == pytest.approx(1 / pairs.speedup(high, target).value)
     assert at_low.value == pytest.approx(1 / pairs.speedup(low, target).value)
     assert at_low.verdict == "slower" and at_high.verdict == "faster"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moebench.measure.energy.window import Window
+from moebench.records.confidence import effective_freedom, t_quantile
 from moebench.records.results import EnergyBudget
 from moebench.units import Seconds
 
@@ -28,8 +29,6 @@ POLLED = 0.02
 Source: residuals of 2 to 5 % over 6 s that one serving engine published for its estimator on a
 consumer board; the smaller one is taken.
 """
-Z = 1.959963984540054
-"""97.5 % quantile of the normal distribution."""
 
 
 def energy_budget(
@@ -83,26 +82,11 @@ def energy_budget(
 
 def half_width(budget: EnergyBudget) -> float:
     """Half of the 95 % interval without the gain, relative to the value."""
-    known = (budget.stamp, budget.jitter, budget.broken_steps, budget.drift, budget.sampling)
-    total = math.hypot(*known, budget.aliasing)
-    if not budget.aliasing:
-        return Z * total
-    return student(budget.freedom * (total / budget.aliasing) ** 4) * total
-
-
-def student(freedom: float) -> float:
-    """97.5 % quantile of Student's t, for three degrees of freedom and more.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    z = Z
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    known = math.hypot(
+        budget.stamp, budget.jitter, budget.broken_steps, budget.drift, budget.sampling
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    parts = [(known**2, math.inf), (budget.aliasing**2, budget.freedom)]
+    return t_quantile(effective_freedom(parts)) * math.hypot(known, budget.aliasing)
 
 
 def _trend(times: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:

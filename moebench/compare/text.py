@@ -1,0 +1,38 @@
+"""A comparison of two runs as a table for people."""
+
+from moebench.compare.runs import Comparison
+from moebench.terminal import text_table
+from moebench.units import printable
+
+
+def comparison_text(found: Comparison) -> str:
+    """The table of a comparison for people."""
+    rows = []
+    for change in found.changes:
+        limits = "–"
+        if change.low is not None and change.high is not None:
+            limits = f"[{change.low:.3f}, {change.high:.3f}]"
+        verdict = change.verdict
+        said = f"same within {found.threshold:.0%}" if verdict == "same" else verdict
+        mark = "  REGRESSION" if change.is_regression else ""
+        figures = f"{change.value:.3f}", limits, f"{change.plain:.3f}"
+        rows.append((change.case, *figures, said + mark))
+    titles = ("time of B over A", "ratio", "95 %", "undivided", "verdict")
+    lines = [
+        f"A: {found.run_a}",
+        f"B: {found.run_b}",
+        "",
+    ]
+    lines += text_table(titles, rows, left=(0, 4)).split("\n")
+    lines += ["", *(f"note: {label}" for label in found.labels)]
+    if found.deviation_between_runs is not None:
+        lines.append(
+            f"deviation between runs of unchanged code: {found.deviation_between_runs:.1%}"
+        )
+    if found.missing:
+        lines.append(f"only in one run: {', '.join(found.missing)}")
+    lines.append(
+        f"{len(found.regressions)} of {len(found.changes)} cases slower by more than "
+        f"{found.threshold:.0%}"
+    )
+    return "\n".join(map(printable, lines))
