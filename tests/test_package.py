@@ -85,6 +85,7 @@ def test_the_wheel_holds_data_and_suites_and_runs_from_any_directory(tmp_path: P
     for folder, pattern, inside in (
         (PACKAGE / "experts" / "cpu", "*.cpp", "moebench/experts/cpu"),
         (PACKAGE / "report", "*.css", "moebench/report"),
+        (PACKAGE / "report" / "figures", "*.mplstyle", "moebench/report/figures"),
         (ROOT / "suites", "*.toml", "moebench/suites"),
         (PACKAGE / "data" / "models", "*.toml", "moebench/data/models"),
         (PACKAGE / "data" / "hardware", "*.toml", "moebench/data/hardware"),

@@ -6,7 +6,7 @@ Measured, predicted and promised numbers have columns of their own; simulated on
 from collections.abc import Iterable, Iterator, Sequence
 
 from moebench.compare.pairs import corrected, prediction_error
-from moebench.records.results import Caveat, Failure, Ratio, Record
+from moebench.records.results import Caveat, Failure, Measurement, Ratio, Record
 from moebench.records.run import KeptRun
 from moebench.report.notation import DASH, percent, ratio_text, three_digits, time_text
 from moebench.report.table import CaseCells, Column, Note, ReportTable, TableCell, build_table
@@ -107,6 +107,27 @@ def measured_only(records: Iterable[Record]) -> tuple[Record, ...]:
                 f"and only measured records enter a table of measurements{why}"
             )
     return checked
+
+
+def measurement_of(record: Record) -> Measurement:
+    """The measurement of a record that `measured_only` has let pass."""
+    assert record.measurement is not None
+    return record.measurement
+
+
+def levels_of(records: Sequence[Record]) -> list[str]:
+    """Levels in order of appearance."""
+    return list(dict.fromkeys(r.case.workload.level for r in records))
+
+
+def titles_of(records: Sequence[Record]) -> list[str]:
+    """Router titles in order of appearance."""
+    return list(dict.fromkeys(r.case.router.title for r in records))
+
+
+def labels_of(records: Sequence[Record]) -> list[str]:
+    """Workload labels in order of appearance."""
+    return list(dict.fromkeys(r.case.workload.label for r in records))
 
 
 def _forecast_cells(record: Record, is_baseline: bool) -> Cells:

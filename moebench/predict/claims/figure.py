@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -10,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from moebench.predict.claims.settle import PHASES, Curve, Settled
-from moebench.report.figures.style import INK, MUTED, STYLE, WIDTH, add_legend
+from moebench.report.figures.style import INK, MUTED, WIDTH, add_legend, styled
 from moebench.spec.hardware import load_hardware
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -21,7 +20,7 @@ def draw_claims(settled: Sequence[Settled]) -> Figure:
     claims = [s for s in settled if s.curves and s.claim.value and not s.claim.is_control]
     names = dict.fromkeys(curve.hardware for one in claims for curve in one.curves)
     colours = dict(zip(names, COLOURS, strict=False))
-    with rc_context(STYLE):  # type: ignore[arg-type]
+    with styled():
         figure = Figure(figsize=(WIDTH, 0.7 + 1.9 * len(claims)), layout="constrained")
         grid = figure.subplots(len(claims), len(PHASES), sharex=True, sharey="row", squeeze=False)
         for row, one in zip(grid, claims, strict=True):

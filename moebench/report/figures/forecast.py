@@ -8,17 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from moebench.records.results import Forecast
-from moebench.report.figures.style import (
-    BASELINE_COLOUR,
-    INK,
-    MUTED,
-    OTHER_COLOURS,
-    PAPER_COLOURS,
-    WIDTH,
-    add_legend,
-    batch_axis,
-    styled,
-)
+from moebench.report.figures import style
 
 FORMATS = (".png", ".pdf", ".svg")
 MOST_TICKS = 14
@@ -33,10 +23,10 @@ def draw_forecasts(cases: Mapping[str, Sequence[Forecast]], title: str, footnote
         footnote: what the prediction rests on.
     """
     colours = _colours(cases)
-    with styled():
-        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    with style.styled():
+        figure = Figure(figsize=(style.WIDTH, 4.6), layout="constrained")
         axes = figure.subplots()
-        axes.axhline(1.0, color=BASELINE_COLOUR, linewidth=1.0)
+        axes.axhline(1.0, color=style.BASELINE_COLOUR, linewidth=1.0)
         batches = sorted({row.batch for rows in cases.values() for row in rows})
         for label, rows in cases.items():
             x = [row.batch for row in rows]
@@ -51,7 +41,7 @@ def draw_forecasts(cases: Mapping[str, Sequence[Forecast]], title: str, footnote
             axes.plot(x, [row.speedup for row in rows], "--o", color=colours[label], mfc="white",
                       markersize=4.5)  # fmt: skip
             axes.plot(x, [row.flops_promise for row in rows], ":", color=colours[label])
-        batch_axis(axes, batches[:: -(-len(batches) // MOST_TICKS)])
+        style.batch_axis(axes, batches[:: -(-len(batches) // MOST_TICKS)])
         axes.yaxis.set_major_formatter("{x:.2f}×")
         axes.set_xlabel("batch, sequences")
         axes.set_ylabel("speedup over the model's top-k")
@@ -62,11 +52,11 @@ def draw_forecasts(cases: Mapping[str, Sequence[Forecast]], title: str, footnote
                        label=label)
                 for label in cases
             ),
-            Patch(color=MUTED, alpha=0.3, label="90 % interval"),
-            Line2D([], [], color=INK, linestyle=":", label="what FLOPs promise"),
+            Patch(color=style.MUTED, alpha=0.3, label="90 % interval"),
+            Line2D([], [], color=style.INK, linestyle=":", label="what FLOPs promise"),
         ]  # fmt: skip
-        add_legend(figure, handles)
-        figure.supxlabel(footnote, fontsize=7.5, color=MUTED, x=0.01, ha="left")
+        style.add_legend(figure, handles)
+        figure.supxlabel(footnote, fontsize=7.5, color=style.MUTED, x=0.01, ha="left")
     return figure
 
 
@@ -93,10 +83,10 @@ def _colours(cases: Mapping[str, Sequence[Forecast]]) -> dict[str, str]:
     """A router's own colour where routers are what differs, else one colour after another."""
     routers = [rows[0].router for rows in cases.values()]
     if len(set(routers)) == len(routers):
-        spare = iter(OTHER_COLOURS)
+        spare = iter(style.OTHER_COLOURS)
         return {
-            label: PAPER_COLOURS.get(router) or next(spare, MUTED)
+            label: style.PAPER_COLOURS.get(router) or next(spare, style.MUTED)
             for label, router in zip(cases, routers, strict=True)
         }
-    palette = (*PAPER_COLOURS.values(), *OTHER_COLOURS)
+    palette = (*style.PAPER_COLOURS.values(), *style.OTHER_COLOURS)
     return {label: palette[i % len(palette)] for i, label in enumerate(cases)}

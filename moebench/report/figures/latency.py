@@ -13,26 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from moebench.compare.pairs import prediction_errors
 from moebench.records.results import Record
 from moebench.records.run import KeptRun
-from moebench.report.figures.style import (
-    BAND,
-    INK,
-    MUTED,
-    NOTHING,
-    Drawing,
-    add_legend,
-    clear_axis,
-    label_logarithmic,
-    labels_of,
-    level_panels,
-    mark_case,
-    measurement_of,
-    panels,
-    phase_handles,
-    router_colours,
-    router_handles,
-    shown,
-    titles_of,
-)
+from moebench.report.cases import labels_of, measurement_of, titles_of
+from moebench.report.figures import style
 from moebench.report.notation import LEVELS, level_title, percent
 from moebench.units import text
 
@@ -53,28 +35,28 @@ def latency_by_stage(level: str, run: KeptRun) -> Figure | str:
     """Where a step's time goes: measured stages above, predicted stages below, for each case."""
     records = [r for r in run.records if r.case.workload.level == level]
     if not records:
-        return NOTHING
+        return style.NOTHING
     labels, titles = labels_of(records), titles_of(records)
     columns = min(4, len(labels))
     rows = -(-len(labels) // columns)
-    figure, grid = panels(rows, columns, 0.75 + 0.3 * len(titles), share_x=False)
+    figure, grid = style.panels(rows, columns, 0.75 + 0.3 * len(titles), share_x=False)
     all_axes = [axes for row in grid for axes in row]
     used: set[str] = set()
     for axes, label in zip(all_axes, labels, strict=False):
         used |= _draw_stages(axes, [r for r in records if r.case.workload.label == label], titles)
         axes.set_title(label)
-        clear_axis(axes, "y")
+        style.clear_axis(axes, "y")
         axes.set_ylim(len(titles) - 0.45, -0.55)
         axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in all_axes[len(labels) :]:
         axes.set_axis_off()
-    all_axes[0].set_yticks(range(len(titles)), [shown(title) for title in titles])
+    all_axes[0].set_yticks(range(len(titles)), [style.shown(title) for title in titles])
     handles: list[Any] = [Patch(color=c, label=s) for s, c in STAGE_COLOURS.items() if s in used]
     handles.append(Patch(facecolor="#999999", label="upper bar: measured"))
     handles.append(
         Patch(facecolor="#cccccc", edgecolor="white", hatch="////", label="lower bar: predicted")
     )
-    add_legend(figure, handles)
+    style.add_legend(figure, handles)
     return figure
 
 
@@ -132,7 +114,7 @@ def roofline(run: KeptRun) -> Figure | str:
     hardware, dtype = run.manifest.hardware, records[0].case.workload.dtype
     if dtype not in hardware.peak:
         return f"{hardware.name} has no peak for {dtype}"
-    colours = router_colours(run)
+    colours = style.router_colours(run)
     peak, bandwidth = hardware.peak_for(dtype), hardware.memory_bandwidth
     points = {id(r): _roofline_point(r) for r in records}
     x = np.array([p[0] for p in points.values()] + [peak / bandwidth])
@@ -143,15 +125,15 @@ def roofline(run: KeptRun) -> Figure | str:
         (text(peak, "rate"), (ends[1], peak), (-2, 4)),
         (text(bandwidth, "bandwidth"), (slope, bandwidth * slope), (-8, 4)),
     )
-    figure, grid = level_panels(records, 3.2)
+    figure, grid = style.level_panels(records, 3.2)
     for axes, own in grid:
-        axes.plot(line, np.minimum(peak, bandwidth * line), color=INK, linewidth=1.4)
+        axes.plot(line, np.minimum(peak, bandwidth * line), color=style.INK, linewidth=1.4)
         for name, place, offset in roofs:
             axes.annotate(
                 name, place, xytext=offset, textcoords="offset points", ha="right", size=8
             )
         for record in own:
-            mark_case(axes, *points[id(record)], record, colours[record.case.router.title])
+            style.mark_case(axes, *points[id(record)], record, colours[record.case.router.title])
         for record in own:
             workload = record.case.workload
             is_baseline = record.case.router.title == run.manifest.baseline
@@ -162,14 +144,14 @@ def roofline(run: KeptRun) -> Figure | str:
                     xytext=(6, -9),
                     textcoords="offset points",
                     size=7,
-                    color=MUTED,
+                    color=style.MUTED,
                 )
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of compulsory traffic")
         axes.xaxis.set_major_formatter("{x:g}")
     left = grid[0][0]
     left.set_ylabel("measured FLOP/s")
-    label_logarithmic(left.yaxis, "rate")
-    add_legend(figure, router_handles(run, records) + phase_handles(records))
+    style.label_logarithmic(left.yaxis, "rate")
+    style.add_legend(figure, style.router_handles(run, records) + style.phase_handles(records))
     return figure
 
 
@@ -185,17 +167,17 @@ def predicted_against_measured(run: KeptRun) -> Figure | str:
     """Predicted against measured latency of every case: on the line, the prediction was right."""
     records = list(run.records)
     if not records:
-        return NOTHING
-    colours = router_colours(run)
+        return style.NOTHING
+    colours = style.router_colours(run)
     values = [v for r in records for v in (r.estimate.latency, measurement_of(r).latency.value)]
     ends = np.array([min(values) / 1.6, max(values) * 1.6])
-    figure, grid = level_panels(records, 3.7)
+    figure, grid = style.level_panels(records, 3.7)
     for axes, own in grid:
-        axes.fill_between(ends, ends * 0.8, ends * 1.2, color=BAND, linewidth=0, zorder=0)
-        axes.plot(ends, ends, color=INK, linewidth=1, zorder=1)
+        axes.fill_between(ends, ends * 0.8, ends * 1.2, color=style.BAND, linewidth=0, zorder=0)
+        axes.plot(ends, ends, color=style.INK, linewidth=1, zorder=1)
         for record in own:
             latency, title = measurement_of(record).latency.value, record.case.router.title
-            mark_case(axes, latency, record.estimate.latency, record, colours[title])
+            style.mark_case(axes, latency, record.estimate.latency, record, colours[title])
         whole = prediction_errors(own)[-1]
         axes.text(
             0.03,
@@ -210,17 +192,17 @@ def predicted_against_measured(run: KeptRun) -> Figure | str:
         )
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, a step")
         axes.set_aspect("equal")
-        label_logarithmic(axes.xaxis, "time")
-        label_logarithmic(axes.yaxis, "time")
+        style.label_logarithmic(axes.xaxis, "time")
+        style.label_logarithmic(axes.yaxis, "time")
     grid[0][0].set_ylabel("predicted, a step")
-    handles = router_handles(run, records) + phase_handles(records)
-    add_legend(figure, [*handles, Patch(color=BAND, label="within ±20 %")])
+    handles = style.router_handles(run, records) + style.phase_handles(records)
+    style.add_legend(figure, [*handles, Patch(color=style.BAND, label="within ±20 %")])
     return figure
 
 
 DRAWINGS = (
     *(
-        Drawing(
+        style.Drawing(
             f"stages-{level}",
             f"{level_title(level)}: latency by stage",
             "Upper bars measured in an instrumented pass of its own, lower bars predicted; experts "
@@ -229,14 +211,14 @@ DRAWINGS = (
         )
         for level in LEVELS
     ),
-    Drawing(
+    style.Drawing(
         "roofline",
         "Roofline with the measured points",
         "Vertical: counted FLOPs over measured time. Horizontal: FLOPs over the bytes that must "
         "move at least, as estimated. A point above the roof had weights in the cache.",
         roofline,
     ),
-    Drawing(
+    style.Drawing(
         "predicted-against-measured",
         "Predicted against measured latency",
         "One point a case; on the line the prediction was right, in the grey band it is within "

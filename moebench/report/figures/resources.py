@@ -8,34 +8,20 @@ from matplotlib.patches import Patch
 
 from moebench.records.results import Record
 from moebench.records.run import KeptRun
-from moebench.report.figures.style import (
-    MUTED,
-    NOTHING,
-    PHASE_MARKERS,
-    Drawing,
-    add_legend,
-    clear_axis,
-    label_logarithmic,
-    labels_of,
-    level_panels,
-    measurement_of,
-    phase_handles,
-    router_colours,
-    router_handles,
-    titles_of,
-)
+from moebench.report.cases import labels_of, measurement_of, titles_of
+from moebench.report.figures import style
 
 
 def peak_memory(run: KeptRun) -> Figure | str:
     """Peak memory of each case alone: weights, KV cache, activations."""
     records = list(run.records)
     if not records:
-        return NOTHING
-    colours, labels = router_colours(run), labels_of(records)
+        return style.NOTHING
+    colours, labels = style.router_colours(run), labels_of(records)
     spacing = 0.84 / len(titles_of(records))
     largest = max(_measured_bytes(record) for record in records)
     name, unit = ("GiB", 2**30) if largest >= 2**29 else ("MiB", 2**20)
-    figure, grid = level_panels(records, 2.1, stacked=True)
+    figure, grid = style.level_panels(records, 2.1, stacked=True)
     for axes, own in grid:
         for record in own:
             memory = measurement_of(record).memory
@@ -45,11 +31,11 @@ def peak_memory(run: KeptRun) -> Figure | str:
                 axes.bar(x, part / unit, 0.9 * spacing, bottom, color=colour, alpha=alpha)
                 bottom += part / unit
             if memory.activations is None:
-                axes.annotate("?", (x, bottom), ha="center", va="bottom", size=7, color=MUTED)
+                axes.annotate("?", (x, bottom), ha="center", va="bottom", size=7, color=style.MUTED)
             else:
                 axes.bar(x, memory.activations / unit, 0.9 * spacing, bottom, color=colour)
         axes.set_ylabel(name)
-        clear_axis(axes, "x")
+        style.clear_axis(axes, "x")
     grid[-1][0].set_xticks(range(len(labels)), labels)
     parts: list[Any] = [
         Patch(color="black", alpha=alpha, label=part)
@@ -57,7 +43,7 @@ def peak_memory(run: KeptRun) -> Figure | str:
     ]
     if any(measurement_of(r).memory.activations is None for r in records):
         parts.append(Line2D([], [], linestyle="", label="?: not read"))
-    add_legend(figure, router_handles(run, records, patches=True) + parts)
+    style.add_legend(figure, style.router_handles(run, records, patches=True) + parts)
     return figure
 
 
@@ -78,9 +64,9 @@ def energy_per_token(run: KeptRun) -> Figure | str:
     records = [r for r in run.records if measurement_of(r).energy.joules is not None]
     if not records:
         reasons = dict.fromkeys(str(measurement_of(r).energy.missing) for r in run.records)
-        return "; ".join(reasons) or NOTHING
-    colours, labels = router_colours(run), labels_of(records)
-    figure, grid = level_panels(records, 2.0, stacked=True)
+        return "; ".join(reasons) or style.NOTHING
+    colours, labels = style.router_colours(run), labels_of(records)
+    figure, grid = style.level_panels(records, 2.0, stacked=True)
     for axes, own in grid:
         for record in own:
             workload, joules = record.case.workload, measurement_of(record).energy.joules
@@ -88,27 +74,27 @@ def energy_per_token(run: KeptRun) -> Figure | str:
             axes.plot(
                 _place(record, records, 0.13),
                 joules / workload.num_tokens,
-                PHASE_MARKERS[workload.phase],
+                style.PHASE_MARKERS[workload.phase],
                 color=colours[record.case.router.title],
                 markersize=5.5,
             )
         axes.set_yscale("log")
-        label_logarithmic(axes.yaxis, "energy")
+        style.label_logarithmic(axes.yaxis, "energy")
         axes.set_ylabel("energy a token")
     grid[-1][0].set_xticks(range(len(labels)), labels)
-    add_legend(figure, router_handles(run, records) + phase_handles(records))
+    style.add_legend(figure, style.router_handles(run, records) + style.phase_handles(records))
     return figure
 
 
 DRAWINGS = (
-    Drawing(
+    style.Drawing(
         "memory",
         "Peak memory",
         "Each case alone, in a pass of its own; from pale to full colour: weights of the layers "
         "run, KV cache, activations (in training with gradients).",
         peak_memory,
     ),
-    Drawing(
+    style.Drawing(
         "energy",
         "Energy per token",
         "Gross: idle power included.",

@@ -11,24 +11,8 @@ from matplotlib.patches import Patch
 from moebench.compare.pairs import SAME_MARGIN
 from moebench.records.results import Ratio, Record
 from moebench.records.run import KeptRun
-from moebench.report.cases import ratio
-from moebench.report.figures.style import (
-    BAND,
-    INK,
-    MUTED,
-    PREDICTED,
-    Drawing,
-    add_legend,
-    batch_axis,
-    clear_axis,
-    labels_of,
-    level_panels,
-    levels_of,
-    panels,
-    router_colours,
-    shown,
-    titles_of,
-)
+from moebench.report.cases import labels_of, levels_of, ratio, titles_of
+from moebench.report.figures import style
 from moebench.report.notation import level_title
 
 
@@ -37,9 +21,9 @@ def speedup_by_batch(run: KeptRun) -> Figure | str:
     records = [r for r in _compared(run) if r.case.workload.phase == "decode"]
     if not records:
         return "no speedup was measured in decode"
-    colours, levels, titles = router_colours(run), levels_of(records), titles_of(records)
+    colours, levels, titles = style.router_colours(run), levels_of(records), titles_of(records)
     batches = sorted({r.case.workload.batch for r in records})
-    figure, grid = panels(len(levels), len(titles), 2.35)
+    figure, grid = style.panels(len(levels), len(titles), 2.35)
     for row, level in zip(grid, levels, strict=True):
         row[0].set_ylabel(f"{level_title(level)}\nspeedup")
         for axes, title in zip(row, titles, strict=True):
@@ -49,28 +33,28 @@ def speedup_by_batch(run: KeptRun) -> Figure | str:
             own.sort(key=lambda r: r.case.workload.batch)
             _draw_speedup_panel(axes, own, colours[title], run)
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(shown(title), color=colours[title])
+        axes.set_title(style.shown(title), color=colours[title])
     for axes in grid[-1]:
         axes.set_xlabel("batch")
     axes = grid[0][0]
-    batch_axis(axes, batches)
+    style.batch_axis(axes, batches)
     axes.set_xlim(batches[0] / 1.6, batches[-1] * 1.6)
     axes.yaxis.set_major_formatter("{x:g}×")
-    add_legend(figure, _ratio_handles())
+    style.add_legend(figure, _ratio_handles())
     return figure
 
 
 def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run: KeptRun) -> None:
     _draw_no_difference(axes.axhspan, axes.axhline, run)
     x = [r.case.workload.batch for r in records]
-    styles = {
-        "flops-promise": {"linestyle": ":", "color": INK},
-        "predicted-speedup": {"linestyle": "--", "color": colour, **PREDICTED},
+    looks = {
+        "flops-promise": {"linestyle": ":", "color": style.INK},
+        "predicted-speedup": {"linestyle": "--", "color": colour, **style.PREDICTED},
     }
-    for kind, style in styles.items():
+    for kind, look in looks.items():
         pairs = [(b, p.value) for b, r in zip(x, records, strict=True) if (p := ratio(r, kind))]
         if pairs:
-            axes.plot(*zip(*pairs, strict=True), linewidth=1.3, zorder=2, **style)
+            axes.plot(*zip(*pairs, strict=True), linewidth=1.3, zorder=2, **look)
     measured = [r for record in records if (r := ratio(record, "speedup"))]
     limits = [
         (b, r.low, r.high)
@@ -98,13 +82,13 @@ def speedup_elsewhere(run: KeptRun) -> Figure | str:
     records = [r for r in _compared(run) if r.case.workload.phase != "decode"]
     if not records:
         return "no speedup was measured in prefill or training"
-    colours, labels, titles = router_colours(run), labels_of(records), titles_of(records)
+    colours, labels, titles = style.router_colours(run), labels_of(records), titles_of(records)
     places = {
         (label, title): i * (len(titles) + 1.6) + j
         for i, label in enumerate(labels)
         for j, title in enumerate(titles)
     }
-    figure, grid = level_panels(records, 0.4 + 0.21 * (max(places.values()) + 1))
+    figure, grid = style.level_panels(records, 0.4 + 0.21 * (max(places.values()) + 1))
     for axes, own in grid:
         _draw_no_difference(axes.axvspan, axes.axvline, run)
         for record in own:
@@ -112,15 +96,15 @@ def speedup_elsewhere(run: KeptRun) -> Figure | str:
             _draw_speedup(axes, record, places[record.case.workload.label, title], colours[title])
         axes.set_xlabel("speedup")
         axes.xaxis.set_major_formatter("{x:g}×")
-        clear_axis(axes, "y")
+        style.clear_axis(axes, "y")
     left = grid[0][0]
-    ticks = [(places[label, titles[0]] - 1.0, label, INK) for label in labels]
-    ticks += [(y, shown(title), colours[title]) for (_, title), y in places.items()]
+    ticks = [(places[label, titles[0]] - 1.0, label, style.INK) for label in labels]
+    ticks += [(y, style.shown(title), colours[title]) for (_, title), y in places.items()]
     left.set_yticks([y for y, _, _ in ticks], [name for _, name, _ in ticks])
     for tick, (_, name, colour) in zip(left.get_yticklabels(), ticks, strict=True):
         tick.set(color=colour, weight="bold" if name in labels else "normal")
     left.set_ylim(max(places.values()) + 0.7, -1.6)
-    add_legend(figure, _ratio_handles())
+    style.add_legend(figure, _ratio_handles())
     return figure
 
 
@@ -129,9 +113,9 @@ def _draw_speedup(axes: Axes, record: Record, y: float, colour: str) -> None:
     predicted = ratio(record, "predicted-speedup")
     assert measured is not None
     if promise:
-        axes.plot([promise.value] * 2, [y - 0.42, y + 0.42], ":", color=INK)
+        axes.plot([promise.value] * 2, [y - 0.42, y + 0.42], ":", color=style.INK)
     if predicted:
-        axes.plot(predicted.value, y + 0.2, color=colour, linestyle="", **PREDICTED)
+        axes.plot(predicted.value, y + 0.2, color=colour, linestyle="", **style.PREDICTED)
     axes.errorbar(
         [measured.value],
         [y - 0.16],
@@ -158,22 +142,22 @@ def _error_bars(ratios: Sequence[Ratio]) -> list[list[float]]:
 def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run: KeptRun) -> None:
     """The line at a speedup of 1, and the band inside which differences mean nothing."""
     margin = max(SAME_MARGIN, run.manifest.noise_floor or 0.0)
-    span(1 - margin, 1 + margin, color=BAND, linewidth=0, zorder=0)
-    line(1, color=MUTED, linewidth=0.8, zorder=1)
+    span(1 - margin, 1 + margin, color=style.BAND, linewidth=0, zorder=0)
+    line(1, color=style.MUTED, linewidth=0.8, zorder=1)
 
 
 def _ratio_handles() -> list[Any]:
-    styles: dict[str, dict[str, Any]] = {
+    looks: dict[str, dict[str, Any]] = {
         "measured, 95 % interval": {"marker": "o", "markersize": 4.5},
-        "predicted before the run": {"linestyle": "--", "linewidth": 1.3, **PREDICTED},
+        "predicted before the run": {"linestyle": "--", "linewidth": 1.3, **style.PREDICTED},
         "what FLOPs promise": {"linestyle": ":", "linewidth": 1.5},
     }
-    lines = [Line2D([], [], color=INK, label=label, **style) for label, style in styles.items()]
-    return [*lines, Patch(color=BAND, label="no difference")]
+    lines = [Line2D([], [], color=style.INK, label=label, **look) for label, look in looks.items()]
+    return [*lines, Patch(color=style.BAND, label="no difference")]
 
 
 DRAWINGS = (
-    Drawing(
+    style.Drawing(
         "speedup",
         "Decode: speedup against batch",
         "Filled circles: total time of the baseline over total time of the router on the same "
@@ -182,7 +166,7 @@ DRAWINGS = (
         "that is larger) of no difference.",
         speedup_by_batch,
     ),
-    Drawing(
+    style.Drawing(
         "speedup-prefill-train",
         "Prefill and training: speedup",
         "Filled circles: measured, with 95 % intervals. Open diamonds: predicted before the run. "

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -20,8 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from moebench.records.results import Measurement, Record
+from moebench.records.results import Record
 from moebench.records.run import KeptRun
+from moebench.report.cases import levels_of, titles_of
 from moebench.report.notation import level_title
 from moebench.units import Kind, printable, text
 
@@ -41,43 +43,12 @@ WIDTH = 9.0
 """Width of a figure in inches; at 160 dots an inch it has twice the width of a README's column."""
 LEGEND_HEIGHT = 0.9
 """Inches of a figure's height for its legend and its outer labels."""
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9.0,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#ececec",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "text.color": INK,
-    "figure.dpi": 160,
-    "savefig.dpi": 160,
-    "figure.facecolor": "white",
-    "hatch.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-    "svg.hashsalt": "moebench",
-    # A router called "$x$" is called that.
-    "text.parse_math": False,
-}
+STYLE_SHEET = Path(__file__).with_name("moebench.mplstyle")
 
 
 def styled() -> AbstractContextManager[None]:
     """A context in which figures are drawn and saved in this style."""
-    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+    return mpl.rc_context(fname=STYLE_SHEET)
 
 
 def png(figure: Figure, dots_per_inch: float | None = None) -> bytes:
@@ -181,26 +152,6 @@ def router_colours(run: KeptRun) -> Mapping[str, str]:
         else:
             colours[title] = next(others)
     return colours
-
-
-def measurement_of(record: Record) -> Measurement:
-    assert record.measurement is not None
-    return record.measurement
-
-
-def levels_of(records: Sequence[Record]) -> list[str]:
-    """Levels in order of appearance."""
-    return list(dict.fromkeys(r.case.workload.level for r in records))
-
-
-def titles_of(records: Sequence[Record]) -> list[str]:
-    """Router titles in order of appearance."""
-    return list(dict.fromkeys(r.case.router.title for r in records))
-
-
-def labels_of(records: Sequence[Record]) -> list[str]:
-    """Workload labels in order of appearance."""
-    return list(dict.fromkeys(r.case.workload.label for r in records))
 
 
 def shown(title: str) -> str:
