@@ -161,6 +161,6 @@ def page(title: str, blocks: Sequence[Block]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(printable(title))}</title>\n"
-        f"<style>\n{STYLE_SHEET.read_text(encoding="utf-8")}</style>\n</head>\n"
+        f"<style>\n{STYLE_SHEET.read_text(encoding='utf-8')}</style>\n</head>\n"
         f"<body>\n{''.join(parts)}</body>\n</html>\n"
     )
