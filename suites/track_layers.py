@@ -38,9 +38,10 @@ class Layers:
         from moebench.measure.clocks import clock_for
         from moebench.measure.latency import Plan, measure_rounds
         from moebench.model.decoder import build_decoder
-        from moebench.suite.cell import Bench, prepare_cell
-        from moebench.suite.plan import cells, load_suite
-        from moebench.suite.runnable import runnable_cells
+        from moebench.suite.cell import Bench
+        from moebench.suite.plan import cells, runnable_cells
+        from moebench.suite.prepare import prepare_cell
+        from moebench.suite.suite_file import load_suite
 
         suite = load_suite(str(SUITE))
         device, dtype = torch.device("cpu"), getattr(torch, suite.file.dtype)

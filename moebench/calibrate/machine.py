@@ -49,6 +49,7 @@ class KeptFit:
 class Machine:
     """Where a run happens, and what its predictions are priced on."""
 
+    device: torch.device
     environment: Environment
     hardware: HardwareSpec
     calibration: Calibration
@@ -101,6 +102,7 @@ def prepare_machine(
             say(f"the calibration cannot be kept for the next run: {error}")
     hardware = known_hardware(environment) or measured_hardware(environment, benchmarks, dtype)
     return Machine(
+        device,
         environment,
         hardware,
         fit_calibration(hardware, benchmarks, dtype),

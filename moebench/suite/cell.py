@@ -5,39 +5,30 @@ stretch of it has the mean k of the whole stream: at batch 1 a few dozen steps a
 thousands, and without that a router's luck would pass for its speed.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moebench.experts.backends import layout_builder, load_backend
-from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.backends import layout_builder
 from moebench.experts.weights import Experts
-from moebench.measure.graph import LEAST_RING, CaptureError, Graph, capture
+from moebench.measure.graph import Graph
 from moebench.measure.latency import Visit
 from moebench.model.attention import KVCache
 from moebench.model.decoder import Decoder, Mark, StepMode, no_mark, training_loss
-from moebench.model.random_numbers import fill_normal
-from moebench.records.results import Caveat
-from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Router, RouterState, Routing, build_routers
-from moebench.spec.case import Case, OperatingPoint, Workload
+from moebench.routers.routing import Router, Routing
+from moebench.spec.case import Case, Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.suite.plan import Cell
 from moebench.units import Bytes
 
-WIDE_BATCH = 128
-"""Sequences that are put side by side where a stream is only looked at, not timed."""
 ORDER_CANDIDATES = 32
-UNEXPLAINED = 0.05
-"""Relative difference between expected and observed distinct experts that is worth a caveat."""
 
 
 class NotANumber(ValueError):
@@ -199,62 +190,6 @@ class ReadyCell:
 
         return update
 
-    def caveats(self, ready: ReadyCase, cache_bytes: Bytes) -> tuple[Caveat, ...]:
-        """What should be known about this case's numbers before any is taken.
-
-        Args:
-            ready: the case.
-            cache_bytes: the machine's last-level cache.
-        """
-        load = ready.load(self.workload.num_tokens)
-        found = [*self.cell.caveats]
-        active = self.active_weight_bytes(load)
-        if active < 4 * cache_bytes:
-            found.append(
-                Caveat(
-                    "warm-cache",
-                    f"a step reads {active / 2**20:.0f} MiB of weights; the last-level cache has "
-                    f"{cache_bytes / 2**20:.0f} MiB",
-                    "weights stay in the cache between steps, which other layers of a model would "
-                    "push out: latencies are warm",
-                    "run more layers (--layers) or true-size shapes",
-                )
-            )
-        if self.not_captured is not None:
-            found.append(
-                Caveat(
-                    "not-captured",
-                    f"no CUDA graph: {self.not_captured}",
-                    "all routers of this workload were launched eagerly, while the prediction "
-                    "is of a graph",
-                    "run and compare with --eager",
-                )
-            )
-        is_decode = self.workload.phase == "decode"
-        if self.bench.device.type == "cuda" and is_decode and not self.graphs:
-            found.append(
-                Caveat(
-                    "host-sync",
-                    f"{_waiting(ready.case.backend)} for the device",
-                    "the device waits for the host once a layer, which a short decode step feels",
-                    "read decode speedups as those of eager launches",
-                )
-            )
-        expected = ready.policy.load(
-            self.bench.model, self.workload.num_tokens, ready.case.operating_point
-        ).distinct_experts
-        if expected and abs(load.distinct_experts / expected - 1) > UNEXPLAINED:
-            found.append(
-                Caveat(
-                    "distinct-experts",
-                    f"{load.distinct_experts:.2f} distinct experts a step, "
-                    f"{expected:.2f} expected for independent tokens",
-                    "tokens of a step agree in their experts, or avoid each other's",
-                    "read the speedup at this batch as one of this stream",
-                )
-            )
-        return tuple(found)
-
     def active_weight_bytes(self, load: ExpertLoad) -> Bytes:
         """Weights that one step reads in all layers."""
         decoder, model = self.bench.decoder, self.bench.model
@@ -262,142 +197,6 @@ class ReadyCell:
         unread = (model.num_experts - load.distinct_experts) * model.expert_parameters
         total = decoder.weight_bytes(self.workload.level)
         return total - self.bench.num_layers * unread * size
-
-
-def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
-    """Draw the stream, fill the cache, and bring every router to its operating point.
-
-    Args:
-        bench: model, weights and device.
-        cell: what to prepare.
-        stream_tokens: distinct tokens at least; a whole number of steps is drawn.
-
-    A case that fails here, such as one whose operating point cannot be reached over this stream,
-    is left out and its error kept.
-    """
-    workload = cell.workload
-    fewest = LEAST_RING if cell.baseline.launch == "graph" else 1
-    num_steps = max(fewest, -(-stream_tokens // workload.num_tokens))
-    shape = (num_steps, workload.batch, workload.sequence_length, bench.model.hidden_size)
-    stream = torch.empty(shape, dtype=bench.dtype, device=bench.device)
-    fill_normal(stream, 0.0, 1.0, (workload.seed, 1))
-    cache = _cache(bench, workload, workload.batch)
-    experts = load_backend(cell.baseline.backend, bench.device)
-    first_inputs = _router_inputs(bench, workload, stream, cache, (), experts)
-    cases = []
-    errors: dict[str, Exception] = {}
-    for case, policy in zip(cell.cases, cell.policies, strict=True):
-        try:
-            routers: list[Router] = []
-            loads, histograms, lag1 = [], [], None
-            for router in _build_routers(bench, policy, workload.seed):
-                # Only the first layer sees the same input whatever the router.
-                inputs, state = (
-                    _router_inputs(bench, workload, stream, cache, routers, experts)
-                    if routers
-                    else first_inputs
-                )
-                routing = _imposed(router, case.operating_point, inputs, state)
-                loads.append(step_loads(routing, num_steps).cpu().numpy())
-                histograms.append(k_histogram(routing))
-                lag1 = lag1 if routers else lag1_correlation(routing)
-                routers.append(router)
-            for router in routers:
-                router.train(workload.phase == "train")
-        except Exception as error:
-            errors[case.key] = error
-            continue
-        cases.append(
-            ReadyCase(
-                case, policy, tuple(routers), np.stack(loads), _mean_histogram(histograms), lag1
-            )
-        )
-    return ReadyCell(bench, cell, tuple(cases), stream, cache, experts, errors)
-
-
-def captured(cell: ReadyCell, cases: Sequence[ReadyCase]) -> ReadyCell:
-    """The cell with a CUDA graph for each of the cases that run, or with the reason for none.
-
-    A ratio compares equal launches: where one case cannot be captured, none is.
-    """
-    graphs = {}
-    for ready in cases:
-        eager = partial(cell.infer, ready, mode=cell.mode())
-        bounded = partial(cell.infer, ready, mode=cell.mode(bounded=True))
-        try:
-            graphs[ready.case.key] = capture(bounded, eager, cell.stream)
-        except CaptureError as error:
-            return replace(cell, not_captured=f"{ready.case.router.title} {error}")
-    return replace(cell, graphs=graphs)
-
-
-def _build_routers(bench: Bench, policy: Policy, seed: int) -> list[Router]:
-    with torch.device(bench.device), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_routers(policy, bench.model, bench.num_layers, bench.dtype)
-
-
-@torch.inference_mode()
-def _imposed(router: Router, point: OperatingPoint, inputs: Tensor, state: RouterState) -> Routing:
-    """Bring a router to its operating point over a stream, and route the stream."""
-    scores, _ = router.eval().scores(inputs, state)
-    router.impose(scores, point)
-    return router.route(scores)
-
-
-def _cache(bench: Bench, workload: Workload, batch: int) -> KVCache | None:
-    """The KV cache of the workload's decoder level, filled where there is a context."""
-    if workload.level == "moe" or workload.phase == "train":
-        return None
-    capacity = workload.context_length + workload.sequence_length
-    shape = (bench.num_layers, batch, capacity)
-    cache = KVCache(bench.model.attention, shape, bench.dtype, bench.device)
-    cache.fill_random(workload.context_length, workload.seed)
-    return cache
-
-
-@torch.inference_mode()
-def _router_inputs(
-    bench: Bench,
-    workload: Workload,
-    stream: Tensor,
-    cache: KVCache | None,
-    routers_below: Sequence[Router],
-    experts: Experts,
-) -> tuple[Tensor, RouterState]:
-    """What the next router sees of the whole stream [tokens, hidden], and the state it gets.
-
-    Decode steps of few sequences are put side by side, against copies of the same cache: what a
-    token sees stays the same, and four thousand steps become a few dozen.
-    """
-    x = stream
-    if workload.phase == "decode" and workload.batch < WIDE_BATCH:
-        copies = math.gcd(stream.shape[0], WIDE_BATCH // workload.batch)
-        x = stream.view(-1, copies * workload.batch, 1, stream.shape[-1])
-        cache = None if cache is None else repeated(cache, copies)
-    mode = StepMode(workload.level, cache)
-    inputs, states = [], []
-    for step in x:
-        found, state = bench.decoder.router_input(step, routers_below, experts, mode)
-        inputs.append(found)
-        states.append(state)
-    known = [state for state in states if state is not None]
-    return torch.cat(inputs), torch.cat(known) if known else None
-
-
-def repeated(cache: KVCache, copies: int) -> KVCache:
-    """A cache with every sequence `copies` times."""
-    wide = object.__new__(KVCache)
-    wide.keys = cache.keys.repeat(1, copies, 1, 1, 1)
-    wide.values = cache.values.repeat(1, copies, 1, 1, 1)
-    wide.length = cache.length
-    return wide
-
-
-def _mean_histogram(histograms: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    longest = max(len(histogram) for histogram in histograms)
-    padded = [(*h, *([0.0] * (longest - len(h)))) for h in histograms]
-    return tuple(np.mean(padded, axis=0).tolist())
 
 
 def balanced_order(assignments: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
@@ -425,10 +224,3 @@ def balanced_order(assignments: NDArray[np.float64], seed: int) -> NDArray[np.in
         total += excess[:, left[chosen]]
         left[chosen] = left[num_left - 1]
     return order
-
-
-def _waiting(backend: str) -> str:
-    """What makes the host wait when a step is launched eagerly."""
-    if EXPERT_BACKENDS[backend].is_capturable:
-        return "the routing waits"
-    return f"the routing and expert backend {backend!r} wait"

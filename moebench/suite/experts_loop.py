@@ -38,7 +38,7 @@ from moebench.report.backends import report_experts
 from moebench.spec.schema import encode
 from moebench.suite.expert_bench import scratch
 from moebench.suite.experts_plan import ExpertsSuite, load_experts_suite, planned_cells
-from moebench.suite.plan import suite_path
+from moebench.suite.suite_file import suite_path
 from moebench.suite.workers import Workers
 from moebench.units import Seconds, quantity
 from moebench.version import VERSION

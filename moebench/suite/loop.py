@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moebench import terminal
@@ -11,15 +11,13 @@ from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.records.manifest import now
 from moebench.records.results import Failure, Ratio, Record
 from moebench.records.run import Run
-from moebench.suite.budget import Need, allowance
 from moebench.suite.forecast import Estimates
-from moebench.suite.plan import SLOW_STEP, Cell, Suite
+from moebench.suite.plan import SLOW_STEP, Cell, Effort
+from moebench.suite.suite_file import Suite
 from moebench.terminal import Bar
 from moebench.units import Bytes, Seconds, text
 
 if TYPE_CHECKING:
-    import torch
-
     from moebench.calibrate.machine import Machine
     from moebench.suite.passes import Observed
 
@@ -34,22 +32,30 @@ QUICK_CELL: Seconds = 8.0
 MOST_ROUNDS = 60
 
 
+@dataclass(frozen=True)
+class Need:
+    """Wall time that a cell takes."""
+
+    least: Seconds
+    """With a single round: less cannot be had."""
+    enough: Seconds
+    """With as many rounds as a verdict takes; more than `least`."""
+
+
 def measure_cells(
     run: Run,
     suite: Suite,
     planned: Sequence[Cell],
     machine: "Machine",
-    device: "torch.device",
-    budget: Seconds,
-    energy: str,
+    effort: Effort,
 ) -> None:
     """Measure the cells that the run does not have yet, each appended as soon as it is done."""
     import torch
 
-    from moebench.measure.energy.meter import FULL, QUICK
     from moebench.model.decoder import build_decoder
-    from moebench.suite.cell import Bench, prepare_cell
+    from moebench.suite.cell import Bench
     from moebench.suite.passes import failure, observe
+    from moebench.suite.prepare import prepare_cell
 
     estimates = {record.case.key: record.estimate for record in run.kept.predictions}
     promised = {record.case.key: record.ratios for record in run.kept.predictions}
@@ -60,11 +66,11 @@ def measure_cells(
     num_layers = todo[0].baseline.num_layers
     dtype = getattr(torch, suite.file.dtype)
     terminal.say(f"building {num_layers} layer{'s' * (num_layers > 1)} of {suite.model.name} ...")
-    decoder = build_decoder(suite.model, num_layers, dtype, device, suite.file.seed)
-    bench = Bench(suite.model, decoder, device, dtype)
-    needs = [_need(cell, estimates, suite.file.plan.min_rounds) for cell in todo]
-    deadline = time.perf_counter() + budget
-    with Bar(budget) as bar:
+    decoder = build_decoder(suite.model, num_layers, dtype, machine.device, suite.file.seed)
+    bench = Bench(suite.model, decoder, machine.device, dtype)
+    needs = [_need(cell, estimates, effort.plan.min_rounds) for cell in todo]
+    deadline = time.perf_counter() + effort.budget
+    with Bar(effort.budget) as bar:
         for index, cell in enumerate(todo):
             # What lives now stays; walking it would cost every memory pass 0.2 s.
             gc.collect()
@@ -75,7 +81,7 @@ def measure_cells(
                 bench.lay_out(cell.baseline.backend)
                 deadline += time.perf_counter() - start  # set-up, which the budget does not pay
                 bar.tell(f"{cell.key}: operating points")
-                ready = prepare_cell(bench, cell, suite.file.plan.stream_tokens)
+                ready = prepare_cell(bench, cell, effort.plan.stream_tokens)
             except Exception as error:  # too large a copy, stream or cache, most likely
                 failures = [
                     failure(run.manifest.run, cell.key, case.key, error) for case in cell.cases
@@ -86,11 +92,9 @@ def measure_cells(
             left -= sum(_preparation(later) for later in todo[index + 1 :])
             observed = observe(
                 ready,
-                machine,
-                suite.file.plan,
-                allowance(needs[index:], left),
+                machine.hardware.cache,
+                replace(effort, budget=allowance(needs[index:], left)),
                 lambda share, what, key=cell.key: bar.tell(f"{key}: {what}"),  # type: ignore[misc]
-                {"quick": QUICK, "full": FULL, "off": None}[energy],
             )
             run.append(*_rows(run, cell, observed, estimates, promised))
 
@@ -170,3 +174,30 @@ def _without_what_does_not_fit(
         raise ValueError(f"no case fits into memory: {failures[0].case}: {failures[0].message}")
     run.append([], failures)
     return kept
+
+
+def allowance(needs: Sequence[Need], budget: Seconds) -> Seconds:
+    """What the first of the cells still to run may spend.
+
+    Every cell gets its least. Of what is left, cheap cells get enough before dear ones, since a
+    verdict costs them little; where there is plenty, all get more in proportion to their need. A
+    cell that stops early leaves its rest to the next call.
+
+    Args:
+        needs: of the cells still to run, in their order.
+        budget: left for all of them.
+    """
+    own = needs[0]
+    extra = budget - sum(need.least for need in needs)
+    if extra <= 0:
+        return own.least
+    return own.least + _share([need.enough - need.least for need in needs], extra)
+
+
+def _share(wants: Sequence[Seconds], budget: Seconds) -> Seconds:
+    """The first one's part of a budget that meets wants from the smallest up."""
+    own, total = wants[0], sum(wants)
+    if total <= budget:
+        return own * budget / total
+    smaller = sum(want for want in wants if want < own)
+    return min(own, max(0.0, budget - smaller))

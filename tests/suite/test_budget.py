@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.suite.budget import Need, allowance
+from moebench.suite.loop import Need, allowance
 
 needs = st.lists(
     st.builds(lambda least, more: Need(least, least + more), st.floats(0, 9), st.floats(0.1, 99)),

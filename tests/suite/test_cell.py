@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import HARDWARE
 
-from moebench.calibrate.machine import Machine
 from moebench.experts import avx512, packed
 from moebench.experts.backends import why_not
 from moebench.experts.weights import ExpertWeights, activation
@@ -20,23 +19,23 @@ from moebench.measure.graph import LEAST_RING
 from moebench.model.attention import KVCache
 from moebench.model.decoder import build_decoder
 from moebench.routers.routing import Routing
+from moebench.suite.caveats import cell_caveats
 from moebench.suite.cell import (
     Bench,
     NotANumber,
     ReadyCell,
     balanced_order,
-    captured,
-    prepare_cell,
-    repeated,
 )
-from moebench.suite.passes import _first_pass, observe
-from moebench.suite.plan import Cell, MeasurePlan, cells, changed, load_suite
-from moebench.suite.runnable import runnable_cells
+from moebench.suite.passes import observe
+from moebench.suite.plan import Cell, CellChoice, Effort, cells, changed, runnable_cells
+from moebench.suite.prepare import captured, prepare_cell, repeated
+from moebench.suite.suite_file import MeasurePlan, load_suite
+from moebench.suite.untimed import untimed_passes
 
 __all__ = ["cuda"]
 
 SUITE = load_suite("smoke")
-CELLS = {cell.key: cell for cell in cells(SUITE, "cpu", backends=("packed",))}
+CELLS = {cell.key: cell for cell in cells(SUITE, "cpu", CellChoice(backends=("packed",)))}
 
 
 @functools.cache
@@ -127,9 +126,11 @@ def test_a_repeated_cache_holds_every_sequence_as_often() -> None:
 
 def test_caveats_say_when_the_weights_stay_in_the_cache() -> None:
     ready = ready_cell("moe decode b1 context 64 bfloat16")
-    kinds = [caveat.kind for caveat in ready.caveats(ready.cases[0], cache_bytes=1e9)]
+    kinds = [caveat.kind for caveat in cell_caveats(ready, ready.cases[0], cache_bytes=1e9)]
     assert "warm-cache" in kinds
-    assert "warm-cache" not in [c.kind for c in ready.caveats(ready.cases[0], cache_bytes=1.0)]
+    assert "warm-cache" not in [
+        c.kind for c in cell_caveats(ready, ready.cases[0], cache_bytes=1.0)
+    ]
 
 
 def test_cells_of_a_suite_are_told_apart() -> None:
@@ -186,9 +187,9 @@ def test_a_second_copy_of_the_experts_is_counted_and_freed() -> None:
 def test_decode_on_a_gpu_says_that_the_host_is_waited_for() -> None:
     ready = ready_cell("moe decode b1 context 64 bfloat16")
     on_gpu = replace(ready, bench=replace(ready.bench, device=torch.device("cuda")))
-    kinds = {caveat.kind for caveat in on_gpu.caveats(ready.cases[0], cache_bytes=1.0)}
+    kinds = {caveat.kind for caveat in cell_caveats(on_gpu, ready.cases[0], cache_bytes=1.0)}
     assert "host-sync" in kinds
-    assert "host-sync" not in {c.kind for c in ready.caveats(ready.cases[0], cache_bytes=1.0)}
+    assert "host-sync" not in {c.kind for c in cell_caveats(ready, ready.cases[0], cache_bytes=1.0)}
 
 
 def static(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
@@ -235,7 +236,7 @@ def test_where_one_router_cannot_be_captured_none_is(cuda: Cuda) -> None:
     ready = replace(ready, experts=asking_beyond_top_k)
     found = captured(ready, ready.cases)
     assert not found.graphs
-    (caveat,) = [c for c in found.caveats(ready.cases[0], 1.0) if c.kind == "not-captured"]
+    (caveat,) = [c for c in cell_caveats(found, ready.cases[0], 1.0) if c.kind == "not-captured"]
     assert "ada-k cannot be captured: RuntimeError: aten" in caveat.seen
 
 
@@ -251,10 +252,8 @@ def test_a_measurement_says_how_its_steps_were_launched(is_capturable: bool, cud
         experts=static if is_capturable else asking,
     )
     ready = replace(ready, cell=as_graph(ready.cell), cases=ready.cases[:1])
-    machine = object.__new__(Machine)
-    object.__setattr__(machine, "hardware", HARDWARE)
-    plan = MeasurePlan(min_rounds=1)
-    found = observe(ready, machine, plan, 0.1, lambda share, what: None, None)
+    effort = Effort(MeasurePlan(min_rounds=1), 0.1, "off")
+    found = observe(ready, HARDWARE.cache, effort, lambda share, what: None)
     (measurement,) = found.measurements.values()
     assert measurement.launch == ("graph" if is_capturable else "eager")
     assert bool(measurement.by_stage) is not is_capturable
@@ -279,7 +278,7 @@ def test_the_stages_of_a_slow_step_are_those_of_one_step(monkeypatch: pytest.Mon
     ready.step(case, 0, Listening(ready.bench.device).mark)
     once = marked.copy()
     marked.clear()
-    monkeypatch.setattr("moebench.suite.passes.StageTimer", Listening)
-    monkeypatch.setattr("moebench.suite.passes.SLOW_STEP", 0.0)
-    _first_pass(ready, case, ready.bench.device)
+    monkeypatch.setattr("moebench.suite.untimed.StageTimer", Listening)
+    monkeypatch.setattr("moebench.suite.untimed.SLOW_STEP", 0.0)
+    untimed_passes(ready, case)
     assert marked == once

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from moebench.suite.experts_plan import load_experts_suite, planned_cells
-from moebench.suite.plan import cells, load_suite, suite_kind, suite_names, suite_path
+from moebench.suite.plan import CellChoice, cells
+from moebench.suite.suite_file import load_suite, suite_kind, suite_names, suite_path
 
 SUITE = """
 schema = 1
@@ -73,10 +74,10 @@ def test_the_mixtral_suite_has_the_grid_that_it_promises() -> None:
 
 def test_only_keeps_the_baseline(tmp_path: Path) -> None:
     suite = load_suite(written(tmp_path, SUITE))
-    (first, *_) = cells(suite, "cpu", only=["top-k k=1"])
+    (first, *_) = cells(suite, "cpu", CellChoice(only=("top-k k=1",)))
     assert [case.router.title for case in first.cases] == ["top-k", "top-k k=1"]
     with pytest.raises(ValueError, match="no router 'topk' in suite mine; did you mean 'top-k'"):
-        cells(suite, "cpu", only=["topk"])
+        cells(suite, "cpu", CellChoice(only=("topk",)))
 
 
 def test_a_floor_that_is_not_kept_is_not_claimed(tmp_path: Path) -> None:
@@ -125,9 +126,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_backends_named_on_the_command_line_replace_the_suite_s() -> None:
     smoke = load_suite("smoke")
     planned = cells(smoke, "cpu")
-    one = cells(smoke, "cpu", backends=("packed",))
+    one = cells(smoke, "cpu", CellChoice(backends=("packed",)))
     assert [cell.key for cell in one] == [cell.key for cell in planned]
-    both = cells(smoke, "cpu", backends=("grouped", "packed"))
+    both = cells(smoke, "cpu", CellChoice(backends=("grouped", "packed")))
     in_training = [cell for cell in planned if cell.workload.phase == "train"]
     assert len({cell.key for cell in both}) == len(both) == 2 * len(planned) - len(in_training)
     for cell in both:
@@ -139,7 +140,7 @@ def test_backends_named_on_the_command_line_replace_the_suite_s() -> None:
 def test_a_case_names_the_backend_that_executes_it() -> None:
     """`avx512` and `packed` know no gradients: `grouped` trains."""
     for backends, name in (((), "avx512"), (("packed",), "packed")):
-        for cell in cells(load_suite("smoke"), "cpu", backends=backends):
+        for cell in cells(load_suite("smoke"), "cpu", CellChoice(backends=backends)):
             expected = "grouped" if cell.workload.phase == "train" else name
             assert {case.backend for case in (*cell.cases, cell.baseline)} == {expected}
     on_gpu = cells(load_suite("smoke"), "gpu")
@@ -155,14 +156,14 @@ def test_a_device_s_backend_comes_before_the_suite_s(tmp_path: Path) -> None:
 
 def test_an_unknown_backend_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'packed'"):
-        cells(load_suite("smoke"), "cpu", backends=("paked",))
+        cells(load_suite("smoke"), "cpu", CellChoice(backends=("paked",)))
 
 
 def test_decode_on_a_gpu_is_a_graph_where_the_backend_can_be_captured() -> None:
     smoke = load_suite("smoke")
 
     def launches(kind: str, backend: str, **options: bool) -> set[tuple[str, str]]:
-        planned = cells(smoke, kind, backends=(backend,), **options)  # type: ignore[arg-type]
+        planned = cells(smoke, kind, CellChoice(backends=(backend,), **options))  # type: ignore[arg-type]
         found = {(case.workload.phase, case.launch) for cell in planned for case in cell.cases}
         assert found == {(cell.workload.phase, cell.baseline.launch) for cell in planned}
         return found

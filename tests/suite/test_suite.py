@@ -167,7 +167,7 @@ def test_without_its_baseline_a_cell_gives_latencies_and_no_speedups(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next router must not take the baseline's place."""
-    from moebench.suite import cli as verb
+    from moebench.suite import routers_run as verb
 
     original = verb.forecast_cells
 

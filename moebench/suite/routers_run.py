@@ -1,0 +1,214 @@
+"""A suite of routers: predicted for any machine, or measured on this one beside its predictions.
+
+The way from end to end: describe and calibrate the machine, write the prediction of every case,
+build the layers, measure cell by cell, and write the report.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moebench import terminal
+from moebench.compare.noise import kept_noise_floor
+from moebench.files import make_folder
+from moebench.predict.layers.calibration import from_datasheet
+from moebench.records.manifest import Manifest, PlannedCell, run_id
+from moebench.records.results import Record
+from moebench.records.run import KeptRun, Run, load_run
+from moebench.report.cases import predicted_table
+from moebench.report.table import render_text
+from moebench.spec.hardware import load_hardware
+from moebench.spec.schema import encode
+from moebench.suite import loop
+from moebench.suite.forecast import forecast_cells, predictions
+from moebench.suite.plan import Cell, CellChoice, Effort, cells, runnable_cells
+from moebench.suite.suite_file import DeviceKind, Suite, load_suite
+from moebench.units import Seconds, text
+from moebench.version import VERSION
+
+if TYPE_CHECKING:
+    import torch
+
+    from moebench.calibrate.machine import Machine
+
+
+def run_routers_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Predict the suite, or measure it here or what is left of a run; 3 if a case failed.
+
+    Raises:
+        ValueError: an option, the suite, or the run to resume is not as it must be.
+    """
+    if options.full:
+        raise ValueError("--full: only for a suite of expert backends")
+    kept = load_run(options.resume) if options.resume else None
+    suite = load_suite(options.suite)
+    if kept is not None and suite.text_sha256 != kept.manifest.suite_sha256:
+        raise ValueError(
+            f"{options.resume}: was started with another version of suite "
+            f"{kept.manifest.suite!r}; its text has changed since"
+        )
+    if options.predict:
+        return _predict(options, suite)
+    return _measure(options, suite, kept, argv)
+
+
+def write_hardware(options: argparse.Namespace) -> int:
+    """Print this machine as a hardware file."""
+    from moebench.calibrate.machine import hardware_toml
+    from moebench.measure.devices import choose_device
+
+    device = choose_device(options.device)
+    dtype = load_suite(options.suite).file.dtype if options.suite else "bfloat16"
+    machine = _machine(options, device, dtype)
+    print(hardware_toml(machine.hardware, options.write_hardware), end="")
+    return 0
+
+
+def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) -> "Machine":
+    """The machine, calibrated; a progress bar shows while it is."""
+    from moebench.calibrate.machine import CALIBRATION_BUDGET, prepare_machine
+
+    with terminal.Bar(CALIBRATION_BUDGET) as bar:
+        return prepare_machine(
+            device, dtype, recalibrate=options.recalibrate, say=terminal.say, progress=bar
+        )
+
+
+def _predict(options: argparse.Namespace, suite: Suite) -> int:
+    """The predicted columns for a named machine; nothing is built."""
+    hardware = load_hardware(options.predict)
+    planned = _planned(options, suite, hardware.kind)
+    calibration = from_datasheet(hardware, suite.file.dtype)
+    estimates = forecast_cells(planned, suite.model, calibration)
+    records = predictions("predicted", planned, estimates)
+    source = f"predicted for {hardware.title}; calibration: {calibration.name}"
+    return _show_predicted(records, source, options.json)
+
+
+def _planned(options: argparse.Namespace, suite: Suite, kind: DeviceKind) -> tuple[Cell, ...]:
+    """The cells that the command line asks for."""
+    choice = CellChoice(options.layers, tuple(options.only), options.experts, options.eager)
+    return cells(suite, kind, choice)
+
+
+def _show_predicted(records: Sequence[Record], source: str, as_json: bool) -> int:
+    """Print predicted records and what they rest on; nothing was measured."""
+    if as_json:
+        terminal.show_json([encode(record) for record in records])
+    else:
+        terminal.show(render_text(predicted_table(records)))
+        terminal.show(f"\n{source}")
+    return 0
+
+
+def _measure(
+    options: argparse.Namespace, suite: Suite, kept: KeptRun | None, argv: Sequence[str]
+) -> int:
+    """Measure the suite on this machine, or what is left of a run."""
+    from moebench.measure.devices import choose_device
+
+    if suite.file.dtype == "float8":
+        raise ValueError(
+            f"suite {suite.name}: dtype: float8 is predicted (--predict) and not executed"
+        )
+    device = choose_device(options.device)
+    kind: DeviceKind = "gpu" if device.type == "cuda" else "cpu"
+    planned, notes = runnable_cells(
+        _planned(options, suite, kind), device, is_asked=bool(options.experts)
+    )
+    budget = options.time_budget or suite.device_plan(kind).time_budget
+    if kept is None and not options.dry_run:
+        make_folder(options.out)
+    for line in notes:
+        terminal.say(line)
+    machine = _machine(options, device, suite.file.dtype)
+    estimates = forecast_cells(planned, suite.model, machine.calibration)
+    if options.dry_run:
+        records = predictions("dry run", planned, estimates)
+        seconds = sum(record.estimate.latency for record in records)
+        source = (
+            f"{len(records)} cases on {machine.hardware.title}; one round of all takes "
+            f"{text(seconds, 'time')}, the budget is {text(budget, 'time')}"
+        )
+        return _show_predicted(records, source, options.json)
+    if kept is None:
+        manifest = _manifest(suite, planned, machine, argv, budget)
+        run = Run.create(options.out, manifest)
+    else:
+        if kept.manifest.environment.get("fingerprint") != machine.environment.fingerprint:
+            raise ValueError(
+                f"{kept.directory}: was measured on another machine or with other software "
+                f"({kept.manifest.machine}); a run cannot mix two"
+            )
+        run = Run.open(kept.directory)
+        for problem in run.kept.problems:
+            terminal.say(f"note: {problem}")
+    with run:
+        run.write_predictions(predictions(run.manifest.run, planned, estimates))
+        effort = Effort(suite.file.plan, budget, options.energy)
+        try:
+            loop.measure_cells(run, suite, planned, machine, effort)
+            run.finish("done")
+        except BaseException:
+            command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
+            terminal.say(f"stopped; what was measured is kept, go on with: {command}")
+            raise
+    return _report(run.directory, options.json)
+
+
+def _report(directory: Path, as_json: bool) -> int:
+    """Write the report of a finished run and print its table; 3 if a case failed."""
+    from moebench.report.output import terminal_report, write_report
+
+    kept = load_run(directory)
+    write_report(kept)
+    if as_json:
+        records, failures = encode(kept.records), encode(kept.failures)
+        terminal.show_json({"directory": str(directory), "records": records, "failures": failures})
+    else:
+        terminal.show(terminal_report(kept))
+    return 3 if kept.failures else 0
+
+
+def _manifest(
+    suite: Suite, planned: Sequence[Cell], machine: "Machine", argv: Sequence[str], budget: Seconds
+) -> Manifest:
+    environment = machine.environment
+    software = environment.software
+    commit = software.commit
+    if commit is not None and software.dirty:
+        commit = f"{commit}-dirty"
+    started = datetime.now(UTC)
+    floor = kept_noise_floor(environment.fingerprint)
+    return Manifest(
+        run=run_id(started, (software.commit or f"v{VERSION}")[:9]),
+        suite=suite.name,
+        suite_sha256=suite.text_sha256,
+        title=suite.file.title,
+        command=shlex.join(["python", "-m", "moebench.suite", *argv]),
+        argv=tuple(argv),
+        machine=machine.hardware.title,
+        environment=encode(environment),
+        hardware=machine.hardware,
+        calibration=encode(machine.calibration),
+        device=environment.device,
+        dtype=suite.file.dtype,
+        versions={
+            "moebench": software.moebench,
+            "torch": software.torch,
+            "python": software.python,
+            "numpy": software.numpy,
+        },
+        commit=commit,
+        seed=suite.file.seed,
+        baseline=planned[0].baseline.router.title,
+        budget=budget,
+        cells=tuple(
+            PlannedCell(cell.key, tuple(case.key for case in cell.cases)) for cell in planned
+        ),
+        started_at=started.isoformat(timespec="seconds"),
+        noise_floor=None if floor is None else floor.half_width,
+    )

@@ -1,0 +1,242 @@
+"""Suites of routers: their TOML files, read and checked; and which suites there are."""
+
+import re
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.routers.policy import Policy, policy
+from moebench.spec.case import DType, Level, Phase, Workload
+from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.schema import MOST, check_range, from_mapping, read_toml
+from moebench.units import Seconds, nearest
+from moebench.version import PACKAGE
+
+DeviceKind = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class RouterEntry:
+    """A `[[router]]` table: a line of every cell."""
+
+    name: str
+    """A router of moebench's, or "package.module:Policy": code that runs because it stands here."""
+    label: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    is_floor: bool = False
+    """The fixed smaller k that bounds what an adaptive router can gain."""
+
+
+@dataclass(frozen=True)
+class WorkloadEntry:
+    """A `[[workload]]` table: the product of its lists."""
+
+    phase: Phase
+    levels: tuple[Level, ...] = ("moe", "decoder")
+    batch: tuple[int, ...] = (1,)
+    sequence_length: tuple[int, ...] = (1,)
+    context_length: int = 0
+    device: Literal["any", "cpu", "gpu"] = "any"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "sequence_length"):
+            values = getattr(self, name)
+            if not values or min(values) < 1 or max(values) > MOST[name]:
+                raise ValueError(
+                    f"{name}: found {list(values)}, expected numbers from 1 to {MOST[name]}"
+                )
+        if not self.levels:
+            raise ValueError("levels: found [], expected 'moe', 'decoder' or both")
+        check_range(self, "context_length")
+        if self.phase == "decode" and self.sequence_length != (1,):
+            raise ValueError("sequence_length: decode has one new token a sequence; leave it out")
+        if self.phase != "decode" and self.context_length:
+            raise ValueError("context_length: only decode has a filled cache")
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """The `[plan]` table: how long to measure a cell."""
+
+    min_rounds: int = 8
+    """Fewer interleaved rounds leave a speedup "unclear"."""
+    target_half_width: float = 0.01
+    """A cell stops when every speedup's interval is this narrow, relative to the speedup."""
+    stream_tokens: int = 4096
+    """Distinct tokens that a cell's steps cycle through."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "min_rounds", "stream_tokens", least=1)
+        if self.target_half_width < 0:
+            raise ValueError(
+                f"target_half_width: found {self.target_half_width}, expected 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The `[cpu]` or `[gpu]` table."""
+
+    num_layers: int
+    time_budget: Annotated[Seconds, "time"]
+    """Wall time of all cells together, after set-up and calibration."""
+    backend: str | None = None
+    """Expert execution on this kind of device instead of the suite's."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "num_layers", least=1)
+
+
+@dataclass(frozen=True)
+class SuiteFile:
+    """A suite as its TOML file has it."""
+
+    schema: Literal[1]
+    title: str
+    model: str
+    router: tuple[RouterEntry, ...]
+    workload: tuple[WorkloadEntry, ...]
+    cpu: DevicePlan
+    gpu: DevicePlan
+    dtype: DType = "bfloat16"
+    kind: Literal["routers"] = "routers"
+    backend: str = "grouped"
+    seed: int = 0
+    scale: int = 1
+    """Divides the model's widths; quick suites are narrow, their routing is not."""
+    skew: float = 0.0
+    """Exponent of the power law of the experts' marginals."""
+    plan: MeasurePlan = field(default_factory=MeasurePlan)
+
+    def __post_init__(self) -> None:
+        check_range(self, "scale", least=1)
+        check_range(self, "seed", "skew")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite that has been checked: the model and the policies exist and their options bind."""
+
+    name: str
+    text_sha256: str
+    file: SuiteFile
+    model: ModelSpec
+    policies: tuple[Policy, ...]
+    """One for each router entry, in order."""
+
+    def device_plan(self, kind: DeviceKind) -> DevicePlan:
+        return self.file.cpu if kind == "cpu" else self.file.gpu
+
+    def backend(self, kind: DeviceKind) -> str:
+        """The expert execution that the suite chooses on a kind of device."""
+        return self.device_plan(kind).backend or self.file.backend
+
+
+def suite_directory() -> Path:
+    """Where the shipped suites lie: inside the package of a wheel, beside it in a checkout."""
+    inside = PACKAGE / "suites"
+    return inside if inside.is_dir() else PACKAGE.parent / "suites"
+
+
+def suite_names() -> tuple[str, ...]:
+    """Names of the suites that ship with moebench."""
+    return tuple(sorted(path.stem for path in suite_directory().glob("*.toml")))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by its shipped name, or from a TOML file of one's own.
+
+    Raises:
+        ValueError: unknown suite, model, router or option, or an ill-typed value; the message has
+            the file, the key, what was found, what was expected and the nearest known name.
+    """
+    path = suite_path(name)
+    if not re.fullmatch(r"\w[\w .+-]*", path.stem):
+        # It names a folder of the results.
+        raise ValueError(f"{path}: expected a file name of letters, digits, '-', '_' and '.'")
+    file = from_mapping(SuiteFile, read_toml(path), str(path))
+    where = f"{path}: "
+    try:
+        model = scaled_down(load_model(file.model), file.scale)
+    except ValueError as error:
+        raise ValueError(f"{where}model: {error}") from error
+    chosen = {"": file.backend, "[cpu]: ": file.cpu.backend, "[gpu]: ": file.gpu.backend}
+    for table, backend in chosen.items():
+        if backend is not None and backend not in EXPERT_BACKENDS:
+            miss = nearest(backend, EXPERT_BACKENDS)
+            raise ValueError(f"{where}{table}backend: unknown expert backend {backend!r}{miss}")
+    # A suite that ships with moebench names no code; one of the user's own may.
+    policies = _policies(file, where, model, may_import=name.endswith(".toml"))
+    _check_workloads(file, where)
+    return Suite(path.stem, sha256(path.read_bytes()).hexdigest(), file, model, policies)
+
+
+def _policies(
+    file: SuiteFile, where: str, model: ModelSpec, *, may_import: bool
+) -> tuple[Policy, ...]:
+    if not file.router or not file.workload:
+        missing = "router" if not file.router else "workload"
+        raise ValueError(f"{where}[[{missing}]]: found none, expected at least one")
+    policies = []
+    for entry in file.router:
+        at = f"{where}[[router]] {entry.name}"
+        found = policy(entry.name, entry.options, at, may_import=may_import)
+        try:
+            found.operating_point(model)
+        except ValueError as error:
+            what = str(error).removeprefix(f"{entry.name}: ")
+            raise ValueError(f"{at}: {what}") from error
+        policies.append(found)
+    titles = [entry.label or entry.name for entry in file.router]
+    doubled = sorted({title for title in titles if titles.count(title) > 1})
+    if doubled:
+        raise ValueError(f"{where}[[router]]: two are called {doubled[0]!r}; give one a label")
+    return tuple(policies)
+
+
+def _check_workloads(file: SuiteFile, where: str) -> None:
+    """Every cell once: a case is known by its key, and a second one would have the same."""
+    for kind in ("cpu", "gpu"):
+        asked = workloads(file, kind)
+        doubled = next((w for w in asked if asked.count(w) > 1), None)
+        if doubled is not None:
+            context = f" with context {doubled.context_length}" * (doubled.context_length > 0)
+            raise ValueError(
+                f"{where}[[workload]]: {doubled.level} {doubled.label}{context} is there twice"
+            )
+
+
+def suite_path(name: str) -> Path:
+    """Where a suite's text is: a shipped name, or a TOML file of one's own.
+
+    Raises:
+        ValueError: unknown; the message has the nearest known name.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    if name in suite_names():
+        return suite_directory() / f"{name}.toml"
+    raise ValueError(f"unknown suite {name!r}{nearest(name, suite_names())}")
+
+
+def suite_kind(path: Path) -> str:
+    """What a suite compares: "routers", or "experts" (`moebench.execution`)."""
+    return str(read_toml(path).get("kind", "routers"))
+
+
+def suite_title(path: Path) -> str:
+    return str(read_toml(path).get("title", ""))
+
+
+def workloads(file: SuiteFile, kind: DeviceKind) -> tuple[Workload, ...]:
+    """Every workload of the suite on a kind of device: the products of the lists."""
+    return tuple(
+        Workload(entry.phase, level, batch, length, entry.context_length, file.dtype, file.seed)
+        for entry in file.workload
+        if entry.device in ("any", kind)
+        for level in entry.levels
+        for batch in entry.batch
+        for length in entry.sequence_length
+    )
