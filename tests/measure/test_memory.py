@@ -19,28 +19,28 @@ def peak(step: object) -> float:
 
 
 def allocate_and_free(num_tensors: int, megabytes: float) -> None:
-    """Live together until the last one exists, then freed."""
+    """Tensors that exist at once, then are freed."""
     size = int(megabytes * MEGABYTE / 4)
     [torch.full((size,), 1.0) for _ in range(num_tensors)]
 
 
-@pytest.mark.parametrize("num_tensors", [1, 3, 60])
-def test_300_megabytes_of_temporaries_are_seen_every_time(num_tensors: int) -> None:
-    # What the first run frees is kept by the allocator and must not hide the second.
-    for _ in range(3):
-        seen = peak(lambda: allocate_and_free(num_tensors, 300 / num_tensors))
-        assert seen == pytest.approx(300 * MEGABYTE, rel=0.05)
+@pytest.mark.parametrize("num_tensors", [1, 40])
+def test_100_megabytes_of_temporaries_are_seen_every_time(num_tensors: int) -> None:
+    # Memory that the first run frees stays with the allocator and must not hide the second run.
+    for _ in range(2):
+        measured = peak(lambda: allocate_and_free(num_tensors, 100 / num_tensors))
+        assert measured == pytest.approx(100 * MEGABYTE, rel=0.05)
 
 
 def test_a_small_step_after_a_big_one_is_seen_as_small() -> None:
-    peak(lambda: allocate_and_free(1, 300))
+    peak(lambda: allocate_and_free(1, 100))
     for _ in range(2):
-        seen = peak(lambda: allocate_and_free(1, 2))
-        assert seen == pytest.approx(2 * MEGABYTE, abs=0.2 * MEGABYTE + host_resolution())
+        measured = peak(lambda: allocate_and_free(1, 2))
+        assert measured == pytest.approx(2 * MEGABYTE, abs=0.2 * MEGABYTE + host_resolution())
 
 
 @pytest.mark.parametrize("before", [0, 1, 40])
-def test_the_peak_is_of_what_lives_together_not_of_all_that_was_allocated(
+def test_the_peak_counts_what_exists_at_once_not_all_that_was_allocated(
     before: int,
 ) -> None:
     # Free chunks in the heap, left by many middle-sized tensors, must not be filled in turn.
@@ -48,9 +48,9 @@ def test_the_peak_is_of_what_lives_together_not_of_all_that_was_allocated(
 
     def one_after_the_other() -> None:
         for _ in range(6):
-            allocate_and_free(1, 50)
+            allocate_and_free(1, 20)
 
-    assert peak(one_after_the_other) == pytest.approx(50 * MEGABYTE, rel=0.1)
+    assert peak(one_after_the_other) == pytest.approx(20 * MEGABYTE, rel=0.1)
 
 
 def test_what_was_there_before_is_not_part_of_the_step() -> None:
