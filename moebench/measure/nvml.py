@@ -63,27 +63,22 @@ class Fault(Exception):
         self.kind = kind
 
 
-def fault(error: Exception, what: str) -> Fault:
-    """An exception of the binding as a fault; `what` names the reading that failed."""
-    if isinstance(error, Fault):
-        return error
-    kind = KINDS.get(getattr(error, "value", -1), "unknown")
-    return Fault(kind, f"{what}: {str(error) or type(error).__name__}")
+def demand(what: str, ask: Callable[..., Any], *arguments: Any) -> Any:
+    """NVML's answer to one call; where it refuses, a Fault that names `what` was asked for."""
+    try:
+        return ask(*arguments)
+    except Exception as error:  # each binding and driver has its own exceptions
+        kind = KINDS.get(getattr(error, "value", -1), "unknown")
+        raise Fault(kind, f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def connect(nvml: Any = None) -> Any:
-    """The initialised NVML binding (`pynvml` if left out).
-
-    Raises:
-        Fault: no binding, no library, no driver, no permission.
-    """
+    """The initialised NVML binding (`pynvml` if left out); a Fault where NVML cannot be used."""
     try:
         binding = importlib.import_module("pynvml") if nvml is None else nvml
-        binding.nvmlInit()
     except ImportError as error:
         raise Fault("no-library", f"the NVML binding is not installed: {error}") from error
-    except Exception as error:  # each binding and driver has its own exceptions
-        raise fault(error, "NVML cannot be used") from error
+    demand("NVML cannot be used", binding.nvmlInit)
     return binding
 
 
@@ -146,26 +141,17 @@ class Board:
 
     def __init__(self, nvml: Any, uuid: str):
         self.nvml, self.uuid = nvml, uuid
-        try:
-            self.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-        except Exception as error:
-            raise fault(error, f"NVML does not know {uuid}") from error
+        self.handle = demand(f"NVML does not know {uuid}", nvml.nvmlDeviceGetHandleByUUID, uuid)
         self.power_method = "instant power"
         self._violations = self.violations()
 
     def check_exclusive(self, own: Sequence[int]) -> None:
-        """Check that the board's joules are those of our work alone.
-
-        Raises:
-            Fault: the board is partitioned, shared, or read together with its module.
-        """
+        """Check that the joules are of our work alone; a partitioned or shared board is a Fault."""
         mode = answer(self.nvml.nvmlDeviceGetMigMode, self.handle)
         if mode is not None and mode[0]:
             raise Fault("mig", "the board is partitioned (MIG): its energy is of all partitions")
-        try:
-            others = foreign_processes(self.nvml, self.handle, True, own)
-        except Exception as error:
-            raise fault(error, "NVML does not say who else uses the board") from error
+        who = "NVML does not say who else uses the board"
+        others = demand(who, foreign_processes, self.nvml, self.handle, True, own)
         if others:
             raise Fault(
                 "shared-board",
@@ -178,30 +164,18 @@ class Board:
             )
 
     def joules(self) -> float:
-        """Energy since the driver was loaded; NVML gives millijoules.
-
-        Raises:
-            Fault: the call failed.
-        """
-        try:
-            millijoules = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
-        except Exception as error:
-            raise fault(error, "the energy counter") from error
+        """Energy since the driver was loaded; NVML gives millijoules."""
+        ask = self.nvml.nvmlDeviceGetTotalEnergyConsumption
+        millijoules = demand("the energy counter", ask, self.handle)
         return float(millijoules) * 1e-3
 
     def watts(self) -> float:
-        """Power at this moment, or a mean over a second where the driver has nothing else.
-
-        Raises:
-            Fault: the call failed, or no board draws what it says.
-        """
+        """Power at this moment, or a mean over a second where the driver has nothing else."""
         milliwatts = self._field(POWER_INSTANT)
         if milliwatts is None:
             self.power_method = "power (may be a mean over 1 s)"
-            try:
-                milliwatts = self.nvml.nvmlDeviceGetPowerUsage(self.handle)
-            except Exception as error:
-                raise fault(error, "the power reading") from error
+            ask = self.nvml.nvmlDeviceGetPowerUsage
+            milliwatts = demand("the power reading", ask, self.handle)
         watts = float(milliwatts) * 1e-3
         if not 0 < watts < MOST_WATTS:
             raise Fault("power-implausible", f"the power sensor reads {watts:g} W")

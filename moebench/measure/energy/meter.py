@@ -88,11 +88,7 @@ def _boards(device: torch.device, boards: Sequence[str]) -> list[list[str]]:
 
 
 def _packages(root: Path) -> list[str]:
-    """The reader's arguments for RAPL.
-
-    Raises:
-        Fault: RAPL does not exist here, or may not be read.
-    """
+    """The reader's arguments for RAPL; a Fault where there is none to read."""
     try:
         if rapl_packages(root):
             Rapl(root)
@@ -114,11 +110,7 @@ class Session:
         self.visit, self.device, self.readers, self.plan = visit, device, readers, plan
 
     def run(self) -> tuple[tuple[Seconds, Seconds], list[Stamps]]:
-        """Stay idle, then run the loads; the span of idleness and the stamps of each load.
-
-        Raises:
-            Fault: a reader has nothing to read.
-        """
+        """Stay idle, then run the loads; returns the idle span and the stamps of each load."""
         plan = self.plan
         self.wait(lambda: all(reader.rows for reader in self.readers), math.inf)
         begin = time.monotonic()
@@ -146,9 +138,6 @@ class Session:
         """Run steps without a gap, and stamp how many were finished when.
 
         On a GPU the next chunk is launched before the last one is waited for.
-
-        Raises:
-            Fault: a reader has failed.
         """
         stamps: list[tuple[Seconds, float]] = []
         in_flight: deque[tuple[Callable[[], object], int]] = deque()
@@ -195,11 +184,7 @@ class Session:
         return True
 
     def wait(self, is_ready: Callable[[], bool], longest: Seconds) -> None:
-        """Listen to the readers until they are ready or the time is up.
-
-        Raises:
-            Fault: a reader has failed.
-        """
+        """Listen to the readers until they are ready or the time is up."""
         deadline = time.monotonic() + longest
         while True:
             self.listen()
@@ -209,11 +194,7 @@ class Session:
             time.sleep(min(0.01, left))
 
     def listen(self) -> None:
-        """Take in what the readers have written.
-
-        Raises:
-            Fault: a reader has failed.
-        """
+        """Take in what the readers have written; one that has failed is a Fault."""
         for reader in self.readers:
             reader.update()
             failure = reader.failure()

@@ -10,9 +10,7 @@ class Rapl:
     """Package energy of all sockets.
 
     It includes whatever else runs on the sockets, and memory only where the package domain does.
-
-    Raises:
-        Fault: a domain cannot be read.
+    A domain that cannot be read is a Fault.
     """
 
     def __init__(self, root: Path):
@@ -31,11 +29,7 @@ class Rapl:
         return [int((domain / "energy_uj").read_text()) for domain in self.domains]
 
     def joules(self) -> float:
-        """Energy since this object was made; the kernel gives microjoules.
-
-        Raises:
-            Fault: a domain has become unreadable, or was set to zero.
-        """
+        """Energy since this object was made; the kernel gives microjoules."""
         try:
             raw = self._raw()
         except (OSError, ValueError) as error:

@@ -143,7 +143,6 @@ def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
                     schedule.last = middle
                 else:
                     schedule.note(before, middle)
-                due_state = min(due_state, end) if end >= due_state else due_state
             value, looked = joules, middle
             look = schedule.next_look(end)
         elif polling and now >= due_power:
@@ -161,30 +160,13 @@ def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
             due += [look] * counting + [due_power] * polling
             if clock.wait(min(due) - now):
                 break
-    emit(
-        [
-            "end",
-            {
-                "calls": calls,
-                "mean_call_s": busy / calls if calls else None,
-                "longest_call_s": longest if calls else None,
-                "throttled_s": source.throttled(),
-            },
-        ]
-    )
+    mean_call, longest_call = (busy / calls, longest) if calls else (None, None)
+    spent = {"calls": calls, "mean_call_s": mean_call, "longest_call_s": longest_call}
+    emit(["end", {**spent, "throttled_s": source.throttled()}])
 
 
 def open_board(uuid: str, own: Sequence[int], nvml: Any = None) -> tuple[Board, dict[str, Any]]:
-    """A board whose joules are ours, and its facts.
-
-    Args:
-        uuid: as NVML has it.
-        own: our process ids.
-        nvml: the NVML binding; `pynvml` if left out.
-
-    Raises:
-        Fault: no NVML, no such board, or joules that are not ours alone.
-    """
+    """A board whose joules are ours, and its facts; `own` are our process ids."""
     nvml = connect(nvml)
     board = Board(nvml, uuid)
     board.check_exclusive(own)

@@ -68,14 +68,7 @@ def no_energy(fault: Fault, **known: Any) -> Energy:
 def energy_of(
     trace: Trace, loads: Sequence[Stamps], idle: tuple[Seconds, Seconds], plan: EnergyPlan
 ) -> Energy:
-    """Joules a step of one source, or the reason why not.
-
-    Args:
-        trace: edges, power and states that the reader wrote.
-        loads: the stamps of each continuous load.
-        idle: two moments between which nothing ran.
-        plan: the windows and times of the measurement.
-    """
+    """Joules a step of one source, or the reason why not; `idle` is a span without work."""
     known: dict[str, Any] = {
         "conditions": conditions(trace, loads),
         "provenance": "simulated" if trace.facts.get("simulated") else "measured",
@@ -141,11 +134,7 @@ def energy_of(
 def _counter_windows(
     trace: Trace, edges: Stamped | None, loads: Sequence[Stamps], plan: EnergyPlan
 ) -> list[Window]:
-    """One window of the counter for each load.
-
-    Raises:
-        Fault: the counter is not believed, or moved too seldom.
-    """
+    """One window of the counter for each load; a Fault where the counter is not believed."""
     if "counter" in trace.faults:
         raise Fault(*trace.faults["counter"])
     begin, end = loads[0][0][0], loads[-1][-1][0]
@@ -196,11 +185,7 @@ def _check_jumps(trace: Trace, edges: Stamped) -> None:
 
 
 def _power_windows(trace: Trace, loads: Sequence[Stamps], plan: EnergyPlan) -> list[Window]:
-    """Polled power over whole steps of each load.
-
-    Raises:
-        Fault: power was not polled all the time, or the loads are too short for it.
-    """
+    """Polled power over whole steps of each load; a Fault where polls are missing."""
     if "power" in trace.faults:
         raise Fault(*trace.faults["power"])
     settle = max(plan.settle, AVERAGED) if _is_averaged(trace) else plan.settle
