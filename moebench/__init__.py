@@ -16,7 +16,7 @@ _HOMES = {
     "HardwareSpec": "spec.hardware",
     "ModelSpec": "spec.model",
     "OperatingPoint": "spec.case",
-    "Record": "records.results",
+    "Record": "records.record",
     "Routing": "routers.routing",
     "Workload": "spec.case",
     "build_routers": "routers.routing",

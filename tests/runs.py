@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from moebench.compare import pairs
+from moebench.records.energy import Energy
 from moebench.records.manifest import Manifest, PlannedCell
-from moebench.records.results import (
-    Caveat,
-    Energy,
-    Estimate,
-    Failure,
-    FlopCount,
-    Measurement,
-    Memory,
-    Ratio,
-    Record,
-    Reference,
-    Sample,
-)
+from moebench.records.measurement import FlopCount, Measurement, Memory, Reference, Sample
+from moebench.records.record import Failure, Record
+from moebench.records.results import Caveat, Estimate, Ratio
 from moebench.records.run import KeptRun, Run
 from moebench.spec.case import Case, Level, OperatingPoint, RouterSpec, Workload
 from moebench.spec.hardware import HardwareSpec

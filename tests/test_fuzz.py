@@ -17,7 +17,7 @@ from runs import manifest, write_run
 
 from moebench.predict.kernels.catalogue import read_fits
 from moebench.records.checksum import append_lines, read_lines
-from moebench.records.results import Failure, Record
+from moebench.records.record import Failure, Record
 from moebench.records.run import load_run
 from moebench.report.cases import run_table
 from moebench.report.table import render_text

@@ -32,7 +32,9 @@ from moebench.compare.intervals import (
 )
 from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
 from moebench.records.confidence import LEVEL, p_value, rejected
-from moebench.records.results import Interval, Ratio, Record, Sample, Verdict
+from moebench.records.measurement import Sample
+from moebench.records.record import Record
+from moebench.records.results import Interval, Ratio, Verdict
 
 SAME_MARGIN = 0.01
 """Ratios inside 1 +- this are called the same."""

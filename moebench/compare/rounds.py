@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moebench.compare.intervals import Vector
-from moebench.records.results import Sample
+from moebench.records.measurement import Sample
 
 MIN_ROUNDS = 8
 """Fewer rounds allow no verdict."""

@@ -22,7 +22,8 @@ from moebench.compare.intervals import center_limits, degrees_of_freedom, trimme
 from moebench.compare.noise import LEAST_RUNS, UnchangedRuns
 from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
 from moebench.records.confidence import effective_freedom, p_value, rejected, t_quantile
-from moebench.records.results import Measurement, Sample, Verdict
+from moebench.records.measurement import Measurement, Sample
+from moebench.records.results import Verdict
 from moebench.records.run import KeptRun
 
 THRESHOLD = 0.05

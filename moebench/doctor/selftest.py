@@ -41,7 +41,8 @@ from moebench.doctor.recording import (
 from moebench.measure.clocks import clock_for
 from moebench.measure.latency import Plan, Progress, measure_rounds
 from moebench.records.confidence import share_limits
-from moebench.records.results import Ratio, Sample
+from moebench.records.measurement import Sample
+from moebench.records.results import Ratio
 from moebench.units import Seconds, quantity, text
 
 LEAST_BUDGET: Seconds = 90.0

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from moebench.measure.clocks import Clock
-from moebench.records.results import Sample, Stop
+from moebench.records.measurement import Sample, Stop
 from moebench.units import Seconds
 
 Visit = Callable[[int, int], None]

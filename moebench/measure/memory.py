@@ -19,7 +19,7 @@ import torch
 
 from moebench.measure.environment import nvml_handle
 from moebench.measure.nvml import answer, memory_used, open_nvml
-from moebench.records.results import Memory
+from moebench.records.measurement import Memory
 from moebench.units import Bytes, text
 
 CLEAR_HIGH_WATER_MARK = "5"

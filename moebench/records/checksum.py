@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from moebench.files import append_bytes, replace_file
-from moebench.records.results import SCHEMA
+from moebench.records.record import SCHEMA
 from moebench.spec.schema import decode, encode
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from moebench.records.checksum import Line, read_lines
 from moebench.records.manifest import MANIFEST, read_manifest, run_kind
-from moebench.records.results import CHECKSUMS_SINCE, SCHEMA
+from moebench.records.record import CHECKSUMS_SINCE, SCHEMA
 from moebench.spec.case import DType
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.schema import decode

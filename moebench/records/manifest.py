@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moebench.records.checksum import check_schema, read_document
-from moebench.records.results import SCHEMA
+from moebench.records.record import SCHEMA
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import decode
 from moebench.units import Seconds

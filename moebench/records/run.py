@@ -22,7 +22,7 @@ from typing import Any
 from moebench.files import acquire, release
 from moebench.records.checksum import Line, append_lines, read_lines, set_aside, write_document
 from moebench.records.manifest import MANIFEST, Manifest, Status, now, read_manifest, run_kind
-from moebench.records.results import CHECKSUMS_SINCE, Failure, Record
+from moebench.records.record import CHECKSUMS_SINCE, Failure, Record
 from moebench.spec.schema import decode, encode
 from moebench.units import slug
 

@@ -6,7 +6,9 @@ Measured, predicted and promised numbers have columns of their own; simulated on
 from collections.abc import Iterable, Iterator, Sequence
 
 from moebench.compare.pairs import corrected, prediction_error
-from moebench.records.results import Caveat, Failure, Measurement, Ratio, Record
+from moebench.records.measurement import Measurement
+from moebench.records.record import Failure, Record
+from moebench.records.results import Caveat, Ratio
 from moebench.records.run import KeptRun
 from moebench.report.notation import DASH, percent, ratio_text, three_digits, time_text
 from moebench.report.table import CaseCells, Column, Note, ReportTable, TableCell, build_table

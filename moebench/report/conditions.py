@@ -6,7 +6,7 @@ from typing import Any
 
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.records.results import Record
+from moebench.records.record import Record
 from moebench.records.run import KeptRun
 from moebench.report.notation import DASH, percent
 from moebench.spec.case import Case

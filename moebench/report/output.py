@@ -10,7 +10,7 @@ from typing import Any
 
 from moebench.compare.pairs import corrected, prediction_error, prediction_errors
 from moebench.files import replace_file
-from moebench.records.results import Record
+from moebench.records.record import Record
 from moebench.records.run import KeptRun
 from moebench.report.cases import LEGEND, measured_only, run_table
 from moebench.report.conditions import noise_floor, stop_reasons

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from moebench.compare.pairs import prediction_errors
-from moebench.records.results import Record
+from moebench.records.record import Record
 from moebench.records.run import KeptRun
 from moebench.report.cases import LEGEND, ratio, run_table
 from moebench.report.conditions import flat_facts, limits, run_facts, status

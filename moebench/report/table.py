@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moebench.records.results import Record
+from moebench.records.record import Record
 from moebench.report.notation import LEVELS, superscript
 from moebench.terminal import text_table
 from moebench.units import printable

@@ -33,7 +33,7 @@ from moebench.records.experts_run import (
     load_experts_run,
 )
 from moebench.records.manifest import MANIFEST, run_id
-from moebench.records.results import SCHEMA
+from moebench.records.record import SCHEMA
 from moebench.report.backends import report_experts
 from moebench.spec.schema import encode
 from moebench.suite.expert_bench import scratch

@@ -10,7 +10,8 @@ from moebench.predict.layers.calibration import Calibration
 from moebench.predict.layers.memory import layers_memory
 from moebench.predict.layers.price import estimate
 from moebench.records.manifest import now
-from moebench.records.results import Estimate, Ratio, Record
+from moebench.records.record import Record
+from moebench.records.results import Estimate, Ratio
 from moebench.routers.policy import Policy
 from moebench.spec.case import Case
 from moebench.spec.load import ExpertLoad

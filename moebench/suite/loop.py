@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from moebench import terminal
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.records.manifest import now
-from moebench.records.results import Failure, Ratio, Record
+from moebench.records.record import Failure, Record
+from moebench.records.results import Ratio
 from moebench.records.run import Run
 from moebench.suite.forecast import Estimates
 from moebench.suite.plan import SLOW_STEP, Cell, Effort

@@ -18,15 +18,11 @@ from moebench.measure.energy.meter import FULL, QUICK, EnergyPlan, measure_energ
 from moebench.measure.latency import Plan, Progress, Rounds, Samples, measure_rounds
 from moebench.measure.memory import is_out_of_memory
 from moebench.measure.reference import VERSION, reference_operation
+from moebench.records.energy import Energy
 from moebench.records.manifest import now
-from moebench.records.results import (
-    Energy,
-    Failure,
-    Measurement,
-    Ratio,
-    Reference,
-    Sample,
-)
+from moebench.records.measurement import Measurement, Reference, Sample
+from moebench.records.record import Failure
+from moebench.records.results import Ratio
 from moebench.suite.caveats import cell_caveats, round_caveats
 from moebench.suite.cell import NotANumber, ReadyCase, ReadyCell
 from moebench.suite.plan import SLOW_STEP, Effort

@@ -16,7 +16,7 @@ from moebench.compare.noise import kept_noise_floor
 from moebench.files import make_folder
 from moebench.predict.layers.calibration import from_datasheet
 from moebench.records.manifest import Manifest, PlannedCell, run_id
-from moebench.records.results import Record
+from moebench.records.record import Record
 from moebench.records.run import KeptRun, Run, load_run
 from moebench.report.cases import predicted_table
 from moebench.report.table import render_text

@@ -7,10 +7,7 @@ from moebench.experts.backends import free_scratch
 from moebench.measure.clocks import StageTimer
 from moebench.measure.memory import measure_memory
 from moebench.model.flops import CountedFlops, ForwardStep, count_flops, count_training_flops
-from moebench.records.results import (
-    FlopCount,
-    Memory,
-)
+from moebench.records.measurement import FlopCount, Memory
 from moebench.spec.load import ExpertLoad
 from moebench.suite.cell import ReadyCase, ReadyCell
 from moebench.suite.forecast import case_flops

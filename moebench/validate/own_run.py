@@ -16,7 +16,8 @@ import numpy as np
 
 from moebench import terminal
 from moebench.compare.runs import differences, relative_latency
-from moebench.records.results import Measurement, Record
+from moebench.records.measurement import Measurement
+from moebench.records.record import Record
 from moebench.records.run import KeptRun, load_run
 from moebench.spec.schema import encode
 

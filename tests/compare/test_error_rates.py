@@ -16,7 +16,8 @@ from moebench.compare import pairs
 from moebench.doctor.recording import Tape
 from moebench.measure.latency import Plan, measure_rounds
 from moebench.records.confidence import p_value, rejected
-from moebench.records.results import Ratio, Sample
+from moebench.records.measurement import Sample
+from moebench.records.results import Ratio
 
 EXPERIMENTS = 200
 NOISES = ("even", "server", "correlated")

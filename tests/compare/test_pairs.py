@@ -9,7 +9,9 @@ from runs import manifest, measured_cell
 
 from moebench.compare import pairs
 from moebench.compare.pairs import Timed
-from moebench.records.results import Interval, Ratio, Record, Sample
+from moebench.records.measurement import Sample
+from moebench.records.record import Record
+from moebench.records.results import Interval, Ratio
 
 
 def visits(seconds: NDArray[np.float64] | list[float], num_steps: int = 1) -> tuple[Sample, ...]:

@@ -19,7 +19,7 @@ from moebench.compare.noise import (
 )
 from moebench.compare.runs import compare_runs, relative_latency
 from moebench.records.manifest import Manifest
-from moebench.records.results import Reference
+from moebench.records.measurement import Reference
 from moebench.records.run import KeptRun, Run
 from moebench.spec.case import Launch
 

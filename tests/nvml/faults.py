@@ -12,7 +12,7 @@ from typing import Literal
 from nvml.loads import QUICK, Case, Load, measure, schedule
 from nvml.simulator import UUID, Simulator, compile_library
 
-from moebench.records.results import Energy
+from moebench.records.energy import Energy
 
 COUNTER, POWER, FIELDS = (
     "nvmlDeviceGetTotalEnergyConsumption",

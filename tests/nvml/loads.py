@@ -15,7 +15,7 @@ from moebench.measure.energy.reader import follow, open_board
 from moebench.measure.energy.result import EnergyPlan, energy_of, no_energy
 from moebench.measure.energy.window import Stamps, trace
 from moebench.measure.nvml import Fault
-from moebench.records.results import Energy
+from moebench.records.energy import Energy
 
 QUICK = EnergyPlan(windows=5, length=1.0, idle=1.0, settle=0.3, budget=30.0)
 IDLE_WATTS = 90.0

@@ -6,7 +6,7 @@ import pytest
 from nvml.faults import FAULTS, JOULES, FaultCase, run_fault
 from nvml.simulator import Simulator, compile_library
 
-from moebench.records.results import Energy
+from moebench.records.energy import Energy
 
 TABLE = Path(__file__).with_name("faults.md")
 IS_A_FAULT = [f for f in FAULTS if f.outcome != "joules" or f.kind is not None]

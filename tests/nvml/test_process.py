@@ -14,7 +14,7 @@ from nvml.simulator import UUID
 from moebench.measure.energy import meter as instrument
 from moebench.measure.energy import process as energy_process
 from moebench.measure.energy.meter import EnergyPlan, measure_energy
-from moebench.records.results import Energy
+from moebench.records.energy import Energy
 
 CUDA = torch.device("cuda", 0)
 SHORT = EnergyPlan(windows=3, length=0.2, idle=0.2, settle=0.05, budget=4.0, patience=0.5)

@@ -20,7 +20,7 @@ from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, 
 from moebench import files as storage
 from moebench.records.checksum import line_of, read_document, write_document
 from moebench.records.manifest import Manifest, read_manifest, run_id
-from moebench.records.results import Failure, Record
+from moebench.records.record import Failure, Record
 from moebench.records.run import Run, load_run
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.case import Level

@@ -23,7 +23,7 @@ from runs import write_run
 from moebench.compare.noise import UnchangedRuns
 from moebench.compare.runs import compare_runs
 from moebench.records.manifest import Manifest
-from moebench.records.results import Failure, Record
+from moebench.records.record import Failure, Record
 from moebench.records.run import KeptRun, load_run
 from moebench.report.document import markdown, page
 from moebench.report.output import run_summary, terminal_report, write_report

@@ -13,7 +13,8 @@ import pytest
 from runs import BASELINE, case, cell_key, manifest, measured_cell, prediction, write_run
 
 from moebench import report
-from moebench.records.results import Caveat, Record
+from moebench.records.record import Record
+from moebench.records.results import Caveat
 from moebench.records.run import KeptRun, Run, load_run
 from moebench.report import output, sections
 from moebench.report.cases import run_table

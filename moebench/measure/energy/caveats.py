@@ -6,7 +6,8 @@ from typing import Any
 
 from moebench.measure.energy.window import Stamps, Trace
 from moebench.measure.nvml import Fault
-from moebench.records.results import Caveat, Energy
+from moebench.records.energy import Energy
+from moebench.records.results import Caveat
 from moebench.units import text
 
 RESIDUAL_DOUBTED = 0.03

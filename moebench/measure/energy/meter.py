@@ -31,7 +31,8 @@ from moebench.measure.energy.window import Stamps, trace
 from moebench.measure.environment import describe_cpu
 from moebench.measure.latency import Visit
 from moebench.measure.nvml import Fault
-from moebench.records.results import Energy, Provenance
+from moebench.records.energy import Energy
+from moebench.records.results import Provenance
 from moebench.units import Seconds
 
 __all__ = ["FULL", "QUICK", "EnergyPlan", "measure_energy"]

@@ -24,7 +24,7 @@ from moebench.measure.energy.window import (
     stamped,
 )
 from moebench.measure.nvml import Fault
-from moebench.records.results import Energy
+from moebench.records.energy import Energy
 from moebench.units import Seconds, Watts, text
 
 MIN_TICKS = 10

@@ -13,7 +13,7 @@ import numpy as np
 
 from moebench.measure.energy.window import Window
 from moebench.records.confidence import effective_freedom, t_quantile
-from moebench.records.results import EnergyBudget
+from moebench.records.energy import EnergyBudget
 from moebench.units import Seconds
 
 GAIN = 0.05

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from moebench.compare.pairs import prediction_errors
-from moebench.records.results import Record
+from moebench.records.record import Record
 from moebench.records.run import KeptRun
 from moebench.report.cases import labels_of, measurement_of, titles_of
 from moebench.report.figures import style

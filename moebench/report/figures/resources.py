@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from moebench.records.results import Record
+from moebench.records.record import Record
 from moebench.records.run import KeptRun
 from moebench.report.cases import labels_of, measurement_of, titles_of
 from moebench.report.figures import style

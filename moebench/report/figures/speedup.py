@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from moebench.compare.pairs import SAME_MARGIN
-from moebench.records.results import Ratio, Record
+from moebench.records.record import Record
+from moebench.records.results import Ratio
 from moebench.records.run import KeptRun
 from moebench.report.cases import labels_of, levels_of, ratio, titles_of
 from moebench.report.figures import style

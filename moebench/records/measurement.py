@@ -1,0 +1,132 @@
+"""What the instruments say about one case."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from moebench.records.energy import Energy
+from moebench.records.results import LEAST, Caveat, Interval, check_number, check_stages
+from moebench.spec.case import Launch
+from moebench.spec.load import ExpertLoad
+from moebench.units import Bytes, Flops, Seconds
+
+Stop = Literal["precise", "budget", "max-rounds", "no-case-left"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed visit of a case: some consecutive steps of the stream in one round."""
+
+    round: int
+    """Rounds run every case of the cell once, in random order."""
+    position: int
+    """Place in the round's order, from 0."""
+    first_step: int
+    """Index into the cell's stream of steps."""
+    num_steps: int
+    seconds: Seconds
+    """Time of all `num_steps` steps together."""
+    work: float | None = None
+    """Distinct experts that these steps touched, over all steps and layers; None: not known."""
+
+    def __post_init__(self) -> None:
+        check_number(self, "round", "position", "first_step", "work")
+        check_number(self, "num_steps", least=1)
+        check_number(self, "seconds", least=LEAST)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of one case alone, in bytes; None where it could not be read."""
+
+    weights: Bytes
+    """Parameters and buffers of the layers run, counted from the tensors, with the second copy that
+    an expert backend keeps of some."""
+    cache: Bytes
+    """KV cache, counted from the tensors; 0 where the level has none."""
+    activations: Bytes | None
+    """Peak over one step beyond weights, cache and inputs; in training with the gradients."""
+    method: str
+    """Which instrument gave `activations`."""
+    missing: str | None = None
+    """Why `activations` is None."""
+    reserved: Bytes | None = None
+    """Peak held by the device's caching allocator (GPU only)."""
+    allocation_retries: int | None = None
+    """Times that allocator had to give memory back before it found room (GPU only)."""
+    device_used: Bytes | None = None
+    """Of the whole board after the step, by anybody, as NVML has it (GPU only)."""
+
+    def __post_init__(self) -> None:
+        check_number(self, "weights", "cache", "activations", "reserved", "device_used")
+
+    @property
+    def peak(self) -> Bytes | None:
+        return None if self.activations is None else self.weights + self.cache + self.activations
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of one step counted three ways; 2 per multiply-add."""
+
+    closed_form: Flops
+    """From shapes and the observed routing, over the whole stream, per step."""
+    traced_closed_form: Flops
+    """The same formula for the one step that the counters saw."""
+    fvcore: Flops | None
+    torch: Flops | None
+    complete: bool
+    """False if a counter met an operation it cannot count."""
+    unsupported: tuple[str, ...] = ()
+    counted: str | None = None
+    """The expert backend that ran while the counters watched, under the same routing, where they
+    cannot look into the case's own; None: the case's own."""
+
+    def __post_init__(self) -> None:
+        check_number(self, "closed_form", "traced_closed_form", "fvcore", "torch")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference operation, timed once in every round of a cell."""
+
+    version: int
+    """Of the operation: only equal versions may be compared."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the instruments say about one case."""
+
+    samples: tuple[Sample, ...]
+    latency: Interval
+    """Seconds a step: total time over total steps, interval from blocks of rounds."""
+    by_stage: Mapping[str, Seconds]
+    """Seconds a step from a separate, instrumented pass; empty if that pass was not run."""
+    memory: Memory
+    energy: Energy
+    flops: FlopCount
+    load: ExpertLoad
+    """Mean over the steps of the stream."""
+    k_histogram: tuple[float, ...]
+    """Share of tokens with 0, 1, 2, ... experts over the whole stream."""
+    lag1_correlation: float | None
+    """Correlation of k between consecutive tokens of the stream; None where k does not vary."""
+    measured_mean_k: float
+    """Mean k over the steps that were timed."""
+    caveats: tuple[Caveat, ...] = ()
+    reference: Reference | None = None
+    """The same for all cases of a cell; None in runs that had none."""
+    stopped: Stop | None = None
+    """Why the cell's rounds ended; None in runs that did not keep it."""
+    launch: Launch | None = None
+    """How the timed steps were launched; None in runs that did not keep it, whose case says it."""
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise ValueError("samples: found none, expected at least one round")
+        check_stages(self.by_stage)
+        check_number(self, "measured_mean_k")
+        check_number(self.load, "num_tokens", "distinct_experts")
+        check_number(self.energy, "joules", least=LEAST)

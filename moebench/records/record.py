@@ -1,0 +1,50 @@
+"""The lines of a run's files: a record of a case, or why the case gave no number."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moebench.records.measurement import Measurement
+from moebench.records.results import Estimate, Provenance, Ratio
+from moebench.spec.case import Case, Launch
+
+SCHEMA = 3
+"""Version of a run's files. 2: every line ends with its checksum. 3: a manifest says its kind."""
+CHECKSUMS_SINCE = 2
+
+
+@dataclass(frozen=True)
+class Record:
+    """One case of one run: one JSON line."""
+
+    run: str
+    cell: str
+    """Key of the cell: cases of a cell share weights, stream and rounds."""
+    case: Case
+    provenance: Provenance
+    estimate: Estimate
+    measurement: Measurement | None
+    ratios: tuple[Ratio, ...]
+    written_at: str
+    """UTC, ISO 8601, when the line was written."""
+    schema: int = SCHEMA
+
+    @property
+    def launch(self) -> Launch:
+        """How it was launched, which may not be what was planned; or how it would be."""
+        measured = self.measurement.launch if self.measurement else None
+        return measured or self.case.launch
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that gave no number, and why."""
+
+    run: str
+    cell: str
+    case: str
+    kind: Literal["out-of-memory", "not-a-number", "does-not-fit", "error", "interrupted"]
+    message: str
+    written_at: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
