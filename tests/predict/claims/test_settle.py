@@ -199,7 +199,8 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
 def test_a_figure_that_cannot_be_written_is_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ada_k: list[Settled]
 ) -> None:
-    monkeypatch.setattr("moebench.predict.claims.answer.load_papers", lambda: (PAPERS["Ada-K"],))
+    paper = replace(PAPERS["Ada-K"], claim=(ada_k[0].claim,))
+    monkeypatch.setattr("moebench.predict.claims.answer.load_papers", lambda: (paper,))
     monkeypatch.setattr("moebench.predict.claims.answer.settle_claim", lambda *_: ada_k[0])
     assert main(["--claims", "--plot", "nowhere/claims.png"]) == 2
     error = capsys.readouterr().err

@@ -53,7 +53,7 @@ servings = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(one=servings, gpu=st.sampled_from(GPUS), stretch=st.floats(0.01, 100))
 def test_power_lies_between_idle_and_the_limit_whatever_the_throughput(
     one: Serving, gpu: str, stretch: float
@@ -70,7 +70,7 @@ def test_power_lies_between_idle_and_the_limit_whatever_the_throughput(
         assert low[0] < high[0]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(one=servings, gpu=st.sampled_from(GPUS), more=st.floats(1, 3), which=st.integers(0, 3))
 def test_more_bytes_or_flops_in_the_same_time_never_need_less_energy(
     one: Serving, gpu: str, more: float, which: int
@@ -89,7 +89,7 @@ def test_more_bytes_or_flops_in_the_same_time_never_need_less_energy(
     assert watts(grown) >= watts(traffic) * (1 - 1e-12)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(one=servings, gpu=st.sampled_from(GPUS))
 def test_energy_per_token_falls_when_the_batch_doubles(one: Serving, gpu: str) -> None:
     """Until the cache is full; 246 of 255 measured steps between batch sizes fall, too."""
@@ -101,7 +101,7 @@ def test_energy_per_token_falls_when_the_batch_doubles(one: Serving, gpu: str) -
         assert joules[1] < 1.03 * joules[0]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(one=servings, gpu=st.sampled_from(GPUS))
 def test_energy_per_token_is_at_least_what_dram_needs(one: Serving, gpu: str) -> None:
     """31 pJ a byte at the DRAM and its interface (O'Connor et al., MICRO 2017)."""
