@@ -132,7 +132,7 @@ def test_calibrating_this_machine_keeps_the_fit_with_date_commit_fingerprint_and
     assert fit["measured_at"] == "2026-01-01T00:00:00Z" and fit["fitted_at"] > "2026"
     assert "commit" in fit
     for layout in layouts(CPU, "bfloat16"):
-        prices = fit["calibration"][layout]
+        prices = fit["calibration"]["matmuls"][layout]
         assert 0 <= prices["median_error"] <= prices["p90_error"]
     # The suites use what was measured anew.
     assert prepare_machine(CPU, "bfloat16").benchmarks == made_up(rate=2.0)
