@@ -3,21 +3,21 @@
 The code stands in the module of a backend's name; `moebench.experts.backends` finds it there.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 from moebench.spec.case import Phase
-from moebench.spec.ops import ExpertCalls
+from moebench.spec.ops import ExpertCalls, Launches
+
+WITH_FP64 = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class ExpertBackend(ExpertCalls):
     """An expert execution: how it calls its kernels, what it takes, and what it needs."""
 
-    name: str
-    _: KW_ONLY
     module: str = ""
     """File in moebench/experts; the backend's name if left out."""
-    dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     """Types that it computes in; a processor may lack some."""
     has_gradients: bool = True
     is_gated_only: bool = False
@@ -34,24 +34,22 @@ class ExpertBackend(ExpertCalls):
     """The execution that runs in its place with gradients, and where it cannot run."""
 
 
-ALL_BUT_FP64 = ("float32", "bfloat16", "float16")
-
 EXPERT_BACKENDS = {
     backend.name: backend
     for backend in (
-        ExpertBackend("loop", matmul=(0, 1), dispatch=(0, 2), combine=(1, 6)),
-        ExpertBackend("grouped", matmul=(0, 1), dispatch=(1, 0), combine=(8, 0)),
+        ExpertBackend(
+            "loop", Launches(matmul=(0, 1), dispatch=(0, 2), combine=(1, 6)), dtypes=WITH_FP64
+        ),
+        ExpertBackend(
+            "grouped", Launches(matmul=(0, 1), dispatch=(1, 0), combine=(8, 0)), dtypes=WITH_FP64
+        ),
         # Experts of few rows are gathered, activated and joined in one operation each. Experts of
         # many rows come one by one: their four launches more do not count beside the matmuls.
         ExpertBackend(
             "packed",
-            matmul=(0, 1),
-            dispatch=(6, 0),
-            combine=(7, 0),
-            activation=0,
+            Launches(matmul=(0, 1), dispatch=(6, 0), combine=(7, 0), activation=0),
             layout="packed",
             least_rows=4,
-            dtypes=ALL_BUT_FP64,
             hides_flops=True,
             stand_in="grouped",
         ),
@@ -59,10 +57,7 @@ EXPERT_BACKENDS = {
         # into memory that it asks for.
         ExpertBackend(
             "avx512",
-            matmul=(1, 0),
-            dispatch=(0, 0),
-            combine=(2, 0),
-            activation=0,
+            Launches(matmul=(1, 0), dispatch=(0, 0), combine=(2, 0), activation=0),
             layout="avx512",
             dtypes=("float32", "bfloat16"),
             hides_flops=True,
@@ -71,31 +66,24 @@ EXPERT_BACKENDS = {
         # Kernels of others, with what the adapter does; a fused kernel is one call for everything.
         ExpertBackend(
             "transformers-eager",
+            Launches(matmul=(0, 1), dispatch=(26, 0), combine=(0, 10)),
             module="transformers",
-            matmul=(0, 1),
-            dispatch=(26, 0),
-            combine=(0, 10),
+            dtypes=WITH_FP64,
             is_gated_only=True,
             takes_slots=True,
             hides_flops=True,
         ),
         ExpertBackend(
             "transformers-grouped-mm",
+            Launches(matmul=(1, 0), dispatch=(20, 0), combine=(15, 0)),
             module="transformers",
-            matmul=(1, 0),
-            dispatch=(20, 0),
-            combine=(15, 0),
-            dtypes=ALL_BUT_FP64,
             is_gated_only=True,
             takes_slots=True,
             hides_flops=True,
         ),
         ExpertBackend(
             "vllm",
-            matmul=(0.25, 0),
-            dispatch=(18, 0),
-            combine=(0, 0),
-            dtypes=ALL_BUT_FP64,
+            Launches(matmul=(0.25, 0), dispatch=(18, 0), combine=(0, 0)),
             has_gradients=False,
             is_gated_only=True,
             takes_slots=True,
@@ -105,17 +93,12 @@ EXPERT_BACKENDS = {
         # Launches of the next two are counted in the adapters' text: neither could be run.
         ExpertBackend(
             "scattermoe",
-            matmul=(1, 0),
-            dispatch=(3, 0),
-            combine=(7, 0),
-            dtypes=ALL_BUT_FP64,
+            Launches(matmul=(1, 0), dispatch=(3, 0), combine=(7, 0)),
             hides_flops=True,
         ),
         ExpertBackend(
             "sonicmoe",
-            matmul=(0.25, 0),
-            dispatch=(7, 0),
-            combine=(0, 0),
+            Launches(matmul=(0.25, 0), dispatch=(7, 0), combine=(0, 0)),
             dtypes=("bfloat16", "float16"),
             is_gated_only=True,
             hides_flops=True,
@@ -123,11 +106,7 @@ EXPERT_BACKENDS = {
         # Combined in fp32: one launch fills with zeros, one rounds to the type of x.
         ExpertBackend(
             "triton",
-            matmul=(1, 0),
-            dispatch=(0, 0),
-            combine=(2, 0),
-            activation=0,
-            dtypes=ALL_BUT_FP64,
+            Launches(matmul=(1, 0), dispatch=(0, 0), combine=(2, 0), activation=0),
             is_capturable=True,
         ),
     )

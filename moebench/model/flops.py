@@ -129,10 +129,12 @@ def trace_macs(module: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(module, x)
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _traced_attention)
-        analysis.set_op_handle("aten::_grouped_mm", _traced_grouped_mm)
-        analysis.set_op_handle("moebench::ragged_up", _traced_ragged(1, 3))
-        analysis.set_op_handle("moebench::ragged_down", _traced_ragged(1, 4))
+        attention = torch.ops.aten.scaled_dot_product_attention
+        formulas = {"aten::scaled_dot_product_attention": _attention(attention)}
+        formulas |= {"aten::_grouped_mm": _grouped_mm}
+        formulas |= {f"moebench::{name}": count for name, count in RAGGED.items()}
+        for name, count in formulas.items():
+            analysis.set_op_handle(name, _traced(count))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
         total = int(analysis.total())
@@ -154,21 +156,19 @@ def _shapes_unchecked() -> Iterator[None]:
 def torch_counter() -> FlopCounterMode:
     """The counter of torch, with our formulas for attention and for grouped and ragged matmuls."""
     aten = torch.ops.aten
-    kinds = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
-    attention = {}
-    for kind in kinds:
-        name = f"_scaled_dot_product_{kind}"
-        attention[getattr(aten, name)] = 1
+    formulas: dict[Any, Callable[..., int]] = {aten._grouped_mm: _grouped_mm}
+    formulas |= {getattr(launch.OPERATIONS, name): count for name, count in RAGGED.items()}
+    for kind in (
+        "flash_attention",
+        "flash_attention_for_cpu",
+        "efficient_attention",
+        "cudnn_attention",
+    ):
+        forward = getattr(aten, f"_scaled_dot_product_{kind}")
+        backward = getattr(aten, f"_scaled_dot_product_{kind}_backward")
         # As many products again for each of the two operands; recomputed scores do not count.
-        attention[getattr(aten, f"{name}_backward")] = 2
-    formulas = {op: _dispatched_attention(op, passes) for op, passes in attention.items()}
-    ragged = launch.OPERATIONS
-    grouped = {
-        aten._grouped_mm: _dispatched_grouped_mm,
-        ragged.ragged_up: _dispatched_ragged(1, 3),
-        ragged.ragged_down: _dispatched_ragged(1, 4),
-    }
-    return FlopCounterMode(display=False, custom_mapping={**formulas, **grouped})
+        formulas |= {forward: _attention(forward), backward: _attention(backward, passes=2)}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def attended_pairs(queries: int, keys: int, is_causal: bool) -> int:
@@ -184,14 +184,14 @@ def attention_macs(query: Shape, key: Shape, value: Shape, is_causal: bool) -> i
     return batch * heads * attended_pairs(queries, key[2], is_causal) * (head + value[3])
 
 
-def _dispatched_attention(op: Any, passes: int) -> Callable[..., int]:
-    """Formula for torch's counter of an attention kernel; kernels differ in argument order.
+def _attention(op: Any, passes: int = 1) -> Callable[..., int]:
+    """FLOPs of an attention operation; operations differ in the order of their arguments.
 
     A counter gets only the shape of a mask. A mask counts as causal: the decoder has no other.
     """
     names = [argument.name for argument in op.default._schema.arguments]
 
-    def count(*args: Any, out_shape: Any, **kwargs: Any) -> int:
+    def count(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         has_mask = any(given.get(name) is not None for name in ("attn_mask", "attn_bias"))
         macs = attention_macs(
@@ -202,16 +202,16 @@ def _dispatched_attention(op: Any, passes: int) -> Callable[..., int]:
     return count
 
 
-def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: Any, **__: Any) -> int:
+def _grouped_mm(rows: Shape, weights: Shape, *_: Any, **__: Any) -> int:
     """FLOPs of rows [rows, k] times weights [groups, k, n] if the offsets cover all rows."""
     return 2 * rows[0] * weights[-2] * weights[-1]
 
 
-def _dispatched_ragged(assignments: int, weights: int) -> Callable[..., int]:
-    """Formula for torch's counter of a kernel of `moebench.experts.gpu`.
+def _ragged(assignments: int, weights: int) -> Callable[..., int]:
+    """FLOPs of a kernel of `moebench.experts.gpu`: one expert's matrix for each assignment.
 
-    It counts a product with one expert's matrix for each assignment. The kernel gets an upper bound
-    of the assignments; outside a CUDA graph the bound is their number.
+    The kernel gets an upper bound of the assignments; outside a CUDA graph the bound is their
+    number.
 
     Args:
         assignments: place of the argument with one entry for each assignment.
@@ -226,26 +226,14 @@ def _dispatched_ragged(assignments: int, weights: int) -> Callable[..., int]:
     return count
 
 
-def _traced_attention(inputs: list[Any], _: list[Any]) -> int:
-    """Multiply-adds of attention, for fvcore."""
-    query, key, value = (node.type().sizes() for node in inputs[:3])
-    has_mask = inputs[3].type().kind() != "NoneType"
-    return attention_macs(query, key, value, has_mask or inputs[5].toIValue())
+RAGGED = {"ragged_up": _ragged(1, 3), "ragged_down": _ragged(1, 4)}
 
 
-def _traced_grouped_mm(inputs: list[Any], _: list[Any]) -> int:
-    """Multiply-adds of a grouped matmul, for fvcore."""
-    rows, weights = (node.type().sizes() for node in inputs[:2])
-    return _dispatched_grouped_mm(rows, weights) // 2
+def _traced(count: Callable[..., int]) -> Callable[[list[Any], list[Any]], int]:
+    """A formula for torch's counter as fvcore takes it: of nodes of a trace, in multiply-adds."""
 
+    def value(node: Any) -> Any:
+        is_tensor = node.type().kind() == "TensorType"
+        return node.type().sizes() if is_tensor else node.toIValue()
 
-def _traced_ragged(assignments: int, weights: int) -> Callable[[list[Any], list[Any]], int]:
-    """Formula of `_dispatched_ragged` for fvcore, in multiply-adds."""
-    dispatched = _dispatched_ragged(assignments, weights)
-
-    def count(inputs: list[Any], _: list[Any]) -> int:
-        places = (assignments, weights)
-        shapes = {place: inputs[place].type().sizes() for place in places}
-        return dispatched(*(shapes.get(place) for place in range(len(inputs)))) // 2
-
-    return count
+    return lambda inputs, _: count(*map(value, inputs)) // 2

@@ -10,8 +10,8 @@ least one token and not at all otherwise. What a real kernel reads twice is for 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 from moebench.spec.case import Workload
 from moebench.spec.load import ExpertLoad
@@ -106,23 +106,30 @@ def rms_norm(model: ModelSpec, num_tokens: int, dtype: str) -> Op:
     return traffic("rms-norm", "norm", elements, elements, dtype)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpertCalls:
-    """How an expert execution calls its kernels; `moebench.experts.catalogue` has a row for each.
+class Launches(NamedTuple):
+    """Operations that an expert execution dispatches in inference in bf16, views left out.
 
-    Launches are operations dispatched in inference in bf16, views left out, as a pair: of the
-    layer, and of each expert. A test counts them again.
+    Pairs are launches of the layer, and of each touched expert (before the matmuls: of each expert
+    of the model). A test counts them again.
     """
 
     matmul: tuple[float, float]
-    """Launches of each of the two matmuls: for all experts, and for each touched one."""
+    """Launches of each of the two matmuls."""
     dispatch: tuple[float, float]
-    """Launches before the matmuls: for all experts, and for each expert of the model."""
+    """Launches before the matmuls."""
     combine: tuple[float, float]
-    """Launches after the matmuls: for all experts, and for each touched one."""
+    """Launches after the matmuls."""
     activation: float = 2
-    """Launches after each of the first matmul's: SiLU and a product; 0 where the matmul ends in
-    the activation."""
+    """Launches after each of the first matmul's: SiLU and a product, or 0 where they are fused."""
+
+
+@dataclass(frozen=True)
+class ExpertCalls:
+    """How an expert execution calls its kernels; `moebench.experts.catalogue` has the rows."""
+
+    name: str
+    launches: Launches
+    _: KW_ONLY
     layout: Layout = "plain"
     """Layout of the experts' weights; any but the plain one is a copy beside the parameters."""
     least_rows: float = 1.0
@@ -147,9 +154,10 @@ def expert_ops(
     up_width = f * (model.expert_matrices - 1)
     assignments, touched = load.num_assignments, load.distinct_experts
     rows = assignments / touched if touched else 0.0
-    calls = backend.matmul[0] + backend.matmul[1] * touched
-    dispatch_calls = backend.dispatch[0] + backend.dispatch[1] * model.num_experts
-    combine_calls = backend.combine[0] + backend.combine[1] * touched
+    launches = backend.launches
+    calls = launches.matmul[0] + launches.matmul[1] * touched
+    dispatch_calls = launches.dispatch[0] + launches.dispatch[1] * model.num_experts
+    combine_calls = launches.combine[0] + launches.combine[1] * touched
     up = linear("experts-up", "experts", rows, up_width, h, dtype, groups=touched)
     down = linear("experts-down", "experts", rows, h, f, dtype, groups=touched)
 
@@ -161,7 +169,7 @@ def expert_ops(
     return (
         traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls),
         product(up),
-        replace(activation, launches=backend.activation * calls),
+        replace(activation, launches=launches.activation * calls),
         product(down),
         traffic("combine", "combine", moved, load.num_tokens * h, dtype, launches=combine_calls),
     )

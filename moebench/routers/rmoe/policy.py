@@ -11,16 +11,15 @@ RMoE saves no expert FLOPs: its gain is quality, and a speedup over top-k is at 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import Policy, register
-from moebench.routers.top_k.policy import check_top_k, choice_op, flatten_op
-from moebench.spec.load import fixed_k
+from moebench.routers.policy import register
+from moebench.routers.top_k.policy import TopK, choice_op, flatten_op
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, router_parameters, traffic
 
 
 @register
 @dataclass(frozen=True)
-class RMoE(Policy):
+class RMoE(TopK):
     """Top-k over logits of a recurrent state that goes up through the layers."""
 
     name: ClassVar[str] = "rmoe"
@@ -30,15 +29,10 @@ class RMoE(Policy):
     residual: bool = False
     """Add the recurrent logits to those of the base router, z = W_r x + G h with G = 0 at first,
     so that a pretrained model starts unchanged. False: the paper's form, trained from scratch."""
-    top_k: int | None = None
-    """Experts per token; the model's own if left out."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.state_size <= 2**16:
             raise ValueError(f"state_size: found {self.state_size}, expected 1 to {2**16}")
-
-    def experts_per_token(self, model: ModelSpec) -> int:
-        return check_top_k(self.name, self.top_k, model)
 
     def parameters(self, model: ModelSpec) -> int:
         """Projections and gates of every layer, and once the cell's six matrices and biases."""
@@ -69,7 +63,3 @@ class RMoE(Policy):
             choice_op(model.gate, num_tokens, n, k, dtype),
             flatten_op(num_tokens * k, drops=False),
         )
-
-    def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:
-        k = self.experts_per_token(model)
-        return fixed_k(k), f"fixed k = {k}"

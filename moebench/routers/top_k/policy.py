@@ -19,16 +19,6 @@ def reachable_experts(model: ModelSpec) -> int:
     return model.num_experts // model.gate.num_groups * model.gate.top_k_groups
 
 
-def check_top_k(name: str, top_k: int | None, model: ModelSpec) -> int:
-    """The given experts per token, or the model's own; an error where a token cannot have them."""
-    k = model.top_k if top_k is None else top_k
-    largest = reachable_experts(model)
-    if not 1 <= k <= largest:
-        within = "num_experts" if largest == model.num_experts else "experts of the kept groups"
-        raise ValueError(f"{name}: top_k: found {k}, expected 1 to {within} = {largest}")
-    return k
-
-
 def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: str) -> Op:
     """From logits to weighted slots: scores, top-k, weights. Launches more than work.
 
@@ -73,7 +63,13 @@ class TopK(Policy):
     """Experts per token; the model's own if left out."""
 
     def experts_per_token(self, model: ModelSpec) -> int:
-        return check_top_k(self.name, self.top_k, model)
+        """The given `top_k`, or the model's own; an error where no token can have as many."""
+        k = model.top_k if self.top_k is None else self.top_k
+        largest = reachable_experts(model)
+        if not 1 <= k <= largest:
+            within = "num_experts" if largest == model.num_experts else "experts of the kept groups"
+            raise ValueError(f"{self.name}: top_k: found {k}, expected 1 to {within} = {largest}")
+        return k
 
     def parameters(self, model: ModelSpec) -> int:
         return router_parameters(model)
