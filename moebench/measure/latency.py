@@ -93,7 +93,7 @@ def measure_rounds(
     visits: Mapping[str, Visit],
     clock: Clock,
     plan: Plan,
-    progress: Progress | None = None,
+    progress: Progress = lambda share, what: None,
     reference: Callable[[], None] | None = None,
 ) -> Rounds:
     """Time the cases of one cell in randomly interleaved rounds.
@@ -114,8 +114,7 @@ def measure_rounds(
     failures: dict[str, VisitFailure] = {}
     warmup: dict[str, tuple[Seconds, ...]] = {}
     for place, (case, visit) in enumerate(visits.items()):
-        if progress is not None:
-            progress(0.0, f"warm-up {case}")
+        progress(0.0, f"warm-up {case}")
         allowed = plan.budget * plan.warmup_share * (place + 1) / len(visits)
         try:
             warmup[case] = _warm_up(visit, clock, plan, start + allowed)
@@ -156,8 +155,7 @@ def measure_rounds(
                 with suppress(Exception):  # a failure shows in the next round, where it is timed
                     visits[cases[-1]](first_step, num_steps)
         now, done = clock.now(), number + 1
-        if progress is not None:
-            progress(_share(now - start, plan.budget), f"round {done}")
+        progress(_share(now - start, plan.budget), f"round {done}")
         if not cases:
             stopped = "no-case-left"
             break

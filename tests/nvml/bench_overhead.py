@@ -32,7 +32,7 @@ from nvml.simulator import UUID, compile_library
 
 from moebench.compare.intervals import Vector, center_limits, trimmed_mean
 from moebench.measure.energy.meter import QUICK, Session, num_edges
-from moebench.measure.energy.process import Reader
+from moebench.measure.energy.process import ReaderProcess
 from moebench.report.document import markdown, plain_grid
 
 PAIRS = 400
@@ -113,7 +113,7 @@ def as_a_neighbour(visit: Steps, pairs: int) -> tuple[Vector, float]:
 
 def followed(visit: Steps) -> tuple[float, float]:
     """Share of the thread's processor time that listening takes; the reader's own a second."""
-    with Reader(["gpu", UUID.format(0), str(os.getpid())]) as reader:
+    with ReaderProcess(["gpu", UUID.format(0), str(os.getpid())]) as reader:
         Session(visit, CPU, [reader], QUICK).wait(lambda: num_edges(reader) >= LEARNT, 20.0)
         assert num_edges(reader) >= LEARNT
         pid = reader._process.pid
@@ -124,7 +124,7 @@ def followed(visit: Steps) -> tuple[float, float]:
     return heard - alone, share
 
 
-def outside_the_steps(visit: Steps, readers: Sequence[Reader]) -> float:
+def outside_the_steps(visit: Steps, readers: Sequence[ReaderProcess]) -> float:
     """Share of a load's processor time."""
     inside = 0.0
 

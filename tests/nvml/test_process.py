@@ -111,14 +111,14 @@ def test_several_boards_are_added_and_a_lost_one_is_named(
 def test_a_reader_that_is_killed_or_hangs_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     scenario(monkeypatch)
     monkeypatch.setattr(energy_process, "STALL", 0.5)
-    started: list[energy_process.Reader] = []
+    started: list[energy_process.ReaderProcess] = []
 
-    class Watched(energy_process.Reader):
+    class Watched(energy_process.ReaderProcess):
         def __init__(self, arguments: list[str]):
             super().__init__(arguments)
             started.append(self)
 
-    monkeypatch.setattr(instrument, "Reader", Watched)
+    monkeypatch.setattr(instrument, "ReaderProcess", Watched)
     for number, kind in ((signal.SIGKILL, "reader-died"), (signal.SIGSTOP, "reader-stalled")):
         started.clear()
 

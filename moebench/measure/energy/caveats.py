@@ -42,33 +42,31 @@ def conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
 
 def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
     """Reasons to doubt the joules; `failed` is why the counter was not believed."""
-    doubts = []
+    doubts: list[Caveat] = []
+
+    def doubt(*texts: str) -> None:
+        doubts.append(Caveat(*texts))
+
     if failed is not None:
-        doubts.append(
-            Caveat(
-                "polled-power",
-                str(failed),
-                "energy is polled power, integrated: published errors are 2 to 5 % over 6 s",
-                "none on this board or driver",
-            )
+        doubt(
+            "polled-power",
+            str(failed),
+            "energy is polled power, integrated: published errors are 2 to 5 % over 6 s",
+            "none on this board or driver",
         )
     if energy.residual is not None and abs(energy.residual) > RESIDUAL_DOUBTED:
-        doubts.append(
-            Caveat(
-                "energy-residual",
-                f"the energy counter differs from integrated power by {energy.residual:+.1%}",
-                "one of two readings of the same board is off by that much",
-                "repeat with --energy full; compare joules only on this board",
-            )
+        doubt(
+            "energy-residual",
+            f"the energy counter differs from integrated power by {energy.residual:+.1%}",
+            "one of two readings of the same board is off by that much",
+            "repeat with --energy full; compare joules only on this board",
         )
     if failed is None and energy.residual is None and "power_method" in energy.conditions:
-        doubts.append(
-            Caveat(
-                "energy-unchecked",
-                "power could not be polled beside the energy counter",
-                "nothing but the counter itself says that it is right",
-                "none on this board or driver; --energy full where power is a mean over 1 s",
-            )
+        doubt(
+            "energy-unchecked",
+            "power could not be polled beside the energy counter",
+            "nothing but the counter itself says that it is right",
+            "none on this board or driver; --energy full where power is a mean over 1 s",
         )
     shares = energy.conditions.get("throttle_share", {})
     seconds = energy.conditions.get("throttled_s", {})
@@ -80,22 +78,18 @@ def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
         if name != "power" and spent > 0
     ]
     if harmful:
-        doubts.append(
-            Caveat(
-                "throttled",
-                f"the board held its clocks down: {', '.join(harmful)}",
-                "latency and energy are those of a throttled board",
-                "cool it, or check its power supply",
-            )
+        doubt(
+            "throttled",
+            f"the board held its clocks down: {', '.join(harmful)}",
+            "latency and energy are those of a throttled board",
+            "cool it, or check its power supply",
         )
     assert energy.budget is not None
     if energy.budget.aliasing > 0.01:
-        doubts.append(
-            Caveat(
-                "energy-aliasing",
-                f"windows at different phases differ: {energy.budget.aliasing:.1%} of uncertainty",
-                "the sensor looks part of the time and beats with the load",
-                "--energy full averages it out further",
-            )
+        doubt(
+            "energy-aliasing",
+            f"windows at different phases differ: {energy.budget.aliasing:.1%} of uncertainty",
+            "the sensor looks part of the time and beats with the load",
+            "--energy full averages it out further",
         )
     return tuple(doubts)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from moebench.measure.energy.process import Reader
+from moebench.measure.energy.process import ReaderProcess
 from moebench.measure.energy.rapl import Rapl, rapl_packages
 from moebench.measure.energy.result import AVERAGED, FULL, QUICK, EnergyPlan, energy_of, no_energy
 from moebench.measure.energy.window import Stamps, trace
@@ -68,7 +68,7 @@ def measure_energy(
     except Fault as error:
         return no_energy(error)
     with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(Reader(source)) for source in sources]
+        readers = [stack.enter_context(ReaderProcess(source)) for source in sources]
         failure: Fault | None = None
         try:
             idle, loads = Session(visit, device, readers, plan).run()
@@ -106,7 +106,7 @@ class Session:
     """Continuous loads on one device while readers follow their counters."""
 
     def __init__(
-        self, visit: Visit, device: torch.device, readers: Sequence[Reader], plan: EnergyPlan
+        self, visit: Visit, device: torch.device, readers: Sequence[ReaderProcess], plan: EnergyPlan
     ):
         self.visit, self.device, self.readers, self.plan = visit, device, readers, plan
 
@@ -204,20 +204,20 @@ class Session:
                 raise Fault(failure.kind, f"{which}{failure}")
 
 
-def _provenance(readers: Sequence[Reader]) -> Provenance:
+def _provenance(readers: Sequence[ReaderProcess]) -> Provenance:
     facts = [row[1] for reader in readers for row in reader.rows if row[0] == "facts"]
     return "simulated" if any(fact.get("simulated") for fact in facts) else "measured"
 
 
-def num_edges(reader: Reader) -> int:
+def num_edges(reader: ReaderProcess) -> int:
     return sum(row[0] == "edge" for row in reader.rows)
 
 
-def _has_no_counter(reader: Reader) -> bool:
+def _has_no_counter(reader: ReaderProcess) -> bool:
     return any(row[0] == "fault" and row[2] == "counter" for row in reader.rows)
 
 
-def _needs_average(reader: Reader) -> bool:
+def _needs_average(reader: ReaderProcess) -> bool:
     """Whether a mean of power over a second is all that the board gives."""
     facts: dict[str, Any] = next((row[1] for row in reader.rows if row[0] == "facts"), {})
     return _has_no_counter(reader) and "mean over" in facts.get("power_method", "")

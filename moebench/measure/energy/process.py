@@ -20,7 +20,7 @@ STALL: Seconds = 5.0
 """Silence after which a reader is taken to hang in a call."""
 
 
-class Reader:
+class ReaderProcess:
     """A process that follows one counter while this one works; a context manager.
 
     Its rows go through a file, never a pipe: a full pipe would stop the reader while the parent
@@ -47,7 +47,7 @@ class Reader:
         self._heard = self._started = time.monotonic()
         self.rows: list[Sequence[Any]] = []
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> "ReaderProcess":
         return self
 
     def __exit__(
