@@ -14,9 +14,10 @@ from moebench.records.record import Record
 from moebench.records.results import Estimate, Ratio
 from moebench.routers.policy import Policy
 from moebench.spec.case import Case
+from moebench.spec.layer import layer_ops
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op, layer_ops, total_flops, training_ops
+from moebench.spec.ops import Op, total_flops, training_ops
 from moebench.suite.plan import Cell
 
 Estimates = dict[str, Estimate]

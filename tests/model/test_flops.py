@@ -24,9 +24,10 @@ from moebench.model.flops import (
 from moebench.routers.policy import known_policies, policy
 from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.case import Workload
+from moebench.spec.layer import layer_ops
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec, load_model, scaled_down
-from moebench.spec.ops import layer_ops, total_flops, training_ops
+from moebench.spec.ops import total_flops, training_ops
 
 STEPS = [
     Workload("decode", "moe", batch=5),

@@ -6,7 +6,8 @@ import pytest
 
 from moebench.routers.policy import policy
 from moebench.spec.model import Gate, ModelSpec, load_model, scaled_down
-from moebench.spec.ops import router_parameters, total_flops
+from moebench.spec.ops import total_flops
+from moebench.spec.parameters import router_parameters
 
 MIXTRAL = load_model("mixtral-8x7b")
 

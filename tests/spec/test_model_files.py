@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from moebench.spec.model import ModelSpec, load_model, model_names
-from moebench.spec.ops import parameters
+from moebench.spec.parameters import parameters
 
 NAMES = (
     "deepseek-moe-16b",

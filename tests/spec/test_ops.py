@@ -9,25 +9,26 @@ from hypothesis import strategies as st
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import policy
 from moebench.spec.case import Workload
+from moebench.spec.layer import (
+    attention_ops,
+    cache_elements_per_token,
+    dense_ffn_ops,
+    head_ops,
+    layer_ops,
+)
 from moebench.spec.load import ExpertLoad, fixed_k
 from moebench.spec.model import Attention, Gate, ModelSpec, load_model
 from moebench.spec.ops import (
     STAGES,
     Op,
-    attention_ops,
-    cache_elements_per_token,
-    dense_ffn_ops,
     expert_ops,
-    head_ops,
-    layer_ops,
     linear,
-    parameters,
-    router_parameters,
     shared_expert_ops,
     total_flops,
     traffic,
     training_ops,
 )
+from moebench.spec.parameters import parameters, router_parameters
 
 GROUPED = EXPERT_BACKENDS["grouped"]
 PRINTED = 0.005

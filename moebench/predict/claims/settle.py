@@ -31,7 +31,7 @@ from moebench.records.results import Caveat
 from moebench.spec.case import Phase
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.model import ModelSpec, load_model
-from moebench.spec.ops import parameters
+from moebench.spec.parameters import parameters
 from moebench.units import BYTES_PER_ELEMENT
 
 NEWER = ("h100-sxm", "h200-sxm", "b200-sxm")

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 
 from moebench.spec.case import Workload
+from moebench.spec.layer import cache_elements_per_token
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Layout, attention_parameters, cache_elements_per_token
+from moebench.spec.ops import Layout
+from moebench.spec.parameters import attention_parameters
 from moebench.units import BYTES_PER_ELEMENT, Bytes
 
 

@@ -8,11 +8,7 @@ import numpy as np
 from moebench.predict.layers.calibration import GRAPH_LAUNCH, Calibration
 from moebench.records.results import Caveat, Estimate
 from moebench.spec.load import ExpertLoad
-from moebench.spec.ops import (
-    STAGES,
-    Op,
-    total_flops,
-)
+from moebench.spec.ops import STAGES, Op, total_flops
 from moebench.units import Bytes, Seconds, text
 
 

@@ -10,16 +10,9 @@ from dataclasses import replace
 from moebench.predict.serving.dense import product_shape
 from moebench.predict.serving.deployment import Deployment, rank_model
 from moebench.spec.case import DType, Workload
+from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import (
-    Op,
-    attention_ops,
-    dense_ffn_ops,
-    head_ops,
-    linear,
-    rms_norm,
-    shared_expert_ops,
-)
+from moebench.spec.ops import Op, linear, rms_norm, shared_expert_ops
 
 FUSED = {
     "gqa": ("attention-query", "attention-key", "attention-value"),

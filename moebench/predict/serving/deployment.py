@@ -17,9 +17,9 @@ from moebench.predict.arrays import Floats
 from moebench.predict.serving.communication import link
 from moebench.spec.case import Phase, Workload
 from moebench.spec.hardware import HardwareSpec
+from moebench.spec.layer import cache_elements_per_token
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import cache_elements_per_token
 from moebench.spec.schema import MOST_SIZE, check_range
 
 Level = Literal["moe", "decoder", "model"]

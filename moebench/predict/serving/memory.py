@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from moebench.predict.serving.deployment import Deployment, cache_bytes, rank_model
 from moebench.routers.policy import Policy
 from moebench.spec.load import ExpertLoad
-from moebench.spec.ops import attention_parameters
+from moebench.spec.parameters import attention_parameters
 from moebench.units import BYTES_PER_ELEMENT, Bytes
 
 OPTIMIZER_BYTES = 12

@@ -29,16 +29,9 @@ from moebench.predict.serving.deployment import (
 )
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
+from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops
 from moebench.spec.load import ExpertLoad
-from moebench.spec.ops import (
-    Op,
-    attention_ops,
-    dense_ffn_ops,
-    expert_ops,
-    head_ops,
-    shared_expert_ops,
-    total_flops,
-)
+from moebench.spec.ops import Op, expert_ops, shared_expert_ops, total_flops
 from moebench.units import BYTES_PER_ELEMENT, Seconds
 
 BACKWARD = 2.0

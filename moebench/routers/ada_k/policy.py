@@ -14,7 +14,8 @@ from moebench.routers.policy import Policy, PublishedMean, register
 from moebench.routers.top_k.policy import choice_op, flatten_op, reachable_experts
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op, linear, router_parameters, traffic
+from moebench.spec.ops import Op, linear, traffic
+from moebench.spec.parameters import router_parameters
 
 _TABLE = "Yue et al., ICLR 2025, Table 3 (Act)"
 

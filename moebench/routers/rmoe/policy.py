@@ -14,7 +14,8 @@ from typing import ClassVar
 from moebench.routers.policy import register
 from moebench.routers.top_k.policy import TopK, choice_op, flatten_op
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op, linear, router_parameters, traffic
+from moebench.spec.ops import Op, linear, traffic
+from moebench.spec.parameters import router_parameters
 
 
 @register

@@ -11,7 +11,8 @@ from typing import ClassVar
 from moebench.routers.policy import Policy, register
 from moebench.spec.load import fixed_k
 from moebench.spec.model import Gate, ModelSpec
-from moebench.spec.ops import Op, linear, router_parameters, traffic
+from moebench.spec.ops import Op, linear, traffic
+from moebench.spec.parameters import router_parameters
 
 
 def reachable_experts(model: ModelSpec) -> int:

@@ -33,7 +33,7 @@ from moebench.predict.claims.verdict import holds
 from moebench.predict.cli import main
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
-from moebench.spec.ops import parameters
+from moebench.spec.parameters import parameters
 
 PAPERS = {paper.name: paper for paper in load_papers()}
 

@@ -16,9 +16,10 @@ from moebench.records.results import Estimate
 from moebench.routers.policy import policy
 from moebench.spec.case import Launch, Workload
 from moebench.spec.hardware import HardwareSpec
+from moebench.spec.layer import layer_ops
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
 from moebench.spec.model import load_model
-from moebench.spec.ops import Layout, layer_ops, total_flops, training_ops
+from moebench.spec.ops import Layout, total_flops, training_ops
 
 MIXTRAL = load_model("mixtral-8x7b")
 GPU = HardwareSpec(

@@ -21,7 +21,7 @@ from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
 from moebench.spec.model import load_model, model_names
-from moebench.spec.ops import parameters
+from moebench.spec.parameters import parameters
 
 MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")
 TOP_K = policy("top-k")
