@@ -1,4 +1,4 @@
-"""Synthetic runs for the tests of what is kept and said: plausible numbers, nothing measured."""
+"""Synthetic runs for the tests of records, comparisons and reports: plausible, not measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

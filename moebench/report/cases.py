@@ -18,11 +18,11 @@ LEGEND = (
     "mean k: routed experts a token ran; distinct experts: those that a step touched in one layer. "
     "latency: measured time of a step through the layers run, with the larger side of its 95 % "
     "interval; error: predicted over measured latency, less 1. speedup: the baseline's total time "
-    "over the router's on the same steps without the delays of single rounds, with its 95 % "
+    "over the router's on the same steps, delays of single rounds left out, with its 95 % "
     "interval; verdict same: inside 1 ± 1 %; unclear: the interval holds 1, fewer than 8 rounds "
-    "ran, or the row does not stand up to the correction for the number of rows "
-    "(Benjamini-Hochberg, 5 %). FLOPs promise: the speedup if "
-    "time followed FLOPs. Quality: not measured (random weights)."
+    "ran, or the row is not significant after correction for the number of rows "
+    "(Benjamini-Hochberg, 5 %). FLOPs promise: the speedup if time were proportional to FLOPs. "
+    "Quality: not measured (random weights)."
 )
 
 COLUMNS = (
@@ -88,7 +88,7 @@ def predicted_table(records: Sequence[Record]) -> ReportTable:
 
 
 def ratio(record: Record, kind: str) -> Ratio | None:
-    """The ratio of a kind that a record holds."""
+    """The ratio of this kind in a record; None if it has none."""
     return next((r for r in record.ratios if r.kind == kind), None)
 
 
@@ -112,7 +112,7 @@ def measured_only(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def measurement_of(record: Record) -> Measurement:
-    """The measurement of a record that `measured_only` has let pass."""
+    """The measurement of a record that is known to have one."""
     assert record.measurement is not None
     return record.measurement
 

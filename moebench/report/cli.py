@@ -12,7 +12,7 @@ from moebench.report.output import run_summary, terminal_report, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rebuild a run's report; 0 done, 2 bad input."""
+    """Rebuild a run's report; the exit code is 0 or, for bad input, 2."""
     parser = terminal.parser(
         "report",
         "Rebuild report.md, report.html and the figures of a run from its records.",

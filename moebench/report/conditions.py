@@ -81,7 +81,7 @@ def operating_points(cases: Sequence[Case]) -> str:
 
 
 def cache_state(records: Sequence[Record]) -> str:
-    """Whether weights were read from memory (cold) or from the cache (warm), by the caveats."""
+    """Whether the caveats say that weights came from the cache (warm), else from memory (cold)."""
     measured = [record.measurement for record in records if record.measurement]
     warm = sum(any(c.kind == "warm-cache" for c in m.caveats) for m in measured)
     return f"warm in {warm} of {len(measured)} cases, else cold" if warm else "cold"
@@ -111,7 +111,7 @@ def stop_reasons(records: Sequence[Record]) -> list[str]:
 
 
 def limits(run: KeptRun) -> tuple[str, ...]:
-    """What the numbers of a run do not say, one sentence or two each."""
+    """Limits of what the numbers of a run say, as sentences."""
     measured = [record.measurement for record in run.records if record.measurement]
     rounds = [len({sample.round for sample in m.samples}) for m in measured]
     lines = [
@@ -141,11 +141,13 @@ def limits(run: KeptRun) -> tuple[str, ...]:
             "and in blocks."
         )
     if any(m.launch == "graph" for m in measured):
-        lines.append("Peak memory of graphs is that of eager steps, without their pools.")
+        lines.append(
+            "Peak memory of CUDA graphs is that of eager steps, without the graphs' memory pools."
+        )
     missing = dict.fromkeys(m.energy.missing for m in measured if m.energy.missing)
     lines += [f"No energy: {reason}." for reason in missing]
     if run.manifest.hardware.kind == "cpu" and measured:
-        lines.append("This is a CPU: how routers rank on a GPU is for a run on a GPU to say.")
+        lines.append("This is a CPU: only a run on a GPU can say how routers rank on a GPU.")
     return tuple(lines)
 
 

@@ -40,7 +40,7 @@ def write_report(run: KeptRun) -> tuple[Path, ...]:
 
 
 def terminal_report(run: KeptRun) -> str:
-    """What a suite prints at its end: the table, its footnotes, and the predictions' errors."""
+    """The report for a terminal: the table, its footnotes, and the errors of the predictions."""
     m = run.manifest
     lines = [
         printable(f"{m.title} · {m.machine} · {m.dtype}"),
@@ -66,7 +66,7 @@ def terminal_report(run: KeptRun) -> str:
 
 
 def run_summary(run: KeptRun) -> dict[str, Any]:
-    """The run as one JSON document, in SI units: what `--json` prints."""
+    """The run as the JSON document that `--json` prints, in SI units."""
     return {
         "run": run.manifest.run,
         "directory": str(run.directory),

@@ -144,7 +144,7 @@ def _flops(records: Sequence[Record]) -> Iterable[Block]:
     yield Heading("FLOPs three ways")
     yield Paragraph(
         "Largest difference of each counter from the closed form, over the cases of a router and "
-        "on the one step that the counters saw; 2 FLOP a multiply-add. Counts with an operation "
+        "on the one step that was counted; 2 FLOP a multiply-add. Counts with an operation "
         "that a counter cannot count are incomplete and not compared." + _counted_as(records)
     )
     rows = []
@@ -183,7 +183,7 @@ def _counted_as(records: Sequence[Record]) -> str:
         if record.measurement and record.measurement.flops.counted
     )
     return "".join(
-        f" Counters do not see into {own}: while they watched, {counted} ran its routing."
+        f" FLOP counters cannot look inside {own}: {counted} ran its routing while they counted."
         for own, counted in pairs
     )
 

@@ -72,6 +72,7 @@ class ReportTable:
     footnotes: tuple[tuple[str, str], ...]
 
 
+MORE = " (and {} more with other figures, see the records)"
 CaseCells = tuple[str, Record, Mapping[str, TableCell]]
 """Key of the section that a case belongs to, its record, and its cells by column key."""
 
@@ -93,7 +94,7 @@ def build_table(columns: Sequence[Column], cases: Iterable[CaseCells]) -> Report
 
 
 def workload_detail(record: Record) -> str:
-    """Tokens and context of a step in words, and whether it is launched as a graph."""
+    """Tokens and context of a step in words, and whether it was launched as a CUDA graph."""
     workload = record.case.workload
     detail = f"{workload.num_tokens} token{'s' * (workload.num_tokens > 1)} a step"
     if workload.context_length:
@@ -101,20 +102,32 @@ def workload_detail(record: Record) -> str:
     return f"{detail}, one CUDA graph" if record.launch == "graph" else detail
 
 
+class _Footnotes:
+    """Notes numbered in the order in which they are first met; equal keys share a number."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[str]] = {}
+
+    def marks(self, notes: Sequence[Note]) -> str:
+        for note in notes:
+            texts = self._texts.setdefault(note.key, [])
+            if note.text not in texts:
+                texts.append(note.text)
+        order = list(self._texts)
+        return superscript(sorted({order.index(note.key) + 1 for note in notes}))
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """Mark and text of each; of several texts under one key the first stands for all."""
+        return tuple(
+            (superscript([number]), first + (MORE.format(len(others)) if others else ""))
+            for number, (first, *others) in enumerate(self._texts.values(), 1)
+        )
+
+
 def _with_marks(columns: Sequence[Column], sections: Sequence[TableSection]) -> ReportTable:
     """Number the notes in reading order; a note shared by a whole column goes to its head."""
     rows = [row for section in sections for row in section.rows]
-    numbers: dict[str, int] = {}
-    texts: dict[str, list[str]] = {}
-
-    def marks(notes: Sequence[Note]) -> str:
-        for note in notes:
-            numbers.setdefault(note.key, len(numbers) + 1)
-            known = texts.setdefault(note.key, [])
-            if note.text not in known:
-                known.append(note.text)
-        return superscript(sorted({numbers[note.key] for note in notes}))
-
+    footnotes = _Footnotes()
     headed = []
     shared: dict[str, set[str]] = {}
     for column in columns:
@@ -122,23 +135,17 @@ def _with_marks(columns: Sequence[Column], sections: Sequence[TableSection]) -> 
         keys = [{note.key for note in cell.notes} for cell in cells]
         shared[column.key] = set.intersection(*keys) if len(rows) > 1 else set()
         notes = [n for cell in cells for n in cell.notes if n.key in shared[column.key]]
-        headed.append(replace(column, marks=marks(notes)))
+        headed.append(replace(column, marks=footnotes.marks(notes)))
 
     def marked(row: TableRow) -> TableRow:
         own = {
-            key: marks([n for n in cell.notes if n.key not in shared[key]])
+            key: footnotes.marks([n for n in cell.notes if n.key not in shared[key]])
             for key, cell in row.cells.items()
         }
         return replace(row, marks=own)
 
     done = [replace(section, rows=tuple(map(marked, section.rows))) for section in sections]
-    footnotes = tuple((superscript([n]), _joined(texts[key])) for key, n in numbers.items())
-    return ReportTable(tuple(headed), tuple(done), footnotes)
-
-
-def _joined(texts: Sequence[str]) -> str:
-    more = len(texts) - 1
-    return texts[0] + (f" (and {more} more with other figures, see the records)" if more else "")
+    return ReportTable(tuple(headed), tuple(done), footnotes.lines())
 
 
 def render_text(table: ReportTable) -> str:

@@ -39,7 +39,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def kept(records: list[Record]) -> KeptRun:
+def run_of(records: list[Record]) -> KeptRun:
     predictions = tuple(replace(r, provenance="predicted", measurement=None) for r in records)
     plan = manifest((("decode", 1, 1, 1024),))
     return KeptRun(Path("nowhere"), plan, predictions, tuple(records), (), ())
@@ -59,7 +59,7 @@ def test_numbers_of_the_table_are_those_of_the_records() -> None:
             latency=replace(records[2].measurement.latency, value=0.04, low=0.039, high=0.042),
         ),
     )
-    table = run_table(kept([*records[:2], by_hand, *records[3:]]))
+    table = run_table(run_of([*records[:2], by_hand, *records[3:]]))
     row = next(r for r in table.sections[0].rows if r.router == "ada-k")
     assert row.cells["latency"].text == "40.0 ms ±5.0 %"
     assert row.cells["predicted"].text == "30.0 ms"
@@ -83,7 +83,7 @@ def test_a_graph_that_was_launched_eagerly_is_called_eager() -> None:
         ]
         keys = tuple(record.case.key for record in records)
         plan = replace(manifest(), cells=(replace(manifest().cells[0], cases=keys),))
-        run = replace(kept(records), manifest=plan)
+        run = replace(run_of(records), manifest=plan)
         caption = re.search(r"(\w+) launches", conditions(run))
         assert caption is not None
         detail = run_table(run).sections[0].detail
@@ -95,7 +95,7 @@ def test_a_graph_that_was_launched_eagerly_is_called_eager() -> None:
 
 
 def test_equal_notes_share_a_mark_and_a_note_of_a_whole_column_stands_at_its_head() -> None:
-    table = run_table(kept(measured_cell(manifest(), "moe", ("decode", 1, 1, 1024))))
+    table = run_table(run_of(measured_cell(manifest(), "moe", ("decode", 1, 1, 1024))))
     heads = {column.key: column.marks for column in table.columns}
     assert heads["energy"] and heads["latency"] and not heads["flops"]
     assert all(row.marks["energy"] == "" for row in table.sections[0].rows)
@@ -116,7 +116,7 @@ def test_caveats_of_one_kind_with_other_figures_are_one_footnote() -> None:
         )
         for i, r in enumerate(records[:2])
     ]
-    notes = [n for _, n in run_table(kept([*drifted, *records[2:]])).footnotes if "drift" in n]
+    notes = [n for _, n in run_table(run_of([*drifted, *records[2:]])).footnotes if "drift" in n]
     assert notes == [
         "drift: drift of 0 %; noisy; remedy: wait (and 1 more with other figures, see the records)"
     ]
@@ -149,15 +149,15 @@ def test_only_measured_records_enter_a_report(provenance: str) -> None:
     records = measured_cell(manifest(), "moe", ("decode", 1, 1, 1024))
     records[1] = replace(records[1], provenance=provenance)
     with pytest.raises(ValueError, match=f"its record is {provenance}"):
-        run_table(kept(records))
+        run_table(run_of(records))
     with pytest.raises(ValueError, match=f"its record is {provenance}"):
-        draw_figures(kept(records))
+        draw_figures(run_of(records))
 
 
 def test_the_table_has_no_column_for_two_kinds_of_numbers() -> None:
     """Without its measurement a row loses measured columns only, and the reverse."""
     records = measured_cell(manifest(), "moe", ("decode", 1, 1, 1024))
-    run = kept(records)
+    run = run_of(records)
     measured = run_table(run).sections[0].rows[2].cells
     unmeasured = run_table(replace(run, records=())).sections[0].rows[2].cells
     kept_columns = {key for key in measured if unmeasured[key].text not in ("–", "")}
@@ -214,9 +214,9 @@ def test_where_there_is_energy_it_is_drawn_and_elsewhere_the_reason_is_said() ->
     from moebench.report.figures.speedup import speedup_elsewhere
 
     plan, workload = manifest(), ("decode", 1, 1, 1024)
-    metered = kept(measured_cell(plan, "moe", workload, joules=True))
+    metered = run_of(measured_cell(plan, "moe", workload, joules=True))
     assert not isinstance(energy_per_token(metered), str)
-    unmetered = kept(measured_cell(plan, "moe", workload))
+    unmetered = run_of(measured_cell(plan, "moe", workload))
     assert energy_per_token(unmetered) == "this virtual machine exposes no energy counter"
     assert speedup_elsewhere(metered) == "no speedup was measured in prefill or training"
 
@@ -359,9 +359,9 @@ def test_a_report_says_what_ran_while_flops_were_counted_and_which_weights_lie_t
         for record in plain
         if record.measurement is not None
     ]
-    said = ("do not see into packed: while they watched, grouped ran", "weights twice")
+    said = ("cannot look inside packed: grouped ran its routing", "weights twice")
     for records, is_said in ((plain, False), (packed, True)):
-        text = markdown(sections.report_blocks(kept(records), (), ()))
+        text = markdown(sections.report_blocks(run_of(records), (), ()))
         assert [words in text for words in said] == [is_said, is_said]
 
 

@@ -1,7 +1,7 @@
-"""Predicted over measured, row by row: what a score hides, a figure shows.
+"""Figure of predicted over measured values, a panel for each kernel.
 
-A trend over tokens is a missing term, a cloud is noise, two clouds are a choice of the kernel
-that the model does not know.
+A trend over tokens points to a missing term of the model, one cloud is noise, and two clouds are
+variants of the kernel between which the model does not distinguish.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from moebench.report.figures.style import BAND, INK, MUTED, png, styled
 
 COLUMNS = 2
 PANEL = (4.4, 2.5)
-"""Inches of one kernel's panel."""
+"""Width and height of one kernel's panel in inches."""
 MOST_POINTS = 1500
-"""Points of a panel that are drawn, evenly picked: more only make the file large."""
+"""Points drawn in a panel, evenly picked: more would only make the file larger."""
 TITLE = 50
-"""Characters of a kernel's name: its ends tell it from others."""
+"""Characters shown of a kernel's name; a longer name loses its middle."""
 SHOWN = (0.5, 2.0)
-"""Points beyond lie on the edge."""
+"""Range of the vertical axis; points beyond it are drawn on its edge."""
 WITHIN = 0.10
-"""The band around equality."""
+"""Half-width of the grey band around equality."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Arrays over rows."""
+    """Measured and predicted values as arrays over the rows of a table."""
 
     labels: Sequence[str]
     """Kernel of each row: a panel each."""
@@ -44,8 +44,8 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
     Args:
         points: at least one row.
         device: for the title.
-        quantity: what is predicted.
-        x: what the horizontal axis counts.
+        quantity: what is predicted, for the title.
+        x: label of the horizontal axis.
     """
     names = sorted(set(points.labels))
     lines = -(-len(names) // COLUMNS)

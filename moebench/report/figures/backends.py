@@ -15,7 +15,7 @@ MARKS = {"geometric": ("o", "#0072B2"), "ada-k": ("s", "#D55E00")}
 
 
 def backends_figure(cells: Sequence[ExpertsResult], baseline: str) -> Figure:
-    """Left: every backend's time over the baseline's. Right: time saved against bound saved."""
+    """Figure of every backend's time over the baseline's, and of time saved against bound saved."""
     rows = [row for row in backend_rows(cells) if (row.mix, row.cell.phase) == ("fixed", "forward")]
     places = list(dict.fromkeys((r.cell.dtype, r.cell.shape, r.cell.num_tokens) for r in rows))
     height = max(3.6, 0.27 * len(places) + 1.4)

@@ -1,4 +1,4 @@
-"""Predicted speedup over batch, with its interval and what FLOPs promise."""
+"""Figure of predicted speedup over batch, with its interval and what FLOPs promise."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ MOST_TICKS = 14
 
 
 def draw_forecasts(cases: Mapping[str, Sequence[Forecast]], title: str, footnote: str) -> Figure:
-    """Speedup over the model's own top-k at every batch.
+    """Figure of predicted speedup over the model's own top-k at every batch.
 
     Args:
         cases: rows of each case by its label.
@@ -80,7 +80,7 @@ def check_format(path: Path) -> None:
 
 
 def _colours(cases: Mapping[str, Sequence[Forecast]]) -> dict[str, str]:
-    """A router's own colour where routers are what differs, else one colour after another."""
+    """Colour of each case: its router's if all routers differ, else the next of the palette."""
     routers = [rows[0].router for rows in cases.values()]
     if len(set(routers)) == len(routers):
         spare = iter(style.OTHER_COLOURS)

@@ -1,4 +1,4 @@
-"""Latency: by stage, against the roofline, and predicted against measured."""
+"""Figures of latency: by stage, against the roofline, and predicted against measured."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,7 +32,7 @@ STAGE_COLOURS = {
 
 
 def latency_by_stage(level: str, run: KeptRun) -> Figure | str:
-    """Where a step's time goes: measured stages above, predicted stages below, for each case."""
+    """Figure of the stages of a step: measured above, predicted below, for each case of a level."""
     records = [r for r in run.records if r.case.workload.level == level]
     if not records:
         return style.NOTHING
@@ -61,7 +61,7 @@ def latency_by_stage(level: str, run: KeptRun) -> Figure | str:
 
 
 def _draw_stages(axes: Axes, records: Sequence[Record], titles: Sequence[str]) -> set[str]:
-    """Draw a workload's cases, a router a line; returns the stages that have a bar."""
+    """Draw a workload's cases, one line a router; returns the stages that have a bar."""
     largest = max(max(r.estimate.latency, measurement_of(r).latency.value) for r in records)
     unit, scale = ("s", 1.0) if largest >= 1 else ("ms", 1e3) if largest >= 1e-3 else ("µs", 1e6)
     used: set[str] = set()
@@ -75,7 +75,7 @@ def _draw_stages(axes: Axes, records: Sequence[Record], titles: Sequence[str]) -
 
 
 def merged_stages(by_stage: Mapping[str, float]) -> dict[str, float]:
-    """Stages with dispatch and combine counted to the experts, without the optimizer.
+    """Seconds by stage, dispatch and combine counted to the experts, without the optimizer.
 
     A step's latency does not include the optimizer, which is timed apart.
     """
@@ -107,7 +107,7 @@ def _stack(axes: Axes, y: float, stages: Mapping[str, float], scale: float, hatc
 
 
 def roofline(run: KeptRun) -> Figure | str:
-    """Measured FLOP/s against compulsory intensity, under the machine's two roofs."""
+    """Figure of measured FLOP/s against FLOP per byte, under the machine's two roofs."""
     records = [r for r in run.records if r.estimate.bytes_moved]
     if not records:
         return "no estimate says how many bytes its case moves"
@@ -164,7 +164,7 @@ def _roofline_point(record: Record) -> tuple[float, float]:
 
 
 def predicted_against_measured(run: KeptRun) -> Figure | str:
-    """Predicted against measured latency of every case: on the line, the prediction was right."""
+    """Figure of predicted against measured latency, one point a case."""
     records = list(run.records)
     if not records:
         return style.NOTHING

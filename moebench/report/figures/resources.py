@@ -1,4 +1,4 @@
-"""Resources: peak memory and energy."""
+"""Figures of peak memory and energy."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from moebench.report.figures import style
 
 
 def peak_memory(run: KeptRun) -> Figure | str:
-    """Peak memory of each case alone: weights, KV cache, activations."""
+    """Figure of the peak memory of each case: weights, KV cache, activations."""
     records = list(run.records)
     if not records:
         return style.NOTHING
@@ -60,7 +60,7 @@ def _measured_bytes(record: Record) -> float:
 
 
 def energy_per_token(run: KeptRun) -> Figure | str:
-    """Gross energy per token, by workload."""
+    """Figure of gross energy per token, by workload."""
     records = [r for r in run.records if measurement_of(r).energy.joules is not None]
     if not records:
         reasons = dict.fromkeys(str(measurement_of(r).energy.missing) for r in run.records)

@@ -1,4 +1,4 @@
-"""Speedup: measured with its interval, predicted, and what FLOPs promise."""
+"""Figures of speedup: measured with its interval, predicted, and what FLOPs promise."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from moebench.report.notation import level_title
 
 
 def speedup_by_batch(run: KeptRun) -> Figure | str:
-    """Decode: measured speedup with its interval, predicted speedup, and what FLOPs promise."""
+    """Figure of speedup against batch in decode, one panel a level and router."""
     records = [r for r in _compared(run) if r.case.workload.phase == "decode"]
     if not records:
         return "no speedup was measured in decode"
@@ -79,7 +79,7 @@ def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run:
 
 
 def speedup_elsewhere(run: KeptRun) -> Figure | str:
-    """Prefill and training: the same three numbers, one line a router."""
+    """Figure of speedup in prefill and training, one line a workload and router."""
     records = [r for r in _compared(run) if r.case.workload.phase != "decode"]
     if not records:
         return "no speedup was measured in prefill or training"
@@ -133,7 +133,7 @@ def _compared(run: KeptRun) -> list[Record]:
 
 
 def _error_bars(ratios: Sequence[Ratio]) -> list[list[float]]:
-    """Distances to the limits; 0 where there is no interval."""
+    """Distances from ratios to the limits of their intervals; 0 where there is no interval."""
     return [
         [r.value - r.low if r.low is not None else 0.0 for r in ratios],
         [r.high - r.value if r.high is not None else 0.0 for r in ratios],
@@ -141,7 +141,7 @@ def _error_bars(ratios: Sequence[Ratio]) -> list[list[float]]:
 
 
 def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run: KeptRun) -> None:
-    """The line at a speedup of 1, and the band inside which differences mean nothing."""
+    """Draw the line at a speedup of 1, and the band of speedups that are no difference."""
     margin = max(SAME_MARGIN, run.manifest.noise_floor or 0.0)
     span(1 - margin, 1 + margin, color=style.BAND, linewidth=0, zorder=0)
     line(1, color=style.MUTED, linewidth=0.8, zorder=1)
@@ -157,22 +157,21 @@ def _ratio_handles() -> list[Any]:
     return [*lines, Patch(color=style.BAND, label="no difference")]
 
 
+GREY = "Grey: within 1 % (or the noise floor, if that is larger) of no difference."
 DRAWINGS = (
     style.Drawing(
         "speedup",
         "Decode: speedup against batch",
         "Filled circles: total time of the baseline over total time of the router on the same "
         "steps, with 95 % intervals. Dashed: predicted before the run. Dotted: the speedup if time "
-        "followed FLOPs, at the same level and context. Grey: within 1 % (or the noise floor, if "
-        "that is larger) of no difference.",
+        f"were proportional to FLOPs, at the same level and context. {GREY}",
         speedup_by_batch,
     ),
     style.Drawing(
         "speedup-prefill-train",
         "Prefill and training: speedup",
         "Filled circles: measured, with 95 % intervals. Open diamonds: predicted before the run. "
-        "Dotted ticks: the speedup if time followed FLOPs. Grey: within 1 % (or the noise floor, "
-        "if that is larger) of no difference.",
+        f"Dotted ticks: the speedup if time were proportional to FLOPs. {GREY}",
         speedup_elsewhere,
     ),
 )

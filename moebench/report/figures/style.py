@@ -52,7 +52,7 @@ def styled() -> AbstractContextManager[None]:
 
 
 def png(figure: Figure, dots_per_inch: float | None = None) -> bytes:
-    """The figure as a PNG file; without a software line, equal records give equal files."""
+    """The figure as a PNG file without the version of matplotlib: equal records, equal files."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch or "figure", metadata={"Software": None})
     return buffer.getvalue()
@@ -72,9 +72,9 @@ class Drawing:
 def panels(
     rows: int, columns: int, height: float, share_x: bool = True
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure and its panels by row and column, which share the y axis; a row's height in inches.
+    """A figure and its panels by row and column; `height` is that of a row, in inches.
 
-    Add a legend: its place above the panels is part of the figure's height.
+    The panels share their y axis. The figure is higher than its rows by the place of a legend.
     """
     figure = Figure(figsize=(WIDTH, LEGEND_HEIGHT + rows * height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
@@ -84,7 +84,7 @@ def panels(
 def level_panels(
     records: Sequence[Record], height: float, stacked: bool = False
 ) -> tuple[Figure, list[tuple[Axes, list[Record]]]]:
-    """A figure with a titled panel for each level, side by side or stacked, and its records.
+    """A figure with one titled panel a level, and the records of each panel.
 
     Args:
         records: at least one.
@@ -101,7 +101,7 @@ def level_panels(
 
 
 def mark_case(axes: Axes, x: float, y: float, record: Record, colour: str) -> None:
-    """A measured case as a point whose marker tells the phase."""
+    """Draw a case as a point whose marker tells the phase."""
     axes.plot(
         x,
         y,
@@ -115,13 +115,13 @@ def mark_case(axes: Axes, x: float, y: float, record: Record, colour: str) -> No
 
 
 def clear_axis(axes: Axes, axis: Literal["x", "y"]) -> None:
-    """Neither grid lines nor tick marks on an axis of names."""
+    """Remove grid lines and tick marks from an axis of names."""
     axes.grid(axis=axis, visible=False)
     axes.tick_params(axis=axis, length=0)
 
 
 def batch_axis(axes: Axes, batches: Sequence[float]) -> None:
-    """A logarithmic x axis with a tick at each of these batches."""
+    """Make the x axis logarithmic, with a tick at each of these batches."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(batches))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -129,7 +129,7 @@ def batch_axis(axes: Axes, batches: Sequence[float]) -> None:
 
 
 def label_logarithmic(axis: Axis, kind: Kind) -> None:
-    """Ticks with units: at 1, 2 and 5 of a decade as long as there are two decades at most."""
+    """Set ticks with units: at 1, 2 and 5 of up to two decades, at 1 of more decades."""
     low, high = axis.get_view_interval()
     few = high <= 150 * low
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
@@ -155,7 +155,7 @@ def router_colours(run: KeptRun) -> Mapping[str, str]:
 
 
 def shown(title: str) -> str:
-    """A title in a figure; in a legend, matplotlib takes "_" in front for "do not show"."""
+    """A title as matplotlib shows it: it hides what starts with "_" from a legend."""
     return printable(f" {title}" if title.startswith("_") else title)
 
 
@@ -180,7 +180,7 @@ def phase_handles(records: Sequence[Record]) -> list[Any]:
 
 
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """A legend above the panels, in as many lines as the width takes, read line by line."""
+    """Add a legend above the panels, in as many lines as it needs, read line by line."""
     inches = sum(0.62 + 0.078 * len(str(handle.get_label())) for handle in handles)
     lines = math.ceil(inches / WIDTH)
     columns = math.ceil(len(handles) / lines)
