@@ -6,21 +6,18 @@ package's source.
 **Source**: Tan et al., Scattered Mixture-of-Experts Implementation (2403.08245), section 3.
 """
 
-import importlib.util
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts.grouped import combine
-from moebench.experts.weights import ExpertWeights, activation
+from moebench.experts.weights import ExpertWeights, activation, not_installed
 from moebench.routers.routing import Routing
 
 
 def missing(device: torch.device) -> str | None:
-    if importlib.util.find_spec("scattermoe") is None:
-        return "scattermoe is not installed"
-    return None if device.type == "cuda" else "it needs a GPU"
+    needs_gpu = None if device.type == "cuda" else "it needs a GPU"
+    return not_installed("scattermoe") or needs_gpu
 
 
 def scattermoe(

@@ -6,21 +6,19 @@ what transformers 5.23 does with the same function.
 **Source**: Guo et al., SonicMoE (2512.14080).
 """
 
-import importlib.util
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts.weights import ExpertWeights
+from moebench.experts.weights import ExpertWeights, not_installed
 from moebench.routers.routing import Routing
 
 FIRST_CAPABILITY = (9, 0)
 
 
 def missing(device: torch.device) -> str | None:
-    if importlib.util.find_spec("sonicmoe") is None:
-        return "sonicmoe is not installed"
+    if why := not_installed("sonicmoe"):
+        return why
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return "it needs a GPU of compute capability 9.0 or later"
     return None

@@ -5,21 +5,18 @@ transformers has for expert parallelism, so that their matmuls are left out; gat
 activation and reduction still run over every slot (version 5.23).
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.experts.weights import ExpertWeights
+from moebench.experts.weights import ExpertWeights, not_installed
 from moebench.routers.routing import Routing
 
 
 def missing(device: torch.device) -> str | None:
-    found = importlib.util.find_spec("transformers")
-    # A folder of that name without a package in it has a spec too, but no origin.
-    return "transformers is not installed" if found is None or found.origin is None else None
+    return not_installed("transformers")
 
 
 def transformers_eager(

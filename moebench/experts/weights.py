@@ -10,6 +10,7 @@ gets exact zeros; a step without tokens and an expert without tokens are ordinar
 to x, to the routing weights and to the experts' weights, unless the backend is for inference only.
 """
 
+import importlib.util
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -97,6 +98,15 @@ def _bytes(layout: object) -> int:
 
 
 Experts = Callable[[Tensor, Routing, ExpertWeights], Tensor]
+
+
+def not_installed(package: str) -> str | None:
+    """Why a package cannot be imported; None: it can.
+
+    A folder of its name without a package in it has a spec too, but no origin.
+    """
+    spec = importlib.util.find_spec(package)
+    return f"{package} is not installed" if spec is None or spec.origin is None else None
 
 
 def feed_forward(

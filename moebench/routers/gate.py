@@ -1,9 +1,9 @@
 """Gate conventions: from router logits to a choice, and from a choice to weights.
 
-Every base model scores with softmax or sigmoid, renormalises the kept scores or not, scales them
-or not, and may limit the choice to some groups of experts. Routers differ in *how many* experts
-they keep; what they keep them with is here, so that each follows its base model exactly. Logits
-come in as fp32.
+Every base model scores with softmax or sigmoid, renormalises the scores of the chosen experts or
+not, scales them or not, and may limit the choice to some groups of experts. Routers differ in *how
+many* experts a token runs; how they score and weigh them is here, so that each follows its base
+model exactly. All logits are fp32.
 """
 
 import torch
@@ -14,7 +14,7 @@ from moebench.spec.model import Gate
 
 
 def random_weight(outputs: int, inputs: int, dtype: torch.dtype) -> nn.Parameter:
-    """Normal with variance 1 / inputs, so that RMS-normed inputs give logits of unit variance."""
+    """A normal weight of variance 1 / inputs: logits of RMS-normed inputs have unit variance."""
     return nn.Parameter((torch.randn(outputs, inputs) * inputs**-0.5).to(dtype))
 
 
@@ -31,7 +31,7 @@ def choice_scores(
     gate: Gate,
     num_experts: int,
 ) -> Float[Tensor, "tokens choices"]:
-    """What competes for the slots; -inf where the group limit forbids an expert.
+    """Scores that compete for the slots; -inf where the group limit forbids an expert.
 
     Softmax keeps the order of the logits, so logits compete there; sigmoid scores compete
     themselves, as DeepSeek-V3 defines its correction bias on them. The bias takes part in the
@@ -50,10 +50,10 @@ def choice_scores(
 def limit_to_groups(
     scores: Float[Tensor, "tokens experts"], gate: Gate
 ) -> Float[Tensor, "tokens experts"]:
-    """Keep the best groups of consecutive experts, a group being as good as its two best together.
+    """Mask all but the best groups of consecutive experts, ranked by the sum of their two best.
 
-    Excluded experts are masked with -inf: with 0, as one public implementation does, an excluded
-    expert can still beat a kept one whose biased score is negative.
+    The mask is -inf: with 0, as in one public implementation, an excluded expert can still beat one
+    whose biased score is negative.
 
     **Source** DeepSeek-V3 (2412.19437), section 2.1.2, node-limited routing.
     """
@@ -89,7 +89,7 @@ def slot_weights(
 def mean_probabilities(
     router_logits: Float[Tensor, "tokens choices"], gate: Gate
 ) -> Float[Tensor, " choices"]:
-    """P of the balance losses: mean over tokens of the scores, made to sum to 1 for each."""
+    """P of the balance losses: mean over tokens of their scores, which sum to 1 for each token."""
     scores = gate_scores(router_logits, gate)
     if gate.score == "sigmoid":
         scores = scores / scores.sum(1, keepdim=True)

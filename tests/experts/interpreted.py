@@ -44,7 +44,7 @@ def on(num_tokens: int, *experts: int) -> Routing:
 
 
 def bounded(keep: Tensor) -> Routing:
-    """The same kind of routing with a bound above its assignments, and rubbish behind them."""
+    """A ragged routing whose bound exceeds its assignments, with rubbish behind them."""
     experts = torch.stack([torch.randperm(NUM_EXPERTS)[: keep.shape[1]] for _ in keep])
     routing = Routing.bounded(torch.rand(keep.shape), experts, NUM_EXPERTS, keep)
     count = int(routing.tokens_per_expert.sum())

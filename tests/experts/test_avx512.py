@@ -58,8 +58,8 @@ def test_each_row_meets_the_matrix_of_its_expert(
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        laid_out = blocks(matrices, is_gated=epilogue == "swiglu")
-        ragged_linear(x, indices, torch.tensor(counts), laid_out, y, epilogue)
+        packed = blocks(matrices, is_gated=epilogue == "swiglu")
+        ragged_linear(x, indices, torch.tensor(counts), packed, y, epilogue)
     finally:
         torch.set_num_threads(before)
     experts = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -74,8 +74,8 @@ def test_each_row_meets_the_matrix_of_its_expert(
 def test_silu_is_right_where_its_exponential_is_not(gate: float) -> None:
     matrices = torch.tensor([[[gate], [1.0]]])
     y = torch.empty(1, 1)
-    laid_out = blocks(matrices, is_gated=True)
-    ragged_linear(torch.ones(1, 1), None, torch.tensor([1]), laid_out, y, "swiglu")
+    packed = blocks(matrices, is_gated=True)
+    ragged_linear(torch.ones(1, 1), None, torch.tensor([1]), packed, y, "swiglu")
     expected = functional.silu(torch.tensor([[gate]]))
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-30, equal_nan=True)
 
@@ -193,9 +193,9 @@ def test_rows_and_tokens_that_do_not_belong_together_are_refused(
 
 def test_blocks_hold_every_weight_once_and_zeros() -> None:
     matrices = torch.arange(1.0, 2 * 70 * 6 + 1).view(2, 70, 6)
-    laid_out = blocks(matrices)
-    assert laid_out.shape == (2, 2, 6, BLOCK, 1)
-    found = laid_out.permute(0, 1, 3, 2, 4).reshape(2, 2 * BLOCK, 6)
+    packed = blocks(matrices)
+    assert packed.shape == (2, 2, 6, BLOCK, 1)
+    found = packed.permute(0, 1, 3, 2, 4).reshape(2, 2 * BLOCK, 6)
     assert torch.equal(found[:, :70], matrices)
     assert not found[:, 70:].any()
     gated = blocks(matrices, is_gated=True).permute(0, 1, 3, 2, 4).reshape(2, 2, 2, BLOCK // 2, 6)
@@ -204,7 +204,7 @@ def test_blocks_hold_every_weight_once_and_zeros() -> None:
 
 
 @pytest.fixture
-def afresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def fresh_processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A processor that the kernel is for, with nothing compiled or asked before."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -212,20 +212,20 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_without_a_compiler_the_reason_names_it(afresh: pytest.MonkeyPatch) -> None:
-    afresh.setenv("CXX", "no-such-compiler")
+def test_without_a_compiler_the_reason_names_it(fresh_processor: pytest.MonkeyPatch) -> None:
+    fresh_processor.setenv("CXX", "no-such-compiler")
     assert avx512.why_not.__wrapped__() == (
         "there is no C++ compiler 'no-such-compiler' (the variable CXX names another)"
     )
 
 
 def test_a_compiler_that_fails_is_quoted(
-    afresh: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    fresh_processor: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     compiler = tmp_path_factory.mktemp("bin") / "c++"
     compiler.write_text("#!/bin/sh\necho 'unrecognized option -mavx512bf16' >&2\nexit 1\n")
     compiler.chmod(0o755)
-    afresh.setenv("CXX", str(compiler))
+    fresh_processor.setenv("CXX", str(compiler))
     expected = f"{compiler} did not compile avx512.cpp: unrecognized option -mavx512bf16"
     assert avx512.why_not.__wrapped__() == expected
 
@@ -234,8 +234,8 @@ def test_a_compiler_that_fails_is_quoted(
     ("has_bf16", "has_amx", "said"), [(False, False, "no AVX-512-BF16"), (True, True, "has AMX")]
 )
 def test_it_is_for_processors_with_its_instructions_and_without_better_ones(
-    afresh: pytest.MonkeyPatch, has_bf16: bool, has_amx: bool, said: str
+    fresh_processor: pytest.MonkeyPatch, has_bf16: bool, has_amx: bool, said: str
 ) -> None:
-    afresh.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
-    afresh.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    fresh_processor.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    fresh_processor.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     assert said in str(avx512.why_not.__wrapped__())

@@ -1,4 +1,4 @@
-"""No router, and no backend that says so, waits for the device: tensors without data prove it.
+"""Routers and capturable backends never wait for the device: tensors without data prove it.
 
 A tensor on torch's device "meta" has a shape and no value: whoever asks it for a value, or for a
 shape that depends on values, gets an error. So does a CUDA graph.

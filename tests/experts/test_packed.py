@@ -1,4 +1,4 @@
-"""Packed execution: experts of few rows go together, and nobody sees a difference."""
+"""Packed execution: experts of few rows are grouped, with the same results."""
 
 from dataclasses import replace
 

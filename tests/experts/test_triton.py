@@ -83,7 +83,7 @@ def test_double_precision_is_refused(tiny: ModelSpec) -> None:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """What the interpreter says of all cases."""
+    """Results of all cases in the interpreter."""
     environment = {**triton_install.environment(), "TRITON_INTERPRET": "1"}
     program = [sys.executable, "-W", "ignore", interpreted.__file__]
     done = subprocess.run(program, env=environment, capture_output=True, text=True)

@@ -178,7 +178,7 @@ def hidden_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Square(torch.autograd.Function):
-    """Another one."""
+    """A module whose matrix product no counter can look into."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class AdaKRouter(TopKRouter):
         return scores.float()[:, self.num_experts :] + self.count_bias
 
     def slots_of_token(self, scores: Float[Tensor, "tokens choices"]) -> Int[Tensor, " tokens"]:
-        """K of each token; no more than the group limit leaves it."""
+        """Experts that each token runs, k; at most as many as its gate's groups hold."""
         counts = self.allocator_logits(scores).argmax(1) + 1
         return counts.clamp(max=self.top_k) if self.top_k < self.num_experts else counts
 

@@ -1,4 +1,4 @@
-"""Ada-K (Yue et al., ICLR 2025): a learned allocator says how many experts each token runs.
+"""Ada-K (Yue et al., ICLR 2025): a learned allocator chooses how many experts a token runs.
 
 a   = softmax(W_a x)           W_a: [num_experts, hidden_size], one allocator a layer
 k_t = argmax(a) + 1            the action set is the whole 1..num_experts
@@ -41,14 +41,14 @@ class AdaK(Policy):
     mean_k: float | None = None
     """Mean experts per token to impose; the paper's for this model if left out."""
     regularisation: float = 3e-3
-    """lambda of the expected count in the training loss (section 4.1)."""
+    """Lambda, the coefficient of the expected count in the training loss (section 4.1)."""
 
     def parameters(self, model: ModelSpec) -> int:
-        """The base router and as many again in the allocators."""
+        """Parameters of the base router, and as many again in the allocators."""
         return 2 * router_parameters(model)
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        """Router and allocator are one product of twice the width; their weights are stacked."""
+        """Router and allocator are one product of twice the width, with stacked weights."""
         n, h, slots = model.num_experts, model.hidden_size, reachable_experts(model)
         # Bias, argmax, first count is 1, slot numbers, comparison, masking; guards as configured.
         guards = model.gate.renormalise + (model.gate.num_groups > 1)

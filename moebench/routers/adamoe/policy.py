@@ -1,7 +1,7 @@
 """AdaMoE (Zeng et al., EMNLP Findings 2024): null experts make a fixed top-k adaptive.
 
 z = W_r x                      W_r: [num_experts + num_null_experts, hidden_size]
-the top_k largest z; slots that fall on null experts cost nothing
+the top_k largest z; slots of null experts cost nothing
 weights renormalised over the true experts among them
 """
 
@@ -37,7 +37,7 @@ class AdaMoE(Policy):
 
     num_null_experts: int = 8
     top_k: int = 3
-    """Slots per token, true and null experts together."""
+    """Slots per token, for true and null experts."""
     mean_k: float | None = None
     """Mean true experts per token to impose; the paper's for this model if left out."""
     alpha: float = 0.02

@@ -1,4 +1,4 @@
-"""RMoE (Qiu et al., ICLR 2025): the router remembers what the layers below decided.
+"""RMoE (Qiu et al., ICLR 2025): a router with a recurrent state over the layers.
 
 x' = P_i x                     P_i: [state_size, hidden_size], one a layer
 h  = GRU(x', h)                one cell shared by all layers; h = 0 below the first
@@ -28,15 +28,15 @@ class RMoE(TopK):
     state_size: int = 128
     """Width p of the recurrent state; 256 and 512 were no better in the paper."""
     residual: bool = False
-    """Add the recurrent logits to those of the base router, z = W_r x + G h with G = 0 at first,
-    so that a pretrained model starts unchanged. False: the paper's form, trained from scratch."""
+    """Add the recurrent logits to the base router's, z = W_r x + G h with G = 0 at first, so that a
+    pretrained model starts unchanged. False: the paper's form, trained from scratch."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.state_size <= 2**16:
             raise ValueError(f"state_size: found {self.state_size}, expected 1 to {2**16}")
 
     def parameters(self, model: ModelSpec) -> int:
-        """Projections and gates of every layer, and once the cell's six matrices and biases."""
+        """Projections and gates of every layer, and the shared cell's six matrices and biases."""
         p = self.state_size
         per_layer = p * model.hidden_size + model.num_experts * p
         base = router_parameters(model) if self.residual else 0

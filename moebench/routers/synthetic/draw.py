@@ -26,7 +26,7 @@ def draw_slots(
 def _keep(
     mix: str, num_tokens: int, generator: torch.Generator
 ) -> Bool[Tensor, "tokens slots"] | None:
-    """Which slots count; None: all of them."""
+    """Slots that cost compute; None: all of them."""
     if mix in MEAN_K:
         probabilities = torch.tensor(geometric_k(MEAN_K[mix], SLOTS), dtype=torch.float64)
         counts = torch.multinomial(probabilities, num_tokens, True, generator=generator)
