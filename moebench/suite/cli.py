@@ -96,7 +96,7 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     if options.suite is None:
         raise ValueError(f"which suite? known: {', '.join(suite_names())}, or a TOML file")
     if suite_kind(suite_path(options.suite)) == "experts":
-        from moebench.suite.experts_loop import run_experts_suite
+        from moebench.suite.experts_run import run_experts_suite
 
         return run_experts_suite(options, argv)
     return run_routers_suite(options, argv)

@@ -1,9 +1,4 @@
-"""Weights of one shape and the steps of one cell, on which expert backends are timed.
-
-Backends that bring a matmul library of their own get a process of their own: two such libraries
-in one process have crashed each other. The processes take turns, so that nothing runs beside what
-is timed, and draw the same weights and the same steps from the same seeds.
-"""
+"""Weights of one shape and the steps of one cell, on which expert backends are timed."""
 
 import time
 from collections.abc import Callable
@@ -17,6 +12,7 @@ from torch import Tensor
 from moebench.experts.backends import execution, layout_builder
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights
+from moebench.measure.clocks import clock_for
 from moebench.measure.memory import available_memory
 from moebench.model.random_numbers import fill_normal
 from moebench.records.experts_run import MATMUL_SIZE, READ_BYTES, ExpertsCell
@@ -26,19 +22,19 @@ from moebench.routers.synthetic.draw import draw_slots
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Seconds, text
 
 REST: Seconds = 0.004
-"""Between visits: threads of the process that ran before may still spin."""
+"""Pause before a visit: threads of the process that ran before may still spin."""
 MEMORY_SHARE = 0.9
-"""Of what is free, the most that a backend's copy of the weights and a step may take."""
+"""Largest share of free memory that a backend's copy of the weights and a step may take."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExpertStep:
-    """Inputs of one step, as a router of either kind would hand them over."""
+    """Inputs of one step: tokens, and a router's choice as dense slots and as a flat routing."""
 
     x: Tensor
     choice: Choice
     routing: Routing
-    """With its dense slots made, for backends that take these."""
+    """The flat routing, its dense slots made, for backends that take these."""
     direction: Tensor
     """Gradient of the output."""
 
@@ -47,28 +43,27 @@ class ExpertBench:
     """The weights of one shape, the steps of one cell, and what can be timed on them.
 
     Args:
-        device: where everything is.
-        num_threads: of torch.
         scratch: memory that the largest step of the shape takes, beside weights.
-        alone: the backend that has this process to itself; "": any may be timed. Where it keeps a
-            copy of the weights, nothing else is kept.
+        alone: the backend that has this process to itself; "": any may be timed. If that backend
+            makes a copy of the weights, only the copy stays in memory.
     """
 
     def __init__(
         self, device: str, num_threads: int, scratch: Bytes = 0.0, alone: str = ""
     ) -> None:
         self.device = torch.device(device)
+        self.clock = clock_for(self.device)
         torch.set_num_threads(num_threads)
         self.scratch, self.alone = scratch, alone
         self.weights: ExpertWeights | None = None
-        self.laid_out: set[str] = set()
+        self.built_layouts: set[str] = set()
         self.refusal: Exception | None = None
         self.routers: dict[str, Router] = {}
         self.steps: dict[str, list[ExpertStep]] = {}
         self.probes = _probes(self.device)
 
     def open(self, plan: ExpertsCell, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
-        """Build what a cell needs; the load of each step of each mix."""
+        """Build weights, routers and steps of a cell; assignments and touched experts by mix."""
         model, dtype = plan.spec(), getattr(torch, plan.dtype)
         if self.weights is None and self.refusal is None:
             with torch.device(self.device):
@@ -81,7 +76,7 @@ class ExpertBench:
             for index, p in enumerate(self.weights.parameters()):
                 fill_normal(p.data, 0.0, p.shape[-1] ** -0.5, (seed, index))
             if self.alone:
-                self._keep_only_layout()
+                self._drop_parameters()
         generator = torch.Generator().manual_seed(seed)
         self.steps = {}
         for mix in plan.mixes:
@@ -110,10 +105,10 @@ class ExpertBench:
             MemoryError: the backend's own copy of the weights does not fit beside what is there.
         """
         if what in self.probes:
-            return _timed(self.probes[what], 1)
+            return self._timed(self.probes[what])
         kind, _, name = what.rpartition(" ")
         if not kind and phase != "train":
-            self._lay_out(name)
+            self._build_layout(name)
         run = (
             partial(self._route, name) if kind else partial(self._run, name, execution(name), phase)
         )
@@ -126,24 +121,28 @@ class ExpertBench:
 
         if num_steps > 1:
             run(steps[(first - 1) % len(steps)])
-        return _timed(work, num_steps)
+        return self._timed(work) / num_steps
 
-    def _keep_only_layout(self) -> None:
-        """Lay the weights out for the backend that is alone here; if that fails, keep none."""
+    def _timed(self, work: Callable[[], None]) -> Seconds:
+        time.sleep(REST)
+        return self.clock.time(work)
+
+    def _drop_parameters(self) -> None:
+        """Hold only the copy of the backend that is alone here; if it cannot be made, nothing."""
         assert self.weights is not None
         try:
-            self._lay_out(self.alone)
+            self._build_layout(self.alone)
             self.weights.drop_layouts(keep=self.alone)
             self.weights.drop_parameters()
         except (MemoryError, RuntimeError, ValueError) as error:
             self.weights, self.refusal = None, error
 
-    def _lay_out(self, backend: str) -> None:
+    def _build_layout(self, backend: str) -> None:
         if self.refusal is not None:
             raise self.refusal
         assert self.weights is not None
         build = layout_builder(backend)
-        if build is None or backend in self.laid_out:
+        if build is None or backend in self.built_layouts:
             return
         need = float(sum(p.numel() * p.element_size() for p in self.weights.parameters()))
         free = available_memory(self.device)
@@ -153,10 +152,10 @@ class ExpertBench:
                 f"{text(self.scratch, 'size')} of a step, {text(free, 'size')} are free"
             )
         build(self.weights)
-        self.laid_out.add(backend)
+        self.built_layouts.add(backend)
 
     def _run(self, name: str, experts: Experts, phase: str, step: ExpertStep) -> None:
-        """From the router's slots to the layer's output: sorting belongs to the execution."""
+        """Run a step from the router's slots to the layer's output, sorting included."""
         assert self.weights is not None
         takes_slots = EXPERT_BACKENDS[name].takes_slots
         if phase == "train":
@@ -174,19 +173,10 @@ class ExpertBench:
             self.routers[name](step.x)
 
 
-def _timed(work: Callable[[], None], num_steps: int) -> Seconds:
-    time.sleep(REST)
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / num_steps
-
-
 def _probes(device: torch.device) -> dict[str, Callable[[], None]]:
-    """The machine's limits: a square bf16 matmul, and the ways torch has of reading memory.
+    """The machine's limits: square matmuls, and the ways torch has of reading memory.
 
-    How many FLOPs and bytes each is, `PROBE_WORK` says.
+    `PROBE_WORK` has the FLOPs or bytes of each.
     """
     a = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).bfloat16()
     wide = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
@@ -208,10 +198,11 @@ def _probes(device: torch.device) -> dict[str, Callable[[], None]]:
 
 
 def scratch(plan: ExpertsCell) -> Bytes:
-    """Memory of a step beside the weights, where every slot has its row in every tensor.
+    """Memory of a step beside the weights, with a row for every slot in every tensor.
 
-    Gathered rows, the first matmul's result, the activation's two, the second matmul's, and these
-    weighted: what transformers' grouped_mm holds at once, the least thrifty of the backends.
+    These are the gathered rows, the first matmul's result, the activation's two, the second
+    matmul's, and these weighted. transformers' grouped_mm, which takes more memory than any other
+    backend, holds them all at once.
     """
     model, nobody = plan.spec(), torch.Generator()
     slots = max(

@@ -24,16 +24,17 @@ SHARED = "the backends that share one"
 class Workers:
     """One process for the backends that can share it, one for each that cannot.
 
-    For one shape: a process that has laid out small matrices does not give all of it back.
+    They serve one shape: a process does not give back all memory of the matrices that it copied.
     """
 
-    def __init__(self, names: Sequence[str], device: str, scratch: Bytes) -> None:
-        own = [name for name in names if EXPERT_BACKENDS[name].owns_process]
-        self._homes = {name: name if name in own else SHARED for name in names}
+    def __init__(self, backends: Sequence[str], device: str, scratch: Bytes) -> None:
+        self.backends = backends
+        own = [name for name in backends if EXPERT_BACKENDS[name].owns_process]
+        self._homes = {name: name if name in own else SHARED for name in backends}
         self._ends: dict[str, Connection] = {}
         self._processes = []
         context = get_context("spawn")
-        # Who keeps only a copy of the weights opens first, while there is memory for both.
+        # Backends that hold nothing but a copy open first, while there is memory for both.
         for home in (*own, SHARED):
             here, there = context.Pipe()
             alone = home if home in own else ""
@@ -56,12 +57,14 @@ class Workers:
         return answer
 
     def open(self, plan: ExpertsCell, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
+        """Build the weights and steps of a cell in every process; the load of each step by mix."""
         loads: dict[str, list[Any]] = {}
         for home in self._ends:
             loads = self.ask(home, "open", plan, seed, routers if home == SHARED else ())
         return loads
 
     def close(self) -> None:
+        """End the processes."""
         for end in self._ends.values():
             with suppress(OSError):  # it died
                 end.send(None)

@@ -8,7 +8,7 @@ import pytest
 
 from moebench.records.experts_run import load_experts_run
 from moebench.suite.cli import main
-from moebench.suite.experts_loop import SLOW_ROUNDS
+from moebench.suite.experts_cell import SLOW_ROUNDS
 from moebench.suite.experts_plan import load_experts_suite, planned_cells
 from moebench.suite.workers import Workers
 

@@ -1,0 +1,161 @@
+"""One cell of expert backends: each backend and mix takes its turn in interleaved rounds."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from moebench.experts.backends import takes_dtype
+from moebench.experts.catalogue import EXPERT_BACKENDS, executing
+from moebench.measure.latency import Plan, Progress, Rounds, Visit, measure_rounds
+from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
+from moebench.suite.experts_plan import ExpertsFile
+from moebench.suite.workers import Workers
+from moebench.units import Seconds
+
+QUICK_VISIT: Seconds = 0.02
+"""A visit of quick steps runs as many of them as fill this."""
+MOST_STEPS = 16
+WARM_ALL: Seconds = 0.5
+"""Quicker entries are warmed up on every step that they cycle through: oneDNN generates a kernel
+for each new number of rows (0.3 ms a matrix): ragged steps have many, fixed ones few."""
+LONG_STEP: Seconds = 5.0
+"""Entries with a first step as long as this are warm enough."""
+LEAST_ROUNDS = 6
+"""Rounds of every cell, whatever its time: fewer give no interval of a median."""
+SLOW_ENTRY = 12.0
+"""A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
+SLOW_ROUNDS = 3
+
+Entry = tuple[str, str]
+"""A backend, or "router NAME", and a mix."""
+
+
+class WorkerClock:
+    """Clock whose times were taken in the workers, so that passing messages does not count."""
+
+    def __init__(self) -> None:
+        self.measured: Seconds = 0.0
+
+    def now(self) -> Seconds:
+        return time.perf_counter()
+
+    def time(self, work: Callable[[], None]) -> Seconds:
+        work()
+        return self.measured
+
+
+def measure_cell(
+    file: ExpertsFile, plan: ExpertsCell, workers: Workers, allowed: Seconds, progress: Progress
+) -> ExpertsResult:
+    """Measure a cell: `LEAST_ROUNDS` rounds, and up to the suite's number while time allows.
+
+    Raises:
+        RuntimeError: the process that the backends share died.
+    """
+    start, clock = time.perf_counter(), WorkerClock()
+    routers = file.routers if plan.phase == "forward" else ()
+    result = ExpertsResult(plan, workers.open(plan, file.seed, routers))
+    warm = _warm_up(result, workers, _entries(plan, workers.backends, routers))
+    slow = _slow_entries(warm, workers.backends)
+    first = 0
+    for last in (SLOW_ROUNDS, LEAST_ROUNDS, file.rounds):
+        left = allowed - (time.perf_counter() - start)
+        budget = math.inf if last <= LEAST_ROUNDS else left
+        num_rounds = min(last, file.rounds) - first
+        if num_rounds <= 0 or budget <= 0:
+            break
+        visits = {name: _visit(workers, clock, (name, "", plan.phase), 1) for name in PROBE_WORK}
+        for (what, mix), seconds in warm.items():
+            key = f"{what}, {mix}"
+            if key not in result.errors and (first == 0 or (what, mix) not in slow):
+                steps = math.ceil(QUICK_VISIT / max(seconds, 1e-6))
+                result.num_steps[key] = max(1, min(MOST_STEPS, steps))
+                turn = (what, mix, plan.phase)
+                visits[key] = _visit(workers, clock, turn, result.num_steps[key], first)
+        # A visit counts as one step, though it runs as many as fill `QUICK_VISIT`.
+        rounds = measure_rounds(
+            visits,
+            clock,
+            Plan(
+                budget,
+                seed=file.seed + first,
+                stream_length=plan.num_steps,
+                max_rounds=num_rounds,
+                max_warmup_visits=0,
+            ),
+            progress,
+        )
+        _add(result, rounds, first)
+        first += num_rounds
+    return result
+
+
+def _visit(
+    workers: Workers, clock: WorkerClock, turn: tuple[str, str, str], steps: int, first: int = 0
+) -> Visit:
+    """A visit of a worker: `steps` steps from the round's on, `first` rounds after the first."""
+
+    def visit(first_step: int, num_steps: int) -> None:
+        clock.measured = workers.ask(turn[0], "time", *turn, first + first_step, steps)
+
+    return visit
+
+
+def _warm_up(
+    result: ExpertsResult, workers: Workers, entries: Sequence[Entry]
+) -> dict[Entry, Seconds]:
+    """Seconds a step of each entry once it is warm; errors go to the result."""
+    warm, plan = {}, result.plan
+    for what, mix in entries:
+        try:
+            for _ in range(2):
+                seconds = workers.ask(what, "time", what, mix, plan.phase, 0, 1)
+                if seconds > LONG_STEP:
+                    break
+            if seconds < WARM_ALL:
+                for first in range(1, plan.num_steps):
+                    workers.ask(what, "time", what, mix, plan.phase, first, 1)
+        except RuntimeError as error:
+            result.errors[f"{what}, {mix}"] = str(error)
+        else:
+            warm[what, mix] = seconds
+    return warm
+
+
+def _slow_entries(warm: dict[Entry, Seconds], backends: Sequence[str]) -> set[Entry]:
+    """Backends that are `SLOW_ENTRY` times slower than the fastest under the same mix."""
+    of_backends = {entry: seconds for entry, seconds in warm.items() if entry[0] in backends}
+    fastest: dict[str, Seconds] = {}
+    for (_, mix), seconds in of_backends.items():
+        fastest[mix] = min(seconds, fastest.get(mix, seconds))
+    return {entry for entry, s in of_backends.items() if s > SLOW_ENTRY * fastest[entry[1]]}
+
+
+def _add(result: ExpertsResult, rounds: Rounds, first: int) -> None:
+    """Add what rounds gave, the first of which is number `first` of the cell."""
+    for key, failure in rounds.failures.items():
+        if key in PROBE_WORK:
+            raise RuntimeError(str(failure.error))
+        result.errors[key] = str(failure.error)
+    for key, samples in rounds.samples.items():
+        if key in PROBE_WORK:
+            result.limits.setdefault(key, []).extend(sample.seconds for sample in samples)
+            continue
+        what, mix = key.rsplit(", ", 1)
+        result.samples.setdefault(what, {}).setdefault(mix, []).extend(
+            (first + sample.round, first + sample.first_step, sample.seconds) for sample in samples
+        )
+
+
+def _entries(plan: ExpertsCell, backends: Sequence[str], routers: Sequence[str]) -> list[Entry]:
+    """Every backend that can run the cell under every mix, and the routers under the first."""
+    dtype = getattr(torch, plan.dtype)
+    fit = [name for name in backends if takes_dtype(name, dtype)]
+    if plan.phase == "train":
+        # A backend that another stands in for would be that one once more.
+        fit = [name for name in fit if EXPERT_BACKENDS[name].has_gradients]
+        fit = [name for name in fit if executing(name, "train").name == name]
+    entries = [(name, mix) for mix in plan.mixes for name in fit]
+    return entries + [(f"router {name}", plan.mixes[0]) for name in routers]

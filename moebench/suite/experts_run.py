@@ -1,0 +1,164 @@
+"""A suite of expert backends: measured on this machine, cell by cell, and reported.
+
+A cell's line is written (`moebench.records.experts_run`) as soon as the cell is done;
+`--resume` goes on after the last one.
+"""
+
+import argparse
+import math
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from moebench import terminal
+from moebench.experts.backends import why_not
+from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.files import make_folder
+from moebench.measure.devices import choose_device
+from moebench.measure.environment import Environment, describe_machine, machine_folder
+from moebench.records.checksum import append_lines, set_aside, write_document
+from moebench.records.experts_run import CELLS, ExpertsCell, ExpertsManifest, load_experts_run
+from moebench.records.manifest import MANIFEST, run_id
+from moebench.report.backends import report_experts
+from moebench.spec.schema import encode
+from moebench.suite.expert_bench import scratch
+from moebench.suite.experts_cell import measure_cell
+from moebench.suite.experts_plan import ExpertsSuite, load_experts_suite, planned_cells
+from moebench.suite.suite_file import suite_path
+from moebench.suite.workers import Workers
+from moebench.units import Bytes, Seconds
+from moebench.version import VERSION
+
+LONG_CELL: Seconds = 360.0
+"""Time after which a cell has the least number of rounds only, with or without a budget."""
+FULL_GRID: Seconds = 3600.0
+"""About what --full takes on two cores: the length of its progress bar."""
+FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "write_hardware")
+"""Options of suites that compare routers."""
+
+
+def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure the suite, or what is left of a run, write its report and print the table.
+
+    Raises:
+        ValueError: an option that does not apply, or a backend that does not run here.
+    """
+    for name in FOREIGN:
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')}: not for a suite of expert backends")
+    suite = load_experts_suite(suite_path(options.suite))
+    device = choose_device(options.device)
+    names = options.experts or suite.file.backends
+    backends, absent = present(names, device, is_asked=bool(options.experts))
+    environment = describe_machine(device)
+    plans = planned_cells(suite.file, options.full)
+    directory = options.resume
+    if directory is None:
+        started = datetime.now(UTC)
+        manifest = ExpertsManifest(
+            run=run_id(started, (environment.software.commit or f"v{VERSION}")[:9]),
+            suite=suite.name,
+            suite_sha256=suite.text_sha256,
+            title=suite.file.title,
+            command=shlex.join(["python", "-m", "moebench.suite", *argv]),
+            argv=tuple(argv),
+            environment=encode(environment),
+            backends=tuple(backends),
+            absent=absent,
+            cells=tuple(plan.key for plan in plans),
+            started_at=started.isoformat(timespec="seconds"),
+        )
+        directory = options.out / suite.name / machine_folder(environment) / manifest.run
+        if directory.exists():
+            raise ValueError(f"{directory}: exists; resume it or write elsewhere")
+        make_folder(directory)
+        write_document(directory / MANIFEST, encode(manifest))
+    todo = _unfinished(directory, suite, environment, plans)
+    if todo:
+        limit = math.inf if options.full else suite.file.time_budget
+        hire = partial(Workers, backends, str(device))
+        _measure_cells(directory, suite, todo, hire, options.time_budget or limit)
+    return report_experts(directory, options.json)
+
+
+def present(
+    names: Sequence[str], device: torch.device, *, is_asked: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Those of the backends that run here, and why the others do not.
+
+    Raises:
+        ValueError: a backend that the user asked for does not run.
+    """
+    absent = {}
+    for name in names:
+        why = why_not(name, device) if name in EXPERT_BACKENDS else "it is not part of this build"
+        if why is not None:
+            absent[name] = why
+    if absent and is_asked:
+        name, why = next(iter(absent.items()))
+        raise ValueError(f"--experts: {name!r} does not run here: {why}")
+    return [name for name in names if name not in absent], absent
+
+
+def _unfinished(
+    directory: Path,
+    suite: ExpertsSuite,
+    environment: Environment,
+    plans: Sequence[ExpertsCell],
+) -> list[ExpertsCell]:
+    """The cells that the run does not have; its damaged lines are set aside."""
+    run = load_experts_run(directory)
+    is_here = run.manifest.fingerprint == environment.fingerprint
+    if not is_here or run.manifest.suite_sha256 != suite.text_sha256:
+        raise ValueError(
+            f"{directory}: was measured on another machine, with other software, or from "
+            "another version of the suite; a run cannot mix two"
+        )
+    for problem in run.problems:
+        terminal.say(f"note: {problem}")
+    set_aside(directory / CELLS, run.lines)
+    finished = {result.plan.key for result in run.cells}
+    return [plan for plan in plans if plan.key not in finished]
+
+
+def _measure_cells(
+    directory: Path,
+    suite: ExpertsSuite,
+    todo: Sequence[ExpertsCell],
+    hire: Callable[[Bytes], Workers],
+    budget: Seconds,
+) -> None:
+    """Measure cells, each appended to the run as soon as it is done; workers live for a shape."""
+    again = shlex.join(["python", "-m", "moebench.suite", "--resume", str(directory)])
+    deadline, left = time.perf_counter() + budget, len(todo)
+    with terminal.Bar(budget if math.isfinite(budget) else FULL_GRID) as bar:
+        for _, group in groupby(todo, lambda plan: (plan.shape, plan.dtype)):
+            plans = list(group)
+            with closing(hire(max(map(scratch, plans)))) as workers:
+                for plan in plans:
+                    share = (deadline - time.perf_counter()) / left
+                    if share <= 0:
+                        terminal.say(f"out of time with {left} cells left; go on with: {again}")
+                        return
+
+                    def tell(_: float, what: str, key: str = plan.key) -> None:
+                        bar.tell(f"{key}: {what}")
+
+                    tell(0.0, "weights")
+                    allowed = min(3 * share, LONG_CELL)
+                    try:
+                        result = measure_cell(suite.file, plan, workers, allowed, tell)
+                    except RuntimeError as error:
+                        raise ValueError(
+                            f"{plan.key}: {error}, for want of memory most likely; the cells "
+                            f"before are kept, go on with: {again}"
+                        ) from error
+                    append_lines(directory / CELLS, [result])
+                    left -= 1
