@@ -225,3 +225,26 @@ def test_an_interrupted_run_is_resumed_where_it_stopped(
     assert second.manifest.status == "done"
     assert second.records[:3] == first.records and second.predictions == first.predictions
     assert len(second.records) == len({record.case.key for record in second.records}) == 6
+
+
+def test_a_run_of_an_earlier_schema_is_resumed(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Schema 2 had neither kind nor argv: its command line is read from the shell's spelling."""
+    results = tmp_path / "results"
+    command = [suite, "--device", "cpu", "--out", str(results), "--only", "ada-k"]
+    assert main(command) == 0
+    directory = run_of(results)
+    lines = (directory / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "records.jsonl").write_bytes(b"".join(lines[:2]))
+    manifest = read_document(directory / "manifest.json")
+    del manifest["kind"], manifest["argv"]
+    write_document(directory / "manifest.json", manifest | {"schema": 2, "status": "interrupted"})
+    capsys.readouterr()
+    assert main(["--resume", str(directory)]) == 0, capsys.readouterr().err
+    run = load_run(directory)
+    assert run.manifest.status == "done" and not run.problems
+    assert len(run.records) == 4 and {record.case.router.title for record in run.records} == {
+        "top-k",
+        "ada-k",
+    }
