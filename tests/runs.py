@@ -12,7 +12,7 @@ from moebench.records.manifest import Manifest, PlannedCell
 from moebench.records.measurement import FlopCount, Measurement, Memory, Reference, Sample
 from moebench.records.record import Failure, Record
 from moebench.records.results import Caveat, Estimate, Ratio
-from moebench.records.run import KeptRun, Run
+from moebench.records.run import Run, RunWriter
 from moebench.spec.case import Case, Level, OperatingPoint, RouterSpec, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k, null_expert_k
@@ -244,7 +244,7 @@ def write_run(
 ) -> Path:
     """A finished run's directory; `failing` is the title of a router that ran out of memory."""
     plan = manifest(workloads)
-    with Run.create(results, plan) as run:
+    with RunWriter.create(results, plan) as run:
         for level in ("moe", "decoder"):
             for workload in workloads:
                 cell = cell_key(level, workload)
@@ -271,7 +271,7 @@ def timed(
     speed: float = 1.0,
     shift: float = 0.0,
     change: Callable[[Manifest], Manifest] = lambda m: m,
-) -> KeptRun:
+) -> Run:
     """A run whose machine is `speed` times as slow, of code that is `factor` times as slow.
 
     Args:
@@ -298,10 +298,10 @@ def timed(
         )
         measurement = replace(record.measurement, samples=own, reference=Reference(1, reference))
         records.append(replace(record, measurement=measurement))
-    return KeptRun(Path("run"), plan, (), tuple(records), (), ())
+    return Run(Path("run"), plan, (), tuple(records), (), ())
 
 
-def without_reference(run: KeptRun) -> KeptRun:
+def without_reference(run: Run) -> Run:
     def stripped(record: Record) -> Record:
         assert record.measurement is not None
         return replace(record, measurement=replace(record.measurement, reference=None))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.compare.noise import kept_unchanged_runs
+from moebench.compare.noise import load_unchanged_runs
 from moebench.compare.runs import THRESHOLD, compare_runs
 from moebench.compare.text import comparison_text
 from moebench.records.run import load_run
@@ -40,7 +40,7 @@ def _compare(options: argparse.Namespace) -> int:
     if not 0 < options.threshold < 1:
         raise ValueError(f"--threshold: found {options.threshold}, expected between 0 and 1")
     run_a, run_b = load_run(options.run_a), load_run(options.run_b)
-    unchanged = kept_unchanged_runs(str(run_b.manifest.environment.get("fingerprint", "")))
+    unchanged = load_unchanged_runs(str(run_b.manifest.environment.get("fingerprint", "")))
     found = compare_runs(run_a, run_b, unchanged, options.threshold, options.force)
     if options.json:
         terminal.show_json({"schema": 1, **encode(found)})

@@ -71,26 +71,26 @@ class UnchangedRuns:
         return math.sqrt(squares / len(cases))
 
 
-def kept_noise_floor(fingerprint: str) -> NoiseFloor | None:
+def load_noise_floor(fingerprint: str) -> NoiseFloor | None:
     """The last selftest's noise floor; None where none was kept or it cannot be read."""
     found = _load(NoiseFloor, _floor_path(fingerprint))
     return found if found and found.fingerprint == fingerprint else None
 
 
-def keep_noise_floor(floor: NoiseFloor) -> Path:
+def save_noise_floor(floor: NoiseFloor) -> Path:
     """Replace what was kept; returns the file."""
     return _save(floor, _floor_path(floor.fingerprint))
 
 
-def kept_unchanged_runs(fingerprint: str) -> UnchangedRuns:
+def load_unchanged_runs(fingerprint: str) -> UnchangedRuns:
     """The A/A runs of a machine; none where no file can be read."""
     found = _load(UnchangedRuns, _runs_path(fingerprint))
     return found if found and found.fingerprint == fingerprint else UnchangedRuns(fingerprint, ())
 
 
-def keep_unchanged_run(fingerprint: str, run: UnchangedRun) -> Path:
+def add_unchanged_run(fingerprint: str, run: UnchangedRun) -> Path:
     """Add a run to those that are kept; returns the file."""
-    known = kept_unchanged_runs(fingerprint)
+    known = load_unchanged_runs(fingerprint)
     return _save(replace(known, runs=(*known.runs, run)), _runs_path(fingerprint))
 
 

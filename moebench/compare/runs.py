@@ -24,7 +24,7 @@ from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
 from moebench.records.confidence import effective_freedom, p_value, rejected, t_quantile
 from moebench.records.measurement import Measurement, Sample
 from moebench.records.results import Verdict
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 
 THRESHOLD = 0.05
 CPU_FACTS = ("model", "family", "num_cores", "features", "l2_cache", "l3_cache", "hypervisor")
@@ -81,8 +81,8 @@ class Comparison:
 
 
 def compare_runs(
-    run_a: KeptRun,
-    run_b: KeptRun,
+    run_a: Run,
+    run_b: Run,
     unchanged: UnchangedRuns | None = None,
     threshold: float = THRESHOLD,
     force: bool = False,
@@ -136,7 +136,7 @@ def compare_runs(
     )
 
 
-def differences(run_a: KeptRun, run_b: KeptRun) -> tuple[str, ...]:
+def differences(run_a: Run, run_b: Run) -> tuple[str, ...]:
     """Why two runs should not be compared: fact, what A has, what B has."""
     facts = zip(_facts(run_a).items(), _facts(run_b).values(), strict=True)
     return tuple(
@@ -221,7 +221,7 @@ def _judged(
     return tuple(judged)
 
 
-def _measurements(run: KeptRun) -> dict[str, Measurement]:
+def _measurements(run: Run) -> dict[str, Measurement]:
     """What was measured, by case key; simulated records are no measurements.
 
     What was planned as a graph and launched eagerly is another case.
@@ -239,7 +239,7 @@ def _version(measurements: Mapping[str, Measurement]) -> int | None:
     return versions.pop() if len(versions) == 1 else None
 
 
-def _facts(run: KeptRun) -> dict[str, Any]:
+def _facts(run: Run) -> dict[str, Any]:
     """What must be equal for two runs to be compared."""
     m = run.manifest
     return {

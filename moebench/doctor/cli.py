@@ -20,9 +20,9 @@ from moebench import terminal
 from moebench.compare.noise import (
     LEAST_RUNS,
     NoiseFloor,
-    keep_noise_floor,
-    kept_noise_floor,
-    kept_unchanged_runs,
+    load_noise_floor,
+    load_unchanged_runs,
+    save_noise_floor,
 )
 from moebench.doctor.record import circumstances, make_record, write_record
 from moebench.doctor.recording import FEW_ROUNDS
@@ -67,8 +67,8 @@ def _answer(options: argparse.Namespace, given: Sequence[str]) -> int:
 def _inspect(device: torch.device, as_json: bool) -> int:
     machine = describe_machine(device)
     findings = inspect_machine(machine.software.num_threads, machine.cpu.num_cores)
-    floor = kept_noise_floor(machine.fingerprint)
-    runs = len(kept_unchanged_runs(machine.fingerprint).runs)
+    floor = load_noise_floor(machine.fingerprint)
+    runs = len(load_unchanged_runs(machine.fingerprint).runs)
     known = {"findings": encode(findings), "noise_floor": encode(floor), "aa_runs": runs}
     if as_json:
         terminal.show_json({"schema": 1, **known})
@@ -88,7 +88,7 @@ def _selftest(device: torch.device, options: argparse.Namespace, given: Sequence
     with terminal.Bar(budget) as bar:
         result = selftest(device, budget, bar)
     floor = (machine.fingerprint, now(), machine.software.commit, result.noise_floor, FEW_ROUNDS)
-    path = keep_noise_floor(NoiseFloor(*floor))
+    path = save_noise_floor(NoiseFloor(*floor))
     record = make_record(encode(result), where)
     if options.json:
         terminal.show_json(record)
@@ -103,7 +103,7 @@ def _selftest(device: torch.device, options: argparse.Namespace, given: Sequence
 def _make_unchanged_runs(number: int, device: torch.device, as_json: bool) -> int:
     fingerprint = describe_machine(device).fingerprint
     path, last = make_unchanged_runs(number, device, fingerprint)
-    kept = kept_unchanged_runs(fingerprint)
+    kept = load_unchanged_runs(fingerprint)
     n, deviation = len(kept.runs), kept.deviation(last.reference_version)
     if as_json:
         terminal.show_json({"schema": 1, "runs": n, "deviation_between_runs": deviation})

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
-from moebench.compare.noise import UnchangedRun, keep_unchanged_run
+from moebench.compare.noise import UnchangedRun, add_unchanged_run
 from moebench.compare.runs import relative_latency
 from moebench.records.run import load_run
 
@@ -30,7 +30,7 @@ def make_unchanged_runs(
     for _ in trange(number, desc="A/A runs", unit="run", leave=False):
         with tempfile.TemporaryDirectory() as folder:
             run = _unchanged_run(Path(folder), device)
-        path = keep_unchanged_run(fingerprint, run)
+        path = add_unchanged_run(fingerprint, run)
     return path, run
 
 

@@ -32,7 +32,7 @@ FAILURES = "failures.jsonl"
 
 
 @dataclass(frozen=True)
-class KeptRun:
+class Run:
     """What a run's directory holds; all that a report knows."""
 
     directory: Path
@@ -77,7 +77,7 @@ class _Lines:
         )
 
 
-def load_run(directory: Path | str) -> KeptRun:
+def load_run(directory: Path | str) -> Run:
     """Read a run's directory without changing it.
 
     Damaged lines are reported in `problems` and skipped; of two records of one case the first
@@ -101,14 +101,14 @@ def _load_manifest(directory: Path) -> Manifest:
     return decode(Manifest, table, str(directory / MANIFEST))
 
 
-def _kept(directory: Path, manifest: Manifest, lines: _Lines) -> KeptRun:
+def _kept(directory: Path, manifest: Manifest, lines: _Lines) -> Run:
     every: tuple[Line[Any], ...] = (*lines.predictions, *lines.records, *lines.failures)
     problems = [line.problem for line in every if line.problem]
     measured = _unique(lines.records, problems)
     problems += _when_the_clock_went_back(manifest, measured)
     done = {record.case.key for record in measured}
     failed = {line.value.case: line.value for line in lines.failures if line.value is not None}
-    return KeptRun(
+    return Run(
         directory,
         manifest,
         _unique(lines.predictions, problems),
@@ -118,24 +118,24 @@ def _kept(directory: Path, manifest: Manifest, lines: _Lines) -> KeptRun:
     )
 
 
-class Run:
+class RunWriter:
     """A run that is being written; one process at a time holds its directory."""
 
-    def __init__(self, kept: KeptRun, lock: int) -> None:
+    def __init__(self, kept: Run, lock: int) -> None:
         """Use `create` or `open`."""
-        self.kept = kept
+        self.content = kept
         self._lock = lock
 
     @property
     def directory(self) -> Path:
-        return self.kept.directory
+        return self.content.directory
 
     @property
     def manifest(self) -> Manifest:
-        return self.kept.manifest
+        return self.content.manifest
 
     @classmethod
-    def create(cls, results: Path, manifest: Manifest) -> "Run":
+    def create(cls, results: Path, manifest: Manifest) -> "RunWriter":
         """Make the directory `<results>/<suite>/<machine>/<run>` and write the manifest.
 
         Raises:
@@ -149,12 +149,12 @@ class Run:
         except OSError as error:
             raise ValueError(f"{directory}: cannot be written: {error.strerror}") from error
         lock = acquire(directory)
-        run = cls(KeptRun(directory, manifest, (), (), (), ()), lock)
+        run = cls(Run(directory, manifest, (), (), (), ()), lock)
         run._replace_manifest(manifest)
         return run
 
     @classmethod
-    def open(cls, directory: Path) -> "Run":
+    def open(cls, directory: Path) -> "RunWriter":
         """Take up a run that was cut off; `finished_cells` says what needs no measuring.
 
         Damaged lines and the lines of unfinished cells move to `<file>.torn`; `kept.problems`
@@ -198,12 +198,12 @@ class Run:
             ValueError: the file cannot be written.
         """
         # A measured case whose prediction's line was damaged keeps the estimate of its record.
-        known = {line.case.key for line in (*self.kept.predictions, *self.kept.records)}
+        known = {line.case.key for line in (*self.content.predictions, *self.content.records)}
         new = [p for p in predictions if p.case.key not in known]
         for prediction in new:
             assert prediction.provenance == "predicted" and prediction.measurement is None
         append_lines(self.directory / PREDICTIONS, new)
-        self.kept = replace(self.kept, predictions=(*self.kept.predictions, *new))
+        self.content = replace(self.content, predictions=(*self.content.predictions, *new))
 
     def append(self, records: Sequence[Record], failures: Sequence[Failure] = ()) -> None:
         """Append a cell: all its lines in one write, on the disk when this returns.
@@ -213,8 +213,8 @@ class Run:
         Raises:
             ValueError: the disk is full or the file cannot be written; what was there stays.
         """
-        predicted = {p.case.key: p.estimate for p in self.kept.predictions}
-        recorded = {record.case.key for record in self.kept.records}
+        predicted = {p.case.key: p.estimate for p in self.content.predictions}
+        recorded = {record.case.key for record in self.content.records}
         for record in records:
             key = record.case.key
             assert key not in recorded, f"{key} is recorded twice"
@@ -223,10 +223,10 @@ class Run:
         # then means that the whole cell is measured again.
         append_lines(self.directory / FAILURES, failures)
         append_lines(self.directory / RECORDS, records)
-        self.kept = replace(
-            self.kept,
-            records=(*self.kept.records, *records),
-            failures=(*self.kept.failures, *failures),
+        self.content = replace(
+            self.content,
+            records=(*self.content.records, *records),
+            failures=(*self.content.failures, *failures),
         )
 
     def finish(self, status: Status) -> None:
@@ -237,7 +237,7 @@ class Run:
         """Let other processes write the directory."""
         release(self._lock, self.directory)
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "RunWriter":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -252,7 +252,7 @@ class Run:
 
     def _replace_manifest(self, manifest: Manifest) -> None:
         write_document(self.directory / MANIFEST, encode(manifest))
-        self.kept = replace(self.kept, manifest=manifest)
+        self.content = replace(self.content, manifest=manifest)
 
 
 def _unique(lines: Iterable[Line[Record]], problems: list[str]) -> tuple[Record, ...]:

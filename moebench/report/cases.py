@@ -9,7 +9,7 @@ from moebench.compare.pairs import corrected, prediction_error
 from moebench.records.measurement import Measurement
 from moebench.records.record import Failure, Record
 from moebench.records.results import Caveat, Ratio
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.notation import DASH, percent, ratio_text, three_digits, time_text
 from moebench.report.table import CaseCells, Column, Note, ReportTable, TableCell, build_table
 from moebench.units import Kind, text
@@ -56,7 +56,7 @@ PREDICTED_COLUMNS = (
 Cells = dict[str, TableCell]
 
 
-def run_table(run: KeptRun) -> ReportTable:
+def run_table(run: Run) -> ReportTable:
     """The table of all planned cases of a run.
 
     Raises:
@@ -156,7 +156,7 @@ def _forecast_cells(record: Record, is_baseline: bool) -> Cells:
     }
 
 
-def _cells(record: Record, failure: Failure | None, run: KeptRun) -> Cells:
+def _cells(record: Record, failure: Failure | None, run: Run) -> Cells:
     estimate = record.estimate
     cells = {
         "router": TableCell(record.case.router.title),
@@ -168,7 +168,7 @@ def _cells(record: Record, failure: Failure | None, run: KeptRun) -> Cells:
     return cells | _measured_cells(record) | _ratio_cells(record, run.manifest.baseline)
 
 
-def _unmeasured_cells(failure: Failure | None, run: KeptRun) -> Cells:
+def _unmeasured_cells(failure: Failure | None, run: Run) -> Cells:
     if failure is not None:
         reason = f"{failure.kind}: {failure.message}"
         why = Note(reason, reason)

@@ -7,7 +7,7 @@ from typing import Any
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.records.record import Record
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.notation import DASH, percent
 from moebench.spec.case import Case
 from moebench.units import Kind, text
@@ -29,7 +29,7 @@ FACT_KINDS: Mapping[str, Kind] = {
 """Kind of number of a fact, by its name or the last word of its name."""
 
 
-def conditions(run: KeptRun) -> str:
+def conditions(run: Run) -> str:
     """Everything that the numbers of a run rest on, in one paragraph."""
     records = run.records or run.predictions
     m, cases = run.manifest, [record.case for record in records]
@@ -87,7 +87,7 @@ def cache_state(records: Sequence[Record]) -> str:
     return f"warm in {warm} of {len(measured)} cases, else cold" if warm else "cold"
 
 
-def noise_floor(run: KeptRun) -> str:
+def noise_floor(run: Run) -> str:
     """The speedup that a case shows against itself on the machine of the run."""
     floor = run.manifest.noise_floor
     if floor is None:
@@ -95,7 +95,7 @@ def noise_floor(run: KeptRun) -> str:
     return f"±{percent(floor)}, the interval of a case against itself"
 
 
-def status(run: KeptRun) -> str:
+def status(run: Run) -> str:
     """How many of the planned cases were measured, and the run's status unless it is done."""
     planned = sum(len(cell.cases) for cell in run.manifest.cells)
     counts = f"{len(run.records)} of {planned} cases measured"
@@ -110,7 +110,7 @@ def stop_reasons(records: Sequence[Record]) -> list[str]:
     return [f"Why the cells stopped: {', '.join(counts)}."] if counts else []
 
 
-def limits(run: KeptRun) -> tuple[str, ...]:
+def limits(run: Run) -> tuple[str, ...]:
     """Limits of what the numbers of a run say, as sentences."""
     measured = [record.measurement for record in run.records if record.measurement]
     rounds = [len({sample.round for sample in m.samples}) for m in measured]
@@ -151,7 +151,7 @@ def limits(run: KeptRun) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def run_facts(run: KeptRun) -> dict[str, str]:
+def run_facts(run: Run) -> dict[str, str]:
     """Identity, times and versions of a run, by name."""
     m = run.manifest
     facts = {

@@ -11,7 +11,7 @@ from typing import Any
 from moebench.compare.pairs import corrected, prediction_error, prediction_errors
 from moebench.files import replace_file
 from moebench.records.record import Record
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.cases import LEGEND, measured_only, run_table
 from moebench.report.conditions import noise_floor, stop_reasons
 from moebench.report.document import markdown, page
@@ -23,7 +23,7 @@ from moebench.spec.schema import encode
 from moebench.units import printable
 
 
-def write_report(run: KeptRun) -> tuple[Path, ...]:
+def write_report(run: Run) -> tuple[Path, ...]:
     """Write figures, report.md and report.html into the run's directory; returns their paths.
 
     Raises:
@@ -39,7 +39,7 @@ def write_report(run: KeptRun) -> tuple[Path, ...]:
     return tuple(run.directory / name for name in files)
 
 
-def terminal_report(run: KeptRun) -> str:
+def terminal_report(run: Run) -> str:
     """The report for a terminal: the table, its footnotes, and the errors of the predictions."""
     m = run.manifest
     lines = [
@@ -65,7 +65,7 @@ def terminal_report(run: KeptRun) -> str:
     return "\n".join([*lines, "", f"{len(run.records)} records → {run.directory}"])
 
 
-def run_summary(run: KeptRun) -> dict[str, Any]:
+def run_summary(run: Run) -> dict[str, Any]:
     """The run as the JSON document that `--json` prints, in SI units."""
     return {
         "run": run.manifest.run,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from moebench.compare.pairs import prediction_errors
 from moebench.records.record import Record
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.cases import LEGEND, ratio, run_table
 from moebench.report.conditions import flat_facts, limits, run_facts, status
 from moebench.report.document import (
@@ -25,7 +25,7 @@ from moebench.report.table import ReportTable
 
 
 def report_blocks(
-    run: KeptRun, pictures: Sequence[Picture], missing: Sequence[MissingFigure]
+    run: Run, pictures: Sequence[Picture], missing: Sequence[MissingFigure]
 ) -> tuple[Block, ...]:
     """The report's text, tables and figures in reading order."""
     m = run.manifest
@@ -188,7 +188,7 @@ def _counted_as(records: Sequence[Record]) -> str:
     )
 
 
-def _failures(run: KeptRun) -> Iterable[Block]:
+def _failures(run: Run) -> Iterable[Block]:
     if run.failures:
         yield Heading("Cases that gave no number")
         yield Bullets(tuple(f"{f.case}: {f.kind}: {f.message}" for f in run.failures))

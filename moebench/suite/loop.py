@@ -11,7 +11,7 @@ from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.records.manifest import now
 from moebench.records.record import Failure, Record
 from moebench.records.results import Ratio
-from moebench.records.run import Run
+from moebench.records.run import RunWriter
 from moebench.suite.forecast import Estimates
 from moebench.suite.plan import SLOW_STEP, Cell, Effort
 from moebench.suite.suite_file import Suite
@@ -44,7 +44,7 @@ class Need:
 
 
 def measure_cells(
-    run: Run,
+    run: RunWriter,
     suite: Suite,
     planned: Sequence[Cell],
     machine: "Machine",
@@ -58,9 +58,9 @@ def measure_cells(
     from moebench.suite.passes import failure, observe
     from moebench.suite.prepare import prepare_cell
 
-    estimates = {record.case.key: record.estimate for record in run.kept.predictions}
-    promised = {record.case.key: record.ratios for record in run.kept.predictions}
-    todo = [cell for cell in planned if cell.key not in run.kept.finished_cells]
+    estimates = {record.case.key: record.estimate for record in run.content.predictions}
+    promised = {record.case.key: record.ratios for record in run.content.predictions}
+    todo = [cell for cell in planned if cell.key not in run.content.finished_cells]
     todo = _without_what_does_not_fit(run, todo, estimates, machine.available_memory)
     if not todo:
         return
@@ -101,7 +101,7 @@ def measure_cells(
 
 
 def _rows(
-    run: Run,
+    run: RunWriter,
     cell: Cell,
     observed: "Observed",
     estimates: Estimates,
@@ -145,7 +145,7 @@ def _preparation(cell: Cell) -> Seconds:
 
 
 def _without_what_does_not_fit(
-    run: Run, todo: Sequence[Cell], estimates: Estimates, available: Bytes
+    run: RunWriter, todo: Sequence[Cell], estimates: Estimates, available: Bytes
 ) -> list[Cell]:
     """Drop cases that need more memory than there is, each with a failure row.
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moebench import terminal
-from moebench.compare.noise import kept_noise_floor
+from moebench.compare.noise import load_noise_floor
 from moebench.files import make_folder
 from moebench.predict.layers.calibration import from_datasheet
 from moebench.records.manifest import Manifest, PlannedCell, run_id
 from moebench.records.record import Record
-from moebench.records.run import KeptRun, Run, load_run
+from moebench.records.run import Run, RunWriter, load_run
 from moebench.report.cases import predicted_table
 from moebench.report.table import render_text
 from moebench.spec.hardware import load_hardware
@@ -105,7 +105,7 @@ def _show_predicted(records: Sequence[Record], source: str, as_json: bool) -> in
 
 
 def _measure(
-    options: argparse.Namespace, suite: Suite, kept: KeptRun | None, argv: Sequence[str]
+    options: argparse.Namespace, suite: Suite, kept: Run | None, argv: Sequence[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
     from moebench.measure.devices import choose_device
@@ -136,15 +136,15 @@ def _measure(
         return _show_predicted(records, source, options.json)
     if kept is None:
         manifest = _manifest(suite, planned, machine, argv, budget)
-        run = Run.create(options.out, manifest)
+        run = RunWriter.create(options.out, manifest)
     else:
         if kept.manifest.environment.get("fingerprint") != machine.environment.fingerprint:
             raise ValueError(
                 f"{kept.directory}: was measured on another machine or with other software "
                 f"({kept.manifest.machine}); a run cannot mix two"
             )
-        run = Run.open(kept.directory)
-        for problem in run.kept.problems:
+        run = RunWriter.open(kept.directory)
+        for problem in run.content.problems:
             terminal.say(f"note: {problem}")
     with run:
         run.write_predictions(predictions(run.manifest.run, planned, estimates))
@@ -182,7 +182,7 @@ def _manifest(
     if commit is not None and software.dirty:
         commit = f"{commit}-dirty"
     started = datetime.now(UTC)
-    floor = kept_noise_floor(environment.fingerprint)
+    floor = load_noise_floor(environment.fingerprint)
     return Manifest(
         run=run_id(started, (software.commit or f"v{VERSION}")[:9]),
         suite=suite.name,

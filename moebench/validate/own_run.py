@@ -18,7 +18,7 @@ from moebench import terminal
 from moebench.compare.runs import differences, relative_latency
 from moebench.records.measurement import Measurement
 from moebench.records.record import Record
-from moebench.records.run import KeptRun, load_run
+from moebench.records.run import Run, load_run
 from moebench.spec.schema import encode
 
 MOST_RATIO = 1.3
@@ -70,7 +70,7 @@ def validate_run(directory: Path, earlier: Path | None, as_json: bool) -> int:
     return 1 if score.missed else 0
 
 
-def score_run(run: KeptRun, earlier: KeptRun | None) -> RunScore:
+def score_run(run: Run, earlier: Run | None) -> RunScore:
     """Score the predictions that a run wrote before it measured.
 
     Raises:

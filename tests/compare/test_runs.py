@@ -14,13 +14,13 @@ from moebench.compare.cli import main
 from moebench.compare.noise import (
     UnchangedRun,
     UnchangedRuns,
-    keep_unchanged_run,
-    kept_unchanged_runs,
+    add_unchanged_run,
+    load_unchanged_runs,
 )
 from moebench.compare.runs import compare_runs, relative_latency
 from moebench.records.manifest import Manifest
 from moebench.records.measurement import Reference
-from moebench.records.run import KeptRun, Run
+from moebench.records.run import Run, RunWriter
 from moebench.spec.case import Launch
 
 
@@ -33,9 +33,9 @@ def unchanged(deviation: float, runs: int = 10) -> UnchangedRuns:
     )
 
 
-def written(folder: Path, run: KeptRun) -> str:
+def written(folder: Path, run: Run) -> str:
     """The run on disk."""
-    with Run.create(folder, run.manifest) as made:
+    with RunWriter.create(folder, run.manifest) as made:
         made.write_predictions(
             replace(r, provenance="predicted", measurement=None) for r in run.records
         )
@@ -151,7 +151,7 @@ def test_cases_of_one_run_alone_are_named() -> None:
 
 
 def test_a_graph_that_was_launched_eagerly_is_not_compared_with_one() -> None:
-    def launched(run: KeptRun, launch: Launch) -> KeptRun:
+    def launched(run: Run, launch: Launch) -> Run:
         records = tuple(
             replace(
                 record,
@@ -198,8 +198,8 @@ def test_the_exit_code_says_whether_there_is_a_regression(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for run in unchanged(0.01).runs:
-        keep_unchanged_run("f00d", run)
-    assert kept_unchanged_runs("f00d") == unchanged(0.01)
+        add_unchanged_run("f00d", run)
+    assert load_unchanged_runs("f00d") == unchanged(0.01)
     a = written(tmp_path / "a", timed(1))
     b = written(tmp_path / "b", timed(2, factor=factor))
     assert main([a, b]) == code

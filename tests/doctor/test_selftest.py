@@ -11,14 +11,14 @@ import torch
 from doctor.instrument_records import read_record, table_rows
 from runs import write_run
 
-from moebench.compare.noise import NoiseFloor, keep_noise_floor, kept_noise_floor
+from moebench.compare.noise import NoiseFloor, load_noise_floor, save_noise_floor
 from moebench.doctor import cli as doctor
 from moebench.doctor import selftest
 from moebench.doctor.recording import Times, cut, drifting, quick_unit, record_times, shuffled
 from moebench.doctor.selftest import Rate, Selftest, exact_rate, rates
 from moebench.doctor.text import selftest_table
 from moebench.measure.environment import describe_machine
-from moebench.records.run import KeptRun, load_run
+from moebench.records.run import Run, load_run
 from moebench.report.conditions import noise_floor
 from moebench.spec.schema import decode
 
@@ -151,7 +151,7 @@ def test_doctor_keeps_the_noise_floor_and_ends_with_one_if_a_rate_was_missed(
     document = json.loads(capsys.readouterr().out)
     for key in ("aa_rate", "power_2", "power_5", "coverage", "noise_floor"):
         assert 0 < document[key] <= 1
-    kept = kept_noise_floor(describe_machine(CPU).fingerprint)
+    kept = load_noise_floor(describe_machine(CPU).fingerprint)
     assert kept is not None and kept.half_width == 0.013
     assert doctor.main(["--selftest", "--device", "cpu"]) == code
     assert ("MISSED" in capsys.readouterr().out) is bool(missed)
@@ -195,14 +195,14 @@ def test_doctor_prints_findings_and_refuses_bad_options(
 
 
 def test_a_noise_floor_of_another_machine_or_a_damaged_one_is_none(cache: Path) -> None:
-    path = keep_noise_floor(NoiseFloor("f00d", "2026", None, 0.01, 36))
-    assert kept_noise_floor("f00d") is not None and kept_noise_floor("beef") is None
+    path = save_noise_floor(NoiseFloor("f00d", "2026", None, 0.01, 36))
+    assert load_noise_floor("f00d") is not None and load_noise_floor("beef") is None
     path.write_text("{")
-    assert kept_noise_floor("f00d") is None
+    assert load_noise_floor("f00d") is None
 
 
 def test_reports_carry_the_noise_floor_of_their_machine(tmp_path: Path) -> None:
-    run: KeptRun = load_run(write_run(tmp_path))
+    run: Run = load_run(write_run(tmp_path))
     assert "doctor --selftest" in noise_floor(run)
     known = replace(run, manifest=replace(run.manifest, noise_floor=0.013))
     assert noise_floor(known).startswith("±1.3 %")

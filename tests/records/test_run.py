@@ -21,7 +21,7 @@ from moebench import files as storage
 from moebench.records.checksum import line_of, read_document, write_document
 from moebench.records.manifest import Manifest, read_manifest, run_id
 from moebench.records.record import Failure, Record
-from moebench.records.run import Run, load_run
+from moebench.records.run import RunWriter, load_run
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.case import Level
 from moebench.spec.hardware import HardwareSpec
@@ -37,7 +37,7 @@ class Number:
     value: float
 
 
-def predict(run: Run, level: Level, workload: tuple[str, int, int, int]) -> None:
+def predict(run: RunWriter, level: Level, workload: tuple[str, int, int, int]) -> None:
     """Write the predictions of one cell."""
     keys = [key for cell in run.manifest.cells for key in cell.cases]
     titles = ("top-k", "top-k k=1", "ada-k", "adamoe", "rmoe")
@@ -46,7 +46,7 @@ def predict(run: Run, level: Level, workload: tuple[str, int, int, int]) -> None
     run.write_predictions(prediction(run.manifest, cell_key(level, workload), c) for c in cases)
 
 
-def write_cell(run: Run, level: Level, workload: tuple[str, int, int, int]) -> None:
+def write_cell(run: RunWriter, level: Level, workload: tuple[str, int, int, int]) -> None:
     predict(run, level, workload)
     run.append(measured_cell(run.manifest, level, workload))
 
@@ -109,7 +109,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_predictions_are_never_rewritten(tmp_path: Path) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         predict(run, "moe", FIRST)
         before = (run.directory / "predictions.jsonl").read_bytes()
         other = prediction(run.manifest, "cell", case("top-k", "moe", FIRST))
@@ -118,7 +118,7 @@ def test_predictions_are_never_rewritten(tmp_path: Path) -> None:
 
 
 def test_a_record_whose_estimate_is_not_the_written_prediction_is_refused(tmp_path: Path) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         records = measured_cell(run.manifest, "moe", FIRST)
         with pytest.raises(AssertionError, match="not what was predicted"):
             run.append(records)
@@ -132,7 +132,7 @@ def test_a_record_whose_estimate_is_not_the_written_prediction_is_refused(tmp_pa
 def test_a_torn_last_line_is_reported_kept_aside_and_its_cell_run_again(
     tmp_path: Path, cut: int
 ) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         write_cell(run, "moe", FIRST)
         write_cell(run, "decoder", FIRST)
         directory = run.directory
@@ -143,9 +143,9 @@ def test_a_torn_last_line_is_reported_kept_aside_and_its_cell_run_again(
     assert kept.problems == ("records.jsonl: line 10: torn (the last line was cut off); skipped",)
     assert len(kept.records) == 9
     assert path.read_bytes() == whole[: -1 - cut], "reading changes nothing"
-    with Run.open(directory) as run:
-        assert run.kept.finished_cells == {cell_key("moe", FIRST)}
-        assert len(run.kept.records) == 5 and len(run.kept.problems) == 5
+    with RunWriter.open(directory) as run:
+        assert run.content.finished_cells == {cell_key("moe", FIRST)}
+        assert len(run.content.records) == 5 and len(run.content.problems) == 5
         write_cell(run, "decoder", FIRST)
         run.finish("done")
     assert path.read_bytes() == whole
@@ -154,11 +154,11 @@ def test_a_torn_last_line_is_reported_kept_aside_and_its_cell_run_again(
 
 
 def test_a_last_line_that_only_lacks_its_newline_counts(tmp_path: Path) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         write_cell(run, "moe", FIRST)
     path = run.directory / "records.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
-    with Run.open(run.directory) as again:
+    with RunWriter.open(run.directory) as again:
         write_cell(again, "decoder", FIRST)
     kept = load_run(run.directory)
     assert len(kept.records) == 10 and kept.problems == ()
@@ -182,7 +182,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_the_others_load(tmp_path: Pat
 
 
 def test_an_interrupted_case_is_run_again_and_other_failures_are_not(tmp_path: Path) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         for level, kind in (("moe", "out-of-memory"), ("decoder", "interrupted")):
             predict(run, level, FIRST)
             records = measured_cell(run.manifest, level, FIRST)
@@ -191,10 +191,10 @@ def test_an_interrupted_case_is_run_again_and_other_failures_are_not(tmp_path: P
                 records, [Failure(lost.run, lost.cell, lost.case.key, kind, "", lost.written_at)]
             )
         directory = run.directory
-    with Run.open(directory) as run:
-        assert run.kept.finished_cells == {cell_key("moe", FIRST)}
+    with RunWriter.open(directory) as run:
+        assert run.content.finished_cells == {cell_key("moe", FIRST)}
         write_cell(run, "decoder", FIRST)
-        assert run.kept.finished_cells == {cell_key("moe", FIRST), cell_key("decoder", FIRST)}
+        assert run.content.finished_cells == {cell_key("moe", FIRST), cell_key("decoder", FIRST)}
     kept = load_run(directory)
     assert len(kept.records) == 9 and len(kept.failures) == 1
 
@@ -202,7 +202,7 @@ def test_an_interrupted_case_is_run_again_and_other_failures_are_not(tmp_path: P
 def test_a_full_disk_is_a_message_and_what_was_written_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         write_cell(run, "moe", FIRST)
         predict(run, "decoder", FIRST)
         path = run.directory / "records.jsonl"
@@ -219,7 +219,7 @@ def test_a_full_disk_is_a_message_and_what_was_written_stays(
             with pytest.raises(ValueError, match=r"records\.jsonl: .*No space left.*intact"):
                 run.append(measured_cell(run.manifest, "decoder", FIRST))
         assert path.read_bytes() == before
-        assert run.kept.finished_cells == {cell_key("moe", FIRST)}
+        assert run.content.finished_cells == {cell_key("moe", FIRST)}
         run.append(measured_cell(run.manifest, "decoder", FIRST))
     assert len(load_run(run.directory).records) == 10
 
@@ -227,11 +227,11 @@ def test_a_full_disk_is_a_message_and_what_was_written_stays(
 def test_a_directory_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(ValueError, match="cannot be written: Not a directory"):
-        Run.create(tmp_path / "file", manifest())
-    with Run.create(tmp_path, manifest()), pytest.raises(ValueError, match="exists"):
-        Run.create(tmp_path, manifest())
+        RunWriter.create(tmp_path / "file", manifest())
+    with RunWriter.create(tmp_path, manifest()), pytest.raises(ValueError, match="exists"):
+        RunWriter.create(tmp_path, manifest())
     with pytest.raises(ValueError, match="not a run"):
-        Run.open(tmp_path)
+        RunWriter.open(tmp_path)
     with pytest.raises(ValueError, match="not a run"):
         load_run(tmp_path / "nowhere")
 
@@ -298,11 +298,11 @@ def as_schema_1(directory: Path) -> None:
 
 
 def test_a_run_without_checksums_is_read_and_resumed(tmp_path: Path) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         write_cell(run, "moe", FIRST)
     as_schema_1(run.directory)
     assert len(load_run(run.directory).records) == 5 and not load_run(run.directory).problems
-    with Run.open(run.directory) as again:
+    with RunWriter.open(run.directory) as again:
         write_cell(again, "decoder", FIRST)
     kept = load_run(run.directory)
     assert len(kept.records) == 10 and not kept.problems
@@ -320,21 +320,21 @@ def test_committed_runs_are_read_whole() -> None:
 
 
 def test_an_exception_leaves_an_interrupted_run_that_can_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Run.create(tmp_path, manifest(SMALL)) as run:
+    with pytest.raises(KeyboardInterrupt), RunWriter.create(tmp_path, manifest(SMALL)) as run:
         write_cell(run, "moe", FIRST)
         raise KeyboardInterrupt
     assert load_run(run.directory).manifest.status == "interrupted"
-    with Run.open(run.directory) as again:
+    with RunWriter.open(run.directory) as again:
         assert again.manifest.status == "running" and len(again.manifest.resumed_at) == 1
-        assert again.kept.finished_cells == {cell_key("moe", FIRST)}
+        assert again.content.finished_cells == {cell_key("moe", FIRST)}
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from moebench.records.checksum import line_of
-from moebench.records.run import Run
-run = Run.open(Path(sys.argv[1]))
+from moebench.records.run import RunWriter
+run = RunWriter.open(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -348,13 +348,13 @@ def test_a_run_has_one_writer_and_the_lock_of_a_dead_one_is_void(tmp_path: Path)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=f"process {holder.pid} is writing this run"):
-            Run.open(directory)
+            RunWriter.open(directory)
         assert len(load_run(directory).records) == 20, "readers need no lock"
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
-    with Run.open(directory) as run:
-        assert len(run.kept.records) == 20
+    with RunWriter.open(directory) as run:
+        assert len(run.content.records) == 20
 
 
 def test_run_ids_sort_by_time_and_machines_become_slugs() -> None:

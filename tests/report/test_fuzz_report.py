@@ -24,7 +24,7 @@ from moebench.compare.noise import UnchangedRuns
 from moebench.compare.runs import compare_runs
 from moebench.records.manifest import Manifest
 from moebench.records.record import Failure, Record
-from moebench.records.run import KeptRun, load_run
+from moebench.records.run import Run, load_run
 from moebench.report.document import markdown, page
 from moebench.report.output import run_summary, terminal_report, write_report
 from moebench.report.sections import report_blocks
@@ -100,7 +100,7 @@ def first_table(path: Path) -> Any:
     return json.loads(text if path.name == "manifest.json" else text.splitlines()[0])
 
 
-def judge(directory: Path, say: Callable[[KeptRun], object]) -> None:
+def judge(directory: Path, say: Callable[[Run], object]) -> None:
     """Everything that reads a run: what it says, or one line."""
     try:
         with warnings.catch_warnings():
@@ -113,17 +113,17 @@ def judge(directory: Path, say: Callable[[KeptRun], object]) -> None:
         assert any(word in message for word in about), message
 
 
-def shown(run: KeptRun) -> None:
+def shown(run: Run) -> None:
     blocks = report_blocks(run, (), ())
     assert markdown(blocks) and page(run.manifest.title, blocks) and terminal_report(run)
     json.dumps(run_summary(run), allow_nan=False)
 
 
-def compared(run: KeptRun) -> None:
+def compared(run: Run) -> None:
     compare_runs(run, run, UnchangedRuns("", ()))
 
 
-def scored(run: KeptRun) -> None:
+def scored(run: Run) -> None:
     score_run(run, run)
 
 
@@ -131,7 +131,7 @@ def scored(run: KeptRun) -> None:
 @FEW
 @given(edits=EDITS)
 def test_any_edited_run_is_shown_compared_and_scored_or_refused(
-    written: Path, tmp_path: Path, say: Callable[[KeptRun], object], edits: list[Any]
+    written: Path, tmp_path: Path, say: Callable[[Run], object], edits: list[Any]
 ) -> None:
     judge(edited(written, tmp_path, edits), say)
 
@@ -141,7 +141,7 @@ def test_any_edited_run_is_shown_compared_and_scored_or_refused(
 @settings(PLENTY, max_examples=60)
 @given(edits=EDITS.filter(bool))
 def test_many_more_edited_runs_are_shown_compared_and_scored_or_refused(
-    written: Path, tmp_path: Path, say: Callable[[KeptRun], object], edits: list[Any]
+    written: Path, tmp_path: Path, say: Callable[[Run], object], edits: list[Any]
 ) -> None:
     judge(edited(written, tmp_path, edits), say)
 

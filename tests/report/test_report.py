@@ -15,7 +15,7 @@ from runs import BASELINE, case, cell_key, manifest, measured_cell, prediction, 
 from moebench import report
 from moebench.records.record import Record
 from moebench.records.results import Caveat
-from moebench.records.run import KeptRun, Run, load_run
+from moebench.records.run import Run, RunWriter, load_run
 from moebench.report import output, sections
 from moebench.report.cases import run_table
 from moebench.report.conditions import backends_by_phase, conditions
@@ -39,10 +39,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run_of(records: list[Record]) -> KeptRun:
+def run_of(records: list[Record]) -> Run:
     predictions = tuple(replace(r, provenance="predicted", measurement=None) for r in records)
     plan = manifest((("decode", 1, 1, 1024),))
-    return KeptRun(Path("nowhere"), plan, predictions, tuple(records), (), ())
+    return Run(Path("nowhere"), plan, predictions, tuple(records), (), ())
 
 
 def columns(table: ReportTable, key: str) -> list[str]:
@@ -135,7 +135,7 @@ def test_every_dash_has_a_reason(written: Path) -> None:
 
 def test_an_unmeasured_case_keeps_its_prediction(tmp_path: Path) -> None:
     plan = manifest(SMALL)
-    with Run.create(tmp_path, plan) as run:
+    with RunWriter.create(tmp_path, plan) as run:
         cell = cell_key("moe", SMALL[0])
         run.write_predictions([prediction(plan, cell, case(BASELINE, "moe", SMALL[0]))])
     table = run_table(load_run(run.directory))
@@ -224,7 +224,7 @@ def test_where_there_is_energy_it_is_drawn_and_elsewhere_the_reason_is_said() ->
 def test_a_run_without_records_has_a_report_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Run.create(tmp_path, manifest(SMALL)) as run:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         pass
     assert report.main([str(run.directory)]) == 0
     assert "Quality: not measured" in capsys.readouterr().out

@@ -22,7 +22,7 @@ import torch
 
 from moebench import files as storage
 from moebench.calibrate import machine
-from moebench.records.run import KeptRun, load_run
+from moebench.records.run import Run, load_run
 from moebench.suite import cli as suite
 
 LONGEST = 1.5
@@ -76,12 +76,12 @@ def killed(child: int, results: Path, rng: random.Random) -> bool:
     return True
 
 
-def keys(run: KeptRun) -> list[str]:
+def keys(run: Run) -> list[str]:
     """Of the records, in their order."""
     return [record.case.key for record in run.records]
 
 
-def check(before: KeptRun | None, after: KeptRun) -> int:
+def check(before: Run | None, after: Run) -> int:
     """What was finished before is there unchanged, once; returns the number of torn lines."""
     assert len(keys(after)) == len(set(keys(after)))
     assert not after.failures
@@ -98,7 +98,7 @@ def check(before: KeptRun | None, after: KeptRun) -> int:
 def main(name: str, folder: str, seed: str, kills: str) -> None:
     rng, results, left = random.Random(int(seed)), Path(folder), int(kills)
     complete = torn = nothing_yet = 0
-    before: KeptRun | None = None
+    before: Run | None = None
     while left or before is not None:
         found = [path.parent for path in results.glob("*/*/*/manifest.json")]
         arguments = [name, "--device", "cpu", "--out", folder, "--time-budget", "0.5 s"]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from moebench.measure.latency import Plan
-from moebench.records.run import KeptRun, Run, load_run
+from moebench.records.run import Run, RunWriter, load_run
 from moebench.suite.cli import main
 
 pytestmark = pytest.mark.usefixtures("calibrated")
@@ -66,16 +66,16 @@ def build_greedy(*arguments):
 '''
 
 
-def run_of(results: Path) -> KeptRun:
+def run_of(results: Path) -> Run:
     (path,) = results.glob("*/*/*/manifest.json")
     return load_run(path.parent)
 
 
-def keys(run: KeptRun) -> list[str]:
+def keys(run: Run) -> list[str]:
     return [record.case.key for record in run.records]
 
 
-def planned(run: KeptRun) -> list[str]:
+def planned(run: Run) -> list[str]:
     return [case for cell in run.manifest.cells for case in cell.cases]
 
 
@@ -83,7 +83,7 @@ def measure(suite: str, results: Path, *more: str) -> int:
     return main([suite, "--device", "cpu", "--out", str(results), *more])
 
 
-def resume(run: KeptRun) -> int:
+def resume(run: Run) -> int:
     return main(["--resume", str(run.directory)])
 
 
@@ -148,19 +148,19 @@ SMALL_DISK = """
 import os, subprocess
 from pathlib import Path
 from moebench import record
-from moebench.records.run import Run, load_run
+from moebench.records.run import RunWriter, load_run
 
 suite_file, disk, fault = sys.argv[1:]
 def system(*command):
     subprocess.run([*command, disk], check=True)
 
 system("mount", "-t", "tmpfs", "-o", "size=4m", "none")
-append, filler = Run.append, Path(disk, "filler")
+append, filler = RunWriter.append, Path(disk, "filler")
 
 def append_then_fail(run, records, failures=()):
     append(run, records, failures)
     if records:
-        Run.append = append
+        RunWriter.append = append
         if fault == "full":
             with open(filler, "wb", buffering=0) as file:
                 try:
@@ -171,7 +171,7 @@ def append_then_fail(run, records, failures=()):
             system("mount", "--bind", disk)  # over the mount in which the lock is open
             system("mount", "-o", "remount,bind,ro")
 
-Run.append = append_then_fail
+RunWriter.append = append_then_fail
 code = suite.main([suite_file, "--device", "cpu", "--out", disk])
 (path,) = Path(disk).glob("*/*/*/manifest.json")
 cut = load_run(path.parent)
@@ -221,7 +221,7 @@ def test_a_run_that_somebody_writes_is_left_alone(
 ) -> None:
     assert measure(suite, tmp_path / "results", "--only", "ada-k") == 0
     run = run_of(tmp_path / "results")
-    with Run.open(run.directory):
+    with RunWriter.open(run.directory):
         before = {path.name: path.read_bytes() for path in run.directory.iterdir()}
         assert resume(run) == 2
         after = {path.name: path.read_bytes() for path in run.directory.iterdir()}
@@ -286,13 +286,13 @@ int clock_gettime(clockid_t id, struct timespec *now) {
 SET_BACK = """
 import os
 from pathlib import Path
-from moebench.records.run import Run
-append = Run.append
+from moebench.records.run import RunWriter
+append = RunWriter.append
 def append_and_set_back(run, records, failures=()):
     append(run, records, failures)
     if records:
         Path(os.environ["SET_BACK"]).touch()
-Run.append = append_and_set_back
+RunWriter.append = append_and_set_back
 sys.exit(suite.main(sys.argv[1:]))
 """
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from runs import timed, without_reference
 
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.validate.own_run import score_run
 
 
-def predicted(run: KeptRun, factor: float, reference: float | None = 0.02) -> KeptRun:
+def predicted(run: Run, factor: float, reference: float | None = 0.02) -> Run:
     """The run with predictions that are `factor` times what was measured."""
     records = []
     for record in run.records:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.cases import measured_only
 from moebench.report.conditions import conditions
 from moebench.report.document import Picture
@@ -16,7 +16,7 @@ class MissingFigure:
     reason: str
 
 
-def draw_figures(run: KeptRun) -> tuple[tuple[Picture, ...], tuple[MissingFigure, ...]]:
+def draw_figures(run: Run) -> tuple[tuple[Picture, ...], tuple[MissingFigure, ...]]:
     """All figures that the records of a run allow, and the reasons for those they do not.
 
     Raises:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from moebench.compare.pairs import prediction_errors
 from moebench.records.record import Record
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.cases import labels_of, measurement_of, titles_of
 from moebench.report.figures import style
 from moebench.report.notation import LEVELS, level_title, percent
@@ -31,7 +31,7 @@ STAGE_COLOURS = {
 }
 
 
-def latency_by_stage(level: str, run: KeptRun) -> Figure | str:
+def latency_by_stage(level: str, run: Run) -> Figure | str:
     """Figure of the stages of a step: measured above, predicted below, for each case of a level."""
     records = [r for r in run.records if r.case.workload.level == level]
     if not records:
@@ -106,7 +106,7 @@ def _stack(axes: Axes, y: float, stages: Mapping[str, float], scale: float, hatc
     return set(stages)
 
 
-def roofline(run: KeptRun) -> Figure | str:
+def roofline(run: Run) -> Figure | str:
     """Figure of measured FLOP/s against FLOP per byte, under the machine's two roofs."""
     records = [r for r in run.records if r.estimate.bytes_moved]
     if not records:
@@ -163,7 +163,7 @@ def _roofline_point(record: Record) -> tuple[float, float]:
     return record.estimate.flops / moved, rate
 
 
-def predicted_against_measured(run: KeptRun) -> Figure | str:
+def predicted_against_measured(run: Run) -> Figure | str:
     """Figure of predicted against measured latency, one point a case."""
     records = list(run.records)
     if not records:

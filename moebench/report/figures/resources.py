@@ -7,12 +7,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from moebench.records.record import Record
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.cases import labels_of, measurement_of, titles_of
 from moebench.report.figures import style
 
 
-def peak_memory(run: KeptRun) -> Figure | str:
+def peak_memory(run: Run) -> Figure | str:
     """Figure of the peak memory of each case: weights, KV cache, activations."""
     records = list(run.records)
     if not records:
@@ -59,7 +59,7 @@ def _measured_bytes(record: Record) -> float:
     return memory.weights + memory.cache + (memory.activations or 0.0)
 
 
-def energy_per_token(run: KeptRun) -> Figure | str:
+def energy_per_token(run: Run) -> Figure | str:
     """Figure of gross energy per token, by workload."""
     records = [r for r in run.records if measurement_of(r).energy.joules is not None]
     if not records:

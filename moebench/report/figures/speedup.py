@@ -11,13 +11,13 @@ from matplotlib.patches import Patch
 from moebench.compare.pairs import SAME_MARGIN
 from moebench.records.record import Record
 from moebench.records.results import Ratio
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.cases import labels_of, levels_of, ratio, titles_of
 from moebench.report.figures import style
 from moebench.report.notation import level_title
 
 
-def speedup_by_batch(run: KeptRun) -> Figure | str:
+def speedup_by_batch(run: Run) -> Figure | str:
     """Figure of speedup against batch in decode, one panel a level and router."""
     records = [r for r in _compared(run) if r.case.workload.phase == "decode"]
     if not records:
@@ -45,7 +45,7 @@ def speedup_by_batch(run: KeptRun) -> Figure | str:
     return figure
 
 
-def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run: KeptRun) -> None:
+def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run: Run) -> None:
     _draw_no_difference(axes.axhspan, axes.axhline, run)
     x = [r.case.workload.batch for r in records]
     looks = {
@@ -78,7 +78,7 @@ def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run:
     )
 
 
-def speedup_elsewhere(run: KeptRun) -> Figure | str:
+def speedup_elsewhere(run: Run) -> Figure | str:
     """Figure of speedup in prefill and training, one line a workload and router."""
     records = [r for r in _compared(run) if r.case.workload.phase != "decode"]
     if not records:
@@ -128,7 +128,7 @@ def _draw_speedup(axes: Axes, record: Record, y: float, colour: str) -> None:
     )
 
 
-def _compared(run: KeptRun) -> list[Record]:
+def _compared(run: Run) -> list[Record]:
     return [r for r in run.records if ratio(r, "speedup") is not None]
 
 
@@ -140,7 +140,7 @@ def _error_bars(ratios: Sequence[Ratio]) -> list[list[float]]:
     ]
 
 
-def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run: KeptRun) -> None:
+def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run: Run) -> None:
     """Draw the line at a speedup of 1, and the band of speedups that are no difference."""
     margin = max(SAME_MARGIN, run.manifest.noise_floor or 0.0)
     span(1 - margin, 1 + margin, color=style.BAND, linewidth=0, zorder=0)

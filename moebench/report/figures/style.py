@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from moebench.records.record import Record
-from moebench.records.run import KeptRun
+from moebench.records.run import Run
 from moebench.report.cases import levels_of, titles_of
 from moebench.report.notation import level_title
 from moebench.units import Kind, printable, text
@@ -66,7 +66,7 @@ class Drawing:
     title: str
     explanation: str
     """What the marks mean; the caption adds what the figure rests on."""
-    draw: Callable[[KeptRun], Figure | str]
+    draw: Callable[[Run], Figure | str]
 
 
 def panels(
@@ -137,7 +137,7 @@ def label_logarithmic(axis: Axis, kind: Kind) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def router_colours(run: KeptRun) -> Mapping[str, str]:
+def router_colours(run: Run) -> Mapping[str, str]:
     """One colour a router title: greys for the baseline and its fixed-k relatives."""
     routers = {r.case.router.title: r.case.router.name for r in (*run.predictions, *run.records)}
     colours: dict[str, str] = {}
@@ -159,7 +159,7 @@ def shown(title: str) -> str:
     return printable(f" {title}" if title.startswith("_") else title)
 
 
-def router_handles(run: KeptRun, records: Sequence[Record], patches: bool = False) -> list[Any]:
+def router_handles(run: Run, records: Sequence[Record], patches: bool = False) -> list[Any]:
     """Legend entries for the routers: points, or patches where the figure has bars."""
     colours = router_colours(run)
     if patches:
