@@ -1,10 +1,9 @@
 """A document shows the same text on its page as its blocks hold, whatever the text looks like."""
 
-from html.parser import HTMLParser
-
 from fuzzing import FEW
 from hypothesis import example, given
 from hypothesis import strategies as st
+from report.pages import PageText
 
 from moebench.report.document import Bullets, Heading, Paragraph, Picture, page, plain_grid
 from moebench.units import printable
@@ -12,35 +11,17 @@ from moebench.units import printable
 MARKUP = st.text("ab1_*~`#+-=.!()[]<>&\\|:;/\"' \té×", max_size=14).filter(str.strip)
 
 
-class PageText(HTMLParser):
-    """Text and element names of a page's body."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text, self.elements = "", list[str]()
-        self.feed(text[text.index("<body>") :])
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.elements.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def page_of(text: str) -> PageText:
-    return PageText(
-        page(
-            text,
-            (
-                Heading(text, 1),
-                Paragraph(text),
-                Paragraph(text, is_small=True),
-                Bullets((text, text)),
-                plain_grid((text, text), [(text, text), (text, text)]),
-                Picture("figure", text, text, b""),
-            ),
-        )
+    blocks = (
+        Heading(text, 1),
+        Paragraph(text),
+        Paragraph(text, is_small=True),
+        Bullets((text, text)),
+        plain_grid((text, text), [(text, text), (text, text)]),
+        Picture("figure", text, text, b""),
     )
+    html = page(text, blocks)
+    return PageText(html[html.index("<body>") :])
 
 
 @FEW
