@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from moebench.predict.serving.deployment import Deployment, Level
-from moebench.predict.serving.speedup import forecast
-from moebench.records.results import Forecast
+from moebench.predict.serving.deployment import Deployment, DeploymentLevel
+from moebench.predict.serving.speedup import Speedup, speedups
 from moebench.routers.policy import Policy, policy
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.model import ModelSpec, load_model
@@ -16,7 +15,7 @@ def predict_layer(
     router: str | Policy = "ada-k",
     batch: int = 1,
     **deployment: Any,
-) -> Forecast:
+) -> Speedup:
     """Predict one MoE layer on a GPU: latency, speedup over the model's top-k, energy, memory.
 
     Args:
@@ -38,7 +37,7 @@ def predict_model(
     router: str | Policy = "ada-k",
     batch: int = 1,
     **deployment: Any,
-) -> Forecast:
+) -> Speedup:
     """Predict a step of the whole network, composed of its layers; see `predict_layer`.
 
     `tensor_parallel` and `expert_parallel` say over how many GPUs it is spread.
@@ -47,12 +46,12 @@ def predict_model(
 
 
 def _predict(
-    level: Level,
+    level: DeploymentLevel,
     asked: tuple[str | ModelSpec, str | HardwareSpec],
     router: str | Policy,
     batch: int,
     fields: dict[str, Any],
-) -> Forecast:
+) -> Speedup:
     model, hardware = asked
     deployment = Deployment(
         load_model(model) if isinstance(model, str) else model,
@@ -61,4 +60,4 @@ def _predict(
         **fields,
     )
     own = policy(router) if isinstance(router, str) else router
-    return forecast(deployment, own, [batch]).rows[0]
+    return speedups(deployment, own, [batch])[0]

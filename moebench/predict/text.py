@@ -1,12 +1,16 @@
-"""Predictions as tables for people: one case in full, several cases side by side, break-evens."""
+"""Predictions as tables for people: one case in full, several cases side by side, break-evens.
+
+A case is a deployment and a router, with speedups at several batches.
+"""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from moebench.predict.serving.break_even import BreakEven
 from moebench.predict.serving.deployment import Deployment
-from moebench.predict.serving.speedup import Answer
-from moebench.records.results import Caveat, Forecast
+from moebench.predict.serving.speedup import Speedup
+from moebench.records.results import Caveat
+from moebench.terminal import text_table
 from moebench.units import text
 
 LEVEL_TITLES = {
@@ -31,98 +35,106 @@ _BASIS_NOTES = {
 }
 FOOTNOTE_WIDTH = 150
 NARROWEST_SHARE = 0.005
-"""Stages below it at every batch are left out of the breakdown."""
+"""Stages with a smaller share of the latency at every batch are left out of the breakdown."""
+
+Speedups = Sequence[Speedup]
+"""Speedups of one case, by batch."""
 
 
-def forecast_text(answer: Answer) -> str:
-    """One case: header, table over batch, stages, notes."""
-    notes = [*notes_of(answer.caveats), *_energy_notes([answer])]
+def case_text(rows: Speedups) -> str:
+    """Text of one case: header, table over batch, stages, notes."""
+    last = rows[-1]
+    parts = ", ".join(f"{name} {text(size, 'size')}" for name, size in last.memory.items())
+    notes = _notes([rows])
     return "\n".join(
         [
-            *_header(answer),
+            *_header(rows[0]),
             "",
-            _aligned(_rows(answer.rows)),
-            _memory_line(answer.rows[-1]),
+            _batches(rows),
+            f"memory of the fullest device at batch {last.batch}: {parts}",
             "",
             "share of the latency by stage",
-            _aligned(_stages(answer.rows)),
+            _stages(rows),
             *([""] if notes else []),
             *notes,
         ]
     )
 
 
-def comparison_text(answers: Sequence[Answer], labels: Sequence[str]) -> str:
-    """Several cases: rows are batches, columns cases; speedups, then latencies.
+def comparison_text(cases: Sequence[Speedups]) -> str:
+    """Text of several cases at the same batches: rows are batches, columns cases."""
+    labels = labels_of(cases)
+    heads = [rows[0] for rows in cases]
+    by_batch = [*zip(*cases, strict=True)]
 
-    Args:
-        answers: at the same batches, level and phase.
-        labels: what tells each from the others, lines of a column's head.
-    """
-    first = answers[0].deployment
-    lines = [
-        f"{_asked(first)}; speedup over each model's own top-k [90 % interval]",
-        *(f"{label}: {_rests_on(one)}" for label, one in zip(labels, answers, strict=True)),
-    ]
-    speedup = [["batch", *labels]]
-    latency = [["batch", *labels]]
-    for rows in zip(*(one.rows for one in answers), strict=True):
-        speedup.append([str(rows[0].batch), *(_speedup(row) for row in rows)])
-        latency.append([str(rows[0].batch), *(_latency(row) for row in rows)])
-    promise = ["FLOPs say", *(_promise(one.rows) for one in answers)]
-    error = ["calibration", *(_error_range(one.rows) for one in answers)]
-    memory = ["memory", *(_memory_range(one.rows) for one in answers)]
-    energy = ["energy", *(_energy_range(one.rows) for one in answers)]
-    notes = notes_of(caveat for one in answers for caveat in one.caveats)
+    def table(cell: Callable[[Speedup], str], *more: Sequence[str]) -> str:
+        lines = [[str(rows[0].batch), *map(cell, rows)] for rows in by_batch]
+        return text_table(["batch", *labels], [*lines, *more], left=())
+
     return "\n".join([
-        *lines, "", "speedup", _aligned([*speedup, promise]), "",
-        "latency of a step", _aligned([*latency, memory, energy, error]), "",
-        *notes, *_energy_notes(answers),
+        f"{_asked(heads[0].deployment)}; speedup over each model's own top-k [90 % interval]",
+        *(f"{label}: {_basis(head)}" for label, head in zip(labels, heads, strict=True)),
+        "",
+        "speedup",
+        table(_speedup, ["FLOPs say", *map(_promise, cases)]),
+        "",
+        "latency of a step",
+        table(
+            _latency,
+            ["memory", *map(_memory_range, cases)],
+            ["energy", *map(_energy_range, cases)],
+            ["calibration", *map(_error_range, cases)],
+        ),
+        "",
+        *_notes(cases),
     ])  # fmt: skip
 
 
 def break_even_text(cases: Sequence[Sequence[BreakEven]], deployment: Deployment) -> str:
-    """Largest mean k that gains the target: rows are batches, columns cases."""
-    first = cases[0][0]
-    labels = [
-        _label(
-            (rows[0].model, rows[0].hardware, rows[0].router),
-            [(r[0].model, r[0].hardware, r[0].router) for r in cases],
-        )
-        for rows in cases
-    ]
-    lines = [["batch", *labels]]
-    for rows in zip(*cases, strict=True):
-        lines.append([str(rows[0].batch), *(_break_even(row) for row in rows)])
-    tops = sorted({f"{rows[0].model} has k = {rows[0].top_k}" for rows in cases})
+    """Text of the largest mean k that gains the target: rows are batches, columns cases."""
+    heads = [rows[0] for rows in cases]
+    keys = [(head.model, head.hardware, head.router) for head in heads]
+    lines = [[str(rows[0].batch), *map(_break_even, rows)] for rows in zip(*cases, strict=True)]
+    tops = sorted({f"{head.model} has k = {head.top_k}" for head in heads})
     return "\n".join([
-        f"mean k at which the step runs {first.target:.2f}× as fast as with the model's own top-k",
+        f"mean k at which the step runs {heads[0].target:.2f}× as fast as with the model's own "
+        "top-k",
         f"{_asked(deployment)}; {', '.join(tops)}",
         "",
-        _aligned(lines),
+        text_table(["batch", *_labels(keys)], lines, left=()),
     ])  # fmt: skip
 
 
-def labels_of(answers: Sequence[Answer]) -> list[str]:
-    """What tells each case from the others: of model, hardware and router only what differs."""
-    keys = [(one.rows[0].model, one.rows[0].hardware, one.rows[0].router) for one in answers]
-    return [_label(key, keys) for key in keys]
+def labels_of(cases: Sequence[Speedups]) -> list[str]:
+    """Label of each case: what differs of model, hardware and router."""
+    return _labels([_key(rows) for rows in cases])
 
 
-def figure_texts(answers: Sequence[Answer]) -> tuple[str, str]:
+def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
     """Title and footnote of the figure of some cases."""
-    first = answers[0]
-    keys = [(one.rows[0].model, one.rows[0].hardware, one.rows[0].router) for one in answers]
-    shared = [key[0] for key in zip(*keys, strict=True) if len(set(key)) == 1]
-    title = f"{', '.join(shared)}: {first.rows[0].phase}, {LEVEL_TITLES[first.rows[0].level]}"
-    means = ", ".join(sorted({f"{one.point.mean_k:.2f}" for one in answers}))
-    footnote = f"Predicted: {_asked(first.deployment)}; mean k {means}."
+    deployment = cases[0][0].deployment
+    shared = [key[0] for key in zip(*map(_key, cases), strict=True) if len(set(key)) == 1]
+    title = f"{', '.join(shared)}: {deployment.phase}, {LEVEL_TITLES[deployment.level]}"
+    means = ", ".join(sorted({f"{rows[0].point.mean_k:.2f}" for rows in cases}))
+    footnote = f"Predicted: {_asked(deployment)}; mean k {means}."
     return title.removeprefix(": "), textwrap.fill(footnote, FOOTNOTE_WIDTH)
 
 
-def _label(key: tuple[str, ...], keys: Sequence[tuple[str, ...]]) -> str:
-    differing = [i for i in range(len(key)) if len({other[i] for other in keys}) > 1]
-    return ", ".join(key[i] for i in differing) or key[-1]
+def notes_of(caveats: Iterable[Caveat]) -> list[str]:
+    """Footnotes of caveats, equal ones once."""
+    return list(
+        dict.fromkeys(f"⚠ {c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}" for c in caveats)
+    )
+
+
+def _key(rows: Speedups) -> tuple[str, str, str]:
+    deployment = rows[0].deployment
+    return deployment.model.name, deployment.hardware.name, rows[0].router
+
+
+def _labels(keys: Sequence[tuple[str, ...]]) -> list[str]:
+    differing = [i for i, names in enumerate(zip(*keys, strict=True)) if len(set(names)) > 1]
+    return [", ".join(key[i] for i in differing) or key[-1] for key in keys]
 
 
 def _break_even(row: BreakEven) -> str:
@@ -148,130 +160,110 @@ def _asked(deployment: Deployment) -> str:
     return f"{d.phase} {context}, {LEVEL_TITLES[d.level]}{layers}, {d.dtype} weights, {devices}"
 
 
-def _rests_on(answer: Answer) -> str:
+def _basis(row: Speedup) -> str:
+    """Operating point and kernel that a case rests on, in words."""
     return (
-        f"mean k {answer.point.mean_k:.2f} ({answer.point.source}); kernel "
-        f"{answer.rows[0].kernel}, calibrated on {answer.calibration.origin}"
+        f"mean k {row.point.mean_k:.2f} ({row.point.source}); kernel "
+        f"{row.prices.name}, calibrated on {row.estimate.calibration}"
     )
 
 
-def _header(answer: Answer) -> list[str]:
-    d, first = answer.deployment, answer.rows[0]
-    hint = {"moe": " (--level model composes the whole network)"}.get(d.level, "")
+def _header(row: Speedup) -> list[str]:
+    d, prices = row.deployment, row.prices
+    hint = " (--level model composes the whole network)" if d.level == "moe" else ""
     lines = [
-        f"{first.model} · {first.router} · {d.hardware.title}",
+        f"{d.model.name} · {row.router} · {d.hardware.title}",
         _asked(d) + hint,
-        f"mean k {answer.point.mean_k:.2f} of {d.model.num_experts} experts: {answer.point.source}",
-        f"expert kernel {first.kernel} ({first.family} family), calibrated on "
-        f"{answer.calibration.origin}; weights cold",
-    ]
-    lines.append(
+        f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
+        f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
+        f"{row.estimate.calibration}; weights cold",
         "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
-        f"seen were this far off{_BASIS_NOTES.get(first.basis, '')}"
-    )
+        f"seen were this far off{_BASIS_NOTES.get(row.basis, '')}",
+    ]
     if d.level != "moe" or d.model.shared_intermediate_size:
         lines.append(
-            f"around the experts: {answer.library.origin}; not calibrated: attention and "
+            f"around the experts: {prices.dense.origin}; not calibrated: attention and "
             "communication"
         )
     return lines
 
 
-def _rows(rows: Sequence[Forecast]) -> list[list[str]]:
-    has_energy = any(row.energy_j is not None for row in rows)
-    head = ["batch", "experts", "latency [90 %]", "speedup [90 %]", "FLOPs say"]
-    head += ["energy"] * has_energy + ["memory", "bound by", "measured error"]
-    return [
-        head,
-        *(
-            [
-                str(row.batch),
-                f"{row.distinct_experts:.1f}",
-                _latency(row),
-                _speedup(row),
-                f"{row.flops_promise:.2f}×",
-                *([text(row.energy_j, "energy")] * has_energy),
-                text(row.peak_memory_bytes, "size"),
-                row.bound,
-                f"{_error(row)} ({BASIS_TITLES[row.basis]})",
-            ]
-            for row in rows
-        ),
+def _batches(rows: Speedups) -> str:
+    has_energy = any(row.energy.joules is not None for row in rows)
+    titles = ["batch", "experts", "latency [90 %]", "speedup [90 %]", "FLOPs say"]
+    titles += ["energy"] * has_energy + ["memory", "bound by", "measured error"]
+    lines = [
+        [
+            str(row.batch),
+            f"{row.estimate.distinct_experts:.1f}",
+            _latency(row),
+            _speedup(row),
+            f"{row.flops_promise:.2f}×",
+            *([text(row.energy.joules, "energy")] * has_energy),
+            text(row.estimate.peak_memory, "size"),
+            row.estimate.bound,
+            _errors(*row.calibration_error) + f" ({BASIS_TITLES[row.basis]})",
+        ]
+        for row in rows
     ]
+    return text_table(titles, lines, left=())
 
 
-def _stages(rows: Sequence[Forecast]) -> list[list[str]]:
+def _stages(rows: Speedups) -> str:
+    steps = [row.estimate for row in rows]
     shares = {
-        name: [row.stages_s[name] / row.latency_s for row in rows] for name in rows[0].stages_s
+        name: [step.by_stage[name] / step.latency for step in steps] for name in steps[0].by_stage
     }
     shown = {name: parts for name, parts in shares.items() if max(parts) >= NARROWEST_SHARE}
-    return [
-        ["batch", *shown],
-        *(
-            [str(row.batch), *(f"{100 * parts[i]:.0f} %" for parts in shown.values())]
-            for i, row in enumerate(rows)
-        ),
+    lines = [
+        [str(row.batch), *(f"{100 * parts[i]:.0f} %" for parts in shown.values())]
+        for i, row in enumerate(rows)
     ]
+    return text_table(["batch", *shown], lines, left=())
 
 
-def _memory_line(row: Forecast) -> str:
-    parts = ", ".join(f"{name} {text(size, 'size')}" for name, size in row.memory_bytes.items())
-    return f"memory of the fullest device at batch {row.batch}: {parts}"
-
-
-def _latency(row: Forecast) -> str:
-    low, high = text(row.latency_low_s, "time"), text(row.latency_high_s, "time")
+def _latency(row: Speedup) -> str:
+    step = row.estimate
+    low, high = text(step.latency_low, "time"), text(step.latency_high, "time")
     if low.split()[-1] == high.split()[-1]:
         low = low.split()[0]
-    return f"{text(row.latency_s, 'time')} [{low}, {high}]"
+    return f"{text(step.latency, 'time')} [{low}, {high}]"
 
 
-def _speedup(row: Forecast) -> str:
-    return f"{row.speedup:.2f}× [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+def _speedup(row: Speedup) -> str:
+    return f"{row.value:.2f}× [{row.low:.2f}, {row.high:.2f}]"
 
 
-def _error(row: Forecast) -> str:
-    return f"{100 * row.calibration_error_low:.0f} to {100 * row.calibration_error_high:+.0f} %"
+def _errors(low: float, high: float) -> str:
+    return f"{100 * low:.0f} to {100 * high:+.0f} %"
 
 
-def _error_range(rows: Sequence[Forecast]) -> str:
-    low = min(row.calibration_error_low for row in rows)
-    high = max(row.calibration_error_high for row in rows)
-    return f"{100 * low:.0f} to {100 * high:+.0f} %, {BASIS_TITLES[rows[0].basis]}"
+def _error_range(rows: Speedups) -> str:
+    low = min(row.calibration_error[0] for row in rows)
+    high = max(row.calibration_error[1] for row in rows)
+    return f"{_errors(low, high)}, {BASIS_TITLES[rows[0].basis]}"
 
 
-def _promise(rows: Sequence[Forecast]) -> str:
-    low, high = (f"{f(row.flops_promise for row in rows):.2f}×" for f in (min, max))
+def _promise(rows: Speedups) -> str:
+    low, high = (f"{end(row.flops_promise for row in rows):.2f}×" for end in (min, max))
     return low if low == high else f"{low} to {high}"
 
 
-def _memory_range(rows: Sequence[Forecast]) -> str:
-    low, high = (text(f(row.peak_memory_bytes for row in rows), "size") for f in (min, max))
+def _memory_range(rows: Speedups) -> str:
+    peaks = [row.estimate.peak_memory for row in rows]
+    low, high = text(min(peaks), "size"), text(max(peaks), "size")
     return low if low == high else f"{low} to {high}"
 
 
-def _energy_range(rows: Sequence[Forecast]) -> str:
-    found = [row.energy_j for row in rows if row.energy_j is not None]
-    if not found:
-        return "–"
-    return f"{text(min(found), 'energy')} to {text(max(found), 'energy')}"
+def _energy_range(rows: Speedups) -> str:
+    known = [row.energy.joules for row in rows if row.energy.joules is not None]
+    return f"{text(min(known), 'energy')} to {text(max(known), 'energy')}" if known else "–"
 
 
-def _energy_notes(answers: Sequence[Answer]) -> list[str]:
-    reasons = {row.energy_missing for one in answers for row in one.rows if row.energy_missing}
-    return [f"no energy: {reason}" for reason in sorted(reasons)]
-
-
-def notes_of(caveats: Iterable[Caveat]) -> list[str]:
-    """Footnotes, equal ones once."""
-    return list(
-        dict.fromkeys(f"⚠ {c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}" for c in caveats)
-    )
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def _notes(cases: Sequence[Speedups]) -> list[str]:
+    """Footnotes of all cases, and why energies are missing."""
+    reasons = {row.energy.missing for rows in cases for row in rows if row.energy.missing}
+    return [
+        *notes_of(caveat for rows in cases for caveat in rows[0].estimate.caveats),
+        *(f"no energy: {reason}" for reason in sorted(reasons)),
+    ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moebench.records.measurement import Measurement
-from moebench.records.results import Estimate, Provenance, Ratio
+from moebench.records.results import BOUNDS, Estimate, Provenance, Ratio, check_stages
 from moebench.spec.case import Case, Launch
 
 SCHEMA = 3
@@ -28,6 +28,13 @@ class Record:
     written_at: str
     """UTC, ISO 8601, when the line was written."""
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        check_stages(self.estimate.by_stage)
+        bound = self.estimate.bound
+        if bound not in BOUNDS:
+            expected = f"expected one of {', '.join(BOUNDS)}"
+            raise ValueError(f"estimate.bound: found {bound!r:.40}, {expected}")
 
     @property
     def launch(self) -> Launch:

@@ -20,6 +20,8 @@ from moebench.units import (
 
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]
+BOUNDS = ("weights", "compute", "overhead", "activations")
+"""Parts of the latency of our own layers, of which the largest bounds it."""
 LEAST, MOST = 1e-30, 1e30
 """Seconds, bytes, FLOPs and joules beyond them were never measured: a record that says so was
 edited or is damaged."""
@@ -58,16 +60,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the formulas say about one step."""
+    """Prediction of one step, of our own layers or of a deployment on serving kernels."""
 
     latency: Seconds
     latency_low: Seconds | None
     latency_high: Seconds | None
     """90 % interval; None where the calibration has not stated its error."""
     by_stage: Mapping[str, Seconds]
-    """Adds up to the latency."""
+    """Latency by stage; adds up to the latency. Serving kernels have stages of their own."""
     bound: str
-    """What most of the latency goes to."""
+    """Largest part of the latency: one of `BOUNDS`, or a stage of serving kernels."""
     flops: Flops
     peak_memory: Bytes
     """Weights, KV cache and activations of the layers run."""
@@ -88,62 +90,6 @@ class Estimate:
         check_number(
             self, "peak_memory", "energy", "assignments", "distinct_experts", "bytes_moved"
         )
-        check_stages(self.by_stage)
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """One batch of one deployment under one router, beside the model's own top-k.
-
-    Every figure is of one step; latency, memory and stages are of the most loaded device.
-    """
-
-    model: str
-    hardware: str
-    router: str
-    kernel: str
-    family: str
-    """Of the kernel: whose calibration priced it."""
-    level: str
-    phase: str
-    context: int
-    dtype: str
-    tensor_parallel: int
-    expert_parallel: int
-    num_layers: int
-    batch: int
-    """Sequences."""
-    mean_k: float
-    distinct_experts: float
-    latency_s: Seconds
-    latency_low_s: Seconds
-    latency_high_s: Seconds
-    """90 % interval."""
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    """Over the model's own top-k; 90 % interval."""
-    flops_promise: float
-    """The speedup if time went with FLOPs, at the same level and context."""
-    bound: str
-    """What most of the time goes to."""
-    stages_s: Mapping[str, Seconds]
-    """They add up to the latency."""
-    energy_j: Joules | None
-    """Of all devices together."""
-    energy_low_j: Joules | None
-    energy_high_j: Joules | None
-    energy_missing: str | None
-    peak_memory_bytes: Bytes
-    memory_bytes: Mapping[str, Bytes]
-    """By what they hold; they add up to the peak."""
-    basis: str
-    """What the expert kernel's calibration knew of this case: "seen", "shape" (the device, not
-    the shape), "sibling", "device" (neither), "relative" (nor the kernel) or "stranger"."""
-    calibration_error_low: float
-    calibration_error_high: float
-    """Measured over predicted, minus 1: between these were 90 % of the expert kernels' measured
-    rows that the calibration had not seen, at this basis, family and number of tokens."""
 
 
 @dataclass(frozen=True)

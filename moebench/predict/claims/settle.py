@@ -26,7 +26,7 @@ from moebench.predict.claims.verdict import (
     reach,
 )
 from moebench.predict.serving.deployment import Deployment
-from moebench.predict.serving.speedup import forecast
+from moebench.predict.serving.speedup import speedups
 from moebench.records.results import Caveat
 from moebench.spec.case import Phase
 from moebench.spec.hardware import HardwareSpec, load_hardware
@@ -150,21 +150,20 @@ def curve(paper: Paper, claim: Claim, hardware: str, phase: Phase) -> Curve:
         context=paper.sample_tokens or SAMPLE_TOKENS,
         tensor_parallel=devices_for(model, machine),
     )
-    answer = forecast(deployment, claim_policy(claim), BATCHES, claim_point(claim))
-    rows = answer.rows
+    rows = speedups(deployment, claim_policy(claim), BATCHES, claim_point(claim))
     return Curve(
         hardware=hardware,
         phase=phase,
         devices=deployment.num_devices,
         tokens=deployment.context,
-        kernel=rows[0].kernel,
+        kernel=rows[0].prices.name,
         batches=BATCHES,
-        speedup=tuple(row.speedup for row in rows),
-        low=tuple(row.speedup_low for row in rows),
-        high=tuple(row.speedup_high for row in rows),
-        fits=tuple(row.peak_memory_bytes <= machine.memory_capacity for row in rows),
+        speedup=tuple(row.value for row in rows),
+        low=tuple(row.low for row in rows),
+        high=tuple(row.high for row in rows),
+        fits=tuple(row.estimate.peak_memory <= machine.memory_capacity for row in rows),
         flops_promise=tuple(row.flops_promise for row in rows),
-        caveats=answer.caveats,
+        caveats=rows[0].estimate.caveats,
     )
 
 

@@ -1,17 +1,16 @@
-"""How far the mean k must fall before a router gains what is asked for."""
+"""Largest mean k at which a router reaches a speedup that the user asks for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebench.predict.serving.dense import library_for
 from moebench.predict.serving.deployment import Deployment
-from moebench.predict.serving.speedup import calibrated_for
-from moebench.predict.serving.step import step
+from moebench.predict.serving.prices import kernel_prices
+from moebench.predict.serving.step import step_price
 from moebench.routers.policy import known_policies, policy
 from moebench.spec.model import ModelSpec
 
 PRECISION = 1e-3
-"""Of the mean k."""
+"""Width of the last bracket of the mean k."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,13 @@ class BreakEven:
     target: float
     """Speedup over the model's own top-k."""
     top_k: int
-    """The model's own."""
+    """Experts per token of the model's own router."""
     mean_k: float | None
-    """None: not reachable, even at `smallest_k`."""
+    """Largest mean k that gains the target; None: not even `smallest_k` does."""
     smallest_k: float
     """Least mean k that the router can have."""
     largest_speedup: float
-    """At `smallest_k`."""
+    """Speedup at `smallest_k`."""
 
 
 def break_even(
@@ -41,7 +40,7 @@ def break_even(
 
     Args:
         deployment: what runs.
-        router: name of an adaptive one; its family of distributions is kept.
+        router: name of an adaptive router; k keeps its family of distributions.
         batches: sequences in flight.
         target: speedup to reach, more than 1.
 
@@ -52,14 +51,13 @@ def break_even(
         raise ValueError(f"--break-even: found {target}, expected a speedup above 1, e.g. 1.10")
     d, model = deployment, deployment.model
     smallest = smallest_mean(router, model)
-    calibration, library = calibrated_for(d), library_for(d.hardware)
-    top = policy("top-k")
-    base = step(d, calibration, library, top, top.operating_point(model, d.skew), batches)
+    prices, top = kernel_prices(d), policy("top-k")
+    base = step_price(d, prices, top, top.operating_point(model, d.skew), batches)
 
     def speedup(mean: float, i: int) -> float:
         own = policy(router, {"mean_k": mean})
         point = own.operating_point(model, d.skew)
-        priced = step(d, calibration, library, own, point, [batches[i]])
+        priced = step_price(d, prices, own, point, [batches[i]])
         return float(base.seconds[i] / priced.seconds[0])
 
     rows = []
@@ -88,13 +86,13 @@ def break_even(
 
 
 def smallest_mean(router: str, model: ModelSpec) -> float:
-    """Least mean k of a router that takes one: 0 or 1.
+    """Least mean k of an adaptive router: 0 or 1.
 
     Raises:
         ValueError: the router's k is fixed.
     """
     adaptive = sorted(name for name, cls in known_policies().items() if cls.is_adaptive)
-    policy(router)  # an unknown name is told apart from one without a mean
+    policy(router)  # an unknown name has an error of its own
     if router not in adaptive:
         raise ValueError(
             f"--break-even: {router} runs the same k for every token; "

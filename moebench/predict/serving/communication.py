@@ -1,8 +1,8 @@
-"""What the devices of one node say to each other in a step: all-reduce and all-to-all.
+"""Price of communication between the devices of one node: all-reduce and all-to-all.
 
-A latency for every step of a ring and the bytes that cross one device's link, as NCCL itself
-estimates them when it chooses between its protocols. Frameworks have faster paths for small
-messages (one-shot all-reduce, DeepEP): the interval of what is priced here is wide for that.
+The price is a latency for every step of a ring and the bytes that cross one device's link, as NCCL
+estimates them to choose between its protocols. Frameworks have faster paths for small messages
+(one-shot all-reduce, DeepEP), so the interval is wide.
 
 **Source**: NCCL, src/graph/tuning.cc (base and per-step latencies of the ring, LL and Simple) and
 src/graph/topo.h (20.0 to 20.6 GB/s of a link's 25 GB/s).
@@ -16,14 +16,14 @@ from moebench.predict.arrays import Floats
 from moebench.spec.hardware import HardwareSpec, Interconnect
 
 LINK_SHARE = 0.8
-"""Of a link's raw bandwidth that payload reaches."""
+"""Share of a link's raw bandwidth that payload reaches."""
 UNCERTAINTY = 2.0
 """Factor by which communication may take more or less time than predicted; an assumption."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of NCCL to move data; seconds, and the share of the bandwidth left to payload."""
+    """Protocol of NCCL: seconds, and the share of the bandwidth that is left to payload."""
 
     base: float
     nvlink_step: float
@@ -59,18 +59,18 @@ def link(hardware: HardwareSpec, num_devices: int) -> Interconnect | None:
 
 
 def all_reduce(hardware: HardwareSpec, num_devices: int, payload: Floats) -> Floats:
-    """Seconds until every device has the sum of everybody's `payload` bytes; a ring."""
+    """Seconds of a ring all-reduce: every device gets the sum of all devices' `payload` bytes."""
     steps, share = 2 * (num_devices - 1), 2 * (num_devices - 1) / num_devices
     return _exchange(hardware, num_devices, steps, share * payload)
 
 
 def all_to_all(hardware: HardwareSpec, num_devices: int, crossing: Floats) -> Floats:
-    """Seconds until `crossing` bytes went through the busiest device's link, all peers at once."""
+    """Seconds of an all-to-all that moves `crossing` bytes through the busiest device's link."""
     return _exchange(hardware, num_devices, 1, crossing)
 
 
 def _exchange(hardware: HardwareSpec, num_devices: int, steps: int, crossing: Floats) -> Floats:
-    """The fastest protocol's time; nothing for a single device."""
+    """Seconds of the fastest protocol; 0 for a single device."""
     wire = link(hardware, num_devices)
     if wire is None:
         return np.zeros_like(crossing)

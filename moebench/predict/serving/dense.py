@@ -1,8 +1,8 @@
-"""The price of what stands around the experts on a GPU: dense matmuls, attention, small kernels.
+"""Prices of a GPU's kernels outside the experts: dense matmuls, attention, small kernels.
 
-Deployment is cold: weights come from DRAM, since a whole model went by since the last step. Dense
-matmuls have fitted parameters for the devices of data/kernels/dense.toml; other devices take those
-of the nearest relative, which are shares of the datasheet's peak and bandwidth.
+Weights come from DRAM: since the last step the whole model was read. Dense matmuls have fitted
+parameters for the devices of data/kernels/dense.toml; other devices take those of the nearest
+relative, which are shares of the datasheet's peak and bandwidth.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ from moebench.spec.ops import Op
 from moebench.units import BYTES_PER_ELEMENT
 
 ATTENTION_TENSOR = 0.6
-"""Of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
+"""Share of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
 (2307.08691): 50 to 73 % on A100; Shah et al., FlashAttention-3 (2407.08608): up to 75 % on H100."""
 ATTENTION_UNCERTAINTY = 1.5
 """Factor by which attention may take more or less time: no row of it was measured here."""
 DENSE_UNCERTAINTY = 1.25
-"""The same of dense matmuls on a fitted device, whose mean errors are 7 to 11 %: 90 % of normal
+"""Factor for dense matmuls on a fitted device, whose mean errors are 7 to 11 %: 90 % of normal
 errors lie within 2.06 times the mean absolute one."""
 RELATIVE_UNCERTAINTY = 1.4
-"""The same on a device that took a relative's parameters."""
+"""Factor for dense matmuls on a device that took a relative's parameters."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Library:
     hardware: HardwareSpec
     parameters: DenseParameters
     origin: str
-    """Whose parameters these are, in words."""
+    """Devices whose parameters these are, in words."""
     uncertainty: float
+    """Factor by which dense matmuls may take more or less time than predicted."""
 
 
 def library_for(hardware: HardwareSpec) -> Library:

@@ -1,4 +1,4 @@
-"""What runs where: a model on equal GPUs, and the share of it that one of them holds.
+"""Deployment: a model on equal GPUs, one step of it, and the share that one GPU holds.
 
 Tensor parallelism splits heads and inner widths, so a rank of it *is* a narrower model, to which
 every formula of `moebench.spec.ops` applies. Expert parallelism spreads the experts over groups of
@@ -17,37 +17,36 @@ from moebench.predict.arrays import Floats
 from moebench.predict.serving.communication import link
 from moebench.spec.case import Phase, Workload
 from moebench.spec.hardware import HardwareSpec
-from moebench.spec.layer import cache_elements_per_token
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.schema import MOST_SIZE, check_range
 
-Level = Literal["moe", "decoder", "model"]
-LEVELS: tuple[Level, ...] = ("moe", "decoder", "model")
+DeploymentLevel = Literal["moe", "decoder", "model"]
+LEVELS: tuple[DeploymentLevel, ...] = ("moe", "decoder", "model")
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
 DTYPES = ("bfloat16", "float8")
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A model on GPUs and what one step asks of it."""
+    """A model on GPUs and the workload of one step."""
 
     model: ModelSpec
     hardware: HardwareSpec
     phase: Phase = "decode"
-    level: Level = "moe"
+    level: DeploymentLevel = "moe"
     context: int = 1024
     """Decode: tokens of each sequence in the KV cache. Prefill and train: tokens of a sequence."""
     dtype: str = "bfloat16"
-    """Of weights; activations and cache are bfloat16."""
+    """Dtype of weights; activations and cache are bfloat16."""
     kernel: str | None = None
-    """Short name of the expert kernel; None: what vllm chooses on the device."""
+    """Short name of the expert kernel; None: vllm's choice on the device."""
     tensor_parallel: int = 1
     expert_parallel: int = 1
     num_layers: int | None = None
-    """Of a whole model; None: all."""
+    """Layers of a whole model; None: all."""
     skew: float = 0.0
-    """Power law of the experts' shares."""
+    """Exponent of the power law of the experts' shares."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -99,20 +98,23 @@ class Deployment:
 
     @property
     def num_devices(self) -> int:
+        """GPUs in all."""
         return self.tensor_parallel * self.expert_parallel
 
     @property
     def dense_layers(self) -> int:
+        """Leading layers without experts that the step runs."""
         return self.model.num_dense_layers if self.level == "model" else 0
 
     @property
     def moe_layers(self) -> int:
+        """Layers with experts that the step runs."""
         if self.level != "model":
             return 1
         return (self.num_layers or self.model.num_layers) - self.model.num_dense_layers
 
     def workload(self, batch: int) -> Workload:
-        """The step of `batch` sequences as all devices together see it."""
+        """Workload of `batch` sequences on all devices together."""
         decodes = self.phase == "decode"
         return Workload(
             phase=self.phase,
@@ -124,12 +126,12 @@ class Deployment:
         )
 
     def rank_workload(self, batch: int) -> Workload:
-        """The sequences that the fullest expert-parallel group attends to."""
+        """Workload of the expert-parallel group with the most sequences."""
         return self.workload(math.ceil(batch / self.expert_parallel))
 
 
 def rank_model(model: ModelSpec, tensor_parallel: int) -> ModelSpec:
-    """What one tensor-parallel rank computes: fewer heads, narrower feed-forward networks.
+    """Model that one tensor-parallel rank computes: fewer heads, narrower feed-forward networks.
 
     The router and MLA's compressions are on every rank; key-value heads are copied where there
     are fewer of them than ranks.
@@ -150,11 +152,11 @@ def rank_model(model: ModelSpec, tensor_parallel: int) -> ModelSpec:
 def most_loaded_rank(
     load: ExpertLoad, k_distribution: tuple[float, ...], expert_parallel: int
 ) -> Floats:
-    """Expected assignments of each expert on the rank that everybody waits for.
+    """Expected assignments of each expert on the most loaded rank.
 
-    Of several ranks with equal expectations one is ahead in every step: by the expected maximum
-    of as many normals, whose variance is that of a rank's share of k experts drawn without
-    replacement.
+    In every step one of several ranks with equal expectations has the most assignments. Its lead
+    is the expected maximum of as many normals, whose variance is that of a rank's share of k
+    experts drawn without replacement.
 
     Args:
         load: expected, of all experts.
@@ -199,13 +201,3 @@ def crossing_bytes(deployment: Deployment, local: Floats, tokens: int, element: 
     absent = float(np.prod(1 - np.clip(local / max(tokens, 1), 0.0, 1.0)))
     away = 1 - 1 / deployment.expert_parallel
     return tokens * (1 - absent) * away * deployment.model.hidden_size * element
-
-
-def cache_bytes(deployment: Deployment, batch: int) -> float:
-    """KV cache of one layer on one rank, with what the step writes; bfloat16."""
-    if deployment.level == "moe" or deployment.phase == "train":
-        return 0.0
-    work = deployment.rank_workload(batch)
-    rank = rank_model(deployment.model, deployment.tensor_parallel)
-    length = work.context_length + work.sequence_length
-    return 2.0 * work.batch * length * cache_elements_per_token(rank.attention)

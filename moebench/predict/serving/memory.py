@@ -1,13 +1,16 @@
 """Peak memory of one rank: weights, KV cache, activations, and what training adds.
 
-Weights and cache are exact counts. Activations are what a serving framework holds while one layer
-runs (buffers for every assignment between dispatch and combine) and while the head does; training
-keeps every layer's for the backward pass, without recomputation.
+Weights and cache are exact counts. Activations are those that a serving framework holds while one
+layer runs (buffers for every assignment between dispatch and combine) and while the head runs;
+training keeps every layer's for the backward pass, without recomputation.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from moebench.predict.serving.deployment import Deployment, cache_bytes, rank_model
+from moebench.predict.layers.memory import cache_memory
+from moebench.predict.serving.decoder import ACTIVATIONS
+from moebench.predict.serving.deployment import Deployment, rank_model
 from moebench.routers.policy import Policy
 from moebench.spec.load import ExpertLoad
 from moebench.spec.parameters import attention_parameters
@@ -20,7 +23,7 @@ GRADIENT_BYTES = 2
 PLAIN_BYTES = 2
 """Embeddings, norms, router and head stay bfloat16 in float8 checkpoints, as does the cache."""
 LOGIT_BYTES = 6
-"""Of one logit: bfloat16 as the head leaves it, fp32 for sampling or the loss."""
+"""Bytes of one logit: bfloat16 from the head, fp32 for sampling or the loss."""
 
 
 def rank_parameters(deployment: Deployment, router: Policy) -> tuple[float, float]:
@@ -67,8 +70,10 @@ def rank_memory(
     d = deployment
     quantised, plain = rank_parameters(d, router)
     weights = BYTES_PER_ELEMENT[d.dtype] * quantised + PLAIN_BYTES * plain
-    layers = d.moe_layers + d.dense_layers if d.level == "model" else 1
-    found = {"weights": weights, "cache": layers * cache_bytes(d, batch)}
+    layers = d.moe_layers + d.dense_layers
+    work = replace(d.rank_workload(batch), dtype=ACTIVATIONS)
+    cache = cache_memory(rank_model(d.model, d.tensor_parallel), work)
+    found = {"weights": weights, "cache": layers * cache}
     if d.phase == "train":
         found["gradients"] = GRADIENT_BYTES * (quantised + plain)
         found["optimizer"] = OPTIMIZER_BYTES * (quantised + plain)

@@ -2,28 +2,26 @@
 
     deployment = Deployment(load_model("mixtral-8x7b"), load_hardware("a800-sxm-80gb"),
                             level="model", phase="decode", context=1024)
-    answer = forecast(deployment, policy("ada-k"), [1, 16, 256])
-    [(row.batch, row.speedup, row.speedup_low, row.speedup_high) for row in answer.rows]
+    rows = speedups(deployment, policy("ada-k"), [1, 16, 256])
+    [(row.batch, row.estimate.latency, row.value) for row in rows]
 
 The speedup is over the model's own top-k in the same deployment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moebench.predict.energy.calibration import LayerWork, energy_calibration, layer_energy
-from moebench.predict.kernels import price as pricing
-from moebench.predict.kernels.dense import shipped_dense
-from moebench.predict.kernels.intervals import shipped_widths
-from moebench.predict.serving.dense import Library, library_for
+from moebench.predict.kernels.intervals import Basis, shipped_widths
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.intervals import latency_interval, speedup_interval
 from moebench.predict.serving.memory import rank_memory
-from moebench.predict.serving.step import EXPERT_STAGES, Step, shape_of, step, step_flops
-from moebench.records.results import Caveat, Forecast
+from moebench.predict.serving.prices import KernelPrices, kernel_prices
+from moebench.predict.serving.step import EXPERT_STAGES, StepPrice, shape_of, step_flops, step_price
+from moebench.records.results import Caveat, Estimate
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
-from moebench.units import Joules, Seconds, text
+from moebench.units import Bytes, Joules, Seconds, text
 
 SMALL_STAGES = ("launch", "routing", "router", "norm", "communication")
 """Stages of small kernels and collectives, which leave the multiprocessors mostly idle."""
@@ -42,24 +40,58 @@ TRAINING = Caveat(
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Rows over batch, and what they rest on."""
+class StepEnergy:
+    """Energy of one step on all devices, or why there is none."""
+
+    joules: Joules | None = None
+    low: Joules | None = None
+    high: Joules | None = None
+    """Upper end of the 90 % interval, which covers the uncertainty of the latency too."""
+    missing: str | None = None
+    caveats: tuple[Caveat, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Speedup of a router over the model's own top-k, at one batch of a deployment."""
 
     deployment: Deployment
-    rows: tuple[Forecast, ...]
+    router: str
     point: OperatingPoint
-    calibration: pricing.Calibrated
-    library: Library
-    caveats: tuple[Caveat, ...]
+    batch: int
+    """Sequences in flight over all devices."""
+    prices: KernelPrices
+    estimate: Estimate
+    """The router's step: energy and FLOPs of all devices, the rest of the most loaded one."""
+    value: float
+    """Latency of the model's own top-k over the router's."""
+    low: float
+    high: float
+    """Upper end of the 90 % interval of the speedup."""
+    flops_promise: float
+    """Speedup if time went with FLOPs, at the same level and context."""
+    energy: StepEnergy
+    memory: Mapping[str, Bytes]
+    """Peak memory by what it holds."""
+    basis: Basis
+    """What the expert kernel's calibration knew of this device and shape."""
+    calibration_error: tuple[float, float]
+    """Measured over predicted, minus 1: between these were 90 % of the expert kernels' measured
+    rows that the calibration had not seen, at this basis, family and number of tokens."""
+
+    @property
+    def mean_k(self) -> float:
+        """Routed experts per token."""
+        return self.estimate.assignments / self.deployment.workload(self.batch).num_tokens
 
 
-def forecast(
+def speedups(
     deployment: Deployment,
     router: Policy,
     batches: Sequence[int],
     point: OperatingPoint | None = None,
-) -> Answer:
-    """Price a router and the model's own top-k at every batch.
+) -> tuple[Speedup, ...]:
+    """Speedup of a router over the model's own top-k at every batch.
 
     Args:
         deployment: model, hardware, phase, level and the rest of what runs.
@@ -70,86 +102,73 @@ def forecast(
     Raises:
         ValueError: an unknown kernel, a missing mean k, or a figure that the machine lacks.
     """
-    d, model = deployment, deployment.model
-    point = point or router.operating_point(model, d.skew)
-    calibration, library = calibrated_for(d), library_for(d.hardware)
-    base_router = policy("top-k")
-    base_point = base_router.operating_point(model, d.skew)
-    base = step(d, calibration, library, base_router, base_point, batches)
-    own = step(d, calibration, library, router, point, batches)
-    seconds, ratio = own.seconds, base.seconds / own.seconds
-    low, high = latency_interval(own, library)
-    ratio_low, ratio_high = speedup_interval(calibration, library, shape_of(d), own, base)
-    basis = calibration.basis_of([shape_of(d)])[0]
-    error_low, error_high = shipped_widths().latency_factors(
-        basis, calibration.kernel.family, own.cases.num_tokens
-    )
-    energies = [
-        step_energy(d, own, i, ends)
-        for i, ends in enumerate(zip(low.tolist(), high.tolist(), strict=True))
-    ]
-    rows = []
-    for i, (batch, energy) in enumerate(zip(batches, energies, strict=True)):
-        memory = rank_memory(d, router, own.loads[i], float(own.cases.loads.copies[i]), batch)
-        rows.append(
-            Forecast(
-                model=model.name,
-                hardware=d.hardware.name,
-                router=router.name,
-                kernel=d.kernel or pricing.default_kernel(d.hardware),
-                family=calibration.kernel.family,
-                level=d.level,
-                phase=d.phase,
-                context=d.context,
-                dtype=d.dtype,
-                tensor_parallel=d.tensor_parallel,
-                expert_parallel=d.expert_parallel,
-                num_layers=d.moe_layers + d.dense_layers,
-                batch=batch,
-                mean_k=own.loads[i].mean_k,
-                distinct_experts=own.loads[i].distinct_experts,
-                latency_s=float(seconds[i]),
-                latency_low_s=float(low[i]),
-                latency_high_s=float(high[i]),
-                speedup=float(ratio[i]),
-                speedup_low=float(ratio_low[i]),
-                speedup_high=float(ratio_high[i]),
-                flops_promise=step_flops(d, base_router, base.loads[i], batch)
-                / step_flops(d, router, own.loads[i], batch),
-                bound=_bound(own, i),
-                stages_s={name: float(stage[i]) for name, stage in own.stages.items()},
-                energy_j=energy.joules,
-                energy_low_j=energy.low,
-                energy_high_j=energy.high,
-                energy_missing=energy.missing,
-                peak_memory_bytes=sum(memory.values()),
-                memory_bytes=memory,
-                basis=basis,
-                calibration_error_low=float(error_low[i]) - 1,
-                calibration_error_high=float(error_high[i]) - 1,
-            )
-        )
-    doubts = (*caveats_of(d, router, own, rows), *energies[0].caveats)
-    return Answer(d, tuple(rows), point, calibration, library, doubts)
-
-
-def calibrated_for(deployment: Deployment) -> pricing.Calibrated:
-    """The parameters of the deployment's expert kernel on its device.
-
-    Raises:
-        ValueError: an unknown kernel.
-    """
     d = deployment
-    kernel = d.kernel or pricing.default_kernel(d.hardware)
-    return pricing.calibrated(
-        pricing.kernel_named(kernel, d.model.expert_matrices, d.dtype),
-        d.hardware,
-        dense_here=shipped_dense().get(d.hardware.name),
+    point = point or router.operating_point(d.model, d.skew)
+    prices, top = kernel_prices(d), policy("top-k")
+    base = step_price(d, prices, top, top.operating_point(d.model, d.skew), batches)
+    own = step_price(d, prices, router, point, batches)
+    low, high = latency_interval(own)
+    ratio = base.seconds / own.seconds
+    ratio_low, ratio_high = speedup_interval(own, base)
+    basis = prices.experts.basis_of([shape_of(d)])[0]
+    error_low, error_high = shipped_widths().latency_factors(
+        basis, prices.experts.kernel.family, own.cases.num_tokens
     )
+    copies = own.cases.loads.copies
+    memories = [
+        rank_memory(d, router, load, float(copies[i]), batch)
+        for i, (load, batch) in enumerate(zip(own.loads, batches, strict=True))
+    ]
+    energies = [step_energy(own, i, (float(low[i]), float(high[i]))) for i in range(len(batches))]
+    caveats = (
+        *own.layer.caveats,
+        *([RAGGED] if router.is_adaptive else []),
+        *([TRAINING] if d.phase == "train" else []),
+        *_out_of_memory(d, dict(zip(batches, memories, strict=True))),
+        *energies[0].caveats,
+    )
+    rows = []
+    for i, batch in enumerate(batches):
+        energy, memory, flops = energies[i], memories[i], step_flops(d, router, own.loads[i], batch)
+        estimate = Estimate(
+            latency=float(own.seconds[i]),
+            latency_low=float(low[i]),
+            latency_high=float(high[i]),
+            by_stage={name: float(stage[i]) for name, stage in own.stages.items()},
+            bound=_bound(own, i),
+            flops=flops,
+            peak_memory=sum(memory.values()),
+            energy=energy.joules,
+            energy_missing=energy.missing,
+            assignments=own.loads[i].num_assignments,
+            distinct_experts=own.loads[i].distinct_experts,
+            hardware=d.hardware.name,
+            calibration=prices.experts.origin,
+            caveats=caveats,
+            bytes_moved=float(own.bytes_moved[i]),
+        )
+        row = Speedup(
+            deployment=d,
+            router=router.name,
+            point=point,
+            batch=batch,
+            prices=prices,
+            estimate=estimate,
+            value=float(ratio[i]),
+            low=float(ratio_low[i]),
+            high=float(ratio_high[i]),
+            flops_promise=step_flops(d, top, base.loads[i], batch) / flops,
+            energy=energy,
+            memory=memory,
+            basis=basis,
+            calibration_error=(float(error_low[i]) - 1, float(error_high[i]) - 1),
+        )
+        rows.append(row)
+    return tuple(rows)
 
 
-def _bound(step: Step, i: int) -> str:
-    """The largest stage's name; of expert kernels, what bounds them."""
+def _bound(step: StepPrice, i: int) -> str:
+    """Name of the largest stage; of expert kernels, what bounds them."""
     experts = sum(float(step.stages[name][i]) for name in EXPERT_STAGES if name in step.stages)
     others = {
         name: float(stage[i])
@@ -160,34 +179,22 @@ def _bound(step: Step, i: int) -> str:
     return step.layer.bound[i] if experts >= others[largest] else largest
 
 
-@dataclass(frozen=True)
-class StepEnergy:
-    """Energy of one step on all devices, or why there is none."""
-
-    joules: Joules | None = None
-    low: Joules | None = None
-    high: Joules | None = None
-    missing: str | None = None
-    caveats: tuple[Caveat, ...] = ()
-
-
-def step_energy(deployment: Deployment, own: Step, i: int, ends: Sequence[Seconds]) -> StepEnergy:
-    """Energy of the i-th step: the most loaded device's, times the devices.
+def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepEnergy:
+    """Energy of the step at the i-th batch: the most loaded device's, times the devices.
 
     Args:
-        deployment: what runs.
-        own: the step.
+        step: at every batch.
         i: which batch.
-        ends: of the latency's interval; the energy's covers both uncertainties.
+        ends: of the latency's interval.
     """
-    d = deployment
+    d = step.deployment
     try:
         calibration = energy_calibration(d.hardware.name)
     except ValueError as error:
         return StepEnergy(missing=str(error))
-    latency = float(own.seconds[i])
-    small = sum(float(own.part(name)[i]) for name in SMALL_STAGES) / latency
-    work = LayerWork(float(own.bytes_moved[i]), float(own.flops[i]), d.dtype, small)
+    latency = float(step.seconds[i])
+    small = sum(float(step.part(name)[i]) for name in SMALL_STAGES) / latency
+    work = LayerWork(float(step.bytes_moved[i]), float(step.flops[i]), d.dtype, small)
     low, middle, high = (
         layer_energy(calibration, work, seconds) for seconds in (ends[0], latency, ends[1])
     )
@@ -195,27 +202,22 @@ def step_energy(deployment: Deployment, own: Step, i: int, ends: Sequence[Second
     return StepEnergy(n * middle.joules, n * low.low, n * high.high, None, middle.caveats)
 
 
-def caveats_of(
-    deployment: Deployment, router: Policy, own: Step, rows: Sequence[Forecast]
+def _out_of_memory(
+    deployment: Deployment, memories: Mapping[int, Mapping[str, Bytes]]
 ) -> tuple[Caveat, ...]:
-    """What to doubt about the rows."""
-    d = deployment
-    found = [*own.layer.caveats]
-    if router.is_adaptive:
-        found.append(RAGGED)
-    if d.phase == "train":
-        found.append(TRAINING)
-    capacity = d.hardware.memory_capacity
-    over = [row for row in rows if row.peak_memory_bytes > capacity]
-    if over:
-        found.append(
-            Caveat(
-                "out-of-memory",
-                f"{text(over[0].peak_memory_bytes, 'size')} a device at batch {over[0].batch}"
-                f"{' and more' if len(over) > 1 else ''}, "
-                f"where {d.hardware.name} has {text(capacity, 'size')}",
-                "the step does not fit; its time is what it would be if it did",
-                "more devices (--tp, --ep), narrower weights (--dtype), or a smaller --context",
-            )
-        )
-    return tuple(found)
+    """Caveat of batches whose memory exceeds a device's; `memories` are by batch."""
+    hardware = deployment.hardware
+    peaks = {batch: sum(memory.values()) for batch, memory in memories.items()}
+    over = [batch for batch, peak in peaks.items() if peak > hardware.memory_capacity]
+    if not over:
+        return ()
+    return (
+        Caveat(
+            "out-of-memory",
+            f"{text(peaks[over[0]], 'size')} a device at batch {over[0]}"
+            f"{' and more' if len(over) > 1 else ''}, "
+            f"where {hardware.name} has {text(hardware.memory_capacity, 'size')}",
+            "the step does not fit; its time is what it would be if it did",
+            "more devices (--tp, --ep), narrower weights (--dtype), or a smaller --context",
+        ),
+    )

@@ -1,8 +1,8 @@
 """One step of a deployment under one router: stages in seconds, FLOPs and bytes of a rank.
 
-A step at level "moe" is one MoE layer: router, routed experts, shared experts and the words that
-ranks exchange about them. "decoder" puts norms and attention around it. "model" is *composed*: as
-many equal layers, the leading dense ones, final norm and LM head; nobody measured the sum.
+A step at level "moe" is one MoE layer: router, routed experts, shared experts, and communication
+between ranks. Level "decoder" adds norms and attention. Level "model" is *composed* of equal
+layers, the leading dense ones, final norm and LM head; the sum was never measured.
 
 Not counted anywhere: embedding lookup, sampling, scheduling, the host, the optimizer's step, and in
 training the exchange of gradients between replicas.
@@ -15,10 +15,10 @@ import numpy as np
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.predict.arrays import Floats
-from moebench.predict.kernels import price as pricing
 from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCases, shape_label
 from moebench.predict.kernels.loads import expected_loads
-from moebench.predict.serving import decoder as around
+from moebench.predict.kernels.price import Calibrated, LayerPrice, price
+from moebench.predict.serving import decoder
 from moebench.predict.serving.communication import all_reduce, all_to_all
 from moebench.predict.serving.dense import Library, op_times
 from moebench.predict.serving.deployment import (
@@ -27,41 +27,45 @@ from moebench.predict.serving.deployment import (
     most_loaded_rank,
     rank_model,
 )
+from moebench.predict.serving.prices import KernelPrices
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
-from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops
+from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops, layer_ops
 from moebench.spec.load import ExpertLoad
-from moebench.spec.ops import Op, expert_ops, shared_expert_ops, total_flops
+from moebench.spec.ops import Op, total_flops
 from moebench.units import BYTES_PER_ELEMENT, Seconds
 
 BACKWARD = 2.0
-"""A backward pass over its forward pass: each matrix product has two of the same size."""
+"""Time of a backward pass over its forward pass: each matrix product has two of the same size."""
 DONE_ONCE = ("stack-weights",)
-"""Ops that a deployment runs when it loads the model."""
+"""Ops that a deployment runs once, when it loads the model."""
 EXPERT_STAGES = ("launch", "first matmul", "second matmul", "elementwise", "routing")
 """Stages of the measured kernel call."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a step costs at every batch; arrays over batches, of the most loaded rank."""
+class StepPrice:
+    """Price of a step at every batch; arrays over batches, of the most loaded rank."""
 
+    deployment: Deployment
+    prices: KernelPrices
     stages: Mapping[str, Floats]
-    """Seconds; they add up. Those of `EXPERT_STAGES` are all layers' expert kernels."""
-    layer: pricing.LayerPrice
-    """Of one layer's expert kernels, forward."""
+    """Seconds, which add up; those of `EXPERT_STAGES` are all layers' expert kernels."""
+    layer: LayerPrice
+    """Price of one layer's expert kernels, forward."""
     cases: LayerCases
     loads: Sequence[ExpertLoad]
-    """Of one layer, all ranks together."""
+    """Load of one layer, all ranks together."""
     expert_passes: float
-    """Times that one layer's expert kernels run in a step: layers, thrice in training."""
+    """Runs of one layer's expert kernels in a step: layers, thrice in training."""
     flops: Floats
-    """Of the rank."""
+    """FLOPs of the rank."""
     bytes_moved: Floats
-    """From and to the rank's DRAM."""
+    """Bytes from and to the rank's DRAM."""
 
     @property
     def seconds(self) -> Floats:
+        """Latency of the step: all stages."""
         return np.asarray(np.sum(list(self.stages.values()), axis=0))
 
     def part(self, name: str) -> Floats:
@@ -75,70 +79,77 @@ class Step:
         return self.expert_passes * self.layer.seconds
 
 
-def step(
+def step_price(
     deployment: Deployment,
-    calibration: pricing.Calibrated,
-    library: Library,
+    prices: KernelPrices,
     router: Policy,
     point: OperatingPoint,
     batches: Sequence[int],
-) -> Step:
-    """Price one step at every batch.
+) -> StepPrice:
+    """Price of one step at every batch.
 
     Raises:
         ValueError: the spec sheet lacks a figure that the model needs.
     """
-    d, model = deployment, deployment.model
+    d = deployment
     tokens = [d.workload(batch).num_tokens for batch in batches]
-    loads = [router.load(model, t, point) for t in tokens]
+    loads = [router.load(d.model, t, point) for t in tokens]
     local = [most_loaded_rank(load, point.k_distribution, d.expert_parallel) for load in loads]
-    cases = expert_cases(d, calibration, tokens, local)
-    layer = pricing.price(calibration, cases, [shape_of(d)] * len(batches))
+    cases = expert_cases(d, prices.experts, tokens, local)
+    layer = price(prices.experts, cases, [shape_of(d)] * len(batches))
 
     layers, moe = d.moe_layers + d.dense_layers, d.moe_layers
     stages = {name: moe * layer.time.stages[name] for name in EXPERT_STAGES}
     own = [d.rank_workload(batch).num_tokens for batch in batches]
-    stages["router"] = moe * np.array([router_time(calibration, d, router, t) for t in own])
-    parts = {"shared": (moe, around.shared_experts)}
+    stages["router"] = moe * np.array([router_time(prices.experts, d, router, t) for t in own])
+    parts = {"shared": (moe, decoder.shared_experts)}
     if d.level != "moe":
-        parts["projections"] = (layers, around.projections)
-        parts["attention"] = (layers, around.attention)
-        parts["norm"] = (layers, around.feed_forward_norm)
+        parts["projections"] = (layers, decoder.projections)
+        parts["attention"] = (layers, decoder.attention)
+        parts["norm"] = (layers, decoder.feed_forward_norm)
     if d.level == "model":
-        parts["dense layers"] = (d.dense_layers, around.dense_half)
-        parts["head"] = (1, around.head)
+        parts["dense layers"] = (d.dense_layers, decoder.dense_half)
+        parts["head"] = (1, decoder.head)
     flops, moved = _expert_work(d, cases)
     flops, moved = moe * flops, moe * moved
     for name, (count, ops_of) in parts.items():
         ops = [ops_of(d, batch) for batch in batches]
-        stages[name] = count * _totals(library, ops)
+        stages[name] = count * _totals(prices.dense, ops)
         flops += count * np.array([total_flops(some) for some in ops])
         moved += count * np.array([sum(op.bytes_moved for op in some) for some in ops])
     stages["communication"] = _communication(d, tokens, own, local)
     if d.phase == "train":
         stages["backward"] = BACKWARD * np.sum(list(stages.values()), axis=0)
         flops, moved = (1 + BACKWARD) * flops, (1 + BACKWARD) * moved
-    passes = moe * (1 + BACKWARD * (d.phase == "train"))
-    shown = {name: seconds for name, seconds in stages.items() if seconds.any()}
-    return Step(shown, layer, cases, loads, passes, flops, moved)
+    return StepPrice(
+        deployment=d,
+        prices=prices,
+        stages={name: seconds for name, seconds in stages.items() if seconds.any()},
+        layer=layer,
+        cases=cases,
+        loads=loads,
+        expert_passes=moe * (1 + BACKWARD * (d.phase == "train")),
+        flops=flops,
+        bytes_moved=moved,
+    )
 
 
 def shape_of(deployment: Deployment) -> str:
-    """The model's shape as calibrations name it."""
+    """Name of the model's shape in calibrations."""
     m = deployment.model
     return shape_label(m.hidden_size, m.intermediate_size, m.top_k, m.num_experts)
 
 
 def expert_cases(
     deployment: Deployment,
-    calibration: pricing.Calibrated,
+    calibration: Calibrated,
     tokens: Sequence[int],
     local: Sequence[Floats],
 ) -> LayerCases:
-    """The expert kernels of one layer on one rank.
+    """Expert kernels of one layer on one rank, one case a step.
 
-    The tile is chosen as the deployed kernel chooses it: from tokens and shapes, not from the
-    routing, so the model's own top_k stands here for every router.
+    The deployed kernel chooses its tile from tokens and shapes, not from the routing, so `top_k`
+    is the model's own for every router.
 
     Args:
         deployment: gives the shapes.
@@ -164,12 +175,12 @@ def expert_cases(
 
 
 def router_time(
-    calibration: pricing.Calibrated, deployment: Deployment, router: Policy, tokens: int
+    calibration: Calibrated, deployment: Deployment, router: Policy, tokens: int
 ) -> Seconds:
-    """What the router adds to the measured call, which starts at the router logits.
+    """Time of the router outside the measured call, which starts at the router logits.
 
-    Its matrix products in full, and what else it runs beyond top-k: one kernel an op, each with
-    the fitted start of a matmul kernel and the roofline of its traffic and FLOPs.
+    Counted are its matrix products and every op that top-k does not run. Each op is one kernel: the
+    fitted start of a matmul kernel, then the roofline of its traffic and FLOPs.
     """
     hardware, parameters = calibration.hardware, calibration.parameters
     rate = hardware.peak_for("bfloat16") * parameters.tensor
@@ -184,31 +195,27 @@ def router_time(
 
 
 def step_flops(deployment: Deployment, router: Policy, load: ExpertLoad, batch: int) -> float:
-    """FLOPs of a step on all devices, which is what papers count.
+    """FLOPs of a step on all devices, as papers count them.
 
-    Attention as the model's paper writes it, at the same context; the head on every position that
-    it is needed for.
+    Attention is as the model's paper writes it, at the same context; the head runs on the
+    positions that need it.
     """
     d, model = deployment, deployment.model
     work = d.workload(batch)
     tokens = work.num_tokens
-    moe = (
-        *router.ops(model, tokens, d.dtype),
-        *expert_ops(model, load, d.dtype, EXPERT_BACKENDS["grouped"]),
-        *shared_expert_ops(model, tokens, d.dtype),
-    )
-    total = d.moe_layers * total_flops(moe)
-    if d.level != "moe":
-        total += (d.moe_layers + d.dense_layers) * total_flops(attention_ops(model, work))
+    routing = router.ops(model, tokens, d.dtype)
+    layer = layer_ops(model, work, routing, load, EXPERT_BACKENDS["grouped"])
+    total = d.moe_layers * total_flops(layer)
     if d.level == "model":
         positions = tokens if d.phase == "train" else batch
-        total += d.dense_layers * total_flops(dense_ffn_ops(model, tokens, d.dtype))
+        dense = (*attention_ops(model, work), *dense_ffn_ops(model, tokens, d.dtype))
+        total += d.dense_layers * total_flops(dense)
         total += total_flops(head_ops(model, positions, d.dtype))
     return total * (1 + BACKWARD * (d.phase == "train"))
 
 
 def _totals(library: Library, ops: Sequence[Sequence[Op]]) -> Floats:
-    """Seconds of each list of ops; all are priced at once."""
+    """Seconds of each list of ops; all ops are priced in one call."""
     flat = [op for some in ops for op in some]
     ends = np.cumsum([0, *(len(some) for some in ops)])
     seconds = np.concatenate([[0.0], np.cumsum(op_times(library, flat))])
@@ -218,7 +225,7 @@ def _totals(library: Library, ops: Sequence[Sequence[Op]]) -> Floats:
 def _communication(
     deployment: Deployment, tokens: Sequence[int], own: Sequence[int], local: Sequence[Floats]
 ) -> Floats:
-    """Dispatch and combine over expert-parallel groups, all-reduces inside of them."""
+    """Seconds of dispatch and combine over expert-parallel groups, and of all-reduces inside."""
     d = deployment
     crossing = np.array([
         crossing_bytes(d, counts, t, ACTIVATION_BYTES)

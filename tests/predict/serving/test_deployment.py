@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from moebench.predict.serving.communication import all_reduce, all_to_all
 from moebench.predict.serving.deployment import (
     Deployment,
-    cache_bytes,
     most_loaded_rank,
     rank_model,
 )
@@ -77,9 +76,10 @@ def test_ranks_share_out_the_experts_and_each_holds_less(tp: int, ep: int) -> No
 def test_multi_head_latent_attention_caches_the_same_on_every_tensor_parallel_rank() -> None:
     """512 + 64 elements a token and layer (DeepSeek-V3's config)."""
     deep = Deployment(load_model("deepseek-v3"), H100, level="model", context=100)
-    one = cache_bytes(deep, 3)
-    assert one == 3 * 101 * 576 * 2
-    assert cache_bytes(replace(deep, tensor_parallel=8), 3) == one
+    load = ExpertLoad.expected(3, 256, fixed_k(8))
+    for ranks in (1, 8):
+        whole = replace(deep, tensor_parallel=ranks)
+        assert rank_memory(whole, TOP_K, load, 24.0, 3)["cache"] == 61 * 3 * 101 * 576 * 2
 
 
 def test_more_ranks_than_key_value_heads_copy_them() -> None:

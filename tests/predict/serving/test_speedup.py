@@ -1,4 +1,4 @@
-"""Forecasts of whole steps: laws over random deployments, and parts that add up."""
+"""Speedups of whole steps: laws over random deployments, and parts that add up."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from moebench.predict.serving.break_even import break_even
 from moebench.predict.serving.decoder import attention, projections
-from moebench.predict.serving.dense import library_for
 from moebench.predict.serving.deployment import LEVELS, Deployment
-from moebench.predict.serving.speedup import calibrated_for, forecast
-from moebench.predict.serving.step import EXPERT_STAGES, step
-from moebench.records.results import Forecast
+from moebench.predict.serving.prices import kernel_prices
+from moebench.predict.serving.speedup import Speedup, speedups
+from moebench.predict.serving.step import EXPERT_STAGES, step_price
 from moebench.routers.policy import known_policies, policy
 from moebench.spec.hardware import hardware_names, load_hardware
 from moebench.spec.model import load_model
@@ -50,8 +49,8 @@ def deployed(fields: Mapping[str, Any]) -> Deployment:
 
 
 def latencies(deployment: Deployment, mean: float) -> np.ndarray:
-    rows = forecast(deployment, policy("ada-k", {"mean_k": mean}), BATCHES).rows
-    return np.array([row.latency_s for row in rows])
+    rows = speedups(deployment, policy("ada-k", {"mean_k": mean}), BATCHES)
+    return np.array([row.estimate.latency for row in rows])
 
 
 @settings(max_examples=12, deadline=None)
@@ -86,8 +85,7 @@ def test_a_step_is_never_below_its_roofline(fields: dict[str, Any], mean: float)
     deployment = deployed(fields)
     router = policy("ada-k", {"mean_k": mean})
     point = router.operating_point(deployment.model, deployment.skew)
-    calibration, library = calibrated_for(deployment), library_for(deployment.hardware)
-    priced = step(deployment, calibration, library, router, point, BATCHES)
+    priced = step_price(deployment, kernel_prices(deployment), router, point, BATCHES)
     machine = deployment.hardware
     compute = priced.flops / machine.peak_for(deployment.dtype)
     shape = deployment.model.expert_parameters / deployment.tensor_parallel
@@ -106,19 +104,21 @@ def test_a_step_is_never_below_its_roofline(fields: dict[str, Any], mean: float)
 def test_parts_add_up_and_intervals_hold_their_value(fields: dict[str, Any], name: str) -> None:
     deployment = deployed(fields)
     options = {"mean_k": 1.5} if known_policies()[name].is_adaptive else {}
-    for row in forecast(deployment, policy(name, options), BATCHES).rows:
-        assert sum(row.stages_s.values()) == pytest.approx(row.latency_s)
-        assert sum(row.memory_bytes.values()) == row.peak_memory_bytes
-        assert 0 < row.latency_low_s < row.latency_s < row.latency_high_s < np.inf
-        assert 0 < row.speedup_low <= row.speedup <= row.speedup_high < np.inf
-        assert row.calibration_error_low < 0 < row.calibration_error_high
-        if row.energy_j is not None:
+    for row in speedups(deployment, policy(name, options), BATCHES):
+        own, energy = row.estimate, row.energy
+        assert sum(own.by_stage.values()) == pytest.approx(own.latency)
+        assert sum(row.memory.values()) == own.peak_memory
+        assert own.latency_low is not None and own.latency_high is not None
+        assert 0 < own.latency_low < own.latency < own.latency_high < np.inf
+        assert 0 < row.low <= row.value <= row.high < np.inf
+        assert row.calibration_error[0] < 0 < row.calibration_error[1]
+        if energy.joules is not None:
             machine, n = deployment.hardware, deployment.num_devices
             assert machine.idle_power is not None and machine.power_limit is not None
-            watts = row.energy_j / row.latency_s / n
+            watts = energy.joules / own.latency / n
             assert machine.idle_power <= watts <= machine.power_limit
-            assert row.energy_low_j is not None and row.energy_high_j is not None
-            assert row.energy_low_j <= row.energy_j <= row.energy_high_j
+            assert energy.low is not None and energy.high is not None
+            assert energy.low <= energy.joules <= energy.high
 
 
 @settings(max_examples=12, deadline=None)
@@ -132,34 +132,35 @@ def test_a_recurrent_router_with_as_much_work_is_never_faster(
     n, c = model.num_experts, model.hidden_size
     if p * c + 6 * p * p + p * n < n * c:
         return
-    for row in forecast(deployment, policy("rmoe", {"state_size": p}), BATCHES).rows:
-        assert row.speedup <= 1 and row.speedup_high <= 1 + 1e-12
+    for row in speedups(deployment, policy("rmoe", {"state_size": p}), BATCHES):
+        assert row.value <= 1 and row.high <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_top_k_over_itself_is_one_with_an_interval_of_nothing(level: str) -> None:
     whole = Deployment(MIXTRAL, H100, level=level)  # type: ignore[arg-type]
-    for row in forecast(whole, policy("top-k"), BATCHES).rows:
-        assert row.speedup == row.flops_promise == 1.0
-        assert (row.speedup_low, row.speedup_high) == pytest.approx((1.0, 1.0))
+    for row in speedups(whole, policy("top-k"), BATCHES):
+        assert row.value == row.flops_promise == 1.0
+        assert (row.low, row.high) == pytest.approx((1.0, 1.0))
 
 
-def part(rows: tuple[Forecast, ...], names: tuple[str, ...]) -> np.ndarray:
-    return np.array([sum(row.stages_s.get(name, 0.0) for name in names) for row in rows])
+def part(rows: tuple[Speedup, ...], names: tuple[str, ...]) -> np.ndarray:
+    return np.array([sum(row.estimate.by_stage.get(name, 0.0) for name in names) for row in rows])
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v3"])
 def test_tensor_parallel_ranks_hold_less_and_compute_less(name: str) -> None:
     """Everything but communication; what one rank does is a narrower model's work."""
     computing = (*EXPERT_STAGES, "shared", "projections", "attention", "dense layers", "head")
-    before: tuple[Forecast, ...] | None = None
+    before: tuple[Speedup, ...] | None = None
     for tp in (1, 2, 4, 8):
         whole = Deployment(load_model(name), H100, level="model", tensor_parallel=tp)
-        rows = forecast(whole, policy("top-k"), BATCHES).rows
+        rows = speedups(whole, policy("top-k"), BATCHES)
         if before:
             assert (part(rows, computing) <= part(before, computing) * TILE_SWITCH).all()
             assert all(
-                a.peak_memory_bytes < b.peak_memory_bytes for a, b in zip(rows, before, strict=True)
+                a.estimate.peak_memory < b.estimate.peak_memory
+                for a, b in zip(rows, before, strict=True)
             )
             assert (part(rows, ("communication",)) >= part(before, ("communication",))).all()
         before = rows
@@ -167,15 +168,16 @@ def test_tensor_parallel_ranks_hold_less_and_compute_less(name: str) -> None:
 
 def test_expert_parallel_groups_hold_less_and_the_matmuls_of_a_rank_shrink() -> None:
     matmuls = ("first matmul", "second matmul")
-    before: tuple[Forecast, ...] | None = None
+    before: tuple[Speedup, ...] | None = None
     for ep in (1, 2, 4, 8):
         whole = Deployment(load_model("deepseek-v3"), H100, level="model", expert_parallel=ep)
-        rows = forecast(whole, policy("top-k"), BATCHES).rows
+        rows = speedups(whole, policy("top-k"), BATCHES)
         if before:
             assert (part(rows, matmuls) <= part(before, matmuls) * TILE_SWITCH).all()
             assert (part(rows, matmuls)[-2:] < 0.8 * part(before, matmuls)[-2:]).all()
             assert all(
-                a.peak_memory_bytes < b.peak_memory_bytes for a, b in zip(rows, before, strict=True)
+                a.estimate.peak_memory < b.estimate.peak_memory
+                for a, b in zip(rows, before, strict=True)
             )
         before = rows
 
@@ -183,30 +185,34 @@ def test_expert_parallel_groups_hold_less_and_the_matmuls_of_a_rank_shrink() -> 
 def test_a_model_is_its_layers_and_its_head() -> None:
     """61 attention layers, 58 MoE layers, 3 dense ones of DeepSeek-V3."""
     deep = Deployment(load_model("deepseek-v3"), load_hardware("b200-sxm"), level="model")
-    whole = forecast(deep, policy("top-k"), BATCHES).rows
-    layer = forecast(replace(deep, level="decoder"), policy("top-k"), BATCHES).rows
-    for a, b in zip(whole, layer, strict=True):
+    whole = speedups(deep, policy("top-k"), BATCHES)
+    layer = speedups(replace(deep, level="decoder"), policy("top-k"), BATCHES)
+    for row, other in zip(whole, layer, strict=True):
+        a, b = row.estimate.by_stage, other.estimate.by_stage
         for name, count in (("attention", 61), ("projections", 61), ("shared", 58), ("launch", 58)):
-            assert a.stages_s[name] == pytest.approx(count * b.stages_s[name])
-        assert {"head", "dense layers"} == set(a.stages_s) - set(b.stages_s)
-    fewer = forecast(replace(deep, num_layers=4), policy("top-k"), BATCHES).rows
-    assert fewer[0].stages_s["launch"] == pytest.approx(layer[0].stages_s["launch"])
+            assert a[name] == pytest.approx(count * b[name])
+        assert {"head", "dense layers"} == set(a) - set(b)
+    fewer = speedups(replace(deep, num_layers=4), policy("top-k"), BATCHES)
+    assert fewer[0].estimate.by_stage["launch"] == pytest.approx(
+        layer[0].estimate.by_stage["launch"]
+    )
 
 
 def test_prefill_of_many_tokens_is_decode_of_as_many_sequences_in_the_moe_layer() -> None:
     prefill = Deployment(MIXTRAL, H100, phase="prefill", context=128)
     decode = Deployment(MIXTRAL, H100, phase="decode")
-    a = forecast(prefill, policy("ada-k"), [1, 4]).rows
-    b = forecast(decode, policy("ada-k"), [128, 512]).rows
-    assert [row.latency_s for row in a] == [row.latency_s for row in b]
+    a = speedups(prefill, policy("ada-k"), [1, 4])
+    b = speedups(decode, policy("ada-k"), [128, 512])
+    assert [row.estimate.latency for row in a] == [row.estimate.latency for row in b]
 
 
 def test_a_training_step_is_three_forward_passes() -> None:
     forward = Deployment(MIXTRAL, H100, phase="prefill", context=128)
-    a = forecast(forward, policy("ada-k"), [2]).rows[0]
-    b = forecast(replace(forward, phase="train"), policy("ada-k"), [2])
-    assert b.rows[0].latency_s == pytest.approx(3 * a.latency_s)
-    assert b.rows[0].latency_high_s / b.rows[0].latency_s > a.latency_high_s / a.latency_s
+    a = speedups(forward, policy("ada-k"), [2])[0].estimate
+    b = speedups(replace(forward, phase="train"), policy("ada-k"), [2])[0].estimate
+    assert b.latency == pytest.approx(3 * a.latency)
+    assert a.latency_high is not None and b.latency_high is not None
+    assert b.latency_high / b.latency > a.latency_high / a.latency
     assert "backward-not-measured" in {caveat.kind for caveat in b.caveats}
 
 
@@ -223,16 +229,16 @@ def test_latent_attention_decodes_on_compressed_vectors() -> None:
 
 def test_a_step_that_does_not_fit_says_so() -> None:
     whole = Deployment(MIXTRAL, H100, level="model")
-    kinds = {c.kind for c in forecast(whole, policy("ada-k"), [1]).caveats}
-    assert "out-of-memory" in kinds
-    fits = replace(whole, tensor_parallel=2)
-    assert "out-of-memory" not in {c.kind for c in forecast(fits, policy("ada-k"), [1]).caveats}
+    for ranks, fits in ((1, False), (2, True)):
+        (row,) = speedups(replace(whole, tensor_parallel=ranks), policy("ada-k"), [1])
+        kinds = {caveat.kind for caveat in row.estimate.caveats}
+        assert ("out-of-memory" not in kinds) == fits
 
 
 def test_energy_is_missing_with_a_reason_where_idle_power_is_unknown() -> None:
     china = Deployment(MIXTRAL, load_hardware("a800-sxm-80gb"))
-    (row,) = forecast(china, policy("ada-k"), [1]).rows
-    assert row.energy_j is None and row.energy_missing and "idle_power" in row.energy_missing
+    (row,) = speedups(china, policy("ada-k"), [1])
+    assert row.estimate.energy is None and "idle_power" in (row.estimate.energy_missing or "")
 
 
 @pytest.mark.parametrize("name", hardware_names())
@@ -242,16 +248,16 @@ def test_adaptive_routing_gains_at_both_ends_and_little_in_between(name: str) ->
     A switch of tiles may help or hurt single batches in between.
     """
     layer = Deployment(MIXTRAL, load_hardware(name))
-    rows = forecast(layer, policy("ada-k"), [1, 16, 32, 64, 16384]).rows
+    rows = speedups(layer, policy("ada-k"), [1, 16, 32, 64, 16384])
     assert all(1.40 < row.flops_promise < 1.44 for row in rows)
-    assert rows[0].speedup > 1.2 and rows[-1].speedup > 1.2
-    assert min(row.speedup for row in rows[1:4]) < 1.1
-    assert rows[0].distinct_experts == pytest.approx(1.4, rel=1e-3)
+    assert rows[0].value > 1.2 and rows[-1].value > 1.2
+    assert min(row.value for row in rows[1:4]) < 1.1
+    assert rows[0].estimate.distinct_experts == pytest.approx(1.4, rel=1e-3)
 
 
 @pytest.mark.parametrize("level", ["moe", "model"])
 @pytest.mark.parametrize("router", ["ada-k", "adamoe"])
-def test_a_break_even_is_where_the_forecast_reaches_the_target(level: str, router: str) -> None:
+def test_a_break_even_is_where_the_speedup_reaches_the_target(level: str, router: str) -> None:
     whole = Deployment(MIXTRAL, H100, level=level)  # type: ignore[arg-type]
     batches = [1, 8, 64, 2048]
     found = break_even(whole, router, batches, 1.10)
@@ -263,7 +269,7 @@ def test_a_break_even_is_where_the_forecast_reaches_the_target(level: str, route
 
         def speedup(mean: float, batch: int = row.batch) -> float:
             own = policy(router, {"mean_k": mean})
-            return forecast(whole, own, [batch]).rows[0].speedup
+            return speedups(whole, own, [batch])[0].value
 
         assert speedup(row.mean_k) >= 1.10
         assert speedup(row.mean_k + 0.01) < 1.10 + 1e-3

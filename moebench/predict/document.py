@@ -1,0 +1,75 @@
+"""The document of `predict --json`: one row a batch, and what the rows of a case share."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from moebench.predict.serving.speedup import Speedup
+from moebench.spec.schema import encode
+
+
+def document(**parts: Any) -> str:
+    """JSON text with the schema's number."""
+    return json.dumps({"schema": 1, "provenance": "predicted", **encode(parts)})
+
+
+def speedup_document(cases: Sequence[Sequence[Speedup]]) -> str:
+    """JSON text on several cases, each at several batches."""
+    return document(
+        rows=[row_of(row) for rows in cases for row in rows],
+        cases=[case_of(rows[0]) for rows in cases],
+    )
+
+
+def row_of(row: Speedup) -> dict[str, Any]:
+    """Flat table of one batch, with units in its keys."""
+    d, estimate = row.deployment, row.estimate
+    return {
+        "model": d.model.name,
+        "hardware": d.hardware.name,
+        "router": row.router,
+        "kernel": row.prices.name,
+        "family": row.prices.experts.kernel.family,
+        "level": d.level,
+        "phase": d.phase,
+        "context": d.context,
+        "dtype": d.dtype,
+        "tensor_parallel": d.tensor_parallel,
+        "expert_parallel": d.expert_parallel,
+        "num_layers": d.moe_layers + d.dense_layers,
+        "batch": row.batch,
+        "mean_k": row.mean_k,
+        "distinct_experts": estimate.distinct_experts,
+        "latency_s": estimate.latency,
+        "latency_low_s": estimate.latency_low,
+        "latency_high_s": estimate.latency_high,
+        "speedup": row.value,
+        "speedup_low": row.low,
+        "speedup_high": row.high,
+        "flops_promise": row.flops_promise,
+        "bound": estimate.bound,
+        "stages_s": estimate.by_stage,
+        "energy_j": row.energy.joules,
+        "energy_low_j": row.energy.low,
+        "energy_high_j": row.energy.high,
+        "energy_missing": row.energy.missing,
+        "peak_memory_bytes": estimate.peak_memory,
+        "memory_bytes": row.memory,
+        "basis": row.basis,
+        "calibration_error_low": row.calibration_error[0],
+        "calibration_error_high": row.calibration_error[1],
+    }
+
+
+def case_of(row: Speedup) -> dict[str, Any]:
+    """Table of what all batches of a case share."""
+    return {
+        "model": row.deployment.model.name,
+        "hardware": row.deployment.hardware.name,
+        "router": row.router,
+        "operating_point": row.point,
+        "calibration": row.estimate.calibration,
+        "dense_calibration": row.prices.dense.origin,
+        "is_composed": row.deployment.level == "model",
+        "caveats": row.estimate.caveats,
+    }

@@ -1,0 +1,144 @@
+"""Values of predict's options: batches, probabilities, the deployment, and how a router routes."""
+
+import argparse
+from collections.abc import Sequence
+
+from moebench.predict.serving.deployment import Deployment
+from moebench.routers.policy import Policy, known_policies, policy
+from moebench.routers.top_k.policy import reachable_experts
+from moebench.spec.case import OperatingPoint
+from moebench.spec.hardware import load_hardware
+from moebench.spec.load import geometric_k
+from moebench.spec.model import ModelSpec, load_model
+
+LARGEST_BATCH = 2**20
+DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8": "float8"}
+
+
+def batch_range(description: str) -> list[int]:
+    """Batches from "8", "1,8,64" or "1:1024" (doubling).
+
+    Raises:
+        ValueError: anything else, or a batch below 1 or above `LARGEST_BATCH`.
+    """
+    first, colon, last = description.partition(":")
+    try:
+        batches = [int(part) for part in description.split(",")] if not colon else [int(first)]
+        end = int(last) if colon else batches[-1]
+    except ValueError:
+        batches, end = [0], 0
+    while colon and 0 < batches[-1] * 2 <= min(end, LARGEST_BATCH):
+        batches.append(batches[-1] * 2)
+    if min(batches) < 1 or max(batches) > LARGEST_BATCH or end < batches[0] * bool(colon):
+        raise ValueError(
+            f"--batch: found {description!r}, expected 8, 1,8,64 or 1:1024 up to {LARGEST_BATCH}"
+        )
+    return batches
+
+
+def probabilities(description: str, most: int) -> tuple[float, ...]:
+    """Probabilities of 0, 1, 2, ... experts from "0.2,0.5,0.3".
+
+    Args:
+        description: as the user wrote it.
+        most: experts that a token can choose.
+
+    Raises:
+        ValueError: not numbers, more than a token can choose, or no distribution.
+    """
+    try:
+        chances = tuple(float(part) for part in description.split(","))
+    except ValueError:
+        chances = ()
+    good = all(chance >= 0 for chance in chances) and abs(sum(chances) - 1) <= 1e-6
+    if not good or not 2 <= len(chances) <= most + 1:
+        raise ValueError(
+            f"--k-distribution: found {description!r}, expected 'geometric', or 2 to {most + 1} "
+            "probabilities of 0, 1, 2, ... experts that sum to 1: 0.2,0.5,0.3"
+        )
+    return chances
+
+
+def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Deployment:
+    """Deployment of a model on a machine; errors name the option.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+    try:
+        return Deployment(
+            model=load_model(model),
+            hardware=load_hardware(hardware),
+            phase=options.phase,
+            level=options.level,
+            context=options.context,
+            dtype=DTYPES[options.dtype],
+            kernel=options.kernel,
+            tensor_parallel=options.tp,
+            expert_parallel=options.ep,
+            num_layers=options.layers,
+            skew=options.skew,
+        )
+    except ValueError as error:
+        option, colon, rest = str(error).partition(": found")
+        is_option = option in ("context", "tp", "ep", "layers", "dtype", "skew")
+        raise ValueError(f"--{option}{colon}{rest}" if is_option else str(error)) from error
+
+
+def routing_of(
+    options: argparse.Namespace, router: str, model: ModelSpec
+) -> tuple[Policy, OperatingPoint]:
+    """A router and how it routes; --mean-k and --k-distribution are for adaptive ones.
+
+    Raises:
+        ValueError: no mean k is known, or the options contradict one another or the router.
+    """
+    mean, distribution = options.mean_k, options.k_distribution
+    if options.operating_point and (mean is not None or distribution is not None):
+        raise ValueError("--operating-point published excludes --mean-k and --k-distribution")
+    own = policy(router)
+    if not own.is_adaptive:
+        if mean is not None or distribution is not None:
+            _refuse_without_adaptive(options.router)
+        return own, own.operating_point(model, options.skew)
+    if distribution is not None and distribution != "geometric":
+        if mean is not None:
+            raise ValueError("--mean-k: the probabilities of --k-distribution give the mean")
+        chances = probabilities(distribution, reachable_experts(model))
+        return own, OperatingPoint(chances, "imposed", "probabilities as given", options.skew)
+    if mean is not None:
+        own = policy(router, {"mean_k": mean})
+    try:
+        point = own.operating_point(model, options.skew)
+    except ValueError as error:
+        hint = "" if mean is not None else " with --mean-k"
+        raise ValueError(f"{error}{hint}") from error
+    if distribution == "geometric":
+        chances = geometric_k(point.mean_k, reachable_experts(model))
+        return own, OperatingPoint(chances, "imposed", "geometric with that mean", options.skew)
+    return own, point
+
+
+def _refuse_without_adaptive(routers: Sequence[str]) -> None:
+    adaptive = sorted(name for name, cls in known_policies().items() if cls.is_adaptive)
+    if not set(routers) & set(adaptive):
+        raise ValueError(
+            f"--mean-k and --k-distribution: {', '.join(routers)} runs the same k for every "
+            f"token; adaptive routers: {', '.join(adaptive)}"
+        )
+
+
+def refuse_beside_break_even(options: argparse.Namespace) -> None:
+    """Refuse options that state the mean k, or a figure, beside --break-even."""
+    for name in ("mean_k", "k_distribution", "operating_point", "plot"):
+        if getattr(options, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: not beside --break-even, which looks for the mean k")
+
+
+def refuse_beside_claims(options: argparse.Namespace, defaults: argparse.Namespace) -> None:
+    """Refuse options beside --claims that differ from their defaults."""
+    for name, value in vars(options).items():
+        if name not in ("claims", "json", "plot") and value != getattr(defaults, name):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: not beside --claims, which says what each claim is of")
