@@ -6,6 +6,7 @@ c   what competes: z + b, or sigmoid(z) + b                 [tokens, num_experts
 the `top_k` largest c; their weights are scores of z alone, in the convention of the gate
 """
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -58,8 +59,13 @@ class TopKRouter(Router):
 
     def best(self, logits: Float[Tensor, "tokens choices"]) -> Int[Tensor, "tokens slots"]:
         """Columns with the `top_k` largest biased scores, largest first."""
-        competing = choice_scores(logits, self.selection_bias, self.gate, self.num_experts)
-        return competing.topk(self.top_k, dim=1).indices
+        return self.competing(logits, self.selection_bias).topk(self.top_k, dim=1).indices
+
+    def competing(
+        self, logits: Float[Tensor, "tokens choices"], bias: Float[Tensor, " choices"]
+    ) -> Float[Tensor, "tokens choices"]:
+        """Scores that compete for the slots under a selection bias."""
+        return choice_scores(logits, bias, self.gate, self.num_experts)
 
     def slots_of_token(self, scores: Float[Tensor, "tokens choices"]) -> Int[Tensor, " tokens"]:
         """How many columns each token takes."""
@@ -85,11 +91,7 @@ class TopKRouter(Router):
         tolerance: float = 0.03,
     ) -> None:
         logits = scores.float()[:, : len(self.selection_bias)]
-
-        def competing(bias: Float[Tensor, " choices"]) -> Float[Tensor, "tokens choices"]:
-            return choice_scores(logits, bias, self.gate, self.num_experts)
-
-        slots = self.slots_of_token(scores)
+        competing, slots = partial(self.competing, logits), self.slots_of_token(scores)
         impose_marginals(competing, self.selection_bias, slots, point, self.num_experts)
         check_point(self.route(scores), point, tolerance)
 
