@@ -45,10 +45,11 @@ def bench() -> Bench:
 
 
 @functools.cache
-def ready_cell(key: str) -> ReadyCell:
+def ready_cell(key: str, num_tokens: int = 4096) -> ReadyCell:
+    """A cell with a stream of tokens; as long as a suite's where its statistics are asked for."""
     cell = CELLS[key]
     cases = tuple(replace(case, num_layers=2) for case in cell.cases)
-    return prepare_cell(bench(), replace(cell, cases=cases), 4096)
+    return prepare_cell(bench(), replace(cell, cases=cases), num_tokens)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_every_router_is_at_its_operating_point_over_the_stream(key: str) -> Non
 
 def test_the_loads_that_are_stored_are_those_that_run() -> None:
     """The stream is looked at in wide batches and timed in narrow ones."""
-    ready = ready_cell("decoder decode b1 context 64 bfloat16")
+    ready = ready_cell("decoder decode b1 context 64 bfloat16", 256)
     for case in ready.cases:
         for place in range(20):
             step = int(ready.order[place])
@@ -93,7 +94,7 @@ def test_an_order_visits_every_step_once(num_steps: int, seed: int) -> None:
 
 
 def test_training_steps_leave_no_gradient_behind() -> None:
-    ready = ready_cell("moe train 1x64 bfloat16")
+    ready = ready_cell("moe train 1x64 bfloat16", 256)
     (case, *_) = ready.cases
     ready.step(case, 0)
     experts = bench().decoder.get_parameter("layers.0.experts.down")
