@@ -136,20 +136,20 @@ def errors(name: tuple[str, str, str, TilePhase]) -> dict[str, float | bool]:
     for parameter in weights.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[2] ** -0.5)
     x = torch.randn(routing.num_tokens, 2 * shape.hidden).to(dtype)[:, : shape.hidden]
-    kept = int(routing.tokens_per_expert.sum())
+    count = int(routing.tokens_per_expert.sum())
     exact = reference.moe_layer(
         x.double(),
         replace(
             routing,
-            token_indices=routing.token_indices[:kept],
-            expert_indices=routing.expert_indices[:kept],
-            weights=routing.weights[:kept].double(),
+            token_indices=routing.token_indices[:count],
+            expert_indices=routing.expert_indices[:count],
+            weights=routing.weights[:count].double(),
         ),
         weights.gate_up.double(),
         weights.down.double(),
         shape.is_gated,
     )
-    idle = torch.bincount(routing.token_indices[:kept], minlength=routing.num_tokens) == 0
+    idle = torch.bincount(routing.token_indices[:count], minlength=routing.num_tokens) == 0
     found: dict[str, float | bool] = {}
     runs = {"kernels": layer(x, routing, weights, name[3])} if routing.num_assignments else {}
     if name[3] == "decode" and name[1] == "tensor descriptors":

@@ -55,18 +55,20 @@ def test_an_even_beat_is_known_better_than_any_single_look() -> None:
 def test_stamps_stay_inside_what_was_seen_where_the_beat_is_uneven() -> None:
     rng = np.random.default_rng(0)
     moments = np.cumsum(rng.uniform(0.05, 0.15, 60))
-    seen = [Edge(m - rng.uniform(0, 0.002), m + rng.uniform(0, 0.002), 30 * m) for m in moments]
-    found = stamped(seen)
+    all_edges = [
+        Edge(m - rng.uniform(0, 0.002), m + rng.uniform(0, 0.002), 30 * m) for m in moments
+    ]
+    found = stamped(all_edges)
     assert found is not None
     assert all(
-        edge.before <= time <= edge.after for edge, time in zip(seen, found.times, strict=True)
+        edge.before <= time <= edge.after for edge, time in zip(all_edges, found.times, strict=True)
     )
     assert found.jitter > 0.01
 
 
 def test_a_missed_edge_is_counted_as_a_beat() -> None:
-    seen = edges(lambda t: 300 * t, 0.1, 0.002, 5.0)
-    found = stamped(seen[:10] + seen[12:20] + seen[21:])
+    all_edges = edges(lambda t: 300 * t, 0.1, 0.002, 5.0)
+    found = stamped(all_edges[:10] + all_edges[12:20] + all_edges[21:])
     assert found is not None
     assert found.tick == pytest.approx(0.1, rel=1e-3)
     assert found.jitter < 0.001

@@ -23,7 +23,7 @@ class CountingClock:
 
 
 def test_the_operation_of_version_one_is_frozen() -> None:
-    """Whoever changes a size must increase the version, and then this line."""
+    """A change of a size must increase the version, and then this line."""
     sizes = (reference.ROWS, reference.INPUTS, reference.OUTPUTS, reference.READ_BYTES)
     assert (reference.VERSION, *sizes) == (1, 256, 4096, 2048, 134217728)
     work = reference.reference_operation(torch.device("cpu"))

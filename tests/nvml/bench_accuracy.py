@@ -19,7 +19,7 @@ from moebench.report.document import markdown, plain_grid
 KINDS = ("steady", "drift", "periodic", "bursts")
 FIRST_SEED = 10_000
 TRACES = 300
-"""Of each kind, with boards of every sort."""
+"""Traces of each kind, on boards of every sort."""
 TICK = 0.1
 TRACES_AT_TICK = 200
 PROMISED = (("steady", 1.0), ("periodic", 0.25))
@@ -75,8 +75,8 @@ def figures(simulator: Simulator, at_tick: Sequence[tuple[str, float]]) -> dict[
             name = f"100 ms tick, {kind}, sensor {duty:.0%}"
             singles = [joules / o.truth - 1 for o in measured for joules in o.energy.windows]
             found[f"{name}, one window of {plan.length:.0f} s: p95"] = p95(singles)
-            together = [outcome.error for outcome in measured]
-            found[f"{name}, {plan.windows} x {plan.length:.0f} s: p95"] = p95(together)
+            errors = [outcome.error for outcome in measured]
+            found[f"{name}, {plan.windows} x {plan.length:.0f} s: p95"] = p95(errors)
     return found
 
 

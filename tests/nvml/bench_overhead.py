@@ -41,7 +41,7 @@ LOADS = 24
 """Followed and not, of about 1.5 s each."""
 TICK = 0.1
 SIZE = 256
-"""Of the load's matmul: a fraction of a millisecond."""
+"""Rows of the load's square matmul, which takes a fraction of a millisecond."""
 LEARNT = 8
 """Edges after which the reader looks for the next where it expects it."""
 GETS_GOING = 0.002
@@ -84,7 +84,7 @@ def restless_reader() -> Iterator[int]:
 
 
 def seconds_a_step(visit: Steps) -> float:
-    """Of one slice."""
+    """Mean seconds a step in one slice."""
     done, start = 0, time.perf_counter()
     while (now := time.perf_counter()) - start < SLICE:
         visit(done, 8)
@@ -140,7 +140,7 @@ def outside_the_steps(visit: Steps, readers: Sequence[ReaderProcess]) -> float:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of a process so far: Linux's processor clock of another process."""
+    """Processor time of another process so far, by Linux's clock of that process."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
@@ -162,12 +162,12 @@ def measure() -> dict[str, Any]:
         slowdowns, restless = as_a_neighbour(visit, PAIRS)
         listening, shares = np.array([followed(visit) for _ in range(LOADS)]).T
     busy = float(np.mean(shares)) / restless
-    together = {
+    total = {
         end: value + busy * interval(slowdowns)[end] for end, value in interval(listening).items()
     }
     return {
         "pairs": PAIRS,
-        "together": together,
+        "together": total,
         "a neighbour that never sleeps slows the load by": interval(slowdowns),
         "its processor seconds a second": restless,
         "the reader's own processor seconds a second": float(np.mean(shares)),

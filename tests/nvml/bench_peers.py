@@ -124,7 +124,7 @@ def peer(name: str, library: Path) -> dict[str, Any]:
 
 
 def ours(library: Path) -> dict[str, Any]:
-    """The same for moebench: windows of steady loads, and joules of a step of 3 J."""
+    """Errors and outcomes of moebench: windows of steady loads, and joules of a step of 3 J."""
     simulator = Simulator(library)
     found: dict[str, Any] = {}
     for seconds in LENGTHS:

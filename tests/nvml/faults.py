@@ -1,6 +1,6 @@
 """Every way in which a board can fail to have an energy, and what the user then sees.
 
-`PYTHONPATH=tests python -m nvml.faults` prints the table that is kept in faults.md.
+`PYTHONPATH=tests python -m nvml.faults` prints the table of faults.md.
 """
 
 import tempfile
@@ -41,13 +41,13 @@ class FaultCase:
     outcome: Outcome
     """No joules; joules of polled power, labelled; joules of the counter, for all that."""
     kind: str | None
-    """Of the fault, or of the caveat where the counter's joules stand."""
+    """Kind of the fault, or of the caveat where the counter's joules stand."""
     case: Case = STEADY
     uuid: str = UUID.format(0)
     defines: tuple[str, ...] = ()
     """The library is compiled with these."""
     tolerance: float = 0.005
-    """Of the joules."""
+    """Largest relative error of the joules."""
 
 
 def settings(**values: float) -> Callable[[Simulator], object]:
@@ -317,7 +317,7 @@ def run_fault(simulator: Simulator, fault: FaultCase) -> Energy:
     return measure(simulator, fault.case, loads, until, fault.uuid)
 
 
-def seen(energy: Energy) -> str:
+def shown(energy: Energy) -> str:
     """What the user reads."""
     if energy.missing is not None:
         return f"no energy: {energy.missing}"
@@ -343,7 +343,7 @@ def table() -> str:
                 place.mkdir()
                 compile_library(place, *fault.defines)
             energy = run_fault(Simulator(library), fault)
-            lines.append(f"| {fault.name} | {fault.kind or 'none'} | {seen(energy)} |")
+            lines.append(f"| {fault.name} | {fault.kind or 'none'} | {shown(energy)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -61,8 +61,8 @@ def test_there_are_forty_faults_and_more_each_with_a_name_of_its_own() -> None:
 
 def test_the_kept_table_has_every_fault() -> None:
     rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")]
-    kept = [(name.removeprefix("| "), kind) for name, kind, *_ in rows[1:]]
-    assert kept == [(fault.name, fault.kind or "none") for fault in FAULTS]
+    listed = [(name.removeprefix("| "), kind) for name, kind, *_ in rows[1:]]
+    assert listed == [(fault.name, fault.kind or "none") for fault in FAULTS]
 
 
 def test_what_a_record_of_energy_must_say_is_in_it(simulator: Simulator) -> None:

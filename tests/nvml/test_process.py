@@ -83,7 +83,7 @@ def test_a_fault_in_the_process_reaches_the_parent(
     assert energy.joules is None
     assert energy.fault == kind
     assert energy.missing
-    # Whoever could be asked said what it is, also where it refuses joules.
+    # A board that answered is known as simulated, also where it refuses joules.
     assert energy.provenance == ("measured" if kind == "driver-not-loaded" else "simulated")
 
 

@@ -1,4 +1,4 @@
-"""A run whose joules came from the simulated library is kept as simulated and never reported."""
+"""A run whose joules are of the simulated library is recorded as simulated and never reported."""
 
 import os
 from pathlib import Path

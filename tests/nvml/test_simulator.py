@@ -51,8 +51,8 @@ def test_a_part_time_sensor_extrapolates_what_it_saw(simulator: Simulator, handl
     times = np.stack([starts, starts + 0.025, starts + 0.025, starts + 0.1], axis=1).ravel()
     simulator.trace(times, np.tile([500, 500, 100, 100], 200))
     simulator.advance(10.05)
-    seen = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-    assert seen == pytest.approx(5000, rel=0.01)
+    joules = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+    assert joules == pytest.approx(5000, rel=0.01)
     assert simulator.true_joules(0, 10) == pytest.approx(2000)
 
 
