@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moebench.measure.environment import driver_version
-from moebench.measure.nvml import answer, foreign_processes, open_nvml
+from moebench.measure.nvml import answer, open_nvml, other_load
 
 MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 """Oldest Linux driver that runs a CUDA major version.
@@ -18,10 +18,6 @@ MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
 """
 BUSY_PERCENT = 10
-
-
-class DeviceError(ValueError):
-    """A device that was asked for, or that exists, cannot be used."""
 
 
 def choose_device(
@@ -45,14 +41,14 @@ def choose_device(
         device_nodes: GPU device files; those of /dev if left out.
 
     Raises:
-        DeviceError: the request is unknown, there is no such device, or torch cannot use the GPU
+        ValueError: the request is unknown, there is no such device, or torch cannot use the GPU
             (the message names the driver, the version needed and the remedy).
     """
     if request == "cpu":
         return torch.device("cpu")
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", request)
     if match is None:
-        raise DeviceError(f"--device: found {request!r}, expected auto, cpu, cuda or cuda:N")
+        raise ValueError(f"--device: found {request!r}, expected auto, cpu, cuda or cuda:N")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of an old driver; the error below says more
         count = cuda.device_count() if cuda.is_available() else 0
@@ -60,14 +56,14 @@ def choose_device(
     if count == 0:
         problem = _unusable_gpu(nvml, cuda_version, device_nodes)
         if problem is not None:
-            raise DeviceError(problem)
+            raise ValueError(problem)
         if request == "auto":
             return torch.device("cpu")
-        raise DeviceError(f"--device {request}: no GPU found on this machine; use --device cpu")
+        raise ValueError(f"--device {request}: no GPU found on this machine; use --device cpu")
     if match.group(1) is not None:
         index = int(match.group(1))
         if index >= count:
-            raise DeviceError(
+            raise ValueError(
                 f"--device {request}: found {count} usable GPU{'s' * (count > 1)}, expected "
                 f"cuda:0{f' to cuda:{count - 1}' * (count > 1)}"
             )
@@ -81,12 +77,11 @@ def _is_busy(nvml: Any, cuda: Any, index: int) -> bool:
     if nvml is None:
         return False
     uuid = cuda.get_device_properties(index).uuid
-    handle = answer(lambda: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+    handle = answer(nvml.nvmlDeviceGetHandleByUUID, f"GPU-{uuid}")
     if handle is None:
         return False
-    utilisation = answer(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu) or 0
-    others = answer(lambda: foreign_processes(nvml, handle, is_ours=False)) or 0
-    return bool(utilisation > BUSY_PERCENT or others > 0)
+    percent, others = other_load(nvml, handle)
+    return (percent or 0) > BUSY_PERCENT or (others or 0) > 0
 
 
 def _unusable_gpu(

@@ -136,6 +136,13 @@ def foreign_processes(
     return len(others)
 
 
+def other_load(nvml: Any, handle: Any) -> tuple[int | None, int | None]:
+    """Utilisation of a board in percent, and processes on it; None where NVML refuses."""
+    use = answer(nvml.nvmlDeviceGetUtilizationRates, handle)
+    others = answer(foreign_processes, nvml, handle, False)
+    return None if use is None else int(use.gpu), others
+
+
 class Board:
     """One GPU: its energy counter, its power, and the conditions that a record of energy states."""
 

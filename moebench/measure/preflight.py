@@ -6,12 +6,11 @@ cannot be read is "unknown" with the reason: a guest often cannot see what its h
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from moebench.measure.environment import read_text
-from moebench.measure.nvml import answer, clock_reasons, foreign_processes, open_nvml
+from moebench.measure.nvml import answer, clock_reasons, open_nvml, other_load
 
 BUSY_SHARE = 0.25
 """Load beyond this share of the cores disturbs: with two threads every fourth visit waits."""
@@ -282,16 +281,14 @@ def _gpu(nvml: Any, handle: Any, index: int) -> Iterator[Finding]:
             "the clock is lower than the board could run",
             "let it cool, check airflow and the power limit",
         )
-    use = ask("nvmlDeviceGetUtilizationRates")
-    others = answer(partial(foreign_processes, nvml, handle, is_ours=False))
-    if use is None and others is None:
+    percent, others = other_load(nvml, handle)
+    if percent is None and others is None:
         yield unknown("other load")
         return
-    percent = 0 if use is None else int(use.gpu)
     yield _judged(
         f"GPU {index} other load",
-        percent <= BUSY_GPU_PERCENT and not others,
-        f"{percent} % busy, {others or 0} other processes",
+        (percent or 0) <= BUSY_GPU_PERCENT and not others,
+        f"{percent or 0} % busy, {others or 0} other processes",
         "kernels of others run in between",
         "wait, or choose another board with --device cuda:N",
     )
