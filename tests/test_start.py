@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "matplotlib", "pandas", "scipy.optimize", "scipy.stats")
+HEAVY = ("torch", "matplotlib", "pandas", "scipy.optimize", "scipy.stats", "markdown_it")
 
 
 @pytest.mark.parametrize("verb", ["predict", "validate", "compare", "report", "suite"])

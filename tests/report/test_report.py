@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,15 +262,6 @@ def test_bad_input_is_exit_2_and_a_message(
     (tmp_path / "manifest.json").write_text("{")
     assert report.main([str(tmp_path)]) == 2
     assert "not valid JSON" in capsys.readouterr().err
-
-
-def test_importing_records_and_reports_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, moebench.report, moebench.records.run, moebench.compare\n"
-        "print([m for m in ('torch', 'matplotlib', 'pandas', 'markdown_it') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_marks_of_a_cell_are_set_apart() -> None:
