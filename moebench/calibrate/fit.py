@@ -4,26 +4,30 @@ The error is that of log latency; soft-L1 keeps a failed tactic from dragging th
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moebench.calibrate.widths import Residuals
-from moebench.predict.arrays import Floats, Ints, OverCases
-from moebench.predict.kernels.catalogue import Error, Kernel
-from moebench.predict.kernels.intervals import REGIMES, Basis
-from moebench.predict.kernels.layer import LayerCases, layer_time
+from moebench.calibrate.rows import Measured
+from moebench.predict.arrays import Floats, Ints
+from moebench.predict.kernels.catalogue import Error, KernelFit
+from moebench.predict.kernels.dense import DenseParameters, shift
+from moebench.predict.kernels.intervals import REGIMES
 from moebench.predict.kernels.parameters import METADATA, PARAMETERS, Parameters
-from moebench.predict.kernels.prior import Prior
-from moebench.spec.hardware import HardwareSpec
+from moebench.predict.kernels.prior import Prior, generic_prior, prior_for
+from moebench.spec.hardware import HardwareSpec, load_hardware
 
 NOISE = 0.06
 """Log error of the model's form that the loss takes for granted."""
 PARALLEL_NOISE = 0.12
-"""The same under expert parallelism, where the load of the fullest rank is one draw of many."""
+"""Log error under expert parallelism, where the load of the fullest rank is one draw of many."""
+ROWS = 1000
+"""Rows of a group that a full fit uses, on one rank."""
+PARALLEL_ROWS = 250
+"""Rows of a group that a full fit uses, under expert parallelism."""
+LEAST_ROWS = 100
+"""Rows on one rank below which a group is not fitted by itself."""
 SIBLING_SPREAD = 0.15
 """Spread of logarithms between gated and two-matrix experts of one source."""
 
@@ -59,30 +63,6 @@ def most_probable(
     return np.asarray(np.minimum(found.x, ceiling))
 
 
-@dataclass(frozen=True)
-class Measured(OverCases):
-    """Rows of one kernel on one device."""
-
-    kernel: Kernel
-    hardware: HardwareSpec
-    cases: LayerCases
-    shapes: NDArray[Any]
-    """Model shape of each row."""
-    seconds: Floats
-    """Measured latency of each row."""
-
-    def log_error(self, parameters: Parameters) -> Floats:
-        """log(measured / predicted), warm, as tables are measured."""
-        predicted = layer_time(parameters, self.hardware, self.cases, warm=True).seconds
-        return np.log(self.seconds / predicted)
-
-
-def residuals_on(basis: Basis, rows: Measured, log_error: Floats) -> Residuals:
-    """Errors on measured rows of one kernel on one device, as intervals are made of."""
-    tokens = rows.cases.num_tokens
-    return Residuals(basis, rows.kernel.family, rows.hardware.name, tokens, log_error)
-
-
 def fit_parameters(rows: Measured, prior: Prior) -> Parameters:
     """The most probable parameters given the rows and the prior; all of them are free."""
     return _fit([rows], prior)
@@ -116,7 +96,7 @@ def _fit(groups: Sequence[Measured], prior: Prior) -> Parameters:
         np.array([table[name] for name in PARAMETERS]) for table in (prior.mean, prior.spread)
     )
     ceiling = np.log([METADATA[name]["ceiling"] for name in PARAMETERS])
-    parallel = np.concatenate([rows.cases.expert_parallel > 1 for rows in groups])
+    parallel = np.concatenate([rows.is_parallel for rows in groups])
     noise = np.where(parallel, PARALLEL_NOISE, NOISE)
 
     def parameters(logs: Floats) -> Parameters:
@@ -133,12 +113,11 @@ def _fit(groups: Sequence[Measured], prior: Prior) -> Parameters:
 def thinned(rows: Measured, count: int, parallel_count: int) -> Measured:
     """At most `count` rows on one rank and `parallel_count` under expert parallelism."""
     rng = np.random.default_rng(0)
-    is_parallel = rows.cases.expert_parallel > 1
     chosen = [
         rng.choice(group, min(most, len(group)), replace=False)
         for group, most in (
-            (np.flatnonzero(~is_parallel), count),
-            (np.flatnonzero(is_parallel), parallel_count),
+            (np.flatnonzero(~rows.is_parallel), count),
+            (np.flatnonzero(rows.is_parallel), parallel_count),
         )
     ]
     return rows[np.sort(np.concatenate(chosen))]
@@ -159,3 +138,63 @@ def percentage_errors(log_error: Floats) -> Error:
     """Mean, median and 90th percentile of |predicted / measured - 1| in percent."""
     ape = 100 * np.abs(np.expm1(-log_error))
     return Error(float(ape.mean()), float(np.median(ape)), float(np.percentile(ape, 90)))
+
+
+def full_fit(rows: Measured, count: int = ROWS) -> Parameters:
+    """Fit of a group with many rows, from the generic prior."""
+    return fit_parameters(thinned(rows, count, min(PARALLEL_ROWS, count)), generic_prior())
+
+
+def shared_fits(
+    groups: Sequence[Measured], relatives: Sequence[KernelFit] = ()
+) -> list[Parameters]:
+    """Fits of all groups, each with what the others found as its prior.
+
+    A group with few model shapes leaves some parameters open; its relatives close them.
+
+    Args:
+        groups: measured rows, one entry for each kernel and device.
+        relatives: fits made before, of the same devices.
+    """
+    alone = [as_fit(rows, full_fit(rows)) for rows in groups]
+    machines = {rows.hardware.name: rows.hardware for rows in groups}
+    machines |= {fit.system: load_hardware(fit.system) for fit in relatives}
+    found = []
+    for number, rows in enumerate(groups):
+        others = [*alone[:number], *alone[number + 1 :], *relatives]
+        prior = prior_from(rows, others, machines)
+        found.append(fit_parameters(thinned(rows, ROWS, PARALLEL_ROWS), prior))
+    return found
+
+
+def as_fit(
+    rows: Measured, parameters: Parameters, table: str = "", sha256: str = "", date: str = ""
+) -> KernelFit:
+    """A fit with its provenance and its error on all rows."""
+    tokens = rows.cases.num_tokens
+    return KernelFit(
+        rows.kernel,
+        rows.hardware.name,
+        parameters,
+        len(rows),
+        tuple(sorted(set(rows.shapes.tolist()))),
+        int(tokens.min()),
+        int(tokens.max()),
+        percentage_errors(rows.log_error(parameters)),
+        table,
+        sha256,
+        date,
+    )
+
+
+def prior_from(
+    rows: Measured,
+    fits: Sequence[KernelFit],
+    machines: Mapping[str, HardwareSpec],
+    dense: Mapping[str, DenseParameters] | None = None,
+) -> Prior:
+    """What is believed of a kernel on its device given other fits, and dense matmuls if known."""
+    known = dense or {}
+    here = known.get(rows.hardware.name)
+    shifts = {name: shift(here, known[name]) for name in machines if name in known} if here else {}
+    return prior_for(rows.kernel, rows.hardware, fits, machines, shifts)

@@ -2,28 +2,25 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from moebench import terminal
-from moebench.calibrate.cross_validation import as_fit, cross_validate, shared_fits, summary
+from moebench.calibrate.cross_validation import cross_validate, summary
 from moebench.calibrate.dense import dense_groups, fit_library
-from moebench.calibrate.fit import Measured, percentage_errors
+from moebench.calibrate.fit import LEAST_ROWS, as_fit, percentage_errors, shared_fits
 from moebench.calibrate.kernel_files import write_dense, write_fits, write_widths
-from moebench.calibrate.rows import groups_of
+from moebench.calibrate.rows import Measured, groups_of
 from moebench.calibrate.tables import LatencyTable
 from moebench.calibrate.widths import Residuals, calibrate_widths
 from moebench.predict.kernels.catalogue import KernelFit
 from moebench.predict.kernels.dense import DenseParameters
 from moebench.predict.kernels.intervals import UNSEEN, Basis
-from moebench.predict.kernels.layer import layer_time
 from moebench.predict.kernels.prior import prior_for
 from moebench.spec.hardware import load_hardware
-
-LEAST_ROWS = 100
-"""Rows on one rank below which a kernel is not fitted: too few to ship."""
 
 
 def calibrate(
@@ -61,7 +58,11 @@ def calibrate(
             terminal.show(f"{experiment:48}{ranks:>6}{figures}  {each}")
         pairs = [table for table in tables if table.kind == "pairs"]
         ratios = [one for table in pairs for one in ratio_residuals(table, fits)]
-        residuals = [one.residuals for one in held_out if one.basis is not None]
+        residuals = [
+            Residuals.of(basis, one.rows, one.log_error)
+            for one in held_out
+            if (basis := one.basis) is not None
+        ]
         widths = calibrate_widths(residuals, ratios)
         note = f"{date}, from {', '.join(map(_origin, tables))}."
         terminal.show(write_widths(widths, folder / "intervals.toml", note))
@@ -70,37 +71,19 @@ def calibrate(
 
 def measured(table: LatencyTable) -> list[Measured]:
     """The groups of a latency table that can be fitted, without failed tactics."""
-    seconds = table.numbers["latency_us"] * 1e-6
-    groups, skipped = groups_of(table, seconds=seconds)
+    groups, skipped = groups_of(table)
     for line in table.unpriced(skipped):
         terminal.say(line)
-    works = table.numbers["slow_tactic"] == 0
-    found = []
-    for group in groups:
-        keep = np.flatnonzero(works[group.rows])
-        rows = Measured(
-            group.kernel,
-            group.hardware,
-            group.cases[keep],
-            np.array(group.shapes)[keep],
-            seconds[group.rows][keep],
-        )
-        if (rows.cases.expert_parallel == 1).sum() >= LEAST_ROWS:
-            found.append(rows)
-    return found
+    found = [group[group.works] for group in groups]
+    return [rows for rows in found if (~rows.is_parallel).sum() >= LEAST_ROWS]
 
 
 def measured_pairs(table: LatencyTable) -> list[Measured]:
     """The groups of a table of top-k pairs, both members of a pair being rows."""
     members: dict[object, list[Measured]] = {}
     for top_k in (8, 6):
-        seconds = table.numbers[f"latency_us_top{top_k}"] * 1e-6
-        for group in groups_of(table, top_k)[0]:
-            rows = Measured(
-                group.kernel, group.hardware, group.cases, np.array(group.shapes),
-                seconds[group.rows],
-            )  # fmt: skip
-            members.setdefault((group.kernel, group.hardware.name), []).append(rows)
+        for rows in groups_of(table, top_k)[0]:
+            members.setdefault((rows.kernel, rows.hardware.name), []).append(rows)
     return [Measured.concatenate(both) for both in members.values()]
 
 
@@ -109,31 +92,20 @@ def ratio_residuals(table: LatencyTable, fits: Sequence[KernelFit]) -> list[Resi
     machines = {fit.system: load_hardware(fit.system) for fit in fits}
     found = []
     for eight, six in zip(groups_of(table, 8)[0], groups_of(table, 6)[0], strict=True):
-        rows = eight.rows
-        true = np.log(table.numbers["latency_us_top8"] / table.numbers["latency_us_top6"])[rows]
+        true = np.log(eight.seconds / six.seconds)
         own = next(
             fit for fit in fits
             if fit.kernel == eight.kernel and fit.system == eight.hardware.name
         )  # fmt: skip
-        strangers = [fit for fit in fits if fit.system != eight.hardware.name]
-        prior = prior_for(eight.kernel, eight.hardware, strangers or fits, machines)
+        others = [fit for fit in fits if fit.system != eight.hardware.name]
+        prior = prior_for(eight.kernel, eight.hardware, others or fits, machines)
         with_own: tuple[Basis, ...] = ("seen", "rows", "shape")
-        with_others: tuple[Basis, ...] = UNSEEN
-        for parameters, bases in (
-            (own.parameters, with_own),
-            (prior.parameters, with_others),
-        ):
-            predicted = [
-                layer_time(parameters, eight.hardware, group.cases, warm=True).seconds
-                for group in (eight, six)
-            ]
-            error = true - np.log(predicted[0] / predicted[1])
-            parallel = eight.cases.expert_parallel > 1
+        for parameters, bases in ((own.parameters, with_own), (prior.parameters, UNSEEN)):
+            error = true - np.log(eight.predicted(parameters) / six.predicted(parameters))
             for basis, is_parallel in itertools.product(bases, (False, True)):
-                here = parallel == is_parallel
-                family, system = eight.kernel.family, eight.hardware.name
-                tokens = eight.cases.num_tokens[here]
-                found.append(Residuals(basis, family, system, tokens, error[here], is_parallel))
+                here = eight.is_parallel == is_parallel
+                residuals = Residuals.of(basis, eight[here], error[here])
+                found.append(replace(residuals, is_parallel=is_parallel))
     return found
 
 

@@ -1,15 +1,18 @@
 """From a measured table to cases that the model prices: a group for each kernel and device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moebench.calibrate.tables import LatencyTable
-from moebench.predict.arrays import Floats
+from moebench.predict.arrays import Floats, Ints, Mask, OverCases
 from moebench.predict.kernels.catalogue import Kernel
-from moebench.predict.kernels.layer import LayerCases, roofline, shape_label
-from moebench.predict.kernels.samplers import sampled_loads
+from moebench.predict.kernels.layer import LayerCalls, LayerCases, layer_time, roofline, shape_label
+from moebench.predict.kernels.parameters import Parameters
+from moebench.predict.kernels.samplers import Routed, sampled_loads
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 LEAST_OF_ROOFLINE = 0.05
@@ -24,64 +27,85 @@ NOT_MICROSECONDS = "column latency_us: not in microseconds"
 
 
 @dataclass(frozen=True)
-class Group:
-    """The rows of one kernel on one device."""
+class Measured(OverCases):
+    """Measured rows of one kernel on one device."""
 
     system: str
-    """As the table names it."""
+    """Name of the device in the table."""
     hardware: HardwareSpec
     kernel: Kernel
-    rows: NDArray[np.int64]
+    rows: Ints
     """Indices into the table's well-formed rows."""
     cases: LayerCases
-    shapes: tuple[str, ...]
-    """Model shape of each row."""
+    shapes: NDArray[Any]
+    """Model shape of each row, as `shape_label` writes it."""
+    seconds: Floats
+    """Measured latency."""
+    works: Mask
+    """Rows that may be fitted: no failed tactics."""
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        """What gated and two-matrix experts of one code path on one device have in common."""
+        return self.system, self.kernel.framework, self.kernel.version, self.kernel.source
+
+    @property
+    def is_parallel(self) -> Mask:
+        """Rows under expert parallelism."""
+        return np.asarray(self.cases.expert_parallel > 1)
+
+    def predicted(self, parameters: Parameters) -> Floats:
+        """Seconds, warm, as tables are measured."""
+        return layer_time(parameters, self.hardware, self.cases, warm=True).seconds
+
+    def log_error(self, parameters: Parameters) -> Floats:
+        """log(measured / predicted)."""
+        return np.log(self.seconds / self.predicted(parameters))
+
+    def without(self, shapes: Sequence[str]) -> "Measured":
+        """The rows that may be fitted when some model shapes are left out."""
+        return self[self.works & ~np.isin(self.shapes, list(shapes))]
 
 
-def is_plausible(seconds: Floats, least: Floats) -> NDArray[np.bool_]:
+def by_source(groups: Sequence[Measured]) -> list[list[Measured]]:
+    """Groups of one device, framework, version and source: gated experts and others."""
+    found: dict[object, list[Measured]] = {}
+    for group in groups:
+        found.setdefault(group.source, []).append(group)
+    return list(found.values())
+
+
+def is_plausible(seconds: Floats, least: Floats) -> Mask:
     """Whether measured latencies can be in the unit that is taken for theirs.
 
     Args:
-        seconds: measured.
-        least: what a roofline allows.
+        seconds: measured latencies.
+        least: latencies that a roofline allows.
     """
     low, high = LEAST_OF_ROOFLINE * least, MOST_OF_ROOFLINE * (least + LAUNCHES)
     return np.asarray((seconds >= low) & (seconds <= high))
 
 
 def groups_of(
-    table: LatencyTable, top_k: float | None = None, seconds: Floats | None = None
-) -> tuple[list[Group], dict[str, NDArray[np.int64]]]:
+    table: LatencyTable, top_k: int | None = None
+) -> tuple[list[Measured], dict[str, Ints]]:
     """Group a table's rows by device and kernel.
 
     Args:
-        table: latencies or pairs.
-        top_k: overrides the column `topk`, which the table of pairs does not have.
-        seconds: latencies to check for plausibility, if wanted.
+        table: layer latencies, or top-k pairs.
+        top_k: which member of the pairs; None for a table of latencies, whose unit is checked.
 
     Returns:
         The groups, and for each reason the rows that belong to none.
     """
-    identities = list(
-        zip(*(table.columns[name] for name in ("system", "framework", "version")), strict=True)
-    )
-    keys = list(
-        zip(
-            identities,
-            table.columns["kernel_source"],
-            table.numbers["gated"].tolist(),
-            table.columns["moe_dtype"],
-            strict=True,
-        )
-    )
-    members: dict[object, list[int]] = {}
+    names = ("system", "framework", "version", "kernel_source", "moe_dtype")
+    keys = zip(*(table.columns[name] for name in names), table.numbers["gated"], strict=True)
+    members: dict[tuple[Any, ...], list[int]] = {}
     for index, key in enumerate(keys):
         members.setdefault(key, []).append(index)
-    found: list[Group] = []
+    found: list[Measured] = []
     skipped: dict[str, list[int]] = {}
-    for indices in members.values():
-        first = indices[0]
-        (system, framework, version), source, gated, dtype = keys[first]
+    for (system, framework, version, source, dtype, gated), indices in members.items():
         kernel = Kernel(framework, version, source, 3 if gated else 2, dtype)
         column = "system"
         try:
@@ -91,54 +115,45 @@ def groups_of(
         except ValueError as error:
             skipped.setdefault(f"column {column}: {error}", []).extend(indices)
             continue
-        rows = np.array(indices, dtype=np.int64)
-        group = _group(table, system, hardware, kernel, rows, top_k)
-        if seconds is not None:
-            odd = ~is_plausible(seconds[rows], roofline(hardware, group.cases))
-            if odd.any():
-                skipped.setdefault(NOT_MICROSECONDS, []).extend(rows[odd].tolist())
-                if odd.all():
-                    continue
-                group = _group(table, system, hardware, kernel, rows[~odd], top_k)
-        found.append(group)
+        group = _group(table, (system, hardware, kernel), np.array(indices), top_k)
+        if top_k is None:
+            good = is_plausible(group.seconds, roofline(hardware, group.cases))
+            if not good.all():
+                skipped.setdefault(NOT_MICROSECONDS, []).extend(group.rows[~good].tolist())
+                group = group[good]
+        if len(group):
+            found.append(group)
     return found, {reason: np.array(rows) for reason, rows in skipped.items()}
 
 
 def _group(
-    table: LatencyTable,
-    system: str,
-    hardware: HardwareSpec,
-    kernel: Kernel,
-    rows: NDArray[np.int64],
-    top_k: float | None,
-) -> Group:
+    table: LatencyTable, what: tuple[str, HardwareSpec, Kernel], rows: Ints, top_k: int | None
+) -> Measured:
+    _, hardware, kernel = what
+
     def column(name: str) -> Floats:
         return table.numbers[name][rows]
 
-    chosen = np.full(len(rows), float(top_k)) if top_k is not None else column("topk")
-    distribution = [table.columns["distribution"][row] for row in rows]
-    loads = sampled_loads(
-        column("num_tokens").astype(int).tolist(),
-        chosen.astype(int).tolist(),
-        column("num_experts").astype(int).tolist(),
-        column("moe_ep_size").astype(int).tolist(),
-        distribution,
-        kernel.collector,
+    chosen = column("topk") if top_k is None else np.full(len(rows), float(top_k))
+    latency = "latency_us" if top_k is None else f"latency_us_top{top_k}"
+    layer = (chosen, column("num_experts"))
+    counts = np.stack([column("num_tokens"), *layer, column("moe_ep_size")], axis=1)
+    distributions = [table.columns["distribution"][row] for row in rows]
+    routed = [
+        Routed._make((*numbers, distribution))
+        for numbers, distribution in zip(counts.astype(int).tolist(), distributions, strict=True)
+    ]
+    inner = column("inter_size") // column("moe_tp_size")
+    calls = LayerCalls(
+        column("num_tokens"), column("hidden_size"), inner, *layer, column("moe_ep_size")
     )
-    cases = kernel.cases(
-        hardware,
-        loads,
-        num_tokens=column("num_tokens"),
-        hidden_size=column("hidden_size"),
-        inner_size=column("inter_size") // column("moe_tp_size"),
-        top_k=chosen,
-        num_experts=column("num_experts"),
-        expert_parallel=column("moe_ep_size"),
+    cases = kernel.cases(hardware, sampled_loads(routed, kernel.collector), calls)
+    sizes = zip(column("hidden_size"), column("inter_size"), *layer, strict=True)
+    return Measured(
+        *what,
+        rows,
+        cases,
+        np.array([shape_label(*size) for size in sizes]),
+        column(latency) * 1e-6,
+        column("slow_tactic") == 0,
     )
-    shapes = tuple(
-        shape_label(*values)
-        for values in zip(
-            column("hidden_size"), column("inter_size"), chosen, column("num_experts"), strict=True
-        )
-    )
-    return Group(system, hardware, kernel, rows, cases, shapes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moebench.calibrate.rows import Measured
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.intervals import (
     BASES,
@@ -40,6 +41,11 @@ class Residuals:
     """log(measured / predicted)."""
     is_parallel: bool = False
     """Ratios under expert parallelism, where the load of the fullest rank is one draw of many."""
+
+    @classmethod
+    def of(cls, basis: Basis, rows: Measured, log_error: Floats) -> "Residuals":
+        """Errors on measured rows of one kernel on one device."""
+        return cls(basis, rows.kernel.family, rows.hardware.name, rows.cases.num_tokens, log_error)
 
 
 def bounds_of(residuals: Iterable[Residuals]) -> Bounds:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moebench.calibrate import left_out as leaveout
+from moebench.calibrate import folds
 from moebench.calibrate.tables import read_table
 from moebench.calibrate.widths import Residuals, unseen_bounds
 from moebench.validate import cli as validate
+from moebench.validate.latencies import Known, left_out_scores
 from moebench.validate.scores import Scores, mean_over_groups
 
 ROW = {
@@ -47,7 +48,7 @@ def a_table(path: Path, **slower: float) -> Path:
 
 def predicted(path: Path, what: Any, keep: str) -> np.ndarray[Any, Any]:
     table = read_table(path)
-    scores, _ = validate.left_out_scores(table, what, None, 0, {})
+    scores, _ = left_out_scores(table, what, Known())
     if keep.startswith("inner"):
         here = table.numbers["inter_size"] == float(keep.removeprefix("inner"))
     else:
@@ -61,7 +62,7 @@ def predicted(path: Path, what: Any, keep: str) -> np.ndarray[Any, Any]:
 def test_measurements_of_what_is_left_out_change_nothing(
     what: str, keep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaveout, "FOLDS", 2)
+    monkeypatch.setattr(folds, "FOLDS", 2)
     before = predicted(a_table(tmp_path / "a.csv"), what, keep)
     after = predicted(a_table(tmp_path / "b.csv", **{keep: 3.0}), what, keep)
     other = "a100_sxm" if what == "device" else "inner512"

@@ -10,11 +10,8 @@ import re
 import tomllib
 from dataclasses import dataclass
 
-import numpy as np
-
-from moebench.predict.arrays import Floats
 from moebench.predict.kernels import tiles as tile_rules
-from moebench.predict.kernels.layer import LayerCases, Traits
+from moebench.predict.kernels.layer import LayerCalls, LayerCases, Traits
 from moebench.predict.kernels.loads import Loads
 from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.samplers import Collector
@@ -93,45 +90,24 @@ class Kernel:
             uses_tensor_memory=is_triton and mma_generation(hardware) == "tcgen05",
         )
 
-    def cases(
-        self,
-        hardware: HardwareSpec,
-        loads: Loads,
-        *,
-        num_tokens: Floats,
-        hidden_size: Floats,
-        inner_size: Floats,
-        top_k: Floats,
-        num_experts: Floats,
-        expert_parallel: Floats,
-    ) -> LayerCases:
-        """Calls of the layer as this kernel runs them on the device; arrays over cases."""
+    def cases(self, hardware: HardwareSpec, loads: Loads, calls: LayerCalls) -> LayerCases:
+        """Calls of the layer as this kernel runs them on the device."""
         if self.family == "triton":
-            tiles = tile_rules.triton(
-                self.framework,
-                self.version,
-                hardware.nvml_names,
-                self.dtype,
-                num_tokens,
-                num_experts // expert_parallel,
-                inner_size,
-            )
+            release = tile_rules.Release(self.framework, self.version, hardware.nvml_names)
+            local_experts = calls.num_experts // calls.expert_parallel
+            sizes = (calls.num_tokens, local_experts, calls.inner_size)
+            tiles = tile_rules.triton(release, self.dtype, *sizes)
         elif self.family == "trtllm-gen":
-            tiles = tile_rules.trtllm_gen(num_tokens * top_k / num_experts)
+            tiles = tile_rules.trtllm_gen(calls.num_tokens * calls.top_k / calls.num_experts)
         else:
-            tiles = tile_rules.autotuned(len(num_tokens))
+            tiles = tile_rules.autotuned(len(calls))
         return LayerCases(
-            num_tokens,
-            hidden_size,
-            inner_size,
-            top_k,
-            num_experts,
-            expert_parallel,
-            np.full(len(num_tokens), float(self.matrices)),
-            loads,
-            tiles,
-            self.dtype,
-            self.traits(hardware),
+            **vars(calls),
+            matrices=self.matrices,
+            loads=loads,
+            tiles=tiles,
+            dtype=self.dtype,
+            traits=self.traits(hardware),
         )
 
 

@@ -59,8 +59,8 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class LayerCases(OverCases):
-    """Calls of one MoE layer on one rank, as one kernel runs them. Arrays over cases."""
+class LayerCalls(OverCases):
+    """Calls of one MoE layer on one rank; arrays over cases."""
 
     num_tokens: Floats
     """Tokens that enter the layer, before expert parallelism."""
@@ -71,12 +71,19 @@ class LayerCases(OverCases):
     num_experts: Floats
     """Experts of the whole layer."""
     expert_parallel: Floats
-    matrices: Floats
+    """Ranks that share the experts."""
+
+
+@dataclass(frozen=True)
+class LayerCases(LayerCalls):
+    """Calls of a layer as one kernel runs them; arrays over cases."""
+
+    matrices: int
     """3 for gated experts, 2 otherwise."""
     loads: Loads
     tiles: Tiles
     dtype: str
-    """Of the weights: "bfloat16" or "float8"."""
+    """Type of the weights: "bfloat16" or "float8"."""
     traits: Traits = Traits()
 
 
@@ -161,10 +168,11 @@ def _layer_time(p: Parameters, m: _Machine, cases: LayerCases, warm: bool) -> La
         replayed = cases.loads.replayed * hidden * inner * cases.matrices * weight_bytes
         hit = 1 / (1 + (replayed / (p.retention * m.l2)) ** 4)
     gated = cases.matrices - 1
-    first = _Gemm(hidden, gated * inner, tokens * hidden, np.zeros(len(cases), dtype=bool))
+    never = np.zeros(len(cases), dtype=bool)
+    first = _Gemm(hidden, gated * inner, tokens * hidden, handled, never, hit)
     is_misaligned = (inner % ALIGNMENT != 0) & cases.traits.loads_by_element
-    second = _Gemm(inner, hidden, copies * inner, is_misaligned)
-    parts = [_grouped_matmul(p, m, cases, gemm, handled, hit) for gemm in (first, second)]
+    second = _Gemm(inner, hidden, copies * inner, handled, is_misaligned, hit)
+    parts = [_grouped_matmul(p, m, cases, gemm) for gemm in (first, second)]
     chosen = (parts[0][0] + parts[1][0]).argmin(axis=1)[:, None]
 
     def pick(array: Floats) -> Floats:
@@ -204,17 +212,21 @@ class _Gemm:
     depth: Floats
     columns: Floats
     input_elements: Floats
-    """Of the distinct rows that the whole call reads."""
+    """Elements of the distinct rows that the whole call reads."""
+    handled: Floats
+    """Token copies whose outputs are written."""
     is_misaligned: Mask
+    hit: Floats
+    """Share of the weights that come from L2."""
 
 
 def _grouped_matmul(
-    p: Parameters, m: _Machine, cases: LayerCases, gemm: _Gemm, handled: Floats, hit: Floats
+    p: Parameters, m: _Machine, cases: LayerCases, gemm: _Gemm
 ) -> tuple[Floats, dict[str, Floats]]:
     """Seconds of one grouped matmul and its four times; arrays [cases, candidate tiles]."""
     tile, loads = cases.tiles, cases.loads
     weight_bytes = BYTES_PER_ELEMENT[cases.dtype]
-    depth, columns, hit = gemm.depth[:, None], gemm.columns[:, None], hit[:, None]
+    depth, columns, hit = (each[:, None] for each in (gemm.depth, gemm.columns, gemm.hit))
     copies, distinct = loads.copies[:, None], loads.distinct[:, None]
     rows = np.take_along_axis(loads.tiles, np.searchsorted(BLOCK_ROWS, tile.block_m), axis=1)
     accumulator = tile.block_m * tile.block_n / (WARP * tile.warps)
@@ -259,7 +271,7 @@ def _grouped_matmul(
     l2_stream = np.maximum(p.l2_port * m.clock * m.processors, weight_stream)
     input_bytes = ACTIVATION_BYTES * gemm.input_elements[:, None]
     spilled = 1 / (1 + (m.l2 / np.maximum(input_bytes, 1.0)) ** 2)
-    activations = p.activation_traffic * (copies * depth + handled[:, None] * columns)
+    activations = p.activation_traffic * (copies * depth + gemm.handled[:, None] * columns)
     activations = activations + p.reread * spilled * copies * depth * column_tiles
     dram = passes * distinct * matrix * ((1 - hit) / weight_stream + hit / l2_stream)
     dram = dram + ACTIVATION_BYTES * activations / stream

@@ -13,7 +13,7 @@ this project (cost model, section 1); nothing is copied.
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -28,49 +28,58 @@ REPLAYED_DRAWS = 5
 """A power-law measurement replays five draws in turn (ten in vllm 0.14)."""
 
 
-def sampled_loads(
-    num_tokens: Sequence[int],
-    top_k: Sequence[int],
-    num_experts: Sequence[int],
-    expert_parallel: Sequence[int],
-    distribution: Sequence[str],
-    collector: Collector,
-) -> Loads:
-    """Expected loads of rank 0 under the tables' samplers; equal cases are computed once.
+class Routed(NamedTuple):
+    """How a benchmark routes the tokens of one call."""
+
+    num_tokens: int
+    """Tokens that enter the layer, before expert parallelism."""
+    top_k: int
+    num_experts: int
+    """Experts of the whole layer."""
+    ranks: int = 1
+    """Ranks that hold equal shares of consecutive experts."""
+    distribution: str = "balanced"
+    """"balanced" or "power_law_<exponent>"."""
+
+    @property
+    def exponent(self) -> float | None:
+        """Exponent of the power law; None: balanced.
+
+        Raises:
+            ValueError: a distribution that is neither.
+        """
+        if self.distribution == "balanced":
+            return None
+        if not self.distribution.startswith("power_law_"):
+            raise ValueError(
+                f"distribution: found {self.distribution!r}, expected 'balanced' or "
+                "'power_law_<exponent>'"
+            )
+        return float(self.distribution.removeprefix("power_law_"))
+
+
+def sampled_loads(calls: Sequence[Routed], collector: Collector) -> Loads:
+    """Expected loads of rank 0 under the tables' samplers; equal calls are computed once.
 
     Args:
-        num_tokens: tokens that enter the layer, before expert parallelism.
-        top_k: experts per token.
-        num_experts: experts of the whole layer.
-        expert_parallel: ranks that share them.
-        distribution: "balanced" or "power_law_<exponent>".
+        calls: how the tokens of each case are routed.
         collector: which benchmark drew the routing.
 
     Raises:
-        ValueError: a distribution that is neither.
+        ValueError: a distribution that no sampler draws.
     """
-    keys = zip(num_tokens, top_k, num_experts, expert_parallel, distribution, strict=True)
-    rows = np.array([_one_load(*key, collector) for key in keys])
+    rows = np.array([_one_load(call, collector) for call in calls])
     rows = rows.reshape(-1, 3 + len(BLOCK_ROWS))
     return Loads(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:])
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _one_load(
-    tokens: int, top_k: int, num_experts: int, ranks: int, distribution: str, collector: Collector
-) -> tuple[float, ...]:
-    if distribution == "balanced":
-        counts = balanced_counts(tokens, top_k, num_experts, collector == "vllm 0.24")[None, :]
-        replayed = 1
-    elif distribution.startswith("power_law_"):
-        exponent = float(distribution.removeprefix("power_law_"))
-        counts = power_law_counts(tokens, top_k, num_experts, ranks, exponent, collector == "early")
-        replayed = REPLAYED_DRAWS
-    else:
-        raise ValueError(
-            f"distribution: found {distribution!r}, expected 'balanced' or 'power_law_<exponent>'"
-        )
-    return _summary(counts[:, : num_experts // ranks], replayed)
+def _one_load(call: Routed, collector: Collector) -> tuple[float, ...]:
+    if call.exponent is None:
+        counts = balanced_counts(call, collector == "vllm 0.24")[None, :]
+        return _summary(counts[:, : call.num_experts // call.ranks], 1)
+    counts = power_law_counts(call, collector == "early")
+    return _summary(counts[:, : call.num_experts // call.ranks], REPLAYED_DRAWS)
 
 
 def _summary(local: Ints, replayed: int) -> tuple[float, ...]:
@@ -86,24 +95,22 @@ def _summary(local: Ints, replayed: int) -> tuple[float, ...]:
     )
 
 
-def balanced_counts(
-    num_tokens: int, top_k: int, num_experts: int, in_bfloat16: bool = False
-) -> Ints:
+def balanced_counts(call: Routed, in_bfloat16: bool = False) -> Ints:
     """Token copies of each expert under the balanced sampler.
 
-    Slot j of token t goes to expert (t + j s) mod N with the stride s = ceil(N / k); when there
-    are fewer tokens than the stride, to floor(t s / T + j s) mod N, which spreads them evenly.
+    With T tokens, k experts of N for each and the stride s = ceil(N / k), slot j of token t goes
+    to expert (t + j s) mod N; when there are fewer tokens than the stride, to
+    floor(t s / T + j s) mod N, which spreads them evenly.
 
     Args:
-        num_tokens: T.
-        top_k: k.
-        num_experts: N.
+        call: its T, k and N.
         in_bfloat16: round the second form to bfloat16 first, as vllm 0.24's collector does: ids
             above 256 become even, so about a quarter fewer of 512 experts are touched.
 
     Returns:
         [experts] counts that sum to T k.
     """
+    num_tokens, top_k, num_experts = call[:3]
     stride = -(-num_experts // top_k)
     slots = np.arange(top_k)
     if num_tokens >= stride:
@@ -126,14 +133,7 @@ def _rounded_to_bfloat16(values: Floats) -> Floats:
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-def power_law_counts(
-    num_tokens: int,
-    top_k: int,
-    num_experts: int,
-    ranks: int,
-    exponent: float,
-    to_one_rank: bool = False,
-) -> Ints:
+def power_law_counts(call: Routed, to_one_rank: bool = False) -> Ints:
     """Token copies of each expert in `NUM_DRAWS` draws of the power-law sampler.
 
     Weights follow a bounded Pareto law; copies in proportion are rounded, clipped to one per
@@ -141,20 +141,18 @@ def power_law_counts(
     the smallest (or largest) counts. The fullest rank then changes places with rank 0.
 
     Args:
-        num_tokens: T.
-        top_k: k.
-        num_experts: N.
-        ranks: that hold equal shares of consecutive experts.
-        exponent: of the law.
+        call: T tokens, k experts for each, the ranks and the exponent of the law.
         to_one_rank: deal all of it to one rank, as early collectors did.
 
     Returns:
         [draws, experts] counts; each draw sums to T k.
     """
+    num_tokens, top_k, num_experts, ranks, _ = call
+    assert call.exponent is not None
     copies = num_tokens * top_k
     low, high = (1.0, 0.8 * num_tokens) if copies > num_experts else (0.01, 2.0)
     uniform = np.random.default_rng(0).random((NUM_DRAWS, num_experts))
-    power = 1.0 - exponent or 1e-9  # the limit of exponent 1 is log-uniform
+    power = 1.0 - call.exponent or 1e-9  # the limit of exponent 1 is log-uniform
     weights = ((high**power - low**power) * uniform + low**power) ** (1 / power)
     share = np.rint(copies * weights / weights.sum(axis=1, keepdims=True)).astype(np.int64)
     clipped = np.minimum(share, num_tokens)

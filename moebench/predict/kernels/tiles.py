@@ -10,6 +10,7 @@ Source: data/tiles/README.md.
 import csv
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,26 +73,30 @@ def trtllm_gen(mean_copies: Floats) -> Tiles:
     return Tiles.of(table)
 
 
+class Release(NamedTuple):
+    """A framework's release on a device."""
+
+    framework: str
+    """"vllm" or "sglang"; others are given vllm's rules."""
+    version: str
+    """Version; the nearest one whose files are known is used."""
+    device_names: tuple[str, ...]
+    """NVML names of the device."""
+
+
 def triton(
-    framework: str,
-    version: str,
-    device_names: tuple[str, ...],
-    dtype: str,
-    num_tokens: Floats,
-    local_experts: Floats,
-    inner_size: Floats,
+    release: Release, dtype: str, num_tokens: Floats, local_experts: Floats, inner_size: Floats
 ) -> Tiles:
     """The tile each case really runs: its tuned file's nearest entry, or the default rule.
 
     Args:
-        framework: "vllm" or "sglang"; others are given vllm's rules.
-        version: release; the nearest one whose files are known is used.
-        device_names: NVML names of the device.
-        dtype: weights; tuned files are known for bfloat16 alone.
+        release: whose files and rules hold.
+        dtype: type of the weights; tuned files are known for bfloat16 alone.
         num_tokens: [cases] tokens that enter the layer.
         local_experts: [cases] experts that the rank holds.
         inner_size: [cases] intermediate size per rank.
     """
+    framework, version, device_names = release
     tokens, experts, inner = (
         np.asarray(a, dtype=np.int64) for a in (num_tokens, local_experts, inner_size)
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.predict.arrays import Floats
-from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCases, shape_label
+from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCalls, LayerCases, shape_label
 from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
 from moebench.predict.serving import decoder
@@ -162,9 +162,7 @@ def expert_cases(
     def full(value: float) -> Floats:
         return np.full(len(tokens), float(value))
 
-    return calibration.kernel.cases(
-        calibration.hardware,
-        expected_loads(local, tokens),
+    calls = LayerCalls(
         num_tokens=np.array(tokens, dtype=float),
         hidden_size=full(model.hidden_size),
         inner_size=full(model.intermediate_size // deployment.tensor_parallel),
@@ -172,6 +170,7 @@ def expert_cases(
         num_experts=full(model.num_experts),
         expert_parallel=full(deployment.expert_parallel),
     )
+    return calibration.kernel.cases(calibration.hardware, expected_loads(local, tokens), calls)
 
 
 def router_time(

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moebench.predict.kernels.catalogue import Kernel
-from moebench.predict.kernels.layer import LayerCases, layer_time, roofline
+from moebench.predict.kernels.layer import LayerCalls, LayerCases, layer_time, roofline
 from moebench.predict.kernels.loads import Loads, expected_loads
 from moebench.predict.kernels.price import (
     KERNELS,
@@ -51,9 +51,7 @@ class Drawn:
         return expected_loads(marginals, [int(tokens) for tokens in self.tokens])
 
     def cases(self, kernel: Kernel, hardware: HardwareSpec, loads: Loads) -> LayerCases:
-        return kernel.cases(
-            hardware,
-            loads,
+        calls = LayerCalls(
             num_tokens=self.tokens,
             hidden_size=self.hidden,
             inner_size=self.inner,
@@ -61,6 +59,7 @@ class Drawn:
             num_experts=self.experts,
             expert_parallel=np.ones(len(self.tokens)),
         )
+        return kernel.cases(hardware, loads, calls)
 
 
 @functools.cache

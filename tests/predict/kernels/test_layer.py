@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.predict.kernels.catalogue import Kernel
-from moebench.predict.kernels.layer import LayerCases, layer_time, roofline
+from moebench.predict.kernels.layer import LayerCalls, LayerCases, layer_time, roofline
 from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.parameters import METADATA, Parameters
 from moebench.predict.kernels.price import KERNELS
-from moebench.predict.kernels.samplers import sampled_loads
+from moebench.predict.kernels.samplers import Routed, sampled_loads
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 SWITCH = 1.03
@@ -46,9 +46,7 @@ def one_case(
     hidden, inner, top_k, experts = shape
     k = float(top_k if mean_k is None else mean_k)
     loads = expected_loads([np.full(experts, tokens * k / experts)], [tokens], ranks)
-    return kernel.cases(
-        hardware,
-        loads,
+    calls = LayerCalls(
         num_tokens=np.array([float(tokens)]),
         hidden_size=np.array([float(hidden)]),
         inner_size=np.array([float(inner)]),
@@ -56,6 +54,7 @@ def one_case(
         num_experts=np.array([float(experts)]),
         expert_parallel=np.array([float(ranks)]),
     )
+    return kernel.cases(hardware, loads, calls)
 
 
 @settings(max_examples=50, deadline=None)
@@ -135,15 +134,12 @@ def test_a_million_cases_in_seconds() -> None:
     hardware = load_hardware("h100-sxm")
     count = 1_000_000
     tokens = np.tile(2.0 ** np.arange(10), count // 10)
-    few = sampled_loads(
-        [int(t) for t in tokens[:10]], [8] * 10, [128] * 10, [1] * 10, ["balanced"] * 10, "current"
-    )
+    few = sampled_loads([Routed(int(t), 8, 128) for t in tokens[:10]], "current")
     loads = few[np.tile(np.arange(10), count // 10)]
     constants = {"hidden_size": 2048.0, "inner_size": 768.0, "top_k": 8.0, "num_experts": 128.0}
     columns = {name: np.full(count, value) for name, value in constants.items()}
-    cases = KERNELS["vllm-triton"].cases(
-        hardware, loads, num_tokens=tokens, expert_parallel=np.ones(count), **columns
-    )
+    calls = LayerCalls(num_tokens=tokens, expert_parallel=np.ones(count), **columns)
+    cases = KERNELS["vllm-triton"].cases(hardware, loads, calls)
     start = time.process_time()
     layer_time(Parameters(), hardware, cases)
     assert time.process_time() - start < 10

@@ -10,6 +10,7 @@ from scipy.stats import binom
 from moebench.predict.kernels.loads import BLOCK_ROWS, binomial_survival, expected_loads
 from moebench.predict.kernels.samplers import (
     NUM_DRAWS,
+    Routed,
     balanced_counts,
     power_law_counts,
     sampled_loads,
@@ -30,12 +31,12 @@ def test_balanced_counts_follow_the_definition(layer: tuple[int, int], num_token
             else:
                 expert = int(token * stride / num_tokens + slot * stride) % num_experts
             expected[expert] += 1
-    assert balanced_counts(num_tokens, top_k, num_experts).tolist() == expected
+    assert balanced_counts(Routed(num_tokens, top_k, num_experts)).tolist() == expected
 
 
 def test_bfloat16_ids_merge_experts_above_256() -> None:
-    exact = balanced_counts(20, 22, 512)
-    rounded = balanced_counts(20, 22, 512, in_bfloat16=True)
+    exact = balanced_counts(Routed(20, 22, 512))
+    rounded = balanced_counts(Routed(20, 22, 512), in_bfloat16=True)
     assert (rounded > 0).sum() < (exact > 0).sum()
     assert rounded[257:511:2].sum() == 0
 
@@ -46,7 +47,8 @@ def test_power_law_conserves_copies_and_gives_no_token_twice(
 ) -> None:
     num_experts, top_k = layer
     for ranks in (1, 4):
-        counts = power_law_counts(num_tokens, top_k, num_experts, ranks, exponent, to_one_rank)
+        call = Routed(num_tokens, top_k, num_experts, ranks, f"power_law_{exponent}")
+        counts = power_law_counts(call, to_one_rank)
         assert counts.shape == (NUM_DRAWS, num_experts)
         assert counts.min() >= 0
         if not to_one_rank:
@@ -58,12 +60,12 @@ def test_power_law_conserves_copies_and_gives_no_token_twice(
 
 def test_left_over_copies_fill_the_smallest_experts_first() -> None:
     # One token of eight: every weight rounds to zero, so eight experts get one copy each.
-    counts = power_law_counts(1, 8, 256, 1, 1.2)
+    counts = power_law_counts(Routed(1, 8, 256, 1, "power_law_1.2"))
     assert (np.sort(counts, axis=1)[:, -8:] == 1).all()
 
 
 def test_loads_count_padded_tiles_of_every_block() -> None:
-    loads = sampled_loads([640], [8], [128], [1], ["balanced"], "current")
+    loads = sampled_loads([Routed(640, 8, 128)], "current")
     assert loads.copies[0] == 5120
     assert loads.distinct[0] == 128
     expected = [128 * -(-40 // block) for block in BLOCK_ROWS]
@@ -72,7 +74,7 @@ def test_loads_count_padded_tiles_of_every_block() -> None:
 
 def test_unknown_distribution_is_named() -> None:
     with pytest.raises(ValueError, match="found 'zipf'"):
-        sampled_loads([1], [1], [8], [1], ["zipf"], "current")
+        sampled_loads([Routed(1, 1, 8, 1, "zipf")], "current")
 
 
 @given(st.integers(1, 400), st.integers(1, 64))

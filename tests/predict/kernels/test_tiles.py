@@ -10,9 +10,7 @@ def chosen(
     framework: str, version: str, tokens: int, experts: int, inner: int, device: str
 ) -> list[int]:
     found = tiles.triton(
-        framework,
-        version,
-        (device,),
+        tiles.Release(framework, version, (device,)),
         "bfloat16",
         np.array([float(tokens)]),
         np.array([float(experts)]),

@@ -1,0 +1,264 @@
+"""Predictions of measured latencies, row by row: layers, top-k pairs and dense matmuls.
+
+Predictions are warm, because the tables are measured without flushing L2.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from moebench import terminal
+from moebench.calibrate.dense import dense_groups, fit_device
+from moebench.calibrate.fit import LEAST_ROWS, as_fit, fit_siblings, full_fit, stratified
+from moebench.calibrate.left_out import Holdout, LeaveOut, drawn
+from moebench.calibrate.rows import Measured, by_source, groups_of
+from moebench.calibrate.tables import LatencyTable, read_table
+from moebench.files import make_folder
+from moebench.predict.arrays import Mask
+from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
+from moebench.predict.kernels.dense import DenseParameters, dense_time, shipped_dense
+from moebench.predict.kernels.price import (
+    Calibrated,
+    calibrated,
+    latency_interval,
+    prior_of,
+    ratio_interval,
+)
+from moebench.validate.documents import document_of, draw_scores, text
+from moebench.validate.scores import Scores, Skipped
+
+MOST_SKIPPED = 0.005
+"""Share of well-formed rows that may stay without a price before the check fails."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What predictions may rest on."""
+
+    calibration: str = "shipped"
+    """"shipped" parameters, "rows:N" drawn from the table, or "none" but spec sheets."""
+    seed: int = 0
+    """Seed of the rows drawn."""
+    dense: Mapping[str, DenseParameters] = field(default_factory=dict)
+    """Fits of devices' dense matmuls."""
+    fits: Sequence[KernelFit] | None = None
+    """Fits in place of the shipped ones."""
+
+    def __post_init__(self) -> None:
+        name, _, count = self.calibration.partition(":")
+        is_count = name == "rows" and count.isdecimal() and int(count) >= 1
+        if self.calibration not in ("shipped", "none") and not is_count:
+            raise ValueError(
+                f"--calibration: found {self.calibration!r}, expected 'shipped', 'none' or 'rows:N'"
+            )
+
+    @property
+    def rows(self) -> int | None:
+        """The N of "rows:N"."""
+        name, _, count = self.calibration.partition(":")
+        return int(count) if name == "rows" else None
+
+    def drawn(self, members: Sequence[Measured]) -> list[Mask]:
+        """Which rows of groups of one source calibrate them and are not scored."""
+        if self.rows is None:
+            return [np.zeros(len(rows), dtype=bool) for rows in members]
+        may = [rows.works for rows in members]
+        return drawn(members, may, (self.rows, self.seed), mixed=True)
+
+    def calibrations(self, own: Sequence[Measured], sha256: str) -> list[Calibrated]:
+        """Parameters for groups of one source.
+
+        A shipped fit of this very table stays out of the prior of "rows:N": it has used the rows
+        that are scored.
+
+        Args:
+            own: rows of each group that were drawn, maybe none.
+            sha256: of the table.
+        """
+        hardware = own[0].hardware
+        known = shipped_fits() if self.fits is None else self.fits
+        fits: Sequence[KernelFit] = () if self.calibration == "none" else known
+        here = None if self.calibration == "none" else self.dense.get(hardware.name)
+        if self.rows is None:
+            return [calibrated(rows.kernel, hardware, fits=fits, dense_here=here) for rows in own]
+        kernels = {rows.kernel for rows in own}
+        fits = [
+            fit
+            for fit in fits
+            if fit.table_sha256 != sha256
+            or fit.kernel not in kernels
+            or fit.system != hardware.name
+        ]
+        priors = [prior_of(rows.kernel, hardware, fits=fits, dense_here=here) for rows in own]
+        shapes = frozenset(shape for rows in own for shape in rows.shapes.tolist())
+        origin = f"{sum(map(len, own))} rows of {own[0].kernel.source} on {hardware.name}"
+        return [
+            Calibrated(rows.kernel, hardware, parameters, "rows", shapes, origin)
+            for rows, parameters in zip(own, fit_siblings(own, priors), strict=True)
+        ]
+
+
+def validate_latencies(options: argparse.Namespace) -> int:
+    """Score a table of layer latencies, of pairs or of dense matmuls; the exit status."""
+    if options.plot is not None:
+        make_folder(options.plot)
+    known = Known(options.calibration, options.seed)  # refuses a bad one before tables are read
+    table = read_table(options.table)
+    known = replace(
+        known,
+        dense={} if options.gemm is None else dense_fits(options.gemm),
+        fits=None if options.fits is None else kernel_fits(options.fits),
+    )
+    if options.leave_out and table.kind == "gemm":
+        raise ValueError("--leave-out: found a table of dense matmuls, expected another one")
+    if options.leave_out == "backbone":
+        raise ValueError(f"--leave-out: found 'backbone', but {table.path} is of latencies")
+    if options.leave_out not in (None, "device") and table.kind == "pairs":
+        raise ValueError(
+            f"--leave-out: found {options.leave_out!r}, expected 'device': all pairs are of "
+            "one shape"
+        )
+    for line in table.unread():
+        terminal.say(line)
+    if not len(table):
+        raise ValueError(f"{table.path}: no row could be read")
+    if table.kind == "gemm":
+        scores, skipped = dense_scores(table, known)
+    elif table.kind == "pairs":
+        scores, skipped = pair_scores(table, known, options.leave_out is not None)
+    elif options.leave_out is None:
+        scores, skipped = latency_scores(table, known)
+    else:
+        scores, skipped = left_out_scores(table, options.leave_out, known)
+    document = document_of(table, scores, skipped)
+    document |= {"calibration": known.calibration, "seed": known.seed}
+    for line in table.unpriced(skipped):
+        terminal.say(line)
+    if options.leave_out is not None:
+        document["leave_out"] = options.leave_out
+    if not document["n"]:
+        raise ValueError(f"{table.path}: nothing could be priced")
+    if options.json:
+        terminal.show_json(document)
+    else:
+        terminal.show(text(document))
+    if options.plot is not None:
+        for path in draw_scores(table, scores, options.plot):
+            terminal.say(path)
+    if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
+        return 1
+    return 3 if table.problems else 0
+
+
+def latency_scores(table: LatencyTable, known: Known) -> tuple[Scores, Skipped]:
+    """Predictions of layer latencies; NaN where rows calibrate or have no price."""
+    groups, skipped = groups_of(table)
+    scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["num_tokens"])
+    for members in by_source(groups):
+        taken = known.drawn(members)
+        own = [rows[some] for rows, some in zip(members, taken, strict=True)]
+        calibrations = known.calibrations(own, table.sha256)
+        for rows, some, chosen in zip(members, taken, calibrations, strict=True):
+            rest = rows[~some]
+            seconds = rest.predicted(chosen.parameters)
+            ends = latency_interval(chosen, rest.cases, rest.shapes.tolist(), seconds)
+            scores.fill(rest.rows, seconds, *ends)
+    return scores, skipped
+
+
+def left_out_scores(table: LatencyTable, holdout: Holdout, known: Known) -> tuple[Scores, Skipped]:
+    """Predictions of layer latencies from fits of the table that never used what they predict."""
+    from tqdm import tqdm
+
+    groups, skipped = groups_of(table)
+    scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["num_tokens"])
+    plan = LeaveOut(groups, holdout, known.rows, known.seed, known.dense)
+    with tqdm(total=plan.num_steps, unit="step", leave=False) as bar:
+
+        def tell(what: str) -> None:
+            bar.set_description_str(what, refresh=False)
+            bar.update()
+
+        for found in plan.predict(tell):
+            scores.fill(found.rows, found.seconds, found.low, found.high)
+    return scores, skipped
+
+
+def pair_scores(
+    table: LatencyTable, known: Known, without_device: bool = False
+) -> tuple[Scores, Skipped]:
+    """Predicted ratios of top-k pairs.
+
+    Args:
+        table: the pairs.
+        known: what predictions may rest on.
+        without_device: whether fits of the device that is predicted are left out.
+    """
+    eights, skipped = groups_of(table, 8)
+    sixes = {(rows.source, rows.kernel): rows for rows in groups_of(table, 6)[0]}
+    latency = [table.numbers[f"latency_us_top{k}"] for k in (8, 6)]
+    scores = Scores.waiting(latency[0] / latency[1], table.numbers["num_tokens"])
+    for members in by_source(eights):
+        for eight, taken in zip(members, known.drawn(members), strict=True):
+            six = sixes[eight.source, eight.kernel]
+            allowed = known
+            if without_device:
+                fits = shipped_fits() if known.fits is None else known.fits
+                others = [fit for fit in fits if fit.system != eight.hardware.name]
+                allowed = replace(known, fits=others)
+            (chosen,) = allowed.calibrations([eight[taken]], table.sha256)
+            eight, six = eight[~taken], six[~taken]
+            ratio = eight.predicted(chosen.parameters) / six.predicted(chosen.parameters)
+            ends = ratio_interval(chosen, six.cases, eight.cases, eight.shapes.tolist(), ratio)
+            scores.fill(eight.rows, ratio, *ends)
+    return scores, skipped
+
+
+def dense_scores(table: LatencyTable, known: Known) -> tuple[Scores, Skipped]:
+    """Predictions of dense matmuls, without intervals."""
+    scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["m"])
+    shipped = {} if known.calibration == "none" else shipped_dense()
+    library = next(iter(shipped.values()), DenseParameters())
+    groups, skipped = dense_groups(table)
+    for group in groups:
+        data = group.data
+        parameters = shipped.get(data.hardware.name, library)
+        rest = np.arange(len(data))
+        if known.rows is not None:
+            use = stratified(data.shapes.m, known.rows, np.random.default_rng(known.seed))
+            rest = np.setdiff1d(rest, use)
+            parameters = fit_device(data[use], library)
+        seconds = dense_time(parameters, data.hardware, data.shapes)[rest]
+        nothing = np.full(len(rest), np.nan)
+        scores.fill(group.rows[rest], seconds, nothing, nothing)
+    return scores, skipped
+
+
+def dense_fits(path: Path) -> dict[str, DenseParameters]:
+    """Fits of the dense matmuls of each device of a table."""
+    table = read_table(path)
+    if table.kind != "gemm":
+        raise ValueError(f"{path}: found a {table.kind} table, expected columns m, n, k")
+    library = next(iter(shipped_dense().values()), DenseParameters())
+    groups, skipped = dense_groups(table)
+    for line in table.unread() + table.unpriced(skipped):
+        terminal.say(line)
+    return {group.data.hardware.name: fit_device(group.data, library) for group in groups}
+
+
+def kernel_fits(path: Path) -> list[KernelFit]:
+    """A fit of each group of a latency table, by itself."""
+    table = read_table(path)
+    if table.kind != "latency":
+        raise ValueError(f"{path}: found a {table.kind} table, expected layer latencies")
+    groups, skipped = groups_of(table)
+    for line in table.unread() + table.unpriced(skipped):
+        terminal.say(line)
+    return [
+        as_fit(rows, full_fit(rows), path.name, table.sha256)
+        for rows in (group[group.works] for group in groups)
+        if (~rows.is_parallel).sum() >= LEAST_ROWS
+    ]
