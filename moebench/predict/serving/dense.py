@@ -16,7 +16,6 @@ from moebench.predict.kernels.catalogue import mma_generation
 from moebench.predict.kernels.dense import DenseParameters, MatmulShapes, dense_time, shipped_dense
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.ops import Op
-from moebench.units import BYTES_PER_ELEMENT
 
 ATTENTION_TENSOR = 0.6
 """Share of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
@@ -80,7 +79,7 @@ def op_times(library: Library, ops: Sequence[Op]) -> Floats:
     for dtype in {op.dtype for op in ops}:
         here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
         if here:
-            sizes = np.array([product_shape(ops[index]) for index in here], dtype=float)
+            sizes = np.array([(ops[i].rows, ops[i].n, ops[i].k) for i in here], dtype=float)
             seconds[here] = dense_time(p, hardware, MatmulShapes(*sizes.T), dtype, warm=False)
     rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
     stream = hardware.memory_bandwidth * p.bandwidth
@@ -88,10 +87,3 @@ def op_times(library: Library, ops: Sequence[Op]) -> Floats:
         if not op.rows:
             seconds[i] = p.launch + max(op.flops / rate, op.bytes_moved / stream)
     return seconds
-
-
-def product_shape(op: Op) -> tuple[float, float, float]:
-    """Rows, columns and depth of a matrix product, from its FLOPs and its output."""
-    assert op.rows is not None and op.groups == 1
-    columns = op.bytes_written / (BYTES_PER_ELEMENT[op.dtype] * op.rows)
-    return op.rows, columns, op.flops / (2 * op.rows * columns)

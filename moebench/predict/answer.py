@@ -1,0 +1,95 @@
+"""The answer of `python -m moebench.predict`: speedups, break-evens or claims, as text or JSON."""
+
+import argparse
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from moebench import terminal
+from moebench.predict.document import document, speedup_document
+from moebench.predict.options import (
+    batch_range,
+    deployment_of,
+    refuse_beside_break_even,
+    refuse_beside_claims,
+    routing_of,
+)
+from moebench.predict.serving.speedup import Speedup, speedups
+from moebench.predict.text import (
+    break_even_text,
+    case_text,
+    comparison_text,
+    figure_texts,
+    labels_of,
+)
+
+
+def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
+    """Text or JSON that answers a command line.
+
+    Args:
+        options: as parsed.
+        defaults: options of an empty command line.
+
+    Raises:
+        ValueError: any option that cannot be used.
+    """
+    if options.claims:
+        from moebench.predict.claims.answer import claims_text
+
+        refuse_beside_claims(options, defaults)
+        return claims_text(as_json=options.json, plot=options.plot)
+    batches = batch_range(options.batch)
+    options.router = options.router or ["ada-k"]
+    deployments = [
+        deployment_of(options, model, hardware)
+        for model in options.model or ["mixtral-8x7b"]
+        for hardware in options.hardware or ["h100-sxm"]
+    ]
+    asked = [*product(deployments, options.router)]
+    if options.break_even is not None:
+        from moebench.predict.serving.break_even import break_even
+
+        refuse_beside_break_even(options)
+        found = [break_even(one, router, batches, options.break_even) for one, router in asked]
+        if options.json:
+            return document(break_even=[row for rows in found for row in rows])
+        return break_even_text(found, deployments[0])
+    if options.plot is not None:
+        from moebench.report.figures.forecast import check_format
+
+        check_format(options.plot)
+    cases = []
+    for deployment, router in asked:
+        own, point = routing_of(options, router, deployment.model)
+        cases.append(speedups(deployment, own, batches, point))
+    if options.plot is not None:
+        draw(cases, options.plot)
+    if options.json:
+        return speedup_document(cases)
+    return case_text(cases[0]) if len(cases) == 1 else comparison_text(cases)
+
+
+def draw(cases: Sequence[Sequence[Speedup]], path: Path) -> None:
+    """Write the figure of --plot.
+
+    Raises:
+        ValueError: it cannot be written there.
+    """
+    from moebench.report.figures.forecast import SpeedupCurve, draw_forecasts, save
+
+    curves = [
+        SpeedupCurve(
+            router=rows[0].router,
+            batches=[row.batch for row in rows],
+            values=[row.value for row in rows],
+            low=[row.low for row in rows],
+            high=[row.high for row in rows],
+            flops_promise=[row.flops_promise for row in rows],
+        )
+        for rows in cases
+    ]
+    title, footnote = figure_texts(cases)
+    labelled = dict(zip(labels_of(cases), curves, strict=True))
+    save(draw_forecasts(labelled, title, footnote), path)
+    terminal.say(f"drawn: {path}")
