@@ -53,7 +53,8 @@ PREDICTED_COLUMNS = (
     Column("memory", "peak memory"),
 )
 
-Cells = dict[str, TableCell]
+RowCells = dict[str, TableCell]
+"""Cells of one row by column key."""
 
 
 def run_table(run: Run) -> ReportTable:
@@ -132,7 +133,7 @@ def labels_of(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(r.case.workload.label for r in records))
 
 
-def _forecast_cells(record: Record, is_baseline: bool) -> Cells:
+def _forecast_cells(record: Record, is_baseline: bool) -> RowCells:
     estimate, tokens = record.estimate, record.case.workload.num_tokens
     latency = text(estimate.latency, "time")
     if estimate.latency_low is not None and estimate.latency_high is not None:
@@ -156,7 +157,7 @@ def _forecast_cells(record: Record, is_baseline: bool) -> Cells:
     }
 
 
-def _cells(record: Record, failure: Failure | None, run: Run) -> Cells:
+def _cells(record: Record, failure: Failure | None, run: Run) -> RowCells:
     estimate = record.estimate
     cells = {
         "router": TableCell(record.case.router.title),
@@ -168,7 +169,7 @@ def _cells(record: Record, failure: Failure | None, run: Run) -> Cells:
     return cells | _measured_cells(record) | _ratio_cells(record, run.manifest.baseline)
 
 
-def _unmeasured_cells(failure: Failure | None, run: Run) -> Cells:
+def _unmeasured_cells(failure: Failure | None, run: Run) -> RowCells:
     if failure is not None:
         reason = f"{failure.kind}: {failure.message}"
         why = Note(reason, reason)
@@ -178,7 +179,7 @@ def _unmeasured_cells(failure: Failure | None, run: Run) -> Cells:
     return empty | {"latency": TableCell(DASH, (why,)), "verdict": TableCell("")}
 
 
-def _measured_cells(record: Record) -> Cells:
+def _measured_cells(record: Record) -> RowCells:
     measurement, tokens = record.measurement, record.case.workload.num_tokens
     assert measurement is not None
     flops, memory, energy = measurement.flops, measurement.memory, measurement.energy
@@ -211,7 +212,7 @@ def _measured_cells(record: Record) -> Cells:
     }
 
 
-def _ratio_cells(record: Record, baseline: str) -> Cells:
+def _ratio_cells(record: Record, baseline: str) -> RowCells:
     if record.case.router.title == baseline:
         empty = {key: TableCell("") for key in ("promise", "predicted_speedup", "verdict")}
         return empty | {"speedup": TableCell("baseline")}
