@@ -14,7 +14,7 @@ from itertools import zip_longest
 from types import TracebackType
 from typing import Any, NoReturn
 
-from moebench.units import Seconds, printable
+from moebench.units import Seconds, printable, quantity
 
 BAD_INPUT = 2
 """Exit code of a verb that cannot use what it was given."""
@@ -82,6 +82,18 @@ def parser(verb: str, description: str, example: str) -> Parser:
 def add_device(to: argparse.ArgumentParser) -> None:
     """Add --device: where to measure."""
     to.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def seconds(option: str, text: str) -> Seconds:
+    """Read the time that an option was given, such as "8 min".
+
+    Raises:
+        ValueError: it is no time; the message names the option.
+    """
+    try:
+        return quantity(text, "time")
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def text_table(

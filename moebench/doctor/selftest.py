@@ -24,6 +24,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from moebench import terminal
 from moebench.compare import pairs
 from moebench.doctor.recording import (
     FEW_ROUNDS,
@@ -43,7 +44,7 @@ from moebench.measure.latency import Plan, Progress, measure_rounds
 from moebench.records.confidence import share_limits
 from moebench.records.measurement import Sample
 from moebench.records.results import Ratio
-from moebench.units import Seconds, quantity, text
+from moebench.units import Seconds, text
 
 LEAST_BUDGET: Seconds = 90.0
 """Shortest selftest: less time holds no experiment on the 100 ms unit."""
@@ -211,12 +212,10 @@ def verdict(name: str, rate: Rate) -> Literal["reached", "missed", "undecided"]:
 
 def selftest_budget(given: str) -> Seconds:
     """Wall time of a selftest, from what --time-budget says."""
-    try:
-        budget = quantity(given, "time")
-        if budget < LEAST_BUDGET:
-            raise ValueError(f"found {given}, expected at least {text(LEAST_BUDGET, 'time')}")
-    except ValueError as error:
-        raise ValueError(f"--time-budget: {error}") from error
+    budget = terminal.seconds("--time-budget", given)
+    if budget < LEAST_BUDGET:
+        least = text(LEAST_BUDGET, "time")
+        raise ValueError(f"--time-budget: found {given}, expected at least {least}")
     return budget
 
 

@@ -37,7 +37,7 @@ class NotANumber(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What all cells of a run share."""
+    """Model, weights and device, which all cells of a run share."""
 
     model: ModelSpec
     decoder: Decoder
@@ -59,17 +59,17 @@ class Bench:
 
 @dataclass(frozen=True, eq=False)
 class ReadyCase:
-    """A case whose routers are at its operating point, and what they do with the stream."""
+    """A case with routers at its operating point, and their loads over the stream."""
 
     case: Case
     policy: Policy
     routers: tuple[Router, ...]
     tokens_per_expert: NDArray[np.int64]
-    """[layers, steps, experts]"""
+    """Assignments of each expert [layers, steps, experts]."""
     k_histogram: tuple[float, ...]
     """Share of tokens with 0, 1, 2, ... experts, mean over the layers."""
     lag1_correlation: float | None
-    """Of the first layer."""
+    """Correlation of k between consecutive tokens, first layer; None where k does not vary."""
 
     @property
     def router_bytes(self) -> Bytes:
@@ -96,15 +96,15 @@ class ReadyCell:
     cell: Cell
     cases: tuple[ReadyCase, ...]
     stream: Tensor
-    """[steps, batch, sequence, hidden]"""
+    """Inputs of all steps [steps, batch, sequence, hidden]."""
     cache: KVCache | None
     experts: Experts
     errors: Mapping[str, Exception]
-    """Why a case, by key, is not among `cases`."""
+    """Errors by key of the cases that are not among `cases`."""
     graphs: Mapping[str, Graph] = field(default_factory=dict)
-    """Of every case that runs, by key, once they are captured; empty where steps are eager."""
+    """CUDA graphs by case key, once captured; empty where steps are eager."""
     not_captured: str | None = None
-    """Why there are no graphs where there should be."""
+    """Reason for having no graphs where graphs were planned."""
 
     @property
     def workload(self) -> Workload:
@@ -137,7 +137,7 @@ class ReadyCell:
         return StepMode(self.workload.level, self.cache, mark, bounded)
 
     def infer(self, ready: ReadyCase, x: Tensor, mode: StepMode) -> Tensor:
-        """An eager step of inference."""
+        """Run an eager step of inference."""
         with torch.inference_mode():
             y, _ = self._forward(ready, x, mode)
         return y
@@ -157,7 +157,7 @@ class ReadyCell:
             router.zero_grad(set_to_none=True)
 
     def visit(self, ready: ReadyCase) -> Visit:
-        """The case as the instruments take it."""
+        """The case as a visit that the instruments can time."""
 
         def run(first_step: int, num_steps: int) -> None:
             for place in range(first_step, first_step + num_steps):
@@ -167,7 +167,7 @@ class ReadyCell:
         return run
 
     def check(self, y: Tensor) -> None:
-        """Look at a step's output.
+        """Check a step's output.
 
         Raises:
             NotANumber: it is not finite.
@@ -191,7 +191,7 @@ class ReadyCell:
         return update
 
     def active_weight_bytes(self, load: ExpertLoad) -> Bytes:
-        """Weights that one step reads in all layers."""
+        """Bytes of weights that one step reads in all layers."""
         decoder, model = self.bench.decoder, self.bench.model
         size = torch.empty(0, dtype=self.bench.dtype).element_size()
         unread = (model.num_experts - load.distinct_experts) * model.expert_parameters

@@ -15,14 +15,13 @@ from types import FrameType
 from moebench import terminal
 from moebench.records.manifest import recorded_arguments
 from moebench.suite.routers_run import run_routers_suite, write_hardware
-from moebench.suite.suite_file import suite_kind, suite_names, suite_path, suite_title
-from moebench.units import quantity
+from moebench.suite.suite_file import suite_kind, suite_names, suite_path, suite_titles
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; see the module's text for exit codes."""
-    options = _parser().parse_args(argv)
+    """Parse the command line and run it; the module's text has the exit codes."""
     given = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(given)
     return terminal.run(lambda: _dispatch(options, given))
 
 
@@ -37,9 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the cases with predicted time and memory"
     )
-    parser.add_argument(
-        "--predict", metavar="HARDWARE", help="only predict, for a machine that is not here"
-    )
+    parser.add_argument("--predict", metavar="HARDWARE", help="only predict, for this hardware")
     terminal.add_device(parser)
     parser.add_argument("--layers", type=int, metavar="N", help="layers run in each step")
     parser.add_argument(
@@ -85,11 +82,8 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
         raise ValueError(f"--layers: found {options.layers}, expected at least 1")
     if options.resume and not options.write_hardware:
         options, argv = _resumed(options)
-    try:
-        budget = None if options.time_budget is None else quantity(options.time_budget, "time")
-    except ValueError as error:
-        raise ValueError(f"--time-budget: {error}") from error
-    options.time_budget = budget
+    if options.time_budget is not None:
+        options.time_budget = terminal.seconds("--time-budget", options.time_budget)
     signal.signal(signal.SIGTERM, _terminate)
     if options.write_hardware:
         return write_hardware(options)
@@ -103,7 +97,7 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _resumed(options: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
-    """The options of the run to resume, which say what it measures, and its command line."""
+    """Options and command line of the run to resume, with this call's budget and format."""
     argv = recorded_arguments(options.resume)
     resumed = _parser().parse_args(argv)
     resumed.resume, resumed.json = options.resume, options.json or resumed.json
@@ -112,7 +106,7 @@ def _resumed(options: argparse.Namespace) -> tuple[argparse.Namespace, list[str]
 
 
 def _list(as_json: bool) -> int:
-    suites = {name: suite_title(suite_path(name)) for name in suite_names()}
+    suites = suite_titles()
     if as_json:
         terminal.show_json(suites)
     else:

@@ -1,4 +1,4 @@
-"""The TOML of the suite `experts`, and the cells that it asks for."""
+"""Suites of expert backends as TOML files: their tables, their checks, and their cells."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ class ShapeEntry:
     model: str
     tokens: tuple[int, ...]
     full_tokens: tuple[int, ...] = ()
-    """Instead of `tokens` under `--full`."""
+    """Tokens of the steps under `--full`; empty: `tokens`."""
     scale: int = 1
     mixes: tuple[str, ...] = ("fixed",)
     mixes_from: int = 1
-    """Smaller steps run the first mix only."""
+    """Least tokens of a step that runs all mixes; smaller steps run the first mix only."""
     train: tuple[int, ...] = ()
-    """Tokens of forward and backward, under the first mix."""
+    """Tokens of training steps (forward and backward), under the first mix."""
 
 
 @dataclass(frozen=True)
 class ExpertsFile:
-    """The suite as its TOML file has it."""
+    """The tables of the suite's TOML file."""
 
     schema: Literal[1]
     kind: Literal["experts"]
@@ -43,18 +43,18 @@ class ExpertsFile:
     backends: tuple[str, ...]
     shape: tuple[ShapeEntry, ...]
     time_budget: Annotated[Seconds, "time"]
-    """Of the default grid; `--full` takes what it takes."""
+    """Wall time of the default grid; `--full` has no limit."""
     dtypes: tuple[DType, ...] = ("bfloat16",)
     full_dtypes: tuple[DType, ...] = ("bfloat16",)
     routers: tuple[str, ...] = ()
-    """Timed alone at every size, beside the experts."""
+    """Routers that are timed alone in every forward cell."""
     rounds: int = 9
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class ExpertsSuite:
-    """The suite, checked."""
+    """A suite of expert backends that has been checked."""
 
     name: str
     text_sha256: str
@@ -84,7 +84,7 @@ def load_experts_suite(path: Path) -> ExpertsSuite:
 
 
 def planned_cells(file: ExpertsFile, is_full: bool) -> tuple[ExpertsCell, ...]:
-    """All cells, shape by shape: the weights of one shape are built once for each type."""
+    """All cells, shape by shape, since the weights of a shape are built once for each type."""
     cells = []
     for dtype in file.full_dtypes if is_full else file.dtypes:
         for shape in file.shape:

@@ -82,16 +82,18 @@ def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
         write_document(directory / MANIFEST, encode(manifest))
     todo = _unfinished(directory, suite, environment, plans)
     if todo:
-        limit = math.inf if options.full else suite.file.time_budget
+        budget = options.time_budget
+        if budget is None:
+            budget = math.inf if options.full else suite.file.time_budget
         hire = partial(Workers, backends, str(device))
-        _measure_cells(directory, suite, todo, hire, options.time_budget or limit)
+        _measure_cells(directory, suite, todo, hire, budget)
     return report_experts(directory, options.json)
 
 
 def present(
     names: Sequence[str], device: torch.device, *, is_asked: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Those of the backends that run here, and why the others do not.
+    """The backends that run here, and the reasons why others do not.
 
     Raises:
         ValueError: a backend that the user asked for does not run.

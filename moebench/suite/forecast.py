@@ -1,4 +1,4 @@
-"""The computed column of a case: its ops, its expected load, its price, and what FLOPs promise.
+"""Predictions of a case: its ops, its expected load, its price, and the speedup by FLOPs.
 
 Everything here is known before anything runs; the suite writes it to disk before it measures.
 """
@@ -21,7 +21,7 @@ from moebench.spec.ops import Op, total_flops, training_ops
 from moebench.suite.plan import Cell
 
 Estimates = dict[str, Estimate]
-"""By case key."""
+"""Estimates by the key of the case."""
 
 
 def case_ops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> tuple[Op, ...]:
@@ -50,7 +50,7 @@ def forecast(case: Case, policy: Policy, model: ModelSpec, calibration: Calibrat
 
 
 def case_flops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> float:
-    """FLOPs of one step, closed form."""
+    """FLOPs of one step of a case, closed form."""
     return case.num_layers * total_flops(case_ops(case, policy, model, load))
 
 

@@ -1,4 +1,4 @@
-"""Measuring the planned cells of a run, one after the other, within one budget of time."""
+"""The loop over the planned cells of a run, which share one budget of time."""
 
 import gc
 import time
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from moebench.suite.passes import Observed
 
 UNTIMED_SLOW_STEPS = 2
-"""Steps of a case outside the rounds where steps are slow: counting FLOPs, memory and stages."""
+"""Steps of a case with slow steps outside the rounds: counting FLOPs, memory and stages."""
 UNTIMED_QUICK_STEPS = 8
-"""The same where steps are quick, with the stage pass and warm-up."""
+"""Steps of a case with quick steps outside the rounds, stage pass and warm-up included."""
 MARGIN = 1.15
-"""On predicted times: a cell that is a little slower than predicted still gets all its rounds."""
+"""Factor on predicted times: a cell a little slower than predicted still gets all its rounds."""
 QUICK_CELL: Seconds = 8.0
-"""Time of rounds that a cell is given even if it could do its least number in less."""
+"""Time of rounds that a cell gets even if its least number of rounds takes less."""
 MOST_ROUNDS = 60
 
 
 @dataclass(frozen=True)
 class Need:
-    """Wall time that a cell takes."""
+    """Wall time that a cell needs."""
 
     least: Seconds
-    """With a single round: less cannot be had."""
+    """Time with a single round, the least possible."""
     enough: Seconds
-    """With as many rounds as a verdict takes; more than `least`."""
+    """Time with as many rounds as a verdict takes; more than `least`."""
 
 
 def measure_cells(
@@ -107,7 +107,7 @@ def _rows(
     estimates: Estimates,
     promised: Mapping[str, tuple[Ratio, ...]],
 ) -> tuple[list[Record], list[Failure]]:
-    """What a cell adds to records and failures."""
+    """Records and failures of a measured cell."""
     from moebench.suite.passes import failure
 
     records = [
@@ -140,19 +140,19 @@ def _need(cell: Cell, estimates: Estimates, min_rounds: int) -> Need:
 
 
 def _preparation(cell: Cell) -> Seconds:
-    """Imposing the operating points of a cell, as it took on two cores."""
+    """Time of imposing the operating points of a cell, as measured on two cores."""
     return 0.5 if cell.workload.level == "moe" else 3.0
 
 
 def _without_what_does_not_fit(
     run: RunWriter, todo: Sequence[Cell], estimates: Estimates, available: Bytes
 ) -> list[Cell]:
-    """Drop cases that need more memory than there is, each with a failure row.
+    """The cells without cases that need more memory than there is; each of these is a failure row.
 
     Raises:
         ValueError: nothing fits.
     """
-    kept, failures = [], []
+    fitting_cells, failures = [], []
     for cell in todo:
         fitting = []
         for case, policy in zip(cell.cases, cell.policies, strict=True):
@@ -170,18 +170,18 @@ def _without_what_does_not_fit(
             )
         if fitting:
             cases, policies = zip(*fitting, strict=True)
-            kept.append(replace(cell, cases=cases, policies=policies))
-    if todo and not kept:
+            fitting_cells.append(replace(cell, cases=cases, policies=policies))
+    if todo and not fitting_cells:
         raise ValueError(f"no case fits into memory: {failures[0].case}: {failures[0].message}")
     run.append([], failures)
-    return kept
+    return fitting_cells
 
 
 def allowance(needs: Sequence[Need], budget: Seconds) -> Seconds:
-    """What the first of the cells still to run may spend.
+    """Time that the first of the cells still to run may spend.
 
-    Every cell gets its least. Of what is left, cheap cells get enough before dear ones, since a
-    verdict costs them little; where there is plenty, all get more in proportion to their need. A
+    Every cell gets its least. Of what is left, cheap cells get enough before expensive ones, since
+    a verdict costs them little; where there is plenty, all get more in proportion to their need. A
     cell that stops early leaves its rest to the next call.
 
     Args:
@@ -196,7 +196,7 @@ def allowance(needs: Sequence[Need], budget: Seconds) -> Seconds:
 
 
 def _share(wants: Sequence[Seconds], budget: Seconds) -> Seconds:
-    """The first one's part of a budget that meets wants from the smallest up."""
+    """Share of the first want in a budget that meets wants from the smallest up."""
     own, total = wants[0], sum(wants)
     if total <= budget:
         return own * budget / total

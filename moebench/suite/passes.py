@@ -35,11 +35,12 @@ ENERGY_PLANS = {"quick": QUICK, "full": FULL, "off": None}
 
 @dataclass(frozen=True)
 class Observed:
-    """What a cell gave: a measurement or an error for every case."""
+    """Results of a cell: a measurement or an error for every case."""
 
     measurements: Mapping[str, Measurement]
-    """By case key, with the speedups and overheads that its samples allow."""
+    """Measurements by case key."""
     ratios: Mapping[str, tuple[Ratio, ...]]
+    """Speedups and overheads that the samples allow, by case key."""
     errors: Mapping[str, Exception]
     rounds: Rounds
 
@@ -142,7 +143,7 @@ def _measurement(
     untimed: Untimed,
     energy: Energy,
 ) -> Measurement:
-    """What the instruments say about a case; caveats and what the rounds share come later."""
+    """The measurement of a case, still without its caveats and what its cell shares."""
     workload = cell.workload
     timed = ready.load(workload.num_tokens, timed_steps(cell, samples))
     return Measurement(
@@ -189,7 +190,7 @@ def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]
     baseline, floor = cell.cell.baseline, cell.cell.floor
     if baseline.key not in samples:
         return {}
-    found: dict[str, tuple[Ratio, ...]] = {baseline.key: ()}
+    ratios_of: dict[str, tuple[Ratio, ...]] = {baseline.key: ()}
     by_key = {ready.case.key: ready for ready in cell.cases}
 
     def timed(key: str) -> pairs.Timed:
@@ -204,8 +205,8 @@ def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]
         ratios = [pairs.speedup(samples[baseline.key], own, names)]
         if floor is not None and floor.key in samples and key != floor.key:
             ratios.append(pairs.overhead(timed(key), (timed(baseline.key), timed(floor.key))))
-        found[key] = tuple(ratios)
-    return found
+        ratios_of[key] = tuple(ratios)
+    return ratios_of
 
 
 def failure(run: str, cell: str, case: str, error: BaseException) -> Failure:

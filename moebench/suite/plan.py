@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     import torch
 
 SLOW_STEP: Seconds = 0.25
-"""Cases with longer steps are not warmed up beyond their untimed passes, and have their stages read
-off the memory pass: what that allocates costs nothing beside such a step."""
+"""Cases with longer steps have no warm-up but their untimed passes, and their stages are timed in
+the memory pass: allocations take no time beside such a step."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload with all its routers."""
+    """One workload with all its routers, planned."""
 
     key: str
     cases: tuple[Case, ...]
     policies: tuple[Policy, ...]
-    """One for each case."""
+    """Policies of the cases, in their order."""
     baseline: Case
-    """The suite's first router; it stays the baseline where it is not among `cases` any more."""
+    """Case of the suite's first router, also where it is not among `cases` any more."""
     floor: Case | None
-    """The case of the smaller fixed k, if the suite has one."""
+    """Case of the smaller fixed k, if the suite has one."""
     caveats: tuple[Caveat, ...] = ()
-    """What should be known about all of its measurements."""
+    """Caveats of all measurements of the cell."""
 
     @property
     def workload(self) -> Workload:
@@ -47,15 +47,15 @@ class Cell:
 
 
 def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Cell, ...]:
-    """The cells under each of some expert backends; ratios stay within a backend.
+    """The cells under each of some expert backends; ratios compare cases of one backend.
 
-    A cell that two of them have executed by the same one, as `packed` has training by `grouped`,
-    is there once.
+    Two backends may have a cell executed by the same one, as `packed` has training executed by
+    `grouped`: such a cell is planned once.
 
     Raises:
         ValueError: a backend that is not known.
     """
-    found: dict[str, Cell] = {}
+    by_key: dict[str, Cell] = {}
     for name in backends:
         if name not in EXPERT_BACKENDS:
             raise ValueError(
@@ -64,12 +64,12 @@ def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Ce
         for cell in planned:
             backend = executing(name, cell.workload.phase).name
             key = f"{cell.key} {backend}" if len(backends) > 1 else cell.key
-            found.setdefault(key, replace(changed(cell, backend=backend), key=key))
-    return tuple(found.values())
+            by_key.setdefault(key, replace(changed(cell, backend=backend), key=key))
+    return tuple(by_key.values())
 
 
 def changed(cell: Cell, **changes: str) -> Cell:
-    """The cell with all of its cases changed alike."""
+    """The cell with these fields changed in all of its cases."""
 
     def moved(case: Case) -> Case:
         return replace(case, **changes)  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ class Effort:
     """How long and how closely cells are measured."""
 
     plan: MeasurePlan
-    """Rounds and precision to reach."""
+    """Rounds and precision to reach, and tokens of the stream."""
     budget: Seconds
     """Wall time for all passes over all cells."""
     energy: Literal["quick", "full", "off"]
@@ -107,7 +107,7 @@ class CellChoice:
     """What a command line asks of a suite."""
 
     num_layers: int | None = None
-    """Instead of the suite's."""
+    """Layers run in each step; None: the suite's number."""
     only: tuple[str, ...] = ()
     """Names or labels of routers to run; the baseline always runs. Empty: all routers."""
     backends: tuple[str, ...] = ()
@@ -177,7 +177,7 @@ def _cell(suite: Suite, chosen: Sequence[int], workload: Workload, num_layers: i
 def runnable_cells(
     planned: Sequence[Cell], device: "torch.device", *, is_asked: bool = False
 ) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    """The cells that can run here, and a line for what is left out or executed by another backend.
+    """The cells that can run here, and a line for each that cannot or has another backend.
 
     Args:
         planned: the cells.
@@ -191,7 +191,7 @@ def runnable_cells(
 
     from moebench.experts.backends import why_not
 
-    kept, said = [], []
+    runnable, notes = [], []
     for cell in planned:
         dtype = getattr(torch, cell.workload.dtype)
         while (why := why_not(name := cell.baseline.backend, device, dtype)) is not None:
@@ -200,12 +200,12 @@ def runnable_cells(
                 raise ValueError(f"expert backend {name!r} does not run here: {why}")
             caveats = (*cell.caveats, _instead(name, stand_in, why))
             cell = replace(changed(cell, backend=stand_in), caveats=caveats)
-            said.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
+            notes.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
         backend = EXPERT_BACKENDS[cell.baseline.backend]
         if cell.workload.phase == "train" and not backend.has_gradients:
-            said.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
+            notes.append(f"{cell.key}: left out, {backend.name!r} is for inference only")
         else:
-            kept.append(cell)
+            runnable.append(cell)
     names = {cell.baseline.backend for cell in planned}
     for name in names:
         if EXPERT_BACKENDS[name].owns_process and len(names) > 1:
@@ -213,7 +213,7 @@ def runnable_cells(
                 f"--experts: {name!r} brings a matmul library that must not share a process; "
                 "run it by itself"
             )
-    return tuple(kept), tuple(dict.fromkeys(said))
+    return tuple(runnable), tuple(dict.fromkeys(notes))
 
 
 def _instead(name: str, stand_in: str, why: str) -> Caveat:

@@ -22,15 +22,15 @@ from moebench.suite.cell import Bench, ReadyCase, ReadyCell
 from moebench.suite.plan import Cell
 
 WIDE_BATCH = 128
-"""Sequences that are put side by side where a stream is only looked at, not timed."""
+"""Sequences put side by side in passes that read a stream without timing it."""
 
 
 def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     """Draw the stream, fill the cache, and bring every router to its operating point.
 
     The stream has a whole number of steps and at least `stream_tokens` distinct tokens. A case that
-    fails here, such as one whose operating point cannot be reached over this stream, is left out
-    and its error kept.
+    fails here is left out, such as one whose operating point cannot be reached over this stream;
+    its error is an error of the cell.
     """
     workload = cell.workload
     fewest = LEAST_RING if cell.baseline.launch == "graph" else 1

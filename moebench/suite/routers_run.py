@@ -43,16 +43,16 @@ def run_routers_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """
     if options.full:
         raise ValueError("--full: only for a suite of expert backends")
-    kept = load_run(options.resume) if options.resume else None
+    resumed = load_run(options.resume) if options.resume else None
     suite = load_suite(options.suite)
-    if kept is not None and suite.text_sha256 != kept.manifest.suite_sha256:
+    if resumed is not None and suite.text_sha256 != resumed.manifest.suite_sha256:
         raise ValueError(
             f"{options.resume}: was started with another version of suite "
-            f"{kept.manifest.suite!r}; its text has changed since"
+            f"{resumed.manifest.suite!r}; its text has changed since"
         )
     if options.predict:
         return _predict(options, suite)
-    return _measure(options, suite, kept, argv)
+    return _measure(options, suite, resumed, argv)
 
 
 def write_hardware(options: argparse.Namespace) -> int:
@@ -105,7 +105,7 @@ def _show_predicted(records: Sequence[Record], source: str, as_json: bool) -> in
 
 
 def _measure(
-    options: argparse.Namespace, suite: Suite, kept: Run | None, argv: Sequence[str]
+    options: argparse.Namespace, suite: Suite, resumed: Run | None, argv: Sequence[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
     from moebench.measure.devices import choose_device
@@ -119,8 +119,10 @@ def _measure(
     planned, notes = runnable_cells(
         _planned(options, suite, kind), device, is_asked=bool(options.experts)
     )
-    budget = options.time_budget or suite.device_plan(kind).time_budget
-    if kept is None and not options.dry_run:
+    budget = options.time_budget
+    if budget is None:
+        budget = suite.device_plan(kind).time_budget
+    if resumed is None and not options.dry_run:
         make_folder(options.out)
     for line in notes:
         terminal.say(line)
@@ -134,16 +136,16 @@ def _measure(
             f"{text(seconds, 'time')}, the budget is {text(budget, 'time')}"
         )
         return _show_predicted(records, source, options.json)
-    if kept is None:
+    if resumed is None:
         manifest = _manifest(suite, planned, machine, argv, budget)
         run = RunWriter.create(options.out, manifest)
     else:
-        if kept.manifest.environment.get("fingerprint") != machine.environment.fingerprint:
+        if resumed.manifest.environment.get("fingerprint") != machine.environment.fingerprint:
             raise ValueError(
-                f"{kept.directory}: was measured on another machine or with other software "
-                f"({kept.manifest.machine}); a run cannot mix two"
+                f"{resumed.directory}: was measured on another machine or with other software "
+                f"({resumed.manifest.machine}); a run cannot mix two"
             )
-        run = RunWriter.open(kept.directory)
+        run = RunWriter.open(resumed.directory)
         for problem in run.content.problems:
             terminal.say(f"note: {problem}")
     with run:
@@ -163,14 +165,14 @@ def _report(directory: Path, as_json: bool) -> int:
     """Write the report of a finished run and print its table; 3 if a case failed."""
     from moebench.report.output import terminal_report, write_report
 
-    kept = load_run(directory)
-    write_report(kept)
+    run = load_run(directory)
+    write_report(run)
     if as_json:
-        records, failures = encode(kept.records), encode(kept.failures)
+        records, failures = encode(run.records), encode(run.failures)
         terminal.show_json({"directory": str(directory), "records": records, "failures": failures})
     else:
-        terminal.show(terminal_report(kept))
-    return 3 if kept.failures else 0
+        terminal.show(terminal_report(run))
+    return 3 if run.failures else 0
 
 
 def _manifest(

@@ -1,4 +1,4 @@
-"""Suites of routers: their TOML files, read and checked; and which suites there are."""
+"""Suites of routers as TOML files: their tables, their checks, and the suites that ship."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ DeviceKind = Literal["cpu", "gpu"]
 
 @dataclass(frozen=True)
 class RouterEntry:
-    """A `[[router]]` table: a line of every cell."""
+    """A `[[router]]` table: a router that every cell runs."""
 
     name: str
     """A router of moebench's, or "package.module:Policy": code that runs because it stands here."""
@@ -83,7 +83,7 @@ class DevicePlan:
     time_budget: Annotated[Seconds, "time"]
     """Wall time of all cells together, after set-up and calibration."""
     backend: str | None = None
-    """Expert execution on this kind of device instead of the suite's."""
+    """Expert backend on this kind of device; None: the suite's."""
 
     def __post_init__(self) -> None:
         check_range(self, "num_layers", least=1)
@@ -91,7 +91,7 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class SuiteFile:
-    """A suite as its TOML file has it."""
+    """The tables of a suite's TOML file."""
 
     schema: Literal[1]
     title: str
@@ -105,7 +105,7 @@ class SuiteFile:
     backend: str = "grouped"
     seed: int = 0
     scale: int = 1
-    """Divides the model's widths; quick suites are narrow, their routing is not."""
+    """Divisor of the model's widths: quick suites run narrow layers with unchanged routing."""
     skew: float = 0.0
     """Exponent of the power law of the experts' marginals."""
     plan: MeasurePlan = field(default_factory=MeasurePlan)
@@ -124,18 +124,18 @@ class Suite:
     file: SuiteFile
     model: ModelSpec
     policies: tuple[Policy, ...]
-    """One for each router entry, in order."""
+    """Policies of the router entries, in their order."""
 
     def device_plan(self, kind: DeviceKind) -> DevicePlan:
         return self.file.cpu if kind == "cpu" else self.file.gpu
 
     def backend(self, kind: DeviceKind) -> str:
-        """The expert execution that the suite chooses on a kind of device."""
+        """Expert backend that the suite chooses on a kind of device."""
         return self.device_plan(kind).backend or self.file.backend
 
 
 def suite_directory() -> Path:
-    """Where the shipped suites lie: inside the package of a wheel, beside it in a checkout."""
+    """Folder of the shipped suites: inside the package of a wheel, beside it in a checkout."""
     inside = PACKAGE / "suites"
     return inside if inside.is_dir() else PACKAGE.parent / "suites"
 
@@ -146,7 +146,7 @@ def suite_names() -> tuple[str, ...]:
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by its shipped name, or from a TOML file of one's own.
+    """Read and check a suite by its shipped name, or from a TOML file.
 
     Raises:
         ValueError: unknown suite, model, router or option, or an ill-typed value; the message has
@@ -182,13 +182,13 @@ def _policies(
     policies = []
     for entry in file.router:
         at = f"{where}[[router]] {entry.name}"
-        found = policy(entry.name, entry.options, at, may_import=may_import)
+        chosen = policy(entry.name, entry.options, at, may_import=may_import)
         try:
-            found.operating_point(model)
+            chosen.operating_point(model)
         except ValueError as error:
             what = str(error).removeprefix(f"{entry.name}: ")
             raise ValueError(f"{at}: {what}") from error
-        policies.append(found)
+        policies.append(chosen)
     titles = [entry.label or entry.name for entry in file.router]
     doubled = sorted({title for title in titles if titles.count(title) > 1})
     if doubled:
@@ -197,7 +197,7 @@ def _policies(
 
 
 def _check_workloads(file: SuiteFile, where: str) -> None:
-    """Every cell once: a case is known by its key, and a second one would have the same."""
+    """Check that no cell stands in the file twice: its cases would have the same keys."""
     for kind in ("cpu", "gpu"):
         asked = workloads(file, kind)
         doubled = next((w for w in asked if asked.count(w) > 1), None)
@@ -209,7 +209,7 @@ def _check_workloads(file: SuiteFile, where: str) -> None:
 
 
 def suite_path(name: str) -> Path:
-    """Where a suite's text is: a shipped name, or a TOML file of one's own.
+    """Path of a suite's TOML file, by its shipped name or by the path itself.
 
     Raises:
         ValueError: unknown; the message has the nearest known name.
@@ -222,12 +222,14 @@ def suite_path(name: str) -> Path:
 
 
 def suite_kind(path: Path) -> str:
-    """What a suite compares: "routers", or "experts" (`moebench.execution`)."""
+    """Kind of a suite, by what it compares: "routers" or "experts"."""
     return str(read_toml(path).get("kind", "routers"))
 
 
-def suite_title(path: Path) -> str:
-    return str(read_toml(path).get("title", ""))
+def suite_titles() -> dict[str, str]:
+    """Titles of the shipped suites by name."""
+    paths = {name: suite_path(name) for name in suite_names()}
+    return {name: str(read_toml(path).get("title", "")) for name, path in paths.items()}
 
 
 def workloads(file: SuiteFile, kind: DeviceKind) -> tuple[Workload, ...]:

@@ -15,7 +15,7 @@ from moebench.suite.plan import SLOW_STEP
 from moebench.units import Seconds
 
 STAGE_PASS: Seconds = 0.1
-"""How long the stage pass of a quick step lasts."""
+"""Length of the stage pass of a quick step."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Untimed:
 
 
 def untimed_passes(cell: ReadyCell, ready: ReadyCase) -> Untimed:
-    """Count FLOPs, measure memory, time stages; the first step also sets up what it needs."""
+    """Count FLOPs, measure memory and time stages of a case; its first step also sets it up."""
     device = cell.bench.device
     stages = StageTimer(device)
     decoder = cell.bench.decoder
@@ -86,7 +86,7 @@ def _stages(cell: ReadyCell, ready: ReadyCase, step: Seconds) -> dict[str, Secon
 
 
 def _flops(cell: ReadyCell, ready: ReadyCase, counted: CountedFlops, step: int) -> FlopCount:
-    """The counters' figures for one step beside the closed form of that step and of the stream."""
+    """Counted FLOPs of one step, with the closed form of that step and of the stream."""
     tokens = cell.workload.num_tokens
 
     def closed_form(load: ExpertLoad) -> float:
