@@ -1,4 +1,4 @@
-"""`python -m moebench VERB ...` is `python -m moebench.VERB ...` by another habit."""
+"""`python -m moebench VERB ...` does the same as `python -m moebench.VERB ...`."""
 
 import importlib
 import sys
@@ -29,14 +29,7 @@ USAGE = "\n".join(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Hand the arguments to a verb.
-
-    Args:
-        argv: without the program's name; the process's own arguments if left out.
-
-    Returns:
-        The exit code: the verb's, 0 for help and version, 2 for an unknown verb.
-    """
+    """Run a verb; the exit code is the verb's, 0 for help and version, 2 for an unknown verb."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in VERBS:
         verb = importlib.import_module(f"moebench.{arguments[0]}")

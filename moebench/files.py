@@ -1,7 +1,7 @@
 """Files that a crash, a full disk or a second process cannot spoil.
 
-Appending either puts all bytes on the disk or leaves the file as it was; replacing shows a reader
-the old text or the new one; a directory has one writer at a time.
+Appending puts all bytes on the disk or leaves the file as it was. Replacing shows a reader the old
+text or the new one. A directory has one writer at a time.
 """
 
 import contextlib
@@ -13,15 +13,7 @@ def append_bytes(path: Path, data: bytes) -> None:
     """Append to a file and sync it; if that fails, the file is as it was before."""
     before = path.stat().st_size if path.exists() else 0
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        except OSError:
-            os.ftruncate(descriptor, before)
-            raise
-        finally:
-            os.close(descriptor)
+        _write(path, os.O_APPEND, data, before)
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be written: {error.strerror}; what was written before is intact"
@@ -32,27 +24,37 @@ def replace_file(path: Path, data: bytes) -> None:
     """Write a whole file so that a reader, or a crash, meets the old text or the new one."""
     temporary = path.with_name(path.name + ".new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)  # noqa: PTH105 - the pair of os.open above
+        _write(temporary, os.O_TRUNC, data, 0)
+        temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def _write(path: Path, flag: int, data: bytes, length_before: int) -> None:
+    """Write and sync all bytes; on failure cut the file to the length that it had."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flag, 0o644)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, length_before)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def cache_directory() -> Path:
-    """Where calibrations, noise and compiled kernels are kept: `moebench` in the user's cache."""
+    """The folder of calibrations, noise and compiled kernels: `moebench` in the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "moebench"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with its parents, if it is not there: before work whose result goes there.
+    """Make a folder with its parents, if it is not there.
 
     Raises:
         ValueError: it cannot be made, or a file is in its place.
@@ -65,14 +67,8 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
 def acquire(directory: Path) -> int:
-    """Lock the directory for this process; the lock of a dead process is void by itself.
+    """Lock the directory for this process; a dead process holds no lock.
 
     Raises:
         ValueError: another process writes the directory, or it cannot be written.
@@ -91,7 +87,7 @@ def acquire(directory: Path) -> int:
             holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
             os.close(lock)
             raise ValueError(f"{directory}: process {holder} is writing this run") from error
-        # Its last holder may have removed the file between our open and our lock.
+        # The last holder may have removed the file between our open and our lock.
         if path.exists() and os.fstat(lock).st_ino == path.stat().st_ino:
             # The number is for people: on a full disk the lock holds without it.
             with contextlib.suppress(OSError):
@@ -102,7 +98,7 @@ def acquire(directory: Path) -> int:
 
 
 def release(lock: int, directory: Path) -> None:
-    """Let go of the directory, also if it has become read-only meanwhile."""
+    """Unlock the directory, also if it has become read-only meanwhile."""
     with contextlib.suppress(OSError):
         (directory / ".lock").unlink()
     os.close(lock)

@@ -1,10 +1,10 @@
 """Units: SI base units inside, strings with a unit at the borders.
 
 Every quantity in moebench is a float in the SI base unit that its type alias names (seconds,
-bytes, joules, watts, hertz, FLOP). Datasheets print "3.35 TB/s", so TOML files do too and
-`quantity` reads them; people read "12.3 ms", so reports call `text`. Nothing else converts.
+bytes, joules, watts, hertz, FLOP). `quantity` reads "3.35 TB/s" as TOML files and datasheets print
+it; `text` writes "12.3 ms" for people. Nothing else converts.
 
-Decimal and binary prefixes are different things: 1 GB is 1e9 bytes, 1 GiB is 2**30 bytes.
+Decimal and binary prefixes differ: 1 GB is 1e9 bytes, 1 GiB is 2**30 bytes.
 A FLOP count is 2 per multiply-add, everywhere in this package.
 """
 
@@ -38,12 +38,19 @@ BASE_UNIT: dict[Kind, str] = {
     "frequency": "Hz",
     "count": "",
 }
-BYTES_PER_ELEMENT: dict[str, int] = {
-    "float32": 4,
-    "bfloat16": 2,
-    "float16": 2,
-    "float8": 1,
+EXAMPLE: dict[Kind, str] = {
+    "time": "2 s",
+    "size": "80 GB",
+    "bandwidth": "3.35 TB/s",
+    "flops": "6.56 TFLOP",
+    "rate": "989.4 TFLOP/s",
+    "power": "700 W",
+    "energy": "1.5 J",
+    "frequency": "1.83 GHz",
+    "count": "46.7 B",
 }
+"""A well-formed quantity of each kind, for error messages."""
+BYTES_PER_ELEMENT: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 
 _DECIMAL = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "m": 1e-3, "": 1.0}
 _DECIMAL |= {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
@@ -69,14 +76,12 @@ def _scale(unit: str, kind: Kind) -> float | None:
 def quantity(text: object, kind: Kind) -> float:
     """Read a quantity as a datasheet prints it: `quantity("3.35 TB/s", "bandwidth")` is 3.35e12.
 
-    Args:
-        text: a number, then a unit with an optional prefix; "46.7 B" (billion) for a count.
-        kind: what the quantity must be; its base unit is `BASE_UNIT[kind]`.
+    A count may be in billions: "46.7 B".
 
     Raises:
         ValueError: not a string, no number, no unit, a unit of another kind, or less than 0.
     """
-    expected = f"a string such as {example(kind)!r}"
+    expected = f"a string such as {EXAMPLE[kind]!r}"
     if not isinstance(text, str):
         raise ValueError(f"found {text!r}, expected {expected}")
     match = _NUMBER.fullmatch(text)
@@ -91,21 +96,6 @@ def quantity(text: object, kind: Kind) -> float:
     if value < 0 or not math.isfinite(value):
         raise ValueError(f"found {text!r}, expected {expected}, finite and not negative")
     return value
-
-
-def example(kind: Kind) -> str:
-    """One well-formed quantity of this kind, for error messages."""
-    return {
-        "time": "2 s",
-        "size": "80 GB",
-        "bandwidth": "3.35 TB/s",
-        "flops": "6.56 TFLOP",
-        "rate": "989.4 TFLOP/s",
-        "power": "700 W",
-        "energy": "1.5 J",
-        "frequency": "1.83 GHz",
-        "count": "46.7 B",
-    }[kind]
 
 
 def text(value: float | None, kind: Kind, digits: int = 3) -> str:
@@ -141,8 +131,7 @@ def text(value: float | None, kind: Kind, digits: int = 3) -> str:
 def printable(text: str) -> str:
     """A line of text in which nothing is hidden or moves the cursor.
 
-    Control characters, direction marks and the like become escapes: a terminal obeys them, and a
-    reader does not see them.
+    Control characters and direction marks become escapes, since a terminal obeys them unseen.
     """
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c
@@ -157,9 +146,9 @@ def slug(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The near miss for an error message: "; did you mean 'x'?", or the list of what is known.
+    """End of an error message: "; did you mean 'x'?", or the list of known names.
 
-    What begins with the name comes first, all of it: nobody can tell which of them was meant.
+    Known names that begin with `name` are all listed, because nobody can tell which was meant.
     """
     options = sorted(known)
     begun = [option for option in options if name and option.lower().startswith(name.lower())]

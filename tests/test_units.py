@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.units import BASE_UNIT, Kind, example, nearest, quantity, text
+from moebench.units import BASE_UNIT, EXAMPLE, Kind, nearest, quantity, text
 
 KINDS: tuple[Kind, ...] = tuple(BASE_UNIT)
 
@@ -67,7 +67,7 @@ def test_anything_else_is_refused_with_an_example(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_example_of_an_error_message_is_well_formed(kind: Kind) -> None:
-    assert quantity(example(kind), kind) > 0
+    assert quantity(EXAMPLE[kind], kind) > 0
 
 
 @given(

@@ -1,7 +1,7 @@
-"""What is known about the noise of a machine, kept in the user's cache beside its calibration.
+"""The noise of a machine, stored in the user's cache beside its calibration.
 
-Two files a machine and software (`Environment.fingerprint`): the noise floor that
-`moebench.doctor --selftest` found, which reports print, and the runs of one unchanged cell that
+There are two files for each machine and software (`Environment.fingerprint`): the noise floor that
+`moebench.doctor --selftest` measured, which reports print; and the runs of one unchanged cell that
 `moebench.doctor --aa-runs` made, which say how far two runs of the same code differ.
 """
 
@@ -16,21 +16,21 @@ from moebench.files import cache_directory, replace_file
 from moebench.spec.schema import decode, encode
 
 LEAST_RUNS = 10
-"""Runs that the noise between runs may be estimated from."""
+"""Fewest runs from which the noise between runs is estimated."""
 
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What a selftest found."""
+    """How exactly speedups are measured on a machine, by its last selftest."""
 
     fingerprint: str
     taken_at: str
     """UTC, ISO 8601."""
     commit: str | None
     half_width: float
-    """Relative half width of the 95 % interval of the speedup of a case against itself, median."""
+    """Relative half width of the 95 % interval of a case's speedup over itself, median."""
     rounds: int
-    """That such an interval rests on."""
+    """Rounds of each such speedup."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class UnchangedRun:
 
 @dataclass(frozen=True)
 class UnchangedRuns:
-    """Runs of the same code on the same machine."""
+    """A/A runs: the same code on the same machine."""
 
     fingerprint: str
     runs: tuple[UnchangedRun, ...]
@@ -54,8 +54,8 @@ class UnchangedRuns:
     def deviation(self, reference_version: int) -> float | None:
         """Standard deviation between runs of the logarithm; None for too few runs.
 
-        Pooled over the cases that all runs have. It contains what sampling within these short
-        runs adds, and so is rather too large than too small.
+        Pooled over the cases that all runs have. It contains the sampling error within these short
+        runs, and so is too large rather than too small.
         """
         runs = [run.relative for run in self.runs if run.reference_version == reference_version]
         if len(runs) < LEAST_RUNS:
@@ -71,48 +71,46 @@ class UnchangedRuns:
         return math.sqrt(squares / len(cases))
 
 
+T = TypeVar("T", NoiseFloor, UnchangedRuns)
+
+
 def load_noise_floor(fingerprint: str) -> NoiseFloor | None:
-    """The last selftest's noise floor; None where none was kept or it cannot be read."""
-    found = _load(NoiseFloor, _floor_path(fingerprint))
-    return found if found and found.fingerprint == fingerprint else None
+    """The last selftest's noise floor; None where no file can be read."""
+    return _load(NoiseFloor, fingerprint)
 
 
 def save_noise_floor(floor: NoiseFloor) -> Path:
-    """Replace what was kept; returns the file."""
-    return _save(floor, _floor_path(floor.fingerprint))
+    """Replace the noise floor of a machine; returns the file."""
+    return _save(floor)
 
 
 def load_unchanged_runs(fingerprint: str) -> UnchangedRuns:
     """The A/A runs of a machine; none where no file can be read."""
-    found = _load(UnchangedRuns, _runs_path(fingerprint))
-    return found if found and found.fingerprint == fingerprint else UnchangedRuns(fingerprint, ())
+    return _load(UnchangedRuns, fingerprint) or UnchangedRuns(fingerprint, ())
 
 
 def add_unchanged_run(fingerprint: str, run: UnchangedRun) -> Path:
-    """Add a run to those that are kept; returns the file."""
+    """Add an A/A run to those of its machine; returns the file."""
     known = load_unchanged_runs(fingerprint)
-    return _save(replace(known, runs=(*known.runs, run)), _runs_path(fingerprint))
+    return _save(replace(known, runs=(*known.runs, run)))
 
 
-def _floor_path(fingerprint: str) -> Path:
-    return cache_directory() / f"{fingerprint}-noise-floor.json"
+def _path(cls: type[T], fingerprint: str) -> Path:
+    name = "noise-floor" if cls is NoiseFloor else "unchanged-runs"
+    return cache_directory() / f"{fingerprint}-{name}.json"
 
 
-def _runs_path(fingerprint: str) -> Path:
-    return cache_directory() / f"{fingerprint}-unchanged-runs.json"
-
-
-T = TypeVar("T", NoiseFloor, UnchangedRuns)
-
-
-def _load(cls: type[T], path: Path) -> T | None:
+def _load(cls: type[T], fingerprint: str) -> T | None:
+    path = _path(cls, fingerprint)
     try:
-        return decode(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
+        found = decode(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError):
         return None
+    return found if found.fingerprint == fingerprint else None
 
 
-def _save(value: NoiseFloor | UnchangedRuns, path: Path) -> Path:
+def _save(value: T) -> Path:
+    path = _path(type(value), value.fingerprint)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps(encode(value), indent=1) + "\n").encode())
     return path

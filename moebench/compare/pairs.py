@@ -1,18 +1,15 @@
-"""What the samples of a cell say: latencies and ratios with intervals, and verdicts.
+"""Two cases of one cell compared: latencies and ratios with intervals, and verdicts.
 
-Timings in a row are not independent: clocks, heat and neighbours drift over seconds. Two habits
-keep that out of the results. Every round runs all cases of a cell in random order, so a ratio
-compares times of the same moment and a common drift cancels; and intervals come from resampling
-*blocks* of consecutive rounds (`moebench.compare.intervals`).
+Consecutive timings are not independent, because clocks, heat and neighbours drift over seconds.
+Every round runs all cases of a cell in random order, so a ratio compares times of the same moment
+and a common drift cancels. Intervals come from resampling *blocks* of consecutive rounds
+(`moebench.compare.intervals`).
 
-A ratio is the ratio of total times *without the delays that hit single rounds*. Of every round
-the logarithm of the two times' ratio is taken, less what the rounds' different work accounts for
-(at batch 1 a step touches one expert or five: `moebench.compare.rounds`); the centre of these
-residuals, a trimmed mean, times the ratio of the expected totals is the value. What one router
-suffers in fewer than a third of its rounds and the other never does is trimmed away; the
-latencies, which are plain means, hold it.
-
-`python -m moebench.compare RUN_A RUN_B` compares runs: see `moebench.compare.runs`.
+A ratio is that of total times without the delays of single rounds. For every round we take the
+logarithm of the two times' ratio, less the part that the rounds' different work explains (at batch
+1 a step touches one expert or five: `moebench.compare.rounds`). The trimmed mean of these
+residuals, times the ratio of the expected totals, is the value. A delay that hits one router in
+fewer than a third of its rounds is trimmed away. Latencies are plain means and contain all delays.
 """
 
 import math
@@ -37,7 +34,7 @@ from moebench.records.record import Record
 from moebench.records.results import Interval, Ratio, Verdict
 
 SAME_MARGIN = 0.01
-"""Ratios inside 1 +- this are called the same."""
+"""Ratios within 1 ± this are called the same."""
 
 
 def latency(samples: Sequence[Sample], seed: int = 0) -> Interval:
@@ -61,11 +58,7 @@ def speedup(
 ) -> Ratio:
     """Total time of the baseline over total time of the target on the same steps, less delays.
 
-    Args:
-        baseline: samples of the case that is 1.
-        target: samples of the other case, of the same rounds and steps.
-        names: titles of baseline and target, for the ratio.
-        seed: of the resampling.
+    `names` are the titles of baseline and target, `seed` is that of the resampling.
 
     Raises:
         ValueError: rounds or steps differ, so that the times are not of the same work.
@@ -129,13 +122,9 @@ def overhead(target: Timed, between: tuple[Timed, Timed], seed: int = 0) -> Rati
 def verdict(
     low: float | None, high: float | None, n: int, above_one: Literal["faster", "slower"]
 ) -> Verdict:
-    """What an interval of a ratio allows to say.
+    """Verdict on a ratio from its 95 % interval and number of rounds.
 
-    Args:
-        low: lower limit of the 95 % interval; None: there is none.
-        high: upper limit.
-        n: rounds that it rests on.
-        above_one: what a ratio above 1 means.
+    `above_one` is the verdict on a ratio above 1.
     """
     if low is None or high is None or n < MIN_ROUNDS:
         return "unclear"
@@ -149,11 +138,11 @@ def verdict(
 
 
 def corrected(records: Sequence[Record]) -> tuple[Record, ...]:
-    """The records of a run with the verdicts on their speedups corrected for the number of rows.
+    """The records of a run, the verdicts on their speedups corrected for the number of rows.
 
-    One row in twenty is called faster or slower by chance; with Benjamini and Hochberg's
-    procedure at most 5 % *of those called so* are expected to be wrong. What does not stand up to
-    it is "unclear". "same" asks for a whole interval close to 1 and needs no correction.
+    By chance one row in twenty is called faster or slower. After Benjamini and Hochberg's procedure
+    at most 5 % *of those called so* are expected to be wrong; rows that it does not reject become
+    "unclear". "same" asks for a whole interval close to 1 and needs no correction.
     """
     rows = [
         (record.case.key, ratio)
@@ -188,66 +177,16 @@ def ratio_p_value(ratio: Ratio) -> float:
 
 
 def precise_enough(result: Interval | Ratio, relative_half_width: float) -> bool:
-    """Whether an interval is as narrow as asked for: what a cell's rounds may stop for.
+    """Whether an interval is as narrow as asked for, so that a cell's rounds may stop.
 
-    Looking again and again until an interval is narrow stops where it is too narrow by chance;
-    so `measure_rounds` wants two looks in a row to say so (in simulations that restores the
-    coverage). A rule that stopped when a verdict is reached would bias the verdict, and is not
-    offered.
+    Repeated looks stop where an interval is too narrow by chance, so `measure_rounds` asks for two
+    in a row, which restores the coverage in simulations. Stopping at a verdict would bias it.
     """
     if result.low is None or result.high is None:
         return False
     if isinstance(result, Ratio) and result.n < MIN_ROUNDS:
         return False
     return (result.high - result.low) / (2 * result.value) <= relative_half_width
-
-
-@dataclass(frozen=True)
-class PredictionError:
-    """How far predictions were off: signed errors are predicted / measured - 1."""
-
-    phase: str
-    """ "all" for the whole run."""
-    level: str
-    n: int
-    median: float
-    """Of the signed errors: above 0, predictions are too slow."""
-    median_absolute: float
-    p90_absolute: float
-
-
-def prediction_error(record: Record) -> float | None:
-    """Signed relative error of the predicted latency; None where nothing was measured."""
-    if record.measurement is None:
-        return None
-    return record.estimate.latency / record.measurement.latency.value - 1
-
-
-def prediction_errors(records: Sequence[Record]) -> tuple[PredictionError, ...]:
-    """Errors by phase and level, in order of appearance, and over all; empty without records."""
-    errors = [
-        (record.case.workload.phase, record.case.workload.level, error)
-        for record in records
-        if (error := prediction_error(record)) is not None
-    ]
-    groups = dict.fromkeys((phase, level) for phase, level, _ in errors)
-    parts = [
-        _summary(phase, level, [e for p, v, e in errors if (p, v) == (phase, level)])
-        for phase, level in groups
-    ]
-    return (*parts, _summary("all", "all", [e for *_, e in errors])) if errors else ()
-
-
-def _summary(phase: str, level: str, errors: Sequence[float]) -> PredictionError:
-    absolute = np.abs(errors)
-    return PredictionError(
-        phase,
-        level,
-        len(errors),
-        float(np.median(errors)),
-        float(np.median(absolute)),
-        float(np.quantile(absolute, 0.9)),
-    )
 
 
 def _same_work(first: RoundTotals, second: RoundTotals, names: tuple[str, str]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moebench.files import acquire, release
 from moebench.records.checksum import Line, append_lines, read_lines, set_aside, write_document
@@ -45,36 +45,10 @@ class Run:
 
     @property
     def finished_cells(self) -> frozenset[str]:
-        """Cells that need no measuring: all their cases have a record or a lasting failure."""
-        finished = self.finished_cases
-        return frozenset(
-            cell.key for cell in self.manifest.cells if finished.issuperset(cell.cases)
-        )
-
-    @property
-    def finished_cases(self) -> frozenset[str]:
-        """Keys of the cases with a record or a failure; an interruption is not a failure."""
-        recorded = {record.case.key for record in self.records}
-        failed = {failure.case for failure in self.failures if failure.kind != "interrupted"}
-        return frozenset(recorded | failed)
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """All lines of the three files of a run, damaged ones too."""
-
-    predictions: list[Line[Record]]
-    records: list[Line[Record]]
-    failures: list[Line[Failure]]
-
-    @classmethod
-    def of(cls, directory: Path, manifest: Manifest) -> "_Lines":
-        is_checked = manifest.schema >= CHECKSUMS_SINCE
-        return cls(
-            read_lines(directory / PREDICTIONS, Record, all_checked=is_checked),
-            read_lines(directory / RECORDS, Record, all_checked=is_checked),
-            read_lines(directory / FAILURES, Failure, all_checked=is_checked),
-        )
+        """Cells whose cases all have a record or a failure; an interruption is not a failure."""
+        done = {record.case.key for record in self.records}
+        done |= {failure.case for failure in self.failures if failure.kind != "interrupted"}
+        return frozenset(cell.key for cell in self.manifest.cells if done.issuperset(cell.cases))
 
 
 def load_run(directory: Path | str) -> Run:
@@ -87,31 +61,26 @@ def load_run(directory: Path | str) -> Run:
         ValueError: no run there, an unreadable manifest, or a schema newer than this version.
     """
     directory = Path(directory)
-    manifest = _load_manifest(directory)
-    return _kept(directory, manifest, _Lines.of(directory, manifest))
-
-
-def _load_manifest(directory: Path) -> Manifest:
     table = read_manifest(directory)
     if run_kind(table) == "experts":
         raise ValueError(
             f"{directory}: a run of expert backends, which are compared with one another inside "
             "it; expected a run of routers (python -m moebench.report shows this one)"
         )
-    return decode(Manifest, table, str(directory / MANIFEST))
-
-
-def _kept(directory: Path, manifest: Manifest, lines: _Lines) -> Run:
-    every: tuple[Line[Any], ...] = (*lines.predictions, *lines.records, *lines.failures)
+    manifest = decode(Manifest, table, str(directory / MANIFEST))
+    predictions = _lines(directory / PREDICTIONS, Record, manifest)
+    records = _lines(directory / RECORDS, Record, manifest)
+    failures = _lines(directory / FAILURES, Failure, manifest)
+    every: tuple[Line[Any], ...] = (*predictions, *records, *failures)
     problems = [line.problem for line in every if line.problem]
-    measured = _unique(lines.records, problems)
-    problems += _when_the_clock_went_back(manifest, measured)
+    measured = _unique(records, problems)
+    problems += _clock_problems(manifest, measured)
     done = {record.case.key for record in measured}
-    failed = {line.value.case: line.value for line in lines.failures if line.value is not None}
+    failed = {line.value.case: line.value for line in failures if line.value is not None}
     return Run(
         directory,
         manifest,
-        _unique(lines.predictions, problems),
+        _unique(predictions, problems),
         measured,
         tuple(failure for case, failure in failed.items() if case not in done),
         tuple(problems),
@@ -121,9 +90,9 @@ def _kept(directory: Path, manifest: Manifest, lines: _Lines) -> Run:
 class RunWriter:
     """A run that is being written; one process at a time holds its directory."""
 
-    def __init__(self, kept: Run, lock: int) -> None:
-        """Use `create` or `open`."""
-        self.content = kept
+    def __init__(self, content: Run, lock: int) -> None:
+        """Called by `create` and `open`."""
+        self.content = content
         self._lock = lock
 
     @property
@@ -155,9 +124,9 @@ class RunWriter:
 
     @classmethod
     def open(cls, directory: Path) -> "RunWriter":
-        """Take up a run that was cut off; `finished_cells` says what needs no measuring.
+        """Take up a run that was cut off.
 
-        Damaged lines and the lines of unfinished cells move to `<file>.torn`; `kept.problems`
+        Damaged lines and the lines of unfinished cells move to `<file>.torn`; `content.problems`
         names them.
 
         Raises:
@@ -166,25 +135,23 @@ class RunWriter:
         read_manifest(directory)
         lock = acquire(directory)
         try:
-            manifest = _load_manifest(directory)
-            lines = _Lines.of(directory, manifest)
-            kept = _kept(directory, manifest, lines)
-            problems = [*kept.problems]
-            set_aside(directory / PREDICTIONS, lines.predictions)
-            set_aside(directory / FAILURES, lines.failures)
-            finished = kept.finished_cells
-            moved = set_aside(
-                directory / RECORDS, lines.records, lambda record: record.cell in finished
+            before = load_run(directory)
+            manifest, finished = before.manifest, before.finished_cells
+            predictions, records, failures = (
+                directory / name for name in (PREDICTIONS, RECORDS, FAILURES)
             )
-            problems += [
+            set_aside(predictions, _lines(predictions, Record, manifest))
+            set_aside(failures, _lines(failures, Failure, manifest))
+            lines = _lines(records, Record, manifest)
+            moved = set_aside(records, lines, lambda record: record.cell in finished)
+            problems = before.problems + tuple(
                 f"{RECORDS}: {record.case.key}: its cell was cut off; set aside, to be run again"
                 for record in moved
-            ]
-            kept = replace(load_run(directory), problems=tuple(problems))
-            run = cls(kept, lock)
-            resumed = (*kept.manifest.resumed_at, now())
+            )
+            run = cls(replace(load_run(directory), problems=problems), lock)
+            resumed = (*manifest.resumed_at, now())
             run._replace_manifest(
-                replace(kept.manifest, status="running", finished_at=None, resumed_at=resumed)
+                replace(manifest, status="running", finished_at=None, resumed_at=resumed)
             )
         except BaseException:
             release(lock, directory)
@@ -230,29 +197,33 @@ class RunWriter:
         )
 
     def finish(self, status: Status) -> None:
-        """Say in the manifest how the run ended."""
+        """Write into the manifest how the run ended."""
         self._replace_manifest(replace(self.manifest, status=status, finished_at=now()))
-
-    def close(self) -> None:
-        """Let other processes write the directory."""
-        release(self._lock, self.directory)
 
     def __enter__(self) -> "RunWriter":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """On the way out by an exception the run is "interrupted", and can be resumed."""
+        """Unlock the directory; after an exception the run is "interrupted" and can be resumed."""
         try:
             if kind is not None and self.manifest.status == "running":
-                # A full disk must not hide the exception that brought us here.
+                # A full disk must not hide the exception that ended the run.
                 with contextlib.suppress(ValueError):
                     self.finish("interrupted")
         finally:
-            self.close()
+            release(self._lock, self.directory)
 
     def _replace_manifest(self, manifest: Manifest) -> None:
         write_document(self.directory / MANIFEST, encode(manifest))
         self.content = replace(self.content, manifest=manifest)
+
+
+L = TypeVar("L", Record, Failure)
+
+
+def _lines(path: Path, cls: type[L], manifest: Manifest) -> list[Line[L]]:
+    """All lines of one of a run's files, damaged ones too."""
+    return read_lines(path, cls, all_checked=manifest.schema >= CHECKSUMS_SINCE)
 
 
 def _unique(lines: Iterable[Line[Record]], problems: list[str]) -> tuple[Record, ...]:
@@ -269,8 +240,8 @@ def _unique(lines: Iterable[Line[Record]], problems: list[str]) -> tuple[Record,
     return tuple(records.values())
 
 
-def _when_the_clock_went_back(manifest: Manifest, records: Sequence[Record]) -> Iterator[str]:
-    """Times of day come from a clock that can be set; durations do not."""
+def _clock_problems(manifest: Manifest, records: Sequence[Record]) -> Iterator[str]:
+    """A line for each time at which the clock was set back."""
     times = [manifest.started_at, *(record.written_at for record in records)]
     times += [manifest.finished_at] if manifest.finished_at else []
     for earlier, later in pairwise(times):

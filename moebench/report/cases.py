@@ -5,7 +5,8 @@ Measured, predicted and promised numbers have columns of their own; simulated on
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from moebench.compare.pairs import corrected, prediction_error
+from moebench.compare.pairs import corrected
+from moebench.compare.prediction_errors import prediction_error
 from moebench.records.measurement import Measurement
 from moebench.records.record import Failure, Record
 from moebench.records.results import Caveat, Ratio

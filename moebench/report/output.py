@@ -8,7 +8,8 @@ All of it comes from the records of the run, so a report can be rebuilt at any t
 from pathlib import Path
 from typing import Any
 
-from moebench.compare.pairs import corrected, prediction_error, prediction_errors
+from moebench.compare.pairs import corrected
+from moebench.compare.prediction_errors import prediction_error, prediction_errors
 from moebench.files import replace_file
 from moebench.records.record import Record
 from moebench.records.run import Run

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from moebench.compare.pairs import prediction_errors
+from moebench.compare.prediction_errors import prediction_errors
 from moebench.records.record import Record
 from moebench.records.run import Run
 from moebench.report.cases import LEGEND, ratio, run_table

@@ -1,4 +1,4 @@
-"""What is asked: the model, the machine, the workload, how the routers route, and one case of it.
+"""What is asked: the workload, how the routers route, and one case of both.
 
 Frozen dataclasses, read from TOML by `moebench.spec.schema` and written to records as plain tables.
 Names are those of published `config.json` files; an *assignment* is one (token, expert) pair
@@ -19,7 +19,7 @@ Launch = Literal["eager", "graph"]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of the layer in one step."""
+    """One step of a layer: phase, sizes and dtype."""
 
     phase: Phase
     level: Level
@@ -51,7 +51,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """How a router routes: experts per token, and where they go.
+    """How a router routes: the number of experts per token, and which experts.
 
     An untrained router's counts are artefacts of its initialisation, so a comparison states them.
     """
@@ -60,7 +60,7 @@ class OperatingPoint:
     """Probability that a token runs 0, 1, 2, ... routed experts."""
     origin: Literal["imposed", "learned", "traced"]
     source: str
-    """Paper and table of the mean, and the family that gives the rest of the distribution."""
+    """Paper and table of the mean, and the family that the distribution is taken from."""
     skew: float = 0.0
     """Expert e of N has a marginal proportional to (e + 1) ** -skew; 0 is uniform."""
 
@@ -83,7 +83,7 @@ class RouterSpec:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
-    """What tables call it; the name and its distinguishing option if left out."""
+    """Title in tables; the name if left out."""
 
     @property
     def title(self) -> str:
@@ -92,7 +92,7 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class Case:
-    """One workload under one router: what a record is about."""
+    """One workload under one router: the subject of a record."""
 
     model: str
     router: RouterSpec
@@ -101,9 +101,9 @@ class Case:
     backend: str
     """Expert execution: the name of a module of `moebench.experts.weights`."""
     launch: Launch
-    """Kernel by kernel, or as one replayed CUDA graph."""
+    """Kernels are launched one by one, or as one replayed CUDA graph."""
     num_layers: int
-    """Layers run one after the other in a step; latencies are per step, not per layer."""
+    """Layers run in a step, one after the other; latencies are per step, not per layer."""
 
     @property
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""The machine: what its datasheet says it could do."""
+"""The machine: peaks, bandwidth and sizes from its datasheet."""
 
 import functools
 from collections.abc import Mapping
@@ -7,15 +7,7 @@ from typing import Annotated, Literal, cast
 
 from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
-from moebench.units import (
-    Bytes,
-    BytesPerSecond,
-    FlopsPerSecond,
-    Hertz,
-    Seconds,
-    Watts,
-    nearest,
-)
+from moebench.units import Bytes, BytesPerSecond, FlopsPerSecond, Hertz, Seconds, Watts, nearest
 
 
 @dataclass(frozen=True)
@@ -25,12 +17,12 @@ class Interconnect:
     name: str
     bandwidth: Annotated[BytesPerSecond, "bandwidth"]
     devices: int = 8
-    """How many devices it joins: those of a node, or of a bridge."""
+    """Number of devices that it joins: those of a node, or of a bridge."""
 
 
 @dataclass(frozen=True)
 class HardwareSpec:
-    """What the machine could do: datasheet figures, dense peaks, or "measured here"."""
+    """The figures of a machine's datasheet, or those that were measured here."""
 
     name: str
     title: str
@@ -56,7 +48,7 @@ class HardwareSpec:
     idle_power: Annotated[Watts, "power"] | None = None
     interconnect: Interconnect | None = None
     launch_overhead: Annotated[Seconds, "time"] | None = None
-    """Time of one small operation that does nothing else; None where nobody has measured it."""
+    """Time of one small operation that moves almost no data; None where it was not measured."""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -103,7 +95,7 @@ def load_hardware(name: str) -> HardwareSpec:
 
 @functools.cache
 def hardware_aliases() -> Mapping[str, str]:
-    """Alias to shipped hardware name; NVML device names are aliases too."""
+    """The shipped hardware name of each alias; NVML device names are aliases too."""
     aliases: dict[str, str] = {}
     for name in hardware_names():
         spec = load_shipped(HardwareSpec, "hardware", name)

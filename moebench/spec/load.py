@@ -1,8 +1,8 @@
-"""The load of a layer's experts: who gets how many tokens, and how many experts are touched.
+"""The load of a layer's experts: tokens per expert, and number of experts with a token.
 
-Below a few hundred tokens an MoE layer's time is the weight traffic of the *distinct* experts,
-so how many of them a batch touches is the first thing a prediction needs. For independent tokens
-it follows from the experts' inclusion probabilities alone.
+Below a few hundred tokens an MoE layer's time is the weight traffic of the *distinct* experts, so a
+prediction needs their number first. For independent tokens that number follows from the experts'
+inclusion probabilities alone.
 """
 
 import functools
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ExpertLoad:
-    """What one step asks of the experts of one layer, as the hardware sees it."""
+    """The work of one step for the experts of one layer, as the hardware sees it."""
 
     tokens_per_expert: tuple[float, ...]
     """Assignments of each routed expert; fractional where it is an expectation."""
@@ -27,6 +27,7 @@ class ExpertLoad:
 
     @property
     def num_assignments(self) -> float:
+        """Number of (token, expert) pairs."""
         return float(sum(self.tokens_per_expert))
 
     @property
@@ -36,7 +37,7 @@ class ExpertLoad:
 
     @classmethod
     def observed(cls, tokens_per_expert: Sequence[int], num_tokens: int) -> "ExpertLoad":
-        """The load that a router really produced."""
+        """The load that a router produced."""
         distinct = sum(count > 0 for count in tokens_per_expert)
         return cls(tuple(float(c) for c in tokens_per_expert), num_tokens, float(distinct))
 
@@ -44,13 +45,10 @@ class ExpertLoad:
     def expected(
         cls, num_tokens: int, num_experts: int, k_distribution: Sequence[float], skew: float = 0.0
     ) -> "ExpertLoad":
-        """The expectation over independent tokens that choose k experts without replacement.
+        """The expected load of independent tokens that choose k experts without replacement.
 
-        Args:
-            num_tokens: tokens in the step.
-            num_experts: routed experts N.
-            k_distribution: probability of a token running 0, 1, 2, ... experts.
-            skew: exponent of the power law of the experts' marginals; 0 is uniform.
+        `k_distribution` has the probabilities of 0, 1, 2, ... experts; `skew` is the exponent of
+        the power law of the experts' marginals, 0 for uniform ones.
         """
         marginal = marginals(num_experts, tuple(k_distribution), skew)
         untouched = (1.0 - marginal) ** num_tokens
@@ -74,12 +72,9 @@ def marginals(
 def inclusion_probabilities(popularity: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Probability that each expert is among the k that a token chooses; they sum to k.
 
-    Proportional to popularity, and capped at 1: no expert can take a token twice. Experts over the
-    cap are chosen always and the rest share what is left, as in sampling proportional to size.
-
-    Args:
-        popularity: [experts], positive, any scale.
-        k: experts per token, at most `len(popularity)`.
+    Proportional to popularity [experts] of any scale, and at most 1, since no expert can take a
+    token twice. Experts over that limit are always chosen and the others share the rest, as in
+    sampling proportional to size.
     """
     num_experts = len(popularity)
     if not 0 <= k <= num_experts:
@@ -122,7 +117,7 @@ def geometric_k(mean: float, largest: int) -> tuple[float, ...]:
 def null_expert_k(
     mean: float, top_k: int, num_experts: int, num_null_experts: int
 ) -> tuple[float, ...]:
-    """How many of AdaMoE's top_k slots fall on true experts, given their mean.
+    """Distribution of the true experts among AdaMoE's top_k slots, given their mean number.
 
     Top-k over exchangeable true and exchangeable null logits: Fisher's noncentral hypergeometric
     distribution, whose one free parameter (how much likelier a true expert is) is set by the mean.
@@ -164,5 +159,5 @@ def _tilted(
 
 
 def fixed_k(k: int) -> tuple[float, ...]:
-    """Every token runs exactly k experts."""
+    """Distribution in which every token runs exactly k experts."""
     return (*([0.0] * k), 1.0)

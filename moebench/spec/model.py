@@ -9,10 +9,9 @@ from moebench.spec.shipped import load_shipped, shipped_names
 
 @dataclass(frozen=True)
 class Attention:
-    """How tokens attend: grouped-query attention, or DeepSeek's multi-head latent attention (MLA).
+    """Sizes of attention: grouped-query, or DeepSeek's multi-head latent attention (MLA).
 
-    MLA's ranks and head sizes are described so that it can be counted and predicted; `moebench`
-    does not execute it.
+    MLA is counted and predicted; `moebench` does not execute it.
     """
 
     kind: Literal["gqa", "mla"]
@@ -73,7 +72,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the network is. Sizes are those of the published checkpoint."""
+    """Sizes and conventions of a network, as in its published checkpoint."""
 
     name: str
     source: str
@@ -101,7 +100,7 @@ class ModelSpec:
     active_parameters: Annotated[float, "count"] = 0.0
     """Per token, as published; a test recomputes it."""
     note: str = ""
-    """What the published figures count and leave out."""
+    """What the published parameter counts leave out."""
 
     def __post_init__(self) -> None:
         sizes = ("num_layers", "hidden_size", "intermediate_size", "num_experts", "top_k")
@@ -136,6 +135,7 @@ class ModelSpec:
 
     @property
     def num_moe_layers(self) -> int:
+        """Layers with experts."""
         return self.num_layers - self.num_dense_layers
 
     @property
@@ -166,7 +166,7 @@ def load_model(name: str) -> ModelSpec:
 def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:
     """The same architecture `factor` times narrower: hidden, intermediate and head sizes.
 
-    Used by quick suites; the number of experts, heads and the gate stay, so routing is the same.
+    Quick suites use it. The numbers of experts and heads and the gate stay, so routing is the same.
     """
     if factor == 1:
         return model

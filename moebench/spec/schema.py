@@ -17,14 +17,14 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from moebench.units import example, nearest, quantity
+from moebench.units import EXAMPLE, nearest, quantity
 
 T = TypeVar("T")
 LARGEST = 1e300
 """Numbers of this size and nan are refused: no quantity here comes near it."""
 LARGEST_INTEGER = 2**63 - 1
 MOST_SIZE = 2**28
-"""Largest size of a network: layers' widths, heads, vocabulary."""
+"""Largest size of a network: width of a layer, number of heads, vocabulary."""
 MOST: Mapping[str, float] = {
     **{"num_layers": 2**12, "num_experts": 2**14, "scale": 2**20, "skew": 16.0},
     **{"batch": 2**40, "sequence_length": 2**40, "context_length": 2**40},
@@ -34,13 +34,9 @@ MOST: Mapping[str, float] = {
 
 
 def check_range(table: object, *names: str, least: float = 0, most: float | None = None) -> None:
-    """Refuse a field outside `least` to `most`; None is allowed.
+    """Refuse fields of a dataclass that are outside `least` to `most`; None is allowed.
 
-    Args:
-        table: a dataclass.
-        names: of its fields.
-        least: smallest value allowed.
-        most: largest value allowed; left out: that of `MOST`, or `MOST_SIZE`.
+    If left out, `most` is that of `MOST`, or `MOST_SIZE`.
 
     Raises:
         ValueError: with the field's name, what was found, and the range.
@@ -216,7 +212,7 @@ def _expected(hint: Any, has_units: bool = True) -> str:
     """An annotation in words, for error messages."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return f"a string such as {example(arguments[1])!r}" if has_units else "a number"
+        return f"a string such as {EXAMPLE[arguments[1]]!r}" if has_units else "a number"
     if origin in (typing.Union, types.UnionType):
         return _expected(_not_none(arguments), has_units)
     if origin is typing.Literal:

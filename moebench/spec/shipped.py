@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moebench.spec.schema import from_mapping, read_toml
-from moebench.units import (
-    nearest,
-)
+from moebench.units import nearest
 from moebench.version import PACKAGE
 
 

@@ -9,6 +9,7 @@ from runs import manifest, measured_cell
 
 from moebench.compare import pairs
 from moebench.compare.pairs import Timed
+from moebench.compare.prediction_errors import prediction_errors
 from moebench.records.measurement import Sample
 from moebench.records.record import Record
 from moebench.records.results import Interval, Ratio
@@ -212,7 +213,7 @@ def test_prediction_errors_are_signed_and_grouped() -> None:
         *measured_cell(plan, "moe", ("decode", 1, 1, 1024)),
         *measured_cell(plan, "decoder", ("prefill", 1, 128, 0)),
     ]
-    summaries = pairs.prediction_errors(records)
+    summaries = prediction_errors(records)
     assert [(s.phase, s.level, s.n) for s in summaries] == [
         ("decode", "moe", 5),
         ("prefill", "decoder", 5),
@@ -221,7 +222,7 @@ def test_prediction_errors_are_signed_and_grouped() -> None:
     errors = [r.estimate.latency / r.measurement.latency.value - 1 for r in records[:5]]
     assert summaries[0].median == pytest.approx(sorted(errors)[2])
     assert summaries[0].median_absolute == pytest.approx(sorted(map(abs, errors))[2])
-    assert pairs.prediction_errors([]) == ()
+    assert prediction_errors([]) == ()
 
 
 def test_of_many_rows_only_those_that_stand_up_to_the_number_of_rows_keep_a_verdict() -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from moebench.compare.pairs import prediction_errors
+from moebench.compare.prediction_errors import prediction_errors
 from moebench.records.record import Record
 from moebench.records.run import Run
 from moebench.report.cases import labels_of, measurement_of, titles_of
