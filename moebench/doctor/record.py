@@ -94,11 +94,7 @@ def make_record(results: Mapping[str, Any], where: Circumstances) -> dict[str, A
 
 
 def write_record(folder: Path, record: Mapping[str, Any], table: str, suffix: str = "") -> Path:
-    """Write a record, and its table beside it; returns the record's file.
-
-    Raises:
-        ValueError: it cannot be written there.
-    """
+    """Write a record, and its table beside it; returns the record's file."""
     where = decode(Circumstances, record[CIRCUMSTANCES], CIRCUMSTANCES)
     path = folder / where.machine / f"{where.run}{suffix}.json"
     make_folder(path.parent)

@@ -74,7 +74,7 @@ def selftest_table(result: Selftest, where: Circumstances) -> str:
 
 
 def selftest_text(result: Selftest) -> str:
-    """The rates for people."""
+    """The rates for people, as a table and lines below it."""
     units = rates_by_unit(result)
     each = units.values()
     rows = [

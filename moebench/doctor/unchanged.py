@@ -20,11 +20,7 @@ UNCHANGED = ("smoke", "--only", "ada-k", "--time-budget", "8 s")
 def make_unchanged_runs(
     number: int, device: torch.device, fingerprint: str
 ) -> tuple[Path, UnchangedRun]:
-    """Run the unchanged cell `number` times; returns the file that keeps the runs, and the last.
-
-    Raises:
-        ValueError: `number` is below 1, or a run failed.
-    """
+    """Run the unchanged cell `number` times; returns the file of all runs, and the last run."""
     if number < 1:
         raise ValueError(f"--aa-runs: found {number}, expected at least 1")
     for _ in trange(number, desc="A/A runs", unit="run", leave=False):
@@ -35,11 +31,7 @@ def make_unchanged_runs(
 
 
 def _unchanged_run(folder: Path, device: torch.device) -> UnchangedRun:
-    """One run in a fresh process, since memory and threads fall into place anew in each.
-
-    Raises:
-        ValueError: the suite failed, or gave no case.
-    """
+    """One run in a fresh process, since the placement of memory and threads varies by process."""
     command = [sys.executable, "-m", "moebench.suite", *UNCHANGED, "--device", str(device)]
     done = subprocess.run([*command, "--out", str(folder)], capture_output=True, text=True)
     manifests = [*folder.glob("*/*/*/manifest.json")]

@@ -21,7 +21,7 @@ SCOPE_GPU, SCOPE_MODULE = 0, 1
 Source: nvml.h, NVML_POWER_SCOPE_*.
 """
 SM_CLOCK, MEMORY_CLOCK = 1, 2
-"""Source: nvml.h, nvmlClockType_t."""
+"""Kinds of clocks. Source: nvml.h, nvmlClockType_t."""
 VIOLATIONS = {74: "power", 75: "thermal", 269: "sw-thermal", 270: "hw-thermal", 271: "power-brake"}
 """Field ids of the counters of throttled nanoseconds. Source: nvml.h, NVML_FI_DEV_*."""
 REASONS = {

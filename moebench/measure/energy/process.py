@@ -28,7 +28,7 @@ class ReaderProcess:
     """
 
     def __init__(self, arguments: Sequence[str]):
-        """Start it on "gpu UUID PID..." or "rapl ROOT", as `reader.main` has them."""
+        """Start a reader on "gpu UUID PID..." or "rapl ROOT", as `reader.main` has them."""
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
         kind, *rest = arguments
         self.name = rest[0]

@@ -63,7 +63,7 @@ class Timekeeper(Protocol):
     def now(self) -> float: ...
 
     def wait(self, seconds: float) -> bool:
-        """Wait; True when it is time to stop."""
+        """Wait some seconds; True when it is time to stop."""
 
 
 class UntilInput:
