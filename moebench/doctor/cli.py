@@ -25,9 +25,9 @@ from moebench.compare.noise import (
     save_noise_floor,
 )
 from moebench.doctor.record import circumstances, make_record, write_record
-from moebench.doctor.recording import FEW_ROUNDS
 from moebench.doctor.selftest import selftest, selftest_budget
 from moebench.doctor.text import findings_text, selftest_table, selftest_text
+from moebench.doctor.timed_units import FEW_ROUNDS
 from moebench.doctor.unchanged import make_unchanged_runs
 from moebench.files import make_folder
 from moebench.measure.devices import choose_device

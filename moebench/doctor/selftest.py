@@ -26,7 +26,7 @@ import torch
 
 from moebench import terminal
 from moebench.compare import pairs
-from moebench.doctor.recording import (
+from moebench.doctor.timed_units import (
     FEW_ROUNDS,
     MANY_ROUNDS,
     Tape,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from moebench.doctor.record import Circumstances
-from moebench.doctor.recording import FEW_ROUNDS, MANY_ROUNDS
 from moebench.doctor.selftest import BANDS, Rate, Selftest, UnitRates
+from moebench.doctor.timed_units import FEW_ROUNDS, MANY_ROUNDS
 from moebench.measure.preflight import Finding
 from moebench.report.document import Paragraph, markdown, plain_grid
 from moebench.terminal import text_table

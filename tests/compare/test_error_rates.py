@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from moebench.compare import pairs
-from moebench.doctor.recording import Tape
+from moebench.doctor.timed_units import Tape
 from moebench.measure.latency import Plan, measure_rounds
 from moebench.records.confidence import p_value, rejected
 from moebench.records.measurement import Sample

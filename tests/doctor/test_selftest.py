@@ -14,9 +14,9 @@ from runs import write_run
 from moebench.compare.noise import NoiseFloor, load_noise_floor, save_noise_floor
 from moebench.doctor import cli as doctor
 from moebench.doctor import selftest
-from moebench.doctor.recording import Times, cut, drifting, quick_unit, record_times, shuffled
 from moebench.doctor.selftest import Rate, Selftest, exact_rate, rates
 from moebench.doctor.text import selftest_table
+from moebench.doctor.timed_units import Times, cut, drifting, quick_unit, record_times, shuffled
 from moebench.measure.environment import describe_machine
 from moebench.records.run import Run, load_run
 from moebench.report.conditions import noise_floor

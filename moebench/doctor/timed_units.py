@@ -1,4 +1,4 @@
-"""Recordings of real times: how they are made of units of work, cut into stretches and played."""
+"""Times of units of work: how they are recorded, cut into stretches and played again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
