@@ -82,12 +82,12 @@ def fit_energy(rows: EnergyRows) -> dict[str, EnergyParameters]:
 
     def errors(logs: Floats) -> Floats:
         parameters = _parameters(logs, gpus)
-        found = []
+        ratios = []
         for gpu, (hardware, measured) in own.items():
             watts, seconds = _power_and_seconds(parameters[gpu], hardware, measured)
-            found.append(np.log(watts / measured.watts) / POWER_SPREAD)
-            found.append(np.log(seconds / measured.seconds) / TIME_SPREAD)
-        return np.concatenate(found)
+            ratios.append(np.log(watts / measured.watts) / POWER_SPREAD)
+            ratios.append(np.log(seconds / measured.seconds) / TIME_SPREAD)
+        return np.concatenate(ratios)
 
     typical, spread = np.array([(m["typical"], m["spread"]) for m in METADATA.values()]).T
     varies = np.array([METADATA[name]["varies"] for name in VARYING] * len(gpus))
@@ -118,13 +118,13 @@ def _parameters(logs: Floats, gpus: Sequence[str]) -> dict[str, EnergyParameters
     """Coefficients from logarithms: shared values first, then each GPU's deviations."""
     shared = dict(zip(PARAMETERS, logs[: len(PARAMETERS)].tolist(), strict=True))
     deviations = logs[len(PARAMETERS) :].reshape(len(gpus), len(VARYING))
-    found = {SHARED: shared}
+    by_gpu = {SHARED: shared}
     for gpu, row in zip(gpus, deviations.tolist(), strict=True):
         own = {name: shared[name] + change for name, change in zip(VARYING, row, strict=True)}
-        found[gpu] = shared | own
+        by_gpu[gpu] = shared | own
     return {
         gpu: EnergyParameters(**{name: float(np.exp(value)) for name, value in values.items()})
-        for gpu, values in found.items()
+        for gpu, values in by_gpu.items()
     }
 
 
@@ -141,7 +141,7 @@ class EnergyLeftOut(OverCases):
 
 def log_errors(parameters: Mapping[str, EnergyParameters], rows: EnergyRows) -> dict[str, Floats]:
     """log(measured / predicted) of every row; a GPU without coefficients has the shared ones."""
-    found = {name: np.empty(len(rows)) for name in (*QUANTITIES, "seconds")}
+    errors = {name: np.empty(len(rows)) for name in (*QUANTITIES, "seconds")}
     for gpu in sorted(set(rows.gpus.tolist())):
         here = np.flatnonzero(rows.gpus == gpu)
         own, hardware = parameters.get(gpu, parameters[SHARED]), load_hardware(gpu)
@@ -154,8 +154,8 @@ def log_errors(parameters: Mapping[str, EnergyParameters], rows: EnergyRows) -> 
             "seconds": part.seconds / expected,
         }
         for name, ratio in ratios.items():
-            found[name][here] = np.log(ratio)
-    return found
+            errors[name][here] = np.log(ratio)
+    return errors
 
 
 def leave_backbones_out(rows: EnergyRows) -> EnergyLeftOut:
@@ -169,15 +169,15 @@ def leave_gpus_out(rows: EnergyRows) -> EnergyLeftOut:
 
 
 def _leave_out(rows: EnergyRows, labels: Names) -> EnergyLeftOut:
-    found = {name: np.full(len(rows), np.nan) for name in (*QUANTITIES, "seconds")}
+    errors = {name: np.full(len(rows), np.nan) for name in (*QUANTITIES, "seconds")}
     is_fitted = np.zeros(len(rows), dtype=np.bool_)
     for label in sorted(set(labels[rows.is_moe].tolist())):
         out = rows.is_moe & (labels == label)
         rest = rows[labels != label]
         for name, error in log_errors(fit_energy(rest), rows[out]).items():
-            found[name][out] = error
+            errors[name][out] = error
         is_fitted[out] = np.isin(rows.cases.precision[out], rest.cases.precision[rest.is_moe])
-    return EnergyLeftOut(rows, found, is_fitted)[rows.is_moe]
+    return EnergyLeftOut(rows, errors, is_fitted)[rows.is_moe]
 
 
 def error_intervals(left_out: EnergyLeftOut, gpu: str) -> EnergyIntervals:

@@ -86,9 +86,9 @@ class EnergyTable:
     watts: Floats
     """[rows] mean power of one GPU."""
     joules: Floats
-    """[rows] energy of one output token, all GPUs together."""
+    """[rows] energy of one output token, summed over GPUs."""
     tokens_per_second: Floats
-    """[rows] output tokens of all GPUs together."""
+    """[rows] output tokens a second, summed over GPUs."""
     problems: tuple[str, ...]
     """A message for each row that could not be read or has no price."""
     unpriced: int
@@ -154,15 +154,15 @@ def read_backbones(path: Path) -> dict[str, Backbone]:
     Raises:
         ValueError: the file cannot be read, lacks a column, or holds a bad value (with its row).
     """
-    found = BACKBONE_COLUMNS.read(read_cells(path))
-    if found.problems:
-        raise ValueError(f"{path}: {found.problems[0]}")
+    values = BACKBONE_COLUMNS.read(read_cells(path))
+    if values.problems:
+        raise ValueError(f"{path}: {values.problems[0]}")
     backbones = {}
-    for _, row in numbered_rows(found.frame):
-        values: dict[str, Any] = {field: int(row[column]) for column, field in COUNTS.items()}
+    for _, row in numbered_rows(values.frame):
+        facts: dict[str, Any] = {field: int(row[column]) for column, field in COUNTS.items()}
         for column, (field, unit) in PARAMETER_COUNTS.items():
-            values[field] = unit * row[column]
-        backbones[row["backbone"]] = Backbone(name=row["backbone"], **values)
+            facts[field] = unit * row[column]
+        backbones[row["backbone"]] = Backbone(name=row["backbone"], **facts)
     return backbones
 
 
@@ -192,15 +192,15 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
         ValueError: the file cannot be read or lacks a column.
     """
     cells = read_cells(path)
-    found = ENERGY_COLUMNS.read(cells)
-    messages = [(problem.row, str(problem)) for problem in found.problems]
+    values = ENERGY_COLUMNS.read(cells)
+    messages = [(problem.row, str(problem)) for problem in values.problems]
     servings: dict[int, Serving] = {}
-    for number, row in numbered_rows(found.frame):
+    for number, row in numbered_rows(values.frame):
         try:
             servings[number] = _serving(row, backbones)
         except Unpriced as error:
             messages.append((number, f"{rows_in_words(np.array([number]))}, {error}"))
-    priced = found.frame.loc[list(servings)]
+    priced = values.frame.loc[list(servings)]
 
     def numbers(column: str) -> Floats:
         return np.array(priced[column].tolist(), dtype=np.float64)
@@ -215,8 +215,8 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
         numbers("energy_j_per_output_token"),
         numbers("output_throughput_tok_per_s"),
         tuple(message for _, message in sorted(messages)),
-        len(found.frame) - len(servings),
-        found.total,
+        len(values.frame) - len(servings),
+        values.total,
     )
 
 

@@ -126,10 +126,10 @@ def left_out_scores(
     backbones = sorted(set(table.backbones.tolist()))
     dense = sorted({one.backbone.name for one in table.servings if not one.backbone.moe_layers})
     if dense or len(backbones) < 3:
-        found = f"dense {', '.join(dense)}" if dense else ", ".join(backbones)
+        present = f"dense {', '.join(dense)}" if dense else ", ".join(backbones)
         raise ValueError(
-            f"{table.path}: --leave-out backbone: found {found}, expected three or more backbones "
-            "of routed experts (dense ones: --fits)"
+            f"{table.path}: --leave-out backbone: found {present}, expected three or more "
+            "backbones of routed experts (dense ones: --fits)"
         )
     left_out = leave_backbones_out(rows_of([table, *others]))
     own = np.arange(len(table))

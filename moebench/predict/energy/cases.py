@@ -128,7 +128,7 @@ class Cases(OverCases):
     other_bytes: Floats
     """[cases] bytes of all other weights, on one GPU."""
     expert_flops: Floats
-    """[cases] FLOPs of one token in its experts, all GPUs together."""
+    """[cases] FLOPs of one token in its experts, summed over GPUs."""
     other_flops: Floats
     """[cases] FLOPs of one token in all other weights."""
     weight_memory: Floats

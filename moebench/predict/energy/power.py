@@ -104,7 +104,7 @@ def power(
 
 
 def energy_per_token(parameters: EnergyParameters, hardware: HardwareSpec, cases: Cases) -> Floats:
-    """Joules of all GPUs together for one output token, its share of prefill included.
+    """Joules of one output token, summed over GPUs, its share of prefill included.
 
     Not counted: CPU, host memory, fans, power supplies.
     """
