@@ -104,7 +104,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     import torch
 
     from moebench.calibrate.machine import calibration_path
-    from moebench.calibrate.microbenchmark import layouts
+    from moebench.calibrate.products import layouts
     from moebench.measure.environment import describe_machine
     from moebench.records.timings import MatmulSample, Microbenchmarks
     from moebench.spec.schema import encode

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from moebench.calibrate.microbenchmark import layouts, microbenchmarks, recheck
+from moebench.calibrate.microbenchmark import microbenchmarks, recheck
+from moebench.calibrate.products import layouts
 from moebench.files import cache_directory, replace_file
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress

@@ -15,7 +15,7 @@ from moebench.calibrate.machine import (
     measured_hardware,
     prepare_machine,
 )
-from moebench.calibrate.microbenchmark import layouts
+from moebench.calibrate.products import layouts
 from moebench.measure.environment import describe_machine
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.hardware import hardware_names, load_hardware

@@ -11,14 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moebench.calibrate.microbenchmark import (
     COLD_CALLS,
-    PackedPool,
-    Pool,
-    StreamedPool,
     _small_op,
-    layouts,
     microbenchmarks,
     recheck,
 )
+from moebench.calibrate.products import PackedPool, Pool, StreamedPool, layouts
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
 from moebench.measure.clocks import clock_for

@@ -1,0 +1,189 @@
+"""Matrix products as experts call them, timed with weights that come from memory.
+
+Weights are cut from a pool far larger than the last-level cache and take turns, so they are read
+from memory as those of a large model are. Data are random: zeros run faster.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from moebench.experts.cpu import library as avx512
+from moebench.experts.cpu import onednn
+from moebench.measure.clocks import Clock
+from moebench.spec.ops import Layout
+from moebench.units import Seconds
+
+SHAPES = (
+    (14336, 4096),
+    (4096, 14336),
+    (4096, 4096),
+    (1024, 3584),
+    (3584, 1024),
+    (1024, 2048),
+    (2048, 768),
+    (128, 2048),
+    (64, 64),
+)
+"""Outputs and inputs of the weights: experts from Mixtral's down to fine-grained ones, a router,
+and one so small that only the call is left."""
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+PACKED_SHAPES = tuple(shape for shape in SHAPES if shape not in ((4096, 4096), (128, 2048)))
+"""Neither attention's nor a router's: those are not packed."""
+PACKED_ROWS = tuple(rows for rows in ROWS if onednn.LEAST_ROWS <= rows <= 1024)
+STREAMED_SHAPES = tuple(shape for shape in PACKED_SHAPES if shape != (64, 64))
+"""Our kernel is called once for all experts: what a call costs is no part of a product."""
+STREAMED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+MIN_VISIT: Seconds = 0.5e-3
+"""A timed visit repeats a product, with other weights each time, until it lasts about this."""
+MOST_REPEATS = 200
+"""Products of a visit, and weights of a shape that were laid out."""
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """Weights of one layout, and the products that are made with them."""
+
+    def most(self, n: int, k: int) -> int:
+        """How many products of shape [n, k] a visit may run."""
+        ...
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        """That many products of x, with the weights of shape [n, k] not used for longest."""
+        ...
+
+
+class Pool:
+    """Random elements from which weights are cut, always the ones not used for longest."""
+
+    def __init__(self, num_elements: int, device: torch.device, dtype: torch.dtype):
+        generator = torch.Generator(device).manual_seed(0)
+        self.elements = torch.empty(num_elements, device=device, dtype=dtype)
+        self.elements.normal_(generator=generator)
+        self._next = 0
+
+    def weight(self, n: int, k: int) -> Float[Tensor, "n k"]:
+        """The next weight of shape [n, k]; a view, cut one behind the other."""
+        if self._next + n * k > self.elements.numel():
+            self._next = 0
+        cut = self.elements[self._next : self._next + n * k]
+        # The next weight starts at a multiple of 64 elements: a cache line, as allocators align.
+        self._next += math.ceil(n * k / 64) * 64
+        return cut.view(n, k)
+
+    def most(self, n: int, k: int) -> int:
+        return MOST_REPEATS
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        return _one_by_one(linear, x, [self.weight(n, x.shape[1]) for _ in range(repeats)])
+
+
+class PackedPool:
+    """Packed weights, of each shape at least two that take turns."""
+
+    def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
+        self._turns = {
+            shape: itertools.cycle(
+                [onednn.packed_weight(pool.weight(*shape)) for _ in range(count)]
+            )
+            for shape, count in _counts(pool, shapes).items()
+        }
+
+    def weight(self, n: int, k: int) -> Tensor:
+        """The next weight of shape [n, k]."""
+        return next(self._turns[n, k])
+
+    def most(self, n: int, k: int) -> int:
+        return MOST_REPEATS
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        return _one_by_one(onednn.linear, x, [self.weight(n, x.shape[1]) for _ in range(repeats)])
+
+
+class StreamedPool:
+    """Stacks of weights in the blocks of our own kernel, one for each shape."""
+
+    def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
+        self._stacks = {
+            shape: avx512.blocks(torch.stack([pool.weight(*shape) for _ in range(count)]))
+            for shape, count in _counts(pool, shapes).items()
+        }
+        self._next = dict.fromkeys(shapes, 0)
+
+    def most(self, n: int, k: int) -> int:
+        """As many as there are weights: one call runs them all."""
+        return len(self._stacks[n, k])
+
+    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
+        rows, k = x.shape
+        stack = self._stacks[n, k]
+        first = self._next[n, k] if self._next[n, k] + repeats <= len(stack) else 0
+        self._next[n, k] = first + repeats
+        matrices = stack[first : first + repeats]
+        indices = torch.arange(rows).repeat(repeats)
+        counts, y = torch.full((repeats,), rows), x.new_empty(repeats * rows, n)
+        return lambda: avx512.ragged_linear(x, indices, counts, matrices, y)
+
+
+def _one_by_one(
+    multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: Sequence[Tensor]
+) -> Callable[[], None]:
+    def work() -> None:
+        for weight in weights:
+            multiply(x, weight)
+
+    return work
+
+
+def _counts(pool: Pool, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """How many weights of each shape share the pool's size; two at least, that take turns."""
+    share = pool.elements.numel() / max(1, len(shapes))
+    return {(n, k): min(MOST_REPEATS, max(2, int(share / (n * k)))) for n, k in shapes}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A matrix product to time."""
+
+    rows: int
+    n: int
+    k: int
+    layout: Layout = "plain"
+
+
+class Products:
+    """Runs a product of any size on random data."""
+
+    def __init__(
+        self, pool: Pool, laid_out: Mapping[Layout, Weights], sizes: Sequence[Size]
+    ) -> None:
+        self._inputs = pool.elements.new_empty(max(s.rows * s.k for s in sizes)).normal_()
+        self._weights: dict[Layout, Weights] = {"plain": pool, **laid_out}
+
+    def time(self, size: Size, repeats: int, clock: Clock) -> Seconds:
+        """Seconds of one product, over `repeats` of them with different weights."""
+        x = self._inputs[: size.rows * size.k].view(size.rows, size.k)
+        return clock.time(self._weights[size.layout].work(x, size.n, repeats)) / repeats
+
+    def repeats(self, size: Size, clock: Clock) -> int:
+        """How many products fill `MIN_VISIT`; warms the size up as well."""
+        first, second = (self.time(size, 1, clock) for _ in range(2))
+        most = self._weights[size.layout].most(size.n, size.k)
+        return max(1, min(most, math.ceil(MIN_VISIT / max(min(first, second), 1e-7))))
+
+
+def layouts(device: torch.device, dtype: str) -> tuple[Layout, ...]:
+    """Layouts of weights that matmuls are timed with on a device."""
+    found: list[Layout] = ["plain"]
+    if device.type == "cpu" and onednn.can_pack(getattr(torch, dtype)):
+        found.append("packed")
+    if device.type == "cpu" and getattr(torch, dtype) in avx512.DTYPES and not avx512.why_not():
+        found.append("avx512")
+    return tuple(found)
