@@ -1,4 +1,4 @@
-"""Cells of tables that people bring: one bad cell is named by row and column and hides no other.
+"""RawTable of tables that people bring: one bad cell is named by row and column and hides no other.
 
 CSV, CSV in gzip, and parquet where pyarrow is installed.
 """
@@ -27,7 +27,7 @@ Conflict = tuple[str, str, str]
 MOST_NAMED = 20
 """Rows, or runs of them, that one message lists."""
 MOST_CELLS = 1000
-"""Cells of a row; more of them are no table."""
+"""RawTable of a row; more of them are no table."""
 LONGEST_NAME = 200
 
 
@@ -49,7 +49,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Cells:
+class RawTable:
     """The cells of a file as text."""
 
     path: Path
@@ -104,7 +104,7 @@ class Columns:
     conflict: Callable[[Mapping[str, Any]], Conflict | None] = lambda row: None
     """Why the values of a row, each well-formed, cannot stand together."""
 
-    def read(self, cells: Cells) -> Values:
+    def read(self, cells: RawTable) -> Values:
         """Every value, or the problem of its row.
 
         Raises:
@@ -138,7 +138,7 @@ class Columns:
         )
 
 
-def read_cells(path: Path) -> Cells:
+def read_cells(path: Path) -> RawTable:
     """The cells of a file.
 
     Raises:
@@ -181,7 +181,7 @@ def read_cells(path: Path) -> Cells:
         for number, width in zip(ragged.index.tolist(), ragged.tolist(), strict=True)
     )
     even = frame[widths == len(header)].iloc[:, : len(header)]
-    return Cells(path, sha256, header, even.set_axis(header, axis=1), tuple(problems))
+    return RawTable(path, sha256, header, even.set_axis(header, axis=1), tuple(problems))
 
 
 def numbered_rows(frame: Frame) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -189,7 +189,7 @@ def numbered_rows(frame: Frame) -> Iterator[tuple[int, dict[str, Any]]]:
     return zip(frame.index.tolist(), frame.to_dict("records"), strict=True)
 
 
-def _parquet_cells(path: Path, sha256: str) -> Cells:
+def _parquet_cells(path: Path, sha256: str) -> RawTable:
     import pandas as pd
 
     try:
@@ -200,7 +200,7 @@ def _parquet_cells(path: Path, sha256: str) -> Cells:
         ) from error
     frame = frame.astype(object).where(frame.notna(), "").map(str)
     frame.index = pd.RangeIndex(1, len(frame) + 1)
-    return Cells(path, sha256, tuple(frame.columns), frame, ())
+    return RawTable(path, sha256, tuple(frame.columns), frame, ())
 
 
 def number_between(least: float, most: float, whole: bool = False) -> Reader:

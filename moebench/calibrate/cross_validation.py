@@ -21,7 +21,7 @@ from moebench.calibrate.fit import (
 from moebench.calibrate.folds import FOLD_ROWS, HeldOut, shape_folds, unseen_devices
 from moebench.calibrate.rows import Measured
 from moebench.predict.arrays import Floats
-from moebench.predict.kernels.catalogue import Error, KernelFit
+from moebench.predict.kernels.catalogue import FitError, KernelFit
 from moebench.predict.kernels.dense import DenseParameters
 
 FEW_ROWS = 40
@@ -106,7 +106,7 @@ def _few_and_rest(rows: Measured, seed: int) -> tuple[Measured, Measured]:
     return rows[few], rows[np.setdiff1d(np.arange(len(rows)), few)]
 
 
-def summary(held_out: Sequence[HeldOut]) -> list[tuple[str, str, Error, tuple[float, ...]]]:
+def summary(held_out: Sequence[HeldOut]) -> list[tuple[str, str, FitError, tuple[float, ...]]]:
     """For each experiment, on one rank and under expert parallelism: the mean over groups.
 
     Returns:
@@ -125,7 +125,7 @@ def summary(held_out: Sequence[HeldOut]) -> list[tuple[str, str, Error, tuple[fl
             errors = [percentage_errors(log_error) for log_error in joined if len(log_error)]
             if not errors:
                 continue
-            mean = Error(
+            mean = FitError(
                 float(np.mean([error.mape for error in errors])),
                 float(np.mean([error.median_ape for error in errors])),
                 float(np.mean([error.p90_ape for error in errors])),

@@ -11,7 +11,7 @@ import numpy as np
 
 from moebench.calibrate.rows import Measured
 from moebench.predict.arrays import Floats, Ints
-from moebench.predict.kernels.catalogue import Error, KernelFit
+from moebench.predict.kernels.catalogue import FitError, KernelFit
 from moebench.predict.kernels.dense import DenseParameters, shift
 from moebench.predict.kernels.intervals import REGIMES
 from moebench.predict.kernels.parameters import METADATA, PARAMETERS, Parameters
@@ -134,10 +134,10 @@ def stratified(num_tokens: Floats, count: int, rng: np.random.Generator) -> Ints
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def percentage_errors(log_error: Floats) -> Error:
+def percentage_errors(log_error: Floats) -> FitError:
     """Mean, median and 90th percentile of |predicted / measured - 1| in percent."""
     ape = 100 * np.abs(np.expm1(-log_error))
-    return Error(float(ape.mean()), float(np.median(ape)), float(np.percentile(ape, 90)))
+    return FitError(float(ape.mean()), float(np.median(ape)), float(np.percentile(ape, 90)))
 
 
 def full_fit(rows: Measured, count: int = ROWS) -> Parameters:

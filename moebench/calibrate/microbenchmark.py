@@ -1,19 +1,13 @@
 """Microbenchmarks: what dense matrix products, memory and single calls cost on this machine.
 
-The input of a calibration. Products are called as experts call them (`linear` with a weight of
-shape [outputs, inputs]); weights come from a pool far larger than the last-level cache, so they
-are read from memory as those of a large model are. All sizes take turns, so that drift of the
-machine hits all of them alike. Data are random: zeros run faster.
-
-Attention is timed as a decode step and as a prefill call it: few queries against keys and values
-beyond the last-level cache, and as many queries as keys. Products with weights that were laid out
-beforehand are timed too, where oneDNN packs them or our own kernel runs: in the shapes of experts
-and for the rows that experts compute.
+The input of a calibration. All sizes take turns, so that drift of the machine hits all of them
+alike. Attention is timed as a decode step calls it, few queries against keys and values beyond the
+last-level cache, and as a prefill does, as many queries as keys.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
@@ -21,21 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from moebench.calibrate.products import (
-    PACKED_ROWS,
-    PACKED_SHAPES,
-    ROWS,
-    SHAPES,
-    STREAMED_ROWS,
-    STREAMED_SHAPES,
-    PackedPool,
-    Pool,
-    Products,
-    Size,
-    StreamedPool,
-    Weights,
-    layouts,
-)
+from moebench.calibrate.products import GRID, Pool, Products, Size, layouts
 from moebench.measure.clocks import Clock, clock_for
 from moebench.measure.environment import describe_machine
 from moebench.measure.latency import Progress
@@ -51,9 +31,9 @@ POOL_LIMIT: Bytes = 1.5e9
 HEAD = 128
 """Elements of a key and of a value, in attention."""
 QUERIES, CONTEXT = 4, 1024
-"""Of a decode step: the queries that share a head's keys, and the positions that they attend to."""
+"""Queries of a decode step that share a head's keys, and the positions that they attend to."""
 HEADS, SEQUENCE = 32, 512
-"""Of a prefill."""
+"""Heads and tokens of a prefill."""
 SMALL_CALLS, COLD_CALLS = 100, 10
 FRESH = 1 << 27
 """Bytes of new memory: more than a C library keeps of what was freed (32 MiB at most in glibc)."""
@@ -66,12 +46,7 @@ def microbenchmarks(
     dtype: str = "bfloat16",
     budget: Seconds = 90.0,
     progress: Progress | None = None,
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    rows: Sequence[int] = ROWS,
-    packed_shapes: Sequence[tuple[int, int]] = PACKED_SHAPES,
-    packed_rows: Sequence[int] = PACKED_ROWS,
-    streamed_shapes: Sequence[tuple[int, int]] = STREAMED_SHAPES,
-    streamed_rows: Sequence[int] = STREAMED_ROWS,
+    grid: Mapping[Layout, tuple[Size, ...]] = GRID,
 ) -> Microbenchmarks:
     """Measure matrix products over sizes, memory bandwidth and the cost of a small call.
 
@@ -83,57 +58,46 @@ def microbenchmarks(
         device: where to compute.
         dtype: of weights and activations.
         budget: wall time to aim at.
-        progress: told after every pass.
-        shapes: outputs and inputs of the weights.
-        rows: tokens of a product.
-        packed_shapes: the same for packed weights, where oneDNN packs.
-        packed_rows: tokens of a product with those.
-        streamed_shapes: the same for our own kernel, where it runs.
-        streamed_rows: tokens of a product with those.
+        progress: called after every pass with the share of the budget that is spent.
+        grid: products of each layout; those of layouts that the device lacks are left out.
     """
     clock = clock_for(device)
     start = clock.now()
     environment = describe_machine(device)
     cache = (environment.gpu.l2_cache if environment.gpu else environment.cpu.l3_cache) or 32e6
-    pool = Pool(_pool_elements(shapes, dtype, cache), device, getattr(torch, dtype))
-    sizes = [Size(r, n, k) for n, k in shapes for r in rows]
-    laid_out: dict[Layout, Weights] = {}
-    timed = layouts(device, dtype)
-    # Shapes take turns, so that all others' weights come between two uses of one.
-    if "packed" in timed:
-        sizes += [Size(r, n, k, "packed") for r in packed_rows for n, k in packed_shapes]
-        laid_out["packed"] = PackedPool(pool, packed_shapes)
-    if "avx512" in timed:
-        sizes += [Size(r, n, k, "avx512") for r in streamed_rows for n, k in streamed_shapes]
-        laid_out["avx512"] = StreamedPool(pool, streamed_shapes)
-    products = Products(pool, laid_out, sizes)
+    pool = Pool(_pool_elements(grid["plain"], dtype, cache), device, getattr(torch, dtype))
+    sizes = [size for layout in layouts(device, dtype) for size in grid[layout]]
+    products = Products(pool, sizes)
     repeats = {size: products.repeats(size, clock) for size in sizes}
     times: dict[Size, list[Seconds]] = {size: [] for size in sizes}
-    reading: list[BytesPerSecond] = []
-    copying: list[BytesPerSecond] = []
-    fresh: list[BytesPerSecond] = []
-    small: list[Seconds] = []
-    streaming: list[BytesPerSecond] = []
-    scoring: list[FlopsPerSecond] = []
-    referred: list[Seconds] = []
     reference = reference_operation(device)
     reference()
+    instruments: dict[str, Callable[[], float]] = {
+        "read_bandwidth": lambda: _read_bandwidth(pool, clock),
+        "copy_bandwidth": lambda: _copy_bandwidth(pool, clock),
+        "fresh_bandwidth": lambda: _fresh_bandwidth(pool.elements, clock),
+        "small_op": lambda: _small_op(pool, clock),
+        "attention_bandwidth": lambda: _attention_bandwidth(pool, clock),
+        "attention_rate": lambda: _attention_rate(pool, clock),
+        "reference": lambda: clock.time(reference),
+    }
+    figures: dict[str, list[float]] = {name: [] for name in instruments}
     for number in range(MAX_PASSES):
         pass_start = clock.now()
         for size in sizes:
             times[size].append(products.time(size, repeats[size], clock))
-        reading.append(_read_bandwidth(pool, clock))
-        copying.append(_copy_bandwidth(pool, clock))
-        fresh.append(_fresh_bandwidth(pool.elements, clock))
-        small.append(_small_op(pool, clock))
-        streaming.append(_attention_bandwidth(pool, clock))
-        scoring.append(_attention_rate(pool, clock))
-        referred.append(clock.time(reference))
+        for name, measure in instruments.items():
+            figures[name].append(measure())
         now = clock.now()
         if progress is not None:
             progress(min(1.0, (now - start) / budget), f"microbenchmarks, pass {number + 1}")
         if number + 1 >= MIN_PASSES and 2 * now - pass_start - start > budget:
             break
+    medians: dict[str, float | None] = {
+        name: statistics.median(values) for name, values in figures.items()
+    }
+    if device.type != "cpu":
+        medians["fresh_bandwidth"] = None
     return Microbenchmarks(
         fingerprint=environment.fingerprint,
         taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,15 +105,9 @@ def microbenchmarks(
             MatmulSample(s.rows, s.n, s.k, dtype, statistics.median(times[s]), s.layout)
             for s in sizes
         ),
-        read_bandwidth=statistics.median(reading),
-        copy_bandwidth=statistics.median(copying),
-        fresh_bandwidth=statistics.median(fresh) if device.type == "cpu" else None,
-        small_op=statistics.median(small),
         duration=clock.now() - start,
-        reference=statistics.median(referred),
         commit=environment.software.commit,
-        attention_rate=statistics.median(scoring),
-        attention_bandwidth=statistics.median(streaming),
+        **medians,  # type: ignore[arg-type]
     )
 
 
@@ -165,15 +123,15 @@ def recheck(device: torch.device, benchmarks: Microbenchmarks) -> float:
     sample = max(quick or plain, key=lambda s: s.rows * s.n * s.k)
     size = Size(sample.rows, sample.n, sample.k)
     pool = Pool(2 * (sample.n * sample.k + 64), device, getattr(torch, sample.dtype))
-    products, clock = Products(pool, {}, [size]), clock_for(device)
+    products, clock = Products(pool, [size]), clock_for(device)
     repeats = products.repeats(size, clock)
     now = min(products.time(size, repeats, clock) for _ in range(7))
     return now / sample.seconds
 
 
-def _pool_elements(shapes: Sequence[tuple[int, int]], dtype: str, cache: Bytes) -> int:
+def _pool_elements(sizes: Sequence[Size], dtype: str, cache: Bytes) -> int:
     element = BYTES_PER_ELEMENT[dtype]
-    largest = 2 * max(n * k for n, k in shapes)
+    largest = 2 * max(size.n * size.k for size in sizes)
     elements = max(largest, int(min(POOL_CACHES * cache, POOL_LIMIT)) // element)
     return math.ceil(elements / 4) * 4  # halves and fp32 words come out even
 

@@ -35,16 +35,39 @@ SHAPES = (
 """Outputs and inputs of the weights: experts from Mixtral's down to fine-grained ones, a router,
 and one so small that only the call is left."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-PACKED_SHAPES = tuple(shape for shape in SHAPES if shape not in ((4096, 4096), (128, 2048)))
-"""Neither attention's nor a router's: those are not packed."""
-PACKED_ROWS = tuple(rows for rows in ROWS if onednn.LEAST_ROWS <= rows <= 1024)
-STREAMED_SHAPES = tuple(shape for shape in PACKED_SHAPES if shape != (64, 64))
-"""Our kernel is called once for all experts: what a call costs is no part of a product."""
-STREAMED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 MIN_VISIT: Seconds = 0.5e-3
 """A timed visit repeats a product, with other weights each time, until it lasts about this."""
 MOST_REPEATS = 200
-"""Products of a visit, and weights of a shape that were laid out."""
+"""Most products of a visit, and most packed copies of weights of one shape."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A matrix product to time."""
+
+    rows: int
+    n: int
+    k: int
+    layout: Layout = "plain"
+
+
+def _grid() -> dict[Layout, tuple[Size, ...]]:
+    # Neither attention's nor a router's weights are packed. Our kernel is called once for all
+    # experts, so what a call costs is no part of a product: the smallest shape is left out.
+    packed = [shape for shape in SHAPES if shape not in ((4096, 4096), (128, 2048))]
+    packed_rows = [rows for rows in ROWS if onednn.LEAST_ROWS <= rows <= 1024]
+    streamed = [shape for shape in packed if shape != (64, 64)]
+    streamed_rows = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+    # Shapes take turns, so that all others' weights come between two uses of one.
+    return {
+        "plain": tuple(Size(rows, n, k) for n, k in SHAPES for rows in ROWS),
+        "packed": tuple(Size(rows, n, k, "packed") for rows in packed_rows for n, k in packed),
+        "avx512": tuple(Size(rows, n, k, "avx512") for rows in streamed_rows for n, k in streamed),
+    }
+
+
+GRID: Mapping[Layout, tuple[Size, ...]] = _grid()
+"""Products that are timed for each layout of weights."""
 
 
 @runtime_checkable
@@ -148,24 +171,20 @@ def _counts(pool: Pool, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, in
     return {(n, k): min(MOST_REPEATS, max(2, int(share / (n * k)))) for n, k in shapes}
 
 
-@dataclass(frozen=True)
-class Size:
-    """A matrix product to time."""
-
-    rows: int
-    n: int
-    k: int
-    layout: Layout = "plain"
-
-
 class Products:
     """Runs a product of any size on random data."""
 
-    def __init__(
-        self, pool: Pool, laid_out: Mapping[Layout, Weights], sizes: Sequence[Size]
-    ) -> None:
+    def __init__(self, pool: Pool, sizes: Sequence[Size]) -> None:
         self._inputs = pool.elements.new_empty(max(s.rows * s.k for s in sizes)).normal_()
-        self._weights: dict[Layout, Weights] = {"plain": pool, **laid_out}
+        self._weights: dict[Layout, Weights] = {"plain": pool}
+        kinds: dict[Layout, type[PackedPool] | type[StreamedPool]] = {
+            "packed": PackedPool,
+            "avx512": StreamedPool,
+        }
+        for layout, kind in kinds.items():
+            shapes = list(dict.fromkeys((s.n, s.k) for s in sizes if s.layout == layout))
+            if shapes:
+                self._weights[layout] = kind(pool, shapes)
 
     def time(self, size: Size, repeats: int, clock: Clock) -> Seconds:
         """Seconds of one product, over `repeats` of them with different weights."""

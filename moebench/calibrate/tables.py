@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from moebench.calibrate.cells import (
-    Cells,
     Columns,
     Conflict,
     Problem,
+    RawTable,
     Reader,
     number_between,
     read_cells,
@@ -139,7 +139,7 @@ def read_table(path: Path) -> LatencyTable:
     )
 
 
-def _kind(cells: Cells) -> TableKind:
+def _kind(cells: RawTable) -> TableKind:
     """The kind whose needed columns the header misses least."""
     kind = min(COLUMNS, key=lambda kind: len(set(COLUMNS[kind]) - set(cells.header)))
     if not set(COLUMNS[kind]) & set(cells.header) - {"k"}:

@@ -28,7 +28,7 @@ MOST_DIVIDED = 0.12
 
 
 @dataclass(frozen=True)
-class Error:
+class RunErrors:
     """Relative errors, |predicted / measured - 1|."""
 
     n: int
@@ -44,12 +44,12 @@ class RunScore:
 
     run: str
     earlier: str | None
-    predicted: Error
+    predicted: RunErrors
     """Latencies as they are, of the cases that both runs have."""
-    predicted_divided: Error | None
+    predicted_divided: RunErrors | None
     """Both divided by the reference operation; None: the calibration or the run has none."""
-    measured_earlier: Error | None
-    measured_earlier_divided: Error | None
+    measured_earlier: RunErrors | None
+    measured_earlier_divided: RunErrors | None
     ratio: float | None
     """Of the median error of the predictions to that of the earlier measurement."""
     missed: tuple[str, ...]
@@ -138,12 +138,22 @@ def score_text(score: RunScore) -> str:
         "earlier measurement": score.measured_earlier,
         "earlier measurement, divided": score.measured_earlier_divided,
     }
-    lines = [f"{'error of':30}{'cases':>6}{'median':>9}{'P90':>9}{'bias':>9}"]
-    for title, error in rows.items():
-        figures = "  not known"
-        if error is not None:
-            figures = f"{error.n:6}{error.median:9.1%}{error.p90:9.1%}{error.bias:+9.1%}"
-        lines.append(f"{title:30}{figures}")
+    table = terminal.text_table(
+        ["error of", "cases", "median", "P90", "bias"],
+        [
+            [title, "-", "not known", "", ""]
+            if error is None
+            else [
+                title,
+                str(error.n),
+                f"{error.median:.1%}",
+                f"{error.p90:.1%}",
+                f"{error.bias:+.1%}",
+            ]
+            for title, error in rows.items()
+        ],
+    )
+    lines = [table]
     if score.ratio is not None:
         lines.append(f"prediction over earlier measurement: {score.ratio:.2f} (median errors)")
     return "\n".join([*lines, *(f"MISSED: {what}" for what in score.missed)])
@@ -163,10 +173,10 @@ def _log_error(record: Record) -> float:
     return math.log(record.estimate.latency / _measured(record).latency.value)
 
 
-def _error(logs: Sequence[float]) -> Error:
+def _error(logs: Sequence[float]) -> RunErrors:
     errors = np.expm1(np.asarray(logs))
     absolute = np.abs(errors)
-    return Error(
+    return RunErrors(
         len(errors),
         float(np.median(absolute)),
         float(np.quantile(absolute, 0.9)),

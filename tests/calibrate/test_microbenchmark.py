@@ -15,11 +15,12 @@ from moebench.calibrate.microbenchmark import (
     microbenchmarks,
     recheck,
 )
-from moebench.calibrate.products import PackedPool, Pool, StreamedPool, layouts
+from moebench.calibrate.products import PackedPool, Pool, Size, StreamedPool, layouts
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
 from moebench.measure.clocks import clock_for
 from moebench.measure.environment import describe_machine
+from moebench.spec.ops import Layout
 
 CPU = torch.device("cpu")
 SHAPES = ((64, 32), (48, 80))
@@ -30,18 +31,14 @@ def test_every_size_is_measured_and_every_figure_is_a_positive_number(
 ) -> None:
     monkeypatch.setattr("moebench.calibrate.microbenchmark.POOL_LIMIT", 4e6)
     told: list[float] = []
-    benchmarks = microbenchmarks(
-        *(CPU, "float32", 0.1, lambda share, _: told.append(share)),
-        *(SHAPES, (1, 3), SHAPES, (5,), SHAPES, (2, 7)),
-    )
-    sizes = {(s.layout, s.n, s.k, s.rows) for s in benchmarks.matmuls}
-    rows = {"plain": (1, 3), "packed": (5,), "avx512": (2, 7)}
-    assert sizes == {
-        (layout, n, k, r)
-        for layout in layouts(CPU, "float32")
-        for n, k in SHAPES
-        for r in rows[layout]
+    rows: dict[Layout, tuple[int, ...]] = {"plain": (1, 3), "packed": (5,), "avx512": (2, 7)}
+    grid = {
+        layout: tuple(Size(r, n, k, layout) for n, k in SHAPES for r in few)
+        for layout, few in rows.items()
     }
+    benchmarks = microbenchmarks(CPU, "float32", 0.1, lambda share, _: told.append(share), grid)
+    sizes = {Size(s.rows, s.n, s.k, s.layout) for s in benchmarks.matmuls}
+    assert sizes == {size for layout in layouts(CPU, "float32") for size in grid[layout]}
     figures = [sample.seconds for sample in benchmarks.matmuls]
     figures += [benchmarks.read_bandwidth, benchmarks.copy_bandwidth, benchmarks.small_op]
     figures += [benchmarks.attention_rate or 0, benchmarks.attention_bandwidth or 0]

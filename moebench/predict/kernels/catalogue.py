@@ -122,7 +122,7 @@ def mma_generation(hardware: HardwareSpec) -> str:
 
 
 @dataclass(frozen=True)
-class Error:
+class FitError:
     """How well a fit describes the rows it was made from, in percent."""
 
     mape: float
@@ -145,7 +145,7 @@ class KernelFit:
     smallest_batch: int
     largest_batch: int
     """Range of tokens per step that was measured."""
-    error: Error
+    error: FitError
     table: str
     """File name of the measurements."""
     table_sha256: str
