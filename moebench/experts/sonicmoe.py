@@ -6,6 +6,8 @@ what transformers 5.23 does with the same function.
 **Source**: Guo et al., SonicMoE (2512.14080).
 """
 
+import inspect
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +23,12 @@ def missing(device: torch.device) -> str | None:
         return why
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return "it needs a GPU of compute capability 9.0 or later"
+    import sonicmoe as kernels
+
+    function = getattr(kernels, "moe_general_routing_inputs", None)
+    if function is None or "concat_layout" not in inspect.signature(function).parameters:
+        # Without it gate and up may be interleaved: the layer would compute something else.
+        return "this SonicMoE does not take gate and up one above the other (concat_layout)"
     return None
 
 

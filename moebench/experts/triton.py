@@ -18,6 +18,9 @@ device and its capture in a graph are unverified.
 
 import importlib.util
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -35,10 +38,22 @@ def missing(device: torch.device) -> str | None:
         return "Triton is not installed (pip install 'moebench[triton]')"
     if device.type == "cuda":
         capability, oldest = torch.cuda.get_device_capability(device), divmod(min(TABLE), 10)
-        return None if capability >= oldest else "it needs compute capability 8.0 or newer"
+        if capability < oldest:
+            return "it needs compute capability 8.0 or newer"
+        return _no_compiler()
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return "it needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for checks)"
+
+
+def _no_compiler() -> str | None:
+    """Why Triton cannot build its launcher, which is C that includes Python's headers."""
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+        return "Triton needs a C compiler (gcc or clang, or the variable CC names one)"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        return f"Triton needs Python's headers, and there is no {header.name} (python3-dev)"
+    return None
 
 
 def triton(

@@ -20,6 +20,31 @@ Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
 BUSY_PERCENT = 10
 
 
+class DeviceLostError(RuntimeError):
+    """A GPU that worked no longer answers: every further call in this process would fail too."""
+
+
+def make_current(device: torch.device) -> None:
+    """Make a GPU the one on which this process launches: Triton asks for no other."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def check_device(device: torch.device) -> None:
+    """Ask a GPU whether it still works; after an illegal access it fails in every call.
+
+    Raises:
+        DeviceLostError: it does not, with what it says.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise DeviceLostError(f"{device} no longer answers: {first}") from error
+
+
 def choose_device(
     request: str = "auto",
     *,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -216,9 +217,19 @@ def _frozen(collected: Mapping[str, list[Sample]]) -> Samples:
 def _failure(error: Exception) -> VisitFailure:
     """The failure of a visit, without the frames and the tensors that these hold."""
     text = "".join(traceback.format_exception(error))
+    return VisitFailure(without_frames(error), text)
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error without its frames, which keep a failed step's tensors alive.
+
+    Where it was raised stays in its notes, a line a frame, innermost last, without folders.
+    """
+    for frame in traceback.extract_tb(error.__traceback__):
+        error.add_note(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}")
     error.__traceback__ = error.__context__ = error.__cause__ = None
     torch.cuda.empty_cache()
-    return VisitFailure(error, text)
+    return error
 
 
 @contextmanager

@@ -49,6 +49,10 @@ class Choice(NamedTuple):
     """The auxiliary training loss, scaled by its coefficient; only in training mode. The sum over
     the layers is the paper's loss."""
 
+    def to(self, device: torch.device) -> "Choice":
+        """The choice with its tensors on a device."""
+        return Choice._make(x.to(device) if isinstance(x, Tensor) else x for x in self)
+
 
 @dataclass(frozen=True, eq=False)
 class Routing:

@@ -13,6 +13,7 @@ from moebench.experts.backends import execution, layout_builder
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights
 from moebench.measure.clocks import clock_for
+from moebench.measure.devices import make_current
 from moebench.measure.memory import available_memory
 from moebench.model.random_numbers import fill_normal
 from moebench.records.experts_run import MATMUL_SIZE, READ_BYTES, ExpertsCell
@@ -52,6 +53,7 @@ class ExpertBench:
         self, device: str, num_threads: int, scratch: Bytes = 0.0, alone: str = ""
     ) -> None:
         self.device = torch.device(device)
+        make_current(self.device)
         self.clock = clock_for(self.device)
         torch.set_num_threads(num_threads)
         self.scratch, self.alone = scratch, alone
@@ -82,7 +84,8 @@ class ExpertBench:
         for mix in plan.mixes:
             self.steps[mix] = []
             for _ in range(plan.num_steps):
-                choice = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
+                drawn = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
+                choice = drawn.to(self.device)
                 size = (plan.num_tokens, model.hidden_size)
                 x, direction = (
                     torch.randn(size, generator=generator).to(self.device, dtype) for _ in "xy"

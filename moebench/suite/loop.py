@@ -53,6 +53,8 @@ def measure_cells(
     """Measure the cells that the run does not have yet, each appended as soon as it is done."""
     import torch
 
+    from moebench.measure.devices import check_device
+    from moebench.measure.latency import without_frames
     from moebench.model.decoder import build_decoder
     from moebench.suite.cell import Bench
     from moebench.suite.passes import failure, observe
@@ -73,7 +75,9 @@ def measure_cells(
     deadline = time.perf_counter() + effort.budget
     with Bar(effort.budget) as bar:
         for index, cell in enumerate(todo):
-            # What lives now stays; walking it would cost every memory pass 0.2 s.
+            # What lives now stays; walking it would cost every memory pass 0.2 s. What an earlier
+            # cell froze and nobody holds any more goes first.
+            gc.unfreeze()
             gc.collect()
             gc.freeze()
             try:
@@ -84,6 +88,8 @@ def measure_cells(
                 bar.tell(f"{cell.key}: operating points")
                 ready = prepare_cell(bench, cell, effort.plan.stream_tokens)
             except Exception as error:  # too large a copy, stream or cache, most likely
+                check_device(machine.device)
+                without_frames(error)
                 failures = [
                     failure(run.manifest.run, cell.key, case.key, error) for case in cell.cases
                 ]
@@ -97,6 +103,9 @@ def measure_cells(
                 replace(effort, budget=allowance(needs[index:], left)),
                 lambda share, what, key=cell.key: bar.tell(f"{key}: {what}"),  # type: ignore[misc]
             )
+            if observed.errors:
+                # Failures of a GPU that is lost say nothing of the cases: the cell runs again.
+                check_device(machine.device)
             run.append(*_rows(run, cell, observed, estimates, promised))
 
 

@@ -5,17 +5,22 @@ on are timed with nothing else switched on.
 """
 
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from moebench.compare import pairs
 from moebench.measure.clocks import clock_for
 from moebench.measure.energy.meter import FULL, QUICK, EnergyPlan, measure_energy
-from moebench.measure.latency import Plan, Progress, Rounds, Samples, measure_rounds
+from moebench.measure.latency import (
+    Plan,
+    Progress,
+    Rounds,
+    Samples,
+    measure_rounds,
+    without_frames,
+)
 from moebench.measure.memory import is_out_of_memory
 from moebench.measure.reference import VERSION, reference_operation
 from moebench.records.energy import Energy
@@ -64,7 +69,7 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
             first[ready.case.key] = untimed_passes(cell, ready)
         except Exception as error:
             cell.discard_gradients(ready)
-            errors[ready.case.key] = error
+            errors[ready.case.key] = without_frames(error)
     titles = {ready.case.key: ready.case.router.title for ready in cell.cases}
 
     def tell(share: float, what: str) -> None:
@@ -216,7 +221,6 @@ def failure(run: str, cell: str, case: str, error: BaseException) -> Failure:
     else:
         kind = "out-of-memory" if is_out_of_memory(error) else "error"
     message = str(error).strip().splitlines()
-    frames = traceback.extract_tb(error.__traceback__)
     return Failure(
         run=run,
         cell=cell,
@@ -224,6 +228,5 @@ def failure(run: str, cell: str, case: str, error: BaseException) -> Failure:
         kind=kind,  # type: ignore[arg-type]
         message=f"{type(error).__name__}: {message[0] if message else 'no message'}",
         written_at=now(),
-        # Where it was raised, innermost last; without the folders of this machine.
-        details={"raised": [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]},
+        details={"raised": list(getattr(error, "__notes__", ()))},
     )

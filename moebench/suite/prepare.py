@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moebench.experts.backends import load_backend
 from moebench.measure.graph import LEAST_RING, CaptureError, capture
+from moebench.measure.latency import without_frames
 from moebench.model.attention import KVCache
 from moebench.model.decoder import StepMode
 from moebench.model.random_numbers import fill_normal
@@ -59,7 +60,7 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
             for router in routers:
                 router.train(workload.phase == "train")
         except Exception as error:
-            errors[case.key] = error
+            errors[case.key] = without_frames(error)
             continue
         cases.append(
             ReadyCase(

@@ -108,13 +108,14 @@ def _measure(
     options: argparse.Namespace, suite: Suite, resumed: Run | None, argv: Sequence[str]
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
-    from moebench.measure.devices import choose_device
+    from moebench.measure.devices import DeviceLostError, choose_device, make_current
 
     if suite.file.dtype == "float8":
         raise ValueError(
             f"suite {suite.name}: dtype: float8 is predicted (--predict) and not executed"
         )
     device = choose_device(options.device)
+    make_current(device)
     kind: DeviceKind = "gpu" if device.type == "cuda" else "cpu"
     planned, notes = runnable_cells(
         _planned(options, suite, kind), device, is_asked=bool(options.experts)
@@ -148,16 +149,19 @@ def _measure(
         run = RunWriter.open(resumed.directory)
         for problem in run.content.problems:
             terminal.say(f"note: {problem}")
-    with run:
-        run.write_predictions(predictions(run.manifest.run, planned, estimates))
-        effort = Effort(suite.file.plan, budget, options.energy)
-        try:
+    effort = Effort(suite.file.plan, budget, options.energy)
+    try:
+        with run:
+            run.write_predictions(predictions(run.manifest.run, planned, estimates))
             loop.measure_cells(run, suite, planned, machine, effort)
             run.finish("done")
-        except BaseException:
-            command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
-            terminal.say(f"stopped; what was measured is kept, go on with: {command}")
+    except BaseException as error:
+        command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
+        terminal.say(f"stopped; what was measured is kept, go on with: {command}")
+        if not isinstance(error, DeviceLostError):
             raise
+        terminal.say(f"error: {error}")
+        return 3
     return _report(run.directory, options.json)
 
 

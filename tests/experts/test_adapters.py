@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -118,3 +119,41 @@ def test_onnxruntime_computes_the_same_layer(tmp_path: Path) -> None:
     here = [name for name in EXPERT_BACKENDS if why_not(name, torch.device("cpu")) is None]
     assert {"loop", "grouped", "packed"} <= set(here)
     assert all(f"{name} agrees" in out for name in here)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x, *, concat_layout: x, None),
+        (lambda x: x, "this SonicMoE does not take gate and up one above the other"),
+        (None, "this SonicMoE does not take gate and up one above the other"),
+    ],
+)
+def test_a_sonicmoe_of_another_signature_is_not_called(
+    function: object, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moebench.experts import sonicmoe
+
+    package = ModuleType("sonicmoe")
+    package.moe_general_routing_inputs = function  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sonicmoe", package)
+    monkeypatch.setattr(sonicmoe, "not_installed", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    found = sonicmoe.missing(torch.device("cuda"))
+    assert found is None if said is None else str(found).startswith(said)
+
+
+def test_triton_without_a_compiler_or_headers_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moebench.experts import triton
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "needs a C compiler" in str(triton.missing(torch.device("cuda")))
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert "there is no Python.h" in str(triton.missing(torch.device("cuda")))
+    (tmp_path / "Python.h").touch()
+    assert triton.missing(torch.device("cuda")) is None

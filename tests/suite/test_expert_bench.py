@@ -1,5 +1,7 @@
 """What the process that runs the backends says when it cannot."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from moebench.experts import packed
 from moebench.experts.backends import execution
 from moebench.experts.weights import ExpertWeights
 from moebench.records.experts_run import ExpertsCell
+from moebench.routers.routing import Choice, Routing
 from moebench.suite import expert_bench
 
 
@@ -83,3 +86,25 @@ def test_sizes_that_a_backend_alone_in_its_process_does_not_take_are_its_error_o
     bench.open(plan, 1, ())
     with pytest.raises(ValueError, match="found sizes 10 and 20"):
         bench.time("packed", "fixed", "forward", 0, 1)
+
+
+def test_a_step_lies_on_the_device_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On "meta", which has shapes and a device, and computes nothing."""
+    choices: list[Choice] = []
+
+    def from_slots(*choice: object) -> SimpleNamespace:
+        choices.append(Choice(*choice))  # type: ignore[arg-type]
+        counts = torch.zeros(8)
+        return SimpleNamespace(slots=None, num_assignments=0, tokens_per_expert=counts)
+
+    monkeypatch.setattr(Routing, "from_slots", from_slots)
+    monkeypatch.setattr(expert_bench, "clock_for", lambda device: None)
+    monkeypatch.setattr(expert_bench, "fill_normal", lambda *arguments: None)
+    mixes = ("fixed", "nulls")
+    bench = expert_bench.ExpertBench("meta", 1)
+    bench.open(ExpertsCell("Mixtral / 64", "mixtral-8x7b", 64, "train", "float32", 2, mixes), 1, ())
+    steps = [step for mix in mixes for step in bench.steps[mix]]
+    tensors = [x for choice in choices for x in choice if isinstance(x, torch.Tensor)]
+    assert len(tensors) >= 2 * len(steps)
+    tensors += [x for step in steps for x in (step.x, step.direction)]
+    assert {x.device.type for x in tensors} == {"meta"}

@@ -146,6 +146,28 @@ def test_a_case_that_raises_is_a_failure_row_and_the_others_go_on(
     assert len(run.records) == 5
 
 
+def test_a_lost_gpu_stops_the_run_which_can_be_resumed(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its failures are no rows of the run: the cell is measured again."""
+    from moebench.measure import devices
+
+    def check(self: ReadyCell, y: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def check_device(device: object) -> None:
+        raise devices.DeviceLostError("cuda:0 no longer answers: CUDA error")
+
+    monkeypatch.setattr(ReadyCell, "check", check)
+    monkeypatch.setattr(devices, "check_device", check_device)
+    assert main([suite, "--device", "cpu", "--out", str(tmp_path / "results")]) == 3
+    said = capsys.readouterr().err
+    assert "error: cuda:0 no longer answers" in said and "--resume" in said
+    run = load_run(run_of(tmp_path / "results"))
+    assert run.manifest.status == "interrupted"
+    assert not run.failures and not run.records
+
+
 @pytest.mark.slow
 def test_a_router_that_cannot_be_brought_to_its_point_is_a_failure_row(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
