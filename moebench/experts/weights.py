@@ -114,7 +114,7 @@ def feed_forward(
     gate_up: Float[Tensor, "width hidden"],
     down: Float[Tensor, "hidden intermediate"],
 ) -> Float[Tensor, "tokens hidden"]:
-    """One expert: down (SiLU(gate x) * up x), or down relu(up x)^2 where it has two matrices.
+    """One expert's output: down (SiLU(gate x) * up x), or down relu(up x)^2 with two matrices.
 
     **Source**: SwiGLU, Shazeer (2002.05202), equation 6; squared ReLU, So et al. (2109.08668).
     """

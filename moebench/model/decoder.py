@@ -54,7 +54,7 @@ class StepMode:
 
 
 class SharedExperts(nn.Module):
-    """The experts that every token runs, as one feed-forward network, gated where the model says.
+    """The experts that every token runs, as one feed-forward network, gated in some models.
 
     **Source** of the gate, sigmoid(w x): Qwen1.5-MoE.
     """
@@ -113,7 +113,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack. Its weights are uninitialised; `build_decoder` fills them."""
+    """A stack of decoder layers, uninitialised as built; `build_decoder` fills them."""
 
     def __init__(self, model: ModelSpec, num_layers: int, dtype: torch.dtype) -> None:
         if model.attention.kind != "gqa":
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
     def _run(
         self, x: Tensor, routers: Sequence[Router], experts: Experts, mode: StepMode
     ) -> tuple[Tensor, RouterState, list[Routing]]:
-        """As many layers as there are routers."""
+        """Run as many layers as there are routers."""
         state: RouterState = None
         routings = []
         for index, router in enumerate(routers):
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         return [self._layer(index).experts for index in range(len(self.layers))]
 
     def weight_bytes(self, level: Level) -> Bytes:
-        """Bytes of the parameters that a level runs, without routers."""
+        """Size of the parameters that a level runs, without routers."""
         return sum(
             parameter.nbytes
             for name, parameter in self.named_parameters()

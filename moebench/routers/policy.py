@@ -42,7 +42,7 @@ class Policy(ABC):
     is_causal: ClassVar[bool] = True
     """Whether a token's route is independent of later tokens."""
     builder: ClassVar[str] = ""
-    """"package.module:function" that builds the modules of a router outside moebench."""
+    """Builder of the modules of a router outside moebench, as "package.module:function"."""
     published: ClassVar[Mapping[str, PublishedMean]] = {}
     """Published mean k by model name."""
 
