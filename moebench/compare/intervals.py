@@ -2,18 +2,18 @@
 
 Timings on a shared machine have delays: on two cores of a shared server the middle half of paired
 logarithmic ratios lay within 3 % while their standard deviation was 17 %. A mean follows the few
-delays; so what is estimated here is the trimmed mean of the rounds' logarithmic ratios, without
-the highest and the lowest 35 %: bursts hit up to a third of 36 rounds there, and without the
-outer quarters alone the mean of 36 spread 1.4 times as far (0.8 and 1.1 %; both 0.37 % for 96
-rounds). The interval comes from circular blocks of
-b = ceil(n^(1/4)) consecutive rounds (the rate that is best for a one-sided limit: Hall, Horowitz
-and Jing, Biometrika 82, 1995), drawn until n rounds are there; the quantiles of `RESAMPLES` such
-draws, as distances from the estimate, are widened by
+delays, so the estimate is the trimmed mean of the rounds' logarithmic ratios, without the highest
+and the lowest 35 %. Bursts hit up to a third of 36 rounds there; with 25 % trimmed, the mean of 36
+rounds spread 1.4 times as far (1.1 % against 0.8 %; both 0.37 % for 96 rounds).
+
+The interval comes from circular blocks of b = ceil(n^(1/4)) consecutive rounds, the best rate for a
+one-sided limit (Hall, Horowitz and Jing, Biometrika 82, 1995), drawn until there are n rounds. The
+quantiles of `RESAMPLES` such draws, as distances from the estimate, are widened by
 
     t(n/b - 1) / 1.96 * sqrt(n / (n - b))
 
-because n/b blocks are few: the plain percentile interval forgets that the spread itself is
-estimated. In simulations (tests) the coverage is 94 to 98 % for independent noise with and
+because n/b blocks are few and the plain percentile interval ignores that their spread is estimated.
+In simulations (tests) the coverage is 94 to 98 % for independent noise with and
 without delays, and 92 to 95 % where the ratios of consecutive rounds correlate with 0.3; random
 order within rounds keeps that correlation near 0.
 """
@@ -34,7 +34,7 @@ LimitPair = tuple[float, float] | tuple[None, None]
 
 
 def block_length(num_rounds: int) -> int:
-    """Rounds in a block: ceil(n^(1/4)), see the module's text."""
+    """Rounds in a block, ceil(n^(1/4)); see the module's text."""
     return math.ceil(round(math.sqrt(math.sqrt(num_rounds)), 9))
 
 

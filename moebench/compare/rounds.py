@@ -1,4 +1,4 @@
-"""The samples of one case by round, and what each round would have taken by its work alone."""
+"""The samples of one case by round, and the time that each round's work explains."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from moebench.compare.intervals import Vector
 from moebench.records.measurement import Sample
 
 MIN_ROUNDS = 8
-"""Fewer rounds allow no verdict."""
+"""Fewest rounds that allow a verdict."""
 LEAST_EXPECTED = 0.1
-"""A line through few and noisy steps expects at least this share of the median time."""
+"""Least share of the median time that a line through few and noisy steps may predict."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class RoundTotals:
     seconds: Vector
     steps: Vector
     work: Vector | None
-    """Experts touched; None where a sample does not say."""
+    """Distinct experts touched in each round; None where a sample does not say."""
     visits: tuple[tuple[tuple[int, int], ...], ...]
-    """For each round the (first step, number of steps) of its samples."""
+    """First step and number of steps of each sample, by round."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "RoundTotals":
@@ -53,7 +53,7 @@ class RoundTotals:
 
 
 def expected_seconds(rounds: RoundTotals) -> Vector:
-    """What each round would have taken by its work alone.
+    """The time of each round that its work explains.
 
     A line through (experts touched, seconds) a step: the slope is the median of the slopes between
     all pairs of rounds, at least 0 and at most proportional, so that delays do not tilt it. Equal

@@ -1,10 +1,9 @@
 """Two runs of one suite compared: did the code, or the machine's software, become slower?
 
-Between two runs clocks, heat and neighbours change, and with them every latency. What is compared
-is therefore latency divided by the reference operation that was timed in the same rounds. What is
-left between runs of unchanged code (memory lands elsewhere, threads on other cores) cannot be
-seen inside a run; it is estimated from runs of one unchanged cell that are kept for the machine,
-and enters the interval:
+Between two runs clocks, heat and neighbours change, and with them every latency. So latencies are
+divided by the reference operation that was timed in the same rounds before they are compared. Runs
+of unchanged code still differ, because memory and threads are placed anew. That noise is estimated
+from stored runs of one unchanged cell on the machine, and enters the interval:
 
     log B/A  +-  t * sqrt(within_A^2 + within_B^2 + 2 between^2)
 
@@ -36,7 +35,7 @@ class LogLatency:
     """Latency of a case in one run, as a logarithm."""
 
     value: float
-    """log of seconds a step, divided by the reference operation unless told otherwise."""
+    """Logarithm of seconds a step, as a rule divided by the reference operation."""
     error: float | None
     """Standard error within the run; None for fewer than `MIN_ROUNDS` rounds."""
     freedom: float
@@ -53,11 +52,11 @@ class CaseChange:
     high: float | None
     """95 % interval; None where a run has too few rounds."""
     plain: float
-    """The same without the reference operation: what a stopwatch would say."""
+    """Time in run B over time in run A, not divided by the reference operation."""
     verdict: Verdict
-    """After the correction for the number of cases; "same" is within the threshold."""
+    """Verdict after the correction for the number of cases; "same" is within the threshold."""
     is_regression: bool
-    """Slower, by more than the threshold."""
+    """Whether the verdict is slower, by more than the threshold."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,11 @@ class Comparison:
     deviation_between_runs: float | None
     """Relative standard deviation between runs of unchanged code; None: not known."""
     labels: tuple[str, ...]
-    """What the reader must know: forced comparisons, and noise between runs that is not known."""
+    """Notes for the reader: forced comparisons, and unknown noise between runs."""
 
     @property
     def regressions(self) -> tuple[CaseChange, ...]:
+        """Cases that became slower by more than the threshold."""
         return tuple(change for change in self.changes if change.is_regression)
 
 
@@ -91,12 +91,12 @@ def compare_runs(
 
     Args:
         run_a: the earlier or reference run.
-        run_b: the other one.
-        unchanged: runs of one unchanged cell on this machine; none: the noise between runs is
-            unknown, and the intervals too narrow and labelled so.
+        run_b: the run that may be slower.
+        unchanged: A/A runs of this machine; without them the noise between runs is unknown, and
+            the intervals are too narrow and labelled so.
         threshold: relative slowdown from which a slower case is a regression, and change within
             which cases are called the same.
-        force: compare what should not be compared, and say so in `labels`.
+        force: compare runs of different machines or suites, and say so in `labels`.
 
     Raises:
         ValueError: the runs differ in machine, suite or reference operation; or share no case.
@@ -181,12 +181,7 @@ def _change(
 ) -> tuple[CaseChange, float]:
     """A case without a verdict, and the p-value of "nothing changed".
 
-    Args:
-        case: its key.
-        a: in run A.
-        b: in run B.
-        is_divided: by the reference operation.
-        between: variance between runs and its degrees of freedom.
+    `between` is the variance between runs with its degrees of freedom.
     """
     of_a, of_b = (relative_latency(m, is_divided) for m in (a, b))
     plain = relative_latency(b, False).value - relative_latency(a, False).value
@@ -206,7 +201,7 @@ def _change(
 def _judged(
     changes: Sequence[tuple[CaseChange, float]], threshold: float
 ) -> tuple[CaseChange, ...]:
-    """The verdicts, corrected for the number of cases."""
+    """The cases with their verdicts, corrected for the number of cases."""
     differs = rejected([p for _, p in changes])
     judged = []
     for (change, _), is_different in zip(changes, differs, strict=True):
@@ -222,9 +217,9 @@ def _judged(
 
 
 def _measurements(run: Run) -> dict[str, Measurement]:
-    """What was measured, by case key; simulated records are no measurements.
+    """The measurements of a run by case key, without simulated ones.
 
-    What was planned as a graph and launched eagerly is another case.
+    A case that was planned as a graph and launched eagerly is another case.
     """
     return {
         replace(record.case, launch=record.launch).key: record.measurement
@@ -234,13 +229,13 @@ def _measurements(run: Run) -> dict[str, Measurement]:
 
 
 def _version(measurements: Mapping[str, Measurement]) -> int | None:
-    """Version of the reference operation that all of a run was timed beside; None without."""
+    """Version of the reference operation, if all measurements have the same; else None."""
     versions = {m.reference.version if m.reference else None for m in measurements.values()}
     return versions.pop() if len(versions) == 1 else None
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """What must be equal for two runs to be compared."""
+    """Facts that must be equal for two runs to be compared."""
     m = run.manifest
     return {
         "suite": f"{m.suite} {m.suite_sha256[:12]}",
@@ -255,7 +250,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _part(table: Any, names: Sequence[str]) -> Any:
-    """The named entries of a table; anything else as it is."""
+    """The named entries of a table; another value as it is."""
     return {n: table.get(n) for n in names} if isinstance(table, Mapping) else table
 
 

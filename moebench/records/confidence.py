@@ -1,4 +1,4 @@
-"""Confidence intervals and tests from textbooks, at 95 %; each with its source.
+"""Textbook statistics, each with its source: intervals of 95 % and tests.
 
 `scipy.special` takes a quarter of a second to import, so only the functions that need it do.
 """

@@ -10,22 +10,23 @@ from moebench.units import Joules, Seconds, Watts
 
 @dataclass(frozen=True)
 class EnergyBudget:
-    """Relative standard uncertainties of joules: each part alone."""
+    """Parts of the uncertainty of joules, each a relative standard uncertainty."""
 
     stamp: float
-    """From when the counter's edges were."""
+    """Uncertainty of the times of the counter's edges."""
     jitter: float
-    """From the counter's uneven beat, as far as the stamps do not know it."""
+    """Uncertainty from the counter's uneven period, beyond that of the stamps."""
     broken_steps: float
-    """From windows that end within a step whose power varies."""
+    """Uncertainty from windows that end within a step whose power varies."""
     aliasing: float
-    """From what windows at different phases of the sensor differ by."""
+    """Uncertainty from differences of windows at different phases of the sensor."""
     drift: float
-    """From power that drifts while the windows do not lie evenly in the load."""
+    """Uncertainty from drifting power where the windows do not lie evenly in the load."""
     sampling: float
-    """From integrating polled power; 0 for a counter."""
+    """Uncertainty of integrating polled power; 0 for a counter."""
     gain: float
-    """Of the board: systematic, cancels between routers on one board, not in the interval."""
+    """Uncertainty of the board's gain: it cancels between routers on one board, and is not in the
+    interval."""
     freedom: float
     """Degrees of freedom of `aliasing`."""
     drift_rate: float
@@ -37,36 +38,36 @@ class Energy:
     """Energy of one step, or why there is none."""
 
     joules: Joules | None
-    """Per step, gross (idle power included)."""
+    """Energy per step with idle power (gross)."""
     net_joules: Joules | None
-    """Per step, idle power subtracted."""
+    """Energy per step without idle power (net)."""
     method: str
     missing: str | None = None
     window: Seconds | None = None
-    """Length of all windows together."""
+    """Sum of the lengths of all windows."""
     num_steps: int | None = None
     low: Joules | None = None
     high: Joules | None = None
     """95 % interval of `joules`; the board's gain is not in it."""
     budget: EnergyBudget | None = None
     fault: str | None = None
-    """Kind of what went wrong, in kebab-case: joules are missing or were had another way."""
+    """Kind of a fault, in kebab-case: joules are missing or were measured another way."""
     net_missing: str | None = None
     """Why `net_joules` is None where `joules` is not."""
     idle_power: Watts | None = None
-    """Before the load."""
+    """Power before the load."""
     tick: Seconds | None = None
-    """Of the counter, as measured."""
+    """Measured period of the counter."""
     num_ticks: int | None = None
-    """In all windows together."""
+    """Number of ticks in all windows."""
     windows: tuple[Joules, ...] = ()
     """Joules a step of each window."""
     residual: float | None = None
-    """Counter over integrated power, less 1."""
+    """Energy of the counter over that of integrated power, less 1."""
     boards: Mapping[str, Joules] = field(default_factory=dict)
     """Joules a step of each board, where there are several."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
-    """Of the board meanwhile: driver, limits, clocks, temperature, throttling, calls made."""
+    """State of the board: driver, limits, clocks, temperature, throttling, calls made."""
     provenance: Provenance = "measured"
-    """ "simulated" where the library was a simulator."""
+    """Provenance of the joules: "simulated" where the NVML library is a simulator."""
     caveats: tuple[Caveat, ...] = ()

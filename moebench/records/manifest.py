@@ -29,35 +29,35 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is: enough to repeat it, and to read its numbers without asking anybody."""
+    """Everything that is needed to repeat a run and to read its numbers."""
 
     run: str
     """`run_id` of the start and the commit."""
     suite: str
     suite_sha256: str
-    """Of the suite file's text."""
+    """Checksum of the suite file's text."""
     title: str
     command: str
-    """What to type to repeat the run."""
+    """Command that repeats the run."""
     machine: str
-    """CPU or GPU model for people; never a host name."""
+    """Name of the CPU or GPU model; never a host name."""
     environment: Mapping[str, Any]
     """Facts of the machine and its software, as a plain table."""
     hardware: HardwareSpec
-    """What the predictions were priced on."""
+    """Machine of the predictions."""
     calibration: Mapping[str, Any]
-    """Facts of the calibration, its own error among them."""
+    """Facts of the calibration, with its own error."""
     device: str
     dtype: str
     versions: Mapping[str, str]
-    """Of moebench, Python and the libraries that do the work."""
+    """Versions of moebench, Python and the libraries."""
     commit: str | None
     """Git commit, with "-dirty" where files differed from it; None outside a checkout."""
     seed: int
     baseline: str
-    """Title of the router that the speedups refer to."""
+    """Title of the router that speedups are relative to."""
     budget: Seconds | None
-    """Time that the suite was given; None: no limit."""
+    """Time budget of the suite; None: no limit."""
     cells: tuple[PlannedCell, ...]
     started_at: str
     finished_at: str | None = None
@@ -72,12 +72,12 @@ class Manifest:
 
 
 def run_id(started: datetime, commit_or_version: str) -> str:
-    """Identifies a run and sorts by time: "20261122T130501Z-cb3f0b3"."""
+    """Identifier of a run that sorts by time: "20261122T130501Z-cb3f0b3"."""
     return f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{commit_or_version}"
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The present time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -1,4 +1,4 @@
-"""What the instruments say about one case."""
+"""Results of the instruments: samples, memory, FLOPs, and all of them of one case."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Sample:
     """One timed visit of a case: some consecutive steps of the stream in one round."""
 
     round: int
-    """Rounds run every case of the cell once, in random order."""
+    """Number of the round; a round runs every case of the cell once, in random order."""
     position: int
-    """Place in the round's order, from 0."""
+    """Place of the visit in its round's order, from 0."""
     first_step: int
-    """Index into the cell's stream of steps."""
+    """Index of the first step in the cell's stream of steps."""
     num_steps: int
     seconds: Seconds
     """Time of all `num_steps` steps together."""
@@ -40,28 +40,29 @@ class Memory:
     """Peak memory of one case alone, in bytes; None where it could not be read."""
 
     weights: Bytes
-    """Parameters and buffers of the layers run, counted from the tensors, with the second copy that
-    an expert backend keeps of some."""
+    """Parameters and buffers of the layers run, counted from the tensors, with the second copies of
+    expert backends."""
     cache: Bytes
     """KV cache, counted from the tensors; 0 where the level has none."""
     activations: Bytes | None
     """Peak over one step beyond weights, cache and inputs; in training with the gradients."""
     method: str
-    """Which instrument gave `activations`."""
+    """Instrument that measured `activations`."""
     missing: str | None = None
     """Why `activations` is None."""
     reserved: Bytes | None = None
     """Peak held by the device's caching allocator (GPU only)."""
     allocation_retries: int | None = None
-    """Times that allocator had to give memory back before it found room (GPU only)."""
+    """Times that the allocator had to return memory before it found room (GPU only)."""
     device_used: Bytes | None = None
-    """Of the whole board after the step, by anybody, as NVML has it (GPU only)."""
+    """Memory used on the whole board after the step, by all processes, from NVML (GPU only)."""
 
     def __post_init__(self) -> None:
         check_number(self, "weights", "cache", "activations", "reserved", "device_used")
 
     @property
     def peak(self) -> Bytes | None:
+        """Weights, cache and activations; None where activations are missing."""
         return None if self.activations is None else self.weights + self.cache + self.activations
 
 
@@ -70,17 +71,17 @@ class FlopCount:
     """FLOPs of one step counted three ways; 2 per multiply-add."""
 
     closed_form: Flops
-    """From shapes and the observed routing, over the whole stream, per step."""
+    """FLOPs a step from shapes and the observed routing, over the whole stream."""
     traced_closed_form: Flops
-    """The same formula for the one step that the counters saw."""
+    """FLOPs by that formula of the one step that the counters counted."""
     fvcore: Flops | None
     torch: Flops | None
     complete: bool
     """False if a counter met an operation it cannot count."""
     unsupported: tuple[str, ...] = ()
     counted: str | None = None
-    """The expert backend that ran while the counters watched, under the same routing, where they
-    cannot look into the case's own; None: the case's own."""
+    """Expert backend that the counters counted, under the same routing, where they cannot look into
+    the case's own; None: the case's own."""
 
     def __post_init__(self) -> None:
         check_number(self, "closed_form", "traced_closed_form", "fvcore", "torch")
@@ -91,13 +92,13 @@ class Reference:
     """The reference operation, timed once in every round of a cell."""
 
     version: int
-    """Of the operation: only equal versions may be compared."""
+    """Version of the operation; only equal versions may be compared."""
     samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the instruments say about one case."""
+    """All results of the instruments for one case."""
 
     samples: tuple[Sample, ...]
     latency: Interval
@@ -108,7 +109,7 @@ class Measurement:
     energy: Energy
     flops: FlopCount
     load: ExpertLoad
-    """Mean over the steps of the stream."""
+    """Mean load over the steps of the stream."""
     k_histogram: tuple[float, ...]
     """Share of tokens with 0, 1, 2, ... experts over the whole stream."""
     lag1_correlation: float | None
@@ -117,11 +118,11 @@ class Measurement:
     """Mean k over the steps that were timed."""
     caveats: tuple[Caveat, ...] = ()
     reference: Reference | None = None
-    """The same for all cases of a cell; None in runs that had none."""
+    """Reference operation, the same for all cases of a cell; None in runs without one."""
     stopped: Stop | None = None
-    """Why the cell's rounds ended; None in runs that did not keep it."""
+    """Why the cell's rounds ended; None in older runs."""
     launch: Launch | None = None
-    """How the timed steps were launched; None in runs that did not keep it, whose case says it."""
+    """How the timed steps were launched; None in older runs, whose case says it."""
 
     def __post_init__(self) -> None:
         if not self.samples:

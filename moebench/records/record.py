@@ -19,14 +19,14 @@ class Record:
 
     run: str
     cell: str
-    """Key of the cell: cases of a cell share weights, stream and rounds."""
+    """Key of the cell; cases of a cell share weights, stream and rounds."""
     case: Case
     provenance: Provenance
     estimate: Estimate
     measurement: Measurement | None
     ratios: tuple[Ratio, ...]
     written_at: str
-    """UTC, ISO 8601, when the line was written."""
+    """Time when the line was written, UTC, ISO 8601."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Record:
 
     @property
     def launch(self) -> Launch:
-        """How it was launched, which may not be what was planned; or how it would be."""
+        """Launch mode of the measurement, which may differ from the plan; or the planned one."""
         measured = self.measurement.launch if self.measurement else None
         return measured or self.case.launch
 

@@ -23,8 +23,7 @@ Verdict = Literal["faster", "slower", "same", "unclear"]
 BOUNDS = ("weights", "compute", "overhead", "activations")
 """Parts of the latency of our own layers, of which the largest bounds it."""
 LEAST, MOST = 1e-30, 1e30
-"""Seconds, bytes, FLOPs and joules beyond them were never measured: a record that says so was
-edited or is damaged."""
+"""Range of seconds, bytes, FLOPs and joules; a record outside it was edited or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Interval:
     value: float
     low: float | None
     high: float | None
-    """None where too few rounds were measured to say."""
+    """Ends of the interval; None where too few rounds were measured."""
     level: float
     """Nominal coverage of [low, high], e.g. 0.95."""
 
@@ -72,7 +71,7 @@ class Estimate:
     """Largest part of the latency: one of `BOUNDS`, or a stage of serving kernels."""
     flops: Flops
     peak_memory: Bytes
-    """Weights, KV cache and activations of the layers run."""
+    """Bytes of weights, KV cache and activations of the layers run."""
     energy: Joules | None
     energy_missing: str | None
     """Why there is no energy."""
@@ -80,10 +79,10 @@ class Estimate:
     distinct_experts: float
     hardware: str
     calibration: str
-    """Which calibration priced it, and its own error."""
+    """Calibration of the prices, and its own error."""
     caveats: tuple[Caveat, ...] = ()
     bytes_moved: Bytes | None = None
-    """Compulsory traffic of one step: places the case on a roofline."""
+    """Compulsory traffic of one step, which places the case on a roofline."""
 
     def __post_init__(self) -> None:
         check_number(self, "latency", "latency_low", "latency_high", "flops", least=LEAST)
@@ -98,15 +97,15 @@ class Ratio:
 
     kind: Literal["speedup", "overhead", "flops-promise", "predicted-speedup"]
     """speedup: baseline time over target time. overhead: target time over the time interpolated
-    between the baseline and k = 1 at the target's mean k."""
+    at the target's mean k between the baseline and k = 1."""
     target: str
     baseline: str
     value: float
     low: float | None
     high: float | None
-    """95 % interval; None for computed kinds."""
+    """Ends of the 95 % interval; None for computed kinds."""
     verdict: Verdict | None
-    """None for computed kinds."""
+    """Verdict from the interval; None for computed kinds."""
     n: int
     """Rounds that the interval rests on."""
 
@@ -117,7 +116,7 @@ class Ratio:
 
 
 def check_number(table: Any, *names: str, least: float = 0, most: float = MOST) -> None:
-    """Refuse a number that nothing can have; None has its reason elsewhere."""
+    """Refuse fields outside the range of physical quantities; None is allowed."""
     check_range(table, *names, least=least, most=most)
 
 

@@ -1,4 +1,4 @@
-"""How long elementary operations take on a machine: what a calibration is fitted to."""
+"""Times of elementary operations on a machine, to which a calibration is fitted."""
 
 from dataclasses import dataclass
 
@@ -17,35 +17,35 @@ class MatmulSample:
     seconds: Seconds
     """Median of the repetitions."""
     layout: Layout = "plain"
-    """Of the weights; packing them is not part of the time."""
+    """Layout of the weights; packing them is not part of the time."""
 
 
 @dataclass(frozen=True)
 class Microbenchmarks:
-    """What this machine did in the microbenchmarks: the input of a calibration."""
+    """Results of the microbenchmarks on this machine, the input of a calibration."""
 
     fingerprint: str
-    """Identifies machine and software; equal fingerprints may share a calibration."""
+    """Hash of machine and software; equal fingerprints may share a calibration."""
     taken_at: str
     """UTC, ISO 8601."""
     matmuls: tuple[MatmulSample, ...]
     read_bandwidth: BytesPerSecond
-    """Reading an array far beyond the last-level cache."""
+    """Bandwidth of reading an array far larger than the last-level cache."""
     copy_bandwidth: BytesPerSecond
-    """Bytes read plus bytes written when copying such an array."""
+    """Bandwidth of copying such an array, bytes read plus bytes written."""
     fresh_bandwidth: BytesPerSecond | None
-    """Writing memory that was allocated for it, which the system maps page by page; None on a
-    device whose allocator keeps what is freed."""
+    """Bandwidth of writing newly allocated memory, which the system maps page by page; None on a
+    device whose allocator reuses freed memory."""
     small_op: Seconds
-    """One framework call on a tensor of a few elements; on a processor its first after memory far
-    larger than the caches was read."""
+    """Time of one framework call on a few elements; on a CPU the first one after memory far larger
+    than the caches was read."""
     duration: Seconds
-    """How long the microbenchmarks took."""
+    """Time that the microbenchmarks took."""
     reference: Seconds | None = None
-    """The reference operation in the same passes, median: how fast the machine was."""
+    """Median time of the reference operation in the same passes: how fast the machine was."""
     commit: str | None = None
-    """Of the code that measured; None outside a checkout."""
+    """Commit of the code that measured; None outside a checkout."""
     attention_rate: FlopsPerSecond | None = None
-    """Scores and values of as many queries as keys, causal; None in those that had none."""
+    """Rate of causal attention with as many queries as keys; None in older files."""
     attention_bandwidth: BytesPerSecond | None = None
-    """What a few queries stream of keys and values that are in no cache; None: the same."""
+    """Bandwidth of keys and values, in no cache, under a few queries; None in older files."""
