@@ -20,7 +20,7 @@ from moebench.units import printable
 Frame = Any
 """A `pandas.DataFrame`; pandas is imported where a table is read, so that verbs start fast."""
 Reader = Callable[[str], Any]
-"""From the text of a cell to its value; the text of its ValueError says what was expected."""
+"""Function from the text of a cell to its value; its ValueError says what was expected."""
 Conflict = tuple[str, str, str]
 """Column, what was found and what was expected, where a row contradicts itself."""
 
@@ -82,7 +82,7 @@ class RawTable:
 
 @dataclass(frozen=True)
 class Values:
-    """What was read from the cells of a table."""
+    """Values read from the cells of a table."""
 
     frame: Frame
     """The well-formed rows; the index has their numbers, as in `Problem`."""

@@ -115,5 +115,5 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     }
     terminal.show(f"{machine.hardware.title}, {dtype}: {fit.name}")
     terminal.show("\n".join(f"  {name:24} {value}" for name, value in facts.items()))
-    terminal.show(f"kept for the suites: {path}")
+    terminal.show(f"saved for the suites: {path}")
     return 0

@@ -107,7 +107,7 @@ def _few_and_rest(rows: Measured, seed: int) -> tuple[Measured, Measured]:
 
 
 def summary(held_out: Sequence[HeldOut]) -> list[tuple[str, str, FitError, tuple[float, ...]]]:
-    """For each experiment, on one rank and under expert parallelism: the mean over groups.
+    """Errors of each experiment, on one rank and under expert parallelism: means over groups.
 
     Returns:
         Experiment, "1" or ">1" ranks, mean errors, and each group's mean absolute error.

@@ -44,7 +44,7 @@ class DenseGroup:
     """The dense matmuls of one device."""
 
     system: str
-    """As the table names it."""
+    """Name of the device in the table."""
     rows: Ints
     """Indices into the table's well-formed rows."""
     data: DenseRows

@@ -193,7 +193,7 @@ def prior_from(
     machines: Mapping[str, HardwareSpec],
     dense: Mapping[str, DenseParameters] | None = None,
 ) -> Prior:
-    """What is believed of a kernel on its device given other fits, and dense matmuls if known."""
+    """The prior of a kernel on its device, given other fits, and dense matmuls if known."""
     known = dense or {}
     here = known.get(rows.hardware.name)
     shifts = {name: shift(here, known[name]) for name in machines if name in known} if here else {}

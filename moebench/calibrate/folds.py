@@ -1,4 +1,4 @@
-"""What is left out of a fit: devices one by one, model shapes by the quarter."""
+"""Hold-outs of a fit: devices one by one, model shapes by the quarter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class HeldOut:
     """Errors of one group in one experiment."""
 
     experiment: str
-    """What the fit had not seen, in words."""
+    """Name of the experiment: what the fit had not used, in words."""
     basis: Basis | None
     """The basis whose intervals these errors calibrate."""
     rows: Measured
-    """What was predicted."""
+    """Rows that were predicted."""
     log_error: Floats
     """log(measured / predicted)."""
 

@@ -52,7 +52,7 @@ class _Part:
     """Rows predicted by one set of parameters, before intervals."""
 
     unit: str
-    """What was left out: a device, or a fold of shapes."""
+    """Name of the hold-out: a device, or a fold of shapes."""
     rows: Measured
     residuals: Residuals
 
@@ -78,7 +78,7 @@ class LeaveOut:
 
     @property
     def num_steps(self) -> int:
-        """How often `predict` says what it does."""
+        """Number of calls of `tell` in `predict`."""
         return len(self.folds) * (len(self.groups) + len(by_source(self.groups)))
 
     def predict(self, tell: Callable[[str], None] = lambda what: None) -> list[Predicted]:
@@ -162,7 +162,7 @@ class LeaveOut:
     def _unseen_by_device(
         self, fits: Sequence[tuple[Measured, KernelFit]]
     ) -> dict[str, Mapping[Basis, Bounds]]:
-        """For each device, what the others' errors on one another say of an unseen device."""
+        """Bounds for each device from the errors of the other devices on one another."""
         found: dict[str, Mapping[Basis, Bounds]] = {}
         for system in {group.hardware.name for group in self.groups}:
             others = [(group.without(()), fit) for group, fit in fits if fit.system != system]

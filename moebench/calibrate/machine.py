@@ -1,4 +1,4 @@
-"""This machine as a HardwareSpec with a calibration: measured once, kept, re-checked at each start.
+"""This machine as a HardwareSpec with a calibration: measured once, saved, checked at each start.
 
 A machine with a file in `data/hardware` keeps its datasheet and gets measured prices; for any
 other, what the microbenchmarks showed *is* the datasheet.
@@ -33,17 +33,17 @@ RECHECK_TOLERANCE = 0.20
 
 
 @dataclass(frozen=True)
-class KeptFit:
-    """The fit to a machine's microbenchmarks as it is kept for people to read."""
+class SavedFit:
+    """A saved fit to a machine's microbenchmarks, for people to read."""
 
     fitted_at: str
     """UTC, ISO 8601."""
     measured_at: str
     commit: str | None
-    """Of the code that measured."""
+    """Commit of the code that measured."""
     fingerprint: str
     calibration: Calibration
-    """With its own error."""
+    """Fitted prices with the error of the fit."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,21 @@ def prepare_machine(
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
 ) -> Machine:
-    """Describe and calibrate the machine, or take the calibration that is kept for it.
+    """Describe and calibrate the machine, or load its saved calibration.
 
     Args:
         device: where the run computes.
-        dtype: of weights and activations.
+        dtype: type of weights and activations.
         recalibrate: measure again even if there is a calibration.
-        say: told what happens.
-        progress: told how far the microbenchmarks are.
+        say: called with a line about each decision.
+        progress: called with the share of the microbenchmarks that is done.
     """
     environment = describe_machine(device)
     path = calibration_path(environment, dtype)
-    benchmarks = None if recalibrate else _kept(path, environment)
+    benchmarks = None if recalibrate else _saved(path, environment)
     untimed = _untimed(benchmarks, device, dtype)
     if untimed:
-        say(f"recalibrating: the kept calibration has no {untimed}")
+        say(f"recalibrating: the saved calibration has no {untimed}")
         benchmarks = None
     if benchmarks is not None:
         ratio = recheck(device, benchmarks)
@@ -100,7 +100,7 @@ def prepare_machine(
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(encode(benchmarks), indent=1).encode())
         except (OSError, ValueError) as error:
-            say(f"the calibration cannot be kept for the next run: {error}")
+            say(f"the calibration cannot be saved for the next run: {error}")
     hardware = known_hardware(environment) or measured_hardware(environment, benchmarks, dtype)
     return Machine(
         device,
@@ -115,7 +115,7 @@ def prepare_machine(
 def keep_fit(machine: Machine) -> Path:
     """Write the fit beside its microbenchmarks; returns the file."""
     benchmarks, dtype = machine.benchmarks, machine.calibration.dtype
-    fit = KeptFit(
+    fit = SavedFit(
         datetime.now(UTC).isoformat(timespec="seconds"),
         benchmarks.taken_at,
         benchmarks.commit,
@@ -128,12 +128,12 @@ def keep_fit(machine: Machine) -> Path:
 
 
 def calibration_path(environment: Environment, dtype: str) -> Path:
-    """Where the microbenchmarks of this machine and software are kept."""
+    """File of the microbenchmarks of this machine and software."""
     return cache_directory() / f"{environment.fingerprint}-{dtype}.json"
 
 
-def _kept(path: Path, environment: Environment) -> Microbenchmarks | None:
-    """The kept microbenchmarks; a file that cannot be read is as good as none."""
+def _saved(path: Path, environment: Environment) -> Microbenchmarks | None:
+    """The saved microbenchmarks; a file that cannot be read is as good as none."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         found = decode(Microbenchmarks, table, str(path))
@@ -143,7 +143,7 @@ def _kept(path: Path, environment: Environment) -> Microbenchmarks | None:
 
 
 def _untimed(benchmarks: Microbenchmarks | None, device: torch.device, dtype: str) -> str:
-    """What a calibration of this machine times and a kept one does not have."""
+    """Measurements that a calibration of this machine needs and a saved one lacks, in words."""
     if benchmarks is None:
         return ""
     timed = {sample.layout for sample in benchmarks.matmuls}
@@ -163,7 +163,7 @@ def known_hardware(environment: Environment) -> HardwareSpec | None:
 def measured_hardware(
     environment: Environment, benchmarks: Microbenchmarks, dtype: str
 ) -> HardwareSpec:
-    """A machine without a file: its peak is the best matmul that was seen."""
+    """A machine without a file: its peak is the best matmul that was measured."""
     cpu, gpu = environment.cpu, environment.gpu
     return HardwareSpec(
         name=environment.slug,
@@ -192,7 +192,7 @@ def hardware_toml(hardware: HardwareSpec, name: str) -> str:
 
 
 def _table(facts: HardwareSpec | Interconnect) -> dict[str, Any]:
-    """What is known, quantities as their annotations say: strings with a unit."""
+    """Fields with a value; quantities become strings with the unit of their annotation."""
     hints = typing.get_type_hints(type(facts), include_extras=True)
     known = {key: value for key, value in vars(facts).items() if value not in (None, "", ())}
     return {key: _written(value, hints[key]) for key, value in known.items()}

@@ -141,7 +141,7 @@ class StreamedPool:
         self._next = dict.fromkeys(shapes, 0)
 
     def most(self, n: int, k: int) -> int:
-        """As many as there are weights: one call runs them all."""
+        """One product for each weight: one call runs them all."""
         return len(self._stacks[n, k])
 
     def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""From a measured table to cases that the model prices: a group for each kernel and device."""
+"""Measured rows as cases that the model prices: a group for each kernel and device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Measured(OverCases):
 
     @property
     def source(self) -> tuple[str, ...]:
-        """What gated and two-matrix experts of one code path on one device have in common."""
+        """Device and code path, which gated and two-matrix experts have in common."""
         return self.system, self.kernel.framework, self.kernel.version, self.kernel.source
 
     @property

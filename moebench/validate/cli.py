@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--given", choices=("throughput", "none"), default="none",
-        help="with such a table: whether predictions are told the measured throughput",
+        help="with such a table: whether predictions are given the measured throughput",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the rows drawn (default: 0)")
     parser.add_argument(

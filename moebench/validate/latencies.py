@@ -4,6 +4,7 @@ Predictions are warm, because the tables are measured without flushing L2.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ MOST_SKIPPED = 0.005
 
 @dataclass(frozen=True)
 class Known:
-    """What predictions may rest on."""
+    """Knowledge that predictions may rest on."""
 
     calibration: str = "shipped"
     """"shipped" parameters, "rows:N" drawn from the table, or "none" but spec sheets."""
@@ -176,7 +177,8 @@ def left_out_scores(table: LatencyTable, holdout: Holdout, known: Known) -> tupl
     groups, skipped = groups_of(table)
     scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["num_tokens"])
     plan = LeaveOut(groups, holdout, known.rows, known.seed, known.dense)
-    with tqdm(total=plan.num_steps, unit="step", leave=False) as bar:
+    interval = 0.2 if sys.stderr.isatty() else 15.0  # in a log, every refresh is a line
+    with tqdm(total=plan.num_steps, unit="step", leave=False, mininterval=interval) as bar:
 
         def tell(what: str) -> None:
             bar.set_description_str(what, refresh=False)

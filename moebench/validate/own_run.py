@@ -22,7 +22,7 @@ from moebench.records.run import Run, load_run
 from moebench.spec.schema import encode
 
 MOST_RATIO = 1.3
-"""Of the median error of the predictions to that of the earlier measurement."""
+"""Largest allowed ratio of the median error of predictions to that of an earlier measurement."""
 MOST_DIVIDED = 0.12
 """Median error after both sides are divided by the reference operation."""
 
@@ -51,7 +51,7 @@ class RunScore:
     measured_earlier: RunErrors | None
     measured_earlier_divided: RunErrors | None
     ratio: float | None
-    """Of the median error of the predictions to that of the earlier measurement."""
+    """Median error of the predictions over that of the earlier measurement."""
     missed: tuple[str, ...]
     """Required figures that were not reached."""
 

@@ -86,7 +86,7 @@ def test_a_calibration_without_attention_is_made_again(
     kept.write_text(json.dumps(table))
     said: list[str] = []
     assert prepare_machine(CPU, "bfloat16", say=said.append).benchmarks == made_up(rate=2.0)
-    assert said[0] == "recalibrating: the kept calibration has no attention"
+    assert said[0] == "recalibrating: the saved calibration has no attention"
 
 
 @pytest.mark.skipif("packed" not in layouts(CPU, "bfloat16"), reason="oneDNN packs nothing here")
@@ -97,7 +97,7 @@ def test_a_calibration_from_before_packed_weights_were_timed_is_made_again(kept:
     said: list[str] = []
     assert prepare_machine(CPU, "bfloat16", say=said.append).benchmarks == made_up(rate=2.0)
     absent = " and ".join(layouts(CPU, "bfloat16")[1:])
-    assert said[0] == f"recalibrating: the kept calibration has no matmuls with {absent} weights"
+    assert said[0] == f"recalibrating: the saved calibration has no matmuls with {absent} weights"
 
 
 def test_this_machine_as_a_file_reads_back_as_it_was_measured(tmp_path: Path) -> None:

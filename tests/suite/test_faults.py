@@ -444,4 +444,4 @@ def test_a_calibration_that_cannot_be_kept_is_no_reason_to_stop(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert measure(suite, tmp_path / "results", "--only", "ada-k") == 0
-    assert "the calibration cannot be kept" in capfd.readouterr().err
+    assert "the calibration cannot be saved" in capfd.readouterr().err

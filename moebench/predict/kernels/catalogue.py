@@ -27,11 +27,11 @@ class Kernel:
     framework: str
     version: str
     source: str
-    """The tables' `kernel_source`: which code path ran."""
+    """Code path that ran, the tables' `kernel_source`."""
     matrices: int = 3
     """3 for gated experts, 2 otherwise."""
     dtype: str = "bfloat16"
-    """Of the weights."""
+    """Type of the weights."""
 
     @property
     def family(self) -> str:
@@ -112,7 +112,7 @@ class Kernel:
 
 
 def mma_generation(hardware: HardwareSpec) -> str:
-    """The instruction that feeds the tensor cores: what kernels of one device owe to another's.
+    """The instruction that feeds the tensor cores; kernels that use the same one behave alike.
 
     Compute capability 9 has `wgmma`, 10 `tcgen05` with tensor memory; all others, also the
     graphics chips of capability 12, have `mma.sync`.

@@ -1,4 +1,4 @@
-"""What dense matmuls of a device say about it: a two-minute calibration before any MoE row.
+"""Time of dense matmuls on a GPU: a two-minute calibration of a device before any MoE row.
 
 A dense matmul is priced with the same four terms as a grouped one, the fastest of a set of tiles
 and depth splits. Its library is not the MoE kernel's, so only *ratios* between devices are carried
@@ -43,7 +43,7 @@ three quarters of the bandwidth where grouped kernels reach nine tenths."""
 
 @dataclass(frozen=True)
 class DenseParameters:
-    """Of one dense matmul library on one device; SI units."""
+    """Parameters of one dense matmul library on one device; SI units."""
 
     launch: float = parameter(2e-6, 0.5, "s")
     """Start and end of the kernel, seconds."""

@@ -1,4 +1,4 @@
-"""90 % intervals of latencies and of ratios, from errors on rows that the fit had not seen.
+"""90 % intervals of latencies and of ratios, from errors on rows that the fit had not used.
 
 The width depends on what the calibration knew: the shape on that device, the device alone, or
 neither; on the kernel's family; and on the token regime. Widths are quantiles of cross-validated
@@ -22,8 +22,8 @@ REGIMES = ((0, 16), (16, 256), (256, 4096), (4096, 1 << 62))
 """Token ranges (from exclusive, to inclusive) over which rows are stratified and scores split."""
 REGIME_NAMES = ("1-16", "17-256", "257-4096", ">4096")
 Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stranger"]
-"""What the parameters rest on: many rows of the kernel on the device, and the shape among them;
-a few such rows; the same without the shape; this kernel on a device of the same compute
+"""Rows that the parameters rest on: many of the kernel on the device, the shape among them; a few
+such rows; such rows without the shape; this kernel on a device of the same compute
 capability; on other devices; other kernels of its family; kernels of other families."""
 BASES: tuple[Basis, ...] = (
     "seen", "rows", "shape", "sibling", "device", "relative", "stranger",
@@ -31,7 +31,7 @@ BASES: tuple[Basis, ...] = (
 UNSEEN: tuple[Basis, ...] = ("device", "relative", "stranger")
 """Bases without a row of the kernel on such a device, from the surest to the least sure."""
 WIDEST = 20.0
-"""Of the logarithms in a file: beyond it, an interval says nothing at all."""
+"""Largest logarithm in a file; beyond it, an interval says nothing at all."""
 RATIO_STEP = float(np.log(8 / 6))
 """Log ratio of assignments for which the errors of ratios were measured."""
 
@@ -45,11 +45,11 @@ class Widths:
     """Calibrated quantiles."""
 
     latency: Mapping[str, Mapping[str, Bounds]]
-    """By basis, then by family ("any" pools them)."""
+    """Quantiles of latencies by basis, then by family ("any" pools them)."""
     ratio: Mapping[str, Bounds]
-    """By basis: of log ratios of two loads `RATIO_STEP` apart."""
+    """Quantiles by basis, of log ratios of two loads `RATIO_STEP` apart."""
     parallel_ratio: Mapping[str, Bounds]
-    """The same under expert parallelism."""
+    """Quantiles of such ratios under expert parallelism."""
 
     def latency_factors(
         self, basis: Basis, family: str, num_tokens: Floats
@@ -66,7 +66,7 @@ class Widths:
         assignment_ratio: Floats,
         is_parallel: bool = False,
     ) -> tuple[Floats, Floats]:
-        """The same for the ratio of two latencies of one kernel on one device.
+        """Factors from a ratio of two latencies on one device to the ends of its interval.
 
         Args:
             basis: of both predictions.
@@ -96,7 +96,7 @@ def shipped_widths() -> Widths:
 
 @dataclass(frozen=True)
 class _File:
-    """What intervals.toml holds."""
+    """Contents of intervals.toml."""
 
     latency: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]]
     ratio: Mapping[str, Mapping[str, tuple[float, ...]]]

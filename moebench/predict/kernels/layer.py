@@ -29,7 +29,7 @@ WARP = 32
 ADDRESSING_REGISTERS = 48
 """Registers of a thread besides its accumulator."""
 UNPIPELINED_REGISTERS = 64
-"""The same where operands pass through registers, besides the operands themselves."""
+"""Registers of a thread whose operands pass through registers, besides operands and accumulator."""
 ALIGNMENT = 16
 """Elements: Triton vectorises loads of rows whose stride it knows to be a multiple of this."""
 SECTOR_DEPTH = 32
@@ -42,7 +42,7 @@ CHUNK = 32768
 
 @dataclass(frozen=True)
 class Traits:
-    """What is publicly known of how a framework runs its kernels."""
+    """Traits of a framework's kernels that are publicly known."""
 
     can_skip_sort: bool = False
     """vllm sorts nothing when 4 T k is at most N and there is no expert map."""
@@ -52,8 +52,8 @@ class Traits:
     """Rows whose stride is no multiple of `ALIGNMENT` are loaded without vectors (Triton; others
     need 16 bytes alone, or pad)."""
     permutes_copies: bool = False
-    """Token copies are laid out expert by expert before the first matmul, which are then quantised
-    one by one; otherwise that matmul gathers tokens, quantised once each."""
+    """Token copies are sorted by expert before the first matmul and quantised one by one; otherwise
+    that matmul gathers tokens, quantised once each."""
     uses_tensor_memory: bool = False
     """Tiles of 64 rows and more accumulate in tensor memory (Triton on compute capability 10)."""
 

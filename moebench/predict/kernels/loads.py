@@ -1,4 +1,4 @@
-"""What a call of a layer asks of one rank's kernels, in expectation over independent tokens.
+"""Loads of one rank's kernels in a call of a layer, expected over independent tokens.
 
 A kernel feels how many distinct experts a call touches, how many token copies the rank gets, and
 how many row tiles they pad to.
@@ -19,7 +19,7 @@ CASES_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Loads(OverCases):
-    """What each case asks of one rank's grouped matmuls; arrays over cases."""
+    """Work of one rank's grouped matmuls; arrays over cases."""
 
     distinct: Floats
     """[cases] experts of the rank that one call touches."""

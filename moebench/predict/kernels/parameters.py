@@ -8,7 +8,7 @@ from moebench.predict.parameters import metadata, parameter
 
 @dataclass(frozen=True)
 class Parameters:
-    """What is fitted for one kernel on one device; none names a device or a shape."""
+    """Fitted numbers of one kernel on one device; none names a device or a shape."""
 
     launch: float = parameter(8e-6, 0.6, "s", scope="framework", paced=True)
     """Everything of a call that does not grow: kernel starts, top-k, the graph's own gaps."""
@@ -21,8 +21,8 @@ class Parameters:
     expert: float = parameter(5e-9, 1.2, "s", scope="framework", paced=True)
     """Per expert of the rank: histogram and prefix sum."""
     quantise: float = parameter(70.0, 1.0, "clock", scope="framework")
-    """Of one SM for `SCALE_GROUP` activations that become fp8 with a scale of their own: a warp
-    reduces and rescales them, which takes longer than their bytes."""
+    """Clocks of one SM for `SCALE_GROUP` activations that become fp8 with a scale of their own: a
+    warp reduces and rescales them, which takes longer than moving their bytes."""
     activation_traffic: float = parameter(1.3, 0.4, "", scope="framework")
     """Bytes that the elementwise kernels and activations really move over the minimum."""
     top1_launch: float = parameter(3e-6, 0.7, "s", scope="framework", paced=True)
@@ -34,7 +34,7 @@ class Parameters:
     block: float = parameter(1.5e-6, 0.6, "s", paced=True)
     """Start and end of one thread block."""
     tensor_memory: float = parameter(1e-6, 0.7, "s")
-    """The same again where the accumulator lives in tensor memory (compute capability 10)."""
+    """Further time of a block whose accumulator lives in tensor memory (compute capability 10)."""
     round_trip: float = parameter(0.75e-6, 0.4, "s")
     """One load from DRAM, start to use."""
     l2_round_trip: float = parameter(0.1, 0.6, "", ceiling=1.0)

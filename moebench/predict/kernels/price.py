@@ -41,7 +41,7 @@ FLOAT8_KERNELS: Mapping[str, Kernel] = {
     ),
     "sglang-triton": Kernel("sglang", "0.5.14", "sglang_fused_moe_triton"),
 }
-"""What the frameworks run under the same names for fp8 weights, where it is another code path."""
+"""Kernels of the same names for fp8 weights, where another code path runs."""
 
 
 def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kernel:
@@ -57,7 +57,7 @@ def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kerne
 
 
 def default_kernel(hardware: HardwareSpec) -> str:
-    """What vllm 0.24 chooses by itself for unquantised experts on the device.
+    """The kernel that vllm 0.24 chooses by itself for unquantised experts on the device.
 
     Source: release notes of this project's reference data: capability 9 and 8 Triton, 10
     trtllm-gen, 12 flashinfer's cutlass.
@@ -74,7 +74,7 @@ class Calibrated:
     hardware: HardwareSpec
     parameters: Parameters
     basis: Basis
-    """For shapes among `shapes`; others are one step less certain."""
+    """Basis of predictions for `shapes`; others are one step less certain."""
     shapes: frozenset[str]
     origin: str
     """Where the parameters come from, in words, with the fit's own error."""
@@ -87,7 +87,7 @@ class Calibrated:
         return self.basis in ("seen", "rows", "shape")
 
     def basis_of(self, shapes: Sequence[str]) -> list[Basis]:
-        """What each case's prediction rests on, given its model shape."""
+        """The basis of each case's prediction, given its model shape."""
         if not self.has_rows:
             return [self.basis] * len(shapes)
         return [self.basis if shape in self.shapes else "shape" for shape in shapes]
@@ -106,7 +106,7 @@ def calibrated(
         kernel: what runs.
         hardware: where.
         fits: to draw on; the shipped ones if left out.
-        dense_here: fit of this device's dense matmuls, which tells an uncalibrated device's
+        dense_here: fit of this device's dense matmuls, which gives an uncalibrated device's
             share of its tensor peak and bandwidth.
     """
     for fit in shipped_fits(kernel.label) if fits is None else fits:
@@ -132,7 +132,7 @@ def calibrated(
 
 
 def unseen_basis(kernel: Kernel, hardware: HardwareSpec, fits: Sequence[KernelFit]) -> Basis:
-    """What a prediction rests on where no row of the kernel on the device was fitted."""
+    """The basis of a prediction where no row of the kernel on the device was fitted."""
     if not kernel.is_recognised or all(fit.kernel.family != kernel.family for fit in fits):
         return "stranger"
     devices = [load_hardware(fit.system) for fit in fits if fit.kernel == kernel]
@@ -148,7 +148,7 @@ def prior_of(
     fits: Sequence[KernelFit] | None = None,
     dense_here: dense.DenseParameters | None = None,
 ) -> Prior:
-    """What is believed of a kernel on a device before any row of it."""
+    """The prior of a kernel's parameters on a device before any row of it is fitted."""
     known = shipped_fits() if fits is None else tuple(fits)
     machines = {fit.system: load_hardware(fit.system) for fit in known}
     shifts = {}
@@ -170,7 +170,7 @@ class LayerPrice:
     time: LayerTime
     """Stages, which add up, and the four times of the matmuls."""
     bound: list[str]
-    """What most of the time goes to: weights, compute, L2, latency or overhead."""
+    """Largest share of each case's time: weights, compute, L2, latency or overhead."""
     caveats: tuple[Caveat, ...]
 
 

@@ -1,4 +1,4 @@
-"""What is believed of a kernel's parameters on a device before any row of it is fitted.
+"""Priors of a kernel's parameters on a device, before any row of it is fitted.
 
 Kernels of one family share their matmul code, so what is known of one on one device says much
 about the others: their weighted mean and spread are a log-normal prior of every parameter.
@@ -17,29 +17,32 @@ from moebench.spec.hardware import HardwareSpec
 STRANGER_WEIGHT = 0.02
 """Weight of a fit of another family in a kernel's own parameters, of one of the same being 1."""
 FRAMEWORK_STRANGER_WEIGHT = 0.2
-"""The same for the overheads of the framework."""
+"""Weight of a fit of another family in the overheads of the framework."""
 FLOOR_SPREAD = 0.2
 """Least spread of a prior, as far as the parameter's own generic spread is not smaller."""
 SAME_GENERATION = 3.0
 """Weight of a fit whose device feeds its tensor cores by the same instruction."""
 SAME_CAPABILITY = 10.0
-"""The same on a device of the same compute capability: the multiprocessors are equal."""
+"""Weight of a fit on a device of the same compute capability: the multiprocessors are equal."""
 SAME_KERNEL = 3.0
-"""The same of this very kernel, on any device."""
+"""Weight of a fit of this very kernel, on any device."""
 SAME_CODE = 10.0
-"""On top of both: the same instructions on the same multiprocessors, so what differs is in the
-spec sheet. Dense matmuls say so too: H100 and H200 reach shares of their peak and bandwidth that
-are within 0.5 % of each other."""
+"""Further weight of this very kernel on the same compute capability.
+
+The same instructions run on the same multiprocessors, so what differs is in the spec sheet. Dense
+matmuls say so too: the shares of peak and bandwidth that H100 and H200 reach differ by less than
+0.5 %.
+"""
 CLOCK_EXPONENT = -1.0
 """Overheads are chains of instructions: they take as many clocks on one device as on another."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a kernel's parameters before its own rows: independent log-normals."""
+    """Independent log-normal priors of a kernel's parameters."""
 
     mean: Mapping[str, float]
-    """Of the logarithms, SI units."""
+    """Means of the logarithms, SI units."""
     spread: Mapping[str, float]
     """Standard deviations of the logarithms."""
 
@@ -52,7 +55,7 @@ class Prior:
 
 
 def generic_prior() -> Prior:
-    """What holds for any kernel on any GPU, before anything was measured."""
+    """The prior of any kernel on any GPU, before anything was measured."""
     return Prior(
         {name: math.log(METADATA[name]["typical"]) for name in PARAMETERS},
         {name: METADATA[name]["spread"] for name in PARAMETERS},

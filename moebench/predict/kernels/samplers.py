@@ -1,4 +1,4 @@
-"""What the benchmark tables' routing asks of one rank's kernels, in expectation.
+"""Loads of one rank's kernels under the routing of benchmark tables, in expectation.
 
 Measured tables say only "balanced" or "power_law_1.2"; what a kernel feels is how many distinct
 experts a call touches, how many token copies the rank gets, and how many row tiles they pad to.

@@ -47,7 +47,7 @@ class Tiles(OverCases):
 
     @classmethod
     def of(cls, table: Ints) -> "Tiles":
-        """From [cases, 6] (one tile a case) or [cases, candidates, 6]."""
+        """Tiles from an array [cases, 6] (one tile a case) or [cases, candidates, 6]."""
         wide = table[:, None, :] if table.ndim == 2 else table
         return cls(*(wide[..., column] for column in range(6)))
 
