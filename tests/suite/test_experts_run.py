@@ -1,6 +1,8 @@
 """The suite from end to end at toy size, interrupted and taken up again."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,14 @@ def test_a_death_of_the_shared_process_is_one_line_that_says_how_to_go_on(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(f"go on with: python -m moebench.suite --resume {directory}")
     assert "Mixtral / 64, forward, 1 tokens, bfloat16: the process of read sum died" in said
+
+
+def test_reading_the_suite_needs_no_torch() -> None:
+    program = (
+        "import sys; from moebench.suite.experts_plan import load_experts_suite, planned_cells\n"
+        "from moebench.suite.suite_file import suite_path\n"
+        "file = load_experts_suite(suite_path('experts')).file\n"
+        "print(len(planned_cells(file, True)) > 0, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "True False\n", done.stderr
