@@ -62,7 +62,7 @@ BUSY = 1200
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run one of the README's command lines with the smallest suites, in a folder of its own."""
     shutil.copy(ROOT / "suites" / "smoke.toml", folder / "mine.toml")
-    shutil.copy(ROOT / "tests" / "suite" / "execution" / "toy.toml", folder / "toy.toml")
+    shutil.copy(ROOT / "tests" / "suite" / "toy.toml", folder / "toy.toml")
     for long, small in INSTEAD.items():
         command = command.replace(long, small)
     words = shlex.split(command)

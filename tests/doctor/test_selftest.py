@@ -209,6 +209,7 @@ def test_reports_carry_the_noise_floor_of_their_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a machine that does other things calibrates again and again
 def test_unchanged_runs_are_made_in_processes_of_their_own_and_kept(
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
