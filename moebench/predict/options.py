@@ -39,12 +39,8 @@ def batch_range(description: str) -> list[int]:
 def probabilities(description: str, most: int) -> tuple[float, ...]:
     """Probabilities of 0, 1, 2, ... experts from "0.2,0.5,0.3".
 
-    Args:
-        description: as the user wrote it.
-        most: experts that a token can choose.
-
     Raises:
-        ValueError: not numbers, more than a token can choose, or no distribution.
+        ValueError: not numbers, more than the `most` experts of a token, or no distribution.
     """
     try:
         chances = tuple(float(part) for part in description.split(","))

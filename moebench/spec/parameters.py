@@ -9,6 +9,16 @@ def router_parameters(model: ModelSpec) -> int:
     return model.num_moe_layers * model.num_experts * model.hidden_size
 
 
+def shared_parameters(model: ModelSpec) -> int:
+    """Parameters of the shared experts of one layer, without their gate."""
+    return model.expert_matrices * model.hidden_size * model.shared_intermediate_size
+
+
+def dense_parameters(model: ModelSpec) -> int:
+    """Parameters of the feed-forward network of a leading dense layer."""
+    return model.expert_matrices * model.hidden_size * model.dense_intermediate_size
+
+
 def attention_parameters(model: ModelSpec) -> int:
     """Parameters of one attention layer, with biases and its query and key norms."""
     a = model.attention
@@ -33,16 +43,14 @@ def parameters(model: ModelSpec, experts_per_token: float | None = None) -> floa
     h = model.hidden_size
     experts = model.num_experts if experts_per_token is None else experts_per_token
     per_layer = attention_parameters(model) + 2 * h
-    shared = model.expert_matrices * h * model.shared_intermediate_size
-    moe = model.num_experts * h + experts * model.expert_parameters + shared
+    moe = model.num_experts * h + experts * model.expert_parameters + shared_parameters(model)
     moe += h if model.has_shared_gate else 0
     moe += model.num_experts if model.gate.has_correction_bias else 0
-    dense = model.expert_matrices * h * model.dense_intermediate_size
     embeddings = model.vocab_size * h * (1 if model.has_tied_embeddings else 2)
     return (
         model.num_layers * per_layer
         + model.num_moe_layers * moe
-        + model.num_dense_layers * dense
+        + model.num_dense_layers * dense_parameters(model)
         + embeddings
         + h
     )

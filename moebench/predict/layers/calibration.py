@@ -1,4 +1,4 @@
-"""How fast a machine really is: the few numbers that price an op, fitted or from a datasheet.
+"""Calibration of a machine: the few numbers that price an op, fitted or from a datasheet.
 
 A dense matmul of `rows` by a weight [n, k] that is in no cache takes
 
@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moebench.predict.arrays import Floats
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.case import Launch
 from moebench.spec.hardware import HardwareSpec
@@ -41,7 +41,7 @@ GPUs of data/kernels/dense.toml, whose matmuls were timed in replayed graphs."""
 
 @dataclass(frozen=True)
 class MatmulPrices:
-    """What matmuls with weights of one layout cost."""
+    """Prices of matmuls whose weights have one layout."""
 
     rate: FlopsPerSecond
     """Sustained rate at many rows."""
@@ -107,7 +107,7 @@ class Calibration:
     reference: Seconds | None = None
     """Time of the reference operation when the machine was calibrated; None: not known."""
     launch: Launch = "eager"
-    """How the priced operations are launched."""
+    """Launch mode of the priced operations."""
 
     def replayed(self) -> "Calibration":
         """Prices inside a CUDA graph, where no launch takes longer than `GRAPH_LAUNCH`."""
@@ -161,14 +161,18 @@ def fit_matmuls(samples: Sequence[MatmulSample], read_bandwidth: BytesPerSecond)
     """Prices fitted to timed matmuls of one dtype and one layout."""
     from scipy.optimize import least_squares
 
-    columns = _columns(samples)
-    fastest = max(2 * s.rows * s.n * s.k / s.seconds for s in samples)
+    rows, n, k, seconds = np.array([(s.rows, s.n, s.k, s.seconds) for s in samples], dtype=float).T
+    moved = BYTES_PER_ELEMENT[samples[0].dtype] * (n * k + rows * (n + k))
+    fastest = float((2 * rows * n * k / seconds).max())
     start = np.log([fastest, read_bandwidth, 8.0, 2.0, 5e-6])
     low = np.log([fastest / 3, read_bandwidth / 5, 0.05, 1.0, 1e-7])
     high = np.log([fastest * 3, read_bandwidth * 5, 500.0, 8.0, 1e-3])
 
-    def log_error(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(np.log(_matmul_times(parameters, *columns[:-1]) / columns[-1]))
+    def log_error(parameters: Floats) -> Floats:
+        rate, bandwidth, row_overhead, overlap, overhead = np.exp(parameters)
+        compute = 2 * (rows + row_overhead) * n * k / rate
+        norm = (compute**overlap + (moved / bandwidth) ** overlap) ** (1 / overlap)
+        return np.asarray(np.log((overhead + norm) / seconds))
 
     fit = least_squares(log_error, start, bounds=(low, high), loss="soft_l1", f_scale=0.1)
     rate, bandwidth, row_overhead, overlap, overhead = np.exp(fit.x).tolist()
@@ -184,27 +188,6 @@ def fit_matmuls(samples: Sequence[MatmulSample], read_bandwidth: BytesPerSecond)
         median_error=float(np.median(errors)),
         p90_error=float(np.quantile(errors, 0.9)),
     )
-
-
-def _columns(samples: Sequence[MatmulSample]) -> tuple[NDArray[np.float64], ...]:
-    """Rows, weight elements, bytes moved and seconds of the samples."""
-    rows = np.array([s.rows for s in samples], dtype=np.float64)
-    weights = np.array([s.n * s.k for s in samples], dtype=np.float64)
-    size = BYTES_PER_ELEMENT[samples[0].dtype]
-    moved = size * (weights + rows * np.array([s.n + s.k for s in samples], dtype=np.float64))
-    return rows, weights, moved, np.array([s.seconds for s in samples], dtype=np.float64)
-
-
-def _matmul_times(
-    log_parameters: NDArray[np.float64],
-    rows: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    moved: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    rate, bandwidth, row_overhead, overlap, overhead = np.exp(log_parameters)
-    compute = 2 * (rows + row_overhead) * weights / rate
-    memory = moved / bandwidth
-    return np.asarray(overhead + (compute**overlap + memory**overlap) ** (1 / overlap))
 
 
 def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:

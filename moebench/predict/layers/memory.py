@@ -7,7 +7,7 @@ from moebench.spec.layer import cache_elements_per_token
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Layout
-from moebench.spec.parameters import attention_parameters
+from moebench.spec.parameters import attention_parameters, shared_parameters
 from moebench.units import BYTES_PER_ELEMENT, Bytes
 
 
@@ -19,10 +19,9 @@ def weight_memory(
     Experts in a layout other than "plain" are a second copy beside the parameters.
     """
     h = model.hidden_size
-    shared = model.expert_matrices * h * model.shared_intermediate_size
-    shared += h if model.has_shared_gate else 0
-    copies = 1 if layout == "plain" else 2
-    elements = copies * model.num_experts * model.expert_parameters + shared + h + router_parameters
+    experts = model.num_experts * model.expert_parameters * (1 if layout == "plain" else 2)
+    others = shared_parameters(model) + h * model.has_shared_gate + h
+    elements = experts + others + router_parameters
     if workload.level == "decoder":
         elements += attention_parameters(model) + h
     return BYTES_PER_ELEMENT[workload.dtype] * elements
@@ -56,13 +55,6 @@ def activation_memory(model: ModelSpec, workload: Workload, load: ExpertLoad) ->
     return float(size * (2 * load.num_assignments * h + 4 * tokens * h + largest * (up_width + f)))
 
 
-def gradient_memory(model: ModelSpec, workload: Workload, router_parameters: float) -> Bytes:
-    """Bytes of one layer's gradients: as large as the weights in training, else 0."""
-    if workload.phase != "train":
-        return 0.0
-    return weight_memory(model, workload, router_parameters)
-
-
 def layers_memory(
     model: ModelSpec,
     workload: Workload,
@@ -77,10 +69,9 @@ def layers_memory(
     """
     loads = tuple(loads)
     activations = [activation_memory(model, workload, load) for load in loads]
-    per_layer = (
-        weight_memory(model, workload, router_parameters, layout)
-        + gradient_memory(model, workload, router_parameters)
-        + cache_memory(model, workload)
-    )
-    peak = sum(activations) if workload.phase == "train" else max(activations)
-    return len(loads) * per_layer + peak
+    per_layer = weight_memory(model, workload, router_parameters, layout)
+    per_layer += cache_memory(model, workload)
+    if workload.phase != "train":
+        return len(loads) * per_layer + max(activations)
+    gradients = weight_memory(model, workload, router_parameters)
+    return len(loads) * (per_layer + gradients) + sum(activations)

@@ -49,12 +49,8 @@ def estimate(
 ) -> Estimate:
     """Estimate of one step of `num_layers` equal layers, run one after the other.
 
-    Args:
-        ops: of one layer.
-        load: of one layer; assignments and distinct experts are reported per layer.
-        num_layers: layers run one after the other.
-        peak_memory: of the step, from `layers.memory`.
-        calibration: the prices.
+    Ops and load are those of one layer, as are the estimate's assignments and distinct experts;
+    the peak memory is the step's.
     """
     prices = [op_price(op, calibration) for op in ops]
     by_stage = {

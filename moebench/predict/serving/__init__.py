@@ -1,1 +1,1 @@
-"""What stands around the experts: a whole decoder layer, a whole model, a deployment of GPUs."""
+"""Predictions of deployments: serving kernels, a decoder around the experts, a model, its GPUs."""

@@ -50,9 +50,7 @@ def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
 def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
     """Ends of the 90 % interval of baseline latency over the router's, batch by batch.
 
-    Args:
-        own: the router's step.
-        base: the baseline's step of the same deployment at the same batches.
+    Both steps are of one deployment at the same batches.
     """
     ratio = base.seconds / own.seconds
     experts = base.experts / own.experts

@@ -13,7 +13,7 @@ from moebench.predict.serving.decoder import ACTIVATIONS
 from moebench.predict.serving.deployment import Deployment, rank_model
 from moebench.routers.policy import Policy
 from moebench.spec.load import ExpertLoad
-from moebench.spec.parameters import attention_parameters
+from moebench.spec.parameters import attention_parameters, dense_parameters, shared_parameters
 from moebench.units import BYTES_PER_ELEMENT, Bytes
 
 OPTIMIZER_BYTES = 12
@@ -37,8 +37,7 @@ def rank_parameters(deployment: Deployment, router: Policy) -> tuple[float, floa
     model = rank_model(whole, d.tensor_parallel)
     h = model.hidden_size
     experts = whole.num_experts // d.expert_parallel * model.expert_parameters
-    shared = model.expert_matrices * h * model.shared_intermediate_size
-    attention = attention_parameters(model)
+    shared, attention = shared_parameters(model), attention_parameters(model)
     plain = router.parameters(whole) / whole.num_moe_layers
     plain += h * whole.has_shared_gate + whole.num_experts * whole.gate.has_correction_bias
     if d.level == "moe":
@@ -46,7 +45,7 @@ def rank_parameters(deployment: Deployment, router: Policy) -> tuple[float, floa
     norms = 2 * h
     if d.level == "decoder":
         return experts + shared + attention, plain + norms
-    dense = model.expert_matrices * h * model.dense_intermediate_size
+    dense = dense_parameters(model)
     layers = d.moe_layers + d.dense_layers
     tables = model.vocab_size * h * (1 if whole.has_tied_embeddings else 2)
     return (
@@ -60,12 +59,7 @@ def rank_memory(
 ) -> Mapping[str, Bytes]:
     """Bytes on the most loaded rank, by what they hold; they add up to the peak.
 
-    Args:
-        deployment: what runs.
-        router: whose parameters count.
-        load: of one layer, all ranks together.
-        copies: assignments of one layer on this rank.
-        batch: sequences.
+    `load` is that of one layer on all ranks together, `copies` its assignments on this rank.
     """
     d = deployment
     quantised, plain = rank_parameters(d, router)

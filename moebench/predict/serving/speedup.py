@@ -1,4 +1,4 @@
-"""What a router brings in a deployment: latency, speedup, energy and memory with their intervals.
+"""Speedup of a router in a deployment, with latency, energy, memory and their intervals.
 
     deployment = Deployment(load_model("mixtral-8x7b"), load_hardware("a800-sxm-80gb"),
                             level="model", phase="decode", context=1024)
@@ -74,7 +74,7 @@ class Speedup:
     memory: Mapping[str, Bytes]
     """Peak memory by what it holds."""
     basis: Basis
-    """What the expert kernel's calibration knew of this device and shape."""
+    """Basis of the expert kernel's prices: how near measured rows come to this device and shape."""
     calibration_error: tuple[float, float]
     """Measured over predicted, minus 1: between these were 90 % of the expert kernels' measured
     rows that the calibration had not seen, at this basis, family and number of tokens."""
@@ -182,10 +182,7 @@ def _bound(step: StepPrice, i: int) -> str:
 def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepEnergy:
     """Energy of the step at the i-th batch: the most loaded device's, times the devices.
 
-    Args:
-        step: at every batch.
-        i: which batch.
-        ends: of the latency's interval.
+    `ends` are those of the latency's interval.
     """
     d = step.deployment
     try:
