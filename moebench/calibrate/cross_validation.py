@@ -80,19 +80,19 @@ def _shapes_left_out(groups: Sequence[Measured]) -> Iterator[HeldOut]:
     """Some model shapes left out everywhere, with many and with a few rows of the others."""
     machines = {rows.hardware.name: rows.hardware for rows in groups}
     for left_out in shape_folds(groups):
-        kept = [rows[~np.isin(rows.shapes, left_out)] for rows in groups]
-        usable = [index for index, rows in enumerate(kept) if len(rows) >= FEW_ROWS]
-        fits = {i: as_fit(kept[i], full_fit(kept[i], FOLD_ROWS)) for i in usable}
+        remaining = [rows[~np.isin(rows.shapes, left_out)] for rows in groups]
+        usable = [index for index, rows in enumerate(remaining) if len(rows) >= FEW_ROWS]
+        fits = {i: as_fit(remaining[i], full_fit(remaining[i], FOLD_ROWS)) for i in usable}
         for index in usable:
             rows = groups[index][np.isin(groups[index].shapes, left_out)]
             if not len(rows):
                 continue
             siblings = [fit for other, fit in fits.items() if other != index]
             prior = prior_from(rows, siblings, machines)
-            own = thinned(kept[index], FOLD_ROWS, PARALLEL_ROWS)
+            own = thinned(remaining[index], FOLD_ROWS, PARALLEL_ROWS)
             error = rows.log_error(fit_parameters(own, prior))
             yield HeldOut("unseen shape, calibrated device", "shape", rows, error)
-            few, _ = _few_and_rest(kept[index], index)
+            few, _ = _few_and_rest(remaining[index], index)
             error = rows.log_error(fit_parameters(few, prior))
             yield HeldOut(f"unseen shape, {FEW_ROWS} rows", None, rows, error)
             strangers = [fit for fit in siblings if fit.system != rows.hardware.name]
