@@ -6,7 +6,7 @@ from moebench.doctor.record import Circumstances
 from moebench.doctor.selftest import BANDS, Rate, Selftest, UnitRates
 from moebench.doctor.timed_units import FEW_ROUNDS, MANY_ROUNDS
 from moebench.measure.preflight import Finding
-from moebench.report.document import Paragraph, markdown, plain_grid
+from moebench.report.document import Grid, Paragraph, markdown
 from moebench.terminal import text_table
 from moebench.units import text
 
@@ -70,7 +70,7 @@ def selftest_table(result: Selftest, where: Circumstances) -> str:
         f"experiments. {where}; {result.duration:.0f} s."
     )
     head = ("unit of work", *units, "required")
-    return markdown((plain_grid(head, rows, (0, len(units) + 1)), Paragraph(note)))
+    return markdown((Grid(head, rows, (0, len(units) + 1)), Paragraph(note)))
 
 
 def selftest_text(result: Selftest) -> str:

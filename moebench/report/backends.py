@@ -24,11 +24,11 @@ from moebench.report.document import (
     Block,
     Bullets,
     Command,
+    Grid,
     Heading,
     Paragraph,
     Picture,
     markdown,
-    plain_grid,
 )
 from moebench.spec.schema import encode
 from moebench.units import text
@@ -96,7 +96,7 @@ def _blocks(run: ExpertsRun, picture: Picture | None) -> list[Block]:
         over = f"/ {baseline_of(cell)}"
         for mix in cell.plan.mixes:
             head = (mix, "time", "95 %", "matmul", "read", "bound", over, "95 % ", "n")
-            blocks.append(plain_grid(head, [_row_cells(row) for row in cell_rows(cell, mix)]))
+            blocks.append(Grid(head, [_row_cells(row) for row in cell_rows(cell, mix)]))
         blocks += [Paragraph(f"{entry}: {error}") for entry, error in cell.errors.items()]
     blocks += _goals(cells)
     blocks += _routers(cells)
@@ -149,7 +149,7 @@ def _goals(cells: Sequence[ExpertsResult]) -> list[Block]:
     return [
         Heading("The figures asked"),
         Paragraph(f"{reached} of {len(asked)} reached."),
-        plain_grid(titles, [_goal_cells(goal) for goal in asked], (0, 1, 4, 5)),
+        Grid(titles, [_goal_cells(goal) for goal in asked], (0, 1, 4, 5)),
     ]
 
 
@@ -172,7 +172,7 @@ def _routers(cells: Sequence[ExpertsResult]) -> list[Block]:
     keys, routers = (list(dict.fromkeys(names)) for names in zip(*shares, strict=True))
     return [
         Heading(f"Routers: share of router and experts ({_baselines(cells)})"),
-        plain_grid(
+        Grid(
             ("cell", *routers),
             [(key, *(f"{shares[key, router]:.1%}" for router in routers)) for key in keys],
         ),

@@ -3,7 +3,7 @@
 Measured, predicted and promised numbers have columns of their own; simulated ones have no place.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from moebench.compare.pairs import corrected
 from moebench.compare.prediction_errors import prediction_error
@@ -12,7 +12,14 @@ from moebench.records.record import Failure, Record
 from moebench.records.results import Caveat, Ratio
 from moebench.records.run import Run
 from moebench.report.notation import DASH, percent, ratio_text, three_digits, time_text
-from moebench.report.table import CaseCells, Column, Note, ReportTable, TableCell, build_table
+from moebench.report.table import (
+    Column,
+    Note,
+    ReportTable,
+    RowCells,
+    TableCell,
+    build_table,
+)
 from moebench.units import Kind, text
 
 LEGEND = (
@@ -54,9 +61,6 @@ PREDICTED_COLUMNS = (
     Column("memory", "peak memory"),
 )
 
-RowCells = dict[str, TableCell]
-"""Cells of one row by column key."""
-
 
 def run_table(run: Run) -> ReportTable:
     """The table of all planned cases of a run.
@@ -68,14 +72,13 @@ def run_table(run: Run) -> ReportTable:
     predictions = {record.case.key: record for record in run.predictions}
     failures = {failure.case: failure for failure in run.failures}
 
-    def cases() -> Iterator[CaseCells]:
-        for cell in run.manifest.cells:
-            for key in cell.cases:
-                record = records.get(key) or predictions.get(key)
-                if record is not None:
-                    yield cell.key, record, _cells(record, failures.get(key), run)
-
-    return build_table(COLUMNS, cases())
+    planned = ((cell.key, key) for cell in run.manifest.cells for key in cell.cases)
+    cases = (
+        (cell, record, _cells(record, failures.get(key), run))
+        for cell, key in planned
+        if (record := records.get(key) or predictions.get(key)) is not None
+    )
+    return build_table(COLUMNS, cases)
 
 
 def predicted_table(records: Sequence[Record]) -> ReportTable:
@@ -94,14 +97,13 @@ def ratio(record: Record, kind: str) -> Ratio | None:
     return next((r for r in record.ratios if r.kind == kind), None)
 
 
-def measured_only(records: Iterable[Record]) -> tuple[Record, ...]:
+def measured_only(records: Sequence[Record]) -> Sequence[Record]:
     """The records, if every one of them was measured.
 
     Raises:
         ValueError: one was simulated or only predicted.
     """
-    checked = tuple(records)
-    for record in checked:
+    for record in records:
         if record.provenance != "measured" or record.measurement is None:
             why = ""
             if record.provenance == "simulated":
@@ -110,7 +112,7 @@ def measured_only(records: Iterable[Record]) -> tuple[Record, ...]:
                 f"{record.case.key}: its record is {record.provenance}, "
                 f"and only measured records enter a table of measurements{why}"
             )
-    return checked
+    return records
 
 
 def measurement_of(record: Record) -> Measurement:
@@ -140,19 +142,18 @@ def _forecast_cells(record: Record, is_baseline: bool) -> RowCells:
     if estimate.latency_low is not None and estimate.latency_high is not None:
         low, high = text(estimate.latency_low, "time"), text(estimate.latency_high, "time")
         latency = f"{latency} [{low}, {high}]"
-    ratios = {"promise": TableCell(""), "predicted_speedup": TableCell("baseline")}
+    promise, speedup = TableCell(""), TableCell("baseline")
     if not is_baseline:
-        ratios = {
-            "promise": _ratio_cell(ratio(record, "flops-promise"), "no baseline"),
-            "predicted_speedup": _ratio_cell(ratio(record, "predicted-speedup"), "no baseline"),
-        }
+        promise = _ratio_cell(record, "flops-promise", "no baseline")
+        speedup = _ratio_cell(record, "predicted-speedup", "no baseline")
     return {
         "router": TableCell(record.case.router.title),
         "mean_k": TableCell(f"{record.case.operating_point.mean_k:.2f}"),
         "distinct": TableCell(f"{estimate.distinct_experts:.2f}"),
         "flops": TableCell(three_digits(estimate.flops / tokens / 1e9)),
         "predicted": TableCell(latency, _caveat_notes(estimate.caveats)),
-        **ratios,
+        "promise": promise,
+        "predicted_speedup": speedup,
         "bound": TableCell(estimate.bound),
         "memory": TableCell(text(estimate.peak_memory, "size")),
     }
@@ -164,36 +165,27 @@ def _cells(record: Record, failure: Failure | None, run: Run) -> RowCells:
         "router": TableCell(record.case.router.title),
         "predicted": TableCell(text(estimate.latency, "time"), _caveat_notes(estimate.caveats)),
     }
-    if record.measurement is None and record.provenance == "predicted":
-        return cells | _unmeasured_cells(failure, run)
-    measured_only([record])
-    return cells | _measured_cells(record) | _ratio_cells(record, run.manifest.baseline)
-
-
-def _unmeasured_cells(failure: Failure | None, run: Run) -> RowCells:
+    if record.measurement is not None or record.provenance != "predicted":
+        measured_only([record])
+        return cells | _measured_cells(record) | _ratio_cells(record, run.manifest.baseline)
+    reason = f"not measured: the run is {run.manifest.status}"
     if failure is not None:
         reason = f"{failure.kind}: {failure.message}"
-        why = Note(reason, reason)
-    else:
-        why = Note("not measured", f"not measured: the run is {run.manifest.status}")
-    empty = {c.key: TableCell(DASH) for c in COLUMNS if c.key not in ("router", "predicted")}
-    return empty | {"latency": TableCell(DASH, (why,)), "verdict": TableCell("")}
+    empty = {column.key: TableCell(DASH) for column in COLUMNS}
+    return empty | {"latency": _missing(reason), "verdict": TableCell("")} | cells
 
 
 def _measured_cells(record: Record) -> RowCells:
-    measurement, tokens = record.measurement, record.case.workload.num_tokens
-    assert measurement is not None
+    measurement, tokens = measurement_of(record), record.case.workload.num_tokens
     flops, memory, energy = measurement.flops, measurement.memory, measurement.energy
     incomplete: tuple[Note, ...] = ()
     if not flops.complete:
         names = ", ".join(flops.unsupported)
-        incomplete = (
-            Note(
-                f"flops {names}",
-                f"incomplete-count: a counter cannot count {names}; "
-                "the number is the closed form from the observed routing",
-            ),
+        why = (
+            f"incomplete-count: a counter cannot count {names}; "
+            "the number is the closed form from the observed routing"
         )
+        incomplete = (Note(f"flops {names}", why),)
     error = prediction_error(record)
     assert error is not None
     doubts = _caveat_notes(measurement.caveats)
@@ -217,12 +209,14 @@ def _ratio_cells(record: Record, baseline: str) -> RowCells:
     if record.case.router.title == baseline:
         empty = {key: TableCell("") for key in ("promise", "predicted_speedup", "verdict")}
         return empty | {"speedup": TableCell("baseline")}
-    speedup, promise = ratio(record, "speedup"), ratio(record, "flops-promise")
-    predicted = ratio(record, "predicted-speedup")
+    speedup = ratio(record, "speedup")
+    no_count = "no promise: the baseline has no FLOP count"
     return {
-        "speedup": _ratio_cell(speedup, "no speedup: the baseline gave no number"),
-        "promise": _ratio_cell(promise, "no promise: the baseline has no FLOP count"),
-        "predicted_speedup": _ratio_cell(predicted, "the baseline was not predicted"),
+        "speedup": _ratio_cell(record, "speedup", "no speedup: the baseline gave no number"),
+        "promise": _ratio_cell(record, "flops-promise", no_count),
+        "predicted_speedup": _ratio_cell(
+            record, "predicted-speedup", "the baseline was not predicted"
+        ),
         "verdict": TableCell(speedup.verdict or "" if speedup else ""),
     }
 
@@ -231,7 +225,8 @@ def _quantity_cell(value: float | None, kind: Kind, reason: str) -> TableCell:
     return _missing(reason) if value is None else TableCell(text(value, kind))
 
 
-def _ratio_cell(value: Ratio | None, reason: str) -> TableCell:
+def _ratio_cell(record: Record, kind: str, reason: str) -> TableCell:
+    value = ratio(record, kind)
     return _missing(reason) if value is None else TableCell(ratio_text(value))
 
 

@@ -8,7 +8,7 @@ The page loads nothing: figures are inside it, and it reads well on a telephone 
 import base64
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -49,20 +49,12 @@ class Command:
 
 
 @dataclass(frozen=True)
-class GridGroup:
-    """Rows of a grid under a title; "" for no title."""
-
-    title: str
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
 class Grid:
-    """A table; columns that are not text are set flush right."""
+    """A table; a text in place of a row is a title across it, and numbers are set flush right."""
 
-    titles: tuple[str, ...]
-    groups: tuple[GridGroup, ...]
-    text_columns: frozenset[int] = frozenset({0})
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str] | str]
+    text_columns: Collection[int] = (0,)
 
 
 @dataclass(frozen=True)
@@ -79,16 +71,9 @@ class Picture:
 Block: TypeAlias = Heading | Paragraph | Bullets | Command | Grid | Picture
 
 
-def plain_grid(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = (0,)
-) -> Grid:
-    """A grid without groups."""
-    return Grid(tuple(titles), (GridGroup("", tuple(map(tuple, rows))),), frozenset(text_columns))
-
-
 def facts_grid(facts: Mapping[str, str]) -> Grid:
     """Facts as a table of two columns: names and texts."""
-    return plain_grid(("", ""), [(key.replace("_", " "), v) for key, v in facts.items()], (0, 1))
+    return Grid(("", ""), [(key.replace("_", " "), v) for key, v in facts.items()], (0, 1))
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -110,18 +95,19 @@ def _markdown_block(block: Block) -> str:
             # Brackets inside the text of an image would be read as another image.
             alternative = _plain(title.replace("[", "(").replace("]", ")"))
             return f"![{alternative}]({name}.png)\n\n{_line(caption)}"
-        case Grid(titles, groups, text_columns):
+        case Grid(titles, rows, text_columns):
             marks = ["---" if i in text_columns else "---:" for i in range(len(titles))]
-            rows = [_row(map(_plain, titles)), "|" + "|".join(marks) + "|"]
-            for group in groups:
-                if group.title:
-                    rows.append(_row([f"**{_plain(group.title)}**", *[""] * (len(titles) - 1)]))
-                rows += [_row(map(_plain, row)) for row in group.rows]
-            return "\n".join(rows)
+            return "\n".join(
+                [_row(titles), f"|{'|'.join(marks)}|", *(_row(row, len(titles)) for row in rows)]
+            )
 
 
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _row(row: Sequence[str] | str, num_columns: int = 0) -> str:
+    if isinstance(row, str):
+        cells = [f"**{_plain(row)}**", *[""] * (num_columns - 1)]
+    else:
+        cells = [_plain(cell) for cell in row]
+    return f"| {' | '.join(cells)} |"
 
 
 _EMPHASIS = re.compile(r"(?<![^\W_])_|_(?![^\W_])|~~")

@@ -1,6 +1,7 @@
 """The sections of a run's report in reading order, as blocks of a document."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from moebench.compare.prediction_errors import prediction_errors
 from moebench.records.record import Record
@@ -12,12 +13,10 @@ from moebench.report.document import (
     Bullets,
     Command,
     Grid,
-    GridGroup,
     Heading,
     Paragraph,
     Picture,
     facts_grid,
-    plain_grid,
 )
 from moebench.report.figures.draw import MissingFigure
 from moebench.report.notation import DASH, LEVELS, level_title, percent, ratio_text
@@ -59,22 +58,16 @@ def _results(table: ReportTable) -> Iterable[Block]:
     if not table.sections:
         yield Paragraph("No case was planned, predicted or measured.")
         return
-    titles = tuple(column.title + column.marks for column in table.columns)
-    texts = frozenset(i for i, column in enumerate(table.columns) if column.is_text)
-    for level in dict.fromkeys(section.level for section in table.sections):
-        groups = tuple(
-            GridGroup(
-                section.workload,
-                tuple(tuple(row.shown(c.key) for c in table.columns) for row in section.rows),
-            )
-            for section in table.sections
-            if section.level == level
-        )
+    titles = [column.title + column.marks for column in table.columns]
+    texts = [i for i, column in enumerate(table.columns) if column.is_text]
+    for level, sections in groupby(table.sections, lambda section: section.level):
+        rows: list[Sequence[str] | str] = []
+        for section in sections:
+            rows += [section.workload, *table.shown_rows(section)]
         yield Heading(level_title(level), 3)
-        yield Grid(titles, groups, texts)
-    yield Paragraph(LEGEND, is_small=True)
-    for mark, note in table.footnotes:
-        yield Paragraph(f"{mark} {note}", is_small=True)
+        yield Grid(titles, rows, texts)
+    for note in (LEGEND, *table.footnotes):
+        yield Paragraph(note, is_small=True)
 
 
 def _figures(pictures: Sequence[Picture], missing: Sequence[MissingFigure]) -> Iterable[Block]:
@@ -106,7 +99,7 @@ def _overheads(records: Sequence[Record]) -> Iterable[Block]:
         )
         for r, o in overheads
     ]
-    yield plain_grid(
+    yield Grid(
         ("level", "workload", "router", "overhead (95 %)", "verdict", "rounds"), rows, (0, 1, 2, 4)
     )
 
@@ -131,7 +124,7 @@ def _errors(records: Sequence[Record]) -> Iterable[Block]:
         )
         for e in errors
     ]
-    yield plain_grid(
+    yield Grid(
         ("phase", "level", "cases", "median error", "median |error|", "P90 |error|"), rows, (0, 1)
     )
 
@@ -163,7 +156,7 @@ def _flops(records: Sequence[Record]) -> Iterable[Block]:
                 ", ".join(uncounted) or DASH,
             )
         )
-    yield plain_grid(
+    yield Grid(
         ("router", "complete counts", "fvcore ×2", "torch", "cannot be counted"), rows, (0, 4)
     )
 

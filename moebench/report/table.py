@@ -5,7 +5,7 @@ caveats. Equal footnotes share one mark; one that holds for a whole column stand
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from moebench.records.record import Record
@@ -24,10 +24,15 @@ class Note:
 
 @dataclass(frozen=True)
 class TableCell:
-    """What a table shows at one place."""
+    """What a table shows at one place: a text and the marks of its notes."""
 
     text: str
     notes: tuple[Note, ...] = ()
+    marks: str = ""
+
+    @property
+    def shown(self) -> str:
+        return self.text + self.marks
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,8 @@ class Column:
     marks: str = ""
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """One case: its cells and the marks behind them, both by column key."""
-
-    router: str
-    cells: Mapping[str, TableCell]
-    marks: Mapping[str, str]
-
-    def shown(self, key: str) -> str:
-        """Text and marks of one cell."""
-        return self.cells[key].text + self.marks[key]
+RowCells = dict[str, TableCell]
+"""Cells of one case by column key."""
 
 
 @dataclass(frozen=True)
@@ -60,37 +56,43 @@ class TableSection:
     level: str
     workload: str
     detail: str
-    rows: tuple[TableRow, ...]
+    """Tokens and context of a step in words."""
+    rows: tuple[RowCells, ...]
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Cases grouped by level and workload, and the footnotes as pairs of mark and text."""
+    """Sections of rows, with numbered footnotes."""
 
     columns: tuple[Column, ...]
     sections: tuple[TableSection, ...]
-    footnotes: tuple[tuple[str, str], ...]
+    footnotes: tuple[str, ...]
+
+    def shown_rows(self, section: TableSection) -> list[list[str]]:
+        """Texts and marks of a section's rows."""
+        return [[row[column.key].shown for column in self.columns] for row in section.rows]
 
 
 MORE = " (and {} more with other figures, see the records)"
-CaseCells = tuple[str, Record, Mapping[str, TableCell]]
-"""Key of the section that a case belongs to, its record, and its cells by column key."""
 
 
-def build_table(columns: Sequence[Column], cases: Iterable[CaseCells]) -> ReportTable:
-    """The table of some cases: sections in order of appearance, those of a level together."""
-    by_section: dict[str, list[tuple[Record, TableRow]]] = {}
-    for key, record, cells in cases:
-        row = TableRow(record.case.router.title, cells, {})
-        by_section.setdefault(key, []).append((record, row))
-    sections = []
-    for members in by_section.values():
-        first, rows = members[0][0], tuple(row for _, row in members)
-        workload = first.case.workload
-        sections.append(TableSection(workload.level, workload.label, workload_detail(first), rows))
-    levels = list(dict.fromkeys(section.level for section in sections))
-    sections.sort(key=lambda section: levels.index(section.level))
-    return _with_marks(columns, sections)
+def build_table(
+    columns: Sequence[Column], cases: Iterable[tuple[str, Record, RowCells]]
+) -> ReportTable:
+    """The table of some cases: sections in order of appearance, those of a level together.
+
+    Args:
+        columns: without marks.
+        cases: key of the section that a case belongs to, its record and its cells.
+    """
+    sections: dict[str, TableSection] = {}
+    for key, record, row in cases:
+        workload = record.case.workload
+        empty = TableSection(workload.level, workload.label, workload_detail(record), ())
+        section = sections.get(key, empty)
+        sections[key] = replace(section, rows=(*section.rows, row))
+    levels = list(dict.fromkeys(section.level for section in sections.values()))
+    return _with_marks(columns, sorted(sections.values(), key=lambda s: levels.index(s.level)))
 
 
 def workload_detail(record: Record) -> str:
@@ -102,50 +104,43 @@ def workload_detail(record: Record) -> str:
     return f"{detail}, one CUDA graph" if record.launch == "graph" else detail
 
 
-class _Footnotes:
-    """Notes numbered in the order in which they are first met; equal keys share a number."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, list[str]] = {}
-
-    def marks(self, notes: Sequence[Note]) -> str:
-        for note in notes:
-            texts = self._texts.setdefault(note.key, [])
-            if note.text not in texts:
-                texts.append(note.text)
-        order = list(self._texts)
-        return superscript(sorted({order.index(note.key) + 1 for note in notes}))
-
-    def lines(self) -> tuple[tuple[str, str], ...]:
-        """Mark and text of each; of several texts under one key the first stands for all."""
-        return tuple(
-            (superscript([number]), first + (MORE.format(len(others)) if others else ""))
-            for number, (first, *others) in enumerate(self._texts.values(), 1)
-        )
-
-
 def _with_marks(columns: Sequence[Column], sections: Sequence[TableSection]) -> ReportTable:
     """Number the notes in reading order; a note shared by a whole column goes to its head."""
     rows = [row for section in sections for row in section.rows]
-    footnotes = _Footnotes()
+    texts: dict[str, list[str]] = {}
+    """Different texts of the notes of a key; keys in the order in which they are first met."""
+
+    def marks(notes: Iterable[Note]) -> str:
+        numbers = set()
+        for note in notes:
+            own = texts.setdefault(note.key, [])
+            if note.text not in own:
+                own.append(note.text)
+            numbers.add(list(texts).index(note.key) + 1)
+        return superscript(sorted(numbers))
+
     headed = []
     shared: dict[str, set[str]] = {}
     for column in columns:
-        cells = [row.cells[column.key] for row in rows]
+        cells = [row[column.key] for row in rows]
         keys = [{note.key for note in cell.notes} for cell in cells]
-        shared[column.key] = set.intersection(*keys) if len(rows) > 1 else set()
-        notes = [n for cell in cells for n in cell.notes if n.key in shared[column.key]]
-        headed.append(replace(column, marks=footnotes.marks(notes)))
+        common = set.intersection(*keys) if len(rows) > 1 else set()
+        shared[column.key] = common
+        of_all = [note for cell in cells for note in cell.notes if note.key in common]
+        headed.append(replace(column, marks=marks(of_all)))
 
-    def marked(row: TableRow) -> TableRow:
-        own = {
-            key: footnotes.marks([n for n in cell.notes if n.key not in shared[key]])
-            for key, cell in row.cells.items()
-        }
-        return replace(row, marks=own)
+    def marked(key: str, cell: TableCell) -> TableCell:
+        return replace(cell, marks=marks(n for n in cell.notes if n.key not in shared[key]))
 
-    done = [replace(section, rows=tuple(map(marked, section.rows))) for section in sections]
-    return ReportTable(tuple(headed), tuple(done), footnotes.lines())
+    done = tuple(
+        replace(s, rows=tuple({k: marked(k, cell) for k, cell in row.items()} for row in s.rows))
+        for s in sections
+    )
+    footnotes = (
+        f"{superscript([number])} {first}" + (MORE.format(len(others)) if others else "")
+        for number, (first, *others) in enumerate(texts.values(), 1)
+    )
+    return ReportTable(tuple(headed), done, tuple(footnotes))
 
 
 def render_text(table: ReportTable) -> str:
@@ -154,11 +149,10 @@ def render_text(table: ReportTable) -> str:
     rows: list[Sequence[str] | str] = []
     for section in table.sections:
         rows += ["", f"{LEVELS[section.level]} · {section.workload} ({section.detail})"]
-        rows += [[row.shown(c.key) for c in table.columns] for row in section.rows]
+        rows += table.shown_rows(section)
     lines = [text_table(titles, rows, [i for i, c in enumerate(table.columns) if c.is_text])]
     if table.footnotes:
-        notes = (fill(f"{mark} {note}", subsequent_indent="  ") for mark, note in table.footnotes)
-        lines += ["", *notes]
+        lines += ["", *(fill(note, subsequent_indent="  ") for note in table.footnotes)]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from nvml.loads import Case, Outcome, play, random_case
 from nvml.simulator import Simulator, compile_library
 
 from moebench.measure.energy.result import FULL, QUICK, EnergyPlan
-from moebench.report.document import markdown, plain_grid
+from moebench.report.document import Grid, markdown
 
 KINDS = ("steady", "drift", "periodic", "bursts")
 FIRST_SEED = 10_000
@@ -89,4 +89,4 @@ def measure(at_tick: Sequence[tuple[str, float]] = PUBLISHED) -> dict[str, float
 def table(record: Mapping[str, float]) -> str:
     """The figures in Markdown."""
     rows = [(what, f"{n:g}" if n > 1 else f"{n:.3%}") for what, n in record.items()]
-    return markdown([plain_grid(("figure", "value"), rows)])
+    return markdown([Grid(("figure", "value"), rows)])

@@ -33,7 +33,7 @@ from nvml.simulator import UUID, compile_library
 from moebench.compare.intervals import Vector, center_limits, trimmed_mean
 from moebench.measure.energy.meter import QUICK, Session, num_edges
 from moebench.measure.energy.process import ReaderProcess
-from moebench.report.document import markdown, plain_grid
+from moebench.report.document import Grid, markdown
 
 PAIRS = 400
 SLICE = 0.05
@@ -183,4 +183,4 @@ def table(record: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping)
     ]
     rows += [(what, f"{value:.4f}") for what, value in record.items() if isinstance(value, float)]
-    return markdown([plain_grid((f"{record['pairs']} pairs", "share, 95 % from, to"), rows)])
+    return markdown([Grid((f"{record['pairs']} pairs", "share, 95 % from, to"), rows)])

@@ -180,12 +180,12 @@ def measure() -> dict[str, Any]:
 
 def table(record: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
     """One row for each length and fault in Markdown, one column for each tool."""
-    from moebench.report.document import markdown, plain_grid
+    from moebench.report.document import Grid, markdown
 
     columns = record["columns"]
     rows = [(row, *(columns[name][row] for name in columns)) for row in columns["moebench"]]
     titles = ["", *(name.replace("==", " ") for name in PEERS), "moebench"]
-    return markdown([plain_grid(titles, rows, range(4))])
+    return markdown([Grid(titles, rows, range(4))])
 
 
 if __name__ == "__main__":

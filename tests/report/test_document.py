@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from report.pages import PageText
 
-from moebench.report.document import Bullets, Heading, Paragraph, Picture, page, plain_grid
+from moebench.report.document import Bullets, Grid, Heading, Paragraph, Picture, page
 from moebench.units import printable
 
 MARKUP = st.text("ab1_*~`#+-=.!()[]<>&\\|:;/\"' \té×", max_size=14).filter(str.strip)
@@ -17,7 +17,7 @@ def page_of(text: str) -> PageText:
         Paragraph(text),
         Paragraph(text, is_small=True),
         Bullets((text, text)),
-        plain_grid((text, text), [(text, text), (text, text)]),
+        Grid((text, text), [(text, text), (text, text)]),
         Picture("figure", text, text, b""),
     )
     html = page(text, blocks)
