@@ -12,22 +12,12 @@ from dataclasses import dataclass
 from moebench.records.confidence import median_interval
 from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
 from moebench.records.results import Interval
-from moebench.units import BYTES_PER_ELEMENT, Bytes, BytesPerSecond, Flops, FlopsPerSecond, Seconds
+from moebench.units import BYTES_PER_ELEMENT, BytesPerSecond, FlopsPerSecond, Seconds
 
 DEFAULTS = ("avx512", "packed", "grouped")
 """The first of these that ran is the baseline of the other backends, in forward cells."""
 TRAINED = "grouped"
 """The baseline of the other backends in training."""
-
-
-@dataclass(frozen=True)
-class MachineRates:
-    """Limits of the machine in the rounds of one cell, medians."""
-
-    matmul: FlopsPerSecond
-    """Rate of a square matmul in the cell's type."""
-    read: BytesPerSecond
-    """Rate of the fastest of torch's ways to read memory."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +29,10 @@ class BackendRow:
     backend: str
     time: Interval
     """Seconds a step."""
-    flops: Flops
-    weight_bytes: Bytes
-    """Weights of the experts that a step touches."""
-    rates: MachineRates
+    matmul: Seconds
+    """Least time for the FLOPs of a step, at the matmul rate."""
+    read: Seconds
+    """Least time to read the weights of the experts that a step touches, at the read rate."""
     ratio: Interval | None
     """Time of this backend over the baseline's; None for the baseline itself."""
     num_rounds: int
@@ -50,19 +40,7 @@ class BackendRow:
     @property
     def bound(self) -> Seconds:
         """The least time of a step on this machine."""
-        return max(self.flops / self.rates.matmul, self.weight_bytes / self.rates.read)
-
-    @property
-    def matmul_share(self) -> float:
-        return self.flops / self.time.value / self.rates.matmul
-
-    @property
-    def read_share(self) -> float:
-        return self.weight_bytes / self.time.value / self.rates.read
-
-    @property
-    def bound_share(self) -> float:
-        return self.bound / self.time.value
+        return max(self.matmul, self.read)
 
 
 def baseline_of(result: ExpertsResult) -> str:
@@ -72,39 +50,20 @@ def baseline_of(result: ExpertsResult) -> str:
     return next((name for name in DEFAULTS if name in result.samples), DEFAULTS[-1])
 
 
-def machine_rates(result: ExpertsResult) -> MachineRates:
-    """Limits of the machine, from the probes in a cell's rounds."""
+def machine_rates(result: ExpertsResult) -> tuple[FlopsPerSecond, BytesPerSecond]:
+    """Medians over a cell's rounds: of a square matmul in its type, of the fastest way to read."""
     rates = {
         name: PROBE_WORK[name] / statistics.median(seconds)
         for name, seconds in result.limits.items()
     }
-    matmul = rates[f"matmul {result.plan.dtype}"]
-    return MachineRates(
-        matmul, max(rate for name, rate in rates.items() if name.startswith("read"))
-    )
+    read = max(rate for name, rate in rates.items() if name.startswith("read"))
+    return rates[f"matmul {result.plan.dtype}"], read
 
 
 def times_by_round(result: ExpertsResult, what: str, mix: str) -> dict[int, Seconds]:
     """Seconds a step of a backend or "router NAME" by round; empty for what was not run."""
     samples = result.samples.get(what, {}).get(mix, [])
     return {number: seconds for number, _, seconds in samples}
-
-
-def step_work(result: ExpertsResult, what: str, mix: str) -> tuple[Flops, Bytes]:
-    """FLOPs of a step, and bytes of the touched experts' weights, mean over the steps timed."""
-    cell, loads = result.plan, result.loads[mix]
-    model = cell.spec()
-    num_steps = result.num_steps[f"{what}, {mix}"]
-    timed = [
-        loads[(first + i) % len(loads)]
-        for _, first, _ in result.samples[what][mix]
-        for i in range(num_steps)
-    ]
-    passes = 3 if cell.phase == "train" else 1
-    assignments = statistics.fmean(a for a, _ in timed)
-    touched = statistics.fmean(t for _, t in timed)
-    flops = 2.0 * passes * assignments * model.expert_parameters
-    return flops, passes * BYTES_PER_ELEMENT[cell.dtype] * touched * model.expert_parameters
 
 
 def time_ratio(
@@ -118,32 +77,39 @@ def time_ratio(
 
 def backend_row(result: ExpertsResult, backend: str, mix: str) -> BackendRow | None:
     """The row of a backend under a mix; None if it gave no time."""
-    samples, baseline = times_by_round(result, backend, mix), baseline_of(result)
-    if not samples:
+    times, baseline = times_by_round(result, backend, mix), baseline_of(result)
+    if not times:
         return None
+    cell, loads = result.plan, result.loads[mix]
+    timed = [
+        loads[(first + i) % len(loads)]
+        for _, first, _ in result.samples[backend][mix]
+        for i in range(result.num_steps[f"{backend}, {mix}"])
+    ]
+    assignments, touched = (statistics.fmean(each) for each in zip(*timed, strict=True))
+    passes = 3 if cell.phase == "train" else 1
+    parameters = passes * cell.spec().expert_parameters
+    matmul_rate, read_rate = machine_rates(result)
     return BackendRow(
-        result.plan,
+        cell,
         mix,
         backend,
-        median_interval([*samples.values()]),
-        *step_work(result, backend, mix),
-        machine_rates(result),
+        median_interval([*times.values()]),
+        2.0 * assignments * parameters / matmul_rate,
+        BYTES_PER_ELEMENT[cell.dtype] * touched * parameters / read_rate,
         None if backend == baseline else time_ratio(result, (backend, mix), (baseline, mix)),
-        len(samples),
+        len(times),
     )
 
 
-def cell_rows(result: ExpertsResult, mix: str) -> list[BackendRow]:
-    """Rows of a cell under one mix, the baseline's first."""
-    backends = [what for what in result.samples if not what.startswith("router ")]
-    backends.sort(key=lambda backend: backend != baseline_of(result))
-    rows = (backend_row(result, backend, mix) for backend in backends)
-    return [row for row in rows if row is not None]
-
-
 def backend_rows(cells: Sequence[ExpertsResult]) -> list[BackendRow]:
-    """Rows of all cells, in the order of the run."""
-    return [row for result in cells for mix in result.plan.mixes for row in cell_rows(result, mix)]
+    """Rows of all cells in the order of the run, by mix, the baseline's first."""
+    rows = []
+    for result in cells:
+        backends = [what for what in result.samples if not what.startswith("router ")]
+        backends.sort(key=lambda backend: backend != baseline_of(result))
+        rows += [backend_row(result, name, mix) for mix in result.plan.mixes for name in backends]
+    return [row for row in rows if row is not None]
 
 
 def router_shares(cells: Sequence[ExpertsResult]) -> list[tuple[ExpertsResult, str, float]]:

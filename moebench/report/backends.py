@@ -1,6 +1,6 @@
 """Report of a run of expert backends: a table a cell, the goals with what was reached, a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moebench import terminal
@@ -11,12 +11,13 @@ from moebench.records.experts_run import (
     ExpertsRun,
     load_experts_run,
 )
-from moebench.report.backend_goals import Goal, goals
+from moebench.records.results import Interval
+from moebench.report.backend_goals import goals
 from moebench.report.backend_rows import (
     TRAINED,
     BackendRow,
+    backend_rows,
     baseline_of,
-    cell_rows,
     machine_rates,
     router_shares,
 )
@@ -33,6 +34,10 @@ from moebench.report.document import (
 from moebench.spec.schema import encode
 from moebench.units import text
 
+CAPTION = (
+    "Left: time of each backend over the default's, same rounds, with 95 % intervals. Right: "
+    "what fewer assignments save in the bound, and in time."
+)
 TWO_POINT_ADA_K = (
     " ada-k is here one expert for 60 % of the tokens and two for 40 %; since schema 3 it is the "
     "geometric distribution of the same mean."
@@ -45,61 +50,44 @@ def report_experts(directory: Path, as_json: bool) -> int:
     Raises:
         ValueError: the run cannot be read, or has no cell yet.
     """
-    run = load_experts_run(directory)
-    for problem in run.problems:
-        terminal.say(f"note: {problem}")
-    _write(run)
-    if as_json:
-        terminal.show_json({"directory": str(directory), "cells": encode(run.cells)})
-    else:
-        terminal.show(markdown(_blocks(run, None)))
-    return 0
-
-
-def _write(run: ExpertsRun) -> None:
-    """Write `report.md` and the figure beside the cells."""
     # Importing matplotlib takes longer than everything else a report does.
     from moebench.report.figures.backends import backends_figure
     from moebench.report.figures.style import png, styled
 
+    run = load_experts_run(directory)
+    for problem in run.problems:
+        terminal.say(f"note: {problem}")
     if not run.cells:
-        raise ValueError(f"{run.directory}: no cell was measured yet; nothing to report")
+        raise ValueError(f"{directory}: no cell was measured yet; nothing to report")
     with styled():
         drawn = png(backends_figure(run.cells, _baselines(run.cells)))
-    caption = (
-        "Left: time of each backend over the default's, same rounds, with 95 % intervals. Right: "
-        "what fewer assignments save in the bound, and in time."
-    )
-    picture = Picture("execution", "Expert execution", caption, drawn)
-    replace_file(run.directory / "execution.png", drawn)
-    replace_file(run.directory / "report.md", markdown(_blocks(run, picture)).encode())
+    picture = Picture("execution", "Expert execution", CAPTION, drawn)
+    replace_file(directory / "execution.png", drawn)
+    replace_file(directory / "report.md", markdown(_blocks(run, picture)).encode())
+    if as_json:
+        terminal.show_json({"directory": str(directory), "cells": encode(run.cells)})
+    else:
+        terminal.show(markdown(_blocks(run)))
+    return 0
 
 
-def _blocks(run: ExpertsRun, picture: Picture | None) -> list[Block]:
-    manifest, cells = run.manifest, run.cells
+def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     blocks: list[Block] = [
-        Heading(manifest.title, 1),
-        Command(manifest.command),
-        Paragraph(_rests_on(manifest, cells)),
+        Heading(run.manifest.title, 1),
+        Command(run.manifest.command),
+        Paragraph(_rests_on(run.manifest, run.cells)),
+        *pictures,
     ]
-    if picture is not None:
-        blocks.append(picture)
-    for cell in cells:
-        blocks.append(Heading(cell.plan.key))
-        rates = machine_rates(cell)
-        blocks.append(
-            Paragraph(
-                f"Limits in the same rounds: matmul {rates.matmul / 1e12:.3f} TFLOP/s, "
-                f"read {rates.read / 1e9:.1f} GB/s."
-            )
-        )
-        over = f"/ {baseline_of(cell)}"
+    for cell in run.cells:
+        matmul, read = machine_rates(cell)
+        limits = f"matmul {matmul / 1e12:.3f} TFLOP/s, read {read / 1e9:.1f} GB/s"
+        blocks += [Heading(cell.plan.key), Paragraph(f"Limits in the same rounds: {limits}.")]
+        over, rows = f"/ {baseline_of(cell)}", backend_rows([cell])
         for mix in cell.plan.mixes:
             head = (mix, "time", "95 %", "matmul", "read", "bound", over, "95 % ", "n")
-            blocks.append(Grid(head, [_row_cells(row) for row in cell_rows(cell, mix)]))
+            blocks.append(Grid(head, [_row_cells(row) for row in rows if row.mix == mix]))
         blocks += [Paragraph(f"{entry}: {error}") for entry, error in cell.errors.items()]
-    blocks += _goals(cells)
-    blocks += _routers(cells)
+    blocks += [*_goals(run.cells), *_routers(run.cells)]
     if run.problems:
         blocks += [Heading("What is wrong with the files of this run"), Bullets(run.problems)]
     return blocks
@@ -121,47 +109,43 @@ def _rests_on(manifest: ExpertsManifest, cells: Sequence[ExpertsResult]) -> str:
 
 
 def _row_cells(row: BackendRow) -> tuple[str, ...]:
-    interval = ""
-    if row.time.low is not None and row.time.high is not None:
-        interval = f"{text(row.time.low, 'time')} to {text(row.time.high, 'time')}"
-    ratio = row.ratio
+    shares = (limit / row.time.value for limit in (row.matmul, row.read, row.bound))
     return (
         row.backend,
         text(row.time.value, "time"),
-        interval,
-        f"{row.matmul_share:.0%}",
-        f"{row.read_share:.0%}",
-        f"{row.bound_share:.0%}",
-        "" if ratio is None else f"{ratio.value:.2f}",
-        "" if ratio is None else _limits(ratio.low, ratio.high),
+        _limits(row.time, lambda seconds: text(seconds, "time")),
+        *(f"{share:.0%}" for share in shares),
+        f"{row.ratio.value:.2f}" if row.ratio else "",
+        _limits(row.ratio) if row.ratio else "",
         str(row.num_rounds),
     )
 
 
-def _limits(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+def _limits(interval: Interval, shown: Callable[[float], str] = "{:.2f}".format) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{shown(interval.low)} to {shown(interval.high)}"
 
 
 def _goals(cells: Sequence[ExpertsResult]) -> list[Block]:
     asked = goals(cells)
-    reached = sum(goal.is_reached for goal in asked)
+    rows = [
+        (
+            goal.title,
+            goal.where,
+            f"{goal.value.value:.2f}",
+            _limits(goal.value),
+            goal.asked,
+            "yes" if goal.is_reached else "no",
+        )
+        for goal in asked
+    ]
     titles = ("figure", "where", "value", "95 %", "asked", "reached")
     return [
         Heading("The figures asked"),
-        Paragraph(f"{reached} of {len(asked)} reached."),
-        Grid(titles, [_goal_cells(goal) for goal in asked], (0, 1, 4, 5)),
+        Paragraph(f"{sum(goal.is_reached for goal in asked)} of {len(asked)} reached."),
+        Grid(titles, rows, (0, 1, 4, 5)),
     ]
-
-
-def _goal_cells(goal: Goal) -> tuple[str, ...]:
-    return (
-        goal.title,
-        goal.where,
-        f"{goal.value:.2f}",
-        _limits(goal.low, goal.high),
-        goal.asked,
-        "yes" if goal.is_reached else "no",
-    )
 
 
 def _routers(cells: Sequence[ExpertsResult]) -> list[Block]:

@@ -23,15 +23,12 @@ def backends_figure(cells: Sequence[ExpertsResult], baseline: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     names = list(dict.fromkeys(row.backend for row in rows if row.ratio is not None))
     colours = dict(zip(names, (*PAPER_COLOURS.values(), *OTHER_COLOURS), strict=False))
-    for row in rows:
-        if row.ratio is None:
-            continue
+    for row, ratio in ((row, row.ratio) for row in rows if row.ratio is not None):
         y = float(places.index((row.cell.dtype, row.cell.shape, row.cell.num_tokens)))
         y += 0.17 * (names.index(row.backend) - (len(names) - 1) / 2)
-        low = row.ratio.value if row.ratio.low is None else row.ratio.low
-        high = row.ratio.value if row.ratio.high is None else row.ratio.high
-        left.plot((low, high), (y, y), color=colours[row.backend], linewidth=1.0)
-        left.plot(row.ratio.value, y, "o", markersize=4, color=colours[row.backend])
+        ends = (ratio.low or ratio.value, ratio.high or ratio.value)
+        left.plot(ends, (y, y), color=colours[row.backend], linewidth=1.0)
+        left.plot(ratio.value, y, "o", markersize=4, color=colours[row.backend])
     left.axvline(1, color=INK, linewidth=0.9)
     left.set_xscale("log", base=2)
     left.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
@@ -53,25 +50,16 @@ def backends_figure(cells: Sequence[ExpertsResult], baseline: str) -> Figure:
 
 
 def _draw_savings(axes: Axes, cells: Sequence[ExpertsResult]) -> None:
-    labels = []
-    for saving in savings(cells):
-        if not saving.is_promised:
-            continue
-        label = f"{saving.mix} against {COMPARED_WITH[saving.mix]}"
-        mark, colour = MARKS[saving.mix]
-        axes.plot(
-            saving.bound,
-            saving.time.value,
-            mark,
-            color=colour,
-            markersize=5,
-            label=None if label in labels else label,
-        )
-        labels.append(label)
+    promised = [saving for saving in savings(cells) if saving.is_promised]
+    for mix in dict.fromkeys(saving.mix for saving in promised):
+        own = [(saving.bound, saving.time.value) for saving in promised if saving.mix == mix]
+        mark, colour = MARKS[mix]
+        label = f"{mix} against {COMPARED_WITH[mix]}"
+        axes.plot(*zip(*own, strict=True), mark, color=colour, markersize=5, label=label)
     axes.plot((1, 4.4), (1, 4.4), color=MUTED, linewidth=0.9)
     axes.plot((1, 4.4), (0.9, 0.9 * 4.4), color=MUTED, linewidth=0.9, linestyle=":")
     axes.set_xlabel("saving in the bound")
     axes.set_ylabel("saving in time")
     axes.text(2.6, 2.2, "0.9 of the bound's", color=MUTED, ha="left", va="top", fontsize=8)
-    if labels:
+    if promised:
         axes.legend(loc="upper left")
