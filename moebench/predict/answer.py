@@ -56,7 +56,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
             return document(break_even=[row for rows in found for row in rows])
         return break_even_text(found, deployments[0])
     if options.plot is not None:
-        from moebench.report.figures.forecast import check_format
+        from moebench.predict.figure import check_format
 
         check_format(options.plot)
     cases = []
@@ -76,7 +76,7 @@ def draw(cases: Sequence[Sequence[Speedup]], path: Path) -> None:
     Raises:
         ValueError: it cannot be written there.
     """
-    from moebench.report.figures.forecast import SpeedupCurve, draw_forecasts, save
+    from moebench.predict.figure import SpeedupCurve, draw_forecasts, save
 
     curves = [
         SpeedupCurve(
