@@ -56,7 +56,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
             return document(break_even=[row for rows in found for row in rows])
         return break_even_text(found, deployments[0])
     if options.plot is not None:
-        from moebench.predict.figure import check_format
+        from moebench.report.figures.style import check_format
 
         check_format(options.plot)
     cases = []
@@ -76,20 +76,10 @@ def draw(cases: Sequence[Sequence[Speedup]], path: Path) -> None:
     Raises:
         ValueError: it cannot be written there.
     """
-    from moebench.predict.figure import SpeedupCurve, draw_forecasts, save
+    from moebench.predict.figure import draw_forecasts
+    from moebench.report.figures.style import save
 
-    curves = [
-        SpeedupCurve(
-            router=rows[0].router,
-            batches=[row.batch for row in rows],
-            values=[row.value for row in rows],
-            low=[row.low for row in rows],
-            high=[row.high for row in rows],
-            flops_promise=[row.flops_promise for row in rows],
-        )
-        for rows in cases
-    ]
     title, footnote = figure_texts(cases)
-    labelled = dict(zip(labels_of(cases), curves, strict=True))
+    labelled = dict(zip(labels_of(cases), cases, strict=True))
     save(draw_forecasts(labelled, title, footnote), path)
     terminal.say(f"drawn: {path}")

@@ -1,51 +1,38 @@
 """Figure of predicted speedup over batch, with its interval and what FLOPs promise."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from moebench.predict.text import Speedups
 from moebench.report.figures import style
 
-FORMATS = (".png", ".pdf", ".svg")
 MOST_TICKS = 14
 
 
-@dataclass(frozen=True)
-class SpeedupCurve:
-    """Predicted speedup of one router over the model's own top-k, by batch."""
-
-    router: str
-    batches: Sequence[int]
-    values: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
-    """Upper ends of the 90 % intervals."""
-    flops_promise: Sequence[float]
-
-
-def draw_forecasts(curves: Mapping[str, SpeedupCurve], title: str, footnote: str) -> Figure:
+def draw_forecasts(cases: Mapping[str, Speedups], title: str, footnote: str) -> Figure:
     """Figure of predicted speedups over the model's own top-k at every batch.
 
     Args:
-        curves: one a case, by its label.
+        cases: by their labels.
         title: what all cases share.
         footnote: what the prediction rests on.
     """
-    colours = _colours(curves)
+    colours = _colours(cases)
     with style.styled():
         figure = Figure(figsize=(style.WIDTH, 4.6), layout="constrained")
         axes = figure.subplots()
         axes.axhline(1.0, color=style.BASELINE_COLOUR, linewidth=1.0)
-        batches = sorted({batch for curve in curves.values() for batch in curve.batches})
-        for label, curve in curves.items():
-            x, colour = curve.batches, colours[label]
-            axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(x, curve.values, "--o", color=colour, mfc="white", markersize=4.5)
-            axes.plot(x, curve.flops_promise, ":", color=colour)
+        batches = sorted({row.batch for rows in cases.values() for row in rows})
+        for label, rows in cases.items():
+            x, colour = [row.batch for row in rows], colours[label]
+            ends = [row.low for row in rows], [row.high for row in rows]
+            axes.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
+            values = [row.value for row in rows]
+            axes.plot(x, values, "--o", color=colour, mfc="white", markersize=4.5)
+            axes.plot(x, [row.flops_promise for row in rows], ":", color=colour)
         style.batch_axis(axes, batches[:: -(-len(batches) // MOST_TICKS)])
         axes.yaxis.set_major_formatter("{x:.2f}×")
         axes.set_xlabel("batch, sequences")
@@ -55,7 +42,7 @@ def draw_forecasts(curves: Mapping[str, SpeedupCurve], title: str, footnote: str
             *(
                 Line2D([], [], color=colours[label], linestyle="--", marker="o", mfc="white",
                        label=label)
-                for label in curves
+                for label in cases
             ),
             Patch(color=style.MUTED, alpha=0.3, label="90 % interval"),
             Line2D([], [], color=style.INK, linestyle=":", label="what FLOPs promise"),
@@ -65,33 +52,14 @@ def draw_forecasts(curves: Mapping[str, SpeedupCurve], title: str, footnote: str
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format that the file's name asks for.
-
-    Raises:
-        ValueError: a format that is none of `FORMATS`, or a file that cannot be written.
-    """
-    check_format(path)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ValueError(f"--plot {path}: cannot be written: {error.strerror}") from error
-
-
-def check_format(path: Path) -> None:
-    """Refuse a file name before anything is computed."""
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"--plot: found {str(path)!r}, expected a name in {', '.join(FORMATS)}")
-
-
-def _colours(curves: Mapping[str, SpeedupCurve]) -> dict[str, str]:
+def _colours(cases: Mapping[str, Speedups]) -> dict[str, str]:
     """Colour of each case: its router's if all routers differ, else the next of the palette."""
-    routers = [curve.router for curve in curves.values()]
+    routers = [rows[0].router for rows in cases.values()]
     if len(set(routers)) == len(routers):
         spare = iter(style.OTHER_COLOURS)
         return {
             label: style.PAPER_COLOURS.get(router) or next(spare, style.MUTED)
-            for label, router in zip(curves, routers, strict=True)
+            for label, router in zip(cases, routers, strict=True)
         }
     palette = (*style.PAPER_COLOURS.values(), *style.OTHER_COLOURS)
-    return {label: palette[i % len(palette)] for i, label in enumerate(curves)}
+    return {label: palette[i % len(palette)] for i, label in enumerate(cases)}

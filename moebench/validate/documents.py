@@ -124,7 +124,7 @@ def text(document: Mapping[str, Any]) -> str:
 
 def draw_scores(table: LatencyTable, scores: Scores, folder: Path) -> list[Path]:
     """A figure of each device; returns the files."""
-    from moebench.report.figures.accuracy import Points, draw_accuracy
+    from moebench.report.figures.accuracy import draw_accuracy
 
     quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
     x = "m" if table.kind == "gemm" else "tokens"
@@ -141,15 +141,10 @@ def draw_scores(table: LatencyTable, scores: Scores, folder: Path) -> list[Path]
         works &= table.numbers["slow_tactic"] == 0
     for system in sorted(set(systems[works].tolist())):
         here = works & (systems == system)
-        points = Points(
-            labels[here].tolist(),
-            scores.num_tokens[here],
-            scores.measured[here],
-            scores.predicted[here],
-        )
+        ratios = scores.predicted[here] / scores.measured[here]
+        title = f"{system}, {quantity.get(table.kind, 'MoE layer latency')}"
+        drawn = draw_accuracy(labels[here].tolist(), scores.num_tokens[here], ratios, title, x)
         path = folder / f"{system}.png"
-        path.write_bytes(
-            draw_accuracy(points, system, quantity.get(table.kind, "MoE layer latency"), x)
-        )
+        path.write_bytes(drawn)
         paths.append(path)
     return paths

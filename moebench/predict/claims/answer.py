@@ -19,7 +19,7 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
     from tqdm import tqdm
 
     if plot is not None:
-        from moebench.predict.figure import check_format
+        from moebench.report.figures.style import check_format
 
         check_format(plot)
     claims = [(paper, claim) for paper in load_papers() for claim in paper.claim]
@@ -27,7 +27,7 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
     settled = [settle_claim(paper, claim) for paper, claim in bar]
     if plot is not None:
         from moebench.predict.claims.figure import draw_claims
-        from moebench.predict.figure import save
+        from moebench.report.figures.style import save
 
         save(draw_claims(settled), plot)
         terminal.say(f"drawn: {plot}")

@@ -5,13 +5,12 @@ variants of the kernel between which the model does not distinguish.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from numpy.typing import NDArray
 
+from moebench.compare.intervals import Vector
 from moebench.report.figures.style import BAND, INK, MUTED, png, styled
 
 COLUMNS = 2
@@ -27,54 +26,38 @@ WITHIN = 0.10
 """Half-width of the grey band around equality."""
 
 
-@dataclass(frozen=True)
-class Points:
-    """Measured and predicted values as arrays over the rows of a table."""
-
-    labels: Sequence[str]
-    """Kernel of each row: a panel each."""
-    num_tokens: NDArray[np.float64]
-    measured: NDArray[np.float64]
-    predicted: NDArray[np.float64]
-
-
-def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
+def draw_accuracy(
+    labels: Sequence[str], num_tokens: Vector, ratios: Vector, title: str, x: str
+) -> bytes:
     """A PNG with a panel for each kernel: predicted over measured against tokens.
 
     Args:
-        points: at least one row.
-        device: for the title.
-        quantity: what is predicted, for the title.
+        labels: kernel of each row of a table, at least one.
+        num_tokens: of each row.
+        ratios: predicted over measured value of each row.
+        title: device and predicted quantity.
         x: label of the horizontal axis.
     """
-    names = sorted(set(points.labels))
+    names = sorted(set(labels))
     lines = -(-len(names) // COLUMNS)
     with styled():
         figure = Figure(figsize=(COLUMNS * PANEL[0], lines * PANEL[1] + 0.6), layout="constrained")
         axes = figure.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
         for axis, name in zip(axes, names, strict=False):
-            here = np.array(points.labels) == name
-            tokens = points.num_tokens[here]
-            ratio = points.predicted[here] / points.measured[here]
+            here = np.array(labels) == name
+            tokens, ratio = num_tokens[here], ratios[here]
             axis.axhspan(1 / (1 + WITHIN), 1 + WITHIN, color=BAND, zorder=0)
-            shown = np.linspace(0, len(tokens) - 1, min(len(tokens), MOST_POINTS)).astype(int)
-            axis.plot(
-                tokens[shown],
-                np.clip(ratio[shown], *SHOWN),
-                ".",
-                color="#0072B2",
-                alpha=0.25,
-                markersize=3,
-                mew=0,
-            )
+            few = np.linspace(0, len(tokens) - 1, min(len(tokens), MOST_POINTS)).astype(int)
+            points = np.clip(ratio[few], *SHOWN)
+            axis.plot(tokens[few], points, ".", color="#0072B2", alpha=0.25, markersize=3, mew=0)
             grid = np.unique(tokens)
             middle = [np.median(ratio[tokens == value]) for value in grid]
             ends = [np.percentile(ratio[tokens == value], [5, 95]) for value in grid]
             axis.plot(grid, middle, color=INK, linewidth=1.3)
             axis.plot(grid, ends, color=MUTED, linewidth=0.8)
             error = 100 * np.abs(ratio - 1)
-            title = name if len(name) <= TITLE else f"{name[:20]}...{name[-(TITLE - 23) :]}"
-            axis.set_title(f"{title}: {error.mean():.1f} %", fontsize=8)
+            shown = name if len(name) <= TITLE else f"{name[:20]}...{name[-(TITLE - 23) :]}"
+            axis.set_title(f"{shown}: {error.mean():.1f} %", fontsize=8)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log", base=2)
             axis.set_ylim(*SHOWN)
@@ -86,9 +69,7 @@ def draw_accuracy(points: Points, device: str, quantity: str, x: str) -> bytes:
             axis.xaxis.set_tick_params(labelbottom=True)
         for axis in axes[len(names) :]:
             axis.set_axis_off()
-        figure.suptitle(
-            f"{device}, {quantity}: predicted over measured (line: median, grey: 5 and 95 %)",
-            fontsize=9,
-        )
+        explained = f"{title}: predicted over measured (line: median, grey: 5 and 95 %)"
+        figure.suptitle(explained, fontsize=9)
         figure.supxlabel(x, fontsize=9)
         return png(figure, dots_per_inch=110)

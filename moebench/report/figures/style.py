@@ -39,6 +39,8 @@ PHASE_MARKERS = {"decode": "o", "prefill": "s", "train": "^"}
 PREDICTED: Mapping[str, Any] = {"marker": "D", "markersize": 4, "markerfacecolor": "white"}
 """Marker of a predicted value."""
 
+FORMATS = (".png", ".pdf", ".svg")
+"""File names that --plot accepts."""
 WIDTH = 9.0
 """Width of a figure in inches; at 160 dots an inch it has twice the width of a README's column."""
 LEGEND_HEIGHT = 0.9
@@ -56,6 +58,25 @@ def png(figure: Figure, dots_per_inch: float | None = None) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch or "figure", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format that the file's name asks for.
+
+    Raises:
+        ValueError: a format that is none of `FORMATS`, or a file that cannot be written.
+    """
+    check_format(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ValueError(f"--plot {path}: cannot be written: {error.strerror}") from error
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file name before anything is computed."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"--plot: found {str(path)!r}, expected a name in {', '.join(FORMATS)}")
 
 
 @dataclass(frozen=True)
