@@ -20,7 +20,6 @@ from moebench.measure.environment import describe_machine, machine_folder
 from moebench.records.checksum import write_document
 from moebench.records.manifest import run_id
 from moebench.spec.schema import decode, encode
-from moebench.version import VERSION
 
 SCHEMA = 1
 CIRCUMSTANCES = "circumstances"
@@ -73,7 +72,7 @@ def circumstances(command: str, device: torch.device) -> Circumstances:
     if commit is not None and software.dirty:
         commit = f"{commit}-dirty"
     return Circumstances(
-        run=run_id(started, (software.commit or f"v{VERSION}")[:9]),
+        run=run_id(started, software.commit),
         command=command,
         machine=machine_folder(environment),
         model=gpu.name if gpu else cpu.model,

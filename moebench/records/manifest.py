@@ -12,6 +12,7 @@ from moebench.records.record import SCHEMA
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import decode
 from moebench.units import Seconds
+from moebench.version import VERSION
 
 MANIFEST = "manifest.json"
 RunKind = Literal["routers", "experts"]
@@ -71,9 +72,9 @@ class Manifest:
     schema: int = SCHEMA
 
 
-def run_id(started: datetime, commit_or_version: str) -> str:
-    """Identifier of a run that sorts by time: "20261122T130501Z-cb3f0b3"."""
-    return f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{commit_or_version}"
+def run_id(started: datetime, commit: str | None) -> str:
+    """Identifier of a run that sorts by time, "20261122T130501Z-cb3f0b3"; or with the version."""
+    return f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{(commit or f'v{VERSION}')[:9]}"
 
 
 def now() -> str:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -80,9 +79,8 @@ class ExpertBench:
             if self.alone:
                 self._drop_parameters()
         generator = torch.Generator().manual_seed(seed)
-        self.steps = {}
-        for mix in plan.mixes:
-            self.steps[mix] = []
+        self.steps, loads = {mix: [] for mix in plan.mixes}, {}
+        for mix, steps in self.steps.items():
             for _ in range(plan.num_steps):
                 drawn = draw_slots(mix, model.top_k, model.num_experts, plan.num_tokens, generator)
                 choice = drawn.to(self.device)
@@ -92,14 +90,12 @@ class ExpertBench:
                 )
                 routing = Routing.from_slots(*choice)
                 routing.slots  # noqa: B018 - made now, not while a backend is timed
-                self.steps[mix].append(ExpertStep(x, choice, routing, direction))
-        return {
-            mix: [
-                (step.routing.num_assignments, int((step.routing.tokens_per_expert > 0).sum()))
-                for step in steps
+                steps.append(ExpertStep(x, choice, routing, direction))
+            flat = [step.routing for step in steps]
+            loads[mix] = [
+                (own.num_assignments, int((own.tokens_per_expert > 0).sum())) for own in flat
             ]
-            for mix, steps in self.steps.items()
-        }
+        return loads
 
     def time(self, what: str, mix: str, phase: str, first: int, num_steps: int) -> Seconds:
         """Seconds a step of a backend, a router ("router NAME") or a limit ("matmul", "read").
@@ -112,11 +108,16 @@ class ExpertBench:
         kind, _, name = what.rpartition(" ")
         if not kind and phase != "train":
             self._build_layout(name)
-        run = (
-            partial(self._route, name) if kind else partial(self._run, name, execution(name), phase)
-        )
+        experts = None if kind else execution(name)
         steps = self.steps[mix]
         chosen = [steps[(first + i) % len(steps)] for i in range(num_steps)]
+
+        def run(step: ExpertStep) -> None:
+            with torch.inference_mode(phase != "train"):
+                if experts is None:
+                    self.routers[name](step.x)
+                else:
+                    self._run(name, experts, phase, step)
 
         def work() -> None:
             for step in chosen:
@@ -161,22 +162,15 @@ class ExpertBench:
         """Run a step from the router's slots to the layer's output, sorting included."""
         assert self.weights is not None
         takes_slots = EXPERT_BACKENDS[name].takes_slots
+        x = step.x.detach().requires_grad_() if phase == "train" else step.x
+        routing = step.routing if takes_slots else Routing.from_slots(*step.choice)
+        y = experts(x, routing, self.weights)
         if phase == "train":
-            x = step.x.detach().requires_grad_()
-            routing = step.routing if takes_slots else Routing.from_slots(*step.choice)
-            experts(x, routing, self.weights).backward(step.direction)  # type: ignore[no-untyped-call]
+            y.backward(step.direction)  # type: ignore[no-untyped-call]
             self.weights.zero_grad(set_to_none=True)
-            return
-        with torch.inference_mode():
-            routing = step.routing if takes_slots else Routing.from_slots(*step.choice)
-            experts(step.x, routing, self.weights)
-
-    def _route(self, name: str, step: ExpertStep) -> None:
-        with torch.inference_mode():
-            self.routers[name](step.x)
 
 
-def _probes(device: torch.device) -> dict[str, Callable[[], None]]:
+def _probes(device: torch.device) -> dict[str, Callable[[], Any]]:
     """The machine's limits: square matmuls, and the ways torch has of reading memory.
 
     `PROBE_WORK` has the FLOPs or bytes of each.
@@ -187,17 +181,14 @@ def _probes(device: torch.device) -> dict[str, Callable[[], None]]:
     half = len(words) // 2
     target = torch.empty_like(words[:half])
 
-    def run(work: Callable[[], object]) -> None:
-        with torch.inference_mode():
-            work()
-
-    return {
-        "matmul bfloat16": partial(run, lambda: a @ a),
-        "matmul float32": partial(run, lambda: wide @ wide),
-        "read sum": partial(run, lambda: words.sum()),
-        "read dot": partial(run, lambda: torch.dot(words[:half], words[half:])),
-        "read copy": partial(run, lambda: target.copy_(words[:half])),
+    probes: dict[str, Callable[[], Any]] = {
+        "matmul bfloat16": lambda: a @ a,
+        "matmul float32": lambda: wide @ wide,
+        "read sum": lambda: words.sum(),
+        "read dot": lambda: torch.dot(words[:half], words[half:]),
+        "read copy": lambda: target.copy_(words[:half]),
     }
+    return {name: torch.inference_mode()(probe) for name, probe in probes.items()}
 
 
 def scratch(plan: ExpertsCell) -> Bytes:

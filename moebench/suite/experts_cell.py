@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -35,7 +36,8 @@ Entry = tuple[str, str]
 class WorkerClock:
     """Clock whose times were taken in the workers, so that passing messages does not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
         self.measured: Seconds = 0.0
 
     def now(self) -> Seconds:
@@ -44,6 +46,14 @@ class WorkerClock:
     def time(self, work: Callable[[], None]) -> Seconds:
         work()
         return self.measured
+
+    def visit(self, turn: tuple[str, str, str], steps: int, first: int) -> Visit:
+        """A visit of `steps` steps, whatever the rounds ask for, which begin at round `first`."""
+
+        def run(first_step: int, _: int) -> None:
+            self.measured = self.workers.ask(turn[0], "time", *turn, first + first_step, steps)
+
+        return run
 
 
 def measure_cell(
@@ -54,53 +64,36 @@ def measure_cell(
     Raises:
         RuntimeError: the process that the backends share died.
     """
-    start, clock = time.perf_counter(), WorkerClock()
+    start, clock = time.perf_counter(), WorkerClock(workers)
     routers = file.routers if plan.phase == "forward" else ()
     result = ExpertsResult(plan, workers.open(plan, file.seed, routers))
     warm = _warm_up(result, workers, _entries(plan, workers.backends, routers))
     slow = _slow_entries(warm, workers.backends)
-    first = 0
-    for last in (SLOW_ROUNDS, LEAST_ROUNDS, file.rounds):
-        left = allowed - (time.perf_counter() - start)
-        budget = math.inf if last <= LEAST_ROUNDS else left
-        num_rounds = min(last, file.rounds) - first
-        if num_rounds <= 0 or budget <= 0:
-            break
-        visits = {name: _visit(workers, clock, (name, "", plan.phase), 1) for name in PROBE_WORK}
+    stops = sorted({min(n, file.rounds) for n in (0, SLOW_ROUNDS, LEAST_ROUNDS, file.rounds)})
+    for first, last in pairwise(stops):
+        budget = math.inf
+        if last > LEAST_ROUNDS:
+            budget = allowed - (time.perf_counter() - start)
+            if budget <= 0:
+                break
+        visits = {name: clock.visit((name, "", plan.phase), 1, 0) for name in PROBE_WORK}
         for (what, mix), seconds in warm.items():
             key = f"{what}, {mix}"
             if key not in result.errors and (first == 0 or (what, mix) not in slow):
                 steps = math.ceil(QUICK_VISIT / max(seconds, 1e-6))
                 result.num_steps[key] = max(1, min(MOST_STEPS, steps))
                 turn = (what, mix, plan.phase)
-                visits[key] = _visit(workers, clock, turn, result.num_steps[key], first)
+                visits[key] = clock.visit(turn, result.num_steps[key], first)
         # A visit counts as one step, though it runs as many as fill `QUICK_VISIT`.
-        rounds = measure_rounds(
-            visits,
-            clock,
-            Plan(
-                budget,
-                seed=file.seed + first,
-                stream_length=plan.num_steps,
-                max_rounds=num_rounds,
-                max_warmup_visits=0,
-            ),
-            progress,
+        effort = Plan(
+            budget,
+            seed=file.seed + first,
+            stream_length=plan.num_steps,
+            max_rounds=last - first,
+            max_warmup_visits=0,
         )
-        _add(result, rounds, first)
-        first += num_rounds
+        _add(result, measure_rounds(visits, clock, effort, progress), first)
     return result
-
-
-def _visit(
-    workers: Workers, clock: WorkerClock, turn: tuple[str, str, str], steps: int, first: int = 0
-) -> Visit:
-    """A visit of a worker: `steps` steps from the round's on, `first` rounds after the first."""
-
-    def visit(first_step: int, num_steps: int) -> None:
-        clock.measured = workers.ask(turn[0], "time", *turn, first + first_step, steps)
-
-    return visit
 
 
 def _warm_up(
@@ -117,20 +110,17 @@ def _warm_up(
             if seconds < WARM_ALL:
                 for first in range(1, plan.num_steps):
                     workers.ask(what, "time", what, mix, plan.phase, first, 1)
+            warm[what, mix] = seconds
         except RuntimeError as error:
             result.errors[f"{what}, {mix}"] = str(error)
-        else:
-            warm[what, mix] = seconds
     return warm
 
 
 def _slow_entries(warm: dict[Entry, Seconds], backends: Sequence[str]) -> set[Entry]:
     """Backends that are `SLOW_ENTRY` times slower than the fastest under the same mix."""
-    of_backends = {entry: seconds for entry, seconds in warm.items() if entry[0] in backends}
-    fastest: dict[str, Seconds] = {}
-    for (_, mix), seconds in of_backends.items():
-        fastest[mix] = min(seconds, fastest.get(mix, seconds))
-    return {entry for entry, s in of_backends.items() if s > SLOW_ENTRY * fastest[entry[1]]}
+    own = {entry: seconds for entry, seconds in warm.items() if entry[0] in backends}
+    fastest = {mix: min(s for (_, other), s in own.items() if other == mix) for _, mix in own}
+    return {entry for entry, s in own.items() if s > SLOW_ENTRY * fastest[entry[1]]}
 
 
 def _add(result: ExpertsResult, rounds: Rounds, first: int) -> None:
@@ -151,11 +141,13 @@ def _add(result: ExpertsResult, rounds: Rounds, first: int) -> None:
 
 def _entries(plan: ExpertsCell, backends: Sequence[str], routers: Sequence[str]) -> list[Entry]:
     """Every backend that can run the cell under every mix, and the routers under the first."""
-    dtype = getattr(torch, plan.dtype)
-    fit = [name for name in backends if takes_dtype(name, dtype)]
+    fit = [name for name in backends if takes_dtype(name, getattr(torch, plan.dtype))]
     if plan.phase == "train":
         # A backend that another stands in for would be that one once more.
-        fit = [name for name in fit if EXPERT_BACKENDS[name].has_gradients]
-        fit = [name for name in fit if executing(name, "train").name == name]
+        fit = [
+            name
+            for name in fit
+            if EXPERT_BACKENDS[name].has_gradients and executing(name, "train").name == name
+        ]
     entries = [(name, mix) for mix in plan.mixes for name in fit]
     return entries + [(f"router {name}", plan.mixes[0]) for name in routers]

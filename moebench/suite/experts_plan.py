@@ -1,7 +1,7 @@
 """Suites of expert backends as TOML files: their tables, their checks, and their cells."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,11 +62,7 @@ class ExpertsSuite:
 
 
 def load_experts_suite(path: Path) -> ExpertsSuite:
-    """Read and check the suite.
-
-    Raises:
-        ValueError: an unknown backend, router, mix or model, or an ill-typed value.
-    """
+    """Read the suite, and check its backends, routers, mixes and models."""
     file = from_mapping(ExpertsFile, read_toml(path), str(path))
     for what, names, known in (
         ("backends", file.backends, EXPERT_BACKENDS),
@@ -85,16 +81,13 @@ def load_experts_suite(path: Path) -> ExpertsSuite:
 
 def planned_cells(file: ExpertsFile, is_full: bool) -> tuple[ExpertsCell, ...]:
     """All cells, shape by shape, since the weights of a shape are built once for each type."""
-    cells = []
+    cells: list[ExpertsCell] = []
     for dtype in file.full_dtypes if is_full else file.dtypes:
         for shape in file.shape:
-            tokens: Sequence[int] = shape.full_tokens if is_full else ()
-            steps = [("forward", n) for n in tokens or shape.tokens]
-            steps += [("train", n) for n in shape.train]
-            for phase, n in steps:
-                is_mixed = phase == "forward" and n >= shape.mixes_from
-                mixes = shape.mixes if is_mixed else shape.mixes[:1]
-                cells.append(
-                    ExpertsCell(shape.title, shape.model, shape.scale, phase, dtype, n, mixes)  # type: ignore[arg-type]
-                )
+            tokens = (is_full and shape.full_tokens) or shape.tokens
+            make = partial(ExpertsCell, shape.title, shape.model, shape.scale)
+            for n in tokens:
+                mixes = shape.mixes if n >= shape.mixes_from else shape.mixes[:1]
+                cells.append(make("forward", dtype, n, mixes))
+            cells += [make("train", dtype, n, shape.mixes[:1]) for n in shape.train]
     return tuple(cells)

@@ -1,8 +1,4 @@
-"""A suite of expert backends: measured on this machine, cell by cell, and reported.
-
-A cell's line is written (`moebench.records.experts_run`) as soon as the cell is done;
-`--resume` goes on after the last one.
-"""
+"""A suite of expert backends: measured on this machine, cell by cell, and reported."""
 
 import argparse
 import math
@@ -34,7 +30,6 @@ from moebench.suite.experts_plan import ExpertsSuite, load_experts_suite, planne
 from moebench.suite.suite_file import suite_path
 from moebench.suite.workers import Workers
 from moebench.units import Bytes, Seconds
-from moebench.version import VERSION
 
 LONG_CELL: Seconds = 360.0
 """Time after which a cell has the least number of rounds only, with or without a budget."""
@@ -45,25 +40,24 @@ FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "writ
 
 
 def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Measure the suite, or what is left of a run, write its report and print the table.
-
-    Raises:
-        ValueError: an option that does not apply, or a backend that does not run here.
-    """
+    """Measure the suite, or what is left of a run, write its report and print the table."""
     for name in FOREIGN:
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')}: not for a suite of expert backends")
     suite = load_experts_suite(suite_path(options.suite))
     device = choose_device(options.device)
     names = options.experts or suite.file.backends
-    backends, absent = present(names, device, is_asked=bool(options.experts))
+    backends, absent = _present(names, device)
+    if absent and options.experts:
+        name, why = next(iter(absent.items()))
+        raise ValueError(f"--experts: {name!r} does not run here: {why}")
     environment = describe_machine(device)
     plans = planned_cells(suite.file, options.full)
     directory = options.resume
     if directory is None:
         started = datetime.now(UTC)
         manifest = ExpertsManifest(
-            run=run_id(started, (environment.software.commit or f"v{VERSION}")[:9]),
+            run=run_id(started, environment.software.commit),
             suite=suite.name,
             suite_sha256=suite.text_sha256,
             title=suite.file.title,
@@ -82,38 +76,26 @@ def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
         write_document(directory / MANIFEST, encode(manifest))
     todo = _unfinished(directory, suite, environment, plans)
     if todo:
-        budget = options.time_budget
-        if budget is None:
-            budget = math.inf if options.full else suite.file.time_budget
+        budget = math.inf if options.full else suite.file.time_budget
+        if options.time_budget is not None:
+            budget = options.time_budget
         hire = partial(Workers, backends, str(device))
         _measure_cells(directory, suite, todo, hire, budget)
     return report_experts(directory, options.json)
 
 
-def present(
-    names: Sequence[str], device: torch.device, *, is_asked: bool
-) -> tuple[list[str], dict[str, str]]:
-    """The backends that run here, and the reasons why others do not.
-
-    Raises:
-        ValueError: a backend that the user asked for does not run.
-    """
+def _present(names: Sequence[str], device: torch.device) -> tuple[list[str], dict[str, str]]:
+    """The backends that run here, and the reasons why others do not."""
     absent = {}
     for name in names:
         why = why_not(name, device) if name in EXPERT_BACKENDS else "it is not part of this build"
         if why is not None:
             absent[name] = why
-    if absent and is_asked:
-        name, why = next(iter(absent.items()))
-        raise ValueError(f"--experts: {name!r} does not run here: {why}")
     return [name for name in names if name not in absent], absent
 
 
 def _unfinished(
-    directory: Path,
-    suite: ExpertsSuite,
-    environment: Environment,
-    plans: Sequence[ExpertsCell],
+    directory: Path, suite: ExpertsSuite, environment: Environment, plans: Sequence[ExpertsCell]
 ) -> list[ExpertsCell]:
     """The cells that the run does not have; its damaged lines are set aside."""
     run = load_experts_run(directory)

@@ -27,7 +27,6 @@ from moebench.suite.forecast import forecast_cells, predictions
 from moebench.suite.plan import Cell, CellChoice, Effort, cells, runnable_cells
 from moebench.suite.suite_file import DeviceKind, Suite, load_suite
 from moebench.units import Seconds, text
-from moebench.version import VERSION
 
 if TYPE_CHECKING:
     import torch
@@ -190,7 +189,7 @@ def _manifest(
     started = datetime.now(UTC)
     floor = load_noise_floor(environment.fingerprint)
     return Manifest(
-        run=run_id(started, (software.commit or f"v{VERSION}")[:9]),
+        run=run_id(started, software.commit),
         suite=suite.name,
         suite_sha256=suite.text_sha256,
         title=suite.file.title,

@@ -30,23 +30,21 @@ class Workers:
     def __init__(self, backends: Sequence[str], device: str, scratch: Bytes) -> None:
         self.backends = backends
         own = [name for name in backends if EXPERT_BACKENDS[name].owns_process]
-        self._homes = {name: name if name in own else SHARED for name in backends}
         self._ends: dict[str, Connection] = {}
         self._processes = []
         context = get_context("spawn")
         # Backends that hold nothing but a copy open first, while there is memory for both.
         for home in (*own, SHARED):
-            here, there = context.Pipe()
-            alone = home if home in own else ""
+            self._ends[home], there = context.Pipe()
+            alone = "" if home == SHARED else home
             arguments = (there, device, torch.get_num_threads(), scratch, alone)
             process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
-            self._ends[home] = here
             self._processes.append(process)
 
     def ask(self, what: str, name: str, *arguments: Any) -> Any:
         """Have the process of a backend do something, and wait for its answer."""
-        end = self._ends[self._homes.get(what, SHARED)]
+        end = self._ends.get(what, self._ends[SHARED])
         try:
             end.send((name, arguments))
             answer = end.recv()
