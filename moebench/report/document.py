@@ -38,7 +38,7 @@ class Paragraph:
 class Bullets:
     """A list of plain texts."""
 
-    items: tuple[str, ...]
+    items: Sequence[str]
 
 
 @dataclass(frozen=True)

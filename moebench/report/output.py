@@ -13,10 +13,9 @@ from moebench.compare.prediction_errors import prediction_error, prediction_erro
 from moebench.files import replace_file
 from moebench.records.record import Record
 from moebench.records.run import Run
-from moebench.report.cases import LEGEND, measured_only, run_table
-from moebench.report.conditions import noise_floor, stop_reasons
-from moebench.report.document import markdown, page
-from moebench.report.figures.draw import draw_figures
+from moebench.report.cases import LEGEND, measured_only, measurement_of, run_table
+from moebench.report.conditions import conditions, noise_floor, stop_reasons
+from moebench.report.document import Picture, markdown, page
 from moebench.report.notation import percent
 from moebench.report.sections import report_blocks
 from moebench.report.table import fill, render_text
@@ -38,6 +37,31 @@ def write_report(run: Run) -> tuple[Path, ...]:
     for name, data in files.items():
         replace_file(run.directory / name, data)
     return tuple(run.directory / name for name in files)
+
+
+def draw_figures(run: Run) -> tuple[list[Picture], list[str]]:
+    """Figures that the records of a run allow, and for each of the others why it is missing.
+
+    Every caption says what the figure rests on.
+
+    Raises:
+        ValueError: a record was not measured.
+    """
+    # Importing matplotlib takes longer than everything else a report does.
+    from moebench.report.figures import latency, resources, speedup
+    from moebench.report.figures.style import png, styled
+
+    measured_only(run.records)
+    pictures, missing = [], []
+    with styled():
+        for drawing in (*speedup.DRAWINGS, *latency.DRAWINGS, *resources.DRAWINGS):
+            figure = drawing.draw(run)
+            if isinstance(figure, str):
+                missing.append(f"No figure “{drawing.title}”: {figure}.")
+                continue
+            caption = f"{drawing.title}. {drawing.explanation} {conditions(run)}"
+            pictures.append(Picture(drawing.name, drawing.title, caption, png(figure)))
+    return pictures, missing
 
 
 def terminal_report(run: Run) -> str:
@@ -80,8 +104,7 @@ def run_summary(run: Run) -> dict[str, Any]:
 
 
 def _case_summary(record: Record) -> dict[str, Any]:
-    measurement, workload = record.measurement, record.case.workload
-    assert measurement is not None
+    measurement, workload = measurement_of(record), record.case.workload
     return {
         "case": record.case.key,
         "level": workload.level,

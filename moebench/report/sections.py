@@ -18,22 +18,26 @@ from moebench.report.document import (
     Picture,
     facts_grid,
 )
-from moebench.report.figures.draw import MissingFigure
 from moebench.report.notation import DASH, LEVELS, level_title, percent, ratio_text
 from moebench.report.table import ReportTable
 
 
 def report_blocks(
-    run: Run, pictures: Sequence[Picture], missing: Sequence[MissingFigure]
+    run: Run, pictures: Sequence[Picture], missing: Sequence[str]
 ) -> tuple[Block, ...]:
-    """The report's text, tables and figures in reading order."""
+    """The report's text, tables and figures in reading order.
+
+    `missing` says which figures could not be drawn, and why.
+    """
     m = run.manifest
     return (
         Heading(m.title, 1),
         Paragraph(f"{m.machine} · {m.dtype} · suite {m.suite} · run {m.run} · {status(run)}"),
         *pictures[:1],
         *_results(run_table(run)),
-        *_figures(pictures[1:], missing),
+        Heading("Figures"),
+        *pictures[1:],
+        *([Bullets(missing)] if missing else []),
         *_overheads(run.records),
         *_errors(run.records),
         *_flops(run.records),
@@ -68,13 +72,6 @@ def _results(table: ReportTable) -> Iterable[Block]:
         yield Grid(titles, rows, texts)
     for note in (LEGEND, *table.footnotes):
         yield Paragraph(note, is_small=True)
-
-
-def _figures(pictures: Sequence[Picture], missing: Sequence[MissingFigure]) -> Iterable[Block]:
-    yield Heading("Figures")
-    yield from pictures
-    if missing:
-        yield Bullets(tuple(f"No figure “{m.title}”: {m.reason}." for m in missing))
 
 
 def _overheads(records: Sequence[Record]) -> Iterable[Block]:

@@ -18,7 +18,6 @@ from moebench.report import output, sections
 from moebench.report.cases import run_table
 from moebench.report.conditions import backends_by_phase, conditions
 from moebench.report.document import Grid, Paragraph, markdown, page
-from moebench.report.figures.draw import draw_figures
 from moebench.report.figures.latency import merged_stages
 from moebench.report.notation import superscript
 from moebench.report.table import ReportTable
@@ -150,7 +149,7 @@ def test_only_measured_records_enter_a_report(provenance: str) -> None:
     with pytest.raises(ValueError, match=f"its record is {provenance}"):
         run_table(run_of(records))
     with pytest.raises(ValueError, match=f"its record is {provenance}"):
-        draw_figures(run_of(records))
+        output.draw_figures(run_of(records))
 
 
 def test_the_table_has_no_column_for_two_kinds_of_numbers() -> None:

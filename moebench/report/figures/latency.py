@@ -68,8 +68,24 @@ def _draw_stages(axes: Axes, records: Sequence[Record], titles: Sequence[str]) -
     for record in sorted(records, key=lambda r: titles.index(r.case.router.title)):
         y, measured = titles.index(record.case.router.title), measurement_of(record)
         stages = merged_stages(measured.by_stage) or {"not split": measured.latency.value}
-        used |= _stack(axes, y - 0.19, stages, scale, "")
-        used |= _stack(axes, y + 0.19, merged_stages(record.estimate.by_stage), scale, "/")
+        predicted = merged_stages(record.estimate.by_stage)
+        for place, bars, alpha, hatch in (
+            (y - 0.19, stages, 1.0, ""),
+            (y + 0.19, predicted, 0.62, "////"),
+        ):
+            widths = scale * np.array([*bars.values()])
+            axes.barh(
+                place,
+                widths,
+                height=0.34,
+                left=widths.cumsum() - widths,
+                color=[STAGE_COLOURS[stage] for stage in bars],
+                alpha=alpha,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.0,
+            )
+            used |= set(bars)
     axes.set_xlabel(f"{unit} a step")
     return used
 
@@ -88,24 +104,6 @@ def merged_stages(by_stage: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(merged.items(), key=lambda item: list(STAGE_COLOURS).index(item[0])))
 
 
-def _stack(axes: Axes, y: float, stages: Mapping[str, float], scale: float, hatch: str) -> set[str]:
-    left = 0.0
-    for stage, seconds in stages.items():
-        axes.barh(
-            y,
-            seconds * scale,
-            left=left,
-            height=0.34,
-            color=STAGE_COLOURS[stage],
-            alpha=0.62 if hatch else 1.0,
-            hatch=hatch * 4,
-            edgecolor="white",
-            linewidth=0.0,
-        )
-        left += seconds * scale
-    return set(stages)
-
-
 def roofline(run: Run) -> Figure | str:
     """Figure of measured FLOP/s against FLOP per byte, under the machine's two roofs."""
     records = [r for r in run.records if r.estimate.bytes_moved]
@@ -116,11 +114,16 @@ def roofline(run: Run) -> Figure | str:
         return f"{hardware.name} has no peak for {dtype}"
     colours = style.router_colours(run)
     peak, bandwidth = hardware.peak_for(dtype), hardware.memory_bandwidth
-    points = {id(r): _roofline_point(r) for r in records}
-    x = np.array([p[0] for p in points.values()] + [peak / bandwidth])
-    ends = np.array([x.min() / 2.5, x.max() * 2.5])
-    line = np.geomspace(float(ends[0]), float(ends[1]), 200)
-    slope = float(np.sqrt(ends[0] * peak / bandwidth))
+    points = {}
+    for r in records:
+        assert r.estimate.bytes_moved is not None
+        rate = measurement_of(r).flops.closed_form / measurement_of(r).latency.value
+        points[id(r)] = (r.estimate.flops / r.estimate.bytes_moved, rate)
+    ridge = peak / bandwidth
+    x = [ridge, *(intensity for intensity, _ in points.values())]
+    ends = np.array([min(x) / 2.5, max(x) * 2.5])
+    line = np.array([ends[0], ridge, ends[1]])
+    slope = float(np.sqrt(ends[0] * ridge))
     roofs = (
         (text(peak, "rate"), (ends[1], peak), (-2, 4)),
         (text(bandwidth, "bandwidth"), (slope, bandwidth * slope), (-8, 4)),
@@ -129,38 +132,27 @@ def roofline(run: Run) -> Figure | str:
     for axes, own in grid:
         axes.plot(line, np.minimum(peak, bandwidth * line), color=style.INK, linewidth=1.4)
         for name, place, offset in roofs:
-            axes.annotate(
-                name, place, xytext=offset, textcoords="offset points", ha="right", size=8
-            )
+            _annotate(axes, name, place, offset, ha="right", size=8)
         for record in own:
-            style.mark_case(axes, *points[id(record)], record, colours[record.case.router.title])
-        for record in own:
-            workload = record.case.workload
-            is_baseline = record.case.router.title == run.manifest.baseline
-            if is_baseline and workload.phase == "decode":
-                axes.annotate(
-                    f"b{workload.batch}",
-                    points[id(record)],
-                    xytext=(6, -9),
-                    textcoords="offset points",
-                    size=7,
-                    color=style.MUTED,
-                )
+            workload, title = record.case.workload, record.case.router.title
+            style.mark_case(axes, *points[id(record)], record, colours[title])
+            if title == run.manifest.baseline and workload.phase == "decode":
+                name, place = f"b{workload.batch}", points[id(record)]
+                _annotate(axes, name, place, (6, -9), size=7, color=style.MUTED)
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of compulsory traffic")
         axes.xaxis.set_major_formatter("{x:g}")
     left = grid[0][0]
     left.set_ylabel("measured FLOP/s")
     style.label_logarithmic(left.yaxis, "rate")
-    style.add_legend(figure, style.router_handles(run, records) + style.phase_handles(records))
+    style.add_legend(figure, style.case_handles(run, records))
     return figure
 
 
-def _roofline_point(record: Record) -> tuple[float, float]:
-    """Estimated FLOPs over the bytes that must move, and counted FLOPs over measured time."""
-    moved = record.estimate.bytes_moved
-    assert moved is not None
-    rate = measurement_of(record).flops.closed_form / measurement_of(record).latency.value
-    return record.estimate.flops / moved, rate
+def _annotate(
+    axes: Axes, name: str, place: tuple[float, float], offset: tuple[int, int], **look: Any
+) -> None:
+    """Write a name at an offset in points from a place."""
+    axes.annotate(name, place, xytext=offset, textcoords="offset points", **look)
 
 
 def predicted_against_measured(run: Run) -> Figure | str:
@@ -195,7 +187,7 @@ def predicted_against_measured(run: Run) -> Figure | str:
         style.label_logarithmic(axes.xaxis, "time")
         style.label_logarithmic(axes.yaxis, "time")
     grid[0][0].set_ylabel("predicted, a step")
-    handles = style.router_handles(run, records) + style.phase_handles(records)
+    handles = style.case_handles(run, records)
     style.add_legend(figure, [*handles, Patch(color=style.BAND, label="within ±20 %")])
     return figure
 

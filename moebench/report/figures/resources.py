@@ -11,6 +11,9 @@ from moebench.records.run import Run
 from moebench.report.cases import labels_of, measurement_of, titles_of
 from moebench.report.figures import style
 
+PARTS = {"weights": 0.35, "KV cache": 0.65, "activations": 1.0}
+"""Opacity of the parts of a case's memory, from the lowest."""
+
 
 def peak_memory(run: Run) -> Figure | str:
     """Figure of the peak memory of each case: weights, KV cache, activations."""
@@ -26,24 +29,23 @@ def peak_memory(run: Run) -> Figure | str:
         for record in own:
             memory = measurement_of(record).memory
             colour, x = colours[record.case.router.title], _place(record, records, spacing)
+            sizes = (memory.weights, memory.cache, memory.activations or 0.0)
             bottom = 0.0
-            for part, alpha in ((memory.weights, 0.35), (memory.cache, 0.65)):
-                axes.bar(x, part / unit, 0.9 * spacing, bottom, color=colour, alpha=alpha)
-                bottom += part / unit
+            for size, alpha in zip(sizes, PARTS.values(), strict=True):
+                axes.bar(x, size / unit, 0.9 * spacing, bottom, color=colour, alpha=alpha)
+                bottom += size / unit
             if memory.activations is None:
                 axes.annotate("?", (x, bottom), ha="center", va="bottom", size=7, color=style.MUTED)
-            else:
-                axes.bar(x, memory.activations / unit, 0.9 * spacing, bottom, color=colour)
         axes.set_ylabel(name)
         style.clear_axis(axes, "x")
     grid[-1][0].set_xticks(range(len(labels)), labels)
-    parts: list[Any] = [
-        Patch(color="black", alpha=alpha, label=part)
-        for part, alpha in (("weights", 0.3), ("KV cache", 0.6), ("activations", 1.0))
+    handles: list[Any] = [
+        Patch(color=colours[title], label=style.shown(title)) for title in titles_of(records)
     ]
+    handles += [Patch(color="black", alpha=alpha, label=part) for part, alpha in PARTS.items()]
     if any(measurement_of(r).memory.activations is None for r in records):
-        parts.append(Line2D([], [], linestyle="", label="?: not read"))
-    style.add_legend(figure, style.router_handles(run, records, patches=True) + parts)
+        handles.append(Line2D([], [], linestyle="", label="?: not read"))
+    style.add_legend(figure, handles)
     return figure
 
 
@@ -82,7 +84,7 @@ def energy_per_token(run: Run) -> Figure | str:
         style.label_logarithmic(axes.yaxis, "energy")
         axes.set_ylabel("energy a token")
     grid[-1][0].set_xticks(range(len(labels)), labels)
-    style.add_legend(figure, style.router_handles(run, records) + style.phase_handles(records))
+    style.add_legend(figure, style.case_handles(run, records))
     return figure
 
 

@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from moebench.records.record import Record
@@ -105,13 +104,7 @@ def panels(
 def level_panels(
     records: Sequence[Record], height: float, stacked: bool = False
 ) -> tuple[Figure, list[tuple[Axes, list[Record]]]]:
-    """A figure with one titled panel a level, and the records of each panel.
-
-    Args:
-        records: at least one.
-        height: of a panel, in inches.
-        stacked: panels one above the other.
-    """
+    """A figure with one titled panel a level, and the records of each; `height` is in inches."""
     levels = levels_of(records)
     figure, grid = panels(*((len(levels), 1) if stacked else (1, len(levels))), height)
     result = []
@@ -180,21 +173,15 @@ def shown(title: str) -> str:
     return printable(f" {title}" if title.startswith("_") else title)
 
 
-def router_handles(run: Run, records: Sequence[Record], patches: bool = False) -> list[Any]:
-    """Legend entries for the routers: points, or patches where the figure has bars."""
+def case_handles(run: Run, records: Sequence[Record]) -> list[Any]:
+    """Legend entries for the colours of the routers and the markers of the phases."""
     colours = router_colours(run)
-    if patches:
-        return [Patch(color=colours[title], label=shown(title)) for title in titles_of(records)]
-    return [
+    routers = [
         Line2D([], [], marker="o", linestyle="", color=colours[title], label=shown(title))
         for title in titles_of(records)
     ]
-
-
-def phase_handles(records: Sequence[Record]) -> list[Any]:
-    """Legend entries for the markers of the phases."""
-    phases = list(dict.fromkeys(r.case.workload.phase for r in records))
-    return [
+    phases = dict.fromkeys(r.case.workload.phase for r in records)
+    return routers + [
         Line2D([], [], marker=PHASE_MARKERS[p], linestyle="", color=MUTED, mfc="white", label=p)
         for p in phases
     ]
