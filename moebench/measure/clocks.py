@@ -1,8 +1,10 @@
 """Clocks that time work on a host or a GPU, and the time of each stage of a pass."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -21,8 +23,7 @@ class Clock(Protocol):
 class HostClock:
     """Wall-clock time of the host, for work that is done when the call returns."""
 
-    def now(self) -> Seconds:
-        return time.perf_counter()
+    now = staticmethod(time.perf_counter)
 
     def time(self, work: Callable[[], None]) -> Seconds:
         start = time.perf_counter_ns()
@@ -36,11 +37,10 @@ class CudaClock:
     The device is idle at the first event, so gaps while the host launches are part of the time.
     """
 
+    now = staticmethod(time.perf_counter)
+
     def __init__(self, device: torch.device):
         self.device = device
-
-    def now(self) -> Seconds:
-        return time.perf_counter()
 
     def time(self, work: Callable[[], None]) -> Seconds:
         with torch.cuda.device(self.device):
@@ -72,35 +72,28 @@ class StageTimer:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._host: dict[str, Seconds] = {}
-        self._last = 0.0
-        self._events: list[tuple[str | None, torch.cuda.Event]] = []
+        self._marks: list[tuple[str | None, Any]] = []  # time: host's seconds or a CUDA event
         self.start()
 
     def start(self) -> None:
         """Leave out the time since the last mark: the next stage begins now."""
-        self._stamp(None)
+        self.mark(None)
 
-    def mark(self, stage: str) -> None:
-        self._stamp(stage)
-
-    def _stamp(self, stage: str | None) -> None:
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                self._events.append((stage, _recorded_event()))
+    def mark(self, stage: str | None) -> None:
+        if self.device.type != "cuda":
+            self._marks.append((stage, time.perf_counter()))
             return
-        now = time.perf_counter()
-        if stage is not None:
-            self._host[stage] = self._host.get(stage, 0.0) + now - self._last
-        self._last = now
+        with torch.cuda.device(self.device):
+            self._marks.append((stage, _recorded_event()))
 
     def seconds(self) -> dict[str, Seconds]:
         """Total time of each stage so far."""
-        totals = dict(self._host)
-        if self._events:
+        if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            for (_, before), (stage, after) in zip(self._events, self._events[1:], strict=False):
-                if stage is not None:
-                    elapsed = before.elapsed_time(after) * 1e-3
-                    totals[stage] = totals.get(stage, 0.0) + elapsed
-        return totals
+        totals: defaultdict[str, Seconds] = defaultdict(float)
+        for (_, before), (stage, after) in pairwise(self._marks):
+            if stage is None:
+                continue
+            is_host = isinstance(before, float)
+            totals[stage] += after - before if is_host else before.elapsed_time(after) * 1e-3
+        return dict(totals)

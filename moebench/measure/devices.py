@@ -31,11 +31,7 @@ def make_current(device: torch.device) -> None:
 
 
 def check_device(device: torch.device) -> None:
-    """Ask a GPU whether it still works; after an illegal access it fails in every call.
-
-    Raises:
-        DeviceLostError: it does not, with what it says.
-    """
+    """Ask a GPU whether it still works: after an illegal access every call to it fails."""
     if device.type != "cuda":
         return
     try:
@@ -64,10 +60,6 @@ def choose_device(
         cuda: `torch.cuda`.
         cuda_version: CUDA version that torch was built for; None for a CPU-only build.
         device_nodes: GPU device files; those of /dev if left out.
-
-    Raises:
-        ValueError: the request is unknown, there is no such device, or torch cannot use the GPU
-            (the message names the driver, the version needed and the remedy).
     """
     if request == "cpu":
         return torch.device("cpu")
@@ -79,20 +71,18 @@ def choose_device(
         count = cuda.device_count() if cuda.is_available() else 0
     nvml = open_nvml(nvml)
     if count == 0:
-        problem = _unusable_gpu(nvml, cuda_version, device_nodes)
-        if problem is not None:
+        if problem := _unusable_gpu(nvml, cuda_version, device_nodes):
             raise ValueError(problem)
         if request == "auto":
             return torch.device("cpu")
         raise ValueError(f"--device {request}: no GPU found on this machine; use --device cpu")
     if match.group(1) is not None:
-        index = int(match.group(1))
-        if index >= count:
+        if int(match.group(1)) >= count:
             raise ValueError(
                 f"--device {request}: found {count} usable GPU{'s' * (count > 1)}, expected "
                 f"cuda:0{f' to cuda:{count - 1}' * (count > 1)}"
             )
-        return torch.device("cuda", index)
+        return torch.device(request)
     idle = (index for index in range(count) if not _is_busy(nvml, cuda, index))
     return torch.device("cuda", next(idle, 0))
 
@@ -101,8 +91,7 @@ def _is_busy(nvml: Any, cuda: Any, index: int) -> bool:
     """Whether another process computes on a board; False where NVML does not say."""
     if nvml is None:
         return False
-    uuid = cuda.get_device_properties(index).uuid
-    handle = answer(nvml.nvmlDeviceGetHandleByUUID, f"GPU-{uuid}")
+    handle = answer(nvml.nvmlDeviceGetHandleByUUID, f"GPU-{cuda.get_device_properties(index).uuid}")
     if handle is None:
         return False
     percent, others = other_load(nvml, handle)
@@ -122,13 +111,12 @@ def _unusable_gpu(
         need = f"this torch ({torch.__version__}) is CPU-only; install a CUDA build of torch"
     else:
         minimum = MINIMUM_DRIVER.get(int(cuda_version.split(".")[0]))
-        need = (
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        need = f"CUDA_VISIBLE_DEVICES={hidden!r} hides it; " if hidden in ("", "-1") else ""
+        need += (
             f"torch {torch.__version__} was built for CUDA {cuda_version}, which needs driver "
             f"{minimum or 'of a newer series'} or newer"
         )
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if hidden in ("", "-1"):
-            need = f"CUDA_VISIBLE_DEVICES={hidden!r} hides it; {need}"
     return (
         f"--device: found {boards} NVIDIA GPU{'s' * (boards > 1)} (driver {driver}) that torch "
         f"cannot use: {need}; or run on the processor with --device cpu"

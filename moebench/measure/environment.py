@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ class Cpu:
     governor: str | None
     max_clock: Hertz | None
     hypervisor: str | None
+    """Name that the firmware gives a guest, mostly the hypervisor's; None on bare metal."""
 
 
 @dataclass(frozen=True)
@@ -150,31 +150,20 @@ def describe_cpu(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Cpu
     max_clock = read_text(frequency / "cpuinfo_max_freq")
     family = [facts.get(key) for key in ("cpu family", "model", "stepping")]
     memory = re.search(r"MemTotal:\s*(\d+) kB", read_text(proc / "meminfo") or "")
+    vendor = read_text(system / "class/dmi/id/sys_vendor") or "hypervisor"
+    on_linux = hasattr(os, "sched_getaffinity")
     return Cpu(
         model=facts.get("model name") or platform.processor() or platform.machine(),
         family="-".join(part for part in family if part) or None,
-        num_cores=_available_cores(),
+        num_cores=len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1,
         features=tuple(name for name in CPU_FEATURES if name in flags),
         l2_cache=_cache_size(caches.get(("2", "Unified"))),
         l3_cache=_cache_size(caches.get(("3", "Unified"))),
         memory=float(memory.group(1)) * 1024 if memory else None,
         governor=read_text(frequency / "scaling_governor"),
         max_clock=float(max_clock) * 1e3 if max_clock else None,
-        hypervisor=_hypervisor(flags, system),
+        hypervisor=vendor if "hypervisor" in flags else None,
     )
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _hypervisor(flags: Sequence[str], system: Path) -> str | None:
-    """The product name that the firmware gives a guest; None on bare metal."""
-    if "hypervisor" not in flags:
-        return None
-    return read_text(system / "class/dmi/id/sys_vendor") or "hypervisor"
 
 
 def _cache_size(text: str | None) -> Bytes | None:
@@ -217,17 +206,13 @@ def describe_checkout(package: Path) -> tuple[str | None, bool | None]:
     """
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(package), *arguments]
         try:
-            run = subprocess.run(
-                ["git", "-C", str(package), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
+            return subprocess.check_output(
+                command, stderr=subprocess.DEVNULL, text=True, timeout=10
+            ).strip()
         except (OSError, subprocess.SubprocessError):
             return None
-        return run.stdout.strip()
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
@@ -245,37 +230,32 @@ def describe_gpu(device: torch.device, nvml: Any = None) -> Gpu:
     properties = torch.cuda.get_device_properties(device)
     nvml = open_nvml(nvml)
     handle = None if nvml is None else answer(nvml_handle, nvml, device)
-    facts: dict[str, Any] = {}
-    clocks: list[Hertz | None] = [None, None, None]
-    if handle is not None:
-        facts = board_facts(nvml, handle)
-        wanted = ((SM_CLOCK, True), (MEMORY_CLOCK, True), (SM_CLOCK, False))
-        clocks = [clock(nvml, handle, kind, highest) for kind, highest in wanted]
+    facts = {} if handle is None else board_facts(nvml, handle)
+
+    def hertz(kind: int, highest: bool) -> Hertz | None:
+        return None if handle is None else clock(nvml, handle, kind, highest)
+
     return Gpu(
         name=properties.name,
         uuid_hash=hashlib.sha256(str(properties.uuid).encode()).hexdigest()[:12],
         driver=driver_version(nvml),
-        vbios=facts.get("vbios"),
         memory=float(properties.total_memory),
         l2_cache=float(properties.L2_cache_size),
         num_processors=properties.multi_processor_count,
         compute_capability=f"{properties.major}.{properties.minor}",
         power_limit=facts.get("power_limit_w"),
-        max_sm_clock=clocks[0],
-        max_memory_clock=clocks[1],
-        sm_clock=clocks[2],
-        ecc=facts.get("ecc"),
-        mig=facts.get("mig"),
-        persistence=facts.get("persistence"),
+        max_sm_clock=hertz(SM_CLOCK, True),
+        max_memory_clock=hertz(MEMORY_CLOCK, True),
+        sm_clock=hertz(SM_CLOCK, False),
+        **{name: facts.get(name) for name in ("vbios", "ecc", "mig", "persistence")},
     )
 
 
 def driver_version(nvml: Any, proc: Path = Path("/proc")) -> str | None:
     """The NVIDIA driver's version, from NVML or from the kernel module."""
-    if nvml is not None:
-        version = answer(nvml.nvmlSystemGetDriverVersion)
-        if version is not None:
-            return as_text(version)
+    version = nvml and answer(nvml.nvmlSystemGetDriverVersion)
+    if version is not None:
+        return as_text(version)
     match = re.search(r"Module\s+(\d[\d.]+)", read_text(proc / "driver/nvidia/version") or "")
     return match.group(1) if match else None
 

@@ -1,14 +1,9 @@
 """A step as one CUDA graph, replayed over a ring of different inputs.
 
 A short step takes the host longer to launch, kernel by kernel, than the device to run. A graph is
-launched at once, so that the device is what is timed. The graph reads a buffer of its own; the
-next input of the ring is copied into it before each replay. This copy, one small kernel, is part
-of every time measured here, as it is part of a server's step. One graph for each input would save
-the copy, but memory holds only some graphs, and averages over a stream of thousands of steps do
-not hold over 64 of them.
-
-Replays are timed by `moebench.measure.clocks.CudaClock`, between CUDA events. Nothing in moebench
-changes clocks.
+launched at once, so that the device is what is timed. Before each replay the next input of the ring
+is copied into the graph's own buffer. This copy, one small kernel, is part of every time measured
+here, as of a server's step: memory does not hold one graph for each of thousands of inputs.
 
 **No GPU has run this**: it follows PyTorch's documentation of `torch.cuda.graph` and is tested on a
 stand-in that records and replays operations on the CPU. Therefore replays are compared with eager
@@ -61,10 +56,7 @@ def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "input
     Args:
         step: never waits for the device; what it launches does not depend on its input's data.
         eager: computes the same result in any way.
-        ring: different inputs, all of one shape.
-
-    Raises:
-        CaptureError: the step cannot be captured, or its replays differ.
+        ring: different inputs.
     """
     assert len(ring) >= LEAST_RING, f"a ring of {len(ring)} inputs, {LEAST_RING} are needed"
     try:
@@ -109,5 +101,4 @@ def _first_cause(error: BaseException) -> str:
     """The first error: ending a broken capture raises another one on top."""
     while error.__context__ is not None:
         error = error.__context__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -28,6 +28,10 @@ Samples = Mapping[str, tuple[Sample, ...]]
 Progress = Callable[[float, str], None]
 """Callback with the finished share of the work, 0 to 1, and what runs now."""
 
+WARMUP_AGREEMENT = 0.1
+"""Largest relative difference of two consecutive visits of a case that is warm."""
+WARMUP_SHARE = 0.25
+"""Share of the budget that warm-up may take beyond two visits of each case."""
 LOOK_AGAIN = 1.25
 """Growth between checks of precision (8, 10, 13, ... rounds): few checks, since each can err."""
 SETTLED: Seconds = 0.1
@@ -49,12 +53,8 @@ class Plan:
     max_rounds: int = 400
     min_visit: Seconds = 0.010
     """Least length of the fastest case's visit, where a round still fits the budget."""
-    warmup_agreement: float = 0.1
-    """Largest relative difference of two consecutive visits of a case that is warm."""
     max_warmup_visits: int = 6
     """Visits of a case before the rounds; 0: the cases are warm, and a visit is one step."""
-    warmup_share: float = 0.25
-    """Share of the budget that warm-up may take beyond two visits of each case."""
     precise_enough: Callable[[Samples], bool] | None = None
     """Called after some of the rounds beyond `min_rounds`. Two answers of True in a row end the
     cell: a single one may come from an interval that is narrow by chance."""
@@ -87,7 +87,7 @@ class Rounds:
 
     @property
     def num_rounds(self) -> int:
-        return max((len(samples) for samples in self.samples.values()), default=0)
+        return max(map(len, self.samples.values()), default=0)
 
 
 def measure_rounds(
@@ -103,20 +103,15 @@ def measure_rounds(
     stream; the next round takes the next steps. A case that raises is dropped and the others go
     on; only what is not an `Exception` (KeyboardInterrupt) passes through.
 
-    Args:
-        visits: the cases by key.
-        clock: times the visits.
-        plan: budget, seed and bounds.
-        progress: called after every round.
-        reference: a fixed operation that ends every round. It fills the caches with its own data,
-            so a quick case (the round's last, a random one) then runs again, untimed.
+    `reference` is a fixed operation that ends every round. It fills the caches with its own data,
+    so a quick case (the round's last, a random one) then runs again, untimed.
     """
     start = clock.now()
     failures: dict[str, VisitFailure] = {}
     warmup: dict[str, tuple[Seconds, ...]] = {}
     for place, (case, visit) in enumerate(visits.items()):
         progress(0.0, f"warm-up {case}")
-        allowed = plan.budget * plan.warmup_share * (place + 1) / len(visits)
+        allowed = plan.budget * WARMUP_SHARE * (place + 1) / len(visits)
         try:
             warmup[case] = _warm_up(visit, clock, plan, start + allowed)
         except Exception as error:
@@ -143,12 +138,11 @@ def measure_rounds(
             try:
                 with _without_garbage_collection():
                     seconds = clock.time(partial(visits[case], first_step, num_steps))
+                collected[case].append(Sample(number, position, first_step, num_steps, seconds))
             except Exception as error:
                 failures[case] = _failure(error)
                 cases.remove(case)
                 del collected[case]
-                continue
-            collected[case].append(Sample(number, position, first_step, num_steps, seconds))
         if reference is not None and cases:
             with _without_garbage_collection():
                 referred.append(Sample(number, len(cases), 0, 1, clock.time(reference)))
@@ -156,7 +150,8 @@ def measure_rounds(
                 with suppress(Exception):  # a failure shows in the next round, where it is timed
                     visits[cases[-1]](first_step, num_steps)
         now, done = clock.now(), number + 1
-        progress(_share(now - start, plan.budget), f"round {done}")
+        is_over = now - start >= plan.budget
+        progress(1.0 if is_over else (now - start) / plan.budget, f"round {done}")
         if not cases:
             stopped = "no-case-left"
             break
@@ -181,22 +176,17 @@ def measure_rounds(
     )
 
 
-def _share(spent: Seconds, budget: Seconds) -> float:
-    """Spent share of a budget; 1 where there is none."""
-    return min(1.0, spent / budget) if budget > 0 else 1.0
-
-
 def _warm_up(visit: Visit, clock: Clock, plan: Plan, deadline: Seconds) -> tuple[Seconds, ...]:
     """Seconds a step of each visit of a case, until two consecutive visits agree."""
     per_step: list[Seconds] = []
-    num_steps = 1
+    num_steps, earlier = 1, math.inf
     while len(per_step) < plan.max_warmup_visits:
         seconds = clock.time(partial(visit, 0, num_steps)) / num_steps
         per_step.append(seconds)
-        if len(per_step) >= 2:
-            earlier = per_step[-2]
-            if abs(seconds - earlier) <= plan.warmup_agreement * earlier or clock.now() > deadline:
-                break
+        is_settled = abs(seconds - earlier) <= WARMUP_AGREEMENT * earlier
+        if len(per_step) >= 2 and (is_settled or clock.now() > deadline):
+            break
+        earlier = seconds
         num_steps = max(1, math.ceil(plan.min_visit / seconds)) if seconds > 0 else 1
     return tuple(per_step)
 
@@ -215,7 +205,6 @@ def _frozen(collected: Mapping[str, list[Sample]]) -> Samples:
 
 
 def _failure(error: Exception) -> VisitFailure:
-    """The failure of a visit, without the frames and the tensors that these hold."""
     text = "".join(traceback.format_exception(error))
     return VisitFailure(without_frames(error), text)
 

@@ -13,11 +13,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes import c_int, c_size_t, c_void_p, sizeof
 from pathlib import Path
 
 import torch
 
-from moebench.measure.environment import nvml_handle
+from moebench.measure.environment import nvml_handle, read_text
 from moebench.measure.nvml import answer, memory_used, open_nvml
 from moebench.records.measurement import Memory
 from moebench.units import Bytes, text
@@ -88,45 +89,36 @@ def _on_cuda(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    retries = _allocation_retries(device)
+
+    def retries() -> int:
+        return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
+
+    retries_before = retries()
     run_step()
     torch.cuda.synchronize(device)
+    nvml = open_nvml()
+    handle = None if nvml is None else answer(nvml_handle, nvml, device)
     return Memory(
         weights,
         cache,
         float(torch.cuda.max_memory_allocated(device) - before),
         "torch.cuda.max_memory_allocated, less what was allocated before",
         reserved=float(torch.cuda.max_memory_reserved(device)),
-        allocation_retries=_allocation_retries(device) - retries,
-        device_used=_board_used(device),
+        allocation_retries=retries() - retries_before,
+        device_used=None if handle is None else memory_used(nvml, handle),
     )
 
 
-def _board_used(device: torch.device) -> Bytes | None:
-    nvml = open_nvml()
-    handle = None if nvml is None else answer(nvml_handle, nvml, device)
-    return None if handle is None else memory_used(nvml, handle)
-
-
-def _allocation_retries(device: torch.device) -> int:
-    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
-
-
 def _glibc() -> ctypes.CDLL:
-    """The C library whose allocator this process uses, which must be glibc.
-
-    Raises:
-        OSError, AttributeError: the C library is another one.
-        ValueError: an allocator such as jemalloc is loaded in front of glibc's.
-    """
+    """The C library whose allocator this process uses; an error where that is not glibc's."""
     libc = ctypes.CDLL(None)
-    own = ctypes.cast(ctypes.CDLL("libc.so.6").malloc, ctypes.c_void_p)
-    if ctypes.cast(libc.malloc, ctypes.c_void_p).value != own.value:
+    own = ctypes.cast(ctypes.CDLL("libc.so.6").malloc, c_void_p)
+    if ctypes.cast(libc.malloc, c_void_p).value != own.value:
         raise ValueError("an allocator other than glibc's is loaded")
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
-    libc.free.restype, libc.free.argtypes = None, (ctypes.c_void_p,)
-    libc.malloc_trim.argtypes = (ctypes.c_size_t,)
-    libc.mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    libc.malloc.restype, libc.malloc.argtypes = c_void_p, (c_size_t,)
+    libc.free.restype, libc.free.argtypes = None, (c_void_p,)
+    libc.malloc_trim.argtypes = (c_size_t,)
+    libc.mallopt.argtypes = (c_int, c_int)
     return libc
 
 
@@ -144,7 +136,8 @@ def _transparent_malloc(libc: ctypes.CDLL) -> Iterator[None]:
     size = 2**32
     while size >= OWN_MAPPING:
         chunk = libc.malloc(size)
-        if chunk is None or _is_mapping(chunk):
+        # Bit 1 of the size before a chunk says that it has a mapping of its own (glibc).
+        if chunk is None or c_size_t.from_address(chunk - sizeof(c_size_t)).value & 2:
             libc.free(chunk)
             size //= 2
         else:
@@ -159,11 +152,6 @@ def _transparent_malloc(libc: ctypes.CDLL) -> Iterator[None]:
         libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
 
 
-def _is_mapping(chunk: int) -> bool:
-    """Whether an allocation has a mapping of its own: bit 1 of the size before it (glibc)."""
-    return bool(ctypes.c_size_t.from_address(chunk - ctypes.sizeof(ctypes.c_size_t)).value & 2)
-
-
 def _reset_high_water_mark(proc: Path) -> Bytes:
     """Start a new high-water mark; returns the size of resident memory now."""
     (proc / "clear_refs").write_text(CLEAR_HIGH_WATER_MARK)
@@ -171,7 +159,7 @@ def _reset_high_water_mark(proc: Path) -> Bytes:
 
 
 def _status(proc: Path, key: str) -> Bytes:
-    match = re.search(rf"^{key}:\s+(\d+) kB$", (proc / "status").read_text(), re.MULTILINE)
+    match = re.search(rf"{key}:\s+(\d+) kB", (proc / "status").read_text())
     if match is None:
         raise ValueError(f"no {key} in the process status")
     return float(match.group(1)) * 1024
@@ -179,21 +167,16 @@ def _status(proc: Path, key: str) -> Bytes:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on the device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("DefaultCPUAllocator", "bad_alloc")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    on_host = isinstance(error, RuntimeError) and re.search(
+        "DefaultCPUAllocator|bad_alloc", str(error)
+    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(on_host)
 
 
 def available_memory(device: torch.device) -> Bytes:
     """Memory that can be allocated without swapping; infinite where the system does not say."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next(
-        (float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")),
-        math.inf,
-    )
+    meminfo = read_text(Path("/proc/meminfo")) or ""
+    available = re.search(r"MemAvailable:\s*(\d+) kB", meminfo)
+    return float(available.group(1)) * 1024 if available else math.inf

@@ -6,7 +6,7 @@ It imports neither torch nor numpy, since the process that reads the counters mu
 import ctypes
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +93,9 @@ def open_nvml(nvml: Any = None) -> Any:
 def is_simulated(nvml: Any) -> bool:
     """Whether the library is a simulator: it exports a marker, or its driver ends in "-sim"."""
     library = getattr(nvml, "nvmlLib", None)
-    if library is not None:
-        try:
-            ctypes.c_int.in_dll(library, "nvmlsim_marker")
-        except ValueError:  # the symbol is not there
-            pass
-        else:
-            return True
-    driver = answer(nvml.nvmlSystemGetDriverVersion)
-    return driver is not None and as_text(driver).endswith("-sim")
+    if library is not None and answer(ctypes.c_int.in_dll, library, "nvmlsim_marker") is not None:
+        return True
+    return as_text(answer(nvml.nvmlSystemGetDriverVersion) or "").endswith("-sim")
 
 
 def answer(ask: Callable[..., Any], *arguments: Any) -> Any:
@@ -120,14 +114,10 @@ def as_text(value: str | bytes) -> str:
 def foreign_processes(
     nvml: Any, handle: Any, is_ours: bool, own: Sequence[int] | None = None
 ) -> int:
-    """Other processes that compute on a board.
+    """Number of other processes that compute on a board; `own` are our process ids.
 
-    Args:
-        nvml: the NVML binding.
-        handle: the board.
-        is_ours: whether this process computes on the board too. In a container NVML reports process
-            ids of the host, so a single id that does not exist here is then taken for our own.
-        own: our process ids; this process's id if left out.
+    `is_ours` says that this process computes on the board too. In a container NVML reports process
+    ids of the host, so a single id that does not exist here is then taken for our own.
     """
     pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     others = [pid for pid in pids if pid not in (own or (os.getpid(),))]
@@ -160,21 +150,16 @@ class Board:
         who = "NVML does not say who else uses the board"
         others = demand(who, foreign_processes, self.nvml, self.handle, True, own)
         if others:
-            raise Fault(
-                "shared-board",
-                f"{others} other process(es) compute on the board: its energy is not ours alone",
-            )
+            what = f"{others} other process(es) compute on the board"
+            raise Fault("shared-board", f"{what}: its energy is not ours alone")
         if self._field(POWER_INSTANT) is None and self._field(POWER_INSTANT, SCOPE_MODULE):
-            raise Fault(
-                "module-scope",
-                "this board reports power of the whole module only, the processor included",
-            )
+            what = "this board reports power of the whole module only, the processor included"
+            raise Fault("module-scope", what)
 
     def joules(self) -> float:
         """Energy since the driver was loaded; NVML gives millijoules."""
         ask = self.nvml.nvmlDeviceGetTotalEnergyConsumption
-        millijoules = demand("the energy counter", ask, self.handle)
-        return float(millijoules) * 1e-3
+        return float(demand("the energy counter", ask, self.handle)) * 1e-3
 
     def watts(self) -> float:
         """Power at this moment, or a mean over a second where the driver has nothing else."""
@@ -216,34 +201,31 @@ class Board:
         now = self.violations()
         return {name: now[name] - start for name, start in self._violations.items() if name in now}
 
-    def facts(self) -> Mapping[str, Any]:
-        """Properties that do not change during a measurement; None where NVML refuses."""
-        return board_facts(self.nvml, self.handle)
-
 
 def board_facts(nvml: Any, handle: Any) -> dict[str, Any]:
     """Driver, modes and power limits of a board; None where NVML refuses."""
 
-    def ask(function: str) -> Any:
-        return answer(getattr(nvml, function), handle)
+    def ask(function: str, convert: Callable[[Any], Any], place: int = 0) -> Any:
+        """A converted answer of the board, at `place` where it gives several; None if refused."""
+        value = answer(getattr(nvml, function), handle)
+        value = value[place] if isinstance(value, list | tuple) else value
+        return None if value is None else convert(value)
 
-    ecc = ask("nvmlDeviceGetEccMode")
-    mig = ask("nvmlDeviceGetMigMode")
-    limits = ask("nvmlDeviceGetPowerManagementLimitConstraints") or (None, None)
+    def watts(milliwatts: int) -> float:
+        return milliwatts * 1e-3
+
     driver = answer(nvml.nvmlSystemGetDriverVersion)
-    vbios = ask("nvmlDeviceGetVbiosVersion")
-    persistence = ask("nvmlDeviceGetPersistenceMode")
     return {
         "driver": None if driver is None else as_text(driver),
-        "vbios": None if vbios is None else as_text(vbios),
+        "vbios": ask("nvmlDeviceGetVbiosVersion", as_text),
         "cuda_driver": answer(nvml.nvmlSystemGetCudaDriverVersion),
-        "persistence": None if persistence is None else bool(persistence),
-        "ecc": None if ecc is None else bool(ecc[0]),
-        "mig": None if mig is None else bool(mig[0]),
-        "power_limit_w": _scaled(ask("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
-        "default_power_limit_w": _scaled(ask("nvmlDeviceGetPowerManagementDefaultLimit"), 1e-3),
-        "least_power_limit_w": _scaled(limits[0], 1e-3),
-        "most_power_limit_w": _scaled(limits[1], 1e-3),
+        "persistence": ask("nvmlDeviceGetPersistenceMode", bool),
+        "ecc": ask("nvmlDeviceGetEccMode", bool),
+        "mig": ask("nvmlDeviceGetMigMode", bool),
+        "power_limit_w": ask("nvmlDeviceGetEnforcedPowerLimit", watts),
+        "default_power_limit_w": ask("nvmlDeviceGetPowerManagementDefaultLimit", watts),
+        "least_power_limit_w": ask("nvmlDeviceGetPowerManagementLimitConstraints", watts),
+        "most_power_limit_w": ask("nvmlDeviceGetPowerManagementLimitConstraints", watts, 1),
         "scope": "gpu",
     }
 
@@ -251,7 +233,8 @@ def board_facts(nvml: Any, handle: Any) -> dict[str, Any]:
 def clock(nvml: Any, handle: Any, kind: int, highest: bool = False) -> float | None:
     """A clock in Hz, now or at its highest; `kind` is `SM_CLOCK` or `MEMORY_CLOCK`."""
     ask = nvml.nvmlDeviceGetMaxClockInfo if highest else nvml.nvmlDeviceGetClockInfo
-    return _scaled(answer(ask, handle, kind), 1e6)
+    megahertz = answer(ask, handle, kind)
+    return None if megahertz is None else megahertz * 1e6
 
 
 def clock_reasons(nvml: Any, handle: Any) -> list[str] | None:
@@ -274,7 +257,3 @@ def memory_used(nvml: Any, handle: Any) -> float | None:
     if info is None:
         info = answer(nvml.nvmlDeviceGetMemoryInfo, handle)
     return None if info is None else float(info.used)
-
-
-def _scaled(value: float | None, scale: float) -> float | None:
-    return None if value is None else float(value) * scale

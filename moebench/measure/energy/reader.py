@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from moebench.measure.energy.rapl import Rapl
-from moebench.measure.nvml import Board, Fault, connect, is_simulated
+from moebench.measure.nvml import Board, Fault, board_facts, connect, is_simulated
 
 Emit = Callable[[list[Any]], None]
 
@@ -172,8 +172,8 @@ def open_board(uuid: str, own: Sequence[int], nvml: Any = None) -> tuple[Board, 
     board.check_exclusive(own)
     with contextlib.suppress(Fault):  # the first reading tells how power is read
         board.watts()
-    facts = {**board.facts(), "power_method": board.power_method}
-    return board, {**facts, "simulated": is_simulated(nvml)}
+    facts = board_facts(nvml, board.handle) | {"power_method": board.power_method}
+    return board, facts | {"simulated": is_simulated(nvml)}
 
 
 def main(arguments: list[str]) -> int:
