@@ -1,20 +1,21 @@
-"""RawTable of tables that people bring: one bad cell is named by row and column and hides no other.
+"""Cells of tables that people bring: one bad cell is named by row and column and hides no other.
 
 CSV, CSV in gzip, and parquet where pyarrow is installed.
 """
 
+import csv
 import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moebench.predict.arrays import Floats, Ints
+from moebench.predict.arrays import Ints
 from moebench.units import printable
 
 Frame = Any
@@ -26,8 +27,6 @@ Conflict = tuple[str, str, str]
 
 MOST_NAMED = 20
 """Rows, or runs of them, that one message lists."""
-MOST_CELLS = 1000
-"""RawTable of a row; more of them are no table."""
 LONGEST_NAME = 200
 
 
@@ -60,25 +59,6 @@ class RawTable:
     ragged: tuple[Problem, ...]
     """The other rows, but for blank lines."""
 
-    def require(self, names: Iterable[str]) -> None:
-        """Refuse a table in which one of the columns is missing, or is there twice.
-
-        Raises:
-            ValueError: the message names the columns.
-        """
-        missing = [name for name in names if name not in self.header]
-        if missing:
-            raise ValueError(
-                f"{self.path}: missing column {', '.join(map(repr, missing))}; found "
-                f"{', '.join(self.header) or 'no header'}"
-            )
-        for name in names:
-            times = self.header.count(name)
-            if times > 1:
-                raise ValueError(
-                    f"{self.path}: line 1: found column {name!r} {times} times, expected once"
-                )
-
 
 @dataclass(frozen=True)
 class Values:
@@ -90,52 +70,58 @@ class Values:
     total: int
     """Rows of the file, bad ones included."""
 
-    def numbers(self, column: str) -> Floats:
-        return np.array(self.frame[column].tolist(), dtype=np.float64)
 
+def read_values(
+    cells: RawTable,
+    readers: Mapping[str, Reader],
+    conflict: Callable[[Mapping[str, Any]], Conflict | None],
+    assumed: Mapping[str, str] | None = None,
+) -> Values:
+    """Every value, or the problem of its row.
 
-@dataclass(frozen=True)
-class Columns:
-    """How the columns of a table are read."""
+    Args:
+        cells: what is read.
+        readers: reader of each column.
+        conflict: why the values of a row, each well-formed, cannot stand together.
+        assumed: columns that may be left out, and the text that is then assumed in every row.
 
-    readers: Mapping[str, Reader]
-    assumed: Mapping[str, str] = field(default_factory=dict)
-    """Columns that may be left out, and the text that is then assumed in every row."""
-    conflict: Callable[[Mapping[str, Any]], Conflict | None] = lambda row: None
-    """Why the values of a row, each well-formed, cannot stand together."""
-
-    def read(self, cells: RawTable) -> Values:
-        """Every value, or the problem of its row.
-
-        Raises:
-            ValueError: a column is missing or is there twice.
-        """
-        import pandas as pd
-
-        given = [name for name in self.readers if name in cells.header or name not in self.assumed]
-        cells.require(given)
-        frame, problems = cells.frame, list(cells.ragged)
-        values = {}
-        for name, reader in self.readers.items():
-            texts = frame[name] if name in given else pd.Series(self.assumed[name], frame.index)
-            known, wrong = {}, {}
-            for text in texts.unique():
-                try:
-                    known[text] = reader(text)
-                except ValueError as error:
-                    wrong[text] = str(error)
-            for number in texts.index[texts.isin(wrong)].tolist():
-                problems.append(Problem(number, name, texts[number], wrong[texts[number]]))
-            values[name] = texts.map(known)
-        table = pd.DataFrame(values, frame.index)
-        table = table[~table.index.isin([problem.row for problem in problems])]
-        conflicts = {number: self.conflict(row) for number, row in numbered_rows(table)}
-        odd = [Problem(number, *why) for number, why in conflicts.items() if why]
-        return Values(
-            table[~table.index.isin([problem.row for problem in odd])],
-            tuple(sorted([*problems, *odd], key=lambda problem: problem.row)),
-            len(frame) + len(cells.ragged),
+    Raises:
+        ValueError: a column is missing or is there twice.
+    """
+    absent = {name: text for name, text in (assumed or {}).items() if name not in cells.header}
+    frame = cells.frame.assign(**absent)
+    missing = [name for name in readers if name not in frame]
+    if missing:
+        raise ValueError(
+            f"{cells.path}: missing column {', '.join(map(repr, missing))}; found "
+            f"{', '.join(cells.header) or 'no header'}"
         )
+    values, problems = {}, list(cells.ragged)
+    for name, reader in readers.items():
+        times = cells.header.count(name)
+        if times > 1:
+            raise ValueError(
+                f"{cells.path}: line 1: found column {name!r} {times} times, expected once"
+            )
+        texts = frame[name]
+        known, wrong = {}, {}
+        for text in texts.unique():
+            try:
+                known[text] = reader(text)
+            except ValueError as error:
+                wrong[text] = str(error)
+        bad = texts[texts.isin(wrong)]
+        problems += [Problem(number, name, text, wrong[text]) for number, text in bad.items()]
+        values[name] = texts.map(known)
+    table = frame.assign(**values)[list(readers)]
+    table = table.drop(index=[problem.row for problem in problems], errors="ignore")
+    reasons = ((number, conflict(row)) for number, row in numbered_rows(table))
+    odd = [Problem(number, *why) for number, why in reasons if why]
+    return Values(
+        table.drop(index=[problem.row for problem in odd]),
+        tuple(sorted([*problems, *odd], key=lambda problem: problem.row)),
+        len(frame) + len(cells.ragged),
+    )
 
 
 def read_cells(path: Path) -> RawTable:
@@ -148,40 +134,30 @@ def read_cells(path: Path) -> RawTable:
 
     try:
         data = path.read_bytes()
-        sha256 = hashlib.sha256(data).hexdigest()
         if path.suffix == ".parquet":
-            return _parquet_cells(path, sha256)
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+            rows = _parquet_rows(path)
+        else:
+            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+            rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read: not UTF-8 text") from error
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    most = max((line.count(",") for line in text.splitlines()), default=0) + 1
-    try:
-        # The python engine tells a cell that is missing (None) from one that is empty.
-        rows = pd.read_csv(
-            io.StringIO(text, newline=""), header=None, names=range(min(most, MOST_CELLS)),
-            dtype=object, na_filter=False, skip_blank_lines=False, engine="python",
-        )  # fmt: skip
-    except pd.errors.EmptyDataError:
-        rows = pd.DataFrame()
-    except (pd.errors.ParserError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    if rows.empty:
+    if not any(rows):
         raise ValueError(f"{path}: found an empty file, expected a header and rows")
-    header = tuple(rows.iloc[0].dropna())
-    frame = rows.iloc[1:]
-    widths = frame.notna().sum(axis=1)
-    expected = f"a row of {len(header)} cells, as the header"
-    ragged = widths[(widths != len(header)) & (widths > 0)]
-    problems = (
-        Problem(number, "(all)", f"{width} cells", expected)
-        for number, width in zip(ragged.index.tolist(), ragged.tolist(), strict=True)
+    header, *numbered = enumerate(rows)
+    width = len(header[1])
+    even = {number: row for number, row in numbered if len(row) == width}
+    expected = f"a row of {width} cells, as the header"
+    ragged = tuple(
+        Problem(number, "(all)", f"{len(row)} cells", expected)
+        for number, row in numbered
+        if row and len(row) != width
     )
-    even = frame[widths == len(header)].iloc[:, : len(header)]
-    return RawTable(path, sha256, header, even.set_axis(header, axis=1), tuple(problems))
+    frame = pd.DataFrame(list(even.values()), list(even), header[1], dtype=object)
+    return RawTable(path, hashlib.sha256(data).hexdigest(), tuple(header[1]), frame, ragged)
 
 
 def numbered_rows(frame: Frame) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -189,7 +165,7 @@ def numbered_rows(frame: Frame) -> Iterator[tuple[int, dict[str, Any]]]:
     return zip(frame.index.tolist(), frame.to_dict("records"), strict=True)
 
 
-def _parquet_cells(path: Path, sha256: str) -> RawTable:
+def _parquet_rows(path: Path) -> list[list[str]]:
     import pandas as pd
 
     try:
@@ -198,9 +174,8 @@ def _parquet_cells(path: Path, sha256: str) -> RawTable:
         raise ValueError(
             f"{path}: parquet needs pyarrow, which is not installed; expected .csv or .csv.gz"
         ) from error
-    frame = frame.astype(object).where(frame.notna(), "").map(str)
-    frame.index = pd.RangeIndex(1, len(frame) + 1)
-    return RawTable(path, sha256, tuple(frame.columns), frame, ())
+    texts = frame.astype(object).where(frame.notna(), "").map(str)
+    return [list(frame.columns), *texts.to_numpy().tolist()]
 
 
 def number_between(least: float, most: float, whole: bool = False) -> Reader:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.calibrate.energy_tables import EnergyTable
+from moebench.calibrate.energy_tables import EnergyRows
 from moebench.calibrate.fit import most_probable
 from moebench.predict.arrays import Floats, Mask, OverCases
 from moebench.predict.energy.calibration import (
@@ -19,11 +19,11 @@ from moebench.predict.energy.calibration import (
     EnergyErrors,
     EnergyIntervals,
 )
-from moebench.predict.energy.cases import Cases, Names, cases_of
+from moebench.predict.energy.cases import Names
 from moebench.predict.energy.parameters import METADATA, PARAMETERS, EnergyParameters
 from moebench.predict.energy.power import energy_per_token, power, step_power, step_seconds
 from moebench.predict.energy.step import step_time, step_traffic
-from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.hardware import load_hardware
 
 POWER_SPREAD = 0.06
 """Log error of a good prediction of power: curves scatter by 5 % about their own fit."""
@@ -39,54 +39,24 @@ QUANTITIES = ("power_given_throughput", "power", "energy_per_token")
 """Predicted quantities that have an interval."""
 
 
-@dataclass(frozen=True)
-class EnergyRows(OverCases):
-    """Measured rows of all tables; arrays over rows."""
-
-    cases: Cases
-    gpus: Names
-    """Names of hardware files."""
-    backbones: Names
-    watts: Floats
-    joules: Floats
-    seconds: Floats
-    is_moe: Mask
-
-    @property
-    def groups(self) -> Names:
-        """Backbone and GPU of each row as one name."""
-        return np.char.add(np.char.add(self.backbones, " on "), self.gpus)
-
-
-def rows_of(tables: Sequence[EnergyTable]) -> EnergyRows:
-    """Rows of some tables, in order."""
-    servings = [one for table in tables for one in table.servings]
-    return EnergyRows(
-        cases_of(servings),
-        np.array([load_hardware(gpu).name for t in tables for gpu in t.gpus.tolist()], dtype="U40"),
-        np.array([name for t in tables for name in t.backbones.tolist()], dtype="U60"),
-        np.concatenate([table.watts for table in tables]),
-        np.concatenate([table.joules for table in tables]),
-        np.concatenate([table.seconds for table in tables]),
-        np.array([one.backbone.moe_layers > 0 for one in servings]),
-    )
-
-
 def fit_energy(rows: EnergyRows) -> dict[str, EnergyParameters]:
     """Coefficients of each GPU of the rows, and `SHARED` ones for any other GPU."""
     gpus = sorted(set(rows.gpus.tolist()))
     own = {gpu: (load_hardware(gpu), rows[rows.gpus == gpu]) for gpu in gpus}
-    _, inverse, counts = np.unique(rows.groups, return_inverse=True, return_counts=True)
-    weight = np.sqrt(np.minimum(1.0, GROUP_ROWS / counts[inverse]))
+    weight = np.sqrt(np.minimum(1.0, GROUP_ROWS / rows.group_sizes))
     weight *= np.where(rows.is_moe, 1.0, DENSE_WEIGHT)
 
     def errors(logs: Floats) -> Floats:
         parameters = _parameters(logs, gpus)
         ratios = []
         for gpu, (hardware, measured) in own.items():
-            watts, seconds = _power_and_seconds(parameters[gpu], hardware, measured)
+            traffic = step_traffic(parameters[gpu], hardware, measured.cases)
+            time = step_time(parameters[gpu], hardware, traffic)
+            share = traffic.running / measured.cases.batch
+            given = measured.seconds * share
+            watts = step_power(parameters[gpu], hardware, traffic, time, given)
             ratios.append(np.log(watts / measured.watts) / POWER_SPREAD)
-            ratios.append(np.log(seconds / measured.seconds) / TIME_SPREAD)
+            ratios.append(np.log(time.seconds / share / measured.seconds) / TIME_SPREAD)
         return np.concatenate(ratios)
 
     typical, spread = np.array([(m["typical"], m["spread"]) for m in METADATA.values()]).T
@@ -101,17 +71,6 @@ def fit_energy(rows: EnergyRows) -> dict[str, EnergyParameters]:
         ftol=1e-5,
     )
     return _parameters(fitted, gpus)
-
-
-def _power_and_seconds(
-    parameters: EnergyParameters, hardware: HardwareSpec, rows: EnergyRows
-) -> tuple[Floats, Floats]:
-    """Predicted power given the measured seconds, and the expected seconds."""
-    traffic = step_traffic(parameters, hardware, rows.cases)
-    time = step_time(parameters, hardware, traffic)
-    share = traffic.running / rows.cases.batch
-    watts = step_power(parameters, hardware, traffic, time, rows.seconds * share)
-    return watts, np.asarray(time.seconds / share)
 
 
 def _parameters(logs: Floats, gpus: Sequence[str]) -> dict[str, EnergyParameters]:
@@ -158,17 +117,12 @@ def log_errors(parameters: Mapping[str, EnergyParameters], rows: EnergyRows) -> 
     return errors
 
 
-def leave_backbones_out(rows: EnergyRows) -> EnergyLeftOut:
-    """Errors on each MoE backbone, predicted from all others; every coefficient is fitted anew."""
-    return _leave_out(rows, rows.backbones)
+def leave_out(rows: EnergyRows, labels: Names) -> EnergyLeftOut:
+    """Errors on MoE rows, each predicted from the rows with other labels alone.
 
-
-def leave_gpus_out(rows: EnergyRows) -> EnergyLeftOut:
-    """Errors on each GPU, predicted from the other GPUs and its own datasheet."""
-    return _leave_out(rows, rows.gpus)
-
-
-def _leave_out(rows: EnergyRows, labels: Names) -> EnergyLeftOut:
+    Labels are backbones or GPUs; every coefficient is fitted anew. A GPU left out is predicted
+    from the other GPUs and its own datasheet.
+    """
     errors = {name: np.full(len(rows), np.nan) for name in (*QUANTITIES, "seconds")}
     is_fitted = np.zeros(len(rows), dtype=np.bool_)
     for label in sorted(set(labels[rows.is_moe].tolist())):
@@ -187,9 +141,8 @@ def error_intervals(left_out: EnergyLeftOut, gpu: str) -> EnergyIntervals:
     proportion.
     """
     left_out = left_out[left_out.is_precision_fitted]
-    _, inverse, counts = np.unique(left_out.rows.groups, return_inverse=True, return_counts=True)
-    weight = 1 / np.sqrt(counts[inverse])
-    weight = weight * np.where((left_out.rows.gpus == gpu) | (gpu == SHARED), 1, OTHER_GPU)
+    weight = 1 / np.sqrt(left_out.rows.group_sizes)
+    weight *= np.where((left_out.rows.gpus == gpu) | (gpu == SHARED), 1, OTHER_GPU)
 
     def ends(error: Floats) -> tuple[float, float]:
         order = np.argsort(error)
@@ -221,11 +174,8 @@ def has_company(rows: EnergyRows) -> Mask:
 
 def median_errors(left_out: EnergyLeftOut) -> EnergyErrors:
     """Median absolute errors in percent."""
-    medians = {
-        name: float(100 * np.median(np.abs(np.expm1(-left_out.errors[name]))))
-        for name in QUANTITIES
-    }
-    return EnergyErrors(**{name: round(value, 2) for name, value in medians.items()})
+    errors = {name: 100 * np.abs(np.expm1(-left_out.errors[name])) for name in QUANTITIES}
+    return EnergyErrors(**{name: round(float(np.median(e)), 2) for name, e in errors.items()})
 
 
 def mean_of_others(rows: EnergyRows) -> Floats:

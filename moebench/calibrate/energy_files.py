@@ -6,34 +6,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import tomli_w
 
 from moebench import terminal
 from moebench.calibrate.energy import (
     QUANTITIES,
     EnergyLeftOut,
-    EnergyRows,
     error_intervals,
     fit_energy,
     has_company,
-    leave_backbones_out,
-    leave_gpus_out,
+    leave_out,
     left_out_ends,
     mean_of_others,
     median_errors,
-    rows_of,
 )
 from moebench.calibrate.energy_tables import (
-    EnergyTable,
+    EnergyRows,
     dense_backbones,
     read_backbones,
     read_energy_table,
 )
+from moebench.calibrate.kernel_files import rounded, write_toml
 from moebench.files import make_folder
-from moebench.predict.arrays import Mask
+from moebench.predict.arrays import Floats
 from moebench.predict.energy.calibration import SHARED, EnergyFit, Origin
 from moebench.predict.energy.cases import PRECISIONS
-from moebench.predict.energy.parameters import PARAMETERS, EnergyParameters
+from moebench.predict.energy.parameters import EnergyParameters
 from moebench.predict.energy.power import limits
 from moebench.spec.hardware import load_hardware
 
@@ -48,41 +45,38 @@ def calibrate_energy(paths: Sequence[Path], models: Path, out: Path) -> int:
     """
     facts = read_backbones(models) | dense_backbones()
     tables = [read_energy_table(path, facts) for path in paths]
-    for table in tables:
-        for problem in table.problems:
-            terminal.say(f"{table.path}: {problem}")
-    rows = rows_of(tables)
-    by_backbone, by_gpu = leave_backbones_out(rows), leave_gpus_out(rows)
+    rows = EnergyRows.concatenate([table.rows for table in tables])
+    by_backbone, by_gpu = leave_out(rows, rows.backbones), leave_out(rows, rows.gpus)
     terminal.show("backbone left out\n" + left_out_text(by_backbone))
     terminal.show("GPU left out\n" + left_out_text(by_gpu))
     make_folder(out)
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     for gpu, parameters in fit_energy(rows).items():
-        here = np.full(len(rows), True) if gpu == SHARED else rows.gpus == gpu
-        judged = by_gpu if gpu == SHARED else by_backbone[by_backbone.rows.gpus == gpu]
-        others = by_gpu if gpu == SHARED else by_backbone[has_company(by_backbone.rows)]
+        if gpu == SHARED:
+            own, judged, others = rows, by_gpu, by_gpu
+        else:
+            own = rows[rows.gpus == gpu]
+            judged = by_backbone[by_backbone.rows.gpus == gpu]
+            others = by_backbone[has_company(by_backbone.rows)]
+        origin = Origin(
+            len(own),
+            tuple(np.unique(own.backbones).tolist()),
+            tuple(PRECISIONS[i] for i in np.unique(own.cases.precision)),
+            tuple(table.path.name for table in tables),
+            tuple(table.sha256 for table in tables),
+            date,
+        )
         fit = EnergyFit(
             gpu,
-            float(rows.watts[here & rows.is_moe].mean()),
-            _origin(rows[here], tables, date),
+            float(own.watts[own.is_moe].mean()),
+            origin,
             parameters,
             median_errors(judged),
             error_intervals(others, gpu),
             note(parameters, gpu),
         )
         terminal.show(write_fit(fit, out))
-    return 3 if any(table.problems for table in tables) else 0
-
-
-def _origin(rows: EnergyRows, tables: Sequence[EnergyTable], date: str) -> Origin:
-    return Origin(
-        len(rows),
-        tuple(sorted(set(rows.backbones.tolist()))),
-        tuple(PRECISIONS[i] for i in sorted(set(rows.cases.precision.tolist()))),
-        tuple(table.path.name for table in tables),
-        tuple(table.sha256 for table in tables),
-        date,
-    )
+    return 3 if any(table.has_problems for table in tables) else 0
 
 
 def note(parameters: EnergyParameters, gpu: str) -> str:
@@ -105,15 +99,9 @@ def write_fit(fit: EnergyFit, folder: Path) -> Path:
     """Write one TOML file, numbers rounded to the digits that the data support."""
     document = dataclasses.asdict(fit)
     document["mean_power"] = round(fit.mean_power, 2)
-    document["parameters"] = {
-        name: float(f"{getattr(fit.parameters, name):.4g}") for name in PARAMETERS
-    }
-    document["intervals"] = {
-        name: [round(end, 4) for end in ends] for name, ends in document["intervals"].items()
-    }
-    path = folder / f"{fit.gpu}.toml"
-    path.write_text(tomli_w.dumps(document), encoding="utf-8")
-    return path
+    document["parameters"] = rounded(document["parameters"])
+    document["intervals"] = rounded(document["intervals"], ".4f")
+    return write_toml(folder / f"{fit.gpu}.toml", document)
 
 
 def left_out_text(left_out: EnergyLeftOut) -> str:
@@ -123,7 +111,9 @@ def left_out_text(left_out: EnergyLeftOut) -> str:
     Intervals of a backbone come from the errors on the others.
     """
     rows = left_out.rows
-    limit = np.array([load_hardware(gpu).power_limit for gpu in rows.gpus.tolist()], dtype=float)
+    gpus = np.unique(rows.gpus).tolist()
+    most = {gpu: load_hardware(gpu).power_limit for gpu in gpus}
+    limit = np.array([most[gpu] for gpu in rows.gpus.tolist()], dtype=np.float64)
     error = {
         name: 100 * np.abs(np.expm1(-one)) for name, one in left_out.errors.items()
     } | {
@@ -133,32 +123,36 @@ def left_out_text(left_out: EnergyLeftOut) -> str:
     inside = {}
     for name in (QUANTITIES[0], QUANTITIES[2]):
         low, high = left_out_ends(left_out, name)
-        inside[name] = 100.0 * ((low <= left_out.errors[name]) & (left_out.errors[name] <= high))
+        is_inside = (low <= left_out.errors[name]) & (left_out.errors[name] <= high)
+        inside[name] = np.where(is_inside, 100.0, 0.0)
     given, energy = inside
-    gpus = sorted(set(rows.gpus.tolist()))
     groups = {
         f"{gpu}, {name}": (rows.gpus == gpu) & (rows.backbones == name)
         for gpu in gpus
-        for name in sorted(set(rows.backbones[rows.gpus == gpu].tolist()))
+        for name in np.unique(rows.backbones[rows.gpus == gpu]).tolist()
     }
     groups |= {gpu: rows.gpus == gpu for gpu in gpus}
     groups["precision of another backbone"] = left_out.is_precision_fitted
     groups["all"] = np.full(len(rows), True)
 
-    def cells(here: Mask) -> list[str]:
-        return [
-            str(here.sum()),
-            f"{np.median(error[given][here]):.1f}",
-            f"{np.percentile(error[given][here], 90):.1f}",
-            f"{np.median(error['mean'][here]):.1f}",
-            f"{np.median(error['limit'][here]):.1f}",
-            f"{inside[given][here].mean():.0f}",
-            f"{np.median(error[energy][here]):.1f}",
-            f"{np.percentile(error[energy][here], 90):.1f}",
-            f"{inside[energy][here].mean():.0f}",
-            f"{np.median(error['seconds'][here]):.1f}",
+    columns: list[tuple[str, Floats, int | None]] = [
+        ("power|thr", error[given], 50),
+        ("P90", error[given], 90),
+        ("mean W", error["mean"], 50),
+        ("limit", error["limit"], 50),
+        ("inside", inside[given], None),
+        ("J/token", error[energy], 50),
+        ("P90", error[energy], 90),
+        ("inside", inside[energy], None),
+        ("step", error["seconds"], 50),
+    ]
+    cells = [
+        [name, str(here.sum())]
+        + [
+            f"{values[here].mean():.0f}" if percent is None
+            else f"{np.percentile(values[here], percent):.1f}"
+            for _, values, percent in columns
         ]
-
-    titles = ("", "n", "power|thr", "P90", "mean W", "limit", "inside", "J/token", "P90", "inside",
-              "step")  # fmt: skip
-    return terminal.text_table(titles, [[name, *cells(here)] for name, here in groups.items()])
+        for name, here in groups.items()
+    ]  # fmt: skip
+    return terminal.text_table(["", "n", *(title for title, *_ in columns)], cells)

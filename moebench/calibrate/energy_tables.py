@@ -12,17 +12,28 @@ from typing import Any
 
 import numpy as np
 
+from moebench import terminal
 from moebench.calibrate.cells import (
-    Columns,
     Conflict,
+    Reader,
     number_between,
     numbered_rows,
     read_cells,
     read_name,
+    read_values,
     rows_in_words,
 )
-from moebench.predict.arrays import Floats
-from moebench.predict.energy.cases import TASKS, Backbone, Names, Precision, Serving, Task
+from moebench.predict.arrays import Floats, Ints, Mask, OverCases
+from moebench.predict.energy.cases import (
+    TASKS,
+    Backbone,
+    Cases,
+    Names,
+    Precision,
+    Serving,
+    Task,
+    cases_of,
+)
 from moebench.predict.energy.power import limits
 from moebench.spec.hardware import load_hardware
 from moebench.spec.schema import MOST_SIZE
@@ -51,7 +62,6 @@ POSITIVE = ("hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab")
 """Counts that every decoder has."""
 EXPERT_COUNTS = ("experts", "experts_per_token", "expert_ff")
 """Counts that every decoder with MoE layers has."""
-MOST_PARAMETERS = 1e18
 NAMES = ("source", "task", "model_id", "backbone", "weight_precision", "gpu")
 GPU_COUNTS = ("num_gpus", "data_parallel")
 NUMBERS = (
@@ -75,42 +85,51 @@ UNKNOWN_TASK: Task = "lm-arena-chat"
 
 
 @dataclass(frozen=True)
+class EnergyRows(OverCases):
+    """Measured rows; arrays over rows."""
+
+    cases: Cases
+    systems: Names
+    """Names of GPUs in the table."""
+    gpus: Names
+    """Names of hardware files."""
+    backbones: Names
+    watts: Floats
+    """Mean power of one GPU."""
+    joules: Floats
+    """Energy of one output token, summed over GPUs."""
+    seconds: Floats
+    """Time in which every sequence in flight gets one token."""
+
+    @property
+    def is_moe(self) -> Mask:
+        return np.asarray(self.cases.moe_layers > 0)
+
+    @property
+    def groups(self) -> Names:
+        """Backbone and GPU of each row as one name."""
+        return np.char.add(np.char.add(self.backbones, " on "), self.gpus)
+
+    @property
+    def group_sizes(self) -> Ints:
+        """Number of rows with the backbone and GPU of each row."""
+        _, inverse, counts = np.unique(self.groups, return_inverse=True, return_counts=True)
+        return np.asarray(counts[inverse])
+
+
+@dataclass(frozen=True)
 class EnergyTable:
-    """Well-formed rows of a measured table."""
+    """A measured table of serving power and energy."""
 
     path: Path
     sha256: str
-    servings: tuple[Serving, ...]
-    gpus: Names
-    backbones: Names
-    watts: Floats
-    """[rows] mean power of one GPU."""
-    joules: Floats
-    """[rows] energy of one output token, summed over GPUs."""
-    tokens_per_second: Floats
-    """[rows] output tokens a second, summed over GPUs."""
-    problems: tuple[str, ...]
-    """A message for each row that could not be read or has no price."""
+    rows: EnergyRows
+    """The well-formed rows that have a price."""
+    has_problems: bool
+    """Whether a row could not be read or has no price."""
     unpriced: int
     """Number of well-formed rows with an unknown GPU, backbone or precision."""
     total: int
-
-    def __len__(self) -> int:
-        return len(self.servings)
-
-    @property
-    def batch(self) -> Floats:
-        """[rows] sequences in flight."""
-        return np.array([one.batch for one in self.servings], dtype=np.float64)
-
-    @property
-    def num_gpus(self) -> Floats:
-        return np.array([one.num_gpus for one in self.servings], dtype=np.float64)
-
-    @property
-    def seconds(self) -> Floats:
-        """[rows] time in which every sequence in flight gets one token."""
-        return self.batch / self.tokens_per_second
 
 
 class Unpriced(ValueError):
@@ -135,26 +154,18 @@ def _backbone_conflict(row: Mapping[str, Any]) -> Conflict | None:
     return None
 
 
-BACKBONE_COLUMNS = Columns(
-    {
-        "backbone": read_name,
-        **{c: number_between(int(c in POSITIVE), MOST_SIZE, whole=True) for c in COUNTS},
-        **{
-            column: number_between(LEAST, MOST_PARAMETERS / unit)
-            for column, (_, unit) in PARAMETER_COUNTS.items()
-        },
-    },
-    conflict=_backbone_conflict,
-)
-
-
 def read_backbones(path: Path) -> dict[str, Backbone]:
     """Facts of text decoders by name.
 
     Raises:
         ValueError: the file cannot be read, lacks a column, or holds a bad value (with its row).
     """
-    values = BACKBONE_COLUMNS.read(read_cells(path))
+    readers: dict[str, Reader] = {
+        "backbone": read_name,
+        **{c: number_between(int(c in POSITIVE), MOST_SIZE, whole=True) for c in COUNTS},
+        **{c: number_between(LEAST, 1e18 / unit) for c, (_, unit) in PARAMETER_COUNTS.items()},
+    }
+    values = read_values(read_cells(path), readers, _backbone_conflict)
     if values.problems:
         raise ValueError(f"{path}: {values.problems[0]}")
     backbones = {}
@@ -175,24 +186,19 @@ def _energy_conflict(row: Mapping[str, Any]) -> Conflict | None:
     return "energy_j_per_output_token", f"{joules:g}", f"{product} within 10 %: mixed units?"
 
 
-ENERGY_COLUMNS = Columns(
-    {
-        **dict.fromkeys(NAMES, str),
-        **dict.fromkeys(NUMBERS, number_between(LEAST, MOST)),
-        **dict.fromkeys(GPU_COUNTS, number_between(1, MOST_SIZE, whole=True)),
-    },
-    conflict=_energy_conflict,
-)
-
-
 def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTable:
     """Measured power and energy of servings of these backbones.
 
     Raises:
-        ValueError: the file cannot be read or lacks a column.
+        ValueError: the file cannot be read, lacks a column or has no row with a price.
     """
     cells = read_cells(path)
-    values = ENERGY_COLUMNS.read(cells)
+    readers: dict[str, Reader] = {
+        **dict.fromkeys(NAMES, str),
+        **dict.fromkeys(NUMBERS, number_between(LEAST, MOST)),
+        **dict.fromkeys(GPU_COUNTS, number_between(1, MOST_SIZE, whole=True)),
+    }
+    values = read_values(cells, readers, _energy_conflict)
     messages = [(problem.row, str(problem)) for problem in values.problems]
     servings: dict[int, Serving] = {}
     for number, row in numbered_rows(values.frame):
@@ -200,24 +206,26 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
             servings[number] = _serving(row, backbones)
         except Unpriced as error:
             messages.append((number, f"{rows_in_words(np.array([number]))}, {error}"))
+    for _, message in sorted(messages):
+        terminal.say(f"{path}: {message}")
+    if not servings:
+        raise ValueError(f"{path}: no row could be read")
     priced = values.frame.loc[list(servings)]
-
-    def numbers(column: str) -> Floats:
-        return np.array(priced[column].tolist(), dtype=np.float64)
-
-    return EnergyTable(
-        path,
-        cells.sha256,
-        tuple(servings.values()),
-        np.array(priced["gpu"].tolist(), dtype=np.str_),
-        np.array(priced["backbone"].tolist(), dtype=np.str_),
-        numbers("power_w_per_gpu"),
-        numbers("energy_j_per_output_token"),
-        numbers("output_throughput_tok_per_s"),
-        tuple(message for _, message in sorted(messages)),
-        len(values.frame) - len(servings),
-        values.total,
+    cases = cases_of(list(servings.values()))
+    rate = priced["output_throughput_tok_per_s"].to_numpy(np.float64)
+    systems = priced["gpu"].to_numpy(np.str_)
+    hardware = {name: load_hardware(name).name for name in set(systems.tolist())}
+    rows = EnergyRows(
+        cases,
+        systems,
+        np.array([hardware[name] for name in systems.tolist()]),
+        priced["backbone"].to_numpy(np.str_),
+        priced["power_w_per_gpu"].to_numpy(np.float64),
+        priced["energy_j_per_output_token"].to_numpy(np.float64),
+        cases.batch / rate,
     )
+    unpriced = len(values.frame) - len(servings)
+    return EnergyTable(path, cells.sha256, rows, bool(messages), unpriced, values.total)
 
 
 def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Serving:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from moebench.calibrate.cells import (
-    Columns,
     Conflict,
     Problem,
     RawTable,
@@ -22,6 +21,7 @@ from moebench.calibrate.cells import (
     number_between,
     read_cells,
     read_name,
+    read_values,
     rows_in_words,
 )
 from moebench.predict.arrays import Floats, Ints
@@ -39,12 +39,8 @@ COLUMNS: Mapping[TableKind, tuple[str, ...]] = {
 ASSUMED: Mapping[str, str] = {"gated": "1", "slow_tactic": "0", "split": "", "moe_dtype": ""}
 """Columns of MoE layers that may be left out, and what is then assumed."""
 DTYPES = {
-    "": "bfloat16",
-    "bfloat16": "bfloat16",
-    "float16": "bfloat16",
-    "fp8": "float8",
-    "fp8_block": "float8",
-    "float8": "float8",
+    **dict.fromkeys(("", "bfloat16", "float16"), "bfloat16"),
+    **dict.fromkeys(("fp8", "fp8_block", "float8"), "float8"),
 }
 """Weight types of `moe_dtype`; float16 runs at bfloat16's speed."""
 MOST_APART = 10
@@ -125,15 +121,15 @@ def read_table(path: Path) -> LatencyTable:
     cells = read_cells(path)
     kind = _kind(cells)
     names = (*COLUMNS[kind], *(ASSUMED if kind != "gemm" else ()))
-    readers = {name: READERS[name] for name in names}
-    found = Columns(readers, ASSUMED, _conflict).read(cells)
+    found = read_values(cells, {name: READERS[name] for name in names}, _conflict, ASSUMED)
+    frame = found.frame
     return LatencyTable(
         path,
         kind,
         cells.sha256,
-        {name: found.frame[name].tolist() for name in names if name in NAMES},
-        {name: found.numbers(name) for name in names if name not in NAMES},
-        found.frame.index.to_numpy(dtype=np.int64),
+        {name: frame[name].tolist() for name in names if name in NAMES},
+        {name: frame[name].to_numpy(np.float64) for name in names if name not in NAMES},
+        frame.index.to_numpy(np.int64),
         found.problems,
         found.total,
     )
@@ -151,12 +147,11 @@ def _kind(cells: RawTable) -> TableKind:
 
 
 def _conflict(row: Mapping[str, Any]) -> Conflict | None:
-    experts = row.get("num_experts")
-    if experts is None:
+    if "num_experts" not in row:
         return None
+    experts = row["num_experts"]
     if experts % row["moe_ep_size"]:
-        expected = f"a divisor of num_experts = {experts:g}"
-        return "moe_ep_size", f"{row['moe_ep_size']:g}", expected
+        return "moe_ep_size", f"{row['moe_ep_size']:g}", f"a divisor of num_experts = {experts:g}"
     top_k = row.get("topk", 8)
     if top_k > experts:
         return "topk", f"{top_k:g}", f"at most num_experts = {experts:g}"

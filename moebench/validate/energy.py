@@ -8,20 +8,16 @@ from typing import Any
 import numpy as np
 
 from moebench import terminal
-from moebench.calibrate.energy import leave_backbones_out, left_out_ends, mean_of_others, rows_of
+from moebench.calibrate.energy import leave_out, left_out_ends, mean_of_others
 from moebench.calibrate.energy_tables import (
+    EnergyRows,
     EnergyTable,
     dense_backbones,
     read_backbones,
     read_energy_table,
 )
 from moebench.predict.arrays import Floats
-from moebench.predict.energy.calibration import (
-    energy_calibration,
-    energy_interval,
-    power_interval,
-)
-from moebench.predict.energy.cases import cases_of
+from moebench.predict.energy.calibration import energy_calibration, energy_interval, power_interval
 from moebench.predict.energy.power import power, step_seconds
 from moebench.spec.hardware import load_hardware
 from moebench.validate.scores import Scores
@@ -62,19 +58,16 @@ def validate_energy(options: argparse.Namespace) -> int:
         )
     facts = read_backbones(options.models)
     table = read_energy_table(options.table, facts)
-    for problem in table.problems:
-        terminal.say(f"{table.path}: {problem}")
-    if not len(table):
-        raise ValueError(f"{table.path}: no row could be read")
     is_given = options.given == "throughput"
     if options.leave_out is None:
-        scores = energy_scores(table, is_given)
+        scores = energy_scores(table.rows, is_given)
     else:
         facts |= dense_backbones()
         others = [] if options.fits is None else [read_energy_table(options.fits, facts)]
         scores = left_out_scores(table, others, is_given)
     document = energy_document(table, scores, options.given)
-    document |= {"leave_out": options.leave_out} if options.leave_out else {}
+    if options.leave_out:
+        document["leave_out"] = options.leave_out
     document["models"] = str(options.models)
     if options.json:
         terminal.show_json(document)
@@ -82,25 +75,24 @@ def validate_energy(options: argparse.Namespace) -> int:
         terminal.show(energy_text(document))
     if table.unpriced > MOST_SKIPPED * table.total:
         return 1
-    return 3 if table.problems else 0
+    return 3 if table.has_problems else 0
 
 
-def energy_scores(table: EnergyTable, is_given: bool) -> EnergyScores:
+def energy_scores(rows: EnergyRows, is_given: bool) -> EnergyScores:
     """Predictions of the shipped model.
 
     Of the measurements only the throughput is used, and only if `is_given`.
     """
     scores = EnergyScores(
-        Scores.waiting(table.watts, table.batch),
-        Scores.waiting(table.joules, table.batch),
-        *np.full((2, len(table)), np.nan),
+        Scores.waiting(rows.watts, rows.cases.batch),
+        Scores.waiting(rows.joules, rows.cases.batch),
+        *np.full((2, len(rows)), np.nan),
     )
-    for gpu in sorted(set(table.gpus.tolist())):
-        here = np.flatnonzero(table.gpus == gpu)
-        model = energy_calibration(load_hardware(gpu).name)
-        cases = cases_of([table.servings[i] for i in here])
+    for gpu in set(rows.gpus.tolist()):
+        here = np.flatnonzero(rows.gpus == gpu)
+        model, cases = energy_calibration(gpu), rows.cases[here]
         expected = step_seconds(model.parameters, model.hardware, cases)
-        seconds = table.seconds[here] if is_given else expected
+        seconds = rows.seconds[here] if is_given else expected
         watts = power(model.parameters, model.hardware, cases, seconds)
         low, high = power_interval(model, cases, watts, is_given)
         scores.power.fill(here, watts, low, high)
@@ -123,30 +115,29 @@ def left_out_scores(
     Raises:
         ValueError: the table has a dense model, or fewer than three backbones.
     """
-    backbones = sorted(set(table.backbones.tolist()))
-    dense = sorted({one.backbone.name for one in table.servings if not one.backbone.moe_layers})
+    rows, own = table.rows, np.arange(len(table.rows))
+    backbones, dense = (sorted(set(rows.backbones[m].tolist())) for m in (own, ~rows.is_moe))
     if dense or len(backbones) < 3:
         present = f"dense {', '.join(dense)}" if dense else ", ".join(backbones)
         raise ValueError(
             f"{table.path}: --leave-out backbone: found {present}, expected three or more "
             "backbones of routed experts (dense ones: --fits)"
         )
-    left_out = leave_backbones_out(rows_of([table, *others]))
-    own = np.arange(len(table))
+    together = EnergyRows.concatenate([rows, *(other.rows for other in others)])
+    left_out = leave_out(together, together.backbones)
 
     def scores(measured: Floats, quantity: str) -> Scores:
-        """Scores of the error of a quantity."""
         predicted = measured / np.exp(left_out.errors[quantity][own])
         low, high = (predicted * np.exp(end[own]) for end in left_out_ends(left_out, quantity))
-        return Scores(predicted, measured, low, high, table.batch)
+        return Scores(predicted, measured, low, high, rows.cases.batch)
 
     # Given the throughput, energy per token is power times a known time: the errors are the same.
     names = ("power_given_throughput",) * 2 if is_given else ("power", "energy_per_token")
-    expected = table.seconds / np.exp(left_out.errors["seconds"][own])
+    expected = rows.seconds / np.exp(left_out.errors["seconds"][own])
     return EnergyScores(
-        scores(table.watts, names[0]),
-        scores(table.joules, names[1]),
-        table.seconds if is_given else expected,
+        scores(rows.watts, names[0]),
+        scores(rows.joules, names[1]),
+        rows.seconds if is_given else expected,
         mean_of_others(left_out.rows)[own],
     )
 
@@ -157,46 +148,48 @@ def energy_document(table: EnergyTable, scores: EnergyScores, given: str) -> dic
     Baselines: every GPU draws the mean of the fitted rows (`constant_mean`) or its power limit
     (`tdp`). Their energy is that power over the throughput that the prediction works with.
     """
-    gpus = table.gpus.tolist()
-    limits = {gpu: load_hardware(gpu).power_limit for gpu in set(gpus)}
-    limit = np.array([limits[gpu] for gpu in gpus], dtype=np.float64)
-    per_token = table.num_gpus * scores.seconds / table.batch
-    baselines = {}
-    for name, watts in (("constant_mean", scores.mean_power), ("tdp", limit)):
-        joules = watts * per_token
-        baselines[name] = {
-            "power": _split(table, Scores(watts, table.watts, watts, watts, table.batch)),
-            "energy_per_token": _split(
-                table, Scores(joules, table.joules, joules, joules, table.batch)
-            ),
-        }
+    rows = table.rows
+    systems, place = np.unique(rows.systems, return_inverse=True)
+    limit = np.array([load_hardware(gpu).power_limit for gpu in systems.tolist()], dtype=np.float64)
+    per_token = rows.cases.num_gpus * scores.seconds / rows.cases.batch
+
+    def baseline(watts: Floats) -> dict[str, Any]:
+        found = {}
+        for name, value, measured in (
+            ("power", watts, rows.watts),
+            ("energy_per_token", watts * per_token, rows.joules),
+        ):
+            found[name] = _split(rows, Scores(value, measured, value, value, rows.cases.batch))
+        return found
+
     return {
         "schema": 1,
         "table": str(table.path),
         "given": given,
-        "n": len(table),
-        "skipped": {"bad row": table.total - len(table)} if table.total > len(table) else {},
-        "power": _split(table, scores.power),
-        "energy_per_token": _split(table, scores.energy),
-        "baselines": baselines,
+        "n": len(rows),
+        "skipped": {"bad row": table.total - len(rows)} if table.total > len(rows) else {},
+        "power": _split(rows, scores.power),
+        "energy_per_token": _split(rows, scores.energy),
+        "baselines": {"constant_mean": baseline(scores.mean_power), "tdp": baseline(limit[place])},
     }
 
 
-def _split(table: EnergyTable, scores: Scores) -> dict[str, Any]:
+def _split(rows: EnergyRows, scores: Scores) -> dict[str, Any]:
     """Figures over all rows that have a prediction, by GPU, by backbone and by both."""
     exists = np.isfinite(scores.predicted)
-    gpus, backbones = (sorted(set(names.tolist())) for names in (table.gpus, table.backbones))
+    gpus, names = (
+        {name: labels == name for name in np.unique(labels).tolist()}
+        for labels in (rows.systems, rows.backbones)
+    )
     return {
         "overall": scores[exists].figures(),
-        "gpus": {gpu: scores[exists & (table.gpus == gpu)].figures() for gpu in gpus},
-        "backbones": {
-            name: scores[exists & (table.backbones == name)].figures() for name in backbones
-        },
+        "gpus": {gpu: scores[exists & here].figures() for gpu, here in gpus.items()},
+        "backbones": {name: scores[exists & here].figures() for name, here in names.items()},
         "groups": [
-            {"gpu": gpu, "backbone": name, **scores[exists & here].figures()}
-            for gpu in gpus
-            for name in backbones
-            if (here := (table.gpus == gpu) & (table.backbones == name)).any()
+            {"gpu": gpu, "backbone": name, **scores[exists & on_gpu & of_backbone].figures()}
+            for gpu, on_gpu in gpus.items()
+            for name, of_backbone in names.items()
+            if (on_gpu & of_backbone).any()
         ],
     }
 
