@@ -1,14 +1,12 @@
 """Our own kernels for processors with AVX-512-BF16: three calls a layer, however many experts.
 
-The first call multiplies each assignment's row, found by its index, with the gate and up matrices
-of its expert and ends in the activation; the second multiplies with the down matrix; the third
-adds up the rows of each token. Nothing is gathered, sorted or copied between them, and threads wait
-for one another only at the end of each call.
+The first call multiplies each assignment's row with the gate and up matrices of its expert and ends
+in the activation; the second multiplies with the down matrix; the third adds up the rows of each
+token. Nothing is gathered, sorted or copied between them.
 
 `packed` calls oneDNN twice for every touched expert: each call starts the threads, and streams the
-weights of an expert of Qwen3-30B-A3B for some 200 microseconds only. Here the experts follow each
-other in one stream. The kernels read a copy of the weights in their own blocks, without gradients.
-With gradients, and for sizes that are no multiple of what an instruction multiplies, `packed` runs.
+weights of an expert of Qwen3-30B-A3B for some 200 microseconds only. Here one call streams them
+all, from a copy of the weights in the kernels' own blocks, which has no gradients.
 """
 
 import torch
@@ -30,17 +28,19 @@ def missing(device: torch.device) -> str | None:
 
 def build_layout(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
     """Both stacks of matrices in the kernels' blocks, from the cache or made now."""
-
-    def pack(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
-        return blocks(weights.gate_up, is_gated=weights.is_gated), blocks(weights.down)
-
-    return weights.cached_layout("avx512", pack)
+    return weights.cached_layout(
+        "avx512", lambda w: (blocks(w.gate_up, is_gated=w.is_gated), blocks(w.down))
+    )
 
 
 def avx512(
     x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
 ) -> Float[Tensor, "tokens hidden"]:
-    """Run all assignments through the first matrices of their experts, then through the second."""
+    """Run all assignments through the first matrices of their experts, then through the second.
+
+    With gradients, and for sizes that are no multiple of what an instruction multiplies, `packed`
+    runs.
+    """
     hidden, inner = weights.down.shape[1:]
     if torch.is_grad_enabled() or x.dtype not in DTYPES or (hidden | inner) % DTYPES[x.dtype]:
         return packed(x, routing, weights)
@@ -50,10 +50,8 @@ def avx512(
     gate_up, down = build_layout(weights)
     epilogue: Epilogue = "swiglu" if weights.is_gated else "squared-relu"
     both = buffer((total * (inner + hidden),), x.dtype)
-    activated, outputs = (
-        both[: total * inner].view(total, -1),
-        both[total * inner :].view(total, -1),
-    )
+    parts = torch.split(both, [total * inner, total * hidden])
+    activated, outputs = (part.view(total, -1) for part in parts)
     x = x if x.stride(1) == 1 else x.contiguous()
     counts = routing.tokens_per_expert
     ragged_linear(x, routing.token_indices, counts, gate_up, activated, epilogue)

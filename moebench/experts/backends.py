@@ -21,12 +21,7 @@ from moebench.units import nearest
 
 
 def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
-    """The expert execution of that name.
-
-    Raises:
-        ValueError: the name is unknown (with the nearest known one), or the execution does not run
-            on the device, with the reason.
-    """
+    """The expert execution of that name; an error where there is none, or it does not run here."""
     if name not in EXPERT_BACKENDS:
         raise ValueError(f"unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}")
     why = why_not(name, torch.device(device))

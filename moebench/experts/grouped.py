@@ -1,9 +1,8 @@
 """Grouped by expert: one gather, two matmuls for each touched expert, one combine.
 
-Everything is linear in the number of assignments. `Routing` is sorted by expert, so an expert's
-rows are a slice. Combining is a segment sum over the assignments of each token: `embedding_bag`
-does it in one pass, weighted, accumulating in fp32. `index_add` would visit the rows one by one,
-10 times slower on a CPU in bf16.
+`Routing` is sorted by expert, so an expert's rows are a slice. Combining is a segment sum over the
+assignments of each token: `embedding_bag` does it in one pass, weighted, accumulating in fp32.
+`index_add` would visit the rows one by one, 10 times slower on a CPU in bf16.
 """
 
 from collections.abc import Iterator, Sequence
@@ -124,10 +123,9 @@ def combine(
 ) -> Float[Tensor, "tokens hidden"]:
     """Add up the weighted outputs of each token."""
     weights = routing.weights.to(outputs.dtype)
-    device = outputs.device
     if routing.num_tokens == 1:
-        order = torch.arange(routing.num_assignments, device=device)
-        first = torch.zeros(1, dtype=order.dtype, device=device)
+        order = torch.arange(routing.num_assignments, device=outputs.device)
+        first = order.new_zeros(1)
     else:
         order = routing.token_indices.argsort(stable=True)
         counts = routing.experts_per_token()

@@ -1,22 +1,18 @@
 """`grouped` with weights in oneDNN's blocks, which its matmul kernels read without repacking.
 
 A plain matmul copies the weight into blocks each time: cheap beside a thousand rows, half of the
-time beside a few. Here the blocks are cached, a second copy of the weights in memory, which has no
-gradients: with gradients `grouped` runs.
+time beside a few. Here the blocks are cached: a second copy of the weights, without gradients.
 
-oneDNN's kernels for one to three rows are no faster than those for four. A short slice is therefore
-padded to four rows with the rows that follow it, and their products are dropped.
+A slice of one to three rows is padded to four with the rows that follow it, and their products are
+dropped, because oneDNN's kernels for fewer rows are no faster.
 
 Experts of few rows are grouped: their rows are gathered, activated and written in one operation
-each, and only the matmuls are theirs alone. Beside weights that stream through the caches an
-operation finds its code evicted and costs tens of microseconds, where an expert of Qwen3-30B-A3B
-takes 300: grouping makes 16 tokens of it 6 to 11 % faster. All threads share every matmul. One
-expert per thread would save waiting, but OpenMP's threads spin for milliseconds after their last
-work and take the cores from others: 16 tokens of OLMoE were 13 % slower, and faster only with
-spinning switched off.
+each. Beside weights that stream through the caches an operation finds its code evicted and costs
+tens of microseconds, where an expert of Qwen3-30B-A3B takes 300: grouping makes 16 tokens of it 6
+to 11 % faster. Experts of many rows come one by one, so that nothing large is allocated.
 
-Nothing large is allocated: experts of many rows come one by one, and the memory of the outputs is
-reused from call to call.
+All threads share every matmul. With one expert per thread 16 tokens of OLMoE were 13 % slower:
+OpenMP's threads spin for milliseconds after their last work and take the cores from others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,12 +49,10 @@ def missing(device: torch.device) -> str | None:
 
 def build_layout(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
     """Each expert's first and second matrix in oneDNN's blocks, from the cache or made now."""
-
-    def pack(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
-        pairs = zip(weights.gate_up, weights.down, strict=True)
-        return [(packed_weight(gate_up), packed_weight(down)) for gate_up, down in pairs]
-
-    return weights.cached_layout("packed", pack)
+    return weights.cached_layout(
+        "packed",
+        lambda w: [*zip(map(packed_weight, w.gate_up), map(packed_weight, w.down), strict=True)],
+    )
 
 
 def packed(
@@ -85,7 +79,9 @@ def packed(
         starts = [mine.start - first.start for _, mine in group]
         stops = [*starts[1:], len(rows)]
         gate_ups, downs = zip(*(matrices[expert] for expert, _ in group), strict=True)
-        activated = activation(join(products(rows, starts, stops, gate_ups)), inner)
+        hidden = products(rows, starts, stops, gate_ups)
+        # The result of a single expert is not copied.
+        activated = activation(torch.cat(hidden) if len(hidden) > 1 else hidden[0], inner)
         results = products(activated, starts, stops, downs)
         results[-1] = results[-1][: last.stop - last.start]
         torch.cat(results, out=outputs[first.start : last.stop])
@@ -114,8 +110,3 @@ def products(
         linear(rows[start : max(stop, start + LEAST_ROWS)], matrix)[: stop - start]
         for start, stop, matrix in zip(starts, stops, matrices, strict=True)
     ]
-
-
-def join(parts: list[Tensor]) -> Tensor:
-    """All parts below one another; a single part is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -6,6 +6,8 @@ package's source.
 **Source**: Tan et al., Scattered Mixture-of-Experts Implementation (2403.08245), section 3.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,16 +33,8 @@ def scattermoe(
     rows = x.index_select(0, routing.token_indices)
     order = torch.arange(len(rows), device=rows.device)
     offsets = routing.tokens_per_expert.cumsum(0)
-    for matrices, is_first in ((weights.gate_up, True), (weights.down, False)):
-        rows = parallel_linear(
-            rows,
-            matrices.transpose(1, 2),
-            1,
-            routing.expert_indices,
-            order,
-            offsets,
-            grouped_in=True,
-            grouped_out=True,
-        )
-        rows = activation(rows, weights.down.shape[2]) if is_first else rows
-    return combine(rows, routing)
+    sorted_rows = (1, routing.expert_indices, order, offsets)
+    multiply = partial(parallel_linear, grouped_in=True, grouped_out=True)
+    hidden = multiply(rows, weights.gate_up.transpose(1, 2), *sorted_rows)
+    activated = activation(hidden, weights.down.shape[2])
+    return combine(multiply(activated, weights.down.transpose(1, 2), *sorted_rows), routing)

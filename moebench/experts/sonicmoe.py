@@ -15,13 +15,11 @@ from torch import Tensor
 from moebench.experts.weights import ExpertWeights, not_installed
 from moebench.routers.routing import Routing
 
-FIRST_CAPABILITY = (9, 0)
-
 
 def missing(device: torch.device) -> str | None:
     if why := not_installed("sonicmoe"):
         return why
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         return "it needs a GPU of compute capability 9.0 or later"
     import sonicmoe as kernels
 
@@ -42,8 +40,7 @@ def sonicmoe(
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
     by_token = routing.token_indices.argsort(stable=True)
-    y: Tensor
-    y, _ = kernels.moe_general_routing_inputs(
+    y: Tensor = kernels.moe_general_routing_inputs(
         x,
         routing.weights[by_token].to(x.dtype),
         routing.token_indices[by_token].int(),
@@ -57,5 +54,5 @@ def sonicmoe(
         is_inference_mode_enabled=not torch.is_grad_enabled(),
         concat_layout=True,
         stream_id=None,
-    )
+    )[0]
     return y

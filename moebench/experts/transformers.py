@@ -5,6 +5,7 @@ transformers has for expert parallelism, so that their matmuls are left out; gat
 activation and reduction still run over every slot (version 5.23).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,21 +20,9 @@ def missing(device: torch.device) -> str | None:
     return not_installed("transformers")
 
 
-def transformers_eager(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
+def _run(
+    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights, implementation: str
 ) -> Float[Tensor, "tokens hidden"]:
-    """Run expert by expert, with a one-hot mask over all slots."""
-    return _run(x, routing, weights, "eager")
-
-
-def transformers_grouped_mm(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
-    """Sort by expert, run `torch.nn.functional.grouped_mm` twice, reduce over the slots."""
-    return _run(x, routing, weights, "grouped_mm")
-
-
-def _run(x: Tensor, routing: Routing, weights: ExpertWeights, implementation: str) -> Tensor:
     if routing.num_assignments == 0:  # neither implementation takes tokens without slots
         return torch.zeros_like(x)
     slot_weights, experts = routing.slots
@@ -41,6 +30,12 @@ def _run(x: Tensor, routing: Routing, weights: ExpertWeights, implementation: st
     module = weights.cached_layout(backend_name, lambda w: _module(w, implementation))
     y: Tensor = module(x, experts, slot_weights.to(x.dtype))
     return y
+
+
+transformers_eager = partial(_run, implementation="eager")
+"""The execution expert by expert, with a one-hot mask over all slots."""
+transformers_grouped_mm = partial(_run, implementation="grouped_mm")
+"""The execution sorted by expert: `functional.grouped_mm` twice, reduced over the slots."""
 
 
 def _module(weights: ExpertWeights, implementation: str) -> Any:

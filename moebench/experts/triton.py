@@ -3,12 +3,10 @@
 Inference on NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and fp32 (fp32 without
 tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch.
 
-The kernels read on the device how many assignments each expert has. The grid depends on the
-length of `routing.token_indices` alone, which may exceed the number of assignments: a step of
-bounded routings (`moebench.routers.routing.Routing.bounded`) can be captured in a CUDA graph.
-
-Atomics add up the outputs in fp32: repeated runs agree to the bit for up to two experts per token,
-and to a rounding of fp32 for more.
+The kernels read on the device how many assignments each expert has, and the grid depends on shapes
+alone: a step of bounded routings (`moebench.routers.routing.Routing.bounded`) can be captured in a
+CUDA graph. Atomics add up the outputs in fp32: repeated runs agree to the bit for up to two experts
+per token, and to a rounding of fp32 for more.
 
 **Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
 fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120
@@ -40,14 +38,11 @@ def missing(device: torch.device) -> str | None:
         capability, oldest = torch.cuda.get_device_capability(device), divmod(min(TABLE), 10)
         if capability < oldest:
             return "it needs compute capability 8.0 or newer"
-        return _no_compiler()
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    elif device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    return "it needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for checks)"
-
-
-def _no_compiler() -> str | None:
-    """Why Triton cannot build its launcher, which is C that includes Python's headers."""
+    else:
+        return "it needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for checks)"
+    # Triton builds a launcher in C, which includes Python's headers.
     if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
         return "Triton needs a C compiler (gcc or clang, or the variable CC names one)"
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
@@ -69,16 +64,8 @@ def triton(
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"expert backend 'triton' computes in {names}; x is {x.dtype}")
     operations = torch.ops.moebench
-    hidden = operations.ragged_up(
-        x, routing.token_indices, routing.tokens_per_expert, weights.gate_up, weights.down.shape[2]
-    )
+    tokens, counts = routing.token_indices, routing.tokens_per_expert
+    hidden = operations.ragged_up(x, tokens, counts, weights.gate_up, weights.down.shape[2])
     y = x.new_zeros(x.shape, dtype=torch.float32)
-    operations.ragged_down(
-        hidden,
-        routing.token_indices,
-        routing.weights,
-        routing.tokens_per_expert,
-        weights.down,
-        y,
-    )
+    operations.ragged_down(hidden, tokens, routing.weights, counts, weights.down, y)
     return y.to(x.dtype)

@@ -92,8 +92,8 @@ def pack(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
         found = " and ".join(map(str, weights.down.shape[1:]))
         raise ValueError(f"vllm: found sizes {found}, expected multiples of {ALIGNMENT}")
     torch.ops.load_library(str(library()))  # type: ignore[no-untyped-call]
-    packed = []
-    for matrices in (weights.gate_up.detach(), weights.down.detach()):
-        packed.append(torch.empty_like(matrices))
-        torch.ops._C.prepack_moe_weight(matrices, packed[-1], isa())
-    return packed[0], packed[1]
+    matrices = weights.gate_up.detach(), weights.down.detach()
+    first, second = map(torch.empty_like, matrices)
+    for plain, packed in zip(matrices, (first, second), strict=True):
+        torch.ops._C.prepack_moe_weight(plain, packed, isa())
+    return first, second

@@ -5,9 +5,9 @@ in this folder: ours, and adapters for kernels that people deploy. All compute
 
     y_t = sum over the assignments (t, e) of weight_te * expert_e(x_t)
 
-for the assignments only: no padded rows, no slots of weight zero. A token without an assignment
-gets exact zeros; a step without tokens and an expert without tokens are ordinary. Gradients flow
-to x, to the routing weights and to the experts' weights, unless the backend is for inference only.
+for the assignments only. A token without an assignment gets exact zeros; a step without tokens and
+an expert without tokens are ordinary. Gradients flow to x, to the routing weights and to the
+experts' weights, unless the backend is for inference only.
 """
 
 import importlib.util
@@ -75,10 +75,7 @@ class ExpertWeights(nn.Module):
         self._layouts = {name: cached for name, cached in self._layouts.items() if name == keep}
 
     def drop_parameters(self) -> None:
-        """Free the parameters: only backends whose layout is cached can run from then on.
-
-        Does nothing where no layout is cached, since then a backend runs on the parameters.
-        """
+        """Free the parameters, if a layout is cached: from then on only its backend can run."""
         if self._layouts:
             for parameter in self.parameters():
                 parameter.untyped_storage().resize_(0)
@@ -101,11 +98,9 @@ Experts = Callable[[Tensor, Routing, ExpertWeights], Tensor]
 
 
 def not_installed(package: str) -> str | None:
-    """Why a package cannot be imported; None: it can.
-
-    A folder of its name without a package in it has a spec too, but no origin.
-    """
+    """Why a package cannot be imported; None: it can."""
     spec = importlib.util.find_spec(package)
+    # A folder of its name without a package in it has a spec too, but no origin.
     return f"{package} is not installed" if spec is None or spec.origin is None else None
 
 

@@ -1,8 +1,7 @@
 """Ragged matmul on a processor with AVX-512-BF16: our own kernels, compiled when first used.
 
-Executing experts and timing matmuls share these calls. A C++ compiler builds the library in two
-seconds, in the user's cache; without a compiler other backends run. The library uses torch's own
-OpenMP threads, so that two pools of threads do not compete for the cores.
+A C++ compiler builds the library in two seconds, in the user's cache; without a compiler other
+backends run. The library uses torch's own OpenMP threads: two pools would compete for the cores.
 """
 
 import ctypes
@@ -59,9 +58,8 @@ def blocks(
 ) -> Float[Tensor, "experts blocks steps 64 depth"]:
     """A copy of the matrices in the kernels' blocks, the last of which may end in zeros.
 
-    Args:
-        matrices: of one of `DTYPES`; `inputs` is a multiple of what an instruction multiplies.
-        is_gated: whether the upper half of the outputs is gate and the lower half up.
+    With `is_gated` the upper half of the outputs is gate and the lower half up. `inputs` is a
+    multiple of what an instruction multiplies (`DTYPES`).
     """
     depth = DTYPES[matrices.dtype]
     experts, outputs, inputs = matrices.shape
@@ -90,16 +88,14 @@ def ragged_linear(
 ) -> None:
     """Multiply each assignment's row of x by the matrix of its expert, into y.
 
+    Sums and the epilogue, SiLU(gate) * up or relu(sum)^2, are in fp32 until they are rounded.
+
     Args:
         x: rows of any stride, with adjacent elements.
         indices: the row of each assignment, sorted by expert, int64; None: each has its own.
         counts: assignments of each expert, int64.
         matrices: result of `blocks`, gated for "swiglu".
-        y: overwritten; dense. Its sums and the epilogue are in fp32 until they are rounded.
-        epilogue: applied to a sum: SiLU(gate) * up, or relu(.)^2.
-
-    Raises:
-        ValueError: types, sizes, counts or indices do not match.
+        y: overwritten; dense.
     """
     rows = x if indices is None else indices
     width = BLOCK // 2 if epilogue == "swiglu" else BLOCK
@@ -121,16 +117,10 @@ def combine(
     weights: Float[Tensor, " assignments"],
     y: Float[Tensor, "tokens outputs"],
 ) -> None:
-    """Add up the weighted rows of all assignments in their tokens' rows of y.
+    """Add up the fp32-weighted rows of all assignments in their tokens' rows of y, overwritten.
 
-    Args:
-        rows: dense.
-        tokens: the row of y of each assignment, int64.
-        weights: fp32.
-        y: overwritten; dense. Sums are in fp32 until they are rounded, in the order of the rows.
-
-    Raises:
-        ValueError: types, sizes or tokens do not match.
+    Everything is dense, `tokens` int64. Sums are in fp32, in the order of the rows, until they are
+    rounded.
     """
     _check_types(rows, (rows, y), (tokens,))
     if not len(rows) == len(tokens) == len(weights) or rows.shape[1] != y.shape[1]:
@@ -186,22 +176,15 @@ def _symbol(name: str, dtype: torch.dtype) -> str:
     return f"{name}_{str(dtype).removeprefix('torch.')}"
 
 
-def register_operations() -> torch.library.Library:
-    """Define both in `torch.ops.moebench`, where profilers find them, while the result lives."""
-    library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
-    library.define(  # type: ignore[no-untyped-call]
-        "ragged_linear(Tensor x, Tensor? indices, Tensor counts, Tensor matrices, Tensor(a!) y, "
-        "int epilogue) -> ()"
-    )
-    library.define(  # type: ignore[no-untyped-call]
-        "combine(Tensor rows, Tensor tokens, Tensor weights, Tensor(a!) y) -> ()"
-    )
-    library.impl("ragged_linear", _ragged_linear, "CPU")  # type: ignore[no-untyped-call]
-    library.impl("combine", _combine, "CPU")  # type: ignore[no-untyped-call]
-    return library
-
-
-LIBRARY = register_operations()
+SCHEMAS = {
+    _ragged_linear: "ragged_linear(Tensor x, Tensor? indices, Tensor counts, Tensor matrices, "
+    "Tensor(a!) y, int epilogue) -> ()",
+    _combine: "combine(Tensor rows, Tensor tokens, Tensor weights, Tensor(a!) y) -> ()",
+}
+LIBRARY = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
+"""The library, which defines both in `torch.ops.moebench` while it lives: profilers see them."""
+for _operation, _schema in SCHEMAS.items():
+    LIBRARY.impl(LIBRARY.define(_schema), _operation, "CPU")  # type: ignore[no-untyped-call]
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Matmuls with a weight that oneDNN has packed once, in the blocks that its kernels read.
 
-Executing experts and timing matmuls share these calls. They are operators that torch's compiler
-uses and its documentation does not name: not every build has them.
+They are operators that torch's compiler uses and its documentation does not name: not every build
+has them.
 """
 
 import functools

@@ -10,26 +10,19 @@ import threading
 import torch
 from torch import Tensor
 
-
-class _Memory(threading.local):
-    """Bytes of one thread."""
-
-    def __init__(self) -> None:
-        self.bytes = torch.empty(0, dtype=torch.uint8)
-
-
-_memory = _Memory()
+_memory = threading.local()
 
 
 def buffer(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor that the thread's next call overwrites."""
     need = math.prod(shape) * dtype.itemsize
-    if _memory.bytes.numel() < need:
+    memory: Tensor | None = getattr(_memory, "bytes", None)
+    if memory is None or memory.numel() < need:
         with torch.inference_mode(False):
-            _memory.bytes = torch.empty(need, dtype=torch.uint8)
-    return _memory.bytes[:need].view(dtype).view(shape)
+            memory = _memory.bytes = torch.empty(need, dtype=torch.uint8)
+    return memory[:need].view(dtype).view(shape)
 
 
 def free_scratch() -> None:
     """Free this thread's scratch memory."""
-    _memory.bytes = torch.empty(0, dtype=torch.uint8)
+    _memory.bytes = None

@@ -1,8 +1,4 @@
-"""The Triton kernels, compiled ahead of time for a device that is not here.
-
-Registers, spills, shared memory, and the instructions that multiply matrices and load tiles are
-read from the machine code.
-"""
+"""The Triton kernels, compiled ahead of time for a device that is not here, and their resources."""
 
 import re
 import subprocess
@@ -10,12 +6,11 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moebench.experts.gpu.occupancy import Occupancy, occupancy
 from moebench.experts.gpu.tiles import (
     FIRST_TMA_CAPABILITY,
-    ROW_TILES_PER_GROUP,
     KernelTile,
     TilePhase,
     choose_tiles,
@@ -26,12 +21,7 @@ Dtype = Literal["bf16", "fp32"]
 ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
 
 VARIANTS: tuple[tuple[KernelForm, TilePhase, Dtype], ...] = (
-    ("up, gated", "decode", "bf16"),
-    ("up", "decode", "bf16"),
-    ("down", "decode", "bf16"),
-    ("up, gated", "prefill", "bf16"),
-    ("up", "prefill", "bf16"),
-    ("down", "prefill", "bf16"),
+    *((kernel, phase, "bf16") for phase in get_args(TilePhase) for kernel in get_args(KernelForm)),
     ("up, gated", "prefill", "fp32"),
     ("down", "prefill", "fp32"),
 )
@@ -41,28 +31,18 @@ fp32 both phases have the same tiles."""
 BLOCK_OF_EXPERTS = 64
 
 MATRICES = ("x", "hidden", "gate_up", "down")
-VECTORS = {
-    "token_indices": "*i64",
-    "tokens_per_expert": "*i64",
-    "routing_weights": "*fp32",
-    "y": "*fp32",
-}
-INTEGERS = {
-    "num_experts": "i32",
-    "row_tiles": "i32",
-    "hidden_size": "i32",
-    "intermediate_size": "i32",
+TYPES = {
+    **dict.fromkeys(("token_indices", "tokens_per_expert"), "*i64"),
+    **dict.fromkeys(("routing_weights", "y"), "*fp32"),
+    **dict.fromkeys(("num_experts", "row_tiles", "hidden_size", "intermediate_size"), "i32"),
     "x_stride": "i64",
 }
-MULTIPLES_OF_16 = {*MATRICES, *VECTORS, "hidden_size", "intermediate_size", "x_stride"}
+"""Types of the arguments that are no matrices."""
+MULTIPLES_OF_16 = {*MATRICES, *TYPES} - {"num_experts", "row_tiles"}
 """Arguments that Triton finds to be multiples of 16 at run time for ordinary shapes; wide loads
 depend on it."""
 
-TENSOR_CORES = {
-    "HMMA": "mma.sync",
-    "HGMMA": "wgmma",
-    "UTCHMMA": "tcgen05",
-}
+TENSOR_CORES = {"HMMA": "mma.sync", "HGMMA": "wgmma", "UTCHMMA": "tcgen05"}
 """Machine instructions that multiply bf16 matrices, and what PTX calls them."""
 
 
@@ -92,43 +72,32 @@ class Compiled:
 
     @property
     def occupancy(self) -> Occupancy:
-        return occupancy(
-            self.capability,
-            self.tile.warps,
-            self.registers,
-            self.shared_bytes,
-            self.tensor_memory_columns,
-        )
+        block = self.registers, self.shared_bytes, self.tensor_memory_columns
+        return occupancy(self.capability, self.tile.warps, *block)
 
 
 def compile_kernel(capability: int, kernel: KernelForm, phase: TilePhase, dtype: Dtype) -> Compiled:
-    """Compile a kernel with the tile that the table has for this device.
-
-    No GPU and no CUDA are needed: Triton brings its assembler and disassembler.
-    """
+    """Compile a kernel with its tile for this device; Triton brings all tools, no GPU is needed."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from moebench.experts.gpu import kernels
 
-    tiles = choose_tiles(capability, phase, ELEMENT_BYTES[dtype])
+    size = ELEMENT_BYTES[dtype]
+    tiles = choose_tiles(capability, phase, size)
     tile = tiles.down if kernel == "down" else tiles.up
-    depth = tile.depth(ELEMENT_BYTES[dtype])
+    depth = tile.depth(size)
     function = kernels.down_and_combine if kernel == "down" else kernels.up_and_activate
     constants: dict[str, Any] = {
         "TMA": capability >= FIRST_TMA_CAPABILITY,
         "UPCAST": False,
         "BLOCK_E": BLOCK_OF_EXPERTS,
-        "BLOCK_M": tile.rows,
-        "BLOCK_N": tile.columns,
-        "BLOCK_K": depth,
-        "GROUP": ROW_TILES_PER_GROUP,
+        **tile.constants(size),
     }
     if kernel != "down":
         constants["IS_GATED"] = kernel == "up, gated"
-    matrices = dict.fromkeys(MATRICES, f"*{dtype}")
-    types = {**matrices, **VECTORS, **INTEGERS, **dict.fromkeys(constants, "constexpr")}
+    types = TYPES | dict.fromkeys(MATRICES, f"*{dtype}") | dict.fromkeys(constants, "constexpr")
     if constants["TMA"]:
         weight = f"tensordesc<{dtype}[{tile.columns}, {depth}]>"
         types |= {"gate_up": weight, "down": weight}
@@ -172,14 +141,12 @@ def _disassembled(cubin: bytes) -> tuple[dict[str, int], Counter[str]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-        code = _output(tools / "nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found is not None, usage
-    resources = dict(zip(("REG", "STACK"), map(int, found.groups()), strict=True))
+        usage, code = (
+            subprocess.run(
+                [tools / tool, option, file.name], check=True, capture_output=True, text=True
+            ).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    resources = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
     line = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", re.MULTILINE)
     return resources, Counter(line.findall(code))
-
-
-def _output(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -201,18 +201,12 @@ def down_and_combine(
         return
     column = column_tile * BLOCK_N
     weight_row = expert * hidden_size + column
+    weight_rows = num_experts * hidden_size
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for depth in range(0, intermediate_size, BLOCK_K):
         activated = _load_tile(hidden, first, end, depth, intermediate_size, TMA, BLOCK_M, BLOCK_K)
         weight = _load_tile(
-            down,
-            weight_row,
-            num_experts * hidden_size,
-            depth,
-            intermediate_size,
-            TMA,
-            BLOCK_N,
-            BLOCK_K,
+            down, weight_row, weight_rows, depth, intermediate_size, TMA, BLOCK_N, BLOCK_K
         )
         total = _multiply(activated, weight, total, UPCAST)
     rows = first + tl.arange(0, BLOCK_M)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from moebench.experts.gpu.tiles import (
     FIRST_TMA_CAPABILITY,
-    ROW_TILES_PER_GROUP,
     KernelTile,
     KernelTiles,
     choose_phase,
@@ -32,21 +31,15 @@ def ragged_up(
     gate_up: Float[Tensor, "experts width hidden"],
     intermediate_size: int,
 ) -> Float[Tensor, "bound intermediate"]:
-    """The activated hidden row of each assignment.
+    """The activated hidden row of each assignment; they are sorted by expert.
 
-    Assignments are sorted by expert. Indices behind the last assignment are not used, and the rows
-    returned for them are uninitialised.
-
-    Args:
-        gate_up: gate above up of each expert, or up alone (squared ReLU); `intermediate_size`
-            tells the two apart.
+    Indices behind the last assignment are not used, and their rows are uninitialised. `gate_up` is
+    gate above up of each expert, or up alone (squared ReLU): `intermediate_size` tells which.
     """
     from moebench.experts.gpu import kernels
 
-    bound, num_experts = token_indices.shape[0], tokens_per_expert.shape[0]
-    hidden_size = x.shape[1]
+    bound, num_experts = len(token_indices), len(tokens_per_expert)
     tile = _tiles(x, bound, num_experts).up
-    depth = tile.depth(x.element_size())
     x = x if x.stride(1) == 1 else x.contiguous()
     hidden = x.new_empty(bound, intermediate_size)
     use_tma = _uses_tma(gate_up)
@@ -56,16 +49,16 @@ def ragged_up(
         x,
         token_indices,
         tokens_per_expert,
-        _matrix(gate_up, (tile.columns, depth), use_tma),
+        _matrix(gate_up, tile, tile.columns, use_tma),
         hidden,
         num_experts,
         grid_rows,
-        hidden_size,
+        x.shape[1],
         intermediate_size,
         x.stride(0),
         IS_GATED=gate_up.shape[1] != intermediate_size,
         TMA=use_tma,
-        **_constants(tile, depth, num_experts, x),
+        **_constants(tile, num_experts, x),
     )
     return hidden
 
@@ -82,42 +75,33 @@ def ragged_down(
 
     Atomics add them in an order that the device chooses: a token of up to two experts gets the same
     bits every time (0 + a + b is 0 + b + a), a token of more may differ in the last bit.
-
-    Raises:
-        ValueError: y has 2**31 elements or more.
     """
     from moebench.experts.gpu import kernels
 
-    bound, num_experts = token_indices.shape[0], tokens_per_expert.shape[0]
+    bound, num_experts = len(token_indices), len(tokens_per_expert)
     hidden_size, intermediate_size = down.shape[1:]
     if y.numel() >= 2**31:
         raise ValueError(
             f"{y.shape[0]} tokens of {hidden_size} are too many for one call: 2**31 elements"
         )
     tile = _tiles(hidden, bound, num_experts).down
-    depth = tile.depth(hidden.element_size())
     use_tma = _uses_tma(down) and _uses_tma(hidden)
     grid_rows = row_tiles(bound, num_experts, tile.rows)
     grid = (grid_rows * -(-hidden_size // tile.columns),)
     kernels.down_and_combine[grid](
-        _matrix(hidden, (tile.rows, depth), use_tma),
+        _matrix(hidden, tile, tile.rows, use_tma),
         token_indices,
         routing_weights,
         tokens_per_expert,
-        _matrix(down, (tile.columns, depth), use_tma),
+        _matrix(down, tile, tile.columns, use_tma),
         y,
         num_experts,
         grid_rows,
         hidden_size,
         intermediate_size,
         TMA=use_tma,
-        **_constants(tile, depth, num_experts, hidden),
+        **_constants(tile, num_experts, hidden),
     )
-
-
-def block_of_experts(num_experts: int) -> int:
-    """The power of two that holds the experts' counts."""
-    return max(16, 1 << (num_experts - 1).bit_length())
 
 
 def _tiles(x: Tensor, bound: int, num_experts: int) -> KernelTiles:
@@ -125,15 +109,12 @@ def _tiles(x: Tensor, bound: int, num_experts: int) -> KernelTiles:
     return choose_tiles(_capability(x), choose_phase(bound, num_experts), x.element_size())
 
 
-def _constants(tile: KernelTile, depth: int, num_experts: int, x: Tensor) -> dict[str, int | bool]:
-    """Compile-time constants of both kernels."""
+def _constants(tile: KernelTile, num_experts: int, x: Tensor) -> dict[str, int | bool]:
+    """Compile-time constants of both kernels; a power of two holds the experts' counts."""
     return {
         "UPCAST": not x.is_cuda and x.dtype == torch.bfloat16,
-        "BLOCK_E": block_of_experts(num_experts),
-        "BLOCK_M": tile.rows,
-        "BLOCK_N": tile.columns,
-        "BLOCK_K": depth,
-        "GROUP": ROW_TILES_PER_GROUP,
+        "BLOCK_E": max(16, 1 << (num_experts - 1).bit_length()),
+        **tile.constants(x.element_size()),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
@@ -154,14 +135,14 @@ def _uses_tma(matrix: Tensor) -> bool:
     return is_aligned and _capability(matrix) >= FIRST_TMA_CAPABILITY
 
 
-def _matrix(stack: Tensor, block: tuple[int, int], use_tma: bool) -> Any:
-    """A stack of matrices as one matrix or TMA descriptor, as the kernels take it."""
+def _matrix(stack: Tensor, tile: KernelTile, block_rows: int, use_tma: bool) -> Any:
+    """A stack of matrices as the kernels take it: one matrix, or a TMA descriptor of its blocks."""
     rows = stack.contiguous().view(-1, stack.shape[-1])
     if not use_tma:
         return rows
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor.from_tensor(rows, list(block))
+    return TensorDescriptor.from_tensor(rows, [block_rows, tile.depth(stack.element_size())])
 
 
 SCHEMAS = {
@@ -172,15 +153,9 @@ SCHEMAS = {
 }
 
 
-def register_operations() -> torch.library.Library:
-    """Define `torch.ops.moebench.ragged_up` and `ragged_down` while the result lives."""
-    library = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for launch, schema in SCHEMAS.items():
-        library.define(schema)  # type: ignore[no-untyped-call]
-        name = schema.partition("(")[0]
-        library.impl(name, launch, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    return library
-
-
-LIBRARY = register_operations()
+LIBRARY = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
+"""The library, which defines `torch.ops.moebench.ragged_up` and `ragged_down` while it lives."""
+_KEY = "CompositeExplicitAutograd"
+for _launch, _schema in SCHEMAS.items():
+    LIBRARY.impl(LIBRARY.define(_schema), _launch, _KEY)  # type: ignore[no-untyped-call]
 OPERATIONS = torch.ops.moebench

@@ -1,9 +1,8 @@
 """How many programs of a kernel one multiprocessor holds, by NVIDIA's documented limits.
 
-**Source**: limits by CUDA C++ Programming Guide, "Technical Specifications per Compute
-Capability"; tensor memory (512 columns a multiprocessor) by the PTX ISA, "Tensor Memory"; the
-allocation of registers and shared memory by NVIDIA's cuda_occupancy.h, against which a test checks
-this file.
+**Source**: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; PTX ISA,
+"Tensor Memory" (512 columns a multiprocessor); for the allocation of registers and shared memory
+NVIDIA's cuda_occupancy.h, against which a test checks this file.
 """
 
 from dataclasses import dataclass
@@ -51,8 +50,6 @@ class Occupancy:
     """Resident blocks of a kernel."""
 
     blocks: int
-    warps: int
-    """Resident warps of all these blocks."""
     share: float
     """Resident warps over the most that the multiprocessor could hold."""
     bound: str
@@ -85,7 +82,7 @@ def occupancy(
         fitting["tensor memory"] = limits.tensor_memory_columns // tensor_memory_columns
     bound = min(fitting, key=lambda name: fitting[name])
     blocks = fitting[bound]
-    return Occupancy(blocks, blocks * warps, blocks * warps / limits.warps, bound)
+    return Occupancy(blocks, blocks * warps / limits.warps, bound)
 
 
 def _round_up(value: int, unit: int) -> int:

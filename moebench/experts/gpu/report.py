@@ -6,7 +6,7 @@ A table in Markdown, one row for each device, tile and kernel. It takes about a 
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from moebench.experts.gpu.compilation import ELEMENT_BYTES, VARIANTS, Compiled, compile_kernel
@@ -14,23 +14,6 @@ from moebench.experts.gpu.occupancy import KIB, LIMITS
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
-COLUMNS = (
-    "target",
-    "dtype",
-    "phase",
-    "kernel",
-    "tile",
-    "warps",
-    "stages",
-    "registers",
-    "spills",
-    "shared KiB (limit)",
-    "blocks per SM",
-    "occupancy",
-    "bound by",
-    "tensor cores",
-    "tile loads",
-)
 PREAMBLE = """\
 # Compile report: ragged expert kernels, Triton {version}
 
@@ -52,43 +35,44 @@ were checked in Triton's interpreter only.
 """
 
 
-def compile_all(capabilities: Iterable[int] = CAPABILITIES) -> list[Compiled]:
+def compile_all() -> list[Compiled]:
     """Every kernel with every tile that the devices use."""
     from tqdm import tqdm
 
-    wanted = [(capability, *variant) for capability in capabilities for variant in VARIANTS]
+    wanted = [(capability, *variant) for capability in CAPABILITIES for variant in VARIANTS]
     return [compile_kernel(*one) for one in tqdm(wanted, desc="compiling", unit="kernel")]
 
 
 def render(compiled: Sequence[Compiled], version: str) -> str:
     """The report in Markdown."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(_row(one) for one in compiled)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [_row(one) for one in compiled]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{PREAMBLE.format(version=version)}\n{table}\n"
 
 
-def _row(one: Compiled) -> tuple[str, ...]:
-    tile, held = one.tile, one.occupancy
-    loads = [
-        name for name, count in (("TMA", one.tma_loads), ("cp.async", one.async_copies)) if count
-    ]
-    return (
-        f"sm_{one.capability}",
-        one.dtype,
-        one.phase if one.dtype == "bf16" else "both",
-        one.kernel,
-        f"{tile.rows} x {tile.columns} x {tile.depth(ELEMENT_BYTES[one.dtype])}",
-        str(tile.warps),
-        str(tile.stages),
-        str(one.registers),
-        str(one.spills),
-        f"{one.shared_bytes / KIB:.1f} ({LIMITS[one.capability].shared_bytes_per_block // KIB})",
-        str(held.blocks),
-        f"{100 * held.share:.0f} %",
-        held.bound,
-        ", ".join(one.tensor_cores) or "none",
-        ", ".join(loads),
-    )
+def _row(one: Compiled) -> dict[str, str]:
+    """A kernel's cells by the titles of their columns."""
+    tile, resident = one.tile, one.occupancy
+    limit = LIMITS[one.capability].shared_bytes_per_block
+    loads = {"TMA": one.tma_loads, "cp.async": one.async_copies}
+    return {
+        "target": f"sm_{one.capability}",
+        "dtype": one.dtype,
+        "phase": one.phase if one.dtype == "bf16" else "both",
+        "kernel": one.kernel,
+        "tile": f"{tile.rows} x {tile.columns} x {tile.depth(ELEMENT_BYTES[one.dtype])}",
+        "warps": str(tile.warps),
+        "stages": str(tile.stages),
+        "registers": str(one.registers),
+        "spills": str(one.spills),
+        "shared KiB (limit)": f"{one.shared_bytes / KIB:.1f} ({limit // KIB})",
+        "blocks per SM": str(resident.blocks),
+        "occupancy": f"{100 * resident.share:.0f} %",
+        "bound by": resident.bound,
+        "tensor cores": ", ".join(one.tensor_cores) or "none",
+        "tile loads": ", ".join(name for name, count in loads.items() if count),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,7 @@
 """Tiles: how a device cuts the work of a ragged mixture of experts.
 
-Two sets of tiles: in *decode* an expert has a few rows, the kernel is bound by reading weights,
-and a row tile is as small as the tensor cores take (16); in *prefill* experts have many rows, and
-a row tile is as large as the registers hold. One row of the table per family of devices.
+In *decode* an expert has a few rows, the kernel is bound by reading weights, and a row tile is as
+small as the tensor cores take (16). In *prefill* a row tile is as large as the registers hold.
 
 **The tiles are chosen by what the compiler reports** (no spills, shared memory, occupancy, see
 `moebench.experts.gpu.report`) **and by reasoning; no GPU has timed them**, nor the border between
@@ -21,8 +20,7 @@ class KernelTile:
 
     rows: int
     columns: int
-    """Columns of the result; the first kernel of gated experts computes two such tiles, gate and
-    up."""
+    """Columns of the result; the first kernel of gated experts computes two such tiles."""
     depth_bytes: int
     """Bytes of each row that one step along the inner dimension reads."""
     warps: int
@@ -31,6 +29,15 @@ class KernelTile:
 
     def depth(self, element_bytes: int) -> int:
         return self.depth_bytes // element_bytes
+
+    def constants(self, element_bytes: int) -> dict[str, int]:
+        """Compile-time constants of a kernel that runs this tile."""
+        return {
+            "BLOCK_M": self.rows,
+            "BLOCK_N": self.columns,
+            "BLOCK_K": self.depth(element_bytes),
+            "GROUP": ROW_TILES_PER_GROUP,
+        }
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,10 @@ TABLE: dict[int, dict[TilePhase, KernelTiles]] = {
 """Tiles by compute capability (90 is 9.0): a device uses the newest row that is not beyond it."""
 
 FLOAT32 = KernelTiles(KernelTile(32, 32, 64, 4, 3), KernelTile(32, 32, 64, 4, 3))
-"""Tiles of fp32 on every device and for any number of rows: it does not use tensor cores, and
-larger tiles spill registers."""
+"""Tiles of fp32 everywhere: it does not use tensor cores, and larger tiles spill registers."""
 
 DECODE_ROWS = 16
-"""Mean assignments per expert up to which decode's tiles are used: one row tile holds them. Not
-timed."""
+"""Mean assignments per expert up to which decode's tiles are used (one row tile); not timed."""
 
 ROW_TILES_PER_GROUP = 8
 """Row tiles whose programs run side by side, so that they share weights in the L2 cache."""
@@ -84,11 +89,7 @@ def choose_phase(bound: int, num_experts: int) -> TilePhase:
 
 
 def choose_tiles(capability: int, phase: TilePhase, element_bytes: int) -> KernelTiles:
-    """The tiles for a device, and for elements of 2 bytes or 4.
-
-    Raises:
-        ValueError: the device is older than the first row of the table.
-    """
+    """The tiles for a device and elements of 2 or 4 bytes; an error for too old a device."""
     rows = [row for row in TABLE if row <= capability]
     if not rows:
         raise ValueError(
