@@ -211,6 +211,8 @@ def _with_interval(
         alike = [one for one in others if one.family == own.family]
         bounds = bounds_of(alike or others)
     widths = Widths({own.basis: {"any": bounds}}, {}, {})
-    low, high = widths.latency_factors(own.basis, own.family, own.num_tokens)
+    low, high = widths.latency_factors(
+        [own.basis] * len(own.num_tokens), own.family, own.num_tokens
+    )
     seconds = part.rows.seconds / np.exp(own.log_error)
     return Predicted(part.rows.rows, seconds, seconds * low, seconds * high)

@@ -73,13 +73,14 @@ def test_unknown_kernels_and_devices_are_priced(
 
 
 def test_the_interval_widens_with_ignorance() -> None:
-    from moebench.predict.kernels.intervals import shipped_widths
+    from moebench.predict.kernels.intervals import Basis, shipped_widths
 
     widths = shipped_widths()
     tokens = np.array([1.0, 100.0, 1000.0, 10000.0])
     wide = {}
-    for basis in ("seen", "device", "stranger"):
-        low, high = widths.latency_factors(basis, "triton", tokens)  # type: ignore[arg-type]
+    bases: tuple[Basis, ...] = ("seen", "device", "stranger")
+    for basis in bases:
+        low, high = widths.latency_factors([basis] * 4, "triton", tokens)
         assert ((low > 0) & (low < 1) & (high > 1) & np.isfinite(high)).all()
         wide[basis] = np.log(high / low).mean()
     assert wide["seen"] < wide["device"] < wide["stranger"]

@@ -1,8 +1,6 @@
 """Which kernels exist, what is publicly known of each, and what has been fitted for it.
 
-A kernel is what a framework's release runs for one kind of expert. Kernels of one *family* share
-their matmul code, so what is known of one on one device says much about the others: that is the
-prior of `prior_for`, a log-normal one for every parameter.
+A kernel is what a framework's release runs for one kind of expert.
 """
 
 import functools
@@ -11,7 +9,7 @@ import tomllib
 from dataclasses import dataclass
 
 from moebench.predict.kernels import tiles as tile_rules
-from moebench.predict.kernels.layer import LayerCalls, LayerCases, Traits
+from moebench.predict.kernels.layer import LayerCalls, LayerCases
 from moebench.predict.kernels.loads import Loads
 from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.samplers import Collector
@@ -36,15 +34,11 @@ class Kernel:
     @property
     def family(self) -> str:
         """Triton, cutlass or trtllm-gen; a source that names none gets its framework's usual."""
-        return self._recognised or ("cutlass" if self.framework == "trtllm" else "triton")
+        return self.named_family or ("cutlass" if self.framework == "trtllm" else "triton")
 
     @property
-    def is_recognised(self) -> bool:
-        """Whether the source names a family; otherwise the prediction deserves a caveat."""
-        return self._recognised is not None
-
-    @property
-    def _recognised(self) -> str | None:
+    def named_family(self) -> str | None:
+        """Family that the source names; without one, the prediction deserves a caveat."""
         source = self.source.lower()
         if "triton" in source or source == "vllm_fused_moe":
             return "triton"
@@ -71,28 +65,14 @@ class Kernel:
     def label(self) -> str:
         """File name and table entry: "vllm-0.24.0-triton-bfloat16-gated"."""
         kind = "gated" if self.matrices == 3 else "ungated"
-        return f"{self.framework}-{self.version}-{self.short}-{self.dtype}-{kind}"
-
-    @property
-    def short(self) -> str:
-        """The source, shortened to what tells it from the others of its framework."""
-        if self.family == "cutlass" and "flashinfer" in self.source:
-            return "flashinfer-cutlass"
-        return self.family
-
-    def traits(self, hardware: HardwareSpec) -> Traits:
-        is_triton = self.family == "triton"
-        return Traits(
-            can_skip_sort=self.framework == "vllm",
-            handles_all_copies=is_triton and self.framework == "vllm",
-            loads_by_element=is_triton,
-            permutes_copies=self.family == "cutlass",
-            uses_tensor_memory=is_triton and mma_generation(hardware) == "tcgen05",
-        )
+        is_flashinfer = self.family == "cutlass" and "flashinfer" in self.source
+        source = f"{'flashinfer-' * is_flashinfer}{self.family}"
+        return f"{self.framework}-{self.version}-{source}-{self.dtype}-{kind}"
 
     def cases(self, hardware: HardwareSpec, loads: Loads, calls: LayerCalls) -> LayerCases:
         """Calls of the layer as this kernel runs them on the device."""
-        if self.family == "triton":
+        is_vllm, is_triton = self.framework == "vllm", self.family == "triton"
+        if is_triton:
             release = tile_rules.Release(self.framework, self.version, hardware.nvml_names)
             local_experts = calls.num_experts // calls.expert_parallel
             sizes = (calls.num_tokens, local_experts, calls.inner_size)
@@ -107,7 +87,11 @@ class Kernel:
             loads=loads,
             tiles=tiles,
             dtype=self.dtype,
-            traits=self.traits(hardware),
+            can_skip_sort=is_vllm,
+            handles_all_copies=is_triton and is_vllm,
+            loads_by_element=is_triton,
+            permutes_copies=self.family == "cutlass",
+            uses_tensor_memory=is_triton and mma_generation(hardware) == "tcgen05",
         )
 
 
@@ -144,7 +128,7 @@ class KernelFit:
     """Model shapes among them, "hidden x inner, k of N"."""
     smallest_batch: int
     largest_batch: int
-    """Range of tokens per step that was measured."""
+    """Most tokens per step that were measured."""
     error: FitError
     table: str
     """File name of the measurements."""

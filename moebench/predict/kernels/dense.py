@@ -9,11 +9,11 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from moebench.predict.arrays import Floats, OverCases
+from moebench.predict.kernels.layer import processor
 from moebench.predict.parameters import metadata, parameter
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import from_mapping, read_toml
@@ -46,23 +46,23 @@ class DenseParameters:
     """Parameters of one dense matmul library on one device; SI units."""
 
     launch: float = parameter(2e-6, 0.5, "s")
-    """Start and end of the kernel, seconds."""
+    """Start and end of the kernel."""
     bandwidth: float = parameter(0.9, 0.1, "", ceiling=1.0)
     """Share of the datasheet's bandwidth."""
     tensor: float = parameter(0.8, 0.2, "", ceiling=1.0)
     """Share of the datasheet's tensor peak."""
     block: float = parameter(1e-6, 0.5, "s")
-    """Start and end of a thread block, seconds."""
+    """Start and end of a thread block."""
     round_trip: float = parameter(0.6e-6, 0.4, "s")
-    """One load from DRAM, seconds."""
+    """One load from DRAM."""
     l2_round_trip: float = parameter(0.15, 0.6, "")
     """A load from L2 over one from DRAM."""
     l2_port: float = parameter(48.0, 0.5, "B/clock")
-    """L2 to one SM, bytes per clock."""
+    """L2 to one SM."""
     l2_stream: float = parameter(0.3, 0.5, "")
     """Share of all SMs' ports that one pass over replayed weights reaches."""
     step: float = parameter(60.0, 0.6, "clock")
-    """Clocks of an inner step that nothing hides."""
+    """Part of an inner step that nothing hides."""
     overlap: float = parameter(3.0, 0.3, "")
     """Exponent of the norm over the four times."""
     fill_rows: float = parameter(8.0, 0.8, "rows")
@@ -107,9 +107,8 @@ def dense_time(
     Raises:
         ValueError: the spec sheet lacks a figure that the model needs.
     """
-    if hardware.clock is None or hardware.shared_memory is None:
-        raise ValueError(f"{hardware.name}: clock or shared_memory is missing")
-    peak, clock, sms = hardware.peak_for(dtype), hardware.clock, hardware.num_processors
+    clock, shared_memory = processor(hardware)
+    peak, sms = hardware.peak_for(dtype), hardware.num_processors
     size = BYTES_PER_ELEMENT[dtype]
     rows, columns, split, warps = TILES.T
     m, n, k = shapes.m[:, None], shapes.n[:, None], shapes.k[:, None]
@@ -117,7 +116,7 @@ def dense_time(
     steps = np.ceil(k / DEPTH / split)
     loaded = (rows + columns) * DEPTH * size
     resident = np.minimum(
-        hardware.shared_memory // (3 * loaded),
+        shared_memory // (3 * loaded),
         65536 // (32 * warps * (rows * columns / (32 * warps) + 64)),
     )
     waves = np.maximum(1, blocks / (sms * np.maximum(1, resident)))
@@ -146,12 +145,9 @@ def shift(here: DenseParameters, there: DenseParameters) -> dict[str, float]:
 
 @functools.cache
 def shipped_dense() -> Mapping[str, DenseParameters]:
-    """Fits of data/kernels/dense.toml by hardware name; empty if there are none."""
-    entry = PACKAGE / "data" / "kernels" / "dense.toml"
-    if not entry.is_file():
-        return {}
-    table = read_toml(Path(str(entry)))
+    """Fits of data/kernels/dense.toml by hardware name."""
+    devices = read_toml(PACKAGE / "data" / "kernels" / "dense.toml")["device"]
     return {
         name: from_mapping(DenseParameters, values, f"kernels/dense.toml: [device.{name}]")
-        for name, values in table["device"].items()
+        for name, values in devices.items()
     }

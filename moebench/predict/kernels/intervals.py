@@ -6,10 +6,10 @@ errors (data/kernels/intervals.toml), so that 90 % means 90 %.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -25,17 +25,13 @@ Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stran
 """Rows that the parameters rest on: many of the kernel on the device, the shape among them; a few
 such rows; such rows without the shape; this kernel on a device of the same compute
 capability; on other devices; other kernels of its family; kernels of other families."""
-BASES: tuple[Basis, ...] = (
-    "seen", "rows", "shape", "sibling", "device", "relative", "stranger",
-)  # fmt: skip
+BASES: tuple[Basis, ...] = get_args(Basis)
 UNSEEN: tuple[Basis, ...] = ("device", "relative", "stranger")
 """Bases without a row of the kernel on such a device, from the surest to the least sure."""
 WIDEST = 20.0
 """Largest logarithm in a file; beyond it, an interval says nothing at all."""
 RATIO_STEP = float(np.log(8 / 6))
 """Log ratio of assignments for which the errors of ratios were measured."""
-
-
 Bounds = Mapping[str, tuple[float, float]]
 """Token regime to the 5 % and 95 % quantile of log(measured / predicted)."""
 
@@ -52,56 +48,25 @@ class Widths:
     """Quantiles of such ratios under expert parallelism."""
 
     def latency_factors(
-        self, basis: Basis, family: str, num_tokens: Floats
+        self, bases: Sequence[Basis], family: str, num_tokens: Floats
     ) -> tuple[Floats, Floats]:
-        """Factors from a prediction to the ends of its interval; arrays over cases."""
-        table = self.latency[basis]
-        low, high = _by_regime(table.get(family, table["any"]), num_tokens)
+        """[cases] factors from a prediction to the ends of its interval."""
+        tables = [self.latency[basis] for basis in bases]
+        low, high = regime_ends([t.get(family, t["any"]) for t in tables], num_tokens)
         return np.exp(low), np.exp(high)
 
-    def ratio_factors(
-        self,
-        basis: Basis,
-        num_tokens: Floats,
-        assignment_ratio: Floats,
-        is_parallel: bool = False,
-    ) -> tuple[Floats, Floats]:
-        """Factors from a ratio of two latencies on one device to the ends of its interval.
 
-        Args:
-            basis: of both predictions.
-            num_tokens: tokens of the step, the same in both.
-            assignment_ratio: token copies of one over those of the other: the errors of two
-                equal loads cancel, and part as the loads part.
-            is_parallel: under expert parallelism.
-        """
-        table = self.parallel_ratio if is_parallel else self.ratio
-        low, high = _by_regime(table[basis], num_tokens)
-        apart = np.sqrt(np.abs(np.log(assignment_ratio)) / RATIO_STEP)
-        return np.exp(low * apart), np.exp(high * apart)
-
-
-def _by_regime(bounds: Bounds, num_tokens: Floats) -> tuple[Floats, Floats]:
-    edges = np.array([high for _, high in REGIMES[:-1]])
-    place = np.searchsorted(edges, num_tokens, side="left")
-    table = np.array([bounds[name] for name in REGIME_NAMES])
-    return table[place, 0], table[place, 1]
+def regime_ends(bounds: Sequence[Bounds], num_tokens: Floats) -> Floats:
+    """[2, cases] logarithms of an interval's ends, each case from its own bounds."""
+    regimes = np.searchsorted([high for _, high in REGIMES[:-1]], num_tokens, side="left")
+    ends = [one[REGIME_NAMES[regime]] for one, regime in zip(bounds, regimes, strict=True)]
+    return np.array(ends).reshape(-1, 2).T
 
 
 @functools.cache
 def shipped_widths() -> Widths:
     """The calibrated widths of data/kernels/intervals.toml."""
     return read_widths(PACKAGE / "data" / "kernels" / "intervals.toml")
-
-
-@dataclass(frozen=True)
-class _File:
-    """Contents of intervals.toml."""
-
-    latency: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]]
-    ratio: Mapping[str, Mapping[str, tuple[float, ...]]]
-    parallel_ratio: Mapping[str, Mapping[str, tuple[float, ...]]]
-    note: str = ""
 
 
 def read_widths(path: Path) -> Widths:
@@ -111,42 +76,31 @@ def read_widths(path: Path) -> Widths:
         ValueError: a basis, "any" family or token regime that is unknown or missing, or bounds
             that are not around 0.
     """
-    where = f"{path.parent.name}/{path.name}"
-    file = from_mapping(_File, read_toml(path), where)
-    for kind, table in (
-        ("latency", file.latency),
-        ("ratio", file.ratio),
-        ("parallel_ratio", file.parallel_ratio),
-    ):
-        _check_keys(table, BASES, f"{where}: {kind}")
-    latency = {}
-    for basis, families in file.latency.items():
-        if "any" not in families:
-            raise ValueError(f"{where}: latency.{basis}: missing key 'any', expected all families")
-        latency[basis] = {
-            family: _bounds(bounds, f"{where}: latency.{basis}.{family}")
-            for family, bounds in families.items()
-        }
-    ratio, parallel_ratio = (
-        {basis: _bounds(bounds, f"{where}: {kind}.{basis}") for basis, bounds in table.items()}
-        for kind, table in (("ratio", file.ratio), ("parallel_ratio", file.parallel_ratio))
-    )
-    return Widths(latency, ratio, parallel_ratio)
+    file, table = f"{path.parent.name}/{path.name}", read_toml(path)
+    table.pop("note", None)
+    widths = from_mapping(Widths, table, file)
+    for kind, by_basis in vars(widths).items():
+        _check_keys(by_basis, BASES, f"{file}: {kind}")
+        for basis, found in by_basis.items():
+            where = f"{file}: {kind}.{basis}"
+            tables = {where: found}
+            if kind == "latency":
+                tables = {f"{where}.{family}": bounds for family, bounds in found.items()}
+                if "any" not in found:
+                    raise ValueError(f"{where}: missing key 'any', expected all families")
+            for place, bounds in tables.items():
+                _check_keys(bounds, REGIME_NAMES, place)
+                for regime, (low, high) in bounds.items():
+                    if not -WIDEST <= low <= 0 <= high <= WIDEST:
+                        raise ValueError(
+                            f"{place}: {regime!r}: found {[low, high]!r:.80}, "
+                            "expected two logarithms around 0"
+                        )
+    return widths
 
 
-def _bounds(table: Mapping[str, tuple[float, ...]], where: str) -> Bounds:
-    _check_keys(table, REGIME_NAMES, where)
-    for regime, ends in table.items():
-        if len(ends) != 2 or not -WIDEST <= ends[0] <= 0 <= ends[1] <= WIDEST:
-            raise ValueError(
-                f"{where}: {regime!r}: found {list(ends)!r:.80}, expected two logarithms around 0"
-            )
-    return {regime: (ends[0], ends[1]) for regime, ends in table.items()}
-
-
-def _check_keys(table: Mapping[str, object], known: Iterable[str], where: str) -> None:
-    """Exactly the known keys."""
-    names = list(known)
+def _check_keys(table: Mapping[str, object], names: Sequence[str], where: str) -> None:
+    """Refuse a table that has not exactly these keys."""
     for key in table:
         if key not in names:
             raise ValueError(f"{where}: unknown key {key!r}{nearest(key, names)}")

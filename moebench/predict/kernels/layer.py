@@ -41,24 +41,6 @@ CHUNK = 32768
 
 
 @dataclass(frozen=True)
-class Traits:
-    """Traits of a framework's kernels that are publicly known."""
-
-    can_skip_sort: bool = False
-    """vllm sorts nothing when 4 T k is at most N and there is no expert map."""
-    handles_all_copies: bool = False
-    """Under expert parallelism vllm's Triton path activates, clears and sums all T k copies."""
-    loads_by_element: bool = False
-    """Rows whose stride is no multiple of `ALIGNMENT` are loaded without vectors (Triton; others
-    need 16 bytes alone, or pad)."""
-    permutes_copies: bool = False
-    """Token copies are sorted by expert before the first matmul and quantised one by one; otherwise
-    that matmul gathers tokens, quantised once each."""
-    uses_tensor_memory: bool = False
-    """Tiles of 64 rows and more accumulate in tensor memory (Triton on compute capability 10)."""
-
-
-@dataclass(frozen=True)
 class LayerCalls(OverCases):
     """Calls of one MoE layer on one rank; arrays over cases."""
 
@@ -84,7 +66,18 @@ class LayerCases(LayerCalls):
     tiles: Tiles
     dtype: str
     """Type of the weights: "bfloat16" or "float8"."""
-    traits: Traits = Traits()
+    can_skip_sort: bool
+    """vllm sorts nothing when 4 T k is at most N and there is no expert map."""
+    handles_all_copies: bool
+    """Under expert parallelism vllm's Triton path activates, clears and sums all T k copies."""
+    loads_by_element: bool
+    """Rows whose stride is no multiple of `ALIGNMENT` are loaded without vectors (Triton; others
+    need 16 bytes alone, or pad)."""
+    permutes_copies: bool
+    """Token copies are sorted by expert before the first matmul and quantised one by one; otherwise
+    that matmul gathers tokens, quantised once each."""
+    uses_tensor_memory: bool
+    """Tiles of 64 rows and more accumulate in tensor memory (Triton on compute capability 10)."""
 
 
 @dataclass(frozen=True)
@@ -101,25 +94,15 @@ class LayerTime(OverCases):
 def layer_time(
     parameters: Parameters, hardware: HardwareSpec, cases: LayerCases, warm: bool = False
 ) -> LayerTime:
-    """Price the cases.
-
-    Args:
-        parameters: of the kernel on the device.
-        hardware: the device's spec sheet.
-        cases: what is called.
-        warm: weights that a benchmark's replays leave in L2 are read from there.
+    """Time of each case; if `warm`, weights that a benchmark's replays leave in L2 are read there.
 
     Raises:
         ValueError: the spec sheet lacks a figure that the model needs.
     """
-    machine = _machine(hardware, cases.dtype)
     if len(cases) <= CHUNK:
-        return _layer_time(parameters, machine, cases, warm)
-    parts = [
-        _layer_time(parameters, machine, cases[start : start + CHUNK], warm)
-        for start in range(0, len(cases), CHUNK)
-    ]
-    return LayerTime.concatenate(parts)
+        return _layer_time(parameters, hardware, cases, warm)
+    parts = (cases[start : start + CHUNK] for start in range(0, len(cases), CHUNK))
+    return LayerTime.concatenate([_layer_time(parameters, hardware, p, warm) for p in parts])
 
 
 def roofline(hardware: HardwareSpec, cases: LayerCases) -> Floats:
@@ -132,45 +115,33 @@ def roofline(hardware: HardwareSpec, cases: LayerCases) -> Floats:
     )
 
 
-@dataclass(frozen=True)
-class _Machine:
-    peak: float
-    bandwidth: float
-    processors: int
-    l2: float
-    clock: float
-    shared_memory: float
+def processor(hardware: HardwareSpec) -> tuple[float, float]:
+    """Clock in hertz, and bytes of shared memory of a streaming multiprocessor.
 
-
-def _machine(hardware: HardwareSpec, dtype: str) -> _Machine:
+    Raises:
+        ValueError: the spec sheet lacks one of them.
+    """
     if hardware.clock is None or hardware.shared_memory is None:
         missing = "clock" if hardware.clock is None else "shared_memory"
         raise ValueError(f"{hardware.name}: {missing} is missing; the GPU model needs it")
-    return _Machine(
-        hardware.peak_for(dtype),
-        hardware.memory_bandwidth,
-        hardware.num_processors,
-        hardware.cache,
-        hardware.clock,
-        hardware.shared_memory,
-    )
+    return hardware.clock, hardware.shared_memory
 
 
-def _layer_time(p: Parameters, m: _Machine, cases: LayerCases, warm: bool) -> LayerTime:
+def _layer_time(p: Parameters, m: HardwareSpec, cases: LayerCases, warm: bool) -> LayerTime:
     tokens, hidden, inner = cases.num_tokens, cases.hidden_size, cases.inner_size
     copies, weight_bytes = cases.loads.copies, BYTES_PER_ELEMENT[cases.dtype]
     is_parallel = cases.expert_parallel > 1
     handled = copies
-    if cases.traits.handles_all_copies:
+    if cases.handles_all_copies:
         handled = np.where(is_parallel, tokens * cases.top_k, copies)
     hit = np.zeros(len(cases))
     if warm:
         replayed = cases.loads.replayed * hidden * inner * cases.matrices * weight_bytes
-        hit = 1 / (1 + (replayed / (p.retention * m.l2)) ** 4)
+        hit = 1 / (1 + (replayed / (p.retention * m.cache)) ** 4)
     gated = cases.matrices - 1
     never = np.zeros(len(cases), dtype=bool)
     first = _Gemm(hidden, gated * inner, tokens * hidden, handled, never, hit)
-    is_misaligned = (inner % ALIGNMENT != 0) & cases.traits.loads_by_element
+    is_misaligned = (inner % ALIGNMENT != 0) & cases.loads_by_element
     second = _Gemm(inner, hidden, copies * inner, handled, is_misaligned, hit)
     parts = [_grouped_matmul(p, m, cases, gemm) for gemm in (first, second)]
     chosen = (parts[0][0] + parts[1][0]).argmin(axis=1)[:, None]
@@ -178,10 +149,10 @@ def _layer_time(p: Parameters, m: _Machine, cases: LayerCases, warm: bool) -> La
     def pick(array: Floats) -> Floats:
         return np.take_along_axis(array, chosen, axis=1)[:, 0]
 
-    stream = m.bandwidth * p.bandwidth
+    stream = m.memory_bandwidth * p.bandwidth
     is_top1 = cases.top_k == 1
-    is_unsorted = cases.traits.can_skip_sort & ~is_parallel
-    is_unsorted = is_unsorted & (4 * tokens * cases.top_k <= cases.num_experts)
+    is_small = 4 * tokens * cases.top_k <= cases.num_experts
+    is_unsorted = cases.can_skip_sort & ~is_parallel & is_small
     moved = (cases.matrices * inner + hidden) * handled + hidden * tokens
     stages = {
         "launch": p.launch
@@ -195,14 +166,12 @@ def _layer_time(p: Parameters, m: _Machine, cases: LayerCases, warm: bool) -> La
         "routing": p.copy * handled + p.expert * cases.num_experts / cases.expert_parallel,
     }
     if cases.dtype == "float8":
-        rows = copies if cases.traits.permutes_copies else tokens
+        rows = copies if cases.permutes_copies else tokens
         groups = (rows * hidden + copies * inner) / SCALE_GROUP
-        quantising = p.quantise * groups / (m.processors * m.clock)
+        clock, _ = processor(m)
+        quantising = p.quantise * groups / (m.num_processors * clock)
         stages["elementwise"] = stages["elementwise"] + quantising
-    terms = {
-        name: pick(parts[0][1][name]) + pick(parts[1][1][name])
-        for name in ("tensor", "dram", "l2", "latency")
-    }
+    terms = {name: pick(term) + pick(parts[1][1][name]) for name, term in parts[0][1].items()}
     total = np.sum(list(stages.values()), axis=0)
     return LayerTime(total, stages, terms)
 
@@ -221,34 +190,33 @@ class _Gemm:
 
 
 def _grouped_matmul(
-    p: Parameters, m: _Machine, cases: LayerCases, gemm: _Gemm
+    p: Parameters, m: HardwareSpec, cases: LayerCases, gemm: _Gemm
 ) -> tuple[Floats, dict[str, Floats]]:
     """Seconds of one grouped matmul and its four times; arrays [cases, candidate tiles]."""
-    tile, loads = cases.tiles, cases.loads
+    tile, loads, sms = cases.tiles, cases.loads, m.num_processors
+    clock, shared_memory = processor(m)
     weight_bytes = BYTES_PER_ELEMENT[cases.dtype]
     depth, columns, hit = (each[:, None] for each in (gemm.depth, gemm.columns, gemm.hit))
     copies, distinct = loads.copies[:, None], loads.distinct[:, None]
     rows = np.take_along_axis(loads.tiles, np.searchsorted(BLOCK_ROWS, tile.block_m), axis=1)
-    accumulator = tile.block_m * tile.block_n / (WARP * tile.warps)
-    step_elements = (tile.block_m + tile.block_n) * tile.block_k
     threads = WARP * tile.warps
+    accumulator = tile.block_m * tile.block_n / threads
+    step_elements = (tile.block_m + tile.block_n) * tile.block_k
 
     column_tiles = np.ceil(columns / tile.block_n)
     blocks = rows * column_tiles
     steps = np.ceil(depth / tile.block_k)
     resident = np.minimum(
-        m.shared_memory // (tile.stages * step_elements * weight_bytes),
+        shared_memory // (tile.stages * step_elements * weight_bytes),
         REGISTERS // (threads * (accumulator + ADDRESSING_REGISTERS)),
     )
-    slots = m.processors * np.maximum(1, resident)
+    slots = sms * np.maximum(1, resident)
     waves = np.maximum(blocks, 1e-9) / slots
     felt_waves = waves + p.waves * (np.ceil(waves) - waves)
 
     one_block = 2 * (tile.block_m + p.fill_rows) * tile.block_n * steps * tile.block_k
-    rate = m.peak * p.tensor
-    tensor = np.maximum(
-        blocks * one_block / rate * felt_waves / waves, one_block * m.processors / rate
-    )
+    rate = m.peak_for(cases.dtype) * p.tensor
+    tensor = np.maximum(blocks * one_block / rate * felt_waves / waves, one_block * sms / rate)
 
     # Loads without vectors cannot be copied asynchronously: only other blocks hide them, and the
     # pipeline's first loads are issued as well where the loop is shorter than the pipeline.
@@ -258,25 +226,25 @@ def _grouped_matmul(
     misaligned = gemm.is_misaligned[:, None] * p.misaligned * elementwise_loads
     misaligned = misaligned / np.maximum(1, unpipelined) * (1 + loads_in_flight / steps)
     step_clocks = p.step + weight_bytes * step_elements / p.l2_port + misaligned
-    l2 = blocks * steps * step_clocks / m.clock / m.processors
+    l2 = blocks * steps * step_clocks / clock / sms
 
     # Row tiles walk the columns in groups; each further group streams the expert's weights again
     # unless they stayed in L2. Resident blocks beyond one column set widen a group by themselves.
     matrix = depth * columns * weight_bytes
     group = np.maximum(tile.group_m, slots / column_tiles)
-    missed = 1 / (1 + (p.weight_retention * m.l2 / matrix) ** 4)
+    missed = 1 / (1 + (p.weight_retention * m.cache / matrix) ** 4)
     passes = 1 + np.maximum(rows / np.maximum(distinct, 1e-9) - 1, 0) / group * missed
-    stream = m.bandwidth * p.bandwidth
+    stream = m.memory_bandwidth * p.bandwidth
     weight_stream = stream * np.where(tile.block_k < 2 * SECTOR_DEPTH, p.narrow_rows, 1.0)
-    l2_stream = np.maximum(p.l2_port * m.clock * m.processors, weight_stream)
+    l2_stream = np.maximum(p.l2_port * clock * sms, weight_stream)
     input_bytes = ACTIVATION_BYTES * gemm.input_elements[:, None]
-    spilled = 1 / (1 + (m.l2 / np.maximum(input_bytes, 1.0)) ** 2)
+    spilled = 1 / (1 + (m.cache / np.maximum(input_bytes, 1.0)) ** 2)
     activations = p.activation_traffic * (copies * depth + gemm.handled[:, None] * columns)
     activations = activations + p.reread * spilled * copies * depth * column_tiles
     dram = passes * distinct * matrix * ((1 - hit) / weight_stream + hit / l2_stream)
     dram = dram + ACTIVATION_BYTES * activations / stream
 
-    in_memory = p.tensor_memory * (cases.traits.uses_tensor_memory & (tile.block_m >= 64))
+    in_memory = p.tensor_memory * (cases.uses_tensor_memory & (tile.block_m >= 64))
     trip = p.round_trip * (1 - hit + p.l2_round_trip * hit) / loads_in_flight
     latency = np.maximum(1, felt_waves) * (p.block + in_memory + steps * trip)
 

@@ -5,7 +5,6 @@ come from DRAM, whatever a benchmark that replays one call may have found in L2.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels import dense
 from moebench.predict.kernels.catalogue import Kernel, KernelFit, mma_generation, shipped_fits
-from moebench.predict.kernels.intervals import Basis, shipped_widths
+from moebench.predict.kernels.intervals import RATIO_STEP, Basis, regime_ends, shipped_widths
 from moebench.predict.kernels.layer import LayerCases, LayerTime, layer_time
 from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.prior import Prior, prior_for
@@ -133,7 +132,7 @@ def calibrated(
 
 def unseen_basis(kernel: Kernel, hardware: HardwareSpec, fits: Sequence[KernelFit]) -> Basis:
     """The basis of a prediction where no row of the kernel on the device was fitted."""
-    if not kernel.is_recognised or all(fit.kernel.family != kernel.family for fit in fits):
+    if kernel.named_family is None or all(fit.kernel.family != kernel.family for fit in fits):
         return "stranger"
     devices = [load_hardware(fit.system) for fit in fits if fit.kernel == kernel]
     if any(device.compute_capability == hardware.compute_capability for device in devices):
@@ -177,13 +176,9 @@ class LayerPrice:
 def price(
     calibration: Calibrated, cases: LayerCases, shapes: Sequence[str], warm: bool = False
 ) -> LayerPrice:
-    """Price cases that were made for the calibration's kernel and device.
+    """Price cases that `calibration.kernel.cases` made, of these model shapes (`shape_label`).
 
-    Args:
-        calibration: parameters and what they rest on.
-        cases: as `calibration.kernel.cases` makes them.
-        shapes: model shape of each case (`layer.shape_label`).
-        warm: as a benchmark measures that replays one call.
+    `warm` is how a benchmark measures that replays one call.
 
     Raises:
         ValueError: the spec sheet lacks a figure that the model needs.
@@ -197,15 +192,10 @@ def latency_interval(
     calibration: Calibrated, cases: LayerCases, shapes: Sequence[str], seconds: Floats
 ) -> tuple[Floats, Floats]:
     """Ends of the 90 % interval of each case."""
-    low, high = np.empty(len(cases)), np.empty(len(cases))
-    bases = np.array(calibration.basis_of(shapes))
-    for basis in set(bases.tolist()):
-        here = bases == basis
-        factors = shipped_widths().latency_factors(
-            basis, calibration.kernel.family, cases.num_tokens[here]
-        )
-        low[here], high[here] = seconds[here] * factors[0], seconds[here] * factors[1]
-    return low, high
+    low, high = shipped_widths().latency_factors(
+        calibration.basis_of(shapes), calibration.kernel.family, cases.num_tokens
+    )
+    return seconds * low, seconds * high
 
 
 def ratio_interval(
@@ -215,28 +205,19 @@ def ratio_interval(
     shapes: Sequence[str],
     ratio: Floats,
 ) -> tuple[Floats, Floats]:
-    """Ends of the 90 % interval of baseline latency over target latency, case by case.
+    """Ends of the 90 % interval of `ratio`, baseline latency over target latency, case by case.
 
-    Errors of two loads of one kernel on one device largely cancel.
-
-    Args:
-        calibration: of both.
-        target: cases of the router.
-        baseline: cases of what it is compared with, the same tokens.
-        shapes: model shape of each case.
-        ratio: the predicted ratios.
-    """  # fmt: skip
-    low, high = np.empty(len(ratio)), np.empty(len(ratio))
-    bases = np.array(calibration.basis_of(shapes))
+    Errors of two equal loads of one kernel on one device cancel; they part as the loads part.
+    """
+    widths, parallel = shipped_widths(), target.expert_parallel > 1
+    bounds = [
+        (widths.parallel_ratio if is_parallel else widths.ratio)[basis]
+        for basis, is_parallel in zip(calibration.basis_of(shapes), parallel, strict=True)
+    ]
     copies = np.maximum(baseline.loads.copies, 1e-9) / np.maximum(target.loads.copies, 1e-9)
-    parallel = target.expert_parallel > 1
-    for basis, is_parallel in itertools.product(set(bases.tolist()), (False, True)):
-        here = (bases == basis) & (parallel == is_parallel)
-        factors = shipped_widths().ratio_factors(
-            basis, target.num_tokens[here], copies[here], is_parallel
-        )
-        low[here], high[here] = ratio[here] * factors[0], ratio[here] * factors[1]
-    return low, high
+    apart = np.sqrt(np.abs(np.log(copies)) / RATIO_STEP)
+    low, high = np.exp(regime_ends(bounds, target.num_tokens) * apart)
+    return ratio * low, ratio * high
 
 
 def _bounds(time: LayerTime) -> list[str]:
@@ -250,36 +231,30 @@ def _bounds(time: LayerTime) -> list[str]:
 
 def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
     """Why these predictions should be read with care."""
-    found = []
     kernel, hardware = calibration.kernel, calibration.hardware
-    if not kernel.is_recognised:
-        found.append(
-            Caveat(
-                "unknown-kernel",
-                f"kernel {kernel.source!r} is not among the calibrated families",
-                f"it is priced as {kernel.family}, with a wider interval",
-                "calibrate with rows of it: python -m moebench.calibrate --from TABLE",
-            )
-        )
-    if not calibration.has_rows:
-        found.append(
-            Caveat(
-                "uncalibrated-device",
-                f"no rows of {kernel.label} on {hardware.name} ({mma_generation(hardware)})",
-                f"predicted from its spec sheet and {calibration.origin}",
-                "give dense matmuls of the device (--gemm) or calibrate with a few dozen rows",
-            )
-        )
-    if calibration.token_range is not None:
-        smallest, largest = calibration.token_range
-        outside = (cases.num_tokens < smallest) | (cases.num_tokens > largest)
-        if outside.any():
-            found.append(
-                Caveat(
-                    "outside-calibration",
-                    f"{int(outside.sum())} cases outside {smallest} to {largest} tokens",
-                    "the model extrapolates",
-                    "calibrate with rows at those sizes",
-                )
-            )
-    return tuple(found)
+    smallest, largest = calibration.token_range or (0, np.inf)
+    outside = int(((cases.num_tokens < smallest) | (cases.num_tokens > largest)).sum())
+    candidates = (
+        (
+            kernel.named_family is None,
+            "unknown-kernel",
+            f"kernel {kernel.source!r} is not among the calibrated families",
+            f"it is priced as {kernel.family}, with a wider interval",
+            "calibrate with rows of it: python -m moebench.calibrate --from TABLE",
+        ),
+        (
+            not calibration.has_rows,
+            "uncalibrated-device",
+            f"no rows of {kernel.label} on {hardware.name} ({mma_generation(hardware)})",
+            f"predicted from its spec sheet and {calibration.origin}",
+            "give dense matmuls of the device (--gemm) or calibrate with a few dozen rows",
+        ),
+        (
+            outside > 0,
+            "outside-calibration",
+            f"{outside} cases outside {smallest} to {largest} tokens",
+            "the model extrapolates",
+            "calibrate with rows at those sizes",
+        ),
+    )
+    return tuple(Caveat(*words) for applies, *words in candidates if applies)

@@ -110,9 +110,9 @@ def speedups(
     low, high = latency_interval(own)
     ratio = base.seconds / own.seconds
     ratio_low, ratio_high = speedup_interval(own, base)
-    basis = prices.experts.basis_of([shape_of(d)])[0]
+    bases = prices.experts.basis_of([shape_of(d)] * len(batches))
     error_low, error_high = shipped_widths().latency_factors(
-        basis, prices.experts.kernel.family, own.cases.num_tokens
+        bases, prices.experts.kernel.family, own.cases.num_tokens
     )
     copies = own.cases.loads.copies
     memories = [
@@ -160,7 +160,7 @@ def speedups(
             flops_promise=step_flops(d, top, base.loads[i], batch) / flops,
             energy=energy,
             memory=memory,
-            basis=basis,
+            basis=bases[i],
             calibration_error=(float(error_low[i]) - 1, float(error_high[i]) - 1),
         )
         rows.append(row)
