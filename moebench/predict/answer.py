@@ -25,15 +25,7 @@ from moebench.predict.text import (
 
 
 def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
-    """Text or JSON that answers a command line.
-
-    Args:
-        options: as parsed.
-        defaults: options of an empty command line.
-
-    Raises:
-        ValueError: any option that cannot be used.
-    """
+    """Text or JSON that answers a command line; `defaults` are the options of an empty one."""
     if options.claims:
         from moebench.predict.claims.answer import claims_text
 
@@ -51,10 +43,10 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         from moebench.predict.serving.break_even import break_even
 
         refuse_beside_break_even(options)
-        found = [break_even(one, router, batches, options.break_even) for one, router in asked]
+        cells = [break_even(one, router, batches, options.break_even) for one, router in asked]
         if options.json:
-            return document(break_even=[row for rows in found for row in rows])
-        return break_even_text(found, deployments[0])
+            return document(break_even=[row for rows in cells for row in rows])
+        return break_even_text(cells, deployments[0])
     if options.plot is not None:
         from moebench.report.figures.style import check_format
 
@@ -71,11 +63,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
 
 
 def draw(cases: Sequence[Sequence[Speedup]], path: Path) -> None:
-    """Write the figure of --plot.
-
-    Raises:
-        ValueError: it cannot be written there.
-    """
+    """Write the figure of --plot; a path that cannot be written is refused."""
     from moebench.predict.figure import draw_forecasts
     from moebench.report.figures.style import save
 

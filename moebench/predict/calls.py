@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moebench.predict.serving.deployment import Deployment, DeploymentLevel
+from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup, speedups
 from moebench.routers.policy import Policy, policy
 from moebench.spec.hardware import HardwareSpec, load_hardware
@@ -20,7 +20,7 @@ def predict_layer(
 
     Args:
         model: a shipped name, a TOML file, or a description.
-        hardware: the same of a GPU.
+        hardware: a shipped name, a TOML file, or a description.
         router: a name (with the options of its paper), or a policy.
         batch: sequences in flight.
         deployment: further fields of `Deployment`: phase, context, dtype, kernel, skew, ...
@@ -28,7 +28,13 @@ def predict_layer(
     Raises:
         ValueError: an unknown name, or a value that cannot be.
     """
-    return _predict("moe", (model, hardware), router, batch, deployment)
+    asked = Deployment(
+        load_model(model) if isinstance(model, str) else model,
+        load_hardware(hardware) if isinstance(hardware, str) else hardware,
+        **deployment,
+    )
+    own = policy(router) if isinstance(router, str) else router
+    return speedups(asked, own, [batch])[0]
 
 
 def predict_model(
@@ -42,22 +48,4 @@ def predict_model(
 
     `tensor_parallel` and `expert_parallel` say over how many GPUs it is spread.
     """
-    return _predict("model", (model, hardware), router, batch, deployment)
-
-
-def _predict(
-    level: DeploymentLevel,
-    asked: tuple[str | ModelSpec, str | HardwareSpec],
-    router: str | Policy,
-    batch: int,
-    fields: dict[str, Any],
-) -> Speedup:
-    model, hardware = asked
-    deployment = Deployment(
-        load_model(model) if isinstance(model, str) else model,
-        load_hardware(hardware) if isinstance(hardware, str) else hardware,
-        level=level,
-        **fields,
-    )
-    own = policy(router) if isinstance(router, str) else router
-    return speedups(deployment, own, [batch])[0]
+    return predict_layer(model, hardware, router, batch, level="model", **deployment)

@@ -1,10 +1,10 @@
 """Values of predict's options: batches, probabilities, the deployment, and how a router routes."""
 
 import argparse
-from collections.abc import Sequence
 
+from moebench.predict.serving.break_even import refuse_fixed_k
 from moebench.predict.serving.deployment import Deployment
-from moebench.routers.policy import Policy, known_policies, policy
+from moebench.routers.policy import Policy, policy
 from moebench.routers.top_k.policy import reachable_experts
 from moebench.spec.case import OperatingPoint
 from moebench.spec.hardware import load_hardware
@@ -16,11 +16,7 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8":
 
 
 def batch_range(description: str) -> list[int]:
-    """Batches from "8", "1,8,64" or "1:1024" (doubling).
-
-    Raises:
-        ValueError: anything else, or a batch below 1 or above `LARGEST_BATCH`.
-    """
+    """Batches from "8", "1,8,64" or "1:1024" (doubling), each 1 to `LARGEST_BATCH`."""
     first, colon, last = description.partition(":")
     try:
         batches = [int(part) for part in description.split(",")] if not colon else [int(first)]
@@ -37,11 +33,7 @@ def batch_range(description: str) -> list[int]:
 
 
 def probabilities(description: str, most: int) -> tuple[float, ...]:
-    """Probabilities of 0, 1, 2, ... experts from "0.2,0.5,0.3".
-
-    Raises:
-        ValueError: not numbers, more than the `most` experts of a token, or no distribution.
-    """
+    """Probabilities of 0, 1, 2, ... experts, at most `most`, from "0.2,0.5,0.3"."""
     try:
         chances = tuple(float(part) for part in description.split(","))
     except ValueError:
@@ -56,11 +48,7 @@ def probabilities(description: str, most: int) -> tuple[float, ...]:
 
 
 def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Deployment:
-    """Deployment of a model on a machine; errors name the option.
-
-    Raises:
-        ValueError: a value that cannot be.
-    """
+    """Deployment of a model on a machine; errors name the option."""
     try:
         return Deployment(
             model=load_model(model),
@@ -95,7 +83,7 @@ def routing_of(
     own = policy(router)
     if not own.is_adaptive:
         if mean is not None or distribution is not None:
-            _refuse_without_adaptive(options.router)
+            refuse_fixed_k("--mean-k and --k-distribution", options.router)
         return own, own.operating_point(model, options.skew)
     if distribution is not None and distribution != "geometric":
         if mean is not None:
@@ -113,15 +101,6 @@ def routing_of(
         chances = geometric_k(point.mean_k, reachable_experts(model))
         return own, OperatingPoint(chances, "imposed", "geometric with that mean", options.skew)
     return own, point
-
-
-def _refuse_without_adaptive(routers: Sequence[str]) -> None:
-    adaptive = sorted(name for name, cls in known_policies().items() if cls.is_adaptive)
-    if not set(routers) & set(adaptive):
-        raise ValueError(
-            f"--mean-k and --k-distribution: {', '.join(routers)} runs the same k for every "
-            f"token; adaptive routers: {', '.join(adaptive)}"
-        )
 
 
 def refuse_beside_break_even(options: argparse.Namespace) -> None:

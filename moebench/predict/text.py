@@ -4,14 +4,13 @@ A case is a deployment and a router, with speedups at several batches.
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from moebench.predict.serving.break_even import BreakEven
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup
-from moebench.records.results import Caveat
 from moebench.terminal import text_table
-from moebench.units import text
+from moebench.units import Kind, text
 
 LEVEL_TITLES = {
     "moe": "one MoE layer",
@@ -43,22 +42,19 @@ Speedups = Sequence[Speedup]
 
 def case_text(rows: Speedups) -> str:
     """Text of one case: header, table over batch, stages, notes."""
-    last = rows[-1]
+    last, notes = rows[-1], _notes([rows])
     parts = ", ".join(f"{name} {text(size, 'size')}" for name, size in last.memory.items())
-    notes = _notes([rows])
-    return "\n".join(
-        [
-            *_header(rows[0]),
-            "",
-            _batches(rows),
-            f"memory of the fullest device at batch {last.batch}: {parts}",
-            "",
-            "share of the latency by stage",
-            _stages(rows),
-            *([""] if notes else []),
-            *notes,
-        ]
-    )
+    return "\n".join([
+        *_header(rows[0]),
+        "",
+        _batches(rows),
+        f"memory of the fullest device at batch {last.batch}: {parts}",
+        "",
+        "share of the latency by stage",
+        _stages(rows),
+        *[""] * bool(notes),
+        *notes,
+    ])  # fmt: skip
 
 
 def comparison_text(cases: Sequence[Speedups]) -> str:
@@ -81,8 +77,8 @@ def comparison_text(cases: Sequence[Speedups]) -> str:
         "latency of a step",
         table(
             _latency,
-            ["memory", *map(_memory_range, cases)],
-            ["energy", *map(_energy_range, cases)],
+            ["memory", *(_range("size", [r.estimate.peak_memory for r in rows]) for rows in cases)],
+            ["energy", *(_range("energy", [r.energy.joules for r in rows]) for rows in cases)],
             ["calibration", *map(_error_range, cases)],
         ),
         "",
@@ -120,13 +116,6 @@ def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
     return title.removeprefix(": "), textwrap.fill(footnote, FOOTNOTE_WIDTH)
 
 
-def notes_of(caveats: Iterable[Caveat]) -> list[str]:
-    """Footnotes of caveats, equal ones once."""
-    return list(
-        dict.fromkeys(f"⚠ {c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}" for c in caveats)
-    )
-
-
 def _key(rows: Speedups) -> tuple[str, str, str]:
     deployment = rows[0].deployment
     return deployment.model.name, deployment.hardware.name, rows[0].router
@@ -144,7 +133,7 @@ def _break_even(row: BreakEven) -> str:
 
 
 def _asked(deployment: Deployment) -> str:
-    """Phase, level and ranks in words."""
+    """Phase, level and ranks of a deployment in words."""
     d = deployment
     context = {
         "decode": f"against {d.context} cached tokens a sequence",
@@ -161,7 +150,7 @@ def _asked(deployment: Deployment) -> str:
 
 
 def _basis(row: Speedup) -> str:
-    """Operating point and kernel that a case rests on, in words."""
+    """Operating point and kernel that a prediction rests on, in words."""
     return (
         f"mean k {row.point.mean_k:.2f} ({row.point.source}); kernel "
         f"{row.prices.name}, calibrated on {row.estimate.calibration}"
@@ -169,6 +158,7 @@ def _basis(row: Speedup) -> str:
 
 
 def _header(row: Speedup) -> list[str]:
+    """Lines above the table of one case: what runs, and what its prices rest on."""
     d, prices = row.deployment, row.prices
     hint = " (--level model composes the whole network)" if d.level == "moe" else ""
     lines = [
@@ -249,21 +239,17 @@ def _promise(rows: Speedups) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _memory_range(rows: Speedups) -> str:
-    peaks = [row.estimate.peak_memory for row in rows]
-    low, high = text(min(peaks), "size"), text(max(peaks), "size")
+def _range(kind: Kind, values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    low, high = (text(end(known, default=None), kind) for end in (min, max))
     return low if low == high else f"{low} to {high}"
 
 
-def _energy_range(rows: Speedups) -> str:
-    known = [row.energy.joules for row in rows if row.energy.joules is not None]
-    return f"{text(min(known), 'energy')} to {text(max(known), 'energy')}" if known else "–"
-
-
 def _notes(cases: Sequence[Speedups]) -> list[str]:
-    """Footnotes of all cases, and why energies are missing."""
+    """Footnotes of all cases, equal ones once, and why energies are missing."""
     reasons = {row.energy.missing for rows in cases for row in rows if row.energy.missing}
+    caveats = dict.fromkeys(caveat for rows in cases for caveat in rows[0].estimate.caveats)
     return [
-        *notes_of(caveat for rows in cases for caveat in rows[0].estimate.caveats),
+        *(f"⚠ {c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}" for c in caveats),
         *(f"no energy: {reason}" for reason in sorted(reasons)),
     ]

@@ -7,7 +7,6 @@ from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.step import step_price
 from moebench.routers.policy import known_policies, policy
-from moebench.spec.model import ModelSpec
 
 PRECISION = 1e-3
 """Width of the last bracket of the mean k."""
@@ -36,13 +35,9 @@ class BreakEven:
 def break_even(
     deployment: Deployment, router: str, batches: Sequence[int], target: float
 ) -> tuple[BreakEven, ...]:
-    """Bisect the mean k at every batch; fewer experts are never slower.
+    """Bisect the mean k of an adaptive router at every batch; fewer experts are never slower.
 
-    Args:
-        deployment: what runs.
-        router: name of an adaptive router; k keeps its family of distributions.
-        batches: sequences in flight.
-        target: speedup to reach, more than 1.
+    The router's k keeps its family of distributions.
 
     Raises:
         ValueError: a target of 1 or less, or a router with a fixed k.
@@ -50,7 +45,13 @@ def break_even(
     if not 1 < target < float("inf"):
         raise ValueError(f"--break-even: found {target}, expected a speedup above 1, e.g. 1.10")
     d, model = deployment, deployment.model
-    smallest = smallest_mean(router, model)
+    policy(router)  # an unknown name has an error of its own
+    refuse_fixed_k("--break-even", [router])
+    try:
+        policy(router, {"mean_k": 0.0}).k_distribution(model)
+        smallest = 0.0
+    except ValueError:
+        smallest = 1.0
     prices, top = kernel_prices(d), policy("top-k")
     base = step_price(d, prices, top, top.operating_point(model, d.skew), batches)
 
@@ -85,21 +86,11 @@ def break_even(
     return tuple(rows)
 
 
-def smallest_mean(router: str, model: ModelSpec) -> float:
-    """Least mean k of an adaptive router: 0 or 1.
-
-    Raises:
-        ValueError: the router's k is fixed.
-    """
+def refuse_fixed_k(option: str, routers: Sequence[str]) -> None:
+    """Refuse an option on the mean k if none of the routers is adaptive."""
     adaptive = sorted(name for name, cls in known_policies().items() if cls.is_adaptive)
-    policy(router)  # an unknown name has an error of its own
-    if router not in adaptive:
+    if not {*routers} & {*adaptive}:
         raise ValueError(
-            f"--break-even: {router} runs the same k for every token; "
+            f"{option}: {', '.join(routers)} runs the same k for every token; "
             f"adaptive routers: {', '.join(adaptive)}"
         )
-    try:
-        policy(router, {"mean_k": 0.0}).k_distribution(model)
-    except ValueError:
-        return 1.0
-    return 0.0

@@ -23,63 +23,37 @@ ACTIVATIONS: DType = "bfloat16"
 """Dtype of everything but weights of matrix products, also in float8 deployments."""
 
 
-def projections(deployment: Deployment, batch: int) -> tuple[Op, ...]:
-    """Norm, projections, rotary embedding and cache write of one attention layer."""
-    return tuple(op for op in _attention_half(deployment, batch) if op.name != SCORES)
+def ops_by_stage(deployment: Deployment, batch: int) -> dict[str, tuple[Op, ...]]:
+    """Ops of the deployment's level by stage: those of one layer, of one dense layer, of the head.
+
+    Sequences are split over expert-parallel groups; head and norms stay bfloat16.
+    """
+    d, model = deployment, rank_model(deployment.model, deployment.tensor_parallel)
+    work = replace(d.rank_workload(batch), dtype=ACTIVATIONS)
+    tokens = work.num_tokens
+    stages = {"shared": _quantised(shared_expert_ops(model, tokens, ACTIVATIONS), d.dtype)}
+    if d.level != "moe":
+        norm = rms_norm(model, tokens, ACTIVATIONS)
+        absorbed = (_absorbed(op, model, work) for op in attention_ops(model, work))
+        ops = _fused(_quantised(absorbed, d.dtype))
+        stages["projections"] = (norm, *(op for op in ops if op.name != SCORES))
+        stages["attention"] = tuple(op for op in ops if op.name == SCORES)
+        stages["norm"] = (norm,)
+    if d.level == "model":
+        positions = tokens if d.phase == "train" else work.batch
+        stages["dense layers"] = _quantised(dense_ffn_ops(model, tokens, ACTIVATIONS), d.dtype)
+        stages["head"] = head_ops(model, positions, ACTIVATIONS)
+    return stages
 
 
-def attention(deployment: Deployment, batch: int) -> tuple[Op, ...]:
-    """Scaled dot-product attention of one layer."""
-    return tuple(op for op in _attention_half(deployment, batch) if op.name == SCORES)
-
-
-def shared_experts(deployment: Deployment, batch: int) -> tuple[Op, ...]:
-    """Shared experts of one layer; sequences are split over expert-parallel groups."""
-    model, work = _rank(deployment, batch)
-    return _quantised(shared_expert_ops(model, work.num_tokens, ACTIVATIONS), deployment)
-
-
-def feed_forward_norm(deployment: Deployment, batch: int) -> tuple[Op, ...]:
-    """Norm before experts or dense network."""
-    model, work = _rank(deployment, batch)
-    return (rms_norm(model, work.num_tokens, ACTIVATIONS),)
-
-
-def dense_half(deployment: Deployment, batch: int) -> tuple[Op, ...]:
-    """Feed-forward network of a leading dense layer."""
-    model, work = _rank(deployment, batch)
-    return _quantised(dense_ffn_ops(model, work.num_tokens, ACTIVATIONS), deployment)
-
-
-def head(deployment: Deployment, batch: int) -> tuple[Op, ...]:
-    """Final norm and LM head in bfloat16; outside training on one position a sequence."""
-    model, work = _rank(deployment, batch)
-    positions = work.num_tokens if work.phase == "train" else work.batch
-    return head_ops(model, positions, ACTIVATIONS)
-
-
-def _rank(deployment: Deployment, batch: int) -> tuple[ModelSpec, Workload]:
-    """Model and workload of one rank; activations and cache are bfloat16."""
-    work = replace(deployment.rank_workload(batch), dtype=ACTIVATIONS)
-    return rank_model(deployment.model, deployment.tensor_parallel), work
-
-
-def _attention_half(deployment: Deployment, batch: int) -> tuple[Op, ...]:
-    model, work = _rank(deployment, batch)
-    ops = (_absorbed(op, model, work) for op in attention_ops(model, work))
-    norm = rms_norm(model, work.num_tokens, ACTIVATIONS)
-    return norm, *_fused(_quantised(ops, deployment))
-
-
-def _quantised(ops: Iterable[Op], deployment: Deployment) -> tuple[Op, ...]:
+def _quantised(ops: Iterable[Op], dtype: str) -> tuple[Op, ...]:
     """Ops with matrix products in the dtype of the weights; kernels convert the activations."""
-
-    def converted(op: Op) -> Op:
-        if op.rows is None or op.n is None or op.k is None or op.dtype == deployment.dtype:
-            return op
-        return linear(op.name, op.stage, op.rows, op.n, op.k, deployment.dtype)
-
-    return tuple(map(converted, ops))
+    return tuple(
+        op
+        if op.rows is None or op.n is None or op.k is None
+        else linear(op.name, op.stage, op.rows, op.n, op.k, dtype)
+        for op in ops
+    )
 
 
 def _fused(ops: tuple[Op, ...]) -> tuple[Op, ...]:
@@ -96,7 +70,7 @@ def _fused(ops: tuple[Op, ...]) -> tuple[Op, ...]:
 
 
 def _absorbed(op: Op, model: ModelSpec, work: Workload) -> Op:
-    """Scores of MLA's decoding on compressed vectors; any other op as it is.
+    """Scores of MLA's decoding on compressed vectors; any other op unchanged.
 
     Every head's query is as wide as the cached vector, and the cache is read once for all heads.
 
@@ -105,6 +79,6 @@ def _absorbed(op: Op, model: ModelSpec, work: Workload) -> Op:
     a = model.attention
     if op.name != SCORES or a.kind != "mla" or work.phase != "decode":
         return op
-    seen = work.context_length + (work.sequence_length + 1) / 2
+    attended = work.context_length + (work.sequence_length + 1) / 2
     width = a.num_heads * (2 * a.kv_rank + a.rope_head_dim)
-    return replace(op, flops=2.0 * work.num_tokens * seen * width)
+    return replace(op, flops=2.0 * work.num_tokens * attended * width)

@@ -1,10 +1,8 @@
 """Deployment: a model on equal GPUs, one step of it, and the share that one GPU holds.
 
-Tensor parallelism splits heads and inner widths, so a rank of it *is* a narrower model, to which
-every formula of `moebench.spec.ops` applies. Expert parallelism spreads the experts over groups of
-such ranks and the sequences as well (attention runs data-parallel over the groups, as DeepSeek-V3
-is served): `tensor_parallel` times `expert_parallel` GPUs in all, of which the most loaded is
-priced.
+Tensor parallelism splits heads and inner widths, so a rank *is* a narrower model, to which every
+formula of `moebench.spec.ops` applies. Expert parallelism spreads experts and sequences over groups
+of such ranks (attention runs data-parallel, as DeepSeek-V3 is served). The most loaded is priced.
 """
 
 import math
@@ -77,9 +75,9 @@ class Deployment:
         for name, size in split.items():
             if size % tp:
                 raise ValueError(f"tp: found {tp}, expected a divisor of {name} = {size}")
+        experts = f"num_experts = {model.num_experts}"
         if model.num_experts % ep:
-            raise ValueError(f"ep: found {ep}, expected a divisor of num_experts = "
-                             f"{model.num_experts}")  # fmt: skip
+            raise ValueError(f"ep: found {ep}, expected a divisor of {experts}")
         link(self.hardware, tp * ep)
 
     def _check_layers(self) -> None:
@@ -98,23 +96,23 @@ class Deployment:
 
     @property
     def num_devices(self) -> int:
-        """GPUs in all."""
+        """Number of GPUs, tensor-parallel times expert-parallel ranks."""
         return self.tensor_parallel * self.expert_parallel
 
     @property
     def dense_layers(self) -> int:
-        """Leading layers without experts that the step runs."""
+        """Number of leading layers without experts that the step runs."""
         return self.model.num_dense_layers if self.level == "model" else 0
 
     @property
     def moe_layers(self) -> int:
-        """Layers with experts that the step runs."""
+        """Number of layers with experts that the step runs."""
         if self.level != "model":
             return 1
         return (self.num_layers or self.model.num_layers) - self.model.num_dense_layers
 
     def workload(self, batch: int) -> Workload:
-        """Workload of `batch` sequences on all devices together."""
+        """Workload of `batch` sequences on all devices."""
         decodes = self.phase == "decode"
         return Workload(
             phase=self.phase,
@@ -152,19 +150,11 @@ def rank_model(model: ModelSpec, tensor_parallel: int) -> ModelSpec:
 def most_loaded_rank(
     load: ExpertLoad, k_distribution: tuple[float, ...], expert_parallel: int
 ) -> Floats:
-    """Expected assignments of each expert on the most loaded rank.
+    """Expected assignments [experts / ranks] of the most loaded of ranks of consecutive experts.
 
     In every step one of several ranks with equal expectations has the most assignments. Its lead
     is the expected maximum of as many normals, whose variance is that of a rank's share of k
-    experts drawn without replacement.
-
-    Args:
-        load: expected, of all experts.
-        k_distribution: probabilities of 0, 1, 2, ... experts per token.
-        expert_parallel: ranks that hold equal shares of consecutive experts.
-
-    Returns:
-        [experts / ranks] counts.
+    experts drawn without replacement; `k_distribution` has the chances of 0, 1, 2, ... experts.
     """
     counts = np.array(load.tokens_per_expert)
     ranks = counts.reshape(expert_parallel, -1)
@@ -173,10 +163,8 @@ def most_loaded_rank(
     if expert_parallel == 1 or not expected:
         return local
     num_experts, tokens = len(counts), load.num_tokens
-    k = np.arange(len(k_distribution))
-    chance = np.array(k_distribution)
-    share = expected / load.num_assignments
-    mean_k = float(chance @ k)
+    k, chance = np.arange(len(k_distribution)), np.array(k_distribution)
+    share, mean_k = expected / load.num_assignments, float(chance @ k)
     within = k * share * (1 - share) * (num_experts - k) / (num_experts - 1)
     variance = tokens * float(chance @ within + share**2 * (chance @ (k - mean_k) ** 2))
     from statistics import NormalDist  # with fractions and decimal, which nothing else needs
@@ -192,11 +180,8 @@ def most_loaded_rank(
 def crossing_bytes(deployment: Deployment, local: Floats, tokens: int, element: int) -> float:
     """Bytes of the tokens that reach the rank's experts from other ranks, each token once.
 
-    Args:
-        deployment: gives ranks and hidden size.
-        local: [experts] assignments of the rank's experts.
-        tokens: of the step, all ranks together.
-        element: bytes of an activation.
+    `local` has the assignments of the rank's experts, `tokens` are those of all ranks, `element`
+    is the bytes of an activation.
     """
     absent = float(np.prod(1 - np.clip(local / max(tokens, 1), 0.0, 1.0)))
     away = 1 - 1 / deployment.expert_parallel

@@ -12,7 +12,7 @@ import numpy as np
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.price import ratio_interval
 from moebench.predict.serving.communication import UNCERTAINTY as LINK_UNCERTAINTY
-from moebench.predict.serving.dense import ATTENTION_UNCERTAINTY, Library
+from moebench.predict.serving.prices import ATTENTION_UNCERTAINTY, Library
 from moebench.predict.serving.step import StepPrice, shape_of
 
 ROUTER_UNCERTAINTY = 2.0
@@ -23,11 +23,9 @@ BACKWARD_UNCERTAINTY = 1.5
 
 def factors(library: Library) -> Mapping[str, float]:
     """Factor by which each stage outside the expert kernels may take more or less time."""
-    dense = dict.fromkeys(
-        ("shared", "projections", "norm", "dense layers", "head"), library.uncertainty
-    )
+    dense = ("shared", "projections", "norm", "dense layers", "head")
     return {
-        **dense,
+        **dict.fromkeys(dense, library.uncertainty),
         "router": ROUTER_UNCERTAINTY,
         "attention": ATTENTION_UNCERTAINTY,
         "communication": LINK_UNCERTAINTY,
@@ -36,14 +34,12 @@ def factors(library: Library) -> Mapping[str, float]:
 
 def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
     """Ends of the 90 % interval of each batch's latency."""
-    down = [step.expert_passes * (step.layer.seconds - step.layer.low)]
-    up = [step.expert_passes * (step.layer.high - step.layer.seconds)]
-    for name, factor in factors(step.prices.dense).items():
-        down.append(step.part(name) * (1 - 1 / factor))
-        up.append(step.part(name) * (factor - 1))
+    layer, passes = step.layer, step.expert_passes
+    parts = [(step.part(name), factor) for name, factor in factors(step.prices.dense).items()]
     if "backward" in step.stages:
-        down.append(step.stages["backward"] * (1 - 1 / BACKWARD_UNCERTAINTY))
-        up.append(step.stages["backward"] * (BACKWARD_UNCERTAINTY - 1))
+        parts.append((step.stages["backward"], BACKWARD_UNCERTAINTY))
+    down = [passes * (layer.seconds - layer.low), *(part * (1 - 1 / f) for part, f in parts)]
+    up = [passes * (layer.high - layer.seconds), *(part * (f - 1) for part, f in parts)]
     return step.seconds - _in_quadrature(down), step.seconds + _in_quadrature(up)
 
 
@@ -55,9 +51,8 @@ def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
     ratio = base.seconds / own.seconds
     experts = base.experts / own.experts
     shapes = [shape_of(own.deployment)] * len(ratio)
-    moved = []
-    for end in ratio_interval(own.prices.experts, own.cases, base.cases, shapes, experts):
-        moved.append((base.seconds + own.experts * end - base.experts) / own.seconds)
+    ends = ratio_interval(own.prices.experts, own.cases, base.cases, shapes, experts)
+    moved = [(base.seconds + own.experts * end - base.experts) / own.seconds for end in ends]
     for end in (own.layer.low, own.layer.high):
         change = end / own.layer.seconds - 1
         moved.append((base.seconds + change * base.experts) / (own.seconds + change * own.experts))
@@ -66,12 +61,11 @@ def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
             moved.append(
                 (base.seconds + more * base.part(name)) / (own.seconds + more * own.part(name))
             )
-    logs = [np.log(end / ratio) for end in moved]
-    down = [np.maximum(0.0, -np.minimum(*pair)) for pair in zip(logs[::2], logs[1::2], strict=True)]
-    up = [np.maximum(0.0, np.maximum(*pair)) for pair in zip(logs[::2], logs[1::2], strict=True)]
+    logs = np.log(np.array(moved) / ratio).reshape(-1, 2, len(ratio))
+    down, up = np.maximum(0.0, -logs.min(axis=1)), np.maximum(0.0, logs.max(axis=1))
     return ratio * np.exp(-_in_quadrature(down)), ratio * np.exp(_in_quadrature(up))
 
 
-def _in_quadrature(deviations: list[Floats]) -> Floats:
+def _in_quadrature(deviations: Floats | list[Floats]) -> Floats:
     """Sum of independent deviations in quadrature."""
     return np.asarray(np.sqrt(np.sum(np.square(deviations), axis=0)))

@@ -59,35 +59,28 @@ def rank_memory(
 ) -> Mapping[str, Bytes]:
     """Bytes on the most loaded rank, by what they hold; they add up to the peak.
 
-    `load` is that of one layer on all ranks together, `copies` its assignments on this rank.
+    `load` is that of one layer on all ranks, `copies` its assignments on this rank.
     """
     d = deployment
     quantised, plain = rank_parameters(d, router)
     weights = BYTES_PER_ELEMENT[d.dtype] * quantised + PLAIN_BYTES * plain
     layers = d.moe_layers + d.dense_layers
+    model, trains = rank_model(d.model, d.tensor_parallel), d.phase == "train"
     work = replace(d.rank_workload(batch), dtype=ACTIVATIONS)
-    cache = cache_memory(rank_model(d.model, d.tensor_parallel), work)
-    found = {"weights": weights, "cache": layers * cache}
-    if d.phase == "train":
-        found["gradients"] = GRADIENT_BYTES * (quantised + plain)
-        found["optimizer"] = OPTIMIZER_BYTES * (quantised + plain)
-    found["activations"] = _activations(d, load, copies, batch, layers)
-    return {name: size for name, size in found.items() if size}
-
-
-def _activations(
-    deployment: Deployment, load: ExpertLoad, copies: float, batch: int, layers: int
-) -> Bytes:
-    d = deployment
-    model = rank_model(d.model, d.tensor_parallel)
-    work = d.rank_workload(batch)
     h, inner = model.hidden_size, model.intermediate_size
     experts = copies * (2 * h + model.expert_matrices * inner) + 2 * load.num_tokens * h
     a = model.attention
     heads = (a.num_heads + 2 * a.num_kv_heads) * (a.head_dim + a.rope_head_dim)
     attention = work.num_tokens * (heads + 3 * h) if d.level != "moe" else 0.0
-    positions = work.num_tokens if d.phase == "train" else work.batch
+    positions = work.num_tokens if trains else work.batch
     logits = LOGIT_BYTES * positions * model.vocab_size if d.level == "model" else 0.0
-    if d.phase == "train":
-        return layers * 2.0 * (experts + attention) + logits
-    return max(2.0 * max(experts, attention), logits)
+    sizes = {
+        "weights": weights,
+        "cache": layers * cache_memory(model, work),
+        "gradients": GRADIENT_BYTES * (quantised + plain) * trains,
+        "optimizer": OPTIMIZER_BYTES * (quantised + plain) * trains,
+        "activations": layers * 2.0 * (experts + attention) + logits
+        if trains
+        else max(2.0 * max(experts, attention), logits),
+    }
+    return {name: size for name, size in sizes.items() if size}

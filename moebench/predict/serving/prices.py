@@ -1,11 +1,46 @@
-"""Prices of the kernels that a deployment runs: the routed experts' and the dense library's."""
+"""Prices of the kernels that a deployment runs: routed experts, dense matmuls, attention, others.
 
+Weights come from DRAM: since the last step the whole model was read. Dense matmuls have fitted
+parameters for the devices of data/kernels/dense.toml; other devices take those of the nearest
+relative, which are shares of the datasheet's peak and bandwidth.
+"""
+
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moebench.predict.kernels.dense import shipped_dense
+import numpy as np
+
+from moebench.predict.arrays import Floats
+from moebench.predict.kernels.catalogue import mma_generation
+from moebench.predict.kernels.dense import DenseParameters, MatmulShapes, dense_time, shipped_dense
 from moebench.predict.kernels.price import Calibrated, calibrated, default_kernel, kernel_named
-from moebench.predict.serving.dense import Library, library_for
 from moebench.predict.serving.deployment import Deployment
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.ops import Op
+
+ATTENTION_TENSOR = 0.6
+"""Share of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
+(2307.08691): 50 to 73 % on A100; Shah et al., FlashAttention-3 (2407.08608): up to 75 % on H100."""
+ATTENTION_UNCERTAINTY = 1.5
+"""Factor by which attention may take more or less time: no row of it was measured here."""
+DENSE_UNCERTAINTY = 1.25
+"""Factor for dense matmuls on a fitted device, whose mean errors are 7 to 11 %: 90 % of normal
+errors lie within 2.06 times the mean absolute one."""
+RELATIVE_UNCERTAINTY = 1.4
+"""Factor for dense matmuls on a device that took a relative's parameters."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """Dense kernels on one device."""
+
+    hardware: HardwareSpec
+    parameters: DenseParameters
+    origin: str
+    """Devices whose parameters these are, in words."""
+    uncertainty: float
+    """Factor by which dense matmuls may take more or less time than predicted."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +54,49 @@ class KernelPrices:
 
 
 def kernel_prices(deployment: Deployment) -> KernelPrices:
-    """Parameters of the deployment's kernels on its device.
-
-    Raises:
-        ValueError: an unknown kernel.
-    """
+    """Parameters of the deployment's kernels on its device; an unknown kernel is refused."""
     d = deployment
-    name = d.kernel or default_kernel(d.hardware)
-    experts = calibrated(
-        kernel_named(name, d.model.expert_matrices, d.dtype),
-        d.hardware,
-        dense_here=shipped_dense().get(d.hardware.name),
-    )
+    name, known = d.kernel or default_kernel(d.hardware), shipped_dense()
+    kernel = kernel_named(name, d.model.expert_matrices, d.dtype)
+    experts = calibrated(kernel, d.hardware, dense_here=known.get(d.hardware.name))
     return KernelPrices(name, experts, library_for(d.hardware))
+
+
+def library_for(hardware: HardwareSpec) -> Library:
+    """The device's own dense parameters, or the mean of its nearest relatives'.
+
+    Nearest are devices of the same compute capability, then those whose tensor cores take the same
+    instruction, then all.
+    """
+    known = shipped_dense()
+    if hardware.name in known:
+        own = known[hardware.name]
+        return Library(hardware, own, f"dense matmuls of {hardware.name}", DENSE_UNCERTAINTY)
+    machines, instruction = [load_hardware(name) for name in known], mma_generation(hardware)
+    relatives = (
+        [one.name for one in machines if one.compute_capability == hardware.compute_capability]
+        or [one.name for one in machines if mma_generation(one) == instruction]
+        or [*known]
+    )
+    logs = np.log([dataclasses.astuple(known[name]) for name in relatives])
+    mean = DenseParameters(*np.exp(logs.mean(axis=0)).tolist())
+    origin = f"dense matmuls of {', '.join(relatives)}, as shares of the datasheet"
+    return Library(hardware, mean, origin, RELATIVE_UNCERTAINTY)
+
+
+def op_times(library: Library, ops: Sequence[Op]) -> Floats:
+    """Seconds of each op as one kernel of a replayed graph.
+
+    A matrix product is priced with its tiles; anything else starts once and moves its bytes or
+    does its FLOPs, whichever takes longer.
+    """
+    hardware, p = library.hardware, library.parameters
+    rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
+    stream = hardware.memory_bandwidth * p.bandwidth
+    seconds = np.array([p.launch + max(op.flops / rate, op.bytes_moved / stream) for op in ops])
+    for dtype in {op.dtype for op in ops}:
+        here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
+        if here:
+            sizes = np.array([(ops[i].rows, ops[i].n, ops[i].k) for i in here], dtype=float)
+            seconds[here] = dense_time(p, hardware, MatmulShapes(*sizes.T), dtype, warm=False)
+    return seconds

@@ -93,11 +93,8 @@ def speedups(
 ) -> tuple[Speedup, ...]:
     """Speedup of a router over the model's own top-k at every batch.
 
-    Args:
-        deployment: model, hardware, phase, level and the rest of what runs.
-        router: with its options.
-        batches: sequences in flight over all devices.
-        point: how the router routes; what its options or its paper say if left out.
+    `batches` are sequences in flight over all devices; `point` is how the router routes, and what
+    its options or its paper say if left out.
 
     Raises:
         ValueError: an unknown kernel, a missing mean k, or a figure that the machine lacks.
@@ -116,8 +113,8 @@ def speedups(
     )
     copies = own.cases.loads.copies
     memories = [
-        rank_memory(d, router, load, float(copies[i]), batch)
-        for i, (load, batch) in enumerate(zip(own.loads, batches, strict=True))
+        rank_memory(d, router, own.loads[i], float(copies[i]), batch)
+        for i, batch in enumerate(batches)
     ]
     energies = [step_energy(own, i, (float(low[i]), float(high[i]))) for i in range(len(batches))]
     caveats = (
@@ -129,7 +126,8 @@ def speedups(
     )
     rows = []
     for i, batch in enumerate(batches):
-        energy, memory, flops = energies[i], memories[i], step_flops(d, router, own.loads[i], batch)
+        energy, memory, load = energies[i], memories[i], own.loads[i]
+        flops = step_flops(d, router, load, batch)
         estimate = Estimate(
             latency=float(own.seconds[i]),
             latency_low=float(low[i]),
@@ -140,8 +138,8 @@ def speedups(
             peak_memory=sum(memory.values()),
             energy=energy.joules,
             energy_missing=energy.missing,
-            assignments=own.loads[i].num_assignments,
-            distinct_experts=own.loads[i].distinct_experts,
+            assignments=load.num_assignments,
+            distinct_experts=load.distinct_experts,
             hardware=d.hardware.name,
             calibration=prices.experts.origin,
             caveats=caveats,
@@ -170,13 +168,9 @@ def speedups(
 def _bound(step: StepPrice, i: int) -> str:
     """Name of the largest stage; of expert kernels, what bounds them."""
     experts = sum(float(step.stages[name][i]) for name in EXPERT_STAGES if name in step.stages)
-    others = {
-        name: float(stage[i])
-        for name, stage in step.stages.items()
-        if name not in (*EXPERT_STAGES, "backward")
-    }
-    largest = max(others, key=lambda name: others[name])
-    return step.layer.bound[i] if experts >= others[largest] else largest
+    others = [name for name in step.stages if name not in (*EXPERT_STAGES, "backward")]
+    largest = max(others, key=lambda name: float(step.stages[name][i]))
+    return step.layer.bound[i] if experts >= step.stages[largest][i] else largest
 
 
 def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepEnergy:
@@ -192,10 +186,8 @@ def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepE
     latency = float(step.seconds[i])
     small = sum(float(step.part(name)[i]) for name in SMALL_STAGES) / latency
     work = LayerWork(float(step.bytes_moved[i]), float(step.flops[i]), d.dtype, small)
-    low, middle, high = (
-        layer_energy(calibration, work, seconds) for seconds in (ends[0], latency, ends[1])
-    )
-    n = d.num_devices
+    times, n = (ends[0], latency, ends[1]), d.num_devices
+    low, middle, high = (layer_energy(calibration, work, seconds) for seconds in times)
     return StepEnergy(n * middle.joules, n * low.low, n * high.high, None, middle.caveats)
 
 

@@ -1,8 +1,8 @@
 """One step of a deployment under one router: stages in seconds, FLOPs and bytes of a rank.
 
-A step at level "moe" is one MoE layer: router, routed experts, shared experts, and communication
-between ranks. Level "decoder" adds norms and attention. Level "model" is *composed* of equal
-layers, the leading dense ones, final norm and LM head; the sum was never measured.
+Level "moe" is one MoE layer: router, routed and shared experts, communication between ranks.
+Level "decoder" adds norms and attention. Level "model" is *composed* of equal layers, the leading
+dense ones, final norm and LM head; the sum was never measured.
 
 Not counted anywhere: embedding lookup, sampling, scheduling, the host, the optimizer's step, and in
 training the exchange of gradients between replicas.
@@ -18,16 +18,15 @@ from moebench.predict.arrays import Floats
 from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCalls, LayerCases, shape_label
 from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
-from moebench.predict.serving import decoder
 from moebench.predict.serving.communication import all_reduce, all_to_all
-from moebench.predict.serving.dense import Library, op_times
+from moebench.predict.serving.decoder import ops_by_stage
 from moebench.predict.serving.deployment import (
     Deployment,
     crossing_bytes,
     most_loaded_rank,
     rank_model,
 )
-from moebench.predict.serving.prices import KernelPrices
+from moebench.predict.serving.prices import KernelPrices, Library, op_times
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops, layer_ops
@@ -86,13 +85,10 @@ def step_price(
     point: OperatingPoint,
     batches: Sequence[int],
 ) -> StepPrice:
-    """Price of one step at every batch.
-
-    Raises:
-        ValueError: the spec sheet lacks a figure that the model needs.
-    """
+    """Price of one step at every batch; a spec sheet without a needed figure is refused."""
     d = deployment
     tokens = [d.workload(batch).num_tokens for batch in batches]
+    own = [d.rank_workload(batch).num_tokens for batch in batches]
     loads = [router.load(d.model, t, point) for t in tokens]
     local = [most_loaded_rank(load, point.k_distribution, d.expert_parallel) for load in loads]
     cases = expert_cases(d, prices.experts, tokens, local)
@@ -100,20 +96,12 @@ def step_price(
 
     layers, moe = d.moe_layers + d.dense_layers, d.moe_layers
     stages = {name: moe * layer.time.stages[name] for name in EXPERT_STAGES}
-    own = [d.rank_workload(batch).num_tokens for batch in batches]
     stages["router"] = moe * np.array([router_time(prices.experts, d, router, t) for t in own])
-    parts = {"shared": (moe, decoder.shared_experts)}
-    if d.level != "moe":
-        parts["projections"] = (layers, decoder.projections)
-        parts["attention"] = (layers, decoder.attention)
-        parts["norm"] = (layers, decoder.feed_forward_norm)
-    if d.level == "model":
-        parts["dense layers"] = (d.dense_layers, decoder.dense_half)
-        parts["head"] = (1, decoder.head)
-    flops, moved = _expert_work(d, cases)
-    flops, moved = moe * flops, moe * moved
-    for name, (count, ops_of) in parts.items():
-        ops = [ops_of(d, batch) for batch in batches]
+    flops, moved = (moe * work for work in _expert_work(d, cases))
+    others = [ops_by_stage(d, batch) for batch in batches]
+    counts = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
+    for name in others[0]:
+        count, ops = counts.get(name, layers), [stage_ops[name] for stage_ops in others]
         stages[name] = count * _totals(prices.dense, ops)
         flops += count * np.array([total_flops(some) for some in ops])
         moved += count * np.array([sum(op.bytes_moved for op in some) for some in ops])
@@ -149,26 +137,14 @@ def expert_cases(
     """Expert kernels of one layer on one rank, one case a step.
 
     The deployed kernel chooses its tile from tokens and shapes, not from the routing, so `top_k`
-    is the model's own for every router.
-
-    Args:
-        deployment: gives the shapes.
-        calibration: gives the kernel.
-        tokens: of each step, all ranks together.
-        local: for each step, [experts of the rank] expected assignments.
+    is the model's own for every router. `tokens` are those of each step on all ranks together,
+    `local` its expected assignments [experts of the rank].
     """
-    model = deployment.model
-
-    def full(value: float) -> Floats:
-        return np.full(len(tokens), float(value))
-
+    d, m = deployment, deployment.model
+    inner = m.intermediate_size // d.tensor_parallel
+    sizes = (m.hidden_size, inner, m.top_k, m.num_experts, d.expert_parallel)
     calls = LayerCalls(
-        num_tokens=np.array(tokens, dtype=float),
-        hidden_size=full(model.hidden_size),
-        inner_size=full(model.intermediate_size // deployment.tensor_parallel),
-        top_k=full(model.top_k),
-        num_experts=full(model.num_experts),
-        expert_parallel=full(deployment.expert_parallel),
+        np.array(tokens, dtype=float), *(np.full(len(tokens), float(size)) for size in sizes)
     )
     return calibration.kernel.cases(calibration.hardware, expected_loads(local, tokens), calls)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.predict.serving.break_even import break_even
-from moebench.predict.serving.decoder import attention, projections
+from moebench.predict.serving.decoder import ops_by_stage
 from moebench.predict.serving.deployment import LEVELS, Deployment
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.speedup import Speedup, speedups
@@ -93,7 +93,8 @@ def test_a_step_is_never_below_its_roofline(fields: dict[str, Any], mean: float)
     read = deployment.moe_layers * weights
     if deployment.level != "moe":
         layers = deployment.moe_layers + deployment.dense_layers
-        ops = [projections(deployment, b) + attention(deployment, b) for b in BATCHES]
+        stages = [ops_by_stage(deployment, batch) for batch in BATCHES]
+        ops = [own["projections"] + own["attention"] for own in stages]
         read = read + layers * np.array([sum(op.bytes_read for op in some) for some in ops])
     assert (priced.seconds >= compute).all()
     assert (priced.seconds >= read / machine.memory_bandwidth).all()
@@ -219,12 +220,13 @@ def test_a_training_step_is_three_forward_passes() -> None:
 def test_latent_attention_decodes_on_compressed_vectors() -> None:
     """DeepSeek-V3: 128 heads, each 576 wide against the cache and 512 wide on the way out."""
     deep = Deployment(load_model("deepseek-v3"), H100, level="decoder", context=999)
-    (scores,) = attention(deep, 5)
+    stages = ops_by_stage(deep, 5)
+    (scores,) = stages["attention"]
     assert scores.flops == 2 * 5 * 1000 * 128 * (576 + 512)
     a, h = deep.model.attention, 7168
     down = h * (a.query_rank + 576)
     up = 128 * (1536 * (128 + 64) + 512 * (128 + 128) + 128 * h)
-    assert total_flops(projections(deep, 5)) == 2 * 5 * (down + up)
+    assert total_flops(stages["projections"]) == 2 * 5 * (down + up)
 
 
 def test_a_step_that_does_not_fit_says_so() -> None:
