@@ -1,11 +1,8 @@
 """Operating points: biases that bring a router to one, and a check that it is there.
 
 An untrained router's counts and loads are artefacts of its initialisation. Biases on the choice
-impose, over a given stream of tokens, the distribution of k and the experts' marginals that a
-comparison wants. Choosing the best of biased scores is the same problem for counts (the best 1 of
-N columns) and for experts (the best k), so one solver serves all routers.
-
-The functions at the end describe a stream of tokens under a routing.
+impose, over a stream of tokens, the distribution of k and the experts' marginals that a comparison
+wants. Choosing the best 1 of N counts and the best k experts are one problem with one solver.
 """
 
 import math
@@ -21,6 +18,8 @@ from moebench.spec.case import OperatingPoint
 from moebench.spec.load import inclusion_probabilities
 
 MEAN_K_TOLERANCE = 0.01
+LOAD_TOLERANCE = 0.03
+"""Largest relative error of an expert's load that `check_point` accepts."""
 CLOSE_ENOUGH = 0.015
 """Largest relative error of an expert's load at which the solver stops."""
 NEVER = -1e4
@@ -63,17 +62,15 @@ def impose_marginals(
         biased_scores: what competes for the slots, [tokens, choices], under a bias [choices].
     """
     num_choices, num_tokens = len(selection_bias), len(slots_of_token)
-    total = int(slots_of_token.sum())
+    total = assigned = int(slots_of_token.sum())
     if num_choices > num_experts:
-        wanted = expert_shares(point.k_distribution, num_experts, point.skew)
-        assigned = min(total, round(point.mean_k * num_tokens))
-        targets = whole_counts(wanted, assigned)
-        targets = torch.cat((targets, torch.tensor([total - assigned])))
+        distribution, assigned = point.k_distribution, min(total, round(point.mean_k * num_tokens))
     else:
         histogram = torch.bincount(slots_of_token).double() / max(1, num_tokens)
-        targets = whole_counts(
-            expert_shares(tuple(histogram.tolist()), num_experts, point.skew), total
-        )
+        distribution = tuple(histogram.tolist())
+    targets = whole_counts(expert_shares(distribution, num_experts, point.skew), assigned)
+    if num_choices > num_experts:
+        targets = torch.cat((targets, torch.tensor([total - assigned])))
     targets = targets.to(slots_of_token.device)
 
     def miss(loads: Int[Tensor, " targets"]) -> float:
@@ -89,22 +86,18 @@ def impose_counts(
     count_bias: Float[Tensor, " counts"],
     point: OperatingPoint,
 ) -> None:
-    """Set `count_bias` so that the argmax gives every count its share of this stream.
-
-    Raises:
-        ValueError: the point has tokens without an expert, or with more than there are.
-    """
+    """Set `count_bias` so that the argmax gives every count its share of this stream."""
     num_tokens, num_counts = allocator_logits.shape
-    distribution = point.k_distribution
+    device, distribution = allocator_logits.device, point.k_distribution
     if distribution[0] > 0 or len(distribution) > num_counts + 1:
         raise ValueError(
             f"k_distribution: found {distribution}, expected probabilities of 1 to {num_counts}"
         )
     shares = torch.zeros(num_counts, dtype=torch.float64)
     shares[: len(distribution) - 1] = torch.tensor(distribution[1:], dtype=torch.float64)
-    slots = torch.ones(num_tokens, dtype=torch.long, device=allocator_logits.device)
-    targets = whole_counts(shares, num_tokens).to(allocator_logits.device)
-    counts = torch.arange(1, num_counts + 1, device=allocator_logits.device)
+    slots = torch.ones(num_tokens, dtype=torch.long, device=device)
+    targets = whole_counts(shares, num_tokens).to(device)
+    counts = torch.arange(1, num_counts + 1, device=device)
 
     def miss(loads: Int[Tensor, " targets"]) -> float:
         off = loads - targets
@@ -130,19 +123,15 @@ def selection_biases(
     Each round computes for every column the change of its own bias that would give it exactly its
     target if the others stayed (a quantile of its distances to the tokens' thresholds). The bias
     goes part of the way: half at first, since two columns that compete alone would each give way
-    to the other, and less later. The search is deterministic. It returns the best round, however
-    good that is (see `check_point`).
+    to the other, and less later. The best round is returned, however good it is (`check_point`).
 
     Args:
-        biased_scores: scores of the stream [tokens, choices] under a bias [choices].
-        slots_of_token: how many columns each token takes.
         targets: tokens wanted by each column. Where there are more columns than targets, the last
             columns share a bias and the last target.
         miss: how bad loads are; 1 is good enough to stop.
     """
-    device, num_tokens = slots_of_token.device, slots_of_token.shape[0]
-    bias, targets = torch.zeros(num_choices, device=device), targets.to(device)
-    if not num_tokens:
+    bias = torch.zeros(num_choices, device=slots_of_token.device)
+    if not len(slots_of_token):
         return bias
     scores = biased_scores(bias)
     spread = float(scores[scores.isfinite()].std())
@@ -169,7 +158,7 @@ def selection_biases(
 def distances_to_choice(
     scores: Float[Tensor, "tokens choices"], slots_of_token: Int[Tensor, " tokens"]
 ) -> tuple[Float[Tensor, "tokens choices"], Bool[Tensor, "tokens choices"]]:
-    """Margins of all scores over what they must beat to be chosen, and which ones are chosen.
+    """Margins of all scores over what they must beat, and which ones are chosen.
 
     A chosen column must beat the best column left out, any other the worst one chosen.
     """
@@ -191,28 +180,20 @@ def shift_to_target(
 ) -> Float[Tensor, " rows"]:
     """The shift of each row after which exactly `targets` of its margins are positive.
 
-    A row with target 0 is not shifted; a row whose target is all is raised until all are positive.
-    No shift is larger than four times the `spread` of the scores.
+    A row with target 0 is not shifted; no shift exceeds four times the `spread` of the scores.
     """
     num_cases = margins.shape[1]
     largest = min(num_cases, int(targets.max()) + 1)
     descending = margins.clamp(-1e6, 1e6).topk(largest, dim=1).values
     last_in = descending.gather(1, (targets - 1).clamp(min=0)[:, None]).squeeze(1)
     first_out = descending.gather(1, targets.clamp(max=largest - 1)[:, None]).squeeze(1)
-    room = 0.1 * spread
-    shift = -(last_in + first_out) / 2
-    shift = torch.where(targets == 0, 0.0, shift)
-    shift = torch.where(targets == num_cases, (room - last_in).clamp(min=0), shift)
+    shift = torch.where(targets == 0, 0.0, -(last_in + first_out) / 2)
+    shift = torch.where(targets == num_cases, (0.1 * spread - last_in).clamp(min=0), shift)
     return shift.clamp(-4 * spread, 4 * spread)
 
 
-def check_point(routing: Routing, point: OperatingPoint, tolerance: float = 0.03) -> None:
-    """Check that a stream's routing shows its operating point.
-
-    Raises:
-        ValueError: mean k is off by more than 1 %, or an expert's share of the assignments by more
-            than `tolerance` (relative); says what was reached.
-    """
+def check_point(routing: Routing, point: OperatingPoint) -> None:
+    """Check that a stream's routing shows its operating point; the error says what was reached."""
     tokens, experts = routing.num_tokens, routing.num_experts
     mean_k = routing.num_assignments / max(1, tokens)
     wanted = expert_shares(point.k_distribution, experts, point.skew)
@@ -220,12 +201,12 @@ def check_point(routing: Routing, point: OperatingPoint, tolerance: float = 0.03
     # Shares are relative to the mean reached, so that a wrong mean is not reported as imbalance.
     relative = (reached / max(mean_k, 1e-12)) / (wanted / point.mean_k)
     low, high = float(relative.min()), float(relative.max())
-    if abs(mean_k / point.mean_k - 1) > MEAN_K_TOLERANCE or max(1 - low, high - 1) > tolerance:
+    if abs(mean_k / point.mean_k - 1) > MEAN_K_TOLERANCE or max(1 - low, high - 1) > LOAD_TOLERANCE:
         raise ValueError(
             f"operating point not reached on a stream of {tokens} tokens and {experts} experts: "
             f"mean k is {mean_k:.4g}, expected {point.mean_k:.4g} within "
             f"{100 * MEAN_K_TOLERANCE:.0f} %; experts have {low:.3f} to {high:.3f} of their share, "
-            f"expected 1 within {100 * tolerance:.0f} %; use a longer stream or a wider tolerance"
+            f"expected 1 within {100 * LOAD_TOLERANCE:.0f} %; use a longer stream"
         )
 
 
@@ -244,11 +225,7 @@ def lag1_correlation(routing: Routing) -> float | None:
 
 
 def step_loads(routing: Routing, num_steps: int) -> Int[Tensor, "steps experts"]:
-    """Tokens of each expert in each step of a stream that was routed at once.
-
-    Raises:
-        ValueError: the stream is not a whole number of steps.
-    """
+    """Tokens of each expert in each step of a stream that was routed at once."""
     if num_steps < 1 or routing.num_tokens % num_steps:
         raise ValueError(
             f"num_steps: found {num_steps}, expected a divisor of {routing.num_tokens} tokens"

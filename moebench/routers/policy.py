@@ -39,8 +39,6 @@ class Policy(ABC):
     """The router's name as its paper spells it, in kebab-case."""
     is_adaptive: ClassVar[bool] = False
     """Whether tokens differ in how many experts they run."""
-    is_causal: ClassVar[bool] = True
-    """Whether a token's route is independent of later tokens."""
     builder: ClassVar[str] = ""
     """Builder of the modules of a router outside moebench, as "package.module:function"."""
     published: ClassVar[Mapping[str, PublishedMean]] = {}
@@ -56,11 +54,7 @@ class Policy(ABC):
 
     @abstractmethod
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:
-        """Probabilities of 0, 1, 2, ... routed experts per token, and their source.
-
-        Raises:
-            ValueError: no mean is given and no paper has one for this model.
-        """
+        """Probabilities of 0, 1, 2, ... routed experts per token, and their source."""
 
     def operating_point(self, model: ModelSpec, skew: float = 0.0) -> OperatingPoint:
         """How this router routes in a comparison: its k distribution and the shared marginals."""
@@ -75,8 +69,7 @@ class Policy(ABC):
         """The given mean, or the paper's for this model; an error where neither exists."""
         if mean_k is not None:
             return mean_k, "mean k as given"
-        if model.published_name in self.published:
-            published = self.published[model.published_name]
+        if published := self.published.get(model.published_name):
             return published.mean_k, published.source
         known = ", ".join(sorted(self.published)) or "no model"
         raise ValueError(
@@ -105,9 +98,6 @@ def policy(
         where: file and table for error messages.
         may_import: whether a router outside moebench is imported, which runs its code; only for
             a name that the user wrote.
-
-    Raises:
-        ValueError: unknown router or option (with the nearest known one), or an ill-typed value.
     """
     prefix = f"{where}: " if where else ""
     if may_import and ":" in name:

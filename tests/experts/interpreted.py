@@ -23,7 +23,7 @@ from moebench.experts.weights import ExpertWeights
 from moebench.model.decoder import StepMode, build_decoder
 from moebench.model.flops import ForwardStep, count_flops
 from moebench.routers.policy import policy
-from moebench.routers.routing import Routing, build_routers
+from moebench.routers.routing import Choice, Routing, build_routers
 from moebench.spec.model import Attention, Gate, ModelSpec
 
 NUM_EXPERTS = 5
@@ -46,7 +46,7 @@ def on(num_tokens: int, *experts: int) -> Routing:
 def bounded(keep: Tensor) -> Routing:
     """A ragged routing whose bound exceeds its assignments, with rubbish behind them."""
     experts = torch.stack([torch.randperm(NUM_EXPERTS)[: keep.shape[1]] for _ in keep])
-    routing = Routing.bounded(torch.rand(keep.shape), experts, NUM_EXPERTS, keep)
+    routing = Routing.bounded(Choice(torch.rand(keep.shape), experts, NUM_EXPERTS, keep))
     count = int(routing.tokens_per_expert.sum())
     tokens, weights = routing.token_indices.clone(), routing.weights.clone()
     tokens[count:], weights[count:] = 10**9, float("nan")

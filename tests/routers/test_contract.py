@@ -232,12 +232,9 @@ def test_an_imposed_router_loads_experts_as_declared(
             assert float(touched.mean()) == pytest.approx(expected, rel=0.03)
 
 
-def test_later_tokens_do_not_change_earlier_routes(
-    routers: list[Router], declared: Policy, model: ModelSpec
-) -> None:
+def test_later_tokens_do_not_change_earlier_routes(routers: list[Router], model: ModelSpec) -> None:
     xs = inputs(model, 12)
     changed = [torch.cat((x[:6], torch.randn_like(x[6:]))) for x in xs]
-    assert declared.is_causal
     for before, after in zip(
         route_layers(routers, xs), route_layers(routers, changed), strict=True
     ):

@@ -65,12 +65,11 @@ def test_imposing_twice_gives_the_same_biases(tiny: ModelSpec) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-def test_a_stream_that_cannot_balance_is_refused_unless_tolerated(tiny: ModelSpec) -> None:
+def test_a_stream_that_cannot_balance_is_refused(tiny: ModelSpec) -> None:
     """Six tokens cannot share four experts evenly."""
     router, scores, point = router_and_scores(tiny, "top-k", 6, top_k=1)
     with pytest.raises(ValueError, match="stream of 6 tokens and 4 experts.*0.667 to 1.333"):
         router.impose(scores, point)
-    router.impose(scores, point, tolerance=0.4)
     assert sorted(router.route(scores).tokens_per_expert.tolist()) == [1, 1, 2, 2]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Choice, Routing
 
 KEEP = {
     "ragged": [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]],
@@ -46,7 +46,7 @@ def test_a_bounded_routing_is_the_compact_one_with_a_tail(case: str) -> None:
     experts = torch.stack([torch.randperm(5)[:3] for _ in range(4)])
     weights = torch.rand(4, 3)
     compact = Routing.from_slots(weights, experts, 5, keep)
-    bounded = Routing.bounded(weights, experts, 5, keep)
+    bounded = Routing.bounded(Choice(weights, experts, 5, keep))
     count = compact.num_assignments
     assert bounded.num_assignments == 12
     assert torch.equal(bounded.tokens_per_expert, compact.tokens_per_expert)

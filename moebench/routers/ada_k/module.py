@@ -47,11 +47,8 @@ class AdaKRouter(TopKRouter):
     def scores(
         self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
     ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
-        """Router logits and allocator logits side by side, from one product.
-
-        The weights stay two parameters, because training freezes one of them; stacking them costs
-        a small copy.
-        """
+        """Router logits and allocator logits side by side, from one product."""
+        # Two parameters, because training freezes one of them; stacking them costs a small copy.
         return linear(x, torch.cat((self.weight, self.allocator))), state
 
     def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
@@ -75,10 +72,7 @@ class AdaKRouter(TopKRouter):
         return counts.clamp(max=self.top_k) if self.top_k < self.num_experts else counts
 
     def expected_count_loss(self, scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, ""]:
-        """Lambda / L times the mean expected count, so that layers add up to lambda L_reg.
-
-        **Source** Equation 10.
-        """
+        """Lambda / L times the mean expected count: layers add up to lambda L_reg (Equation 10)."""
         probabilities = self.allocator_logits(scores).softmax(1)
         counts = torch.arange(1, self.num_experts + 1, device=scores.device)
         expected = (probabilities * counts).sum() / max(1, scores.shape[0])
@@ -96,14 +90,9 @@ class AdaKRouter(TopKRouter):
         self.count_bias[self.base_top_k - 1] = OWN_K_BIAS
 
     @torch.no_grad()
-    def impose(
-        self,
-        scores: Float[Tensor, "tokens choices"],
-        point: OperatingPoint,
-        tolerance: float = 0.03,
-    ) -> None:
+    def impose(self, scores: Float[Tensor, "tokens choices"], point: OperatingPoint) -> None:
         impose_counts(scores.float()[:, self.num_experts :], self.count_bias, point)
-        super().impose(scores, point, tolerance)
+        super().impose(scores, point)
 
 
 @router("ada-k")

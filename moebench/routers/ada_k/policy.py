@@ -1,10 +1,6 @@
 """Ada-K (Yue et al., ICLR 2025): a learned allocator chooses how many experts a token runs.
 
-a   = softmax(W_a x)           W_a: [num_experts, hidden_size], one allocator a layer
-k_t = argmax(a) + 1            the action set is the whole 1..num_experts
-then the k_t largest scores of the base router
-
-No code was ever released; the mean k below are those of the paper's Table 3.
+The formulas stand in `module.py`. No code was ever released.
 """
 
 from dataclasses import dataclass

@@ -71,9 +71,6 @@ class AdaMoERouter(TopKRouter):
         Null rows are copies of the true ones, as published; but the published start, without
         biases, is not the base model: ties between a row and its copy decide what runs. Moving the
         biases to 0 during training frees the choice.
-
-        Raises:
-            ValueError: fewer slots than the base's top_k, or too few null experts for the rest.
         """
         n, surplus = self.num_experts, self.top_k - self.base_top_k
         if not 0 <= surplus <= self.num_null_experts:

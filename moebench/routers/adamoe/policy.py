@@ -1,9 +1,4 @@
-"""AdaMoE (Zeng et al., EMNLP Findings 2024): null experts make a fixed top-k adaptive.
-
-z = W_r x                      W_r: [num_experts + num_null_experts, hidden_size]
-the top_k largest z; slots of null experts cost nothing
-weights renormalised over the true experts among them
-"""
+"""AdaMoE (Zeng et al., EMNLP Findings 2024): null experts make a fixed top-k adaptive."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -39,9 +39,8 @@ class RMoERouter(TopKRouter):
     ) -> None:
         projection = random_weight(policy.state_size, model.hidden_size, dtype)
         gate = random_weight(model.num_experts, policy.state_size, dtype)
-        weight = None
-        if policy.residual:
-            weight = random_weight(model.num_experts, model.hidden_size, dtype)
+        shape = model.num_experts, model.hidden_size
+        weight = random_weight(*shape, dtype) if policy.residual else None
         super().__init__(model, policy.experts_per_token(model), weight)
         self.is_residual, self.cell = policy.residual, cell
         self.projection, self.recurrent_gate = projection, gate
@@ -66,13 +65,9 @@ class RMoERouter(TopKRouter):
         weight: Float[Tensor, "experts hidden"],
         correction_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
-        """Start the residual form as z = W_r x + G h with G = 0.
+        """Start the residual form as z = W_r x + G h with G = 0; the paper's form cannot start so.
 
         Gradients reach G at once, and the cell and the projection after its first step.
-
-        Raises:
-            ValueError: in the paper's form, which replaces the base router and is trained from
-                scratch.
         """
         if not self.is_residual:
             raise ValueError(

@@ -1,11 +1,7 @@
 """RMoE (Qiu et al., ICLR 2025): a router with a recurrent state over the layers.
 
-x' = P_i x                     P_i: [state_size, hidden_size], one a layer
-h  = GRU(x', h)                one cell shared by all layers; h = 0 below the first
-z  = G_i h                     G_i: [num_experts, state_size], one a layer
-then top-k as usual. The recurrence runs over depth, not over the sequence.
-
-RMoE saves no expert FLOPs: its gain is quality, and a speedup over top-k is at most 1.
+The formulas stand in `module.py`; the recurrence runs over depth, not over the sequence. RMoE saves
+no expert FLOPs: its gain is quality, and a speedup over top-k is at most 1.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Choices drawn under a mix, as a router would make them: experts, weights and slots to keep."""
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from moebench.routers.routing import Choice
 from moebench.routers.synthetic.mixes import MEAN_K, NULLS_K, SLOTS
@@ -16,24 +14,17 @@ def draw_slots(
 
     A token has `top_k` slots under "fixed", and `SLOTS` under every other mix.
     """
-    keep = _keep(mix, num_tokens, generator)
+    keep = None
+    if mix in MEAN_K:
+        probabilities = torch.tensor(geometric_k(MEAN_K[mix], SLOTS), dtype=torch.float64)
+        counts = torch.multinomial(probabilities, num_tokens, True, generator=generator)
+        keep = torch.arange(SLOTS) < counts.unsqueeze(1)
+    elif mix == "nulls":  # the mean holds exactly over the step
+        chosen = torch.randperm(num_tokens * SLOTS, generator=generator)
+        keep = torch.zeros(num_tokens * SLOTS, dtype=torch.bool)
+        keep[chosen[: num_tokens * NULLS_K]] = True
+        keep = keep.view(num_tokens, SLOTS)
     width = top_k if mix == "fixed" else SLOTS
     order = torch.rand(num_tokens, num_experts, generator=generator).argsort(dim=1)
     weights = torch.rand(num_tokens, width, generator=generator)
     return Choice(weights, order[:, :width].contiguous(), num_experts, keep)
-
-
-def _keep(
-    mix: str, num_tokens: int, generator: torch.Generator
-) -> Bool[Tensor, "tokens slots"] | None:
-    """Slots that cost compute; None: all of them."""
-    if mix in MEAN_K:
-        probabilities = torch.tensor(geometric_k(MEAN_K[mix], SLOTS), dtype=torch.float64)
-        counts = torch.multinomial(probabilities, num_tokens, True, generator=generator)
-        return torch.arange(SLOTS) < counts.unsqueeze(1)
-    if mix == "nulls":  # the mean holds exactly over the step
-        keep = torch.zeros(num_tokens * SLOTS, dtype=torch.bool)
-        chosen = torch.randperm(num_tokens * SLOTS, generator=generator)
-        keep[chosen[: num_tokens * NULLS_K]] = True
-        return keep.view(num_tokens, SLOTS)
-    return None

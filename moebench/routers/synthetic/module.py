@@ -15,11 +15,7 @@ from moebench.spec.model import ModelSpec
 
 
 class BalancedRouter(Router):
-    """Experts take turns, token after token.
-
-    The turn starts at an expert that the first token's features pick, so that steps differ in their
-    first expert without a state between them.
-    """
+    """Experts take turns, token after token; the first token's features pick the first expert."""
 
     def __init__(self, model: ModelSpec, top_k: int) -> None:
         super().__init__()
@@ -39,14 +35,9 @@ class BalancedRouter(Router):
         weights = scores.new_full((tokens, self.top_k), self.weight_of_slot)
         return Choice(weights, (turns + start) % self.num_experts, self.num_experts)
 
-    def impose(
-        self,
-        scores: Float[Tensor, "tokens choices"],
-        point: OperatingPoint,
-        tolerance: float = 0.03,
-    ) -> None:
+    def impose(self, scores: Float[Tensor, "tokens choices"], point: OperatingPoint) -> None:
         """Check the point; there is nothing to set, since turns have only one operating point."""
-        check_point(self.route(scores), point, tolerance)
+        check_point(self.route(scores), point)
 
 
 @router("balanced")

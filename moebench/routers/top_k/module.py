@@ -84,16 +84,11 @@ class TopKRouter(Router):
             self.selection_bias[: self.num_experts].copy_(correction_bias)
 
     @torch.no_grad()
-    def impose(
-        self,
-        scores: Float[Tensor, "tokens choices"],
-        point: OperatingPoint,
-        tolerance: float = 0.03,
-    ) -> None:
+    def impose(self, scores: Float[Tensor, "tokens choices"], point: OperatingPoint) -> None:
         logits = scores.float()[:, : len(self.selection_bias)]
         competing, slots = partial(self.competing, logits), self.slots_of_token(scores)
         impose_marginals(competing, self.selection_bias, slots, point, self.num_experts)
-        check_point(self.route(scores), point, tolerance)
+        check_point(self.route(scores), point)
 
 
 @router("skewed")

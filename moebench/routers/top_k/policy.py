@@ -1,9 +1,4 @@
-"""Fixed top-k (Shazeer et al., 2017), in the convention of the base model's gate.
-
-z = W_r x                      W_r: [num_experts, hidden_size]
-p = softmax(z) or sigmoid(z)
-the top_k largest p, divided by their sum where the model renormalises
-"""
+"""Fixed top-k (Shazeer et al., 2017), in the convention of the base model's gate."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,21 +18,16 @@ def reachable_experts(model: ModelSpec) -> int:
 def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: str) -> Op:
     """From logits to weighted slots: scores, top-k, weights. Launches more than work.
 
-    The launches are those of `moebench.routers.gate`; a test counts them again.
-
     Args:
         num_choices: columns that compete, null experts included.
         slots: candidates of each token before dropping.
         dtype: type of the logits and of the weights that leave; scores are fp32.
     """
-    # Bias, top-k, scores, gathering; and where the convention asks for them: casts to fp32 and
-    # back, a second scoring, sum and division, a factor, and the best groups.
-    launches = 4
-    launches += 2 if dtype != "float32" else 0
-    launches += 1 if gate.score == "sigmoid" else 0
-    launches += 3 if gate.renormalise else 0
-    launches += 1 if gate.scale != 1.0 else 0
-    launches += 6 if gate.num_groups > 1 else 0
+    # Launches of `moebench.routers.gate`: bias, top-k, scores, gathering; and where the convention
+    # asks for them: casts to fp32 and back, a second scoring, sum and division, a factor, and the
+    # best groups.
+    launches = 4 + 2 * (dtype != "float32") + (gate.score == "sigmoid") + 3 * gate.renormalise
+    launches += (gate.scale != 1.0) + 6 * (gate.num_groups > 1)
     read = 2 * num_tokens * num_choices
     written = num_tokens * (num_choices + 2 * slots)
     return traffic("choice", "router", read, written, "float32", launches=launches)
