@@ -40,11 +40,7 @@ class Line(Generic[T]):
 
 
 def write_document(path: Path, table: Mapping[str, Any]) -> None:
-    """Replace a file by a table with its checksum.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
+    """Replace a file by a table with its checksum."""
     checked = {**table, KEY: _checksum(table, DOCUMENT)}
     text = json.dumps(checked, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(path, text.encode())
@@ -61,9 +57,7 @@ def read_document(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: {NOT_JSON}: nested too deeply") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {NOT_JSON}: {error}") from error
     if not isinstance(table, dict):
         raise ValueError(f"{path}: found a {type(table).__name__}, expected a table")
@@ -84,11 +78,7 @@ def line_of(value: Any) -> bytes:
 
 
 def append_lines(path: Path, values: Sequence[Any]) -> None:
-    """Append a line for each value, all or none.
-
-    Raises:
-        ValueError: the file cannot be written; it is as it was.
-    """
+    """Append a line for each value, all or none."""
     if values:
         append_bytes(path, b"".join(map(line_of, values)))
 
@@ -96,10 +86,7 @@ def append_lines(path: Path, values: Sequence[Any]) -> None:
 def read_lines(path: Path, cls: type[T], *, all_checked: bool) -> list[Line[T]]:
     """Every line of a file, damaged ones with what is wrong; a file that is absent has none.
 
-    Args:
-        path: the file.
-        cls: the dataclass that a line holds.
-        all_checked: a line without a checksum is damaged.
+    Under `all_checked` a line without a checksum is damaged.
 
     Raises:
         ValueError: the file cannot be read, or a newer moebench wrote it.
@@ -115,17 +102,16 @@ def read_lines(path: Path, cls: type[T], *, all_checked: bool) -> list[Line[T]]:
     for number, raw in enumerate([*whole, last] if last else whole, start=1):
         where = f"{path.name}: line {number}"
         table, damage = _table_of(raw, all_checked)
-        if damage is not None:
-            is_torn = number > len(whole) and damage == NOT_JSON
-            what = "torn (the last line was cut off)" if is_torn else f"damaged ({damage})"
-            lines.append(Line[T](raw, where, None, f"{where}: {what}; skipped"))
-            continue
         if isinstance(table, dict) and table.pop(KEY, None) is not None:
             check_schema(table, str(path))
         try:
+            if damage is not None:
+                is_torn = number > len(whole) and damage == NOT_JSON
+                what = "torn (the last line was cut off)" if is_torn else f"damaged ({damage})"
+                raise ValueError(f"{where}: {what}")
             lines.append(Line(raw, where, decode(cls, table, where)))
         except ValueError as error:
-            lines.append(Line(raw, where, None, f"{error}; skipped"))
+            lines.append(Line[T](raw, where, None, f"{error}; skipped"))
     return lines
 
 
@@ -142,21 +128,16 @@ def check_schema(table: Mapping[str, Any], where: str) -> None:
 def set_aside(
     path: Path, lines: Sequence[Line[T]], keep: Callable[[T], bool] = lambda _: True
 ) -> list[T]:
-    """Move damaged lines and those not to be kept to `<path>.torn`; returns the latter.
-
-    Args:
-        path: the file.
-        lines: all that it holds.
-        keep: whether an undamaged line stays.
-    """
-    stays = [line.value is not None and keep(line.value) for line in lines]
-    aside = [line for line, stay in zip(lines, stays, strict=True) if not stay]
+    """Move damaged lines and those not to be kept to `<path>.torn`; returns the latter."""
+    rest: list[Line[T]] = []
+    aside: list[Line[T]] = []
+    for line in lines:
+        (rest if line.value is not None and keep(line.value) else aside).append(line)
     if aside:
         # Aside first: a crash in between leaves lines twice, never nowhere.
         torn = path.with_name(f"{path.name}.torn")
         append_bytes(torn, b"".join(line.raw + b"\n" for line in aside))
-        rest = (line.raw + b"\n" for line, stay in zip(lines, stays, strict=True) if stay)
-        replace_file(path, b"".join(rest))
+        replace_file(path, b"".join(line.raw + b"\n" for line in rest))
     elif lines and not path.read_bytes().endswith(b"\n"):
         append_bytes(path, b"\n")
     return [line.value for line in aside if line.value is not None]

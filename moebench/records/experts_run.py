@@ -1,11 +1,7 @@
-"""A run that compares expert backends: `manifest.json`, and one line a cell in `cells.jsonl`.
-
-Both carry checksums, as those of other runs do: a damaged line is named, and its cell is measured
-again when the run is taken up.
-"""
+"""A run that compares expert backends: `manifest.json`, and one line a cell in `cells.jsonl`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,11 +126,7 @@ class ExpertsRun:
 
 
 def load_experts_run(directory: Path) -> ExpertsRun:
-    """Read a run's directory without changing it; damaged lines are problems.
-
-    Raises:
-        ValueError: no run there, or one of another kind; a damaged or ill-typed manifest.
-    """
+    """Read a run's directory without changing it; damaged lines are problems."""
     table = read_manifest(directory)
     if run_kind(table) != "experts":
         raise ValueError(f"{directory}: found a run of routers, expected one of expert backends")
@@ -147,25 +139,25 @@ def load_experts_run(directory: Path) -> ExpertsRun:
 
 def _checked(line: Line[ExpertsResult]) -> Line[ExpertsResult]:
     """The line, or what is wrong with it, if no table can be made of its cell."""
-    if line.value is None:
-        return line
     cell = line.value
+    if cell is None:
+        return line
     try:
         cell.plan.spec()
         times = [*cell.limits.values()]
-        times += [[s for *_, s in own] for m in cell.samples.values() for own in m.values()]
+        for what, mixes in cell.samples.items():
+            for mix, samples in mixes.items():
+                times.append([seconds for *_, seconds in samples])
+                if not cell.loads.get(mix) or cell.num_steps.get(f"{what}, {mix}", 0) < 1:
+                    raise ValueError(f"loads, num_steps: expected those of {what}, {mix}")
         if not all(each and all(0 < seconds < 1e9 for seconds in each) for each in times):
             raise ValueError("samples, limits: found a time that no clock can give")
-        reads = [name for name in cell.limits if name.startswith("read ")]
-        if not reads or f"matmul {cell.plan.dtype}" not in cell.limits:
+        has_read = any(name.startswith("read ") for name in cell.limits)
+        if not has_read or f"matmul {cell.plan.dtype}" not in cell.limits:
             raise ValueError("limits: expected those of a matmul and of reading")
         for name in cell.limits:
             if name not in PROBE_WORK:
                 raise ValueError(f"limits: unknown {name!r}{nearest(name, PROBE_WORK)}")
-        for what, mixes in cell.samples.items():
-            for mix in mixes:
-                if not cell.loads.get(mix) or cell.num_steps.get(f"{what}, {mix}", 0) < 1:
-                    raise ValueError(f"loads, num_steps: expected those of {what}, {mix}")
     except ValueError as error:
-        return Line(line.raw, line.where, None, f"{line.where}: {error}; skipped")
+        return replace(line, value=None, problem=f"{line.where}: {error}; skipped")
     return line

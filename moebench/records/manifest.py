@@ -83,11 +83,7 @@ def now() -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a run of either kind, as a plain table.
-
-    Raises:
-        ValueError: no run there, an unreadable or damaged manifest, or a newer version's.
-    """
+    """The manifest of a run of either kind, as a plain table."""
     path = directory / MANIFEST
     if not path.exists():
         levels = (f"{'*/' * n}{MANIFEST}" for n in (1, 2, 3))
@@ -112,11 +108,7 @@ def run_kind(manifest: Mapping[str, Any]) -> RunKind:
 
 
 def recorded_arguments(directory: Path) -> list[str]:
-    """The command line that started a run; before schema 3 routers' runs have it as `command`.
-
-    Raises:
-        ValueError: no run there, or its command line cannot be read.
-    """
+    """The command line that started a run; before schema 3 routers' runs have it as `command`."""
     table = read_manifest(directory)
     if table.get("argv") is not None:
         return [*decode(tuple[str, ...], table["argv"], f"{directory / MANIFEST}.argv")]

@@ -10,13 +10,7 @@ from typing import Any, Literal
 
 from moebench.spec.ops import STAGES
 from moebench.spec.schema import check_range
-from moebench.units import (
-    Bytes,
-    Flops,
-    Joules,
-    Seconds,
-    nearest,
-)
+from moebench.units import Bytes, Flops, Joules, Seconds, nearest
 
 Provenance = Literal["measured", "predicted", "simulated"]
 Verdict = Literal["faster", "slower", "same", "unclear"]

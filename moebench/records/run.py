@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from moebench.files import acquire, release
+from moebench.files import acquire, make_folder, release
 from moebench.records.checksum import Line, append_lines, read_lines, set_aside, write_document
 from moebench.records.manifest import MANIFEST, Manifest, Status, now, read_manifest, run_kind
 from moebench.records.record import CHECKSUMS_SINCE, Failure, Record
@@ -56,9 +56,6 @@ def load_run(directory: Path | str) -> Run:
 
     Damaged lines are reported in `problems` and skipped; of two records of one case the first
     holds.
-
-    Raises:
-        ValueError: no run there, an unreadable manifest, or a schema newer than this version.
     """
     directory = Path(directory)
     table = read_manifest(directory)
@@ -68,9 +65,7 @@ def load_run(directory: Path | str) -> Run:
             "it; expected a run of routers (python -m moebench.report shows this one)"
         )
     manifest = decode(Manifest, table, str(directory / MANIFEST))
-    predictions = _lines(directory / PREDICTIONS, Record, manifest)
-    records = _lines(directory / RECORDS, Record, manifest)
-    failures = _lines(directory / FAILURES, Failure, manifest)
+    predictions, failures, records = _every_line(directory, manifest)
     every: tuple[Line[Any], ...] = (*predictions, *records, *failures)
     problems = [line.problem for line in every if line.problem]
     measured = _unique(records, problems)
@@ -88,10 +83,9 @@ def load_run(directory: Path | str) -> Run:
 
 
 class RunWriter:
-    """A run that is being written; one process at a time holds its directory."""
+    """A run that is being written, from `create` or `open`; one process holds its directory."""
 
     def __init__(self, content: Run, lock: int) -> None:
-        """Called by `create` and `open`."""
         self.content = content
         self._lock = lock
 
@@ -105,20 +99,12 @@ class RunWriter:
 
     @classmethod
     def create(cls, results: Path, manifest: Manifest) -> "RunWriter":
-        """Make the directory `<results>/<suite>/<machine>/<run>` and write the manifest.
-
-        Raises:
-            ValueError: the directory exists or cannot be written.
-        """
+        """Make the directory `<results>/<suite>/<machine>/<run>` and write the manifest."""
         directory = results / manifest.suite / slug(manifest.machine) / manifest.run
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError as error:
-            raise ValueError(f"{directory}: exists; resume it or write elsewhere") from error
-        except OSError as error:
-            raise ValueError(f"{directory}: cannot be written: {error.strerror}") from error
-        lock = acquire(directory)
-        run = cls(Run(directory, manifest, (), (), (), ()), lock)
+        if directory.exists():
+            raise ValueError(f"{directory}: exists; resume it or write elsewhere")
+        make_folder(directory)
+        run = cls(Run(directory, manifest, (), (), (), ()), acquire(directory))
         run._replace_manifest(manifest)
         return run
 
@@ -128,22 +114,16 @@ class RunWriter:
 
         Damaged lines and the lines of unfinished cells move to `<file>.torn`; `content.problems`
         names them.
-
-        Raises:
-            ValueError: not a run, held by a living process, or not writable.
         """
         read_manifest(directory)
         lock = acquire(directory)
         try:
             before = load_run(directory)
             manifest, finished = before.manifest, before.finished_cells
-            predictions, records, failures = (
-                directory / name for name in (PREDICTIONS, RECORDS, FAILURES)
-            )
-            set_aside(predictions, _lines(predictions, Record, manifest))
-            set_aside(failures, _lines(failures, Failure, manifest))
-            lines = _lines(records, Record, manifest)
-            moved = set_aside(records, lines, lambda record: record.cell in finished)
+            predictions, failures, records = _every_line(directory, manifest)
+            set_aside(directory / PREDICTIONS, predictions)
+            set_aside(directory / FAILURES, failures)
+            moved = set_aside(directory / RECORDS, records, lambda r: r.cell in finished)
             problems = before.problems + tuple(
                 f"{RECORDS}: {record.case.key}: its cell was cut off; set aside, to be run again"
                 for record in moved
@@ -159,11 +139,7 @@ class RunWriter:
         return run
 
     def write_predictions(self, predictions: Iterable[Record]) -> None:
-        """Append the predictions of cases that have none yet; what is on file is never rewritten.
-
-        Raises:
-            ValueError: the file cannot be written.
-        """
+        """Append predictions of cases that have none yet; what is on file is never rewritten."""
         # A measured case whose prediction's line was damaged keeps the estimate of its record.
         known = {line.case.key for line in (*self.content.predictions, *self.content.records)}
         new = [p for p in predictions if p.case.key not in known]
@@ -176,9 +152,6 @@ class RunWriter:
         """Append a cell: all its lines in one write, on the disk when this returns.
 
         Every record must carry the estimate that was written before it was measured.
-
-        Raises:
-            ValueError: the disk is full or the file cannot be written; what was there stays.
         """
         predicted = {p.case.key: p.estimate for p in self.content.predictions}
         recorded = {record.case.key for record in self.content.records}
@@ -218,12 +191,16 @@ class RunWriter:
         self.content = replace(self.content, manifest=manifest)
 
 
-L = TypeVar("L", Record, Failure)
-
-
-def _lines(path: Path, cls: type[L], manifest: Manifest) -> list[Line[L]]:
-    """All lines of one of a run's files, damaged ones too."""
-    return read_lines(path, cls, all_checked=manifest.schema >= CHECKSUMS_SINCE)
+def _every_line(
+    directory: Path, manifest: Manifest
+) -> tuple[list[Line[Record]], list[Line[Failure]], list[Line[Record]]]:
+    """All lines of predictions, failures and records, damaged ones too."""
+    sealed = manifest.schema >= CHECKSUMS_SINCE
+    return (
+        read_lines(directory / PREDICTIONS, Record, all_checked=sealed),
+        read_lines(directory / FAILURES, Failure, all_checked=sealed),
+        read_lines(directory / RECORDS, Record, all_checked=sealed),
+    )
 
 
 def _unique(lines: Iterable[Line[Record]], problems: list[str]) -> tuple[Record, ...]:
