@@ -2,25 +2,28 @@
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import torch
 
 from moebench import terminal
+from moebench.calibrate.machine import Machine
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
+from moebench.measure.devices import check_device
+from moebench.measure.latency import without_frames
+from moebench.model.decoder import build_decoder
 from moebench.records.manifest import now
-from moebench.records.record import Failure, Record
-from moebench.records.results import Ratio
+from moebench.records.record import SCHEMA, Failure
 from moebench.records.run import RunWriter
+from moebench.suite.cell import Bench
 from moebench.suite.forecast import Estimates
+from moebench.suite.passes import failures, observe
 from moebench.suite.plan import SLOW_STEP, Cell, Effort
+from moebench.suite.prepare import prepare_cell
 from moebench.suite.suite_file import Suite
 from moebench.terminal import Bar
 from moebench.units import Bytes, Seconds, text
-
-if TYPE_CHECKING:
-    from moebench.calibrate.machine import Machine
-    from moebench.suite.passes import Observed
 
 UNTIMED_SLOW_STEPS = 2
 """Steps of a case with slow steps outside the rounds: counting FLOPs, memory and stages."""
@@ -44,24 +47,11 @@ class Need:
 
 
 def measure_cells(
-    run: RunWriter,
-    suite: Suite,
-    planned: Sequence[Cell],
-    machine: "Machine",
-    effort: Effort,
+    run: RunWriter, suite: Suite, planned: Sequence[Cell], machine: Machine, effort: Effort
 ) -> None:
     """Measure the cells that the run does not have yet, each appended as soon as it is done."""
-    import torch
-
-    from moebench.measure.devices import check_device
-    from moebench.measure.latency import without_frames
-    from moebench.model.decoder import build_decoder
-    from moebench.suite.cell import Bench
-    from moebench.suite.passes import failure, observe
-    from moebench.suite.prepare import prepare_cell
-
-    estimates = {record.case.key: record.estimate for record in run.content.predictions}
-    promised = {record.case.key: record.ratios for record in run.content.predictions}
+    predicted = {record.case.key: record for record in run.content.predictions}
+    estimates = {key: record.estimate for key, record in predicted.items()}
     todo = [cell for cell in planned if cell.key not in run.content.finished_cells]
     todo = _without_what_does_not_fit(run, todo, estimates, machine.available_memory)
     if not todo:
@@ -89,11 +79,8 @@ def measure_cells(
                 ready = prepare_cell(bench, cell, effort.plan.stream_tokens)
             except Exception as error:  # too large a copy, stream or cache, most likely
                 check_device(machine.device)
-                without_frames(error)
-                failures = [
-                    failure(run.manifest.run, cell.key, case.key, error) for case in cell.cases
-                ]
-                run.append([], failures)
+                keys = [case.key for case in cell.cases]
+                run.append([], failures(run, cell, dict.fromkeys(keys, without_frames(error))))
                 continue
             left = deadline - time.perf_counter()
             left -= sum(_preparation(later) for later in todo[index + 1 :])
@@ -106,38 +93,19 @@ def measure_cells(
             if observed.errors:
                 # Failures of a GPU that is lost say nothing of the cases: the cell runs again.
                 check_device(machine.device)
-            run.append(*_rows(run, cell, observed, estimates, promised))
-
-
-def _rows(
-    run: RunWriter,
-    cell: Cell,
-    observed: "Observed",
-    estimates: Estimates,
-    promised: Mapping[str, tuple[Ratio, ...]],
-) -> tuple[list[Record], list[Failure]]:
-    """Records and failures of a measured cell."""
-    from moebench.suite.passes import failure
-
-    records = [
-        Record(
-            run=run.manifest.run,
-            cell=cell.key,
-            case=case,
-            # Where one instrument was a simulator, the record is no measurement.
-            provenance=observed.measurements[case.key].energy.provenance,
-            estimate=estimates[case.key],
-            measurement=observed.measurements[case.key],
-            ratios=(*observed.ratios.get(case.key, ()), *promised[case.key]),
-            written_at=now(),
-        )
-        for case in cell.cases
-        if case.key in observed.measurements
-    ]
-    failures = [
-        failure(run.manifest.run, cell.key, key, error) for key, error in observed.errors.items()
-    ]
-    return records, failures
+            records = [
+                replace(
+                    predicted[key],
+                    # Where one instrument was a simulator, the record is no measurement.
+                    provenance=measurement.energy.provenance,
+                    measurement=measurement,
+                    ratios=(*observed.ratios.get(key, ()), *predicted[key].ratios),
+                    written_at=now(),
+                    schema=SCHEMA,
+                )
+                for key, measurement in observed.measurements.items()
+            ]
+            run.append(records, failures(run, cell, observed.errors))
 
 
 def _need(cell: Cell, estimates: Estimates, min_rounds: int) -> Need:
@@ -156,12 +124,8 @@ def _preparation(cell: Cell) -> Seconds:
 def _without_what_does_not_fit(
     run: RunWriter, todo: Sequence[Cell], estimates: Estimates, available: Bytes
 ) -> list[Cell]:
-    """The cells without cases that need more memory than there is; each of these is a failure row.
-
-    Raises:
-        ValueError: nothing fits.
-    """
-    fitting_cells, failures = [], []
+    """The cells without cases that need more memory than there is; each of these is a failure."""
+    fitting_cells, refused = [], []
     for cell in todo:
         fitting = []
         for case, policy in zip(cell.cases, cell.policies, strict=True):
@@ -174,15 +138,15 @@ def _without_what_does_not_fit(
                 once = executing(case.backend, "train").name
                 message += f"; --experts {once} holds the experts' weights once"
             terminal.say(f"{case.key}: does not fit: {message}")
-            failures.append(
+            refused.append(
                 Failure(run.manifest.run, cell.key, case.key, "does-not-fit", message, now())
             )
         if fitting:
             cases, policies = zip(*fitting, strict=True)
             fitting_cells.append(replace(cell, cases=cases, policies=policies))
     if todo and not fitting_cells:
-        raise ValueError(f"no case fits into memory: {failures[0].case}: {failures[0].message}")
-    run.append([], failures)
+        raise ValueError(f"no case fits into memory: {refused[0].case}: {refused[0].message}")
+    run.append([], refused)
     return fitting_cells
 
 

@@ -7,20 +7,14 @@ on are timed with nothing else switched on.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from moebench.compare import pairs
 from moebench.measure.clocks import clock_for
-from moebench.measure.energy.meter import FULL, QUICK, EnergyPlan, measure_energy
-from moebench.measure.latency import (
-    Plan,
-    Progress,
-    Rounds,
-    Samples,
-    measure_rounds,
-    without_frames,
-)
+from moebench.measure.energy.meter import FULL, QUICK, measure_energy
+from moebench.measure.latency import Plan, Progress, Samples, measure_rounds, without_frames
 from moebench.measure.memory import is_out_of_memory
 from moebench.measure.reference import VERSION, reference_operation
 from moebench.records.energy import Energy
@@ -28,9 +22,10 @@ from moebench.records.manifest import now
 from moebench.records.measurement import Measurement, Reference, Sample
 from moebench.records.record import Failure
 from moebench.records.results import Ratio
+from moebench.records.run import RunWriter
 from moebench.suite.caveats import cell_caveats, round_caveats
 from moebench.suite.cell import NotANumber, ReadyCase, ReadyCell
-from moebench.suite.plan import SLOW_STEP, Effort
+from moebench.suite.plan import SLOW_STEP, Cell, Effort
 from moebench.suite.prepare import captured
 from moebench.suite.untimed import Untimed, untimed_passes
 from moebench.units import Bytes
@@ -47,17 +42,13 @@ class Observed:
     ratios: Mapping[str, tuple[Ratio, ...]]
     """Speedups and overheads that the samples allow, by case key."""
     errors: Mapping[str, Exception]
-    rounds: Rounds
 
 
 def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progress) -> Observed:
     """Run every pass over a cell; a case that fails is left out of the later ones.
 
-    Args:
-        cell: a cell with its routers at their operating points.
-        cache_bytes: size of the machine's last-level cache.
-        effort: what this cell may spend.
-        progress: called with the share of the budget that is spent, and what runs.
+    The cache is the machine's last-level cache; progress gets the share of the budget that is
+    spent, and what runs.
     """
     start = time.perf_counter()
     device = cell.bench.device
@@ -103,22 +94,37 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
     errors |= {key: failure.error for key, failure in rounds.failures.items()}
     measurements = {}
     for ready in running:
-        if ready.case.key in samples:
-            tell(1.0, f"{ready.case.key}: energy")
-            joules = _energy(cell, ready, ENERGY_PLANS[effort.energy])
-            caveats = (
+        key, num_tokens = ready.case.key, cell.workload.num_tokens
+        if key not in samples:
+            continue
+        tell(1.0, f"{key}: energy")
+        plan = ENERGY_PLANS[effort.energy]
+        if plan is None:
+            energy = Energy(None, None, method="none", missing="not asked for (--energy off)")
+        else:
+            energy = measure_energy(cell.visit(ready), device, plan)
+        measurements[key] = Measurement(
+            samples=samples[key],
+            latency=pairs.latency(samples[key]),
+            # Stages are those of eager steps: they say nothing about where a graph spends its time.
+            by_stage={} if cell.graphs else first[key].by_stage,
+            memory=first[key].memory,
+            energy=energy,
+            flops=first[key].flops,
+            load=ready.load(num_tokens),
+            k_histogram=ready.k_histogram,
+            lag1_correlation=ready.lag1_correlation,
+            measured_mean_k=ready.load(num_tokens, timed_steps(cell, samples[key])).mean_k,
+            caveats=(
                 *cell_caveats(cell, ready, cache_bytes),
                 *round_caveats(rounds),
-                *joules.caveats,
-            )
-            untimed = first[ready.case.key]
-            measurements[ready.case.key] = replace(
-                _measurement(cell, ready, samples[ready.case.key], untimed, joules),
-                caveats=caveats,
-                reference=Reference(VERSION, rounds.reference),
-                stopped=rounds.stopped,
-            )
-    return Observed(measurements, _ratios(cell, samples), errors, rounds)
+                *energy.caveats,
+            ),
+            reference=Reference(VERSION, rounds.reference),
+            stopped=rounds.stopped,
+            launch="graph" if cell.graphs else "eager",
+        )
+    return Observed(measurements, _ratios(cell, samples), errors)
 
 
 def _precise(
@@ -141,32 +147,6 @@ def _precise(
     return precise
 
 
-def _measurement(
-    cell: ReadyCell,
-    ready: ReadyCase,
-    samples: tuple[Sample, ...],
-    untimed: Untimed,
-    energy: Energy,
-) -> Measurement:
-    """The measurement of a case, still without its caveats and what its cell shares."""
-    workload = cell.workload
-    timed = ready.load(workload.num_tokens, timed_steps(cell, samples))
-    return Measurement(
-        samples=samples,
-        latency=pairs.latency(samples),
-        # Stages are those of eager steps: they say nothing about where a graph spends its time.
-        by_stage={} if cell.graphs else untimed.by_stage,
-        memory=untimed.memory,
-        energy=energy,
-        flops=untimed.flops,
-        load=ready.load(workload.num_tokens),
-        k_histogram=ready.k_histogram,
-        lag1_correlation=ready.lag1_correlation,
-        measured_mean_k=timed.mean_k,
-        launch="graph" if cell.graphs else "eager",
-    )
-
-
 def with_work(cell: ReadyCell, ready: ReadyCase, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
     """The samples with the number of distinct experts that each of them touched."""
     touched = (ready.tokens_per_expert > 0).sum(axis=(0, 2))[cell.order]
@@ -182,12 +162,6 @@ def timed_steps(cell: ReadyCell, samples: tuple[Sample, ...]) -> list[int]:
     """Steps of the stream that the samples ran, each as often as it ran."""
     places = np.concatenate([np.arange(s.first_step, s.first_step + s.num_steps) for s in samples])
     return [int(step) for step in cell.order[places % cell.num_steps]]
-
-
-def _energy(cell: ReadyCell, ready: ReadyCase, plan: EnergyPlan | None) -> Energy:
-    if plan is None:
-        return Energy(None, None, method="none", missing="not asked for (--energy off)")
-    return measure_energy(cell.visit(ready), cell.bench.device, plan)
 
 
 def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]]:
@@ -214,19 +188,17 @@ def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]
     return ratios_of
 
 
-def failure(run: str, cell: str, case: str, error: BaseException) -> Failure:
-    """The row in failures.jsonl for a case that raised."""
-    if isinstance(error, NotANumber):
-        kind = "not-a-number"
-    else:
-        kind = "out-of-memory" if is_out_of_memory(error) else "error"
-    message = str(error).strip().splitlines()
-    return Failure(
-        run=run,
-        cell=cell,
-        case=case,
-        kind=kind,  # type: ignore[arg-type]
-        message=f"{type(error).__name__}: {message[0] if message else 'no message'}",
-        written_at=now(),
-        details={"raised": list(getattr(error, "__notes__", ()))},
-    )
+def failures(run: RunWriter, cell: Cell, errors: Mapping[str, Exception]) -> list[Failure]:
+    """The rows in failures.jsonl for cases that raised, by their keys."""
+    rows = []
+    for case, error in errors.items():
+        kind: Literal["not-a-number", "out-of-memory", "error"] = "error"
+        if isinstance(error, NotANumber):
+            kind = "not-a-number"
+        elif is_out_of_memory(error):
+            kind = "out-of-memory"
+        first, *_ = str(error).strip().splitlines() or ["no message"]
+        message = f"{type(error).__name__}: {first}"
+        details = {"raised": list(getattr(error, "__notes__", ()))}
+        rows.append(Failure(run.manifest.run, cell.key, case, kind, message, now(), details))
+    return rows

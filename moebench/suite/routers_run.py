@@ -22,7 +22,6 @@ from moebench.report.cases import predicted_table
 from moebench.report.table import render_text
 from moebench.spec.hardware import load_hardware
 from moebench.spec.schema import encode
-from moebench.suite import loop
 from moebench.suite.forecast import forecast_cells, predictions
 from moebench.suite.plan import Cell, CellChoice, Effort, cells, runnable_cells
 from moebench.suite.suite_file import DeviceKind, Suite, load_suite
@@ -108,6 +107,7 @@ def _measure(
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
     from moebench.measure.devices import DeviceLostError, choose_device, make_current
+    from moebench.suite.loop import measure_cells
 
     if suite.file.dtype == "float8":
         raise ValueError(
@@ -152,7 +152,7 @@ def _measure(
     try:
         with run:
             run.write_predictions(predictions(run.manifest.run, planned, estimates))
-            loop.measure_cells(run, suite, planned, machine, effort)
+            measure_cells(run, suite, planned, machine, effort)
             run.finish("done")
     except BaseException as error:
         command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])

@@ -150,16 +150,17 @@ def test_a_lost_gpu_stops_the_run_which_can_be_resumed(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its failures are no rows of the run: the cell is measured again."""
-    from moebench.measure import devices
+    from moebench.measure.devices import DeviceLostError
+    from moebench.suite import loop
 
     def check(self: ReadyCell, y: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def check_device(device: object) -> None:
-        raise devices.DeviceLostError("cuda:0 no longer answers: CUDA error")
+        raise DeviceLostError("cuda:0 no longer answers: CUDA error")
 
     monkeypatch.setattr(ReadyCell, "check", check)
-    monkeypatch.setattr(devices, "check_device", check_device)
+    monkeypatch.setattr(loop, "check_device", check_device)
     assert main([suite, "--device", "cpu", "--out", str(tmp_path / "results")]) == 3
     said = capsys.readouterr().err
     assert "error: cuda:0 no longer answers" in said and "--resume" in said
@@ -225,9 +226,9 @@ def test_a_run_of_another_machine_is_not_resumed(
 def test_an_interrupted_run_is_resumed_where_it_stopped(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from moebench.suite import passes as observe
+    from moebench.suite import loop
 
-    original, calls = observe.observe, []
+    original, calls = loop.observe, []
 
     def interrupted(*arguments: object) -> object:
         calls.append(arguments)
@@ -235,7 +236,7 @@ def test_an_interrupted_run_is_resumed_where_it_stopped(
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(observe, "observe", interrupted)
+    monkeypatch.setattr(loop, "observe", interrupted)
     results = tmp_path / "results"
     assert main([suite, "--device", "cpu", "--out", str(results)]) == 130
     directory = run_of(results)
