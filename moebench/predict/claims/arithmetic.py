@@ -8,7 +8,7 @@ included, as in the counters that papers use.
 from dataclasses import dataclass
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.predict.claims.papers import Claim, Layers, Paper, Rounded
+from moebench.predict.claims.papers import Claim, Paper, Rounded
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint, Workload
 from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops, layer_ops, query_width
@@ -61,17 +61,10 @@ def model_flops(
     """FLOPs of one forward pass over a sample, attention scores in full."""
     workload = Workload("prefill", "decoder", batch=1, sequence_length=num_tokens)
     load = router.load(model, num_tokens, point or router.operating_point(model))
-    moe = layer_ops(
-        model,
-        workload,
-        router.ops(model, num_tokens, workload.dtype),
-        load,
-        EXPERT_BACKENDS["grouped"],
-    )
-    dense = (
-        *attention_ops(model, workload),
-        *dense_ffn_ops(model, num_tokens, workload.dtype),
-    )
+    routing = router.ops(model, num_tokens, workload.dtype)
+    moe = layer_ops(model, workload, routing, load, EXPERT_BACKENDS["grouped"])
+    feed_forward = dense_ffn_ops(model, num_tokens, workload.dtype)
+    dense = (*attention_ops(model, workload), *feed_forward)
     a = model.attention
     width = query_width(a) + a.num_heads * (a.value_head_dim or a.head_dim)
     masked = model.num_layers * 2.0 * num_tokens * (num_tokens - 1) / 2 * width
@@ -114,25 +107,13 @@ def time_ratio(claim: Claim) -> Arithmetic | None:
     if claim.layers is None:
         ratio = claim.flops_ratio
         return None if ratio is None else Arithmetic(ratio, ratio, ratio, None, None)
-    model = _model(claim.layers)
-    ratio = model_flops(model, claim_policy(claim), 1, head=False) / model_flops(
-        model, policy("top-k"), 1, head=False
-    )
-    return Arithmetic(ratio, 1.0, ratio, None, None)
-
-
-def _model(layers: Layers) -> ModelSpec:
-    """Model with these layers; its vocabulary of 1 is a placeholder, the head is not counted."""
-    return ModelSpec(
+    model = ModelSpec(
         name="layers",
-        source=layers.source,
-        num_layers=layers.num_layers,
-        hidden_size=layers.hidden_size,
-        intermediate_size=layers.intermediate_size,
-        num_experts=layers.num_experts,
-        top_k=layers.top_k,
-        vocab_size=1,
-        attention=Attention("gqa", num_heads=1, num_kv_heads=1, head_dim=layers.hidden_size),
+        vocab_size=1,  # a placeholder: the head is not counted
+        attention=Attention("gqa", 1, 1, head_dim=claim.layers.hidden_size),
         gate=Gate("softmax", renormalise=True),
-        is_gated=layers.is_gated,
+        **vars(claim.layers),
     )
+    routers = claim_policy(claim), policy("top-k")
+    own, base = (model_flops(model, router, 1, head=False) for router in routers)
+    return Arithmetic(own / base, 1.0, own / base, None, None)

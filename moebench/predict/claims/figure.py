@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from moebench.predict.claims.settle import PHASES, Curve, Settled
+from moebench.predict.claims.settle import PHASES, Settled
 from moebench.report.figures.style import INK, MUTED, WIDTH, add_legend, styled
 from moebench.spec.hardware import load_hardware
 
@@ -28,8 +27,12 @@ def draw_claims(settled: Sequence[Settled]) -> Figure:
             for axes, phase in zip(row, PHASES, strict=True):
                 curves = [curve for curve in one.curves if curve.phase == phase]
                 for curve in curves:
-                    has_band = curve.hardware == one.paper.hardware
-                    _draw_curve(axes, curve, colours[curve.hardware], has_band)
+                    fitting = slice(sum(curve.fits))  # smallest batches are those that fit
+                    x, colour = curve.batches[fitting], colours[curve.hardware]
+                    if curve.hardware == one.paper.hardware:
+                        ends = curve.low[fitting], curve.high[fitting]
+                        axes.fill_between(x, *ends, color=colour, alpha=0.16, lw=0)
+                    axes.plot(x, curve.speedup[fitting], color=colour, lw=1.3)
                 axes.axhline(one.claim.value.value, color=INK, lw=1.2, ls="--")
                 axes.axhline(one.flops_say, color=INK, lw=1.2, ls=":")
                 axes.axhline(1, color=MUTED, lw=0.8, zorder=1)
@@ -54,13 +57,3 @@ def draw_claims(settled: Sequence[Settled]) -> Figure:
             ],
         )
     return figure
-
-
-def _draw_curve(axes: Axes, curve: Curve, colour: str, has_band: bool) -> None:
-    """Draw the batches that fit into memory, which are the smallest."""
-    fitting = slice(sum(curve.fits))
-    x = curve.batches[fitting]
-    if has_band:
-        ends = curve.low[fitting], curve.high[fitting]
-        axes.fill_between(x, *ends, color=colour, alpha=0.16, lw=0)
-    axes.plot(x, curve.speedup[fitting], color=colour, lw=1.3)

@@ -36,17 +36,15 @@ class Rounded:
         return self.value + self.half_unit
 
 
-def rounded(printed: str) -> Rounded:
-    """Read "1.28", "1.40" or "32.6 %" (a share of 1).
-
-    Raises:
-        ValueError: not a positive number, with or without a percent sign.
-    """
+def rounded(printed: str, key: str = "printed") -> Rounded:
+    """Read "1.28", "1.40" or "32.6 %" (a share of 1); anything else is an error in `key`."""
     digits, percent, rest = printed.strip().partition("%")
     digits = digits.strip()
     whole, _, decimals = digits.partition(".")
     if rest or not whole.isdecimal() or (decimals and not decimals.isdecimal()):
-        raise ValueError(f"found {printed!r}, expected a number as printed, such as '1.28', '3 %'")
+        raise ValueError(
+            f"{key}: found {printed!r}, expected a number as printed, such as '1.28', '3 %'"
+        )
     scale = 0.01 if percent else 1.0
     half_unit = 0.5 * 10.0 ** -len(decimals) if decimals or percent else 0.0
     return Rounded(scale * float(digits), scale * half_unit)
@@ -97,23 +95,15 @@ class Claim:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.printed:
-            _named("printed", self.printed)
+        _ = self.value, self.mean_k  # raise if they are no numbers
         if self.quantity == "flops-saved" and not (self.printed.endswith("%") and self.model):
             raise ValueError("quantity: flops-saved needs a model and printed = a percentage")
-        if self.k is not None:
-            _named("k", self.k)
         if self.k_shares and abs(sum(self.k_shares) - 1) > 1e-6:
             raise ValueError(f"k_shares: found {self.k_shares}, expected shares that sum to 1")
         if self.model is not None:
-            if self.model not in model_names():
-                raise ValueError(
-                    f"unknown model {self.model!r}{nearest(self.model, model_names())}"
-                )
-            if self.router not in known_policies():
-                raise ValueError(
-                    f"unknown router {self.router!r}{nearest(self.router, known_policies())}"
-                )
+            for what, known in (("model", model_names()), ("router", tuple(known_policies()))):
+                if (name := getattr(self, what)) not in known:
+                    raise ValueError(f"unknown {what} {name!r}{nearest(name, known)}")
         elif not self.missing:
             raise ValueError("missing: found nothing, expected what a claim without a model lacks")
         if self.flops_ratio is not None and not self.flops_source:
@@ -131,7 +121,7 @@ class Claim:
 
     @property
     def mean_k(self) -> Rounded | None:
-        return None if self.k is None else rounded(self.k)
+        return None if self.k is None else rounded(self.k, "k")
 
 
 @dataclass(frozen=True)
@@ -154,10 +144,10 @@ class Paper:
             raise ValueError("claim: found none, expected at least one")
         if self.hardware is not None:
             load_hardware(self.hardware)
-        for name in ("hardware", "sample"):
-            number = self.hardware if name == "hardware" else self.sample_tokens
-            if number is not None and not getattr(self, f"{name}_source"):
-                raise ValueError(f"{name}_source: missing, expected where the paper says so")
+            if not self.hardware_source:
+                raise ValueError("hardware_source: missing, expected where the paper says so")
+        if self.sample_tokens is not None and not self.sample_source:
+            raise ValueError("sample_source: missing, expected where the paper says so")
 
 
 def load_papers() -> tuple[Paper, ...]:
@@ -167,16 +157,5 @@ def load_papers() -> tuple[Paper, ...]:
 
 
 def read_paper(path: Path) -> Paper:
-    """Paper of one file.
-
-    Raises:
-        ValueError: a bad file, with the key and what was expected.
-    """
+    """Paper of one file; an error names the key and what was expected."""
     return from_mapping(Paper, read_toml(path), f"{path.parent.name}/{path.name}")
-
-
-def _named(key: str, printed: str) -> None:
-    try:
-        rounded(printed)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error

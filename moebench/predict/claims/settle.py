@@ -88,20 +88,18 @@ def settle_claim(paper: Paper, claim: Claim) -> Settled:
         verdict = flops_verdict(claimed, counted.low, counted.high, counted.ceiling)
         return Settled(paper, claim, counted, counted.value, (), verdict)
     if claim.quantity != "speedup" or claim.model is None:
-        counted_ratio = time_ratio(claim)
+        ratio = time_ratio(claim)
         verdict = ClaimVerdict("not testable", "missing " + "; ".join(claim.missing))
-        flops_say = counted_ratio.value if counted_ratio else None
-        return Settled(paper, claim, counted_ratio, flops_say, (), verdict)
+        return Settled(paper, claim, ratio, ratio.value if ratio else None, (), verdict)
     counted = flops_saved(paper, claim)
-    hardware = [name for name in (paper.hardware, *NEWER) if name is not None]
     curves = tuple(
         with_reach(curve(paper, claim, name, phase), claim)
-        for name in dict.fromkeys(hardware)
+        for name in dict.fromkeys((paper.hardware, *NEWER))
         for phase in PHASES
+        if name is not None
     )
-    return Settled(
-        paper, claim, counted, 1 / (1 - counted.value), curves, speed_verdict(paper, claim, curves)
-    )
+    verdict = speed_verdict(paper, claim, curves)
+    return Settled(paper, claim, counted, 1 / (1 - counted.value), curves, verdict)
 
 
 def with_reach(curve: Curve, claim: Claim) -> Curve:
@@ -109,10 +107,8 @@ def with_reach(curve: Curve, claim: Claim) -> Curve:
     claimed = claim.value
     if claimed is None:
         return curve
-    reached = (
-        reach(claimed, low, high) if fits else "no room"
-        for low, high, fits in zip(curve.low, curve.high, curve.fits, strict=True)
-    )
+    ends = zip(curve.low, curve.high, curve.fits, strict=True)
+    reached = [reach(claimed, low, high) if fits else "no room" for low, high, fits in ends]
     return replace(curve, reach=tuple(reached))
 
 

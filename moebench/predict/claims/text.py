@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from moebench import terminal
-from moebench.predict.claims.papers import Claim
 from moebench.predict.claims.settle import PHASES, Curve, Settled, held_batches
 from moebench.predict.claims.verdict import holds
 from moebench.spec.hardware import load_hardware
@@ -44,13 +43,22 @@ How a verdict is decided
 
 def render(settled: Sequence[Settled]) -> str:
     """Text on all claims: summary, predictions at some batches, caveats, rules of a verdict."""
+    caveats = dict.fromkeys(
+        f"⚠ {caveat.kind}: {caveat.seen}; {caveat.meaning}"
+        for one in settled
+        for curve in one.curves
+        for caveat in curve.caveats
+        if caveat.kind != "out-of-memory"  # the tables mark batches that do not fit
+    )
+    papers = {one.paper.name: one.paper for one in settled}.values()
+    unstated = [f"- {p.name} ({p.citation}): {'; '.join(p.unstated)}" for p in papers]
     parts = [
         table(FLOPS_TITLES, flops_rows(settled)),
         table(SPEED_TITLES, speed_rows(settled)),
         table(UNPRICED_TITLES, unpriced_rows(settled)),
         *(curves_in_words(one) for one in settled if one.curves),
-        caveats_in_words(settled),
-        unstated_in_words(settled),
+        "\n".join(["What the predictions rest on", *caveats]),
+        "\n".join(["What the papers do not state", *unstated]),
         HOW,
     ]
     return "\n\n".join(parts)
@@ -65,7 +73,7 @@ def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
             continue
         rows.append(
             [
-                f"{one.paper.name}, {_source(claim)}",
+                _title(one),
                 claim.model or "–",
                 claim.k or "–",
                 _full_flops(one),
@@ -88,7 +96,7 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
             newer = others if one.paper.hardware else (own, *others)
             rows.append(
                 [
-                    f"{one.paper.name}{' (fixed k)' * claim.is_control}, {_source(claim)}",
+                    _title(one),
                     claim.model or "–",
                     claim.k or str(load_model(claim.model or "").top_k),
                     f"{claim.printed}×" if claim.printed else "no speed",
@@ -106,7 +114,7 @@ def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
     """Rows on claims that cannot be priced from what the papers state."""
     return [
         [
-            f"{one.paper.name}, {_source(one.claim)}",
+            _title(one),
             one.claim.quantity,
             f"{one.claim.printed}×" if one.claim.printed else "none",
             _times(one.flops_say),
@@ -130,15 +138,13 @@ def curves_in_words(one: Settled) -> str:
     claim = one.claim
     model = load_model(claim.model or "")
     claimed = f"claimed {claim.printed}×" if claim.printed else "no speed claimed"
-    first = one.curves[0]
+    mean_k = f"mean k {claim.k}" if claim.k else f"k = {model.top_k}"
     lines = [
-        f"{one.paper.name} · {model.name} · {claim.router}"
-        + (f", mean k {claim.k}" if claim.k else f", k = {model.top_k}")
-        + f" · {claimed} · {claim.source}",
-        f"whole model, sequences of {first.tokens} tokens; + holds, ++ surely, ? does not fit",
+        f"{one.paper.name} · {model.name} · {claim.router}, {mean_k} · {claimed} · {claim.source}",
+        f"whole model, sequences of {one.curves[0].tokens} tokens; "
+        "+ holds, ++ surely, ? does not fit",
+        *([f"note: {claim.note}"] if claim.note else []),
     ]
-    if claim.note:
-        lines.append(f"note: {claim.note}")
     marks = {"surely": "++", "holds": "+", "beyond": "", "no room": "?"}
     rows = []
     for curve in one.curves:
@@ -151,25 +157,6 @@ def curves_in_words(one: Settled) -> str:
         ]
         rows.append([f"{curve.devices} x {_short(curve.hardware)} {curve.phase}", *cells])
     return "\n".join([*lines, table(["", *(f"batch {batch}" for batch in SHOWN)], rows)])
-
-
-def caveats_in_words(settled: Sequence[Settled]) -> str:
-    """Caveats of all predictions, once each; the tables mark batches that do not fit."""
-    curves = [curve for one in settled for curve in one.curves]
-    caveats = dict.fromkeys(
-        f"⚠ {caveat.kind}: {caveat.seen}; {caveat.meaning}"
-        for curve in curves
-        for caveat in curve.caveats
-        if caveat.kind != "out-of-memory"
-    )
-    return "\n".join(["What the predictions rest on", *caveats])
-
-
-def unstated_in_words(settled: Sequence[Settled]) -> str:
-    """Conditions that each paper leaves unstated, as text."""
-    papers = {one.paper.name: one.paper for one in settled}.values()
-    lines = [f"- {p.name} ({p.citation}): {'; '.join(p.unstated)}" for p in papers]
-    return "\n".join(["What the papers do not state", *lines])
 
 
 def document(settled: Sequence[Settled]) -> dict[str, Any]:
@@ -207,8 +194,10 @@ def _verdict(one: Settled) -> str:
     return f"{answer}: {reason}" if reason and answer != "holds" else answer
 
 
-def _source(claim: Claim) -> str:
-    return claim.source.partition(":")[0]
+def _title(one: Settled) -> str:
+    """Paper and table of a claim."""
+    control = " (fixed k)" * (one.claim.is_control and bool(one.curves))
+    return f"{one.paper.name}{control}, {one.claim.source.partition(':')[0]}"
 
 
 def _full_flops(one: Settled) -> str:

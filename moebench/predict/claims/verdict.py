@@ -1,16 +1,6 @@
-"""Rules of a verdict: predicted intervals against numbers as printed.
+"""Rules of a verdict: predicted intervals against numbers as printed; in words, `text.HOW`."""
 
-**FLOPs.** Counting gives a range, because the printed k was rounded and a paper may not state its
-sample. The claim *holds* if this range overlaps the range of values that round to the printed
-number; otherwise it *cannot hold*.
-
-**Speed.** A claim promises at least the printed speedup; a prediction has a 90 % interval at every
-batch. At one batch the claim *holds* if it lies inside the interval or below (the prediction does
-not exclude it), and holds *surely* if it lies below the whole interval. It *cannot hold* if it lies
-above the interval at every batch of both phases. Batches that do not fit into memory do not count.
-A claim is *not testable* if the paper states no number or the prediction lacks an input.
-"""
-
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,16 +45,8 @@ def holds(reached: Reach) -> bool:
 
 def batches_in_words(batches: Sequence[int], chosen: Sequence[bool]) -> str:
     """Chosen batches as runs of neighbours: "1–4, 1024–4096"; or "none", or "all"."""
-    if not any(chosen):
-        return "none"
-    if all(chosen):
-        return "all"
-    runs: list[list[int]] = []
-    previous = False
-    for batch, is_chosen in zip(batches, chosen, strict=True):
-        if is_chosen and previous:
-            runs[-1].append(batch)
-        elif is_chosen:
-            runs.append([batch])
-        previous = is_chosen
+    if len(set(chosen)) == 1:
+        return "all" if chosen[0] else "none"
+    pairs = itertools.groupby(zip(chosen, batches, strict=True), key=lambda pair: pair[0])
+    runs = [[batch for _, batch in run] for is_chosen, run in pairs if is_chosen]
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
