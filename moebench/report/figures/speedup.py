@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from moebench.compare.intervals import Vector
 from moebench.compare.pairs import SAME_MARGIN
 from moebench.records.record import Record
 from moebench.records.results import Ratio
@@ -16,6 +18,13 @@ from moebench.report.cases import labels_of, levels_of, ratio, titles_of
 from moebench.report.figures import style
 from moebench.report.notation import level_title
 
+LOOKS: dict[str, dict[str, Any]] = {
+    "speedup": {"marker": "o", "markersize": 4.5},
+    "predicted-speedup": {"linestyle": "--", "linewidth": 1.3, **style.PREDICTED},
+    "flops-promise": {"linestyle": ":", "linewidth": 1.3},
+}
+"""How each kind of ratio is drawn."""
+
 
 def speedup_by_batch(run: Run) -> Figure | str:
     """Figure of speedup against batch in decode, one panel a level and router."""
@@ -23,15 +32,14 @@ def speedup_by_batch(run: Run) -> Figure | str:
     if not records:
         return "no speedup was measured in decode"
     colours, levels, titles = style.router_colours(run), levels_of(records), titles_of(records)
+    records.sort(key=lambda r: r.case.workload.batch)
     batches = sorted({r.case.workload.batch for r in records})
     figure, grid = style.panels(len(levels), len(titles), 2.35)
     for row, level in zip(grid, levels, strict=True):
         row[0].set_ylabel(f"{level_title(level)}\nspeedup")
         for axes, title in zip(row, titles, strict=True):
-            own = [
-                r for r in records if (r.case.workload.level, r.case.router.title) == (level, title)
-            ]
-            own.sort(key=lambda r: r.case.workload.batch)
+            place = level, title
+            own = [r for r in records if (r.case.workload.level, r.case.router.title) == place]
             _draw_speedup_panel(axes, own, colours[title], run)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(style.shown(title), color=colours[title])
@@ -46,36 +54,18 @@ def speedup_by_batch(run: Run) -> Figure | str:
 
 
 def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run: Run) -> None:
+    """Draw the cases of a level and router, which have a speedup, in order of batch."""
     _draw_no_difference(axes.axhspan, axes.axhline, run)
     x = [r.case.workload.batch for r in records]
-    looks = {
-        "flops-promise": {"linestyle": ":", "color": style.INK},
-        "predicted-speedup": {"linestyle": "--", "color": colour, **style.PREDICTED},
-    }
-    for kind, look in looks.items():
-        pairs = [(b, p.value) for b, r in zip(x, records, strict=True) if (p := ratio(r, kind))]
-        if pairs:
-            axes.plot(*zip(*pairs, strict=True), linewidth=1.3, zorder=2, **look)
-    measured = [r for record in records if (r := ratio(record, "speedup"))]
-    limits = [
-        (b, r.low, r.high)
-        for b, r in zip(x, measured, strict=True)
-        if r.low is not None and r.high is not None
-    ]
-    if limits:
-        places, low, high = zip(*limits, strict=True)
-        axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.errorbar(
-        x,
-        [r.value for r in measured],
-        yerr=_error_bars(measured),
-        color=colour,
-        marker="o",
-        markersize=4.5,
-        capsize=2.5,
-        elinewidth=1.2,
-        zorder=3,
-    )
+    for kind, ink in (("flops-promise", style.INK), ("predicted-speedup", colour)):
+        points = [(b, p.value) for b, r in zip(x, records, strict=True) if (p := ratio(r, kind))]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=ink, zorder=2, **LOOKS[kind])
+    measured = [_speedup(record) for record in records]
+    values, ends = np.array([r.value for r in measured]), _ends(measured)
+    axes.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
+    bars = np.abs(ends - values)
+    axes.errorbar(x, values, bars, color=colour, elinewidth=1.2, zorder=3, **LOOKS["speedup"])
 
 
 def speedup_elsewhere(run: Run) -> Figure | str:
@@ -110,21 +100,14 @@ def speedup_elsewhere(run: Run) -> Figure | str:
 
 
 def _draw_speedup(axes: Axes, record: Record, y: float, colour: str) -> None:
-    measured, promise = ratio(record, "speedup"), ratio(record, "flops-promise")
-    predicted = ratio(record, "predicted-speedup")
-    assert measured is not None
-    if promise:
+    if promise := ratio(record, "flops-promise"):
         axes.plot([promise.value] * 2, [y - 0.42, y + 0.42], ":", color=style.INK)
-    if predicted:
-        axes.plot(predicted.value, y + 0.2, color=colour, linestyle="", **style.PREDICTED)
+    if predicted := ratio(record, "predicted-speedup"):
+        axes.plot(predicted.value, y + 0.2, color=colour, **style.PREDICTED)
+    measured = _speedup(record)
+    bars = np.abs(_ends([measured]) - measured.value)
     axes.errorbar(
-        [measured.value],
-        [y - 0.16],
-        xerr=_error_bars([measured]),
-        fmt="o",
-        color=colour,
-        markersize=5,
-        capsize=2.5,
+        measured.value, y - 0.16, None, bars, color=colour, elinewidth=1.2, **LOOKS["speedup"]
     )
 
 
@@ -132,12 +115,16 @@ def _compared(run: Run) -> list[Record]:
     return [r for r in run.records if ratio(r, "speedup") is not None]
 
 
-def _error_bars(ratios: Sequence[Ratio]) -> list[list[float]]:
-    """Distances from ratios to the limits of their intervals; 0 where there is no interval."""
-    return [
-        [r.value - r.low if r.low is not None else 0.0 for r in ratios],
-        [r.high - r.value if r.high is not None else 0.0 for r in ratios],
-    ]
+def _speedup(record: Record) -> Ratio:
+    """The speedup of a record that is known to have one."""
+    speedup = ratio(record, "speedup")
+    assert speedup is not None
+    return speedup
+
+
+def _ends(ratios: Sequence[Ratio]) -> Vector:
+    """Limits of the intervals [2, ratios]; the ratio itself where there is no interval."""
+    return np.array([[r.low or r.value for r in ratios], [r.high or r.value for r in ratios]])
 
 
 def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run: Run) -> None:
@@ -148,12 +135,12 @@ def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run:
 
 
 def _ratio_handles() -> list[Any]:
-    looks: dict[str, dict[str, Any]] = {
-        "measured, 95 % interval": {"marker": "o", "markersize": 4.5},
-        "predicted before the run": {"linestyle": "--", "linewidth": 1.3, **style.PREDICTED},
-        "what FLOPs promise": {"linestyle": ":", "linewidth": 1.5},
+    titles = {
+        "speedup": "measured, 95 % interval",
+        "predicted-speedup": "predicted before the run",
+        "flops-promise": "what FLOPs promise",
     }
-    lines = [Line2D([], [], color=style.INK, label=label, **look) for label, look in looks.items()]
+    lines = [Line2D([], [], color=style.INK, label=titles[kind], **LOOKS[kind]) for kind in titles]
     return [*lines, Patch(color=style.BAND, label="no difference")]
 
 
