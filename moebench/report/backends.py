@@ -23,12 +23,12 @@ from moebench.report.backend_rows import (
 )
 from moebench.report.document import (
     Block,
-    Bullets,
     Command,
     Grid,
     Heading,
     Paragraph,
     Picture,
+    listed,
     markdown,
 )
 from moebench.spec.schema import encode
@@ -88,8 +88,7 @@ def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
             blocks.append(Grid(head, [_row_cells(row) for row in rows if row.mix == mix]))
         blocks += [Paragraph(f"{entry}: {error}") for entry, error in cell.errors.items()]
     blocks += [*_goals(run.cells), *_routers(run.cells)]
-    if run.problems:
-        blocks += [Heading("What is wrong with the files of this run"), Bullets(run.problems)]
+    blocks += listed("What is wrong with the files of this run", run.problems)
     return blocks
 
 

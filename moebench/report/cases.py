@@ -63,11 +63,7 @@ PREDICTED_COLUMNS = (
 
 
 def run_table(run: Run) -> ReportTable:
-    """The table of all planned cases of a run.
-
-    Raises:
-        ValueError: a record is simulated, and so does not belong among measured ones.
-    """
+    """The table of all planned cases of a run; refuses simulated records."""
     records = {record.case.key: record for record in corrected(run.records)}
     predictions = {record.case.key: record for record in run.predictions}
     failures = {failure.case: failure for failure in run.failures}

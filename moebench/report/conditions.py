@@ -33,14 +33,21 @@ def conditions(run: Run) -> str:
     """Everything that the numbers of a run rest on, in one paragraph."""
     records = run.records or run.predictions
     m, cases = run.manifest, [record.case for record in records]
+    lengths = sorted({c.workload.context_length for c in cases if c.workload.phase == "decode"})
+    contexts = f"decode against a KV cache of {_listed(map(str, lengths))} tokens"
+    contexts = contexts if lengths else "no decode"
+    # Caveats say where weights came from the cache.
+    caveats = [r.measurement.caveats for r in run.records if r.measurement]
+    warm = sum(any(caveat.kind == "warm-cache" for caveat in own) for own in caveats)
+    cache = f"warm in {warm} of {len(caveats)} cases, else cold" if warm else "cold"
     return (
         f"Measured on {m.machine}; predictions priced on {m.hardware.title} "
         f"({m.hardware.source}). Model {_listed(c.model for c in cases)}, random weights; "
         f"{_listed(c.workload.dtype for c in cases)}, expert backend "
         f"{backends_by_phase(cases)}, {_listed(r.launch for r in records)} launches, "
-        f"layers run: {_listed(str(c.num_layers) for c in cases)}; {_contexts(cases)}. "
+        f"layers run: {_listed(str(c.num_layers) for c in cases)}; {contexts}. "
         f"Baseline: {m.baseline}, same weights, stream and rounds. Operating points: "
-        f"{operating_points(cases)}. Cache: {cache_state(run.records)}. "
+        f"{operating_points(cases)}. Cache: {cache}. "
         f"Noise floor: {noise_floor(run)}. Run {m.run}; to repeat it: {m.command}"
     )
 
@@ -61,13 +68,6 @@ def backends_by_phase(cases: Sequence[Case]) -> str:
     return ", ".join(f"{name} ({' and '.join(own)})" for name, own in phases.items())
 
 
-def _contexts(cases: Sequence[Case]) -> str:
-    contexts = sorted({c.workload.context_length for c in cases if c.workload.phase == "decode"})
-    if not contexts:
-        return "no decode"
-    return f"decode against a KV cache of {_listed(map(str, contexts))} tokens"
-
-
 def operating_points(cases: Sequence[Case]) -> str:
     """Mean k of each router and where it comes from, then the expert marginals of all."""
     points = {case.router.title: case.operating_point for case in cases}
@@ -78,13 +78,6 @@ def operating_points(cases: Sequence[Case]) -> str:
     skews = sorted({point.skew for point in points.values()})
     marginals = "uniform" if skews == [0.0] else f"power law, exponent {_listed(map(str, skews))}"
     return "; ".join(parts) + f"; expert marginals {marginals}"
-
-
-def cache_state(records: Sequence[Record]) -> str:
-    """Whether the caveats say that weights came from the cache (warm), else from memory (cold)."""
-    measured = [record.measurement for record in records if record.measurement]
-    warm = sum(any(c.kind == "warm-cache" for c in m.caveats) for m in measured)
-    return f"warm in {warm} of {len(measured)} cases, else cold" if warm else "cold"
 
 
 def noise_floor(run: Run) -> str:

@@ -76,6 +76,11 @@ def facts_grid(facts: Mapping[str, str]) -> Grid:
     return Grid(("", ""), [(key.replace("_", " "), v) for key, v in facts.items()], (0, 1))
 
 
+def listed(title: str, items: Sequence[str]) -> list[Block]:
+    """A heading and a list below it; nothing where there is nothing to list."""
+    return [Heading(title), Bullets(items)] if items else []
+
+
 def markdown(blocks: Sequence[Block]) -> str:
     """The document as GitHub-flavoured Markdown; pictures are files beside it."""
     return "\n\n".join(_markdown_block(block) for block in blocks) + "\n"

@@ -24,11 +24,7 @@ from moebench.units import printable
 
 
 def write_report(run: Run) -> tuple[Path, ...]:
-    """Write figures, report.md and report.html into the run's directory; returns their paths.
-
-    Raises:
-        ValueError: a record was not measured, or a file cannot be written.
-    """
+    """Write figures, report.md and report.html into the run's directory; returns their paths."""
     pictures, missing = draw_figures(run)
     blocks = report_blocks(run, pictures, missing)
     files = {f"{picture.name}.png": picture.png for picture in pictures}

@@ -17,6 +17,7 @@ from moebench.report.document import (
     Paragraph,
     Picture,
     facts_grid,
+    listed,
 )
 from moebench.report.notation import DASH, LEVELS, level_title, percent, ratio_text
 from moebench.report.table import ReportTable
@@ -30,6 +31,7 @@ def report_blocks(
     `missing` says which figures could not be drawn, and why.
     """
     m = run.manifest
+    failures = [f"{f.case}: {f.kind}: {f.message}" for f in run.failures]
     return (
         Heading(m.title, 1),
         Paragraph(f"{m.machine} · {m.dtype} · suite {m.suite} · run {m.run} · {status(run)}"),
@@ -41,9 +43,9 @@ def report_blocks(
         *_overheads(run.records),
         *_errors(run.records),
         *_flops(run.records),
-        *_failures(run),
-        Heading("Limits"),
-        Bullets(limits(run)),
+        *listed("Cases that gave no number", failures),
+        *listed("What is wrong with the files of this run", run.problems),
+        *listed("Limits", limits(run)),
         Heading("What was run"),
         facts_grid(run_facts(run)),
         Heading("Machine"),
@@ -131,17 +133,22 @@ def _flops(records: Sequence[Record]) -> Iterable[Block]:
     titles = dict.fromkeys(record.case.router.title for record in records)
     if not titles:
         return
+    measured = [(r.case, r.measurement.flops) for r in records if r.measurement]
+    stand_ins = dict.fromkeys(
+        f" FLOP counters cannot look inside {case.backend}: {flops.counted} ran its routing while "
+        "they counted."
+        for case, flops in measured
+        if flops.counted
+    )
     yield Heading("FLOPs three ways")
     yield Paragraph(
         "Largest difference of each counter from the closed form, over the cases of a router and "
         "on the one step that was counted; 2 FLOP a multiply-add. Counts with an operation "
-        "that a counter cannot count are incomplete and not compared." + _counted_as(records)
+        "that a counter cannot count are incomplete and not compared." + "".join(stand_ins)
     )
     rows = []
     for title in titles:
-        counts = [
-            r.measurement.flops for r in records if r.measurement and r.case.router.title == title
-        ]
+        counts = [flops for case, flops in measured if case.router.title == title]
         complete = [c for c in counts if c.complete]
         uncounted = sorted({name for c in counts for name in c.unsupported if not c.complete})
         rows.append(
@@ -163,25 +170,3 @@ def _largest_difference(pairs: Iterable[tuple[float | None, float]]) -> str:
     if not shares:
         return DASH
     return "equal" if max(shares) < 1e-9 else percent(max(shares))
-
-
-def _counted_as(records: Sequence[Record]) -> str:
-    """Which expert backend ran for the FLOP counters, where it was not the case's own."""
-    pairs = dict.fromkeys(
-        (record.case.backend, record.measurement.flops.counted)
-        for record in records
-        if record.measurement and record.measurement.flops.counted
-    )
-    return "".join(
-        f" FLOP counters cannot look inside {own}: {counted} ran its routing while they counted."
-        for own, counted in pairs
-    )
-
-
-def _failures(run: Run) -> Iterable[Block]:
-    if run.failures:
-        yield Heading("Cases that gave no number")
-        yield Bullets(tuple(f"{f.case}: {f.kind}: {f.message}" for f in run.failures))
-    if run.problems:
-        yield Heading("What is wrong with the files of this run")
-        yield Bullets(run.problems)
