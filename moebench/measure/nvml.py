@@ -159,7 +159,8 @@ class Board:
     def joules(self) -> float:
         """Energy since the driver was loaded; NVML gives millijoules."""
         ask = self.nvml.nvmlDeviceGetTotalEnergyConsumption
-        return float(demand("the energy counter", ask, self.handle)) * 1e-3
+        millijoules = demand("the energy counter", ask, self.handle)
+        return float(millijoules) * 1e-3
 
     def watts(self) -> float:
         """Power at this moment, or a mean over a second where the driver has nothing else."""

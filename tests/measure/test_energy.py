@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moebench.measure.energy.meter import EnergyPlan, measure_energy
-from moebench.measure.energy.rapl import Rapl, rapl_packages
+from moebench.measure.energy.rapl import Rapl
 from moebench.measure.energy.uncertainty import energy_budget, half_width
 from moebench.measure.energy.window import Edge, Window, edge_window, power_integral, stamped
 from moebench.measure.nvml import Fault
@@ -154,8 +154,8 @@ def domain(
 def test_packages_are_added_and_their_parts_are_not(tmp_path: Path) -> None:
     packages = [domain(tmp_path, "0", "package-0", 0), domain(tmp_path, "1", "package-1", 0)]
     others = [domain(tmp_path, "0:0", "core", 0), domain(tmp_path, "2", "psys", 0)]
-    assert rapl_packages(tmp_path) == packages
     meter = Rapl(tmp_path)
+    assert meter.domains == packages
     for folder in (*packages, *others):
         (folder / "energy_uj").write_text("3000000")
     assert meter.joules() == pytest.approx(6.0)

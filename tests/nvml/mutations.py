@@ -76,8 +76,8 @@ MUTATIONS = (
     Mutation(
         "simulator's symbol",
         "nvml",
-        "            return True\n    driver",
-        "            pass\n    driver",
+        "        return True\n    return as_text",
+        "        pass\n    return as_text",
     ),
     Mutation(
         "window from edge to edge",

@@ -1,7 +1,9 @@
 """Conditions that joules were measured under, and the reasons to doubt them."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from moebench.measure.energy.window import Stamps, Trace
@@ -24,18 +26,12 @@ def conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
     for key in ("sm_clock_hz", "memory_clock_hz", "temperature_c"):
         values = [state[key] for state in states if state.get(key) is not None]
         if values:
-            held[key] = {
-                "start": values[0],
-                "end": values[-1],
-                "min": min(values),
-                "max": max(values),
-            }
+            span = {"min": min(values), "max": max(values)}
+            held[key] = {"start": values[0], "end": values[-1], **span}
     reasons = [state["reasons"] for state in states if state.get("reasons") is not None]
     if reasons:
-        names = sorted({name for each in reasons for name in each})
-        held["throttle_share"] = {
-            name: sum(name in each for each in reasons) / len(reasons) for name in names
-        }
+        looks = Counter(chain.from_iterable(reasons))
+        held["throttle_share"] = {name: looks[name] / len(reasons) for name in sorted(looks)}
     facts = {key: value for key, value in trace.facts.items() if key != "simulated"}
     return {**facts, **trace.end, **held}
 

@@ -18,21 +18,19 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from moebench.measure.energy.process import ReaderProcess
-from moebench.measure.energy.rapl import Rapl, rapl_packages
+from moebench.measure.energy.rapl import Rapl
 from moebench.measure.energy.result import AVERAGED, FULL, QUICK, EnergyPlan, energy_of, no_energy
 from moebench.measure.energy.window import Stamps, trace
 from moebench.measure.environment import describe_cpu
 from moebench.measure.latency import Visit
 from moebench.measure.nvml import Fault
 from moebench.records.energy import Energy
-from moebench.records.results import Provenance
 from moebench.units import Seconds
 
 __all__ = ["FULL", "QUICK", "EnergyPlan", "measure_energy"]
@@ -69,15 +67,11 @@ def measure_energy(
         return no_energy(error)
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(ReaderProcess(source)) for source in sources]
-        failure: Fault | None = None
         try:
             idle, loads = Session(visit, device, readers, plan).run()
         except Fault as error:
-            failure = error
-        for reader in readers:
-            reader.stop()
-    if failure is not None:
-        return no_energy(failure, provenance=_provenance(readers))
+            provenances = {trace(reader.rows).provenance for reader in readers}
+            return no_energy(error, provenance=max(provenances))  # "simulated" if any is
     energies = {reader.name: energy_of(trace(reader.rows), loads, idle, plan) for reader in readers}
     return next(iter(energies.values())) if len(energies) == 1 else _sum_of_boards(energies)
 
@@ -90,25 +84,22 @@ def _boards(device: torch.device, boards: Sequence[str]) -> list[list[str]]:
 
 def _packages(root: Path) -> list[str]:
     """The reader's arguments for RAPL; a Fault where there is none to read."""
-    try:
-        if rapl_packages(root):
-            Rapl(root)
-            return ["rapl", str(root)]
-    except OSError as error:
-        raise Fault("rapl-unreadable", f"RAPL cannot be read: {error}") from error
+    if Rapl(root).domains:
+        return ["rapl", str(root)]
     if describe_cpu().hypervisor is not None:
         text = "virtualised: the hypervisor gives this guest no RAPL counters"
         raise Fault("virtualised", text)
     raise Fault("no-powercap", "no_powercap: this system has no RAPL package domain")
 
 
+@dataclass
 class Session:
     """Continuous loads on one device while readers follow their counters."""
 
-    def __init__(
-        self, visit: Visit, device: torch.device, readers: Sequence[ReaderProcess], plan: EnergyPlan
-    ):
-        self.visit, self.device, self.readers, self.plan = visit, device, readers, plan
+    visit: Visit
+    device: torch.device
+    readers: Sequence[ReaderProcess]
+    plan: EnergyPlan
 
     def run(self) -> tuple[tuple[Seconds, Seconds], list[Stamps]]:
         """Stay idle, then run the loads; returns the idle span and the stamps of each load."""
@@ -121,18 +112,17 @@ class Session:
             lambda: all(num_edges(reader) > 3 for reader in self.readers), plan.patience - plan.idle
         )
         idle = begin, time.monotonic()
-        if any(map(_needs_average, self.readers)):
+        if any(_has_no_counter(r) and trace(r.rows).is_averaged for r in self.readers):
             self.plan = replace(plan, settle=max(plan.settle, AVERAGED))
         rng = random.Random(0)
-        order = rng.sample(range(plan.windows), plan.windows)
-        shift, done = rng.random(), 0
+        order, shift = rng.sample(range(plan.windows), plan.windows), rng.random()
         loads: list[Stamps] = []
         deadline = time.monotonic() + plan.budget
         for place in order:
             phase = (place + shift) / plan.windows * SENSOR_PERIOD
             time.sleep((phase - time.monotonic()) % SENSOR_PERIOD)
+            done = int(loads[-1][-1][1]) if loads else 0
             loads.append(self.run_load(done, deadline))
-            done = int(loads[-1][-1][1])
         return idle, loads
 
     def run_load(self, first_step: int, deadline: Seconds) -> Stamps:
@@ -204,23 +194,12 @@ class Session:
                 raise Fault(failure.kind, f"{which}{failure}")
 
 
-def _provenance(readers: Sequence[ReaderProcess]) -> Provenance:
-    facts = [row[1] for reader in readers for row in reader.rows if row[0] == "facts"]
-    return "simulated" if any(fact.get("simulated") for fact in facts) else "measured"
-
-
 def num_edges(reader: ReaderProcess) -> int:
     return sum(row[0] == "edge" for row in reader.rows)
 
 
 def _has_no_counter(reader: ReaderProcess) -> bool:
     return any(row[0] == "fault" and row[2] == "counter" for row in reader.rows)
-
-
-def _needs_average(reader: ReaderProcess) -> bool:
-    """Whether a mean of power over a second is all that the board gives."""
-    facts: dict[str, Any] = next((row[1] for row in reader.rows if row[0] == "facts"), {})
-    return _has_no_counter(reader) and "mean over" in facts.get("power_method", "")
 
 
 def _fence(device: torch.device) -> Callable[[], object]:
@@ -241,6 +220,7 @@ def _sum_of_boards(energies: dict[str, Energy]) -> Energy:
     total = sum(joules.values())
     nets = [energy.net_joules for energy in energies.values()]
     half = math.hypot(*((e.high or 0.0) - (e.joules or 0.0) for e in energies.values()))
+    faults = [energy.fault for energy in energies.values() if energy.fault]
     return replace(
         next(iter(energies.values())),
         joules=total,
@@ -253,5 +233,5 @@ def _sum_of_boards(energies: dict[str, Energy]) -> Energy:
         residual=None,
         caveats=tuple(c for energy in energies.values() for c in energy.caveats),
         conditions={name: energy.conditions for name, energy in energies.items()},
-        fault=next((energy.fault for energy in energies.values() if energy.fault), None),
+        fault=faults[0] if faults else None,
     )

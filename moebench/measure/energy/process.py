@@ -7,13 +7,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from moebench.measure.nvml import Fault
 from moebench.units import Seconds
 from moebench.version import PACKAGE
 
+READER = "moebench.measure.energy.reader"
 START: Seconds = 20.0
 """Time after which a reader without a row is taken for dead."""
 STALL: Seconds = 5.0
@@ -29,15 +29,12 @@ class ReaderProcess:
 
     def __init__(self, arguments: Sequence[str]):
         """Start a reader on "gpu UUID PID..." or "rapl ROOT", as `reader.main` has them."""
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
-        kind, *rest = arguments
-        self.name = rest[0]
-        """Name of the board, or root of the powercap tree."""
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `__exit__`
+        kind, self.name, *rest = arguments
         descriptor = self._file.fileno()
-        root = str(PACKAGE.parent)
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moebench.measure.energy.reader", kind, str(descriptor), *rest],
+            [sys.executable, "-m", READER, kind, str(descriptor), self.name, *rest],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(descriptor,),
@@ -50,13 +47,18 @@ class ReaderProcess:
     def __enter__(self) -> "ReaderProcess":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        frames: TracebackType | None,
-    ) -> None:
-        self.stop()
+    def __exit__(self, *error: object) -> None:
+        """End the process and take in the rest."""
+        assert self._process.stdin is not None and self._process.stderr is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=3)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.update()
+        self._process.stderr.close()
+        self._file.close()
 
     def update(self) -> None:
         """Take in the rows written since; a process that died or hangs becomes a row of fault."""
@@ -87,21 +89,5 @@ class ReaderProcess:
     def failure(self) -> Fault | None:
         """The fault that ended the reading of both counter and power."""
         faults = {row[2]: row for row in self.rows if row[0] == "fault"}
-        row = faults.get("board")
-        if row is None and "power" in faults:
-            row = faults.get("counter")
+        row = faults.get("board") or ("power" in faults and faults.get("counter")) or None
         return None if row is None else Fault(row[3], row[4])
-
-    def stop(self) -> None:
-        """End the process and take in the rest; a second call does nothing."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
-            try:
-                self._process.wait(timeout=3)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self.update()
-            if self._process.stderr is not None:
-                self._process.stderr.close()
-            self._file.close()

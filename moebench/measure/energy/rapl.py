@@ -1,28 +1,38 @@
 """A processor's package energy from Linux's powercap tree, whose counters wrap."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from moebench.measure.nvml import Fault
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn errors of reading into a Fault."""
+    try:
+        yield
+    except PermissionError as error:
+        text = "no_permission: the kernel lets only root read RAPL's energy_uj"
+        raise Fault("no-permission", text) from error
+    except (OSError, ValueError) as error:
+        raise Fault("rapl-unreadable", f"RAPL cannot be read: {error}") from error
+
+
 class Rapl:
-    """Package energy of all sockets.
+    """Package energy of all sockets, without the domains' parts and without the platform.
 
     It includes whatever else runs on the sockets, and memory only where the package domain does.
     A domain that cannot be read is a Fault.
     """
 
     def __init__(self, root: Path):
-        self.domains = rapl_packages(root)
-        try:
+        domains = sorted(root.glob("intel-rapl:*"))
+        with _readable():
+            self.domains = [d for d in domains if (d / "name").read_text().startswith("package")]
             self._range = [int((d / "max_energy_range_uj").read_text()) for d in self.domains]
             self._last = self._raw()
-        except PermissionError as error:
-            text = "no_permission: the kernel lets only root read RAPL's energy_uj"
-            raise Fault("no-permission", text) from error
-        except (OSError, ValueError) as error:
-            raise Fault("rapl-unreadable", f"RAPL cannot be read: {error}") from error
         self._total = 0
 
     def _raw(self) -> list[int]:
@@ -30,10 +40,8 @@ class Rapl:
 
     def joules(self) -> float:
         """Energy since this object was made; the kernel gives microjoules."""
-        try:
+        with _readable():
             raw = self._raw()
-        except (OSError, ValueError) as error:
-            raise Fault("rapl-unreadable", f"RAPL cannot be read: {error}") from error
         for before, after, full in zip(self._last, raw, self._range, strict=True):
             step = after - before if after >= before else after - before + full
             # A wrap leaves a small step; a counter that was set to zero leaves a huge one.
@@ -51,9 +59,3 @@ class Rapl:
 
     def throttled(self) -> dict[str, float]:
         return {}
-
-
-def rapl_packages(root: Path) -> list[Path]:
-    """The package domains of a powercap tree, without their parts and without the platform."""
-    domains = sorted(root.glob("intel-rapl:*"))
-    return [d for d in domains if (d / "name").read_text().startswith("package")]

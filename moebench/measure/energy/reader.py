@@ -31,6 +31,8 @@ from moebench.measure.energy.rapl import Rapl
 from moebench.measure.nvml import Board, Fault, board_facts, connect, is_simulated
 
 Emit = Callable[[list[Any]], None]
+Source = Board | Rapl
+"""An instrument with a counter of joules, and perhaps a reading of power."""
 
 POLL = 0.001
 """Seconds between two reads where an edge is expected: the error of a stamp beside the call's."""
@@ -41,19 +43,6 @@ LEARN = 6
 FAST_TICK = 0.004
 """Tick in seconds below which a counter is read at `FAST_INTERVAL`, each reading as an edge."""
 FAST_INTERVAL = 0.02
-
-
-@runtime_checkable
-class Source(Protocol):
-    """An instrument with a counter of joules, and perhaps a reading of power."""
-
-    def joules(self) -> float: ...
-
-    def watts(self) -> float: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def throttled(self) -> dict[str, float]: ...
 
 
 @runtime_checkable
@@ -123,10 +112,8 @@ def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
             try:
                 joules = source.joules()
                 if value is not None and joules < value:
-                    raise Fault(
-                        "counter-reset",
-                        f"the energy counter went back from {value:.3f} J to {joules:.3f} J",
-                    )
+                    how = f"from {value:.3f} J to {joules:.3f} J"
+                    raise Fault("counter-reset", f"the energy counter went back {how}")
             except Fault as error:
                 counting = False
                 emit(["fault", now, "counter", error.kind, str(error)])
@@ -136,13 +123,12 @@ def follow(source: Source, clock: Timekeeper, emit: Emit) -> None:
             calls, busy, longest = calls + 1, busy + end - now, max(longest, end - now)
             if value is not None and joules > value:
                 tick = schedule.tick
-                fast = tick is not None and tick < FAST_TICK
-                before = max(looked, middle - 1.5 * tick) if fast and tick is not None else looked
-                emit(["edge", before, middle, joules])
-                if fast:
+                if tick is not None and tick < FAST_TICK:
+                    looked = max(looked, middle - 1.5 * tick)
                     schedule.last = middle
                 else:
-                    schedule.note(before, middle)
+                    schedule.note(looked, middle)
+                emit(["edge", looked, middle, joules])
             value, looked = joules, middle
             look = schedule.next_look(end)
         elif polling and now >= due_power:

@@ -71,7 +71,7 @@ def energy_of(
     """Joules a step of one source, or the reason why not; `idle` is a span without work."""
     known: dict[str, Any] = {
         "conditions": conditions(trace, loads),
-        "provenance": "simulated" if trace.facts.get("simulated") else "measured",
+        "provenance": trace.provenance,
     }
     if "board" in trace.faults:
         return no_energy(Fault(*trace.faults["board"]), **known)
@@ -160,10 +160,8 @@ def _counter_windows(
         )
     residual = _residual(trace, windows, loads)
     if residual is not None and abs(residual) > RESIDUAL_FATAL:
-        raise Fault(
-            "sources-disagree",
-            f"the counter says {residual:+.0%} against integrated power: one of them is wrong",
-        )
+        what = f"the counter says {residual:+.0%} against integrated power"
+        raise Fault("sources-disagree", f"{what}: one of them is wrong")
     return windows
 
 
@@ -179,16 +177,15 @@ def _check_jumps(trace: Trace, edges: Stamped) -> None:
     watts = joules / (times + 3 * np.hypot(edges.sd[1:], edges.sd[:-1]))
     worst = float(watts.max())
     if worst > max(bounds):
-        raise Fault(
-            "counter-jumped", f"the energy counter rose as if the board drew {text(worst, 'power')}"
-        )
+        how = f"as if the board drew {text(worst, 'power')}"
+        raise Fault("counter-jumped", f"the energy counter rose {how}")
 
 
 def _power_windows(trace: Trace, loads: Sequence[Stamps], plan: EnergyPlan) -> list[Window]:
     """Polled power over whole steps of each load; a Fault where polls are missing."""
     if "power" in trace.faults:
         raise Fault(*trace.faults["power"])
-    settle = max(plan.settle, AVERAGED) if _is_averaged(trace) else plan.settle
+    settle = max(plan.settle, AVERAGED) if trace.is_averaged else plan.settle
     windows = []
     for load in loads:
         first, last = load[0][0] + settle, load[-1][0] - POLL_MARGIN
@@ -206,16 +203,11 @@ def _power_windows(trace: Trace, loads: Sequence[Stamps], plan: EnergyPlan) -> l
     return windows
 
 
-def _is_averaged(trace: Trace) -> bool:
-    return "mean over" in str(trace.facts.get("power_method", ""))
-
-
 def _residual(trace: Trace, windows: Sequence[Window], loads: Sequence[Stamps]) -> float | None:
     """Counter over integrated power less 1; None where power was not polled all through."""
-    if _is_averaged(trace):
-        late = zip(windows, loads, strict=True)
-        if any(window.begin < load[0][0] + AVERAGED for window, load in late):
-            return None
+    begun = zip(windows, loads, strict=True)
+    if trace.is_averaged and any(w.begin < load[0][0] + AVERAGED for w, load in begun):
+        return None
     polled = sum(power_integral(trace.powers, w.begin, w.end) for w in windows)
     if not math.isfinite(polled) or polled <= 0:
         return None
@@ -230,10 +222,8 @@ def _swing(trace: Trace, windows: Sequence[Window]) -> float:
 
 def _idle_power(trace: Trace, edges: Stamped | None, idle: tuple[Seconds, Seconds]) -> Watts | None:
     if edges is not None:
-        inside = np.flatnonzero((edges.times > idle[0]) & (edges.times < idle[1]))
-        if len(inside) >= 3:
-            i, j = inside[0], inside[-1]
-            rise = edges.joules[j] - edges.joules[i]
-            return float(rise / (edges.times[j] - edges.times[i]))
+        inside = (edges.times > idle[0]) & (edges.times < idle[1])
+        if np.count_nonzero(inside) >= 3:
+            return float(np.ptp(edges.joules[inside]) / np.ptp(edges.times[inside]))
     watts = [p for t, p in trace.powers if idle[0] < t < idle[1]]
     return float(np.mean(watts)) if watts else None

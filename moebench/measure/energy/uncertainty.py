@@ -57,13 +57,12 @@ def energy_budget(
     values = values / float(shares @ values)
     middle = np.array([(window.begin + window.end) / 2 for window in windows])
 
-    def joined(parts: Sequence[float]) -> float:
-        return float(np.sum((shares * np.array(parts)) ** 2))
-
-    stamp2 = joined([window.stamp for window in windows])
+    stamp2 = float(np.sum((shares * np.array([window.stamp for window in windows])) ** 2))
     # Each window may lack the same part of a step, so this part does not average out.
     broken = swing * float(shares @ np.array([window.broken for window in windows]))
-    slope, residual = _trend(middle, values)
+    offset = middle - middle.mean()
+    slope = float(np.sum(offset * values) / np.sum(offset**2))
+    residual = values - values.mean() - slope * offset
     freedom = len(windows) - 2
     scatter2 = float(np.sum(residual**2)) / freedom / len(windows)
     away = abs(float(shares @ middle) - centre)
@@ -87,10 +86,3 @@ def half_width(budget: EnergyBudget) -> float:
     )
     parts = [(known**2, math.inf), (budget.aliasing**2, budget.freedom)]
     return t_quantile(effective_freedom(parts)) * math.hypot(known, budget.aliasing)
-
-
-def _trend(times: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
-    """Slope of a least-squares line, and the residuals."""
-    offset = times - times.mean()
-    slope = float(np.sum(offset * values) / np.sum(offset**2))
-    return slope, values - values.mean() - slope * offset

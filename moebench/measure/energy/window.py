@@ -9,10 +9,12 @@ counter show further variation: a sensor that samples part of the time, or power
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from moebench.records.results import Provenance
 from moebench.units import Joules, Seconds, Watts
 
 MOST_BEGINNINGS = 64
@@ -41,6 +43,15 @@ class Trace:
     """Kind and text of each fault, by what failed (counter, power, board)."""
     facts: Mapping[str, Any]
     end: Mapping[str, Any]
+
+    @property
+    def provenance(self) -> Provenance:
+        return "simulated" if self.facts.get("simulated") else "measured"
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether polled power may be a mean over a second."""
+        return "mean over" in str(self.facts.get("power_method", ""))
 
 
 def trace(rows: Sequence[Sequence[Any]]) -> Trace:
@@ -88,35 +99,27 @@ def stamped(edges: Sequence[Edge]) -> Stamped | None:
     # Slow calls see a fast counter at multiples of their own duration: the median step is then not
     # the tick. Where edges were missed, the mean step is not the tick.
     beats = [_beat(low, high, tick) for tick in (np.median(steps), np.mean(steps))]
-    beat = min(beats, key=lambda beat: beat.jitter2)
-    times, sd = _truncated(beat.expected, np.sqrt(beat.jitter2 + beat.blur2), low, high)
+    jitter2, tick, expected, blur2 = min(beats, key=itemgetter(0))
+    times, sd = _truncated(expected, np.sqrt(jitter2 + blur2), low, high)
     own = float(np.mean((high - low) ** 2)) / 12
     return Stamped(
         times,
         sd,
         joules=np.array([edge.joules for edge in edges]),
-        tick=beat.tick,
-        jitter=math.sqrt(beat.jitter2),
-        jitter_share=beat.jitter2 / (beat.jitter2 + own + 1e-12),
+        tick=tick,
+        jitter=math.sqrt(jitter2),
+        jitter_share=jitter2 / (jitter2 + own + 1e-12),
     )
 
 
-@dataclass(frozen=True)
-class _Beat:
-    """A line through the numbers and times of edges."""
+def _beat(
+    low: np.ndarray, high: np.ndarray, tick: Seconds
+) -> tuple[float, Seconds, np.ndarray, np.ndarray]:
+    """Variance of the jitter, tick, and expected times of the edges with their variance.
 
-    tick: Seconds
-    expected: np.ndarray
-    jitter2: float
-    blur2: np.ndarray
-    """Variance of `expected`."""
-
-
-def _beat(low: np.ndarray, high: np.ndarray, tick: Seconds) -> _Beat:
-    """Fit the beat to edges that are numbered by an approximate tick.
-
-    The weight of an edge follows from its bounds and the jitter, and the jitter is the scatter of
-    the residuals beyond the bounds; four iterations settle both.
+    It is a line through edges that are numbered by an approximate tick. The weight of an edge
+    follows from its bounds and the jitter, and the jitter is the scatter of the residuals beyond
+    the bounds; four iterations settle both.
     """
     middle, own = (low + high) / 2, (high - low) ** 2 / 12 + 1e-12
     numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(np.diff(middle) / tick)))])
@@ -131,7 +134,7 @@ def _beat(low: np.ndarray, high: np.ndarray, tick: Seconds) -> _Beat:
         excess = freedom * (middle - expected) ** 2 - own
         jitter2 = max(0.0, float(weights @ excess / total))
         weights = 1 / (own + jitter2)
-    return _Beat(float(slope), expected, jitter2, 1 / total + x**2 / spread)
+    return jitter2, float(slope), expected, 1 / total + x**2 / spread
 
 
 def _truncated(
@@ -175,13 +178,8 @@ def edge_window(edges: Stamped, stamps: Stamps, settle: Seconds, least: Seconds)
     """The window inside a load that is nearest to whole steps, the longest of several.
 
     Power varies within a step and work is interpolated between stamps, so a window over part of a
-    step is wrong by up to that part. None where no two edges are far enough apart.
-
-    Args:
-        edges: edges of the counter.
-        stamps: stamps of the load.
-        settle: start of the load that is left out while power rises.
-        least: shortest window.
+    step is wrong by up to that part. None where no two edges are far enough apart. The load's first
+    `settle` seconds, while power rises, are left out; `least` is the length of the shortest window.
     """
     times, steps = np.array(stamps).T
     inside = np.flatnonzero((edges.times >= times[0] + settle) & (edges.times <= times[-1]))
