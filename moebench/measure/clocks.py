@@ -77,9 +77,12 @@ class StageTimer:
 
     def start(self) -> None:
         """Leave out the time since the last mark: the next stage begins now."""
-        self.mark(None)
+        self._stamp(None)
 
-    def mark(self, stage: str | None) -> None:
+    def mark(self, stage: str) -> None:
+        self._stamp(stage)
+
+    def _stamp(self, stage: str | None) -> None:
         if self.device.type != "cuda":
             self._marks.append((stage, time.perf_counter()))
             return

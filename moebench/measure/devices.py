@@ -3,13 +3,12 @@
 import os
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moebench.measure.environment import driver_version
+from moebench.measure.environment import driver_version, nvml_handle
 from moebench.measure.nvml import answer, open_nvml, other_load
 
 MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
@@ -18,6 +17,7 @@ MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
 """
 BUSY_PERCENT = 10
+DEVICE_FILES = Path("/dev")
 
 
 class DeviceLostError(RuntimeError):
@@ -41,25 +41,11 @@ def check_device(device: torch.device) -> None:
         raise DeviceLostError(f"{device} no longer answers: {first}") from error
 
 
-def choose_device(
-    request: str = "auto",
-    *,
-    nvml: Any = None,
-    cuda: Any = torch.cuda,
-    cuda_version: str | None = torch.version.cuda,
-    device_nodes: Sequence[str] | None = None,
-) -> torch.device:
-    """The device to run on.
+def choose_device(request: str = "auto", nvml: Any = None) -> torch.device:
+    """The device to run on; `nvml` is `pynvml` if left out.
 
     "auto" is a CUDA GPU if torch can use one, else the CPU; "auto" and "cuda" take cuda:0, or the
     first idle board if cuda:0 is busy; "cuda:N" and "cpu" are used as given.
-
-    Args:
-        request: "auto", "cpu", "cuda" or "cuda:N".
-        nvml: the NVML binding; `pynvml` if left out.
-        cuda: `torch.cuda`.
-        cuda_version: CUDA version that torch was built for; None for a CPU-only build.
-        device_nodes: GPU device files; those of /dev if left out.
     """
     if request == "cpu":
         return torch.device("cpu")
@@ -68,10 +54,10 @@ def choose_device(
         raise ValueError(f"--device: found {request!r}, expected auto, cpu, cuda or cuda:N")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of an old driver; the error below says more
-        count = cuda.device_count() if cuda.is_available() else 0
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     nvml = open_nvml(nvml)
     if count == 0:
-        if problem := _unusable_gpu(nvml, cuda_version, device_nodes):
+        if problem := _unusable_gpu(nvml):
             raise ValueError(problem)
         if request == "auto":
             return torch.device("cpu")
@@ -83,30 +69,27 @@ def choose_device(
                 f"cuda:0{f' to cuda:{count - 1}' * (count > 1)}"
             )
         return torch.device(request)
-    idle = (index for index in range(count) if not _is_busy(nvml, cuda, index))
+    idle = (index for index in range(count) if not _is_busy(nvml, torch.device("cuda", index)))
     return torch.device("cuda", next(idle, 0))
 
 
-def _is_busy(nvml: Any, cuda: Any, index: int) -> bool:
+def _is_busy(nvml: Any, device: torch.device) -> bool:
     """Whether another process computes on a board; False where NVML does not say."""
-    if nvml is None:
-        return False
-    handle = answer(nvml.nvmlDeviceGetHandleByUUID, f"GPU-{cuda.get_device_properties(index).uuid}")
+    handle = None if nvml is None else answer(nvml_handle, nvml, device)
     if handle is None:
         return False
     percent, others = other_load(nvml, handle)
     return (percent or 0) > BUSY_PERCENT or (others or 0) > 0
 
 
-def _unusable_gpu(
-    nvml: Any, cuda_version: str | None, device_nodes: Sequence[str] | None
-) -> str | None:
+def _unusable_gpu(nvml: Any) -> str | None:
     """Reason why torch cannot use the GPU that NVML or /dev shows; None without a GPU."""
-    nodes = [*Path("/dev").glob("nvidia[0-9]*")] if device_nodes is None else device_nodes
-    boards = (nvml and answer(nvml.nvmlDeviceGetCount)) or len(nodes)
+    nodes = len([*DEVICE_FILES.glob("nvidia[0-9]*")])
+    boards = (nvml and answer(nvml.nvmlDeviceGetCount)) or nodes
     if not boards:
         return None
     driver = driver_version(nvml) or "of unknown version"
+    cuda_version = torch.version.cuda
     if cuda_version is None:
         need = f"this torch ({torch.__version__}) is CPU-only; install a CUDA build of torch"
     else:

@@ -109,10 +109,10 @@ class Environment:
     """Hash of hardware and software as far as timings depend on them."""
 
 
-def describe_machine(device: torch.device, nvml: Any = None) -> Environment:
-    """Describe the machine for a run on `device`; `nvml` is `pynvml` if left out."""
+def describe_machine(device: torch.device) -> Environment:
+    """Describe the machine for a run on `device`."""
     cpu, software = describe_cpu(), describe_software()
-    gpu = describe_gpu(device, nvml) if device.type == "cuda" else None
+    gpu = describe_gpu(device) if device.type == "cuda" else None
     return Environment(
         device=device.type,
         cpu=cpu,
@@ -251,12 +251,12 @@ def describe_gpu(device: torch.device, nvml: Any = None) -> Gpu:
     )
 
 
-def driver_version(nvml: Any, proc: Path = Path("/proc")) -> str | None:
+def driver_version(nvml: Any) -> str | None:
     """The NVIDIA driver's version, from NVML or from the kernel module."""
     version = nvml and answer(nvml.nvmlSystemGetDriverVersion)
     if version is not None:
         return as_text(version)
-    match = re.search(r"Module\s+(\d[\d.]+)", read_text(proc / "driver/nvidia/version") or "")
+    match = re.search(r"Module\s+(\d[\d.]+)", read_text(Path("/proc/driver/nvidia/version")) or "")
     return match.group(1) if match else None
 
 

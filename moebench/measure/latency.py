@@ -61,21 +61,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class VisitFailure:
-    """The error of a case that was dropped from its cell."""
-
-    error: Exception
-    """The exception without its frames, which would keep the case's tensors alive."""
-    traceback: str
-
-
-@dataclass(frozen=True)
 class Rounds:
     """Samples and failures of the rounds of one cell."""
 
     samples: Samples
     """Samples of the cases that did not fail, in the order of the rounds."""
-    failures: Mapping[str, VisitFailure]
+    failures: Mapping[str, Exception]
+    """Errors of the cases that were dropped, without their frames."""
     warmup: Mapping[str, tuple[Seconds, ...]]
     """Seconds a step in each warm-up visit; part of no result."""
     num_steps: int
@@ -107,7 +99,7 @@ def measure_rounds(
     so a quick case (the round's last, a random one) then runs again, untimed.
     """
     start = clock.now()
-    failures: dict[str, VisitFailure] = {}
+    failures: dict[str, Exception] = {}
     warmup: dict[str, tuple[Seconds, ...]] = {}
     for place, (case, visit) in enumerate(visits.items()):
         progress(0.0, f"warm-up {case}")
@@ -115,7 +107,7 @@ def measure_rounds(
         try:
             warmup[case] = _warm_up(visit, clock, plan, start + allowed)
         except Exception as error:
-            failures[case] = _failure(error)
+            failures[case] = without_frames(error)
     cases = [case for case in visits if case not in failures]
     referring = 0.0
     if reference is not None:
@@ -140,7 +132,7 @@ def measure_rounds(
                     seconds = clock.time(partial(visits[case], first_step, num_steps))
                 collected[case].append(Sample(number, position, first_step, num_steps, seconds))
             except Exception as error:
-                failures[case] = _failure(error)
+                failures[case] = without_frames(error)
                 cases.remove(case)
                 del collected[case]
         if reference is not None and cases:
@@ -165,15 +157,8 @@ def measure_rounds(
         if clock.now() - start + (now - round_start) > plan.budget:
             stopped = "budget"
             break
-    return Rounds(
-        _frozen(collected),
-        failures,
-        warmup,
-        num_steps,
-        stopped,
-        clock.now() - start,
-        tuple(referred),
-    )
+    samples, duration = _frozen(collected), clock.now() - start
+    return Rounds(samples, failures, warmup, num_steps, stopped, duration, tuple(referred))
 
 
 def _warm_up(visit: Visit, clock: Clock, plan: Plan, deadline: Seconds) -> tuple[Seconds, ...]:
@@ -202,11 +187,6 @@ def _steps_per_visit(per_step: list[Seconds], plan: Plan, budget_left: Seconds) 
 
 def _frozen(collected: Mapping[str, list[Sample]]) -> Samples:
     return {case: tuple(samples) for case, samples in collected.items()}
-
-
-def _failure(error: Exception) -> VisitFailure:
-    text = "".join(traceback.format_exception(error))
-    return VisitFailure(without_frames(error), text)
 
 
 def without_frames(error: Exception) -> Exception:

@@ -127,8 +127,8 @@ def _add(result: ExpertsResult, rounds: Rounds, first: int) -> None:
     """Add what rounds gave, the first of which is number `first` of the cell."""
     for key, failure in rounds.failures.items():
         if key in PROBE_WORK:
-            raise RuntimeError(str(failure.error))
-        result.errors[key] = str(failure.error)
+            raise RuntimeError(str(failure))
+        result.errors[key] = str(failure)
     for key, samples in rounds.samples.items():
         if key in PROBE_WORK:
             result.limits.setdefault(key, []).extend(sample.seconds for sample in samples)

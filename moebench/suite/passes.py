@@ -91,7 +91,7 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
         for ready in running
         if rounds.samples.get(ready.case.key)
     }
-    errors |= {key: failure.error for key, failure in rounds.failures.items()}
+    errors |= rounds.failures
     measurements = {}
     for ready in running:
         key, num_tokens = ready.case.key, cell.workload.num_tokens

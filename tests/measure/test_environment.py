@@ -140,8 +140,8 @@ class FakeCuda:
     def device_count(self) -> int:
         return self.count
 
-    def get_device_properties(self, index: int) -> Any:
-        return SimpleNamespace(uuid=f"uuid-{index}")
+    def get_device_properties(self, device: torch.device) -> Any:
+        return SimpleNamespace(uuid=f"uuid-{device.index}")
 
 
 class FakeNvml:
@@ -178,10 +178,12 @@ class NoNvml:
 def choose(
     request: str, cuda: int, nvml: Any, version: str | None = "12.6", nodes: Any = ()
 ) -> str:
-    device = choose_device(
-        request, cuda=FakeCuda(cuda), nvml=nvml, cuda_version=version, device_nodes=nodes
-    )
-    return str(device)
+    files = SimpleNamespace(glob=lambda pattern: nodes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "cuda", FakeCuda(cuda))
+        patch.setattr(torch.version, "cuda", version)
+        patch.setattr("moebench.measure.devices.DEVICE_FILES", files)
+        return str(choose_device(request, nvml))
 
 
 def test_auto_takes_the_gpu_where_torch_can_use_one_and_the_processor_where_there_is_none() -> None:

@@ -160,8 +160,8 @@ def test_a_case_that_raises_is_dropped_and_the_others_go_on(fatal_visit: int) ->
     rounds = measure_rounds(visits, stream.clock, Plan(budget=10.0, max_rounds=20))
     assert set(rounds.samples) == {"good"}
     assert len(rounds.samples["good"]) == 20
-    assert isinstance(rounds.failures["bad"].error, torch.OutOfMemoryError)
-    assert "no room" in rounds.failures["bad"].traceback
+    assert isinstance(rounds.failures["bad"], torch.OutOfMemoryError)
+    assert "no room" in str(rounds.failures["bad"])
     assert count == fatal_visit
 
 
