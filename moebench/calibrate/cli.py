@@ -1,21 +1,13 @@
 """`python -m moebench.calibrate`: calibrate this machine, or fit the GPU model to measured tables.
 
     python -m moebench.calibrate
-
-runs microbenchmarks here (under two minutes), fits the prices of
-`moebench.predict.layers.calibration` to them and keeps both for the suites, with date, commit,
-machine fingerprint and the fit's own error.
-
     python -m moebench.calibrate --from latencies.csv.gz --from gemm.csv.gz --out calibration/
-
-A table of layer latencies (or of top-k pairs) gives one file for each kernel, a table of dense
-matmuls gives dense.toml; with `--intervals` the errors on left-out devices and shapes give
-intervals.toml. Files that ship in moebench/data/kernels are made by this command.
-
     python -m moebench.calibrate --energy power.csv --models models.csv --out energy/
 
-Tables of serving power and energy give one file for each GPU and one for all others, as they ship
-in moebench/data/energy.
+The first runs microbenchmarks here (under two minutes) and keeps them and the prices fitted to them
+for the suites. The second writes a file for each kernel, dense.toml from dense matmuls and, with
+`--intervals`, intervals.toml, as in moebench/data/kernels. The third writes a file for each GPU and
+one for all others, as in moebench/data/energy.
 """
 
 from collections.abc import Sequence
@@ -69,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
-    """Fit measured tables and write the files; 0 done, 3 some rows could not be read."""
+    """Exit status of fitting measured tables: 0 done, 3 some rows could not be read."""
     tables = [read_table(path) for path in paths]
     kinds = {table.kind for table in tables}
     if intervals and not {"latency", "pairs"} <= kinds:
@@ -77,12 +69,9 @@ def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
         raise ValueError(
             f"--intervals: found tables of {found}, expected layer latencies and top-k pairs"
         )
-    for table in tables:
-        for line in table.unread():
-            terminal.say(line)
     make_folder(out)
     calibrate(tables, out, intervals)
-    return 3 if any(table.problems for table in tables) else 0
+    return 3 if any(table.has_problems for table in tables) else 0
 
 
 def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:

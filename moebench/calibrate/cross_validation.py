@@ -3,7 +3,9 @@
 Nothing of a left-out device or shape enters any fit that prices it, priors included.
 """
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 
 import numpy as np
 
@@ -20,7 +22,6 @@ from moebench.calibrate.fit import (
 )
 from moebench.calibrate.folds import FOLD_ROWS, HeldOut, shape_folds, unseen_devices
 from moebench.calibrate.rows import Measured
-from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import FitError, KernelFit
 from moebench.predict.kernels.dense import DenseParameters
 
@@ -29,21 +30,16 @@ FEW_ROWS = 40
 
 
 def cross_validate(
-    groups: Sequence[Measured], dense: Mapping[str, DenseParameters] | None = None
+    groups: Sequence[Measured], dense: Mapping[str, DenseParameters]
 ) -> list[HeldOut]:
-    """Every experiment on every group.
-
-    Args:
-        groups: measured rows, one entry for each kernel and device.
-        dense: fits of the devices' dense matmuls, for the experiment that may use them.
-    """
+    """Every experiment on every group; `dense` has fits of the devices' dense matmuls."""
     found = [
         HeldOut("many rows (training error)", "seen", rows, rows.log_error(parameters))
         for rows, parameters in zip(groups, shared_fits(groups), strict=True)
     ]
     fits = [as_fit(rows, full_fit(rows)) for rows in groups]
     found += unseen_devices(groups, fits)
-    found += _devices_with_help(groups, fits, dense or {})
+    found += _devices_with_help(groups, fits, dense)
     found += _shapes_left_out(groups)
     return found
 
@@ -53,32 +49,25 @@ def _devices_with_help(
     fits: Sequence[KernelFit],
     dense: Mapping[str, DenseParameters],
 ) -> Iterator[HeldOut]:
-    """Unseen devices with their dense matmuls, and with a few rows of each kernel.
-
-    And kernels left out of a device of which others are known.
-    """
-    machines = {rows.hardware.name: rows.hardware for rows in groups}
+    """Unseen devices, helped by their dense matmuls or by a few rows; unseen kernels."""
     for number, (rows, own) in enumerate(zip(groups, fits, strict=True)):
         here = rows.hardware.name
         others = [fit for fit in fits if fit.system != here]
         if not others:
             continue
-        prior = prior_from(rows, others, machines)
         if here in dense:
-            with_dense = prior_from(rows, others, machines, dense)
-            error = rows.log_error(with_dense.parameters)
+            error = rows.log_error(prior_from(rows, others, dense).parameters)
             yield HeldOut("unseen device, its dense matmuls", None, rows, error)
         few, rest = _few_and_rest(rows, number)
-        error = rest.log_error(fit_parameters(few, prior))
+        error = rest.log_error(fit_parameters(few, prior_from(rows, others)))
         yield HeldOut(f"{FEW_ROWS} rows of an unseen device", "rows", rest, error)
-        prior = prior_from(rows, [fit for fit in fits if fit is not own], machines)
+        prior = prior_from(rows, [fit for fit in fits if fit is not own])
         error = rows.log_error(prior.parameters)
         yield HeldOut("unseen kernel, calibrated device", None, rows, error)
 
 
 def _shapes_left_out(groups: Sequence[Measured]) -> Iterator[HeldOut]:
     """Some model shapes left out everywhere, with many and with a few rows of the others."""
-    machines = {rows.hardware.name: rows.hardware for rows in groups}
     for left_out in shape_folds(groups):
         remaining = [rows[~np.isin(rows.shapes, left_out)] for rows in groups]
         usable = [index for index, rows in enumerate(remaining) if len(rows) >= FEW_ROWS]
@@ -88,7 +77,7 @@ def _shapes_left_out(groups: Sequence[Measured]) -> Iterator[HeldOut]:
             if not len(rows):
                 continue
             siblings = [fit for other, fit in fits.items() if other != index]
-            prior = prior_from(rows, siblings, machines)
+            prior = prior_from(rows, siblings)
             own = thinned(remaining[index], FOLD_ROWS, PARALLEL_ROWS)
             error = rows.log_error(fit_parameters(own, prior))
             yield HeldOut("unseen shape, calibrated device", "shape", rows, error)
@@ -96,8 +85,7 @@ def _shapes_left_out(groups: Sequence[Measured]) -> Iterator[HeldOut]:
             error = rows.log_error(fit_parameters(few, prior))
             yield HeldOut(f"unseen shape, {FEW_ROWS} rows", None, rows, error)
             strangers = [fit for fit in siblings if fit.system != rows.hardware.name]
-            prior = prior_from(rows, strangers, machines)
-            error = rows.log_error(fit_parameters(few, prior))
+            error = rows.log_error(fit_parameters(few, prior_from(rows, strangers)))
             yield HeldOut(f"unseen shape, {FEW_ROWS} rows of an unseen device", None, rows, error)
 
 
@@ -115,20 +103,16 @@ def summary(held_out: Sequence[HeldOut]) -> list[tuple[str, str, FitError, tuple
     table = []
     for experiment in dict.fromkeys(one.experiment for one in held_out):
         for ranks in ("1", ">1"):
-            pooled: dict[str, list[Floats]] = {}
+            pooled = collections.defaultdict(list)
             for one in held_out:
                 if one.experiment == experiment:
                     here = one.rows.is_parallel == (ranks == ">1")
-                    label = f"{one.rows.kernel.label} {one.rows.hardware.name}"
-                    pooled.setdefault(label, []).append(one.log_error[here])
+                    group = one.rows.kernel, one.rows.hardware.name
+                    pooled[group].append(one.log_error[here])
             joined = [np.concatenate(parts) for parts in pooled.values()]
             errors = [percentage_errors(log_error) for log_error in joined if len(log_error)]
             if not errors:
                 continue
-            mean = FitError(
-                float(np.mean([error.mape for error in errors])),
-                float(np.mean([error.median_ape for error in errors])),
-                float(np.mean([error.p90_ape for error in errors])),
-            )
+            mean = FitError(*np.mean([astuple(error) for error in errors], axis=0).tolist())
             table.append((experiment, ranks, mean, tuple(error.mape for error in errors)))
     return table

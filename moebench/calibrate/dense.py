@@ -25,6 +25,8 @@ class DenseRows(OverCases):
     """Measured dense matmuls of one device."""
 
     hardware: HardwareSpec
+    rows: Ints
+    """Indices into the table's well-formed rows."""
     shapes: MatmulShapes
     seconds: Floats
 
@@ -39,24 +41,13 @@ class DenseRows(OverCases):
         return np.log(self.seconds / dense_time(parameters, self.hardware, self.shapes))
 
 
-@dataclass(frozen=True)
-class DenseGroup:
-    """The dense matmuls of one device."""
-
-    system: str
-    """Name of the device in the table."""
-    rows: Ints
-    """Indices into the table's well-formed rows."""
-    data: DenseRows
-
-
-def dense_groups(table: LatencyTable) -> tuple[list[DenseGroup], dict[str, Ints]]:
+def dense_groups(table: LatencyTable) -> tuple[list[DenseRows], dict[str, Ints]]:
     """Group a table of dense matmuls by device.
 
     Returns:
         The groups, and for each reason the rows that belong to none.
     """
-    found: list[DenseGroup] = []
+    found: list[DenseRows] = []
     skipped: dict[str, Ints] = {}
     systems = np.array(table.columns["system"])
     for system in sorted(set(systems.tolist())):
@@ -76,19 +67,20 @@ def dense_groups(table: LatencyTable) -> tuple[list[DenseGroup], dict[str, Ints]
             odd = skipped.get(NOT_MICROSECONDS, np.array([], dtype=np.int64))
             skipped[NOT_MICROSECONDS] = np.append(odd, here[~good])
         if good.any():
-            data = DenseRows(hardware, MatmulShapes(m, n, k), seconds)[good]
-            found.append(DenseGroup(system, here[good], data))
+            found.append(DenseRows(hardware, here, MatmulShapes(m, n, k), seconds)[good])
     return found, skipped
 
 
-def fit_library(devices: Mapping[str, DenseRows], rows: int = 250) -> dict[str, DenseParameters]:
-    """Fit one library on several devices: `OWN` parameters for each, the others shared.
+def measured_matmuls(table: LatencyTable) -> dict[str, DenseRows]:
+    """The rows of each device, by hardware name; rows without a price are named."""
+    groups, skipped = dense_groups(table)
+    table.say_unpriced(skipped)
+    return {rows.hardware.name: rows for rows in groups}
 
-    Args:
-        devices: measured rows of each device.
-        rows: of each device that are used.
-    """
-    thin = [device.thinned(rows) for device in devices.values()]
+
+def fit_library(devices: Mapping[str, DenseRows]) -> dict[str, DenseParameters]:
+    """Fit one library on several devices: `OWN` parameters for each, the others shared."""
+    thin = [device.thinned(250) for device in devices.values()]
     shared = [name for name in METADATA if name not in OWN]
     return dict(zip(devices, _fit(DenseParameters(), thin, shared), strict=True))
 
@@ -116,10 +108,7 @@ def _fit(
         return np.concatenate([rows.log_error(parameters) for rows, parameters in parts]) / NOISE
 
     mean = np.log([getattr(start, name) for name in names])
-    spread, ceiling = (
-        np.array([METADATA[name][fact] for name in names]) for fact in ("spread", "ceiling")
-    )
-    found = most_probable(
-        errors, mean, spread, ceiling=np.log(ceiling), x_scale=spread, max_nfev=30
-    )
+    spread = np.array([METADATA[name]["spread"] for name in names])
+    ceiling = np.log([METADATA[name]["ceiling"] for name in names])
+    found = most_probable(errors, mean, spread, ceiling=ceiling, x_scale=spread, max_nfev=30)
     return unpack(found)

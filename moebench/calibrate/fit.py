@@ -16,7 +16,7 @@ from moebench.predict.kernels.dense import DenseParameters, shift
 from moebench.predict.kernels.intervals import REGIMES
 from moebench.predict.kernels.parameters import METADATA, PARAMETERS, Parameters
 from moebench.predict.kernels.prior import Prior, generic_prior, prior_for
-from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.hardware import load_hardware
 
 NOISE = 0.06
 """Log error of the model's form that the loss takes for granted."""
@@ -71,11 +71,8 @@ def fit_parameters(rows: Measured, prior: Prior) -> Parameters:
 def fit_siblings(groups: Sequence[Measured], priors: Sequence[Prior]) -> list[Parameters]:
     """Parameters of kernels of one source on one device, gated and two-matrix experts.
 
-    They run the same code, so what all their rows say together is the prior of each.
-
-    Args:
-        groups: the rows of each, maybe none of some.
-        priors: of each.
+    They run the same code, so what all their rows say together is the prior of each. A kernel
+    without rows has its prior's parameters, or those of all.
     """
     filled = [rows for rows in groups if len(rows)]
     if len(filled) < 2:
@@ -87,14 +84,13 @@ def fit_siblings(groups: Sequence[Measured], priors: Sequence[Prior]) -> list[Pa
     common = _fit(filled, priors[largest])
     mean = {name: math.log(getattr(common, name)) for name in PARAMETERS}
     spread = {name: min(SIBLING_SPREAD, priors[largest].spread[name]) for name in PARAMETERS}
-    prior = Prior(mean, spread)
-    return [fit_parameters(rows, prior) if len(rows) else common for rows in groups]
+    shared = Prior(mean, spread)
+    return [fit_parameters(rows, shared) if len(rows) else common for rows in groups]
 
 
 def _fit(groups: Sequence[Measured], prior: Prior) -> Parameters:
-    mean, spread = (
-        np.array([table[name] for name in PARAMETERS]) for table in (prior.mean, prior.spread)
-    )
+    mean = np.array([prior.mean[name] for name in PARAMETERS])
+    spread = np.array([prior.spread[name] for name in PARAMETERS])
     ceiling = np.log([METADATA[name]["ceiling"] for name in PARAMETERS])
     parallel = np.concatenate([rows.is_parallel for rows in groups])
     noise = np.where(parallel, PARALLEL_NOISE, NOISE)
@@ -124,9 +120,8 @@ def thinned(rows: Measured, count: int, parallel_count: int) -> Measured:
 
 
 def stratified(num_tokens: Floats, count: int, rng: np.random.Generator) -> Ints:
-    """Ints of `count` rows, as many from each token regime as it has to give."""
-    tokens = np.asarray(num_tokens)
-    groups = [np.flatnonzero((tokens > low) & (tokens <= high)) for low, high in REGIMES]
+    """Indices of `count` rows, as many from each token regime as it has to give."""
+    groups = [np.flatnonzero((num_tokens > low) & (num_tokens <= high)) for low, high in REGIMES]
     chosen: list[int] = []
     for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=len), strict=True):
         share = min(len(group), -(-(count - len(chosen)) // left))
@@ -150,20 +145,14 @@ def shared_fits(
 ) -> list[Parameters]:
     """Fits of all groups, each with what the others found as its prior.
 
-    A group with few model shapes leaves some parameters open; its relatives close them.
-
-    Args:
-        groups: measured rows, one entry for each kernel and device.
-        relatives: fits made before, of the same devices.
+    A group with few model shapes leaves some parameters open; `relatives`, fits made before, close
+    them.
     """
     alone = [as_fit(rows, full_fit(rows)) for rows in groups]
-    machines = {rows.hardware.name: rows.hardware for rows in groups}
-    machines |= {fit.system: load_hardware(fit.system) for fit in relatives}
     found = []
     for number, rows in enumerate(groups):
         others = [*alone[:number], *alone[number + 1 :], *relatives]
-        prior = prior_from(rows, others, machines)
-        found.append(fit_parameters(thinned(rows, ROWS, PARALLEL_ROWS), prior))
+        found.append(fit_parameters(thinned(rows, ROWS, PARALLEL_ROWS), prior_from(rows, others)))
     return found
 
 
@@ -188,12 +177,10 @@ def as_fit(
 
 
 def prior_from(
-    rows: Measured,
-    fits: Sequence[KernelFit],
-    machines: Mapping[str, HardwareSpec],
-    dense: Mapping[str, DenseParameters] | None = None,
+    rows: Measured, fits: Sequence[KernelFit], dense: Mapping[str, DenseParameters] | None = None
 ) -> Prior:
     """The prior of a kernel on its device, given other fits, and dense matmuls if known."""
+    machines = {fit.system: load_hardware(fit.system) for fit in fits}
     known = dense or {}
     here = known.get(rows.hardware.name)
     shifts = {name: shift(here, known[name]) for name in machines if name in known} if here else {}

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moebench.calibrate.fit import prior_from
 from moebench.calibrate.rows import Measured
+from moebench.calibrate.widths import Residuals
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import KernelFit
 from moebench.predict.kernels.intervals import UNSEEN, Basis
-from moebench.predict.kernels.prior import prior_for
 
 FOLDS = 4
 """A quarter of the model shapes is left out at a time."""
@@ -29,13 +30,17 @@ class HeldOut:
     """Errors of one group in one experiment."""
 
     experiment: str
-    """Name of the experiment: what the fit had not used, in words."""
+    """What the fit had not used, in words."""
     basis: Basis | None
     """The basis whose intervals these errors calibrate."""
     rows: Measured
     """Rows that were predicted."""
     log_error: Floats
     """log(measured / predicted)."""
+
+    @property
+    def residuals(self) -> Residuals:
+        return Residuals.of(self.basis, self.rows, self.log_error)
 
 
 def shape_folds(groups: Sequence[Measured]) -> list[list[str]]:
@@ -49,12 +54,7 @@ def unseen_devices(groups: Sequence[Measured], fits: Sequence[KernelFit]) -> lis
     """Every group from its spec sheet and fits of other devices.
 
     Of all of them, of those of other kernels, and of those of other families.
-
-    Args:
-        groups: measured rows.
-        fits: of each group by itself.
     """
-    machines = {rows.hardware.name: rows.hardware for rows in groups}
     found = []
     for rows in groups:
         kernel = rows.kernel
@@ -68,7 +68,6 @@ def unseen_devices(groups: Sequence[Measured], fits: Sequence[KernelFit]) -> lis
         )
         for basis, some in zip(UNSEEN, used, strict=True):
             if some:
-                prior = prior_for(kernel, rows.hardware, some, machines)
-                error = rows.log_error(prior.parameters)
+                error = rows.log_error(prior_from(rows, some).parameters)
                 found.append(HeldOut(UNSEEN_DEVICE[basis], basis, rows, error))
     return found

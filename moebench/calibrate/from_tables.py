@@ -10,8 +10,8 @@ import numpy as np
 
 from moebench import terminal
 from moebench.calibrate.cross_validation import cross_validate, summary
-from moebench.calibrate.dense import dense_groups, fit_library
-from moebench.calibrate.fit import LEAST_ROWS, as_fit, percentage_errors, shared_fits
+from moebench.calibrate.dense import fit_library, measured_matmuls
+from moebench.calibrate.fit import LEAST_ROWS, as_fit, percentage_errors, prior_from, shared_fits
 from moebench.calibrate.kernel_files import write_dense, write_fits, write_widths
 from moebench.calibrate.rows import Measured, groups_of
 from moebench.calibrate.tables import LatencyTable
@@ -19,14 +19,10 @@ from moebench.calibrate.widths import Residuals, calibrate_widths
 from moebench.predict.kernels.catalogue import KernelFit
 from moebench.predict.kernels.dense import DenseParameters
 from moebench.predict.kernels.intervals import UNSEEN, Basis
-from moebench.predict.kernels.prior import prior_for
-from moebench.spec.hardware import load_hardware
 
 
-def calibrate(
-    tables: Sequence[LatencyTable], folder: Path, with_intervals: bool
-) -> list[KernelFit]:
-    """Fit every table and write the files; returns the kernel fits."""
+def calibrate(tables: Sequence[LatencyTable], folder: Path, with_intervals: bool) -> None:
+    """Fit every table and write the files."""
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     latency = [rows for table in tables if table.kind == "latency" for rows in measured(table)]
     fits: list[KernelFit] = []
@@ -58,22 +54,15 @@ def calibrate(
             terminal.show(f"{experiment:48}{ranks:>6}{figures}  {each}")
         pairs = [table for table in tables if table.kind == "pairs"]
         ratios = [one for table in pairs for one in ratio_residuals(table, fits)]
-        residuals = [
-            Residuals.of(basis, one.rows, one.log_error)
-            for one in held_out
-            if (basis := one.basis) is not None
-        ]
-        widths = calibrate_widths(residuals, ratios)
+        widths = calibrate_widths([one.residuals for one in held_out], ratios)
         note = f"{date}, from {', '.join(map(_origin, tables))}."
         terminal.show(write_widths(widths, folder / "intervals.toml", note))
-    return fits
 
 
 def measured(table: LatencyTable) -> list[Measured]:
     """The groups of a latency table that can be fitted, without failed tactics."""
     groups, skipped = groups_of(table)
-    for line in table.unpriced(skipped):
-        terminal.say(line)
+    table.say_unpriced(skipped)
     found = [group[group.works] for group in groups]
     return [rows for rows in found if (~rows.is_parallel).sum() >= LEAST_ROWS]
 
@@ -89,7 +78,6 @@ def measured_pairs(table: LatencyTable) -> list[Measured]:
 
 def ratio_residuals(table: LatencyTable, fits: Sequence[KernelFit]) -> list[Residuals]:
     """Errors of the top-8 over top-6 ratio, with own parameters and with other devices' alone."""
-    machines = {fit.system: load_hardware(fit.system) for fit in fits}
     found = []
     for eight, six in zip(groups_of(table, 8)[0], groups_of(table, 6)[0], strict=True):
         true = np.log(eight.seconds / six.seconds)
@@ -98,7 +86,7 @@ def ratio_residuals(table: LatencyTable, fits: Sequence[KernelFit]) -> list[Resi
             if fit.kernel == eight.kernel and fit.system == eight.hardware.name
         )  # fmt: skip
         others = [fit for fit in fits if fit.system != eight.hardware.name]
-        prior = prior_for(eight.kernel, eight.hardware, others or fits, machines)
+        prior = prior_from(eight, others or fits)
         with_own: tuple[Basis, ...] = ("seen", "rows", "shape")
         for parameters, bases in ((own.parameters, with_own), (prior.parameters, UNSEEN)):
             error = true - np.log(eight.predicted(parameters) / six.predicted(parameters))
@@ -111,10 +99,7 @@ def ratio_residuals(table: LatencyTable, fits: Sequence[KernelFit]) -> list[Resi
 
 def _calibrate_dense(table: LatencyTable, path: Path, date: str) -> dict[str, DenseParameters]:
     """Fit the dense matmuls of all devices together and write dense.toml."""
-    groups, skipped = dense_groups(table)
-    for line in table.unpriced(skipped):
-        terminal.say(line)
-    rows = {group.data.hardware.name: group.data for group in groups}
+    rows = measured_matmuls(table)
     fits = fit_library(rows)
     errors = [
         f"{name} {percentage_errors(rows[name].log_error(fit)).mape:.1f} % on {len(rows[name])}"

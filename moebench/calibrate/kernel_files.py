@@ -47,25 +47,13 @@ def write_fits(fits: Iterable[KernelFit], folder: Path) -> list[Path]:
 
 
 def write_dense(fits: Mapping[str, DenseParameters], path: Path, note: str) -> Path:
-    """Write dense.toml: the fit of each device by hardware name.
-
-    Args:
-        fits: what to write.
-        path: the file.
-        note: date, table and errors, in words.
-    """
+    """Write dense.toml: the fit of each device by hardware name; `note` says table and errors."""
     device = {name: rounded(dataclasses.asdict(fit)) for name, fit in fits.items()}
     return write_toml(path, {"note": f"Written by `{COMMAND}`; SI units. {note}", "device": device})
 
 
 def write_widths(widths: Widths, path: Path, note: str) -> Path:
-    """Write intervals.toml.
-
-    Args:
-        widths: what to write.
-        path: the file.
-        note: date and tables, in words.
-    """
+    """Write intervals.toml; `note` says date and tables."""
     what = "[5 %, 95 %] quantiles of log(measured / predicted) by token regime"
     values = rounded(dataclasses.asdict(widths), ".4f")
     origin = f"Written by `{COMMAND} --intervals`: {what}. {note}"

@@ -22,9 +22,9 @@ from moebench.calibrate.fit import (
     stratified,
     thinned,
 )
-from moebench.calibrate.folds import FOLD_ROWS, shape_folds, unseen_devices
+from moebench.calibrate.folds import FOLD_ROWS, HeldOut, shape_folds, unseen_devices
 from moebench.calibrate.rows import Measured, by_source
-from moebench.calibrate.widths import Residuals, bounds_of, unseen_bounds
+from moebench.calibrate.widths import bounds_of, unseen_bounds
 from moebench.predict.arrays import Floats, Ints, Mask
 from moebench.predict.kernels.catalogue import KernelFit
 from moebench.predict.kernels.dense import DenseParameters
@@ -34,27 +34,6 @@ from moebench.predict.kernels.price import unseen_basis
 
 Holdout = Literal["device", "shapes", "both"]
 """Each device in turn, a quarter of the model shapes at a time, or both at once."""
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """Predictions of some rows."""
-
-    rows: Ints
-    """Indices into the table's well-formed rows."""
-    seconds: Floats
-    low: Floats
-    high: Floats
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows predicted by one set of parameters, before intervals."""
-
-    unit: str
-    """Name of the hold-out: a device, or a fold of shapes."""
-    rows: Measured
-    residuals: Residuals
 
 
 @dataclass(frozen=True)
@@ -81,13 +60,17 @@ class LeaveOut:
         """Number of calls of `tell` in `predict`."""
         return len(self.folds) * (len(self.groups) + len(by_source(self.groups)))
 
-    def predict(self, tell: Callable[[str], None] = lambda what: None) -> list[Predicted]:
+    def predict(self, tell: Callable[[str], None]) -> list[tuple[Ints, Floats, Floats, Floats]]:
         """Every row, predicted from fits that used neither its device nor its shape.
 
         Args:
             tell: called with what is being done, before it is done.
+
+        Returns:
+            For some rows at a time: indices into the table's well-formed rows, predicted seconds,
+            and both ends of their intervals.
         """
-        parts: list[_Part] = []
+        parts: list[HeldOut] = []
         unseen: dict[str, Mapping[Basis, Bounds]] = {}
         for number, left_out in enumerate(self.folds):
             fits = self._fits(left_out, tell)
@@ -107,7 +90,7 @@ class LeaveOut:
         found = []
         for group in self.groups:
             tell(f"fitting {group.kernel.label} on {group.hardware.name}")
-            rows = group.without(left_out)
+            rows = group[group.may_be_fitted(left_out)]
             if (~rows.is_parallel).sum() >= LEAST_ROWS:
                 count = ROWS if self.holdout == "device" else FOLD_ROWS
                 found.append((group, as_fit(rows, full_fit(rows, count))))
@@ -119,9 +102,8 @@ class LeaveOut:
         fits: Sequence[tuple[Measured, KernelFit]],
         left_out: Sequence[str],
         unit: str,
-    ) -> Iterator[_Part]:
+    ) -> Iterator[HeldOut]:
         """The members of one source, predicted."""
-        machines = {group.hardware.name: group.hardware for group in self.groups}
         known = [
             [
                 fit
@@ -132,20 +114,19 @@ class LeaveOut:
             for rows in members
         ]
         priors = [
-            prior_from(rows, some, machines, self.dense)
-            for rows, some in zip(members, known, strict=True)
+            prior_from(rows, some, self.dense) for rows, some in zip(members, known, strict=True)
         ]
         taken = [np.zeros(len(rows), dtype=bool) for rows in members]
         parameters: list[Parameters] = [prior.parameters for prior in priors]
         bases: list[Basis] = ["shape" if left_out else "rows"] * len(members)
         if self.rows is not None:
-            may = [rows.works & ~np.isin(rows.shapes, left_out) for rows in members]
+            may = [rows.may_be_fitted(left_out) for rows in members]
             taken = drawn(members, may, (self.rows, self.seed))
             own = [rows[some] for rows, some in zip(members, taken, strict=True)]
             parameters = fit_siblings(own, priors)
         elif self.holdout == "shapes":
             for place, (rows, prior) in enumerate(zip(members, priors, strict=True)):
-                own_rows = thinned(rows.without(left_out), FOLD_ROWS, PARALLEL_ROWS)
+                own_rows = thinned(rows[rows.may_be_fitted(left_out)], FOLD_ROWS, PARALLEL_ROWS)
                 if len(own_rows):
                     parameters[place] = fit_parameters(own_rows, prior)
         else:
@@ -156,8 +137,7 @@ class LeaveOut:
         for rows, some, found, basis in zip(members, taken, parameters, bases, strict=True):
             scored = rows[np.isin(rows.shapes, left_out) if left_out else ~some]
             if len(scored):
-                error = scored.log_error(found)
-                yield _Part(unit, scored, Residuals.of(basis, scored, error))
+                yield HeldOut(unit, basis, scored, scored.log_error(found))
 
     def _unseen_by_device(
         self, fits: Sequence[tuple[Measured, KernelFit]]
@@ -165,14 +145,10 @@ class LeaveOut:
         """Bounds for each device from the errors of the other devices on one another."""
         found: dict[str, Mapping[Basis, Bounds]] = {}
         for system in {group.hardware.name for group in self.groups}:
-            others = [(group.without(()), fit) for group, fit in fits if fit.system != system]
+            others = [(group[group.works], fit) for group, fit in fits if fit.system != system]
             held_out = unseen_devices([group for group, _ in others], [fit for _, fit in others])
             if held_out:
-                found[system] = unseen_bounds(
-                    Residuals.of(basis, one.rows, one.log_error)
-                    for one in held_out
-                    if (basis := one.basis) is not None
-                )
+                found[system] = unseen_bounds([one.residuals for one in held_out])
         return found
 
 
@@ -198,21 +174,20 @@ def drawn(
 
 
 def _with_interval(
-    part: _Part, parts: Sequence[_Part], unseen: Mapping[str, Mapping[Basis, Bounds]]
-) -> Predicted:
+    part: HeldOut, parts: Sequence[HeldOut], unseen: Mapping[str, Mapping[Basis, Bounds]]
+) -> tuple[Ints, Floats, Floats, Floats]:
     """The interval that errors on everything but this part's device or fold would give it."""
-    own = part.residuals
-    if own.basis in UNSEEN or own.basis == "sibling":
-        basis: Basis = "device" if own.basis == "sibling" else own.basis
-        known = unseen.get(part.unit)
-        bounds = known[basis] if known else shipped_widths().latency[basis]["any"]
+    own, basis = part.residuals, part.basis
+    assert basis is not None
+    if basis in UNSEEN or basis == "sibling":
+        asked: Basis = "device" if basis == "sibling" else basis
+        known = unseen.get(part.experiment)
+        bounds = known[asked] if known else shipped_widths().latency[asked]["any"]
     else:
-        others = [one.residuals for one in parts if one.unit != part.unit]
+        others = [one.residuals for one in parts if one.experiment != part.experiment]
         alike = [one for one in others if one.family == own.family]
         bounds = bounds_of(alike or others)
-    widths = Widths({own.basis: {"any": bounds}}, {}, {})
-    low, high = widths.latency_factors(
-        [own.basis] * len(own.num_tokens), own.family, own.num_tokens
-    )
+    widths = Widths({basis: {"any": bounds}}, {}, {})
+    low, high = widths.latency_factors([basis] * len(own.num_tokens), own.family, own.num_tokens)
     seconds = part.rows.seconds / np.exp(own.log_error)
-    return Predicted(part.rows.rows, seconds, seconds * low, seconds * high)
+    return part.rows.rows, seconds, seconds * low, seconds * high

@@ -62,9 +62,9 @@ class Measured(OverCases):
         """log(measured / predicted)."""
         return np.log(self.seconds / self.predicted(parameters))
 
-    def without(self, shapes: Sequence[str]) -> "Measured":
-        """The rows that may be fitted when some model shapes are left out."""
-        return self[self.works & ~np.isin(self.shapes, list(shapes))]
+    def may_be_fitted(self, left_out: Sequence[str] = ()) -> Mask:
+        """Rows that may be fitted when some model shapes are left out."""
+        return np.asarray(self.works & ~np.isin(self.shapes, list(left_out)))
 
 
 def by_source(groups: Sequence[Measured]) -> list[list[Measured]]:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from moebench import terminal
 from moebench.calibrate.cells import (
     Conflict,
-    Problem,
     RawTable,
     Reader,
     number_between,
@@ -93,27 +93,21 @@ class LatencyTable:
     """The columns of numbers, in the table's units."""
     row_numbers: Ints
     """Numbers of the well-formed rows in the file, counted as in `Problem`."""
-    problems: tuple[Problem, ...]
-    total: int
-    """Rows of the file, bad ones included."""
+    has_problems: bool
+    """Whether a row could not be read."""
 
     def __len__(self) -> int:
         return len(self.row_numbers)
 
-    def unread(self) -> list[str]:
-        """A line for each cell that could not be read."""
-        return [f"{self.path}: {problem}" for problem in self.problems]
-
-    def unpriced(self, skipped: Mapping[str, Ints]) -> list[str]:
-        """A line for each reason why well-formed rows have no price, with their numbers."""
-        return [
-            f"{self.path}: {rows_in_words(self.row_numbers[rows])}, {reason}; not priced"
-            for reason, rows in skipped.items()
-        ]
+    def say_unpriced(self, skipped: Mapping[str, Ints]) -> None:
+        """Name the well-formed rows that have no price, for each reason."""
+        for reason, rows in skipped.items():
+            numbers = rows_in_words(self.row_numbers[rows])
+            terminal.say(f"{self.path}: {numbers}, {reason}; not priced")
 
 
 def read_table(path: Path) -> LatencyTable:
-    """Read a table and find out from its columns what it measures.
+    """Read a table, find out from its columns what it measures, and name cells that are bad.
 
     Raises:
         ValueError: the file cannot be read, or lacks a column that no kind can do without.
@@ -122,6 +116,8 @@ def read_table(path: Path) -> LatencyTable:
     kind = _kind(cells)
     names = (*COLUMNS[kind], *(ASSUMED if kind != "gemm" else ()))
     found = read_values(cells, {name: READERS[name] for name in names}, _conflict, ASSUMED)
+    for problem in found.problems:
+        terminal.say(f"{path}: {problem}")
     frame = found.frame
     return LatencyTable(
         path,
@@ -130,8 +126,7 @@ def read_table(path: Path) -> LatencyTable:
         {name: frame[name].tolist() for name in names if name in NAMES},
         {name: frame[name].to_numpy(np.float64) for name in names if name not in NAMES},
         frame.index.to_numpy(np.int64),
-        found.problems,
-        found.total,
+        bool(found.problems),
     )
 
 

@@ -3,7 +3,7 @@
 Rows of one device err together, so errors on unseen devices count by device, not by row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,8 @@ LEAST_ROWS = 60
 class Residuals:
     """Errors of one group under one basis."""
 
-    basis: Basis
+    basis: Basis | None
+    """None: no interval rests on these errors."""
     family: str
     system: str
     """Hardware name."""
@@ -43,7 +44,7 @@ class Residuals:
     """Ratios under expert parallelism, where the load of the fullest rank is one draw of many."""
 
     @classmethod
-    def of(cls, basis: Basis, rows: Measured, log_error: Floats) -> "Residuals":
+    def of(cls, basis: Basis | None, rows: Measured, log_error: Floats) -> "Residuals":
         """Errors on measured rows of one kernel on one device."""
         return cls(basis, rows.kernel.family, rows.hardware.name, rows.cases.num_tokens, log_error)
 
@@ -61,9 +62,8 @@ def bounds_of(residuals: Iterable[Residuals]) -> Bounds:
     return bounds
 
 
-def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -> Widths:
+def calibrate_widths(rows: Sequence[Residuals], ratios: Sequence[Residuals]) -> Widths:
     """Quantiles for every basis and family that has enough residuals."""
-    rows, ratios = list(latency), list(ratio)
     by_basis: dict[str, dict[str, Bounds]] = {}
     for basis in BASES:
         if basis == "sibling" or basis in UNSEEN:
@@ -76,8 +76,10 @@ def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -
                 table[family] = bounds_of(own)
         by_basis[basis] = table
     by_basis |= {basis: {"any": bounds} for basis, bounds in unseen_bounds(rows).items()}
-    alone = _ratio_bounds(one for one in ratios if not one.is_parallel)
-    parallel = _ratio_bounds(one for one in ratios if one.is_parallel)
+    alone, parallel = (
+        _ratio_bounds([one for one in ratios if one.is_parallel == is_parallel])
+        for is_parallel in (False, True)
+    )
     by_basis["sibling"] = {
         family: _towards(bounds, by_basis["device"]["any"])
         for family, bounds in by_basis["shape"].items()
@@ -85,8 +87,7 @@ def calibrate_widths(latency: Iterable[Residuals], ratio: Iterable[Residuals]) -
     return Widths(by_basis, alone, parallel)
 
 
-def _ratio_bounds(residuals: Iterable[Residuals]) -> dict[str, Bounds]:
-    ratios = list(residuals)
+def _ratio_bounds(ratios: Sequence[Residuals]) -> dict[str, Bounds]:
     found: dict[str, Bounds] = {
         basis: bounds_of(one for one in ratios if one.basis == basis)
         for basis in BASES
@@ -95,7 +96,7 @@ def _ratio_bounds(residuals: Iterable[Residuals]) -> dict[str, Bounds]:
     return found | {"sibling": _towards(found["shape"], found["device"])}
 
 
-def unseen_bounds(residuals: Iterable[Residuals]) -> dict[Basis, Bounds]:
+def unseen_bounds(rows: Sequence[Residuals]) -> dict[Basis, Bounds]:
     """Bounds of predictions for devices without a row of the kernel.
 
     Rows of one device err together, so what counts is the number of devices, not of rows: bounds
@@ -103,7 +104,6 @@ def unseen_bounds(residuals: Iterable[Residuals]) -> dict[Basis, Bounds]:
     symmetrical: whether the next device is faster or slower than its spec sheet says is not
     known. Knowing less is never narrower.
     """
-    rows = list(residuals)
     found: dict[Basis, Bounds] = {}
     before: Bounds = dict.fromkeys(REGIME_NAMES, (-0.002, 0.002))
     for basis in UNSEEN:
@@ -115,16 +115,12 @@ def unseen_bounds(residuals: Iterable[Residuals]) -> dict[Basis, Bounds]:
                 for sign in (-1, 1)
                 if one.system == system
             )
-            before = _wider(before, own)
+            before = {
+                name: (min(low, own[name][0]), max(high, own[name][1]))
+                for name, (low, high) in before.items()
+            }
         found[basis] = before
     return found
-
-
-def _wider(one: Bounds, other: Bounds) -> Bounds:
-    return {
-        name: (min(low, other[name][0]), max(high, other[name][1]))
-        for name, (low, high) in one.items()
-    }
 
 
 def _towards(one: Bounds, other: Bounds) -> Bounds:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from moebench import terminal
-from moebench.calibrate.dense import dense_groups, fit_device
-from moebench.calibrate.fit import LEAST_ROWS, as_fit, fit_siblings, full_fit, stratified
+from moebench.calibrate.dense import dense_groups, fit_device, measured_matmuls
+from moebench.calibrate.fit import as_fit, fit_siblings, full_fit, stratified
+from moebench.calibrate.from_tables import measured
 from moebench.calibrate.left_out import Holdout, LeaveOut, drawn
 from moebench.calibrate.rows import Measured, by_source, groups_of
 from moebench.calibrate.tables import LatencyTable, read_table
@@ -122,8 +123,6 @@ def validate_latencies(options: argparse.Namespace) -> int:
             f"--leave-out: found {options.leave_out!r}, expected 'device': all pairs are of "
             "one shape"
         )
-    for line in table.unread():
-        terminal.say(line)
     if not len(table):
         raise ValueError(f"{table.path}: no row could be read")
     if table.kind == "gemm":
@@ -136,8 +135,7 @@ def validate_latencies(options: argparse.Namespace) -> int:
         scores, skipped = left_out_scores(table, options.leave_out, known)
     document = document_of(table, scores, skipped)
     document |= {"calibration": known.calibration, "seed": known.seed}
-    for line in table.unpriced(skipped):
-        terminal.say(line)
+    table.say_unpriced(skipped)
     if options.leave_out is not None:
         document["leave_out"] = options.leave_out
     if not document["n"]:
@@ -151,7 +149,7 @@ def validate_latencies(options: argparse.Namespace) -> int:
             terminal.say(path)
     if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
         return 1
-    return 3 if table.problems else 0
+    return 3 if table.has_problems else 0
 
 
 def latency_scores(table: LatencyTable, known: Known) -> tuple[Scores, Skipped]:
@@ -185,7 +183,7 @@ def left_out_scores(table: LatencyTable, holdout: Holdout, known: Known) -> tupl
             bar.update()
 
         for found in plan.predict(tell):
-            scores.fill(found.rows, found.seconds, found.low, found.high)
+            scores.fill(*found)
     return scores, skipped
 
 
@@ -225,17 +223,16 @@ def dense_scores(table: LatencyTable, known: Known) -> tuple[Scores, Skipped]:
     shipped = {} if known.calibration == "none" else shipped_dense()
     library = next(iter(shipped.values()), DenseParameters())
     groups, skipped = dense_groups(table)
-    for group in groups:
-        data = group.data
-        parameters = shipped.get(data.hardware.name, library)
-        rest = np.arange(len(data))
+    for rows in groups:
+        parameters = shipped.get(rows.hardware.name, library)
+        rest = np.arange(len(rows))
         if known.rows is not None:
-            use = stratified(data.shapes.m, known.rows, np.random.default_rng(known.seed))
+            use = stratified(rows.shapes.m, known.rows, np.random.default_rng(known.seed))
             rest = np.setdiff1d(rest, use)
-            parameters = fit_device(data[use], library)
-        seconds = dense_time(parameters, data.hardware, data.shapes)[rest]
+            parameters = fit_device(rows[use], library)
+        seconds = dense_time(parameters, rows.hardware, rows.shapes)[rest]
         nothing = np.full(len(rest), np.nan)
-        scores.fill(group.rows[rest], seconds, nothing, nothing)
+        scores.fill(rows.rows[rest], seconds, nothing, nothing)
     return scores, skipped
 
 
@@ -245,10 +242,7 @@ def dense_fits(path: Path) -> dict[str, DenseParameters]:
     if table.kind != "gemm":
         raise ValueError(f"{path}: found a {table.kind} table, expected columns m, n, k")
     library = next(iter(shipped_dense().values()), DenseParameters())
-    groups, skipped = dense_groups(table)
-    for line in table.unread() + table.unpriced(skipped):
-        terminal.say(line)
-    return {group.data.hardware.name: fit_device(group.data, library) for group in groups}
+    return {name: fit_device(rows, library) for name, rows in measured_matmuls(table).items()}
 
 
 def kernel_fits(path: Path) -> list[KernelFit]:
@@ -256,11 +250,4 @@ def kernel_fits(path: Path) -> list[KernelFit]:
     table = read_table(path)
     if table.kind != "latency":
         raise ValueError(f"{path}: found a {table.kind} table, expected layer latencies")
-    groups, skipped = groups_of(table)
-    for line in table.unread() + table.unpriced(skipped):
-        terminal.say(line)
-    return [
-        as_fit(rows, full_fit(rows), path.name, table.sha256)
-        for rows in (group[group.works] for group in groups)
-        if (~rows.is_parallel).sum() >= LEAST_ROWS
-    ]
+    return [as_fit(rows, full_fit(rows), path.name, table.sha256) for rows in measured(table)]
