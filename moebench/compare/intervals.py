@@ -1,10 +1,9 @@
 """Intervals by resampling blocks of rounds.
 
-Timings on a shared machine have delays: on two cores of a shared server the middle half of paired
-logarithmic ratios lay within 3 % while their standard deviation was 17 %. A mean follows the few
-delays, so the estimate is the trimmed mean of the rounds' logarithmic ratios, without the highest
-and the lowest 35 %. Bursts hit up to a third of 36 rounds there; with 25 % trimmed, the mean of 36
-rounds spread 1.4 times as far (1.1 % against 0.8 %; both 0.37 % for 96 rounds).
+On two cores of a shared server the middle half of paired logarithmic ratios lay within 3 % while
+their standard deviation was 17 %. A mean follows such delays, so the estimate is the trimmed mean
+of the rounds' logarithmic ratios, without the highest and the lowest 35 %: bursts hit up to a third
+of 36 rounds there, and with 25 % trimmed their mean spread 1.4 times as far (1.1 % against 0.8 %).
 
 The interval comes from circular blocks of b = ceil(n^(1/4)) consecutive rounds, the best rate for a
 one-sided limit (Hall, Horowitz and Jing, Biometrika 82, 1995), drawn until there are n rounds. The
@@ -13,12 +12,13 @@ quantiles of `RESAMPLES` such draws, as distances from the estimate, are widened
     t(n/b - 1) / 1.96 * sqrt(n / (n - b))
 
 because n/b blocks are few and the plain percentile interval ignores that their spread is estimated.
-In simulations (tests) the coverage is 94 to 98 % for independent noise with and
-without delays, and 92 to 95 % where the ratios of consecutive rounds correlate with 0.3; random
-order within rounds keeps that correlation near 0.
+In simulations (tests) the coverage is 94 to 98 % for independent noise with and without delays, and
+92 to 95 % where the ratios of consecutive rounds correlate with 0.3; random order within rounds
+keeps that correlation near 0.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,36 +53,27 @@ def trimmed_mean(values: Vector) -> Vector:
 
 def center_limits(values: Vector, seed: int) -> LimitPair:
     """95 % interval of the trimmed mean of correlated values."""
-    drawn = _drawn(len(values), seed)
-    if drawn is None:
-        return None, None
-    return _widened(trimmed_mean(values[drawn]), float(trimmed_mean(values)), len(values))
+    return _limits(trimmed_mean, (values,), seed)
 
 
 def ratio_limits(numerator: Vector, denominator: Vector, seed: int) -> LimitPair:
     """95 % interval of the logarithm of sum(numerator) / sum(denominator)."""
-    drawn = _drawn(len(numerator), seed)
-    if drawn is None:
-        return None, None
-    logs = np.log(numerator[drawn].sum(axis=1) / denominator[drawn].sum(axis=1))
-    return _widened(logs, math.log(numerator.sum() / denominator.sum()), len(numerator))
-
-
-def _drawn(n: int, seed: int) -> NDArray[np.int64] | None:
-    """Indices of the rounds of every resample [resamples, n]; None for too few blocks."""
-    if degrees_of_freedom(n) < 1:
-        return None
-    block = block_length(n)
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, n, (RESAMPLES, math.ceil(n / block), 1))
-    return np.asarray((starts + np.arange(block)) % n).reshape(RESAMPLES, -1)[:, :n]
-
-
-def _widened(resampled: Vector, point: float, n: int) -> tuple[float, float]:
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    widening = t_quantile(degrees_of_freedom(n)) / t_quantile(math.inf)
-    widening *= math.sqrt(n / (n - block_length(n)))
-    return (
-        point - widening * max(0.0, point - float(low)),
-        point + widening * max(0.0, float(high) - point),
+    return _limits(
+        lambda above, below: np.log(above.sum(axis=-1) / below.sum(axis=-1)),
+        (numerator, denominator),
+        seed,
     )
+
+
+def _limits(statistic: Callable[..., Vector], values: tuple[Vector, ...], seed: int) -> LimitPair:
+    """95 % interval of a statistic of rounds; None for too few blocks."""
+    n = len(values[0])
+    freedom, block = degrees_of_freedom(n), block_length(n)
+    if freedom < 1:
+        return None, None
+    starts = np.random.default_rng(seed).integers(0, n, (RESAMPLES, math.ceil(n / block), 1))
+    drawn = ((starts + np.arange(block)) % n).reshape(RESAMPLES, -1)[:, :n]
+    point, resampled = float(statistic(*values)), statistic(*(each[drawn] for each in values))
+    low, high = map(float, np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    widening = t_quantile(freedom) / t_quantile(math.inf) * math.sqrt(n / (n - block))
+    return point - widening * max(0.0, point - low), point + widening * max(0.0, high - point)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, variance
 from typing import TypeVar
 
 from moebench.files import cache_directory, replace_file
@@ -60,15 +61,9 @@ class UnchangedRuns:
         runs = [run.relative for run in self.runs if run.reference_version == reference_version]
         if len(runs) < LEAST_RUNS:
             return None
-        cases = set.intersection(*(set(run) for run in runs))
-        if not cases:
-            return None
-        squares = 0.0
-        for case in cases:
-            values = [run[case] for run in runs]
-            mean = sum(values) / len(values)
-            squares += sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        return math.sqrt(squares / len(cases))
+        cases = set.intersection(*map(set, runs))
+        variances = [variance(run[case] for run in runs) for case in cases]
+        return math.sqrt(fmean(variances)) if variances else None
 
 
 T = TypeVar("T", NoiseFloor, UnchangedRuns)

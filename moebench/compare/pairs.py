@@ -38,13 +38,7 @@ SAME_MARGIN = 0.01
 
 
 def latency(samples: Sequence[Sample], seed: int = 0) -> Interval:
-    """Seconds a step: total time over total steps, with a 95 % interval.
-
-    The limits are None for fewer than two blocks of rounds.
-
-    Raises:
-        ValueError: no samples.
-    """
+    """Seconds a step: total time over total steps, with a 95 % interval from two blocks on."""
     rounds = RoundTotals.of(samples)
     low, high = _exponentials(ratio_limits(rounds.seconds, rounds.steps, seed))
     return Interval(float(rounds.seconds.sum() / rounds.steps.sum()), low, high, LEVEL)
@@ -59,18 +53,13 @@ def speedup(
     """Total time of the baseline over total time of the target on the same steps, less delays.
 
     `names` are the titles of baseline and target, `seed` is that of the resampling.
-
-    Raises:
-        ValueError: rounds or steps differ, so that the times are not of the same work.
     """
     base, other = RoundTotals.of(baseline), RoundTotals.of(target)
     _same_work(base, other, names)
-    value, low, high = _ratio(
-        (base.seconds, expected_seconds(base)), (other.seconds, expected_seconds(other)), seed
-    )
+    times = (base.seconds, expected_seconds(base)), (other.seconds, expected_seconds(other))
+    value, low, high = _ratio(*times, seed)
     n = len(base.numbers)
-    said = verdict(low, high, n, "faster")
-    return Ratio("speedup", names[1], names[0], value, low, high, said, n)
+    return Ratio("speedup", *names[::-1], value, low, high, verdict(low, high, n, "faster"), n)
 
 
 @dataclass(frozen=True)
@@ -94,9 +83,6 @@ def overhead(target: Timed, between: tuple[Timed, Timed], seed: int = 0) -> Rati
         target: the adaptive router.
         between: the baseline and the floor, of larger and smaller k.
         seed: of the resampling.
-
-    Raises:
-        ValueError: rounds or steps differ, or the target's k cannot be interpolated.
     """
     above, below = between
     if above.mean_k <= below.mean_k:
@@ -111,21 +97,16 @@ def overhead(target: Timed, between: tuple[Timed, Timed], seed: int = 0) -> Rati
             f"mean k: found {target.mean_k}, too far outside {below.mean_k} to {above.mean_k}"
         )
     expected = weight * expected_seconds(upper) + (1 - weight) * expected_seconds(lower)
-    value, low, high = _ratio(
-        (other.seconds, expected_seconds(other)), (seconds, np.maximum(expected, 1e-12)), seed
-    )
-    n = len(other.numbers)
-    said = verdict(low, high, n, "slower")
-    return Ratio("overhead", target.title, above.title, value, low, high, said, n)
+    times = (other.seconds, expected_seconds(other)), (seconds, np.maximum(expected, 1e-12))
+    value, low, high = _ratio(*times, seed)
+    n, names = len(other.numbers), (target.title, above.title)
+    return Ratio("overhead", *names, value, low, high, verdict(low, high, n, "slower"), n)
 
 
 def verdict(
     low: float | None, high: float | None, n: int, above_one: Literal["faster", "slower"]
 ) -> Verdict:
-    """Verdict on a ratio from its 95 % interval and number of rounds.
-
-    `above_one` is the verdict on a ratio above 1.
-    """
+    """Verdict on a ratio from its 95 % interval and number of rounds; `above_one` if above 1."""
     if low is None or high is None or n < MIN_ROUNDS:
         return "unclear"
     if low >= 1 - SAME_MARGIN and high <= 1 + SAME_MARGIN:
@@ -144,28 +125,15 @@ def corrected(records: Sequence[Record]) -> tuple[Record, ...]:
     at most 5 % *of those called so* are expected to be wrong; rows that it does not reject become
     "unclear". "same" asks for a whole interval close to 1 and needs no correction.
     """
-    rows = [
-        (record.case.key, ratio)
-        for record in records
-        for ratio in record.ratios
-        if ratio.kind == "speedup"
-    ]
-    differs = rejected([ratio_p_value(ratio) for _, ratio in rows])
-    unclear = {
-        key
-        for (key, ratio), is_different in zip(rows, differs, strict=True)
-        if not is_different and ratio.verdict in ("faster", "slower")
-    }
+    ratios = [r for record in records for r in record.ratios if r.kind == "speedup"]
+    differs = iter(rejected(list(map(ratio_p_value, ratios))))
 
     def judged(ratio: Ratio) -> Ratio:
-        return replace(ratio, verdict="unclear") if ratio.kind == "speedup" else ratio
+        if ratio.kind != "speedup" or next(differs) or ratio.verdict == "same":
+            return ratio
+        return replace(ratio, verdict="unclear")
 
-    return tuple(
-        replace(record, ratios=tuple(map(judged, record.ratios)))
-        if record.case.key in unclear
-        else record
-        for record in records
-    )
+    return tuple(replace(r, ratios=tuple(map(judged, r.ratios))) for r in records)
 
 
 def ratio_p_value(ratio: Ratio) -> float:
@@ -182,9 +150,8 @@ def precise_enough(result: Interval | Ratio, relative_half_width: float) -> bool
     Repeated looks stop where an interval is too narrow by chance, so `measure_rounds` asks for two
     in a row, which restores the coverage in simulations. Stopping at a verdict would bias it.
     """
-    if result.low is None or result.high is None:
-        return False
-    if isinstance(result, Ratio) and result.n < MIN_ROUNDS:
+    is_short = isinstance(result, Ratio) and result.n < MIN_ROUNDS
+    if result.low is None or result.high is None or is_short:
         return False
     return (result.high - result.low) / (2 * result.value) <= relative_half_width
 
@@ -208,14 +175,12 @@ def _ratio(
     (above, expected_above), (below, expected_below) = numerator, denominator
     residuals = np.log(above / expected_above) - np.log(below / expected_below)
     totals = expected_above.sum() / expected_below.sum()
-    low, high = _exponentials(center_limits(residuals, seed))
-    return (
-        float(totals * math.exp(trimmed_mean(residuals))),
-        None if low is None else float(totals * low),
-        None if high is None else float(totals * high),
-    )
+    limits = _exponentials(center_limits(residuals, seed), totals)
+    return float(totals * math.exp(trimmed_mean(residuals))), *limits
 
 
-def _exponentials(limits: LimitPair) -> LimitPair:
+def _exponentials(limits: LimitPair, factor: float = 1.0) -> LimitPair:
     low, high = limits
-    return (None, None) if low is None or high is None else (math.exp(low), math.exp(high))
+    if low is None or high is None:
+        return None, None
+    return float(factor * math.exp(low)), float(factor * math.exp(high))

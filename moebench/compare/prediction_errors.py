@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class PredictionError:
     level: str
     n: int
     median: float
-    """Of the signed errors: above 0, predictions are too slow."""
+    """Median of the signed errors: above 0, predictions are too slow."""
     median_absolute: float
     p90_absolute: float
 
@@ -31,17 +32,14 @@ def prediction_error(record: Record) -> float | None:
 
 def prediction_errors(records: Sequence[Record]) -> tuple[PredictionError, ...]:
     """Errors by phase and level, in order of appearance, and over all; empty without records."""
-    errors = [
-        (record.case.workload.phase, record.case.workload.level, error)
-        for record in records
-        if (error := prediction_error(record)) is not None
-    ]
-    groups = dict.fromkeys((phase, level) for phase, level, _ in errors)
-    parts = [
-        _summary(phase, level, [e for p, v, e in errors if (p, v) == (phase, level)])
-        for phase, level in groups
-    ]
-    return (*parts, _summary("all", "all", [e for *_, e in errors])) if errors else ()
+    groups: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if (error := prediction_error(record)) is not None:
+            workload = record.case.workload
+            groups.setdefault((workload.phase, workload.level), []).append(error)
+    if groups:
+        groups["all", "all"] = [*chain(*groups.values())]
+    return tuple(_summary(*group, errors) for group, errors in groups.items())
 
 
 def _summary(phase: str, level: str, errors: Sequence[float]) -> PredictionError:

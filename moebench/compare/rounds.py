@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -29,25 +30,18 @@ class RoundTotals:
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "RoundTotals":
-        """Samples in the order of their rounds.
-
-        Raises:
-            ValueError: no samples.
-        """
+        """Samples in the order of their rounds."""
         if not samples:
             raise ValueError("samples: found none, expected at least one round")
-        numbers = tuple(sorted({sample.round for sample in samples}))
-        groups: dict[int, list[Sample]] = {number: [] for number in numbers}
-        for sample in samples:
-            groups[sample.round].append(sample)
-        by_round = list(groups.values())
-        work = [[s.work for s in group if s.work is not None] for group in by_round]
-        is_known = all(len(w) == len(g) for w, g in zip(work, by_round, strict=True))
+        ordered = sorted(samples, key=lambda sample: sample.round)
+        rounds = {n: [*group] for n, group in groupby(ordered, key=lambda sample: sample.round)}
+        by_round = rounds.values()
+        is_known = all(sample.work is not None for sample in samples)
         return cls(
-            numbers,
+            tuple(rounds),
             np.array([sum(s.seconds for s in group) for group in by_round]),
             np.array([float(sum(s.num_steps for s in group)) for group in by_round]),
-            np.array([sum(w) for w in work]) if is_known else None,
+            np.array([sum(s.work or 0 for s in g) for g in by_round]) if is_known else None,
             tuple(tuple(sorted((s.first_step, s.num_steps) for s in g)) for g in by_round),
         )
 

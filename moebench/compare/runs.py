@@ -21,7 +21,7 @@ from moebench.compare.intervals import center_limits, degrees_of_freedom, trimme
 from moebench.compare.noise import LEAST_RUNS, UnchangedRuns
 from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
 from moebench.records.confidence import effective_freedom, p_value, rejected, t_quantile
-from moebench.records.measurement import Measurement, Sample
+from moebench.records.measurement import Measurement
 from moebench.records.results import Verdict
 from moebench.records.run import Run
 
@@ -90,16 +90,11 @@ def compare_runs(
     """How much slower run B is than run A, case by case.
 
     Args:
-        run_a: the earlier or reference run.
-        run_b: the run that may be slower.
         unchanged: A/A runs of this machine; without them the noise between runs is unknown, and
             the intervals are too narrow and labelled so.
         threshold: relative slowdown from which a slower case is a regression, and change within
             which cases are called the same.
         force: compare runs of different machines or suites, and say so in `labels`.
-
-    Raises:
-        ValueError: the runs differ in machine, suite or reference operation; or share no case.
     """
     unchanged = unchanged or UnchangedRuns("", ())
     reasons = differences(run_a, run_b)
@@ -111,12 +106,11 @@ def compare_runs(
     shared = [case for case in of_a if case in of_b]
     if not shared:
         raise ValueError("these runs share no measured case")
-    version = _version(of_b)
-    is_divided = version is not None and _version(of_a) == version
-    between = unchanged.deviation(version) if is_divided and version is not None else None
-    noise = None if between is None else (between**2, len(unchanged.runs) - 1.0)
+    version = _version(of_b) if _version(of_a) == _version(of_b) else None
+    between = None if version is None else unchanged.deviation(version)
+    noise = [] if between is None else [(2 * between**2, len(unchanged.runs) - 1.0)]
     labels = [f"forced: {reason}" for reason in reasons]
-    if not is_divided:
+    if version is None:
         labels.append("latencies are not divided by a reference operation")
     if between is None:
         labels.append(
@@ -124,7 +118,7 @@ def compare_runs(
             "machine): intervals hold the noise within the runs only and are too narrow; "
             "make some: python -m moebench.doctor --aa-runs 10"
         )
-    changes = [_change(case, of_a[case], of_b[case], is_divided, noise) for case in shared]
+    changes = [_change(case, of_a[case], of_b[case], version is not None, noise) for case in shared]
     return Comparison(
         run_a.manifest.run,
         run_b.manifest.run,
@@ -147,14 +141,14 @@ def differences(run_a: Run, run_b: Run) -> tuple[str, ...]:
 def relative_latency(measurement: Measurement, is_divided: bool = True) -> LogLatency:
     """Logarithm of a case's latency over the reference operation of the same rounds.
 
-    The centre is that of a speedup: what the rounds' work accounts for, times the trimmed mean of
-    what is left.
+    The centre is that of a speedup (`moebench.compare.pairs`).
     """
     rounds = RoundTotals.of(measurement.samples)
     expected = expected_seconds(rounds)
     residuals = np.log(rounds.seconds / expected)
     if is_divided:
-        reference = _reference_seconds(measurement)
+        samples = measurement.reference.samples if measurement.reference else ()
+        reference = {sample.round: sample.seconds for sample in samples}
         # A round that was cut off before its reference operation has none.
         known = [i for i, number in enumerate(rounds.numbers) if number in reference]
         divisors = np.array([reference[rounds.numbers[i]] for i in known])
@@ -167,21 +161,12 @@ def relative_latency(measurement: Measurement, is_divided: bool = True) -> LogLa
     return LogLatency(value, (high - low) / (2 * t_quantile(freedom)), freedom)
 
 
-def _reference_seconds(measurement: Measurement) -> dict[int, float]:
-    samples: Sequence[Sample] = measurement.reference.samples if measurement.reference else ()
-    return {sample.round: sample.seconds for sample in samples}
-
-
 def _change(
-    case: str,
-    a: Measurement,
-    b: Measurement,
-    is_divided: bool,
-    between: tuple[float, float] | None,
+    case: str, a: Measurement, b: Measurement, is_divided: bool, noise: list[tuple[float, float]]
 ) -> tuple[CaseChange, float]:
     """A case without a verdict, and the p-value of "nothing changed".
 
-    `between` is the variance between runs with its degrees of freedom.
+    `noise` is the variance of a difference between runs with its degrees of freedom, if known.
     """
     of_a, of_b = (relative_latency(m, is_divided) for m in (a, b))
     plain = relative_latency(b, False).value - relative_latency(a, False).value
@@ -189,9 +174,7 @@ def _change(
     change = CaseChange(case, math.exp(value), None, None, math.exp(plain), "unclear", False)
     if of_a.error is None or of_b.error is None:
         return change, 1.0
-    parts = [(of_a.error**2, of_a.freedom), (of_b.error**2, of_b.freedom)]
-    if between is not None:
-        parts.append((2 * between[0], between[1]))
+    parts = [(of_a.error**2, of_a.freedom), (of_b.error**2, of_b.freedom), *noise]
     freedom = effective_freedom(parts)
     width = math.sqrt(sum(square for square, _ in parts)) * t_quantile(freedom)
     limited = replace(change, low=math.exp(value - width), high=math.exp(value + width))

@@ -9,20 +9,14 @@ def comparison_text(found: Comparison) -> str:
     """The table of a comparison for people."""
     rows = []
     for change in found.changes:
-        limits = "–"
-        if change.low is not None and change.high is not None:
-            limits = f"[{change.low:.3f}, {change.high:.3f}]"
-        verdict = change.verdict
-        said = f"same within {found.threshold:.0%}" if verdict == "same" else verdict
-        mark = "  REGRESSION" if change.is_regression else ""
-        figures = f"{change.value:.3f}", limits, f"{change.plain:.3f}"
-        rows.append((change.case, *figures, said + mark))
+        limits = "–" if change.low is None else f"[{change.low:.3f}, {change.high:.3f}]"
+        verdict = (
+            change.verdict if change.verdict != "same" else f"same within {found.threshold:.0%}"
+        )
+        verdict += "  REGRESSION" if change.is_regression else ""
+        rows.append((change.case, f"{change.value:.3f}", limits, f"{change.plain:.3f}", verdict))
     titles = ("time of B over A", "ratio", "95 %", "undivided", "verdict")
-    lines = [
-        f"A: {found.run_a}",
-        f"B: {found.run_b}",
-        "",
-    ]
+    lines = [f"A: {found.run_a}", f"B: {found.run_b}", ""]
     lines += text_table(titles, rows, left=(0, 4)).split("\n")
     lines += ["", *(f"note: {label}" for label in found.labels)]
     if found.deviation_between_runs is not None:

@@ -57,9 +57,8 @@ def causal_attention(
     """Causal attention of the last `sequence` of `total` positions, without copies of the keys.
 
     Each key-value head becomes a batch entry that serves its group of query heads. For one new
-    position the group is the rows of one query matrix: nothing to mask, and keys are read once for
-    the whole group. For more positions a stride of zero repeats the keys. Torch's own `enable_gqa`
-    would copy the keys for every query head on a CPU.
+    position the group is the rows of one query matrix, so that keys are read once for the group.
+    For more a stride of zero repeats the keys. Torch's `enable_gqa` would copy them on a CPU.
     """
     batch, sequence, heads, head = query.shape
     kv_heads, total = key.shape[1:3]
@@ -83,11 +82,8 @@ class KVCache:
     """Keys and values of all layers, in tensors of a fixed capacity.
 
     A forward pass writes the new positions at [length, length + sequence) and attends to all up to
-    there, but leaves `length` unchanged: a benchmark repeats the same step. To go on, the caller
-    adds the sequence length to it.
-
-    Args:
-        shape: layers, sequences, and the capacity in positions.
+    there, but leaves `length` unchanged: a benchmark repeats the same step. `shape` is layers,
+    sequences, and the capacity in positions.
     """
 
     def __init__(

@@ -69,9 +69,7 @@ class SharedExperts(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
         y = feed_forward(x, self.gate_up.weight, self.down.weight)
-        if self.gate is not None:
-            y = torch.sigmoid(self.gate(x)) * y
-        return y
+        return y if self.gate is None else torch.sigmoid(self.gate(x)) * y
 
 
 class Layer(nn.Module):
@@ -205,17 +203,13 @@ def build_decoder(
     """A stack with random normal weights, scaled so that activations keep a size of order 1.
 
     Matrices have a standard deviation of 1 / sqrt(inputs), norms are 1 +- 0.1, biases 0 +- 0.1.
-
-    Raises:
-        ValueError: the model's attention cannot be executed.
     """
     with torch.device("meta"):
         decoder = Decoder(model, num_layers, dtype)
     decoder.to_empty(device=device)
     for index, (name, parameter) in enumerate(decoder.named_parameters()):
-        is_matrix = parameter.dim() > 1
         mean = 1.0 if "norm" in name else 0.0
-        std = parameter.shape[-1] ** -0.5 if is_matrix else 0.1
+        std = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
         fill_normal(parameter.data, mean, std, (seed, index))
     return decoder
 
@@ -228,10 +222,6 @@ def training_loss(
     """Mean squared error in fp32 plus the routers' auxiliary losses (in training mode).
 
     A stand-in with the shape of a real loss: its gradient reaches every parameter that ran.
-    Between steps, `zero_grad(set_to_none=True)` frees the gradients instead of clearing them.
     """
-    loss = functional.mse_loss(y.float(), target.float())
-    for routing in routings:
-        if routing.aux_loss is not None:
-            loss = loss + routing.aux_loss
-    return loss
+    losses = [routing.aux_loss for routing in routings if routing.aux_loss is not None]
+    return sum(losses, start=functional.mse_loss(y.float(), target.float()))

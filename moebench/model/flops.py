@@ -4,12 +4,10 @@ fvcore traces the step and counts one per multiply-add; its result is doubled he
 else. torch's FlopCounterMode counts two per multiply-add of the operations that are dispatched.
 Both would count 0 for scaled dot-product attention on a CPU and for grouped_mm, so they get our
 formulas. For attention these count the pairs that attend rather than the whole rectangle of scores,
-as the closed form of `moebench.spec.ops` does.
-
-With adaptive routing the FLOPs of a step depend on its input; both tools count the same one.
-Counting runs the step and is slow: it has no place in anything timed.
+as the closed form of `moebench.spec.ops` does. Counting is slow: never count what is timed.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +51,7 @@ class CountedFlops:
     """FLOPs of a step by both counters; 2 per multiply-add."""
 
     fvcore: Flops | None
-    """FLOPs by fvcore; None for a step with a backward pass, which it does not trace."""
+    """None for a step with a backward pass, which fvcore does not trace."""
     torch: Flops
     unsupported: tuple[str, ...]
     """Operations that may hold FLOPs which were not counted: then both are lower bounds."""
@@ -70,21 +68,20 @@ COUNTED_AS = "grouped"
 the same routing."""
 
 
-def countable(experts: Experts) -> Experts:
-    """The execution itself, or `COUNTED_AS` where the counters cannot look inside it."""
-    hidden = (name for name, row in EXPERT_BACKENDS.items() if row.hides_flops)
-    return execution(COUNTED_AS) if experts in map(execution, hidden) else experts
-
-
 class ForwardStep(nn.Module):
-    """A forward step as a module of one tensor, which is what fvcore traces."""
+    """A forward step as a module of one tensor, which is what fvcore traces.
+
+    `counted` is `COUNTED_AS` where that runs instead, None where `experts` are run themselves.
+    """
 
     def __init__(
         self, decoder: Decoder, routers: Sequence[Router], experts: Experts, mode: StepMode
     ) -> None:
         super().__init__()
-        self.decoder, self.routers = decoder, nn.ModuleList(routers)
-        self.experts, self.mode = experts, mode
+        self.decoder, self.routers, self.mode = decoder, nn.ModuleList(routers), mode
+        hidden = (name for name, row in EXPERT_BACKENDS.items() if row.hides_flops)
+        self.counted = COUNTED_AS if experts in map(execution, hidden) else None
+        self.experts = execution(self.counted) if self.counted else experts
 
     def forward(self, x: Float[Tensor, "batch sequence hidden"]) -> Tensor:
         y: Tensor = self.decoder(x, [*self.routers], self.experts, self.mode)[0]
@@ -93,16 +90,9 @@ class ForwardStep(nn.Module):
 
 def count_flops(step: ForwardStep, x: Float[Tensor, "batch sequence hidden"]) -> CountedFlops:
     """Run one forward step and count its FLOPs with both tools at once."""
-    experts, counted = step.experts, countable(step.experts)
-    with torch.no_grad():
-        if counted is not experts:  # the first step of a backend sets it up
-            step(x)
-        step.experts = counted
-        with torch_counter() as counter:
-            macs, unsupported = trace_macs(step, x)
-    step.experts = experts
-    instead = None if counted is experts else COUNTED_AS
-    return CountedFlops(2 * macs, counter.get_total_flops(), unsupported, instead)
+    with torch.no_grad(), torch_counter() as counter:
+        macs, unsupported = trace_macs(step, x)
+    return CountedFlops(2 * macs, counter.get_total_flops(), unsupported, step.counted)
 
 
 def count_training_flops(
@@ -112,10 +102,8 @@ def count_training_flops(
 
     fvcore traces the forward pass only, and says which operations are unknown.
     """
-    experts, step.experts = step.experts, countable(step.experts)
     with torch.no_grad():
         _, unsupported = trace_macs(step, x)
-    step.experts = experts
     with torch_counter() as counter:
         run()
     return CountedFlops(None, counter.get_total_flops(), unsupported)
@@ -130,9 +118,11 @@ def trace_macs(module: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
 
         analysis = FlopCountAnalysis(module, x)
         attention = torch.ops.aten.scaled_dot_product_attention
-        formulas = {"aten::scaled_dot_product_attention": _attention(attention)}
-        formulas |= {"aten::_grouped_mm": _grouped_mm}
-        formulas |= {f"moebench::{name}": count for name, count in RAGGED.items()}
+        formulas = {
+            "aten::scaled_dot_product_attention": _attention(attention),
+            "aten::_grouped_mm": _grouped_mm,
+            **{f"moebench::{name}": count for name, count in RAGGED.items()},
+        }
         for name, count in formulas.items():
             analysis.set_op_handle(name, _traced(count))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -178,14 +168,8 @@ def attended_pairs(queries: int, keys: int, is_causal: bool) -> int:
     return queries * (keys - queries) + queries * (queries + 1) // 2
 
 
-def attention_macs(query: Shape, key: Shape, value: Shape, is_causal: bool) -> int:
-    """Scores and weighted values of scaled dot-product attention [batch, heads, length, head]."""
-    batch, heads, queries, head = query
-    return batch * heads * attended_pairs(queries, key[2], is_causal) * (head + value[3])
-
-
 def _attention(op: Any, passes: int = 1) -> Callable[..., int]:
-    """FLOPs of an attention operation; operations differ in the order of their arguments.
+    """FLOPs of attention [batch, heads, length, head]; operations differ in their arguments' order.
 
     A counter gets only the shape of a mask. A mask counts as causal: the decoder has no other.
     """
@@ -194,10 +178,10 @@ def _attention(op: Any, passes: int = 1) -> Callable[..., int]:
     def count(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         has_mask = any(given.get(name) is not None for name in ("attn_mask", "attn_bias"))
-        macs = attention_macs(
-            given["query"], given["key"], given["value"], has_mask or given.get("is_causal", False)
-        )
-        return 2 * passes * macs
+        batch, heads, queries, head = given["query"]
+        is_causal = has_mask or given.get("is_causal", False)
+        pairs = batch * heads * attended_pairs(queries, given["key"][2], is_causal)
+        return int(2 * passes * pairs * (head + given["value"][3]))
 
     return count
 
@@ -207,33 +191,22 @@ def _grouped_mm(rows: Shape, weights: Shape, *_: Any, **__: Any) -> int:
     return 2 * rows[0] * weights[-2] * weights[-1]
 
 
-def _ragged(assignments: int, weights: int) -> Callable[..., int]:
-    """FLOPs of a kernel of `moebench.experts.gpu`: one expert's matrix for each assignment.
+def _ragged(weights: int) -> Callable[..., int]:
+    """FLOPs of a kernel of `moebench.experts.gpu` whose argument `weights` has the matrices.
 
-    The kernel gets an upper bound of the assignments; outside a CUDA graph the bound is their
-    number.
-
-    Args:
-        assignments: place of the argument with one entry for each assignment.
-        weights: place of the experts' matrices.
+    Argument 1 has one entry an assignment, or a bound of them in a CUDA graph.
     """
-
-    def count(*shapes: Any, **_: Any) -> int:
-        (rows,) = shapes[assignments]
-        _, n, k = shapes[weights]
-        return int(2 * rows * n * k)
-
-    return count
+    return lambda *shapes, **_: int(2 * shapes[1][0] * math.prod(shapes[weights][1:]))
 
 
-RAGGED = {"ragged_up": _ragged(1, 3), "ragged_down": _ragged(1, 4)}
+RAGGED = {"ragged_up": _ragged(3), "ragged_down": _ragged(4)}
 
 
 def _traced(count: Callable[..., int]) -> Callable[[list[Any], list[Any]], int]:
     """A formula for torch's counter as fvcore takes it: of nodes of a trace, in multiply-adds."""
 
     def value(node: Any) -> Any:
-        is_tensor = node.type().kind() == "TensorType"
-        return node.type().sizes() if is_tensor else node.toIValue()
+        kind = node.type()
+        return kind.sizes() if kind.kind() == "TensorType" else node.toIValue()
 
     return lambda inputs, _: count(*map(value, inputs)) // 2
