@@ -25,7 +25,7 @@ from moebench.compare.noise import (
     save_noise_floor,
 )
 from moebench.doctor.record import circumstances, make_record, write_record
-from moebench.doctor.selftest import selftest, selftest_budget
+from moebench.doctor.selftest import LEAST_BUDGET, selftest
 from moebench.doctor.text import findings_text, selftest_table, selftest_text
 from moebench.doctor.timed_units import FEW_ROUNDS
 from moebench.doctor.unchanged import make_unchanged_runs
@@ -35,6 +35,7 @@ from moebench.measure.environment import describe_machine
 from moebench.measure.preflight import inspect_machine
 from moebench.records.manifest import now
 from moebench.spec.schema import encode
+from moebench.units import text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answer(options: argparse.Namespace, given: Sequence[str]) -> int:
     device = choose_device(options.device)
-    if options.out is not None and not options.selftest:
-        raise ValueError("--out: only beside --selftest, whose record it keeps")
     if options.selftest:
         return _selftest(device, options, given)
+    if options.out is not None:
+        raise ValueError("--out: only beside --selftest, whose record it keeps")
     if options.aa_runs is None:
         return _inspect(device, options.json)
     return _make_unchanged_runs(options.aa_runs, device, options.json)
@@ -69,8 +70,8 @@ def _inspect(device: torch.device, as_json: bool) -> int:
     findings = inspect_machine(machine.software.num_threads, machine.cpu.num_cores)
     floor = load_noise_floor(machine.fingerprint)
     runs = len(load_unchanged_runs(machine.fingerprint).runs)
-    known = {"findings": encode(findings), "noise_floor": encode(floor), "aa_runs": runs}
     if as_json:
+        known = {"findings": encode(findings), "noise_floor": encode(floor), "aa_runs": runs}
         terminal.show_json({"schema": 1, **known})
     else:
         measured = "not measured: --selftest" if floor is None else f"±{floor.half_width:.1%}"
@@ -80,7 +81,10 @@ def _inspect(device: torch.device, as_json: bool) -> int:
 
 
 def _selftest(device: torch.device, options: argparse.Namespace, given: Sequence[str]) -> int:
-    budget = selftest_budget(options.time_budget)
+    budget = terminal.seconds("--time-budget", options.time_budget)
+    if budget < LEAST_BUDGET:
+        least = text(LEAST_BUDGET, "time")
+        raise ValueError(f"--time-budget: found {options.time_budget}, expected at least {least}")
     if options.out is not None:
         make_folder(options.out)
     machine = describe_machine(device)

@@ -23,6 +23,7 @@ from moebench.spec.schema import decode, encode
 
 SCHEMA = 1
 CIRCUMSTANCES = "circumstances"
+VERSIONS = ("moebench", "torch", "python", "numpy")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Circumstances:
     """Git commit, with "-dirty" where files differed from it; None outside a checkout."""
     versions: Mapping[str, str]
     num_threads: int
-    """Threads that torch computes with."""
     num_cores: int
     load_average: tuple[float, ...]
     """Processes that wanted to run at the start, mean over 1, 5 and 15 minutes; empty where the
@@ -58,19 +58,12 @@ class Circumstances:
 
 
 def circumstances(command: str, device: torch.device) -> Circumstances:
-    """Circumstances of this process now: to be taken before the measurement loads the machine.
-
-    Args:
-        command: what to type to repeat the measurement.
-        device: where it computes.
-    """
+    """Circumstances of this process now: to be taken before the measurement loads the machine."""
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     started = datetime.now(UTC)
     environment = describe_machine(device)
     cpu, gpu, software = environment.cpu, environment.gpu, environment.software
-    commit = software.commit
-    if commit is not None and software.dirty:
-        commit = f"{commit}-dirty"
+    commit = software.commit and software.commit + "-dirty" * bool(software.dirty)
     return Circumstances(
         run=run_id(started, software.commit),
         command=command,
@@ -78,9 +71,7 @@ def circumstances(command: str, device: torch.device) -> Circumstances:
         model=gpu.name if gpu else cpu.model,
         taken_at=started.isoformat(timespec="seconds"),
         commit=commit,
-        versions={
-            name: getattr(software, name) for name in ("moebench", "torch", "python", "numpy")
-        },
+        versions={name: getattr(software, name) for name in VERSIONS},
         num_threads=software.num_threads,
         num_cores=cpu.num_cores,
         load_average=tuple(round(value, 2) for value in load),

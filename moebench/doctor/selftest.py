@@ -1,10 +1,8 @@
 """The harness measured by itself: how often its verdicts are wrong on this machine.
 
-A unit of work of about 1 ms, and one of 100 ms, runs twice in every round, as two cases that
-differ only by name. Rounds, their random order and the clock are those of every cell
-(`measure_rounds`). That gives long recordings of real times. An *experiment* plays a stretch of a
-recording to the code that ends a cell and judges a speedup; the stopping rule is on, at most 96
-rounds (36 for a slowdown of 5 %).
+A unit of work of about 1 ms, and one of 100 ms, runs twice in every round of `measure_rounds`, as
+two cases that differ only by name. An *experiment* plays a stretch of the recorded times to the
+code that ends a cell and judges a speedup, for at most 96 rounds (36 for a slowdown of 5 %).
 
 - 1 ms unit: at least 400 experiments on *disjoint* stretches, so that their counts have an exact
   binomial interval (Clopper and Pearson).
@@ -24,7 +22,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from moebench import terminal
 from moebench.compare import pairs
 from moebench.doctor.timed_units import (
     FEW_ROUNDS,
@@ -44,7 +41,7 @@ from moebench.measure.latency import Plan, Progress, measure_rounds
 from moebench.records.confidence import share_limits
 from moebench.records.measurement import Sample
 from moebench.records.results import Ratio
-from moebench.units import Seconds, text
+from moebench.units import Seconds
 
 LEAST_BUDGET: Seconds = 90.0
 """Shortest selftest: less time holds no experiment on the 100 ms unit."""
@@ -57,7 +54,7 @@ QUICK_SHARE, SLOW_SHARE, REAL_SHARE = 0.38, 0.32, 0.04
 real work; the rest is for playing the experiments."""
 SHARED_EXPERIMENTS = 200
 """Experiments on the 100 ms unit, which overlap."""
-BANDS: Mapping[str, tuple[float, float]] = {
+BANDS = {
     "aa_rate": (0.02, 0.07),
     "power_2": (0.80, 1.0),
     "power_5": (0.95, 1.0),
@@ -88,9 +85,8 @@ class UnitRates:
     coverage: Rate
     """Share of intervals that hold the planted truth, over all planted slowdowns and none."""
     power_2: Rate
-    """Share of slowdowns of 2 % that are judged "slower"."""
     power_5: Rate
-    """Share of slowdowns of 5 % that are judged "slower"."""
+    """Shares of slowdowns of 2 % and of 5 % that are judged "slower"."""
     mean_rounds: float
     """Mean number of rounds in the experiments without a slowdown."""
     half_width: float
@@ -107,22 +103,22 @@ class Selftest:
     coverage: float
     noise_floor: float
     quick: UnitRates
-    """The 1 ms unit."""
     quick_drift: UnitRates
+    """Rates on the 1 ms unit."""
     slow: UnitRates
-    """The 100 ms unit."""
     slow_drift: UnitRates
+    """Rates on the 100 ms unit."""
     real_power_2: Rate
-    """Share of experiments with 2 % more products on the 1 ms unit that are judged "slower"."""
     real_power_5: Rate
+    """Shares of experiments with 2 or 5 % more products on the 1 ms unit that are "slower"."""
     unit: Seconds
     """Median time of the quick unit."""
     visit: Seconds
     """Median time of a visit, which repeats the quick unit as visits of quick cases do."""
     slow_unit: Seconds
     rounds: int
-    """Recorded rounds of the quick unit."""
     slow_rounds: int
+    """Recorded rounds of both units."""
     duration: Seconds
     missed: tuple[str, ...]
     """Rates outside their required bands."""
@@ -154,10 +150,8 @@ def experiment(times: Times, most: int, seed: int) -> Ratio:
 def rates(stretches: Sequence[Times], drift: float, independent: int | None = None) -> UnitRates:
     """Error rates over experiments on stretches of at least `MANY_ROUNDS` rounds.
 
-    Args:
-        stretches: recorded times of two equal cases.
-        drift: relative slowdown of the machine over a stretch.
-        independent: number of disjoint stretches among them; None: all are disjoint.
+    The machine slows down by `drift` over a stretch; `independent` is the number of disjoint
+    stretches (None: all).
     """
 
     def ratios(slowdown: float, most: int) -> list[Ratio]:
@@ -210,15 +204,6 @@ def verdict(name: str, rate: Rate) -> Literal["reached", "missed", "undecided"]:
     return "missed"
 
 
-def selftest_budget(given: str) -> Seconds:
-    """Wall time of a selftest, from what --time-budget says."""
-    budget = terminal.seconds("--time-budget", given)
-    if budget < LEAST_BUDGET:
-        least = text(LEAST_BUDGET, "time")
-        raise ValueError(f"--time-budget: found {given}, expected at least {least}")
-    return budget
-
-
 def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selftest:
     """Measure the harness on this machine in a budget of wall time, experiments included."""
     clock = clock_for(device)
@@ -243,19 +228,18 @@ def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selft
         stretches = cut(recorded(visit, more, REAL_SHARE, "extra work, 1 ms unit"), rounds)
         slower = [experiment(t, rounds, i).verdict == "slower" for i, t in enumerate(stretches)]
         real.append(exact_rate(sum(slower), len(slower)))
-    by_unit: dict[tuple[str, float], UnitRates] = {}
+    by_unit: dict[str, UnitRates] = {}
     disjoint = slow_times.shape[1] // MANY_ROUNDS
-    for drift in (0.0, DRIFT):
+    for drift, where in ((0.0, ""), (DRIFT, " with drift")):
         tell(f"experiments with a drift of {drift:.0%}")
-        by_unit["1 ms", drift] = rates(cut(quick_times, MANY_ROUNDS), drift)
+        by_unit[f"1 ms unit{where}"] = rates(cut(quick_times, MANY_ROUNDS), drift)
         shared = shuffled(slow_times, MANY_ROUNDS, SHARED_EXPERIMENTS)
-        by_unit["100 ms", drift] = rates(shared, drift, disjoint)
+        by_unit[f"100 ms unit{where}"] = rates(shared, drift, disjoint)
     judged: dict[str, list[str]] = {"reached": [], "missed": [], "undecided": []}
-    for (unit, drift), unit_rates in by_unit.items():
+    for unit, unit_rates in by_unit.items():
         for name in BANDS:
             rate = getattr(unit_rates, name)
-            where = f"{name} on the {unit} unit{' with drift' if drift else ''}"
-            judged[verdict(name, rate)].append(f"{where}: {rate.value:.1%}")
+            judged[verdict(name, rate)].append(f"{name} on the {unit}: {rate.value:.1%}")
     every = by_unit.values()
     return Selftest(
         aa_rate=max((r.aa_rate.value for r in every), key=lambda value: abs(value - 0.05)),
@@ -263,10 +247,10 @@ def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selft
         power_5=min(r.power_5.value for r in every),
         coverage=max((r.coverage.value for r in every), key=lambda value: abs(value - 0.95)),
         noise_floor=max(r.half_width for r in every),
-        quick=by_unit["1 ms", 0.0],
-        quick_drift=by_unit["1 ms", DRIFT],
-        slow=by_unit["100 ms", 0.0],
-        slow_drift=by_unit["100 ms", DRIFT],
+        quick=by_unit["1 ms unit"],
+        quick_drift=by_unit["1 ms unit with drift"],
+        slow=by_unit["100 ms unit"],
+        slow_drift=by_unit["100 ms unit with drift"],
         real_power_2=real[0],
         real_power_5=real[1],
         unit=float(np.median(quick_times)) / repeats,

@@ -27,7 +27,6 @@ class Unit:
     run: Callable[[int], None]
     """Runs a number of products."""
     products: int
-    """Products that fill the unit."""
     seconds: Seconds
     """Time of these products."""
 
@@ -66,32 +65,19 @@ def record_times(
     most: int,
     progress: Callable[[], None],
 ) -> Times:
-    """Times of a pair of works in interleaved rounds.
+    """Times of a pair of works in interleaved rounds, as many as `most` and `budget` allow.
 
-    Args:
-        pair: the two works.
-        device: where they compute.
-        budget: wall time at most.
-        most: rounds at most.
-        progress: called after every `MANY_ROUNDS` rounds.
-
-    Raises:
-        ValueError: the budget did not hold one experiment.
+    `progress` is called after every `MANY_ROUNDS` rounds. It is an error if the budget is too short
+    for one experiment.
     """
     first, second = pair
+    visits = {"first": lambda step, n: first(), "second": lambda step, n: second()}
     clock = clock_for(device)
     end, parts, done = clock.now() + budget, [], 0
     while done < most and clock.now() < end:
-        rounds = measure_rounds(
-            {"first": lambda step, n: first(), "second": lambda step, n: second()},
-            clock,
-            Plan(
-                budget=end - clock.now(),
-                seed=done,
-                max_warmup_visits=0,
-                max_rounds=min(MANY_ROUNDS, most - done),
-            ),
-        )
+        at_most = min(MANY_ROUNDS, most - done)
+        plan = Plan(end - clock.now(), seed=done, max_warmup_visits=0, max_rounds=at_most)
+        rounds = measure_rounds(visits, clock, plan)
         parts.append([[s.seconds for s in rounds.samples[key]] for key in ("first", "second")])
         done += rounds.num_rounds
         progress()
