@@ -37,12 +37,14 @@ def cell_caveats(cell: ReadyCell, ready: ReadyCase, cache_bytes: Bytes) -> tuple
                 "run and compare with --eager",
             )
         )
-    is_decode = cell.workload.phase == "decode"
+    is_decode, backend = cell.workload.phase == "decode", ready.case.backend
     if cell.bench.device.type == "cuda" and is_decode and not cell.graphs:
+        is_capturable = EXPERT_BACKENDS[backend].is_capturable
+        waiting = "waits" if is_capturable else f"and expert backend {backend!r} wait"
         caveats.append(
             Caveat(
                 "host-sync",
-                f"{_waiting(ready.case.backend)} for the device",
+                f"the routing {waiting} for the device",
                 "the device waits for the host once a layer, which a short decode step feels",
                 "read decode speedups as those of eager launches",
             )
@@ -74,10 +76,3 @@ def round_caveats(rounds: Rounds) -> tuple[Caveat, ...]:
             "give the suite more time (--time-budget)",
         ),
     )
-
-
-def _waiting(backend: str) -> str:
-    """What makes the host wait when a step is launched eagerly."""
-    if EXPERT_BACKENDS[backend].is_capturable:
-        return "the routing waits"
-    return f"the routing and expert backend {backend!r} wait"

@@ -21,7 +21,7 @@ from moebench.measure.latency import Visit
 from moebench.model.attention import KVCache
 from moebench.model.decoder import Decoder, Mark, StepMode, no_mark, training_loss
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Router, Routing
+from moebench.routers.routing import Router
 from moebench.spec.case import Case, Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
@@ -127,10 +127,11 @@ class ReadyCell:
             return self.graphs[ready.case.key].replay(x)
         if self.workload.phase != "train":
             return self.infer(ready, x, self.mode(mark))
-        y, routings = self._forward(ready, x, self.mode(mark))
+        y, routings = self.bench.decoder(x, ready.routers, self.experts, self.mode(mark))
         training_loss(y, routings, x).backward()  # type: ignore[no-untyped-call]
         mark("backward")
-        return y.detach()
+        detached: Tensor = y.detach()
+        return detached
 
     def mode(self, mark: Mark = no_mark, bounded: bool = False) -> StepMode:
         """How the steps of this cell run."""
@@ -139,14 +140,8 @@ class ReadyCell:
     def infer(self, ready: ReadyCase, x: Tensor, mode: StepMode) -> Tensor:
         """Run an eager step of inference."""
         with torch.inference_mode():
-            y, _ = self._forward(ready, x, mode)
+            y: Tensor = self.bench.decoder(x, ready.routers, self.experts, mode)[0]
         return y
-
-    def _forward(self, ready: ReadyCase, x: Tensor, mode: StepMode) -> tuple[Tensor, list[Routing]]:
-        result: tuple[Tensor, list[Routing]] = self.bench.decoder(
-            x, ready.routers, self.experts, mode
-        )
-        return result
 
     def discard_gradients(self, ready: ReadyCase) -> None:
         """Free the gradients of the last training step; nothing to do in inference."""
@@ -167,11 +162,7 @@ class ReadyCell:
         return run
 
     def check(self, y: Tensor) -> None:
-        """Check a step's output.
-
-        Raises:
-            NotANumber: it is not finite.
-        """
+        """Refuse a step's output that is not finite by `NotANumber`."""
         bad = int((~torch.isfinite(y)).sum())
         if bad:
             raise NotANumber(f"{bad} of {y.numel()} output elements are NaN or infinite")
@@ -203,11 +194,7 @@ def balanced_order(assignments: NDArray[np.float64], seed: int) -> NDArray[np.in
     """An order of the steps in which every stretch from the start looks like the whole stream.
 
     Greedy: out of some random candidates the step is taken that keeps the running mean of every
-    case's assignments closest to its mean over the stream.
-
-    Args:
-        assignments: of each case in each step [cases, steps].
-        seed: of the candidates.
+    case's assignments [cases, steps] closest to its mean over the stream.
     """
     rng = np.random.default_rng(seed)
     num_steps = assignments.shape[1]

@@ -54,19 +54,6 @@ def case_flops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -
     return case.num_layers * total_flops(case_ops(case, policy, model, load))
 
 
-def promised_and_predicted(
-    target: Case, baseline: Case, target_estimate: Estimate, baseline_estimate: Estimate
-) -> tuple[Ratio, Ratio]:
-    """The speedup that FLOPs promise and the one that the cost model predicts."""
-    titles = (target.router.title, baseline.router.title)
-    flops = baseline_estimate.flops / target_estimate.flops
-    latency = baseline_estimate.latency / target_estimate.latency
-    return (
-        Ratio("flops-promise", *titles, flops, None, None, None, 0),
-        Ratio("predicted-speedup", *titles, latency, None, None, None, 0),
-    )
-
-
 def forecast_cells(
     planned: Sequence[Cell], model: ModelSpec, calibration: Calibration
 ) -> Estimates:
@@ -80,21 +67,27 @@ def forecast_cells(
 
 def predictions(run: str, planned: Sequence[Cell], estimates: Estimates) -> tuple[Record, ...]:
     """One predicted record a case, with what FLOPs promise and what the model predicts."""
-    return tuple(
-        Record(
-            run=run,
-            cell=cell.key,
-            case=case,
-            provenance="predicted",
-            estimate=estimates[case.key],
-            measurement=None,
-            ratios=()
-            if case == cell.baseline
-            else promised_and_predicted(
-                case, cell.baseline, estimates[case.key], estimates[cell.baseline.key]
-            ),
-            written_at=now(),
-        )
-        for cell in planned
-        for case in cell.cases
-    )
+    records = []
+    for cell in planned:
+        base = estimates[cell.baseline.key]
+        for case in cell.cases:
+            own, titles = estimates[case.key], (case.router.title, cell.baseline.router.title)
+            ratios = (
+                Ratio("flops-promise", *titles, base.flops / own.flops, None, None, None, 0),
+                Ratio(
+                    "predicted-speedup", *titles, base.latency / own.latency, None, None, None, 0
+                ),
+            )
+            records.append(
+                Record(
+                    run=run,
+                    cell=cell.key,
+                    case=case,
+                    provenance="predicted",
+                    estimate=own,
+                    measurement=None,
+                    ratios=() if case == cell.baseline else ratios,
+                    written_at=now(),
+                )
+            )
+    return tuple(records)

@@ -51,9 +51,6 @@ def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Ce
 
     Two backends may have a cell executed by the same one, as `packed` has training executed by
     `grouped`: such a cell is planned once.
-
-    Raises:
-        ValueError: a backend that is not known.
     """
     by_key: dict[str, Cell] = {}
     for name in backends:
@@ -80,15 +77,6 @@ def changed(cell: Cell, **changes: str) -> Cell:
         baseline=moved(cell.baseline),
         floor=moved(cell.floor) if cell.floor else None,
     )
-
-
-def _is_replayed(cell: Cell) -> bool:
-    """Whether a GPU runs the cell as CUDA graphs: decode, by a backend that can be captured.
-
-    Launching such a step from the host takes longer than its work.
-    """
-    is_capturable = EXPERT_BACKENDS[cell.baseline.backend].is_capturable
-    return cell.workload.phase == "decode" and is_capturable
 
 
 @dataclass(frozen=True)
@@ -121,10 +109,6 @@ def cells(suite: Suite, kind: DeviceKind, choice: CellChoice = CellChoice()) -> 
 
     A case names the backend that executes it, which in training may be the stand-in of the one
     asked for.
-
-    Raises:
-        ValueError: a router that the suite does not have, an unknown backend, or no workload for
-            `kind`.
     """
     num_layers = choice.num_layers or suite.device_plan(kind).num_layers
     if num_layers > MOST["num_layers"]:
@@ -146,7 +130,13 @@ def cells(suite: Suite, kind: DeviceKind, choice: CellChoice = CellChoice()) -> 
     planned = _with_backends(planned, choice.backends or (suite.backend(kind),))
     if kind == "cpu" or choice.is_eager:
         return planned
-    return tuple(changed(cell, launch="graph") if _is_replayed(cell) else cell for cell in planned)
+    # Launching a step of decode from the host takes longer than its work: such steps are replayed.
+    return tuple(
+        changed(cell, launch="graph")
+        if cell.workload.phase == "decode" and EXPERT_BACKENDS[cell.baseline.backend].is_capturable
+        else cell
+        for cell in planned
+    )
 
 
 def _cell(suite: Suite, chosen: Sequence[int], workload: Workload, num_layers: int) -> Cell:
@@ -179,13 +169,8 @@ def runnable_cells(
 ) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
     """The cells that can run here, and a line for each that cannot or has another backend.
 
-    Args:
-        planned: the cells.
-        device: where they are to run.
-        is_asked: the user named the backends; a suite's own choice gives way to its stand-in.
-
-    Raises:
-        ValueError: a backend does not run here, or must not share a process with another.
+    A suite's own choice of a backend gives way to its stand-in, one that the user asked for is
+    refused.
     """
     import torch
 
@@ -198,8 +183,13 @@ def runnable_cells(
             stand_in = EXPERT_BACKENDS[name].stand_in
             if is_asked or stand_in is None:
                 raise ValueError(f"expert backend {name!r} does not run here: {why}")
-            caveats = (*cell.caveats, _instead(name, stand_in, why))
-            cell = replace(changed(cell, backend=stand_in), caveats=caveats)
+            caveat = Caveat(
+                "stand-in",
+                f"expert backend {name!r}, the suite's choice, does not run here: {why}",
+                f"{stand_in!r} ran instead; its speedups at few tokens may be others",
+                "name the backend (--experts), or use a processor and a torch that have it",
+            )
+            cell = replace(changed(cell, backend=stand_in), caveats=(*cell.caveats, caveat))
             notes.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
         backend = EXPERT_BACKENDS[cell.baseline.backend]
         if cell.workload.phase == "train" and not backend.has_gradients:
@@ -214,12 +204,3 @@ def runnable_cells(
                 "run it by itself"
             )
     return tuple(runnable), tuple(dict.fromkeys(notes))
-
-
-def _instead(name: str, stand_in: str, why: str) -> Caveat:
-    return Caveat(
-        "stand-in",
-        f"expert backend {name!r}, the suite's choice, does not run here: {why}",
-        f"{stand_in!r} ran instead; its speedups at few tokens may be others",
-        "name the backend (--experts), or use a processor and a torch that have it",
-    )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -59,14 +60,11 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
                 routers.append(router)
             for router in routers:
                 router.train(workload.phase == "train")
+            shares = [*zip(*zip_longest(*histograms, fillvalue=0.0), strict=True)]
+            histogram = tuple(np.mean(shares, axis=0).tolist())
+            cases.append(ReadyCase(case, policy, tuple(routers), np.stack(loads), histogram, lag1))
         except Exception as error:
             errors[case.key] = without_frames(error)
-            continue
-        cases.append(
-            ReadyCase(
-                case, policy, tuple(routers), np.stack(loads), _mean_histogram(histograms), lag1
-            )
-        )
     return replace(ready, cases=tuple(cases), errors=errors)
 
 
@@ -142,9 +140,3 @@ def repeated(cache: KVCache, copies: int) -> KVCache:
     wide.values = cache.values.repeat(1, copies, 1, 1, 1)
     wide.length = cache.length
     return wide
-
-
-def _mean_histogram(histograms: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    longest = max(len(histogram) for histogram in histograms)
-    padded = [(*h, *([0.0] * (longest - len(h)))) for h in histograms]
-    return tuple(np.mean(padded, axis=0).tolist())

@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 
 
 def run_routers_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Predict the suite, or measure it here or what is left of a run; 3 if a case failed.
-
-    Raises:
-        ValueError: an option, the suite, or the run to resume is not as it must be.
-    """
+    """Predict the suite, or measure it here or what is left of a run; 3 if a case failed."""
     if options.full:
         raise ValueError("--full: only for a suite of expert backends")
     resumed = load_run(options.resume) if options.resume else None
@@ -80,8 +76,7 @@ def _predict(options: argparse.Namespace, suite: Suite) -> int:
     hardware = load_hardware(options.predict)
     planned = _planned(options, suite, hardware.kind)
     calibration = from_datasheet(hardware, suite.file.dtype)
-    estimates = forecast_cells(planned, suite.model, calibration)
-    records = predictions("predicted", planned, estimates)
+    records = predictions("predicted", planned, forecast_cells(planned, suite.model, calibration))
     source = f"predicted for {hardware.title}; calibration: {calibration.name}"
     return _show_predicted(records, source, options.json)
 
@@ -182,11 +177,7 @@ def _manifest(
     suite: Suite, planned: Sequence[Cell], machine: "Machine", argv: Sequence[str], budget: Seconds
 ) -> Manifest:
     environment = machine.environment
-    software = environment.software
-    commit = software.commit
-    if commit is not None and software.dirty:
-        commit = f"{commit}-dirty"
-    started = datetime.now(UTC)
+    software, started = environment.software, datetime.now(UTC)
     floor = load_noise_floor(environment.fingerprint)
     return Manifest(
         run=run_id(started, software.commit),
@@ -202,18 +193,13 @@ def _manifest(
         device=environment.device,
         dtype=suite.file.dtype,
         versions={
-            "moebench": software.moebench,
-            "torch": software.torch,
-            "python": software.python,
-            "numpy": software.numpy,
+            name: getattr(software, name) for name in ("moebench", "torch", "python", "numpy")
         },
-        commit=commit,
+        commit=software.commit and f"{software.commit}{'-dirty' if software.dirty else ''}",
         seed=suite.file.seed,
         baseline=planned[0].baseline.router.title,
         budget=budget,
-        cells=tuple(
-            PlannedCell(cell.key, tuple(case.key for case in cell.cases)) for cell in planned
-        ),
+        cells=tuple(PlannedCell(c.key, tuple(case.key for case in c.cases)) for c in planned),
         started_at=started.isoformat(timespec="seconds"),
         noise_floor=None if floor is None else floor.half_width,
     )

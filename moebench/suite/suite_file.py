@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import Policy, policy
@@ -146,12 +146,7 @@ def suite_names() -> tuple[str, ...]:
 
 
 def load_suite(name: str) -> Suite:
-    """Read and check a suite by its shipped name, or from a TOML file.
-
-    Raises:
-        ValueError: unknown suite, model, router or option, or an ill-typed value; the message has
-            the file, the key, what was found, what was expected and the nearest known name.
-    """
+    """Read and check a suite by its shipped name, or from a TOML file."""
     path = suite_path(name)
     if not re.fullmatch(r"\w[\w .+-]*", path.stem):
         # It names a folder of the results.
@@ -169,7 +164,15 @@ def load_suite(name: str) -> Suite:
             raise ValueError(f"{where}{table}backend: unknown expert backend {backend!r}{miss}")
     # A suite that ships with moebench names no code; one of the user's own may.
     policies = _policies(file, where, model, may_import=name.endswith(".toml"))
-    _check_workloads(file, where)
+    for kind in get_args(DeviceKind):
+        # Two cells of one workload would have cases of the same keys.
+        asked = workloads(file, kind)
+        for twice in asked:
+            if asked.count(twice) > 1:
+                context = f" with context {twice.context_length}" if twice.context_length else ""
+                raise ValueError(
+                    f"{where}[[workload]]: {twice.level} {twice.label}{context} is there twice"
+                )
     return Suite(path.stem, sha256(path.read_bytes()).hexdigest(), file, model, policies)
 
 
@@ -196,24 +199,8 @@ def _policies(
     return tuple(policies)
 
 
-def _check_workloads(file: SuiteFile, where: str) -> None:
-    """Check that no cell stands in the file twice: its cases would have the same keys."""
-    for kind in ("cpu", "gpu"):
-        asked = workloads(file, kind)
-        doubled = next((w for w in asked if asked.count(w) > 1), None)
-        if doubled is not None:
-            context = f" with context {doubled.context_length}" * (doubled.context_length > 0)
-            raise ValueError(
-                f"{where}[[workload]]: {doubled.level} {doubled.label}{context} is there twice"
-            )
-
-
 def suite_path(name: str) -> Path:
-    """Path of a suite's TOML file, by its shipped name or by the path itself.
-
-    Raises:
-        ValueError: unknown; the message has the nearest known name.
-    """
+    """Path of a suite's TOML file, by its shipped name or by the path itself."""
     if name.endswith(".toml"):
         return Path(name)
     if name in suite_names():

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from moebench.experts.backends import free_scratch
 from moebench.measure.clocks import StageTimer
 from moebench.measure.memory import measure_memory
-from moebench.model.flops import CountedFlops, ForwardStep, count_flops, count_training_flops
+from moebench.model.flops import ForwardStep, count_flops, count_training_flops
 from moebench.records.measurement import FlopCount, Memory
-from moebench.spec.load import ExpertLoad
 from moebench.suite.cell import ReadyCase, ReadyCell
 from moebench.suite.forecast import case_flops
 from moebench.suite.plan import SLOW_STEP
@@ -56,48 +55,40 @@ def untimed_passes(cell: ReadyCell, ready: ReadyCase) -> Untimed:
         if counted.counted is not None:  # another backend ran: this one's first step is to come
             cell.check(cell.step(ready, 0))
         measure()
-    flops = _flops(cell, ready, counted, step)
-    seconds = sum(stages.seconds().values())
-    if seconds <= SLOW_STEP:
-        cell.discard_gradients(ready)
-        return Untimed(memory[0], _stages(cell, ready, seconds), flops, seconds)
-    if cell.workload.phase == "train":
-        stages.start()
-        cell.sgd(ready)()
-        stages.mark("optimizer")
-        cell.discard_gradients(ready)
-    return Untimed(memory[0], stages.seconds(), flops, seconds)
-
-
-def _stages(cell: ReadyCell, ready: ReadyCase, step: Seconds) -> dict[str, Seconds]:
-    """Seconds of each stage a step, from a pass of its own over a few steps."""
-    stages = StageTimer(cell.bench.device)
-    num_steps = max(1, min(20, int(STAGE_PASS / step)))
-    update = cell.sgd(ready)
-    for place in range(num_steps):
-        stages.start()
-        cell.step(ready, place, stages.mark)
-        if cell.workload.phase == "train":
-            stages.start()
-            update()
-            stages.mark("optimizer")
-        cell.discard_gradients(ready)
-    return {stage: seconds / num_steps for stage, seconds in stages.seconds().items()}
-
-
-def _flops(cell: ReadyCell, ready: ReadyCase, counted: CountedFlops, step: int) -> FlopCount:
-    """Counted FLOPs of one step, with the closed form of that step and of the stream."""
-    tokens = cell.workload.num_tokens
-
-    def closed_form(load: ExpertLoad) -> float:
-        return case_flops(ready.case, ready.policy, cell.bench.model, load)
-
-    return FlopCount(
-        closed_form=closed_form(ready.load(tokens)),
-        traced_closed_form=closed_form(ready.load(tokens, [step])),
+    num_tokens = cell.workload.num_tokens
+    whole, traced = (
+        case_flops(ready.case, ready.policy, cell.bench.model, ready.load(num_tokens, steps))
+        for steps in (None, [step])
+    )
+    flops = FlopCount(
+        closed_form=whole,
+        traced_closed_form=traced,
         fvcore=counted.fvcore,
         torch=counted.torch,
         complete=counted.complete,
         unsupported=counted.unsupported,
         counted=counted.counted,
     )
+    seconds = sum(stages.seconds().values())
+    update, num_steps = cell.sgd(ready), 1
+
+    def end_step() -> None:
+        if cell.workload.phase == "train":
+            stages.start()
+            update()
+            stages.mark("optimizer")
+            cell.discard_gradients(ready)
+
+    if seconds > SLOW_STEP:
+        end_step()
+    else:
+        # Stages of quick steps have a pass of their own.
+        stages = StageTimer(device)
+        num_steps = max(1, min(20, int(STAGE_PASS / seconds)))
+        cell.discard_gradients(ready)
+        for place in range(num_steps):
+            stages.start()
+            cell.step(ready, place, stages.mark)
+            end_step()
+    by_stage = {stage: total / num_steps for stage, total in stages.seconds().items()}
+    return Untimed(memory[0], by_stage, flops, seconds)
