@@ -12,11 +12,10 @@ import numpy as np
 from moebench.calibrate.rows import Measured
 from moebench.predict.arrays import Floats, Ints
 from moebench.predict.kernels.catalogue import FitError, KernelFit
-from moebench.predict.kernels.dense import DenseParameters, shift
+from moebench.predict.kernels.dense import DenseParameters
 from moebench.predict.kernels.intervals import REGIMES
 from moebench.predict.kernels.parameters import METADATA, PARAMETERS, Parameters
 from moebench.predict.kernels.prior import Prior, generic_prior, prior_for
-from moebench.spec.hardware import load_hardware
 
 NOISE = 0.06
 """Log error of the model's form that the loss takes for granted."""
@@ -180,8 +179,5 @@ def prior_from(
     rows: Measured, fits: Sequence[KernelFit], dense: Mapping[str, DenseParameters] | None = None
 ) -> Prior:
     """The prior of a kernel on its device, given other fits, and dense matmuls if known."""
-    machines = {fit.system: load_hardware(fit.system) for fit in fits}
     known = dense or {}
-    here = known.get(rows.hardware.name)
-    shifts = {name: shift(here, known[name]) for name in machines if name in known} if here else {}
-    return prior_for(rows.kernel, rows.hardware, fits, machines, shifts)
+    return prior_for(rows.kernel, rows.hardware, fits, known.get(rows.hardware.name), known)

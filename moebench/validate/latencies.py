@@ -26,9 +26,9 @@ from moebench.predict.kernels.price import (
     Calibrated,
     calibrated,
     latency_interval,
-    prior_of,
     ratio_interval,
 )
+from moebench.predict.kernels.prior import prior_for
 from moebench.validate.documents import document_of, draw_scores, text
 from moebench.validate.scores import Scores, Skipped
 
@@ -94,7 +94,7 @@ class Known:
             or fit.kernel not in kernels
             or fit.system != hardware.name
         ]
-        priors = [prior_of(rows.kernel, hardware, fits=fits, dense_here=here) for rows in own]
+        priors = [prior_for(rows.kernel, hardware, fits, here, shipped_dense()) for rows in own]
         shapes = frozenset(shape for rows in own for shape in rows.shapes.tolist())
         origin = f"{sum(map(len, own))} rows of {own[0].kernel.source} on {hardware.name}"
         return [

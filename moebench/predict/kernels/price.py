@@ -16,7 +16,7 @@ from moebench.predict.kernels.catalogue import Kernel, KernelFit, mma_generation
 from moebench.predict.kernels.intervals import RATIO_STEP, Basis, regime_ends, shipped_widths
 from moebench.predict.kernels.layer import LayerCases, LayerTime, layer_time
 from moebench.predict.kernels.parameters import Parameters
-from moebench.predict.kernels.prior import Prior, prior_for
+from moebench.predict.kernels.prior import prior_for
 from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import nearest
@@ -125,7 +125,7 @@ def calibrated(
     devices = sorted({fit.system for fit in relatives})
     origin = f"the {kernel.family} family on {', '.join(devices)}" if devices else "typical values"
     origin += "" if dense_here is None else " and this device's dense matmuls"
-    prior = prior_of(kernel, hardware, fits=known, dense_here=dense_here)
+    prior = prior_for(kernel, hardware, known, dense_here, dense.shipped_dense())
     basis = unseen_basis(kernel, hardware, known)
     return Calibrated(kernel, hardware, prior.parameters, basis, frozenset(), origin)
 
@@ -138,25 +138,6 @@ def unseen_basis(kernel: Kernel, hardware: HardwareSpec, fits: Sequence[KernelFi
     if any(device.compute_capability == hardware.compute_capability for device in devices):
         return "sibling"
     return "device" if devices else "relative"
-
-
-def prior_of(
-    kernel: Kernel,
-    hardware: HardwareSpec,
-    *,
-    fits: Sequence[KernelFit] | None = None,
-    dense_here: dense.DenseParameters | None = None,
-) -> Prior:
-    """The prior of a kernel's parameters on a device before any row of it is fitted."""
-    known = shipped_fits() if fits is None else tuple(fits)
-    machines = {fit.system: load_hardware(fit.system) for fit in known}
-    shifts = {}
-    if dense_here is not None:
-        reference = dense.shipped_dense()
-        shifts = {
-            name: dense.shift(dense_here, reference[name]) for name in machines if name in reference
-        }
-    return prior_for(kernel, hardware, known, machines, shifts)
 
 
 @dataclass(frozen=True)

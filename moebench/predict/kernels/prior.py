@@ -5,14 +5,15 @@ about the others: their weighted mean and spread are a log-normal prior of every
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moebench.predict.kernels.catalogue import Kernel, KernelFit, mma_generation
+from moebench.predict.kernels.dense import DenseParameters, shift
 from moebench.predict.kernels.parameters import METADATA, PARAMETERS, Parameters
-from moebench.spec.hardware import HardwareSpec
+from moebench.spec.hardware import HardwareSpec, load_hardware
 
 STRANGER_WEIGHT = 0.02
 """Weight of a fit of another family in a kernel's own parameters, of one of the same being 1."""
@@ -33,8 +34,6 @@ The same instructions run on the same multiprocessors, so what differs is in the
 matmuls say so too: the shares of peak and bandwidth that H100 and H200 reach differ by less than
 0.5 %.
 """
-CLOCK_EXPONENT = -1.0
-"""Overheads are chains of instructions: they take as many clocks on one device as on another."""
 
 
 @dataclass(frozen=True)
@@ -65,48 +64,46 @@ def generic_prior() -> Prior:
 def prior_for(
     kernel: Kernel,
     hardware: HardwareSpec,
-    fits: Iterable[KernelFit],
-    machines: Mapping[str, HardwareSpec],
-    dense_shift: Mapping[str, Mapping[str, float]] | None = None,
+    fits: Sequence[KernelFit],
+    dense_here: DenseParameters | None = None,
+    dense: Mapping[str, DenseParameters] | None = None,
 ) -> Prior:
-    """Weighted mean and spread of what other fits found, carried over to this device.
+    """Weighted mean and spread of fits of any kernels on any devices, carried over to this one.
 
     Args:
         kernel: what is asked for.
         hardware: the device.
-        fits: of any kernels on any devices; near ones weigh more.
-        machines: spec sheets of the fits' systems.
-        dense_shift: for each system, the logarithms of parameters on this device over those
-            on that system, as its dense matmuls tell them.
+        fits: near ones weigh more.
+        dense_here: fit of this device's dense matmuls, which say what share of its tensor peak
+            and bandwidth it reaches.
+        dense: fits of other devices' dense matmuls, which those are compared with.
     """
-    found = list(fits)
-    if not found:
+    if not fits:
         return generic_prior()
-    own = mma_generation(hardware)
+    machines = {system: load_hardware(system) for system in {fit.system for fit in fits}}
+    shifts = {}
+    if dense_here is not None:
+        shifts = {name: shift(dense_here, there) for name, there in (dense or {}).items()}
     clock = hardware.clock or 1.0
     mean, spread = {}, {}
     for name in PARAMETERS:
         meta = METADATA[name]
         is_framework = meta.get("scope") == "framework"
         weights, spread_weights, values = [], [], []
-        for fit in found:
+        for fit in fits:
             machine = machines[fit.system]
             value = math.log(getattr(fit.parameters, name))
-            if meta.get("paced"):
-                value += CLOCK_EXPONENT * math.log(clock / (machine.clock or clock))
-            if dense_shift:
-                value += dense_shift.get(fit.system, {}).get(name, 0.0)
-            values.append(value)
+            if meta.get("paced"):  # as many clocks on one device as on another
+                value -= math.log(clock / (machine.clock or clock))
+            values.append(value + shifts.get(fit.system, {}).get(name, 0.0))
             is_equal = machine.compute_capability == hardware.compute_capability
             weight = _nearness(kernel, fit.kernel, is_framework)
-            if not is_framework and mma_generation(machine) == own:
+            if not is_framework and mma_generation(machine) == mma_generation(hardware):
                 weight *= SAME_GENERATION
             if fit.kernel == kernel:
                 weight *= SAME_KERNEL * (SAME_CODE if is_equal else 1)
             spread_weights.append(weight)
-            if not is_framework and is_equal:
-                weight *= SAME_CAPABILITY
-            weights.append(weight)
+            weights.append(weight * (SAME_CAPABILITY if is_equal and not is_framework else 1))
         w, around = (np.array(each) / np.sum(each) for each in (weights, spread_weights))
         mean[name] = float(w @ np.array(values))
         # How much kernels differ is not known better because one device's weigh more.
@@ -117,15 +114,12 @@ def prior_for(
 
 
 def _nearness(one: Kernel, other: Kernel, is_framework: bool) -> float:
-    """How much a fit of `other` says about `one`."""
-    same_family = one.family == other.family
-    same_framework = one.generation == other.generation
-    nearness = 3.0 if one.dtype == other.dtype else 1.0
+    """Weight of what a fit of `other` says about `one`."""
+    is_family = one.family == other.family
+    stranger, framework, matrices = STRANGER_WEIGHT, 2.0 if is_family else 1.0, 1.5
     if is_framework:
-        nearness *= 1.0 if same_family else FRAMEWORK_STRANGER_WEIGHT
-        return (
-            nearness * (6 if same_framework else 1) * (2 if one.matrices == other.matrices else 1)
-        )
-    nearness *= 1.0 if same_family else STRANGER_WEIGHT
-    nearness *= 2 if same_family and same_framework else 1
-    return nearness * (1.5 if one.matrices == other.matrices else 1)
+        stranger, framework, matrices = FRAMEWORK_STRANGER_WEIGHT, 6.0, 2.0
+    nearness = 3.0 if one.dtype == other.dtype else 1.0
+    nearness *= 1.0 if is_family else stranger
+    nearness *= framework if one.generation == other.generation else 1.0
+    return nearness * (matrices if one.matrices == other.matrices else 1.0)
