@@ -1,7 +1,9 @@
 """Figure of predicted speedup over batch, with its interval and what FLOPs promise."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -25,28 +27,25 @@ def draw_forecasts(cases: Mapping[str, Speedups], title: str, footnote: str) -> 
         figure = Figure(figsize=(style.WIDTH, 4.6), layout="constrained")
         axes = figure.subplots()
         axes.axhline(1.0, color=style.BASELINE_COLOUR, linewidth=1.0)
+        handles: list[Artist] = []
         batches = sorted({row.batch for rows in cases.values() for row in rows})
         for label, rows in cases.items():
             x, colour = [row.batch for row in rows], colours[label]
             ends = [row.low for row in rows], [row.high for row in rows]
             axes.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
             values = [row.value for row in rows]
-            axes.plot(x, values, "--o", color=colour, mfc="white", markersize=4.5)
+            look: dict[str, Any] = {"color": colour, "mfc": "white", "markersize": 4.5}
+            handles += axes.plot(x, values, "--o", label=label, **look)
             axes.plot(x, [row.flops_promise for row in rows], ":", color=colour)
         style.batch_axis(axes, batches[:: -(-len(batches) // MOST_TICKS)])
         axes.yaxis.set_major_formatter("{x:.2f}×")
         axes.set_xlabel("batch, sequences")
         axes.set_ylabel("speedup over the model's top-k")
         axes.set_title(title, wrap=True)
-        handles = [
-            *(
-                Line2D([], [], color=colours[label], linestyle="--", marker="o", mfc="white",
-                       label=label)
-                for label in cases
-            ),
+        handles += [
             Patch(color=style.MUTED, alpha=0.3, label="90 % interval"),
             Line2D([], [], color=style.INK, linestyle=":", label="what FLOPs promise"),
-        ]  # fmt: skip
+        ]
         style.add_legend(figure, handles)
         figure.supxlabel(footnote, fontsize=7.5, color=style.MUTED, x=0.01, ha="left")
     return figure

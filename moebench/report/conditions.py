@@ -166,21 +166,16 @@ def flat_facts(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested facts of a machine or a calibration as texts, by names like "cpu.model"."""
     facts: dict[str, str] = {}
     for key, value in table.items():
+        kind = FACT_KINDS.get(key) or FACT_KINDS.get(key.rsplit("_", 1)[-1])
+        shown = DASH if value is None else str(value)
         if isinstance(value, Mapping):
             facts |= flat_facts(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            facts[prefix + key] = ", ".join(map(str, value)) or DASH
-        else:
-            facts[prefix + key] = _fact(key, value)
+            continue
+        if isinstance(value, list | tuple):
+            shown = ", ".join(map(str, value)) or DASH
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            shown = text(value, kind) if kind else f"{value:g}"
+            if key.endswith("_error"):
+                shown = percent(value)
+        facts[prefix + key] = shown
     return facts
-
-
-def _fact(key: str, value: Any) -> str:
-    kind = FACT_KINDS.get(key) or FACT_KINDS.get(key.rsplit("_", 1)[-1])
-    if value is None:
-        return DASH
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if key.endswith("_error"):
-        return percent(value)
-    return text(value, kind) if kind else f"{value:g}"

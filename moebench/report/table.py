@@ -56,7 +56,7 @@ class TableSection:
     level: str
     workload: str
     detail: str
-    """Tokens and context of a step in words."""
+    """Tokens and context of a step in words, and whether it was launched as a CUDA graph."""
     rows: tuple[RowCells, ...]
 
 
@@ -87,21 +87,15 @@ def build_table(
     """
     sections: dict[str, TableSection] = {}
     for key, record, row in cases:
-        workload = record.case.workload
-        empty = TableSection(workload.level, workload.label, workload_detail(record), ())
+        workload, detail = record.case.workload, ", one CUDA graph" * (record.launch == "graph")
+        if workload.context_length:
+            detail = f", context {workload.context_length}{detail}"
+        detail = f"{workload.num_tokens} token{'s' * (workload.num_tokens > 1)} a step{detail}"
+        empty = TableSection(workload.level, workload.label, detail, ())
         section = sections.get(key, empty)
         sections[key] = replace(section, rows=(*section.rows, row))
     levels = list(dict.fromkeys(section.level for section in sections.values()))
     return _with_marks(columns, sorted(sections.values(), key=lambda s: levels.index(s.level)))
-
-
-def workload_detail(record: Record) -> str:
-    """Tokens and context of a step in words, and whether it was launched as a CUDA graph."""
-    workload = record.case.workload
-    detail = f"{workload.num_tokens} token{'s' * (workload.num_tokens > 1)} a step"
-    if workload.context_length:
-        detail += f", context {workload.context_length}"
-    return f"{detail}, one CUDA graph" if record.launch == "graph" else detail
 
 
 def _with_marks(columns: Sequence[Column], sections: Sequence[TableSection]) -> ReportTable:

@@ -51,11 +51,11 @@ def latency_by_stage(level: str, run: Run) -> Figure | str:
     for axes in all_axes[len(labels) :]:
         axes.set_axis_off()
     all_axes[0].set_yticks(range(len(titles)), [style.shown(title) for title in titles])
-    handles: list[Any] = [Patch(color=c, label=s) for s, c in STAGE_COLOURS.items() if s in used]
-    handles.append(Patch(facecolor="#999999", label="upper bar: measured"))
-    handles.append(
-        Patch(facecolor="#cccccc", edgecolor="white", hatch="////", label="lower bar: predicted")
-    )
+    handles = [
+        *(Patch(color=colour, label=s) for s, colour in STAGE_COLOURS.items() if s in used),
+        Patch(facecolor="#999999", label="upper bar: measured"),
+        Patch(facecolor="#cccccc", edgecolor="white", hatch="////", label="lower bar: predicted"),
+    ]
     style.add_legend(figure, handles)
     return figure
 

@@ -22,19 +22,17 @@ def peak_memory(run: Run) -> Figure | str:
         return style.NOTHING
     colours, labels = style.router_colours(run), labels_of(records)
     spacing = 0.84 / len(titles_of(records))
-    largest = max(_measured_bytes(record) for record in records)
+    largest = max(sum(_sizes(record)) for record in records)
     name, unit = ("GiB", 2**30) if largest >= 2**29 else ("MiB", 2**20)
     figure, grid = style.level_panels(records, 2.1, stacked=True)
     for axes, own in grid:
         for record in own:
-            memory = measurement_of(record).memory
             colour, x = colours[record.case.router.title], _place(record, records, spacing)
-            sizes = (memory.weights, memory.cache, memory.activations or 0.0)
             bottom = 0.0
-            for size, alpha in zip(sizes, PARTS.values(), strict=True):
+            for size, alpha in zip(_sizes(record), PARTS.values(), strict=True):
                 axes.bar(x, size / unit, 0.9 * spacing, bottom, color=colour, alpha=alpha)
                 bottom += size / unit
-            if memory.activations is None:
+            if measurement_of(record).memory.activations is None:
                 axes.annotate("?", (x, bottom), ha="center", va="bottom", size=7, color=style.MUTED)
         axes.set_ylabel(name)
         style.clear_axis(axes, "x")
@@ -56,9 +54,10 @@ def _place(record: Record, records: list[Record], spacing: float) -> float:
     return labels_of(records).index(record.case.workload.label) + offset * spacing
 
 
-def _measured_bytes(record: Record) -> float:
+def _sizes(record: Record) -> tuple[float, ...]:
+    """Bytes of a case's `PARTS`; 0 for activations that were not read."""
     memory = measurement_of(record).memory
-    return memory.weights + memory.cache + (memory.activations or 0.0)
+    return memory.weights, memory.cache, memory.activations or 0.0
 
 
 def energy_per_token(run: Run) -> Figure | str:
