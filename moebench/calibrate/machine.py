@@ -33,20 +33,6 @@ RECHECK_TOLERANCE = 0.20
 
 
 @dataclass(frozen=True)
-class SavedFit:
-    """A saved fit to a machine's microbenchmarks, for people to read."""
-
-    fitted_at: str
-    """UTC, ISO 8601."""
-    measured_at: str
-    commit: str | None
-    """Commit of the code that measured."""
-    fingerprint: str
-    calibration: Calibration
-    """Fitted prices with the error of the fit."""
-
-
-@dataclass(frozen=True)
 class Machine:
     """Where a run happens, and what its predictions are priced on."""
 
@@ -67,14 +53,9 @@ def prepare_machine(
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
 ) -> Machine:
-    """Describe and calibrate the machine, or load its saved calibration.
+    """Describe and calibrate the machine, or load its saved calibration unless `recalibrate`.
 
-    Args:
-        device: where the run computes.
-        dtype: type of weights and activations.
-        recalibrate: measure again even if there is a calibration.
-        say: called with a line about each decision.
-        progress: called with the share of the microbenchmarks that is done.
+    `say` is called with a line about each decision.
     """
     environment = describe_machine(device)
     path = calibration_path(environment, dtype)
@@ -113,15 +94,15 @@ def prepare_machine(
 
 
 def keep_fit(machine: Machine) -> Path:
-    """Write the fit beside its microbenchmarks; returns the file."""
+    """Write the fit beside its microbenchmarks, for people to read; returns the file."""
     benchmarks, dtype = machine.benchmarks, machine.calibration.dtype
-    fit = SavedFit(
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        benchmarks.taken_at,
-        benchmarks.commit,
-        benchmarks.fingerprint,
-        machine.calibration,
-    )
+    fit = {
+        "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured_at": benchmarks.taken_at,
+        "commit": benchmarks.commit,
+        "fingerprint": benchmarks.fingerprint,
+        "calibration": machine.calibration,
+    }
     path = cache_directory() / f"{benchmarks.fingerprint}-{dtype}-fit.json"
     replace_file(path, (json.dumps(encode(fit), indent=1) + "\n").encode())
     return path

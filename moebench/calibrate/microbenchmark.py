@@ -59,7 +59,7 @@ def microbenchmarks(
         dtype: of weights and activations.
         budget: wall time to aim at.
         progress: called after every pass with the share of the budget that is spent.
-        grid: products of each layout; those of layouts that the device lacks are left out.
+        grid: products of each layout; a layout that the device lacks is not timed.
     """
     clock = clock_for(device)
     start = clock.now()
@@ -139,11 +139,7 @@ def _pool_elements(sizes: Sequence[Size], dtype: str, cache: Bytes) -> int:
 def _read_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
     """Bytes a second when the whole pool is read once, as fp32 words, and summed."""
     words = pool.elements.view(torch.float32)
-
-    def work() -> None:
-        words.sum()
-
-    return 4 * words.numel() / clock.time(work)
+    return words.nbytes / clock.time(lambda: words.sum())
 
 
 def _copy_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
@@ -152,11 +148,7 @@ def _copy_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
     A processor may read what it is about to overwrite as well; that traffic is not counted.
     """
     source, target = pool.elements.chunk(2)
-
-    def work() -> None:
-        target.copy_(source)
-
-    return 2 * source.numel() * source.element_size() / clock.time(work)
+    return 2 * source.nbytes / clock.time(lambda: target.copy_(source))
 
 
 def _fresh_bandwidth(like: Tensor, clock: Clock) -> BytesPerSecond:
@@ -164,11 +156,8 @@ def _fresh_bandwidth(like: Tensor, clock: Clock) -> BytesPerSecond:
 
     Large enough that a C library maps it anew each time instead of handing out what was freed.
     """
-
-    def work() -> None:
-        like.new_empty(FRESH // like.element_size()).fill_(1)
-
-    return FRESH / clock.time(work)
+    count = FRESH // like.element_size()
+    return FRESH / clock.time(lambda: like.new_empty(count).fill_(1))
 
 
 def _attention_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
@@ -178,22 +167,16 @@ def _attention_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
     length = min(CONTEXT, pool.elements.numel() // (2 * HEAD))
     cache = pool.elements[: 2 * heads * length * HEAD].view(2, heads, 1, length, HEAD)
     queries = torch.randn(heads, 1, QUERIES, HEAD, device=cache.device).to(cache.dtype)
-
-    def work() -> None:
-        scaled_dot_product_attention(queries, cache[0], cache[1])
-
-    return cache.nbytes / clock.time(work)
+    keys, values = cache
+    return cache.nbytes / clock.time(lambda: scaled_dot_product_attention(queries, keys, values))
 
 
 def _attention_rate(pool: Pool, clock: Clock) -> FlopsPerSecond:
     """FLOPs a second of causal attention over a sequence; pairs that do not attend do not count."""
     shape = (3, 1, HEADS, SEQUENCE, HEAD)
     query, key, value = torch.randn(shape, device=pool.elements.device).to(pool.elements.dtype)
-
-    def work() -> None:
-        scaled_dot_product_attention(query, key, value, is_causal=True)
-
-    return 2 * HEADS * SEQUENCE * (SEQUENCE + 1) * HEAD / clock.time(work)
+    seconds = clock.time(lambda: scaled_dot_product_attention(query, key, value, is_causal=True))
+    return 2 * HEADS * SEQUENCE * (SEQUENCE + 1) * HEAD / seconds
 
 
 def _small_op(pool: Pool, clock: Clock) -> Seconds:

@@ -8,7 +8,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -70,20 +69,32 @@ GRID: Mapping[Layout, tuple[Size, ...]] = _grid()
 """Products that are timed for each layout of weights."""
 
 
-@runtime_checkable
-class Weights(Protocol):
+class Weights:
     """Weights of one layout, and the products that are made with them."""
+
+    def weight(self, n: int, k: int) -> Tensor:
+        """The weight of shape [n, k] that was not used for longest."""
+        raise NotImplementedError
+
+    def multiply(self, x: Float[Tensor, "rows k"], weight: Tensor) -> Tensor:
+        return linear(x, weight)
 
     def most(self, n: int, k: int) -> int:
         """How many products of shape [n, k] a visit may run."""
-        ...
+        return MOST_REPEATS
 
     def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
         """That many products of x, with the weights of shape [n, k] not used for longest."""
-        ...
+        weights = [self.weight(n, x.shape[1]) for _ in range(repeats)]
+
+        def work() -> None:
+            for weight in weights:
+                self.multiply(x, weight)
+
+        return work
 
 
-class Pool:
+class Pool(Weights):
     """Random elements from which weights are cut, always the ones not used for longest."""
 
     def __init__(self, num_elements: int, device: torch.device, dtype: torch.dtype):
@@ -101,14 +112,8 @@ class Pool:
         self._next += math.ceil(n * k / 64) * 64
         return cut.view(n, k)
 
-    def most(self, n: int, k: int) -> int:
-        return MOST_REPEATS
 
-    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
-        return _one_by_one(linear, x, [self.weight(n, x.shape[1]) for _ in range(repeats)])
-
-
-class PackedPool:
+class PackedPool(Weights):
     """Packed weights, of each shape at least two that take turns."""
 
     def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
@@ -120,17 +125,13 @@ class PackedPool:
         }
 
     def weight(self, n: int, k: int) -> Tensor:
-        """The next weight of shape [n, k]."""
         return next(self._turns[n, k])
 
-    def most(self, n: int, k: int) -> int:
-        return MOST_REPEATS
-
-    def work(self, x: Float[Tensor, "rows k"], n: int, repeats: int) -> Callable[[], None]:
-        return _one_by_one(onednn.linear, x, [self.weight(n, x.shape[1]) for _ in range(repeats)])
+    def multiply(self, x: Float[Tensor, "rows k"], weight: Tensor) -> Tensor:
+        return onednn.linear(x, weight)
 
 
-class StreamedPool:
+class StreamedPool(Weights):
     """Stacks of weights in the blocks of our own kernel, one for each shape."""
 
     def __init__(self, pool: Pool, shapes: Sequence[tuple[int, int]]) -> None:
@@ -153,16 +154,6 @@ class StreamedPool:
         indices = torch.arange(rows).repeat(repeats)
         counts, y = torch.full((repeats,), rows), x.new_empty(repeats * rows, n)
         return lambda: avx512.ragged_linear(x, indices, counts, matrices, y)
-
-
-def _one_by_one(
-    multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: Sequence[Tensor]
-) -> Callable[[], None]:
-    def work() -> None:
-        for weight in weights:
-            multiply(x, weight)
-
-    return work
 
 
 def _counts(pool: Pool, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:

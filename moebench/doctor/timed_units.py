@@ -98,7 +98,7 @@ class Tape:
     def now(self) -> Seconds:
         return self.seconds
 
-    def time(self, work: Callable[[], None]) -> Seconds:
+    def time(self, work: Callable[[], object]) -> Seconds:
         start = self.seconds
         work()
         return self.seconds - start

@@ -17,7 +17,7 @@ class Clock(Protocol):
 
     def now(self) -> Seconds: ...
 
-    def time(self, work: Callable[[], None]) -> Seconds: ...
+    def time(self, work: Callable[[], object]) -> Seconds: ...
 
 
 class HostClock:
@@ -25,7 +25,7 @@ class HostClock:
 
     now = staticmethod(time.perf_counter)
 
-    def time(self, work: Callable[[], None]) -> Seconds:
+    def time(self, work: Callable[[], object]) -> Seconds:
         start = time.perf_counter_ns()
         work()
         return (time.perf_counter_ns() - start) * 1e-9
@@ -42,7 +42,7 @@ class CudaClock:
     def __init__(self, device: torch.device):
         self.device = device
 
-    def time(self, work: Callable[[], None]) -> Seconds:
+    def time(self, work: Callable[[], object]) -> Seconds:
         with torch.cuda.device(self.device):
             torch.cuda.synchronize(self.device)
             start = _recorded_event()

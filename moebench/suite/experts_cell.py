@@ -43,7 +43,7 @@ class WorkerClock:
     def now(self) -> Seconds:
         return time.perf_counter()
 
-    def time(self, work: Callable[[], None]) -> Seconds:
+    def time(self, work: Callable[[], object]) -> Seconds:
         work()
         return self.measured
 

@@ -19,7 +19,7 @@ class FakeClock:
     def now(self) -> float:
         return self.seconds
 
-    def time(self, work: Callable[[], None]) -> float:
+    def time(self, work: Callable[[], object]) -> float:
         start = self.seconds
         work()
         return self.seconds - start
