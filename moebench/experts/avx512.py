@@ -10,14 +10,13 @@ all, from a copy of the weights in the kernels' own blocks, which has no gradien
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts.cpu.library import DTYPES, Epilogue, blocks, combine, ragged_linear, why_not
 from moebench.experts.cpu.scratch import buffer, free_scratch
 from moebench.experts.packed import packed
 from moebench.experts.weights import ExpertWeights
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 __all__ = ["avx512", "build_layout", "free_scratch", "missing"]
 
@@ -33,9 +32,7 @@ def build_layout(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
     )
 
 
-def avx512(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def avx512(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Run all assignments through the first matrices of their experts, then through the second.
 
     With gradients, and for sizes that are no multiple of what an instruction multiplies, `packed`

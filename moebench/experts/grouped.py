@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from moebench.experts.weights import ExpertWeights, activation, feed_forward
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 
-def grouped(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def grouped(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Run each touched expert on its slice of the gathered rows.
 
     Python needs the slices' bounds: free on a CPU, one host synchronisation a layer on a GPU.
@@ -109,18 +107,14 @@ def activation_backward(
     return silu.mul_(up), grad_hidden
 
 
-def dispatch(
-    x: Float[Tensor, "tokens hidden"], routing: Routing
-) -> Float[Tensor, "assignments hidden"]:
+def dispatch(x: Hidden, routing: Routing) -> Float[Tensor, "assignments hidden"]:
     """The row of each assignment; a single token's row is shared, not copied."""
     if routing.num_tokens == 1:
         return x.expand(routing.num_assignments, -1)
     return x.index_select(0, routing.token_indices)
 
 
-def combine(
-    outputs: Float[Tensor, "assignments hidden"], routing: Routing
-) -> Float[Tensor, "tokens hidden"]:
+def combine(outputs: Float[Tensor, "assignments hidden"], routing: Routing) -> Hidden:
     """Add up the weighted outputs of each token."""
     weights = routing.weights.to(outputs.dtype)
     if routing.num_tokens == 1:

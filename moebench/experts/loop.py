@@ -1,16 +1,12 @@
 """The definition, expert by expert, with which every other backend must agree."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from moebench.experts.weights import ExpertWeights, feed_forward
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 
-def loop(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def loop(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Find each expert's tokens, run it on them, add its weighted outputs to theirs.
 
     On a GPU the host waits once per expert, to learn whether it has tokens. It is made to be read,

@@ -26,7 +26,7 @@ from moebench.experts.cpu.onednn import LEAST_ROWS, can_pack, linear, packed_wei
 from moebench.experts.cpu.scratch import buffer, free_scratch
 from moebench.experts.grouped import combine, grouped, slices
 from moebench.experts.weights import ExpertWeights, activation
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 __all__ = ["build_layout", "free_scratch", "missing", "packed", "takes_dtype"]
 
@@ -55,9 +55,7 @@ def build_layout(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
     )
 
 
-def packed(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def packed(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Run each touched expert's packed matrices on its slice of the gathered rows.
 
     With gradients, and for a type that oneDNN does not pack on this processor, `grouped` runs.

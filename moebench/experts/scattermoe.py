@@ -9,12 +9,10 @@ package's source.
 from functools import partial
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from moebench.experts.grouped import combine
 from moebench.experts.weights import ExpertWeights, activation, not_installed
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 
 def missing(device: torch.device) -> str | None:
@@ -22,9 +20,7 @@ def missing(device: torch.device) -> str | None:
     return not_installed("scattermoe") or needs_gpu
 
 
-def scattermoe(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def scattermoe(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Gather rows of one slot each, sorted by expert, since its own interface has a fixed k."""
     from scattermoe.parallel_experts import parallel_linear
 

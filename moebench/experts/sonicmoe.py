@@ -9,11 +9,10 @@ what transformers 5.23 does with the same function.
 import inspect
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts.weights import ExpertWeights, not_installed
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 
 def missing(device: torch.device) -> str | None:
@@ -30,9 +29,7 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-def sonicmoe(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def sonicmoe(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Pass assignments in the order of their tokens, as its general interface takes them."""
     import sonicmoe as kernels
     from sonicmoe.enums import ActivationType

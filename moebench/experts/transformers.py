@@ -9,20 +9,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from moebench.experts.weights import ExpertWeights, not_installed
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 
 def missing(device: torch.device) -> str | None:
     return not_installed("transformers")
 
 
-def _run(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights, implementation: str
-) -> Float[Tensor, "tokens hidden"]:
+def _run(x: Hidden, routing: Routing, weights: ExpertWeights, implementation: str) -> Hidden:
     if routing.num_assignments == 0:  # neither implementation takes tokens without slots
         return torch.zeros_like(x)
     slot_weights, experts = routing.slots

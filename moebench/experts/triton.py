@@ -21,14 +21,12 @@ import sysconfig
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from moebench.experts.gpu.launch import DTYPES
 from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.grouped import grouped
 from moebench.experts.weights import ExpertWeights
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 
 def missing(device: torch.device) -> str | None:
@@ -51,9 +49,7 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-def triton(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def triton(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Launch both kernels; `routing` may be longer than its assignments."""
     trained = (x, routing.weights, weights.gate_up, weights.down)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moebench.experts.grouped import combine
 from moebench.experts.weights import ExpertWeights, not_installed
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 
 ALIGNMENT = 32
 """Both sizes of an expert must be multiples of this on a processor."""
@@ -47,9 +47,7 @@ def build_layout(weights: ExpertWeights) -> None:
         weights.cached_layout("vllm", pack)
 
 
-def vllm(
-    x: Float[Tensor, "tokens hidden"], routing: Routing, weights: ExpertWeights
-) -> Float[Tensor, "tokens hidden"]:
+def vllm(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Pass dense slots where every token has the same number of experts, else rows of one slot."""
     if routing.num_assignments == 0:
         return torch.zeros_like(x)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Hidden, Routing
 from moebench.spec.model import ModelSpec
 from moebench.units import Bytes
 
@@ -105,10 +105,8 @@ def not_installed(package: str) -> str | None:
 
 
 def feed_forward(
-    x: Float[Tensor, "tokens hidden"],
-    gate_up: Float[Tensor, "width hidden"],
-    down: Float[Tensor, "hidden intermediate"],
-) -> Float[Tensor, "tokens hidden"]:
+    x: Hidden, gate_up: Float[Tensor, "width hidden"], down: Float[Tensor, "hidden intermediate"]
+) -> Hidden:
     """One expert's output: down (SiLU(gate x) * up x), or down relu(up x)^2 with two matrices.
 
     **Source**: SwiGLU, Shazeer (2002.05202), equation 6; squared ReLU, So et al. (2109.08668).

@@ -13,6 +13,7 @@ from moebench.spec.model import Attention, ModelSpec
 from moebench.units import Bytes
 
 NORM_EPSILON = 1e-5
+SequenceStates = Float[Tensor, "batch sequence hidden"]
 
 
 class Rotary(NamedTuple):
@@ -144,9 +145,7 @@ class GroupedQueryAttention(nn.Module):
             self.query_norm = nn.RMSNorm(widths[0], NORM_EPSILON, dtype=dtype)
             self.key_norm = nn.RMSNorm(widths[1], NORM_EPSILON, dtype=dtype)
 
-    def forward(
-        self, x: Float[Tensor, "batch sequence hidden"], rotary: Rotary, cache: KVCache | None
-    ) -> Float[Tensor, "batch sequence hidden"]:
+    def forward(self, x: SequenceStates, rotary: Rotary, cache: KVCache | None) -> SequenceStates:
         query, key = self.query(x), self.key(x)
         if self.norm_kind == "full":
             query, key = self.query_norm(query), self.key_norm(key)

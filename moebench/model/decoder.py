@@ -22,10 +22,11 @@ from moebench.model.attention import (
     GroupedQueryAttention,
     KVCache,
     Rotary,
+    SequenceStates,
     rotary_angles,
 )
 from moebench.model.random_numbers import fill_normal
-from moebench.routers.routing import Router, RouterState, Routing
+from moebench.routers.routing import Hidden, Router, RouterState, Routing
 from moebench.spec.case import Level
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Stage
@@ -67,7 +68,7 @@ class SharedExperts(nn.Module):
         self.down = nn.Linear(inner, hidden, bias=False, dtype=dtype)
         self.gate = nn.Linear(hidden, 1, bias=False, dtype=dtype) if model.has_shared_gate else None
 
-    def forward(self, x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+    def forward(self, x: Hidden) -> Hidden:
         y = feed_forward(x, self.gate_up.weight, self.down.weight)
         return y if self.gate is None else torch.sigmoid(self.gate(x)) * y
 
@@ -83,9 +84,7 @@ class Layer(nn.Module):
         self.experts = ExpertWeights(model, dtype)
         self.shared = SharedExperts(model, dtype) if model.shared_intermediate_size else None
 
-    def attend(
-        self, x: Float[Tensor, "batch sequence hidden"], rotary: Rotary, mode: StepMode
-    ) -> Float[Tensor, "batch sequence hidden"]:
+    def attend(self, x: SequenceStates, rotary: Rotary, mode: StepMode) -> SequenceStates:
         """The attention half with its residual."""
         normed = self.attention_norm(x)
         mode.mark("norm")
@@ -94,13 +93,8 @@ class Layer(nn.Module):
         return y
 
     def mix(
-        self,
-        x: Float[Tensor, "batch sequence hidden"],
-        normed: Float[Tensor, "tokens hidden"],
-        routing: Routing,
-        experts: Experts,
-        mark: Mark,
-    ) -> Float[Tensor, "batch sequence hidden"]:
+        self, x: SequenceStates, normed: Hidden, routing: Routing, experts: Experts, mark: Mark
+    ) -> SequenceStates:
         """Routed and shared experts on the normed tokens, and the residual of the MoE half."""
         y = x + experts(normed, routing, self.experts).view_as(x)
         mark("experts")
@@ -124,24 +118,16 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(model, index, dtype) for index in range(num_layers))
 
     def forward(
-        self,
-        x: Float[Tensor, "batch sequence hidden"],
-        routers: Sequence[Router],
-        experts: Experts,
-        mode: StepMode,
-    ) -> tuple[Float[Tensor, "batch sequence hidden"], list[Routing]]:
+        self, x: SequenceStates, routers: Sequence[Router], experts: Experts, mode: StepMode
+    ) -> tuple[SequenceStates, list[Routing]]:
         """One step of the hidden states of new positions through all layers, with a router each."""
         assert len(routers) == len(self.layers)
         x, _, routings = self._run(x, routers, experts, mode)
         return x, routings
 
     def router_input(
-        self,
-        x: Float[Tensor, "batch sequence hidden"],
-        routers_below: Sequence[Router],
-        experts: Experts,
-        mode: StepMode,
-    ) -> tuple[Float[Tensor, "tokens hidden"], RouterState]:
+        self, x: SequenceStates, routers_below: Sequence[Router], experts: Experts, mode: StepMode
+    ) -> tuple[Hidden, RouterState]:
         """Input and state of the router of layer `len(routers_below)`; its experts do not run."""
         x, state, _ = self._run(x, routers_below, experts, mode)
         _, normed = self._before_router(len(routers_below), x, mode)
@@ -163,7 +149,7 @@ class Decoder(nn.Module):
 
     def _before_router(
         self, index: int, x: Tensor, mode: StepMode
-    ) -> tuple[Float[Tensor, "batch sequence hidden"], Float[Tensor, "tokens hidden"]]:
+    ) -> tuple[SequenceStates, Hidden]:
         """The residual stream of a layer up to its router, and its normed tokens."""
         layer = self._layer(index)
         if mode.level == "decoder":
@@ -215,9 +201,7 @@ def build_decoder(
 
 
 def training_loss(
-    y: Float[Tensor, "batch sequence hidden"],
-    routings: Sequence[Routing],
-    target: Float[Tensor, "batch sequence hidden"],
+    y: SequenceStates, routings: Sequence[Routing], target: SequenceStates
 ) -> Float[Tensor, ""]:
     """Mean squared error in fp32 plus the routers' auxiliary losses (in training mode).
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import jaxtyping
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +23,7 @@ from moebench.experts.backends import execution
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.gpu import launch
 from moebench.experts.weights import Experts
+from moebench.model.attention import SequenceStates
 from moebench.model.decoder import Decoder, StepMode
 from moebench.routers.routing import Router
 from moebench.units import Flops
@@ -83,12 +83,12 @@ class ForwardStep(nn.Module):
         self.counted = COUNTED_AS if experts in map(execution, hidden) else None
         self.experts = execution(self.counted) if self.counted else experts
 
-    def forward(self, x: Float[Tensor, "batch sequence hidden"]) -> Tensor:
+    def forward(self, x: SequenceStates) -> Tensor:
         y: Tensor = self.decoder(x, [*self.routers], self.experts, self.mode)[0]
         return y
 
 
-def count_flops(step: ForwardStep, x: Float[Tensor, "batch sequence hidden"]) -> CountedFlops:
+def count_flops(step: ForwardStep, x: SequenceStates) -> CountedFlops:
     """Run one forward step and count its FLOPs with both tools at once."""
     with torch.no_grad(), torch_counter() as counter:
         macs, unsupported = trace_macs(step, x)
@@ -96,7 +96,7 @@ def count_flops(step: ForwardStep, x: Float[Tensor, "batch sequence hidden"]) ->
 
 
 def count_training_flops(
-    step: ForwardStep, x: Float[Tensor, "batch sequence hidden"], run: Callable[[], None]
+    step: ForwardStep, x: SequenceStates, run: Callable[[], None]
 ) -> CountedFlops:
     """Count forward and backward with torch's counter while `run` runs them.
 

@@ -7,9 +7,10 @@ are fp32.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from moebench.routers.routing import ChoiceScores, SlotExperts, SlotMask, SlotWeights
 from moebench.spec.model import Gate
 
 
@@ -18,19 +19,17 @@ def random_weight(outputs: int, inputs: int, dtype: torch.dtype) -> nn.Parameter
     return nn.Parameter((torch.randn(outputs, inputs) * inputs**-0.5).to(dtype))
 
 
-def gate_scores(
-    router_logits: Float[Tensor, "tokens choices"], gate: Gate
-) -> Float[Tensor, "tokens choices"]:
+def gate_scores(router_logits: ChoiceScores, gate: Gate) -> ChoiceScores:
     """Softmax or sigmoid of the logits; base models do this in fp32 whatever their dtype."""
     return router_logits.softmax(-1) if gate.score == "softmax" else router_logits.sigmoid()
 
 
 def choice_scores(
-    router_logits: Float[Tensor, "tokens choices"],
+    router_logits: ChoiceScores,
     selection_bias: Float[Tensor, " choices"],
     gate: Gate,
     num_experts: int,
-) -> Float[Tensor, "tokens choices"]:
+) -> ChoiceScores:
     """Scores that compete for the slots; -inf where the group limit forbids an expert.
 
     Softmax keeps the order of the logits, so logits compete there; sigmoid scores compete
@@ -67,10 +66,10 @@ def limit_to_groups(
 
 def slot_weights(
     router_logits: Float[Tensor, "tokens experts"],
-    expert_indices: Int[Tensor, "tokens slots"],
+    expert_indices: SlotExperts,
     gate: Gate,
-    keep: Bool[Tensor, "tokens slots"] | None = None,
-) -> Float[Tensor, "tokens slots"]:
+    keep: SlotMask | None = None,
+) -> SlotWeights:
     """Weights of the slots; 0 where a slot is not kept.
 
     The sum that renormalises is taken in fp64: scores of 24 bits add up exactly there, so the
@@ -86,9 +85,7 @@ def slot_weights(
     return weights if gate.scale == 1.0 else weights * gate.scale
 
 
-def mean_probabilities(
-    router_logits: Float[Tensor, "tokens choices"], gate: Gate
-) -> Float[Tensor, " choices"]:
+def mean_probabilities(router_logits: ChoiceScores, gate: Gate) -> Float[Tensor, " choices"]:
     """P of the balance losses: mean over tokens of their scores, which sum to 1 for each token."""
     scores = gate_scores(router_logits, gate)
     if gate.score == "sigmoid":
@@ -97,9 +94,7 @@ def mean_probabilities(
 
 
 def balance_loss(
-    router_logits: Float[Tensor, "tokens experts"],
-    expert_indices: Int[Tensor, "tokens slots"],
-    gate: Gate,
+    router_logits: Float[Tensor, "tokens experts"], expert_indices: SlotExperts, gate: Gate
 ) -> Float[Tensor, ""]:
     """N sum_i f_i P_i, where f_i is expert i's share of all *assignments*: 1 at perfect balance.
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moebench.routers.routing import Routing
+from moebench.routers.routing import ChoiceScores, Routing
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import inclusion_probabilities
 
@@ -156,8 +156,8 @@ def selection_biases(
 
 
 def distances_to_choice(
-    scores: Float[Tensor, "tokens choices"], slots_of_token: Int[Tensor, " tokens"]
-) -> tuple[Float[Tensor, "tokens choices"], Bool[Tensor, "tokens choices"]]:
+    scores: ChoiceScores, slots_of_token: Int[Tensor, " tokens"]
+) -> tuple[ChoiceScores, Bool[Tensor, "tokens choices"]]:
     """Margins of all scores over what they must beat, and which ones are chosen.
 
     A chosen column must beat the best column left out, any other the worst one chosen.

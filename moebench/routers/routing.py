@@ -31,6 +31,12 @@ from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 from moebench.units import nearest
 
+Hidden = Float[Tensor, "tokens hidden"]
+ChoiceScores = Float[Tensor, "tokens choices"]
+SlotWeights = Float[Tensor, "tokens slots"]
+SlotExperts = Int[Tensor, "tokens slots"]
+SlotMask = Bool[Tensor, "tokens slots"]
+RouterState = Tensor | None
 Builder = Callable[..., "list[Router]"]
 _BUILDERS: dict[str, Builder] = {}
 
@@ -38,10 +44,10 @@ _BUILDERS: dict[str, Builder] = {}
 class Choice(NamedTuple):
     """A router's choice: the slots of each token, before those that are not kept are dropped."""
 
-    weights: Float[Tensor, "tokens slots"]
-    expert_indices: Int[Tensor, "tokens slots"]
+    weights: SlotWeights
+    expert_indices: SlotExperts
     num_experts: int
-    keep: Bool[Tensor, "tokens slots"] | None = None
+    keep: SlotMask | None = None
     """Slots that cost compute; None: all do."""
     aux_loss: Float[Tensor, ""] | None = None
     """The auxiliary training loss, scaled by its coefficient; only in training mode. The sum over
@@ -77,7 +83,7 @@ class Routing:
         return torch.bincount(self.token_indices, minlength=self.num_tokens)
 
     @functools.cached_property
-    def slots(self) -> tuple[Float[Tensor, "tokens slots"], Int[Tensor, "tokens slots"]]:
+    def slots(self) -> tuple[SlotWeights, SlotExperts]:
         """Weights and experts as dense slots, for kernels that take nothing else.
 
         There are as many slots as the token with the most experts has. Empty slots come last, with
@@ -98,10 +104,10 @@ class Routing:
     @classmethod
     def from_slots(
         cls,
-        weights: Float[Tensor, "tokens slots"],
-        expert_indices: Int[Tensor, "tokens slots"],
+        weights: SlotWeights,
+        expert_indices: SlotExperts,
         num_experts: int,
-        keep: Bool[Tensor, "tokens slots"] | None = None,
+        keep: SlotMask | None = None,
         aux_loss: Float[Tensor, ""] | None = None,
     ) -> "Routing":
         """Flatten the slots of a `Choice`, dropping those that are not kept, in token order.
@@ -140,24 +146,19 @@ class Routing:
         return cls(positions // slots, experts, weights, histogram, num_tokens, aux_loss)
 
 
-RouterState = Tensor | None
-
-
 class Router(nn.Module, ABC):
     """Decides, for every token of one layer, which experts it visits."""
 
     @abstractmethod
-    def scores(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
-    ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
+    def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Everything that reads x: one fused matmul where the method allows it."""
 
     @abstractmethod
-    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
+    def choose(self, scores: ChoiceScores) -> Choice:
         """The experts that the scores imply, without waiting for the device."""
 
     @abstractmethod
-    def impose(self, scores: Float[Tensor, "tokens choices"], point: OperatingPoint) -> None:
+    def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
         """Set the biases so that the stream behind `scores` shows the operating point.
 
         Mean k (within 1 %) and the experts' marginals (within 3 %) then hold over that stream, see
@@ -166,9 +167,7 @@ class Router(nn.Module, ABC):
         """
 
     def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
+        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
     ) -> None:
         """Take over a pretrained router's weights, so that training starts at the base model.
 
@@ -176,14 +175,14 @@ class Router(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} cannot start from a pretrained router")
 
-    def route(self, scores: Float[Tensor, "tokens choices"], bounded: bool = False) -> Routing:
+    def route(self, scores: ChoiceScores, bounded: bool = False) -> Routing:
         """The choice as a flat routing; `bounded` for a CUDA graph, see `Routing.bounded`."""
         choice = self.choose(scores)
         choice = choice._replace(weights=choice.weights.to(scores.dtype))
         return Routing.bounded(choice) if bounded else Routing.from_slots(*choice)
 
     def forward(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None, bounded: bool = False
+        self, x: Hidden, state: RouterState = None, bounded: bool = False
     ) -> tuple[Routing, RouterState]:
         scores, state = self.scores(x, state)
         return self.route(scores, bounded), state

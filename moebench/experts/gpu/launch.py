@@ -18,6 +18,7 @@ from moebench.experts.gpu.tiles import (
     choose_tiles,
     row_tiles,
 )
+from moebench.routers.routing import Hidden
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED_CAPABILITY = 90
@@ -25,7 +26,7 @@ INTERPRETED_CAPABILITY = 90
 
 
 def ragged_up(
-    x: Float[Tensor, "tokens hidden"],
+    x: Hidden,
     token_indices: Int[Tensor, " bound"],
     tokens_per_expert: Int[Tensor, " experts"],
     gate_up: Float[Tensor, "experts width hidden"],
@@ -69,7 +70,7 @@ def ragged_down(
     routing_weights: Float[Tensor, " bound"],
     tokens_per_expert: Int[Tensor, " experts"],
     down: Float[Tensor, "experts hidden intermediate"],
-    y: Float[Tensor, "tokens hidden"],
+    y: Hidden,
 ) -> None:
     """Add each token's weighted expert outputs to y, which is fp32.
 

@@ -22,7 +22,7 @@ from moebench.routers.ada_k.policy import AdaK
 from moebench.routers.gate import random_weight, slot_weights
 from moebench.routers.operating_point import impose_counts
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Choice, Router, RouterState, router
+from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
 from moebench.routers.top_k.module import TopKRouter
 from moebench.routers.top_k.policy import reachable_experts
 from moebench.spec.case import OperatingPoint
@@ -44,14 +44,12 @@ class AdaKRouter(TopKRouter):
         self.register_buffer("count_bias", torch.zeros(model.num_experts))
         self.base_top_k, self.regularisation = model.top_k, policy.regularisation / num_layers
 
-    def scores(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
-    ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
+    def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Router logits and allocator logits side by side, from one product."""
         # Two parameters, because training freezes one of them; stacking them costs a small copy.
         return linear(x, torch.cat((self.weight, self.allocator))), state
 
-    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
+    def choose(self, scores: ChoiceScores) -> Choice:
         fp32 = scores.float()
         logits, counts = fp32[:, : self.num_experts], self.slots_of_token(fp32)
         indices = self.best(logits)
@@ -60,18 +58,16 @@ class AdaKRouter(TopKRouter):
         aux_loss = self.expected_count_loss(fp32) if self.training else None
         return Choice(weights, indices, self.num_experts, keep, aux_loss)
 
-    def allocator_logits(
-        self, scores: Float[Tensor, "tokens choices"]
-    ) -> Float[Tensor, "tokens counts"]:
+    def allocator_logits(self, scores: ChoiceScores) -> Float[Tensor, "tokens counts"]:
         """Logits of running 1, 2, ... experts, biased."""
         return scores.float()[:, self.num_experts :] + self.count_bias
 
-    def slots_of_token(self, scores: Float[Tensor, "tokens choices"]) -> Int[Tensor, " tokens"]:
+    def slots_of_token(self, scores: ChoiceScores) -> Int[Tensor, " tokens"]:
         """Experts that each token runs, k; at most as many as its gate's groups hold."""
         counts = self.allocator_logits(scores).argmax(1) + 1
         return counts.clamp(max=self.top_k) if self.top_k < self.num_experts else counts
 
-    def expected_count_loss(self, scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, ""]:
+    def expected_count_loss(self, scores: ChoiceScores) -> Float[Tensor, ""]:
         """Lambda / L times the mean expected count: layers add up to lambda L_reg (Equation 10)."""
         probabilities = self.allocator_logits(scores).softmax(1)
         counts = torch.arange(1, self.num_experts + 1, device=scores.device)
@@ -80,17 +76,15 @@ class AdaKRouter(TopKRouter):
 
     @torch.no_grad()
     def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
+        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
     ) -> None:
-        super().start_from_base(weight, correction_bias)
+        super().start_from_base(weight, bias)
         self.allocator.zero_()
         self.count_bias.zero_()
         self.count_bias[self.base_top_k - 1] = OWN_K_BIAS
 
     @torch.no_grad()
-    def impose(self, scores: Float[Tensor, "tokens choices"], point: OperatingPoint) -> None:
+    def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
         impose_counts(scores.float()[:, self.num_experts :], self.count_bias, point)
         super().impose(scores, point)
 

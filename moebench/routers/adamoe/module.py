@@ -12,14 +12,14 @@ whose slots are all null has no assignment, and the layer gives it zero.
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from moebench.routers.adamoe.policy import AdaMoE
 from moebench.routers.gate import mean_probabilities, random_weight, slot_weights
 from moebench.routers.operating_point import NEVER
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Choice, Router, router
+from moebench.routers.routing import Choice, ChoiceScores, Router, SlotExperts, router
 from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
 
@@ -33,7 +33,7 @@ class AdaMoERouter(TopKRouter):
         super().__init__(model, policy.slots(model), weight, nulls)
         self.num_null_experts, self.base_top_k, self.alpha = nulls, model.top_k, policy.alpha
 
-    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
+    def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
         indices = self.best(logits)
         is_true = indices < self.num_experts
@@ -43,9 +43,7 @@ class AdaMoERouter(TopKRouter):
         aux_loss = self.balance_loss(logits, indices) if self.training else None
         return Choice(weights, readable, self.num_experts, is_true, aux_loss)
 
-    def balance_loss(
-        self, logits: Float[Tensor, "tokens choices"], indices: Int[Tensor, "tokens slots"]
-    ) -> Float[Tensor, ""]:
+    def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> Float[Tensor, ""]:
         """The sum alpha (n + m) f_i P_i over columns, null experts' f replaced by their mean.
 
         f_i is the share of tokens that select i, so f sums to top_k. The mean makes the loss blind
@@ -62,9 +60,7 @@ class AdaMoERouter(TopKRouter):
 
     @torch.no_grad()
     def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
+        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
     ) -> None:
         """Fill the surplus slots with null experts that every token chooses, forbid the others.
 
@@ -79,7 +75,7 @@ class AdaMoERouter(TopKRouter):
                 f"{self.base_top_k + self.num_null_experts} to start from a top-{self.base_top_k}"
                 f" model with {self.num_null_experts} null experts"
             )
-        super().start_from_base(weight, correction_bias)
+        super().start_from_base(weight, bias)
         copies = torch.arange(self.num_null_experts, device=weight.device) % n
         self.weight[n:].copy_(weight[copies])
         self.selection_bias[n : n + surplus] = -NEVER

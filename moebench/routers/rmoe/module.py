@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from moebench.routers.gate import random_weight
 from moebench.routers.policy import Policy
 from moebench.routers.rmoe.policy import RMoE
-from moebench.routers.routing import Router, RouterState, router
+from moebench.routers.routing import ChoiceScores, Hidden, Router, RouterState, router
 from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
 
@@ -49,9 +49,7 @@ class RMoERouter(TopKRouter):
             if policy.residual:
                 gate.zero_()
 
-    def scores(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
-    ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
+    def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Logits, and the state for the layer above; no state means zeros (the first layer)."""
         state = self.cell(linear(x, self.projection), state)
         logits = linear(state, self.recurrent_gate)
@@ -61,9 +59,7 @@ class RMoERouter(TopKRouter):
 
     @torch.no_grad()
     def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
+        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
     ) -> None:
         """Start the residual form as z = W_r x + G h with G = 0; the paper's form cannot start so.
 
@@ -73,7 +69,7 @@ class RMoERouter(TopKRouter):
             raise ValueError(
                 "rmoe: the paper's form replaces the pretrained router; use residual = true"
             )
-        super().start_from_base(weight, correction_bias)
+        super().start_from_base(weight, bias)
         self.recurrent_gate.zero_()
 
 

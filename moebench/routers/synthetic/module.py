@@ -3,12 +3,10 @@
 from typing import cast
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from moebench.routers.operating_point import check_point
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Choice, Router, RouterState, router
+from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
 from moebench.routers.synthetic.policy import Balanced
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
@@ -22,20 +20,18 @@ class BalancedRouter(Router):
         self.num_experts, self.top_k = model.num_experts, top_k
         self.weight_of_slot = model.gate.scale / top_k
 
-    def scores(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
-    ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
+    def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """The first features of each token, of which only the first token's are read."""
         return x[:, : self.num_experts], state
 
-    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
+    def choose(self, scores: ChoiceScores) -> Choice:
         tokens = scores.shape[0]
         start = scores[:1].argmax(1, keepdim=True)
         turns = torch.arange(tokens * self.top_k, device=scores.device).view(tokens, self.top_k)
         weights = scores.new_full((tokens, self.top_k), self.weight_of_slot)
         return Choice(weights, (turns + start) % self.num_experts, self.num_experts)
 
-    def impose(self, scores: Float[Tensor, "tokens choices"], point: OperatingPoint) -> None:
+    def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
         """Check the point; there is nothing to set, since turns have only one operating point."""
         check_point(self.route(scores), point)
 

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from moebench.routers.gate import balance_loss, choice_scores, random_weight, slot_weights
 from moebench.routers.operating_point import check_point, impose_marginals
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Choice, Router, RouterState, router
+from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
 from moebench.routers.top_k.policy import TopK
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
@@ -43,12 +43,10 @@ class TopKRouter(Router):
         self.register_parameter("weight", weight)
         self.register_buffer("selection_bias", torch.zeros(self.num_experts + num_null_experts))
 
-    def scores(
-        self, x: Float[Tensor, "tokens hidden"], state: RouterState = None
-    ) -> tuple[Float[Tensor, "tokens choices"], RouterState]:
+    def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         return linear(x, self.weight), state
 
-    def choose(self, scores: Float[Tensor, "tokens choices"]) -> Choice:
+    def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
         indices = self.best(logits)
         weights = slot_weights(logits, indices, self.gate)
@@ -57,34 +55,30 @@ class TopKRouter(Router):
             aux_loss = BALANCE_COEFFICIENT * balance_loss(logits, indices, self.gate)
         return Choice(weights, indices, self.num_experts, aux_loss=aux_loss)
 
-    def best(self, logits: Float[Tensor, "tokens choices"]) -> Int[Tensor, "tokens slots"]:
+    def best(self, logits: ChoiceScores) -> Int[Tensor, "tokens slots"]:
         """Columns with the `top_k` largest biased scores, largest first."""
         return self.competing(logits, self.selection_bias).topk(self.top_k, dim=1).indices
 
-    def competing(
-        self, logits: Float[Tensor, "tokens choices"], bias: Float[Tensor, " choices"]
-    ) -> Float[Tensor, "tokens choices"]:
+    def competing(self, logits: ChoiceScores, bias: Float[Tensor, " choices"]) -> ChoiceScores:
         """Scores that compete for the slots under a selection bias."""
         return choice_scores(logits, bias, self.gate, self.num_experts)
 
-    def slots_of_token(self, scores: Float[Tensor, "tokens choices"]) -> Int[Tensor, " tokens"]:
+    def slots_of_token(self, scores: ChoiceScores) -> Int[Tensor, " tokens"]:
         """How many columns each token takes."""
         return torch.full(scores.shape[:1], self.top_k, device=scores.device)
 
     @torch.no_grad()
     def start_from_base(
-        self,
-        weight: Float[Tensor, "experts hidden"],
-        correction_bias: Float[Tensor, " experts"] | None = None,
+        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
     ) -> None:
         """Take over the base router's weight, and its correction bias where the model has one."""
         self.weight[: self.num_experts].copy_(weight)
         self.selection_bias.zero_()
-        if correction_bias is not None:
-            self.selection_bias[: self.num_experts].copy_(correction_bias)
+        if bias is not None:
+            self.selection_bias[: self.num_experts].copy_(bias)
 
     @torch.no_grad()
-    def impose(self, scores: Float[Tensor, "tokens choices"], point: OperatingPoint) -> None:
+    def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
         logits = scores.float()[:, : len(self.selection_bias)]
         competing, slots = partial(self.competing, logits), self.slots_of_token(scores)
         impose_marginals(competing, self.selection_bias, slots, point, self.num_experts)
