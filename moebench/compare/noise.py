@@ -1,8 +1,7 @@
-"""The noise of a machine, stored in the user's cache beside its calibration.
+"""The noise of a machine and its software, in the user's cache under `Environment.fingerprint`.
 
-There are two files for each machine and software (`Environment.fingerprint`): the noise floor that
-`moebench.doctor --selftest` measured, which reports print; and the runs of one unchanged cell that
-`moebench.doctor --aa-runs` made, which say how far two runs of the same code differ.
+`moebench.doctor --selftest` measures the noise floor, which reports print; `--aa-runs` makes runs
+of one unchanged cell, which say how far two runs of the same code differ.
 """
 
 import json
@@ -31,7 +30,6 @@ class NoiseFloor:
     half_width: float
     """Relative half width of the 95 % interval of a case's speedup over itself, median."""
     rounds: int
-    """Rounds of each such speedup."""
 
 
 @dataclass(frozen=True)

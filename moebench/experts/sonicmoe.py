@@ -38,14 +38,9 @@ def sonicmoe(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
         return torch.zeros_like(x)
     by_token = routing.token_indices.argsort(stable=True)
     y: Tensor = kernels.moe_general_routing_inputs(
-        x,
-        routing.weights[by_token].to(x.dtype),
-        routing.token_indices[by_token].int(),
-        routing.expert_indices[by_token].int(),
-        weights.gate_up.permute(1, 2, 0),
-        None,
-        weights.down.permute(1, 2, 0),
-        None,
+        *(x, routing.weights[by_token].to(x.dtype)),
+        *(routing.token_indices[by_token].int(), routing.expert_indices[by_token].int()),
+        *(weights.gate_up.permute(1, 2, 0), None, weights.down.permute(1, 2, 0), None),
         E=weights.num_experts,
         activation_type=ActivationType.SWIGLU,
         is_inference_mode_enabled=not torch.is_grad_enabled(),

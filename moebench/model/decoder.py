@@ -4,8 +4,7 @@ A layer has two halves, each with its residual: grouped-query attention, and a m
 At level "moe" only the second half of each layer runs. Routers and the expert execution are
 arguments of a step, so that all routers of a comparison share one set of weights.
 
-Embeddings, LM head and leading dense layers are not part of the stack, and multi-head latent
-attention is not executed.
+Not part of it: embeddings, LM head, leading dense layers, and multi-head latent attention.
 """
 
 from collections.abc import Callable, Sequence

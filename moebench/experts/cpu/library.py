@@ -146,27 +146,18 @@ def _check_types(x: Tensor, like_x: tuple[Tensor, ...], indices: tuple[Tensor, .
 def _ragged_linear(
     x: Tensor, indices: Tensor | None, counts: Tensor, matrices: Tensor, y: Tensor, epilogue: int
 ) -> None:
-    _call(
-        "ragged_linear",
-        x.dtype,
-        *(x.data_ptr(), len(x), x.stride(0), None if indices is None else indices.data_ptr()),
-        *(len(y), len(counts), counts.data_ptr(), matrices.data_ptr()),
-        *(x.shape[1], y.shape[1], y.data_ptr(), epilogue, torch.get_num_threads()),
-    )
+    rows = x, len(x), x.stride(0), indices, len(y), len(counts), counts
+    _call("ragged_linear", *rows, matrices, x.shape[1], y.shape[1], y, epilogue)
 
 
 def _combine(rows: Tensor, tokens: Tensor, weights: Tensor, y: Tensor) -> None:
-    _call(
-        "combine",
-        rows.dtype,
-        *(rows.data_ptr(), len(rows), tokens.data_ptr(), weights.data_ptr()),
-        *(len(y), y.shape[1], y.data_ptr(), torch.get_num_threads()),
-    )
+    _call("combine", rows, len(rows), tokens, weights, len(y), y.shape[1], y)
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: int | None) -> None:
+def _call(name: str, x: Tensor, *others: Tensor | int | None) -> None:
     """Call a kernel, which returns false if counts do not add up or an index is out of range."""
-    if not getattr(_library(), _symbol(name, dtype))(*arguments):
+    arguments = (a.data_ptr() if isinstance(a, Tensor) else a for a in (x, *others))
+    if not getattr(_library(), _symbol(name, x.dtype))(*arguments, torch.get_num_threads()):
         raise ValueError(
             f"avx512, {name}: the counts do not add up to the rows, or an index is out of range"
         )
@@ -201,16 +192,11 @@ def _library() -> ctypes.CDLL:
             subprocess.run(command, check=True, capture_output=True, text=True)
             replace_file(path, made.read_bytes())
     library = ctypes.CDLL(str(path))
-    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    signatures = {
-        "ragged_linear": [
-            *(pointer, size, size, pointer, size, size, pointer, pointer, size, size, pointer),
-            *(number, number),
-        ],
-        "combine": [pointer, size, pointer, pointer, size, size, pointer, number],
-    }
-    for dtype in DTYPES:
-        for name, signature in signatures.items():
+    types = {"p": ctypes.c_void_p, "s": ctypes.c_int64, "i": ctypes.c_int}
+    # One letter an argument: pointer, size, int.
+    for name, signature in (("ragged_linear", "psspssppsspii"), ("combine", "psppsspi")):
+        for dtype in DTYPES:
             function = getattr(library, _symbol(name, dtype))
-            function.argtypes, function.restype = signature, ctypes.c_bool
+            function.argtypes = [types[letter] for letter in signature]
+            function.restype = ctypes.c_bool
     return library

@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from moebench.experts.gpu.occupancy import Occupancy, occupancy
-from moebench.experts.gpu.tiles import (
-    FIRST_TMA_CAPABILITY,
-    KernelTile,
-    TilePhase,
-    choose_tiles,
-)
+from moebench.experts.gpu.tiles import FIRST_TMA_CAPABILITY, KernelTile, TilePhase, choose_tiles
 
 KernelForm = Literal["up, gated", "up", "down"]
 Dtype = Literal["bf16", "fp32"]

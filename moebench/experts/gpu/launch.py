@@ -47,16 +47,8 @@ def ragged_up(
     grid_rows = row_tiles(bound, num_experts, tile.rows)
     grid = (grid_rows * -(-intermediate_size // tile.columns),)
     kernels.up_and_activate[grid](
-        x,
-        token_indices,
-        tokens_per_expert,
-        _matrix(gate_up, tile, tile.columns, use_tma),
-        hidden,
-        num_experts,
-        grid_rows,
-        x.shape[1],
-        intermediate_size,
-        x.stride(0),
+        *(x, token_indices, tokens_per_expert, _matrix(gate_up, tile, tile.columns, use_tma)),
+        *(hidden, num_experts, grid_rows, x.shape[1], intermediate_size, x.stride(0)),
         IS_GATED=gate_up.shape[1] != intermediate_size,
         TMA=use_tma,
         **_constants(tile, num_experts, x),
@@ -90,16 +82,9 @@ def ragged_down(
     grid_rows = row_tiles(bound, num_experts, tile.rows)
     grid = (grid_rows * -(-hidden_size // tile.columns),)
     kernels.down_and_combine[grid](
-        _matrix(hidden, tile, tile.rows, use_tma),
-        token_indices,
-        routing_weights,
-        tokens_per_expert,
-        _matrix(down, tile, tile.columns, use_tma),
-        y,
-        num_experts,
-        grid_rows,
-        hidden_size,
-        intermediate_size,
+        *(_matrix(hidden, tile, tile.rows, use_tma), token_indices, routing_weights),
+        *(tokens_per_expert, _matrix(down, tile, tile.columns, use_tma), y),
+        *(num_experts, grid_rows, hidden_size, intermediate_size),
         TMA=use_tma,
         **_constants(tile, num_experts, hidden),
     )
