@@ -51,18 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, metavar="DIR", help="keep the selftest's record: results/selftest")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
-    return terminal.run(lambda: _answer(options, given))
 
+    def answer() -> int:
+        device = choose_device(options.device)
+        if options.selftest:
+            return _selftest(device, options, given)
+        if options.out is not None:
+            raise ValueError("--out: only beside --selftest, whose record it keeps")
+        if options.aa_runs is None:
+            return _inspect(device, options.json)
+        return _make_unchanged_runs(options.aa_runs, device, options.json)
 
-def _answer(options: argparse.Namespace, given: Sequence[str]) -> int:
-    device = choose_device(options.device)
-    if options.selftest:
-        return _selftest(device, options, given)
-    if options.out is not None:
-        raise ValueError("--out: only beside --selftest, whose record it keeps")
-    if options.aa_runs is None:
-        return _inspect(device, options.json)
-    return _make_unchanged_runs(options.aa_runs, device, options.json)
+    return terminal.run(answer)
 
 
 def _inspect(device: torch.device, as_json: bool) -> int:
@@ -107,8 +107,8 @@ def _selftest(device: torch.device, options: argparse.Namespace, given: Sequence
 def _make_unchanged_runs(number: int, device: torch.device, as_json: bool) -> int:
     fingerprint = describe_machine(device).fingerprint
     path, last = make_unchanged_runs(number, device, fingerprint)
-    kept = load_unchanged_runs(fingerprint)
-    n, deviation = len(kept.runs), kept.deviation(last.reference_version)
+    every = load_unchanged_runs(fingerprint)
+    n, deviation = len(every.runs), every.deviation(last.reference_version)
     if as_json:
         terminal.show_json({"schema": 1, "runs": n, "deviation_between_runs": deviation})
     else:

@@ -110,7 +110,7 @@ class Environment:
 
 
 def describe_machine(device: torch.device) -> Environment:
-    """Describe the machine for a run on `device`."""
+    """The machine as it is now, for a run on `device`."""
     cpu, software = describe_cpu(), describe_software()
     gpu = describe_gpu(device) if device.type == "cuda" else None
     return Environment(
@@ -208,9 +208,8 @@ def describe_checkout(package: Path) -> tuple[str | None, bool | None]:
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(package), *arguments]
         try:
-            return subprocess.check_output(
-                command, stderr=subprocess.DEVNULL, text=True, timeout=10
-            ).strip()
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            return done.stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 

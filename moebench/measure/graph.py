@@ -51,12 +51,9 @@ class Graph:
 
 
 def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "inputs ..."]) -> Graph:
-    """Capture a step and compare its replays with eager steps.
+    """Capture a step and compare its replays with those of `eager`, on different inputs.
 
-    Args:
-        step: never waits for the device; what it launches does not depend on its input's data.
-        eager: computes the same result in any way.
-        ring: different inputs.
+    The step never waits for the device, and what it launches does not depend on its input's data.
     """
     assert len(ring) >= LEAST_RING, f"a ring of {len(ring)} inputs, {LEAST_RING} are needed"
     try:

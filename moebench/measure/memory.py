@@ -43,14 +43,8 @@ def measure_memory(
     """Peak memory of one step, run alone.
 
     The step must have run before: what the first run of a process sets up once (kernels, thread
-    stacks, workspaces) is not part of it. A figure for a host is good to `host_resolution()`.
-
-    Args:
-        run_step: runs one step and drops its result.
-        device: where the step runs.
-        weights: size of the parameters and buffers, counted from the tensors.
-        cache: size of the KV cache, counted from the tensors.
-        proc: the kernel's folder of this process.
+    stacks, workspaces) is not part of it. `weights` (with buffers) and `cache` are counted from the
+    tensors. A figure for a host is good to `host_resolution()`.
     """
     gc.collect()
     if device.type == "cuda":
@@ -89,13 +83,10 @@ def _on_cuda(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-
-    def retries() -> int:
-        return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
-
-    retries_before = retries()
+    retries = int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
     run_step()
     torch.cuda.synchronize(device)
+    after = torch.cuda.memory_stats(device)
     nvml = open_nvml()
     handle = None if nvml is None else answer(nvml_handle, nvml, device)
     return Memory(
@@ -104,7 +95,7 @@ def _on_cuda(
         float(torch.cuda.max_memory_allocated(device) - before),
         "torch.cuda.max_memory_allocated, less what was allocated before",
         reserved=float(torch.cuda.max_memory_reserved(device)),
-        allocation_retries=retries() - retries_before,
+        allocation_retries=int(after.get("num_alloc_retries", 0)) - retries,
         device_used=None if handle is None else memory_used(nvml, handle),
     )
 

@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 POWER_INSTANT = 186
-"""Field id of instantaneous power; needs a driver of the 530 series.
-
-Source: nvml.h, NVML_FI_DEV_POWER_INSTANT.
-"""
+"""Field id of instant power (from driver 530 on). Source: nvml.h, NVML_FI_DEV_POWER_INSTANT."""
 SCOPE_GPU, SCOPE_MODULE = 0, 1
-"""Scopes of a power reading; a module is a GPU with the processor beside it.
-
-Source: nvml.h, NVML_POWER_SCOPE_*.
-"""
+"""Scopes of power; a module includes the processor. Source: nvml.h, NVML_POWER_SCOPE_*."""
 SM_CLOCK, MEMORY_CLOCK = 1, 2
 """Kinds of clocks. Source: nvml.h, nvmlClockType_t."""
 VIOLATIONS = {74: "power", 75: "thermal", 269: "sw-thermal", 270: "hw-thermal", 271: "power-brake"}
@@ -137,7 +131,7 @@ class Board:
     """One GPU: its energy counter, its power, and the conditions that a record of energy states."""
 
     def __init__(self, nvml: Any, uuid: str):
-        self.nvml, self.uuid = nvml, uuid
+        self.nvml = nvml
         self.handle = demand(f"NVML does not know {uuid}", nvml.nvmlDeviceGetHandleByUUID, uuid)
         self.power_method = "instant power"
         self._violations = self.violations()
@@ -184,12 +178,11 @@ class Board:
 
     def state(self) -> dict[str, Any]:
         """Clocks, temperature and reasons for lower clocks; None where NVML refuses."""
-        nvml, handle = self.nvml, self.handle
         return {
-            "reasons": clock_reasons(nvml, handle),
-            "sm_clock_hz": clock(nvml, handle, SM_CLOCK),
-            "memory_clock_hz": clock(nvml, handle, MEMORY_CLOCK),
-            "temperature_c": answer(nvml.nvmlDeviceGetTemperature, handle, 0),
+            "reasons": clock_reasons(self.nvml, self.handle),
+            "sm_clock_hz": clock(self.nvml, self.handle, SM_CLOCK),
+            "memory_clock_hz": clock(self.nvml, self.handle, MEMORY_CLOCK),
+            "temperature_c": answer(self.nvml.nvmlDeviceGetTemperature, self.handle, 0),
         }
 
     def violations(self) -> dict[str, float]:
@@ -253,8 +246,6 @@ def memory_used(nvml: Any, handle: Any) -> float | None:
 
     Version 1 of the call counts that reserve as used, version 2 does not.
     """
-    version = getattr(nvml, "nvmlMemory_v2", None)
-    info = None if version is None else answer(nvml.nvmlDeviceGetMemoryInfo, handle, version)
-    if info is None:
-        info = answer(nvml.nvmlDeviceGetMemoryInfo, handle)
+    ask, version = nvml.nvmlDeviceGetMemoryInfo, getattr(nvml, "nvmlMemory_v2", None)
+    info = (version and answer(ask, handle, version)) or answer(ask, handle)
     return None if info is None else float(info.used)

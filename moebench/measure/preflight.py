@@ -170,11 +170,8 @@ def inspect_machine(
 ) -> tuple[Finding, ...]:
     """Look at everything that is known to spoil measurements.
 
-    Args:
-        num_threads: threads that the framework computes with.
-        num_cores: logical processors that this process may use.
-        root: above the folders proc, sys and dev.
-        nvml: the NVML binding; `pynvml` if left out.
+    This process may use `num_cores` logical processors; `root` holds the folders proc, sys and dev;
+    `nvml` is `pynvml` if left out.
     """
     return (*_host(num_threads, num_cores, root), *_gpus(nvml, root / "dev"))
 

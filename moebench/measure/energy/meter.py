@@ -5,8 +5,6 @@ a piece of work is wrong by up to a step at each end. Here a reader stamps the c
 a window runs from edge to edge *inside* a continuous load. Several loads start at different phases
 of the counter's beat: a sensor that samples part of the time can beat with the load.
 
-What cannot be measured is None with the reason, never a guess.
-
 Source: long continuous loads, start-up dropped and phases shifted are the practices of Yang,
 Adamek and Armour (arXiv 2312.02741).
 """
@@ -51,20 +49,22 @@ def measure_energy(
     boards: Sequence[str] = (),
     powercap: Path = Path("/sys/class/powercap"),
 ) -> Energy:
-    """Energy of one step, gross and net of idle power.
+    """Energy of one step, gross and net of idle power; None with the reason, never a guess.
 
-    Args:
-        visit: runs consecutive steps of the stream.
-        device: where the steps run.
-        plan: `QUICK` takes about 9 s, `FULL` about 40 s.
-        boards: UUIDs of all boards that work; the device's own if left out. Their joules are added;
-            a board that fails is named.
-        powercap: root of Linux's powercap tree.
+    `QUICK` takes about 9 s, `FULL` about 40 s. `boards` are the UUIDs of all boards that work (the
+    device's own if left out): their joules are added, and a board that fails is named. `powercap`
+    is the root of Linux's tree of that name.
     """
-    try:
-        sources = _boards(device, boards) if device.type == "cuda" else [_packages(powercap)]
-    except Fault as error:
-        return no_energy(error)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        named = boards or [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
+        sources = [["gpu", uuid, str(os.getpid())] for uuid in named]
+    else:
+        try:
+            _check_packages(powercap)
+        except Fault as error:
+            return no_energy(error)
+        sources = [["rapl", str(powercap)]]
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(ReaderProcess(source)) for source in sources]
         try:
@@ -76,16 +76,10 @@ def measure_energy(
     return next(iter(energies.values())) if len(energies) == 1 else _sum_of_boards(energies)
 
 
-def _boards(device: torch.device, boards: Sequence[str]) -> list[list[str]]:
-    torch.cuda.synchronize(device)
-    named = boards or [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
-    return [["gpu", uuid, str(os.getpid())] for uuid in named]
-
-
-def _packages(root: Path) -> list[str]:
-    """The reader's arguments for RAPL; a Fault where there is none to read."""
+def _check_packages(root: Path) -> None:
+    """Raise a Fault where there is no RAPL counter to read."""
     if Rapl(root).domains:
-        return ["rapl", str(root)]
+        return
     if describe_cpu().hypervisor is not None:
         text = "virtualised: the hypervisor gives this guest no RAPL counters"
         raise Fault("virtualised", text)
@@ -216,22 +210,22 @@ def _sum_of_boards(energies: dict[str, Energy]) -> Energy:
     for name, energy in energies.items():
         if energy.joules is None:
             return replace(energy, missing=f"{name}: {energy.missing}")
+    every = [*energies.values()]
     joules = {name: energy.joules or 0.0 for name, energy in energies.items()}
     total = sum(joules.values())
-    nets = [energy.net_joules for energy in energies.values()]
-    half = math.hypot(*((e.high or 0.0) - (e.joules or 0.0) for e in energies.values()))
-    faults = [energy.fault for energy in energies.values() if energy.fault]
+    nets = [energy.net_joules for energy in every if energy.net_joules is not None]
+    half = math.hypot(*((e.high or 0.0) - (e.joules or 0.0) for e in every))
     return replace(
-        next(iter(energies.values())),
+        every[0],
         joules=total,
-        net_joules=None if None in nets else sum(net for net in nets if net is not None),
+        net_joules=sum(nets) if len(nets) == len(every) else None,
         low=total - half,
         high=total + half,
         budget=None,
         boards=joules,
         windows=(),
         residual=None,
-        caveats=tuple(c for energy in energies.values() for c in energy.caveats),
+        caveats=tuple(caveat for energy in every for caveat in energy.caveats),
         conditions={name: energy.conditions for name, energy in energies.items()},
-        fault=faults[0] if faults else None,
+        fault=next((energy.fault for energy in every if energy.fault), None),
     )

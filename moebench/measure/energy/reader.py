@@ -89,8 +89,7 @@ class EdgeSchedule:
         self.last = moment
 
     def next_look(self, now: float) -> float:
-        tick = self.tick
-        poll = POLL * self.scatter.uniform(0.5, 1.5)
+        tick, poll = self.tick, POLL * self.scatter.uniform(0.5, 1.5)
         if tick is None or self.last is None:
             return now + poll
         if tick < FAST_TICK:

@@ -45,8 +45,8 @@ def energy_budget(
     part comes from their distance to the load's centre, and from the sensor's lag.
 
     Args:
-        windows: energy and work, each in a load of its own.
-        centre: middle of the loads that the windows lie in.
+        windows: each in a load of its own.
+        centre: middle of these loads.
         swing: relative standard deviation of power during the load.
         jitter_share: part of the stamps' variance that is the uneven beat of the counter.
         polled: whether the joules are integrated power.

@@ -183,12 +183,10 @@ def edge_window(edges: Stamped, stamps: Stamps, settle: Seconds, least: Seconds)
     """
     times, steps = np.array(stamps).T
     inside = np.flatnonzero((edges.times >= times[0] + settle) & (edges.times <= times[-1]))
-    if len(inside) < 2:
-        return None
     at, sd = edges.times[inside], edges.sd[inside]
     done = np.interp(at, times, steps)
     # Begin among the edges of the first step (or so), end at any edge.
-    first = np.flatnonzero(at <= at[-1] - least)[:MOST_BEGINNINGS]
+    first = np.flatnonzero(at <= np.max(at, initial=-math.inf) - least)[:MOST_BEGINNINGS]
     if not len(first):
         return None
     work = done[None, :] - done[first, None]
