@@ -49,16 +49,11 @@ def _write(path: Path, flag: int, data: bytes, length_before: int) -> None:
 
 def cache_directory() -> Path:
     """The folder of calibrations, noise and compiled kernels: `moebench` in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "moebench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebench"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with its parents, if it is not there.
-
-    Raises:
-        ValueError: it cannot be made, or a file is in its place.
-    """
+    """Make a folder with its parents, if it is not there; a file in its place is refused."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -68,11 +63,7 @@ def make_folder(folder: Path) -> None:
 
 
 def acquire(directory: Path) -> int:
-    """Lock the directory for this process; a dead process holds no lock.
-
-    Raises:
-        ValueError: another process writes the directory, or it cannot be written.
-    """
+    """Lock the directory, or refuse it if another process has; a dead process holds no lock."""
     import fcntl  # measuring is for Linux; reports must import this module elsewhere too
 
     path = directory / ".lock"

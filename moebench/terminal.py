@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import zip_longest
-from types import TracebackType
 from typing import Any, NoReturn
 
 from moebench.units import Seconds, printable, quantity
@@ -85,11 +84,7 @@ def add_device(to: argparse.ArgumentParser) -> None:
 
 
 def seconds(option: str, text: str) -> Seconds:
-    """Read the time that an option was given, such as "8 min".
-
-    Raises:
-        ValueError: it is no time; the message names the option.
-    """
+    """Read the time that an option was given, such as "8 min"; an error names the option."""
     try:
         return quantity(text, "time")
     except ValueError as error:
@@ -117,11 +112,9 @@ def text_table(
     ]
 
     def aligned(cells: Sequence[str]) -> str:
-        each = zip(cells, widths, strict=True)
-        return "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(each)
-        ).rstrip()
+        sides = ["<" if i in left else ">" for i in range(len(widths))]
+        each = zip(cells, sides, widths, strict=True)
+        return "  ".join(f"{cell:{side}{width}}" for cell, side, width in each).rstrip()
 
     return "\n".join(printable(line) if isinstance(line, str) else aligned(line) for line in lines)
 
@@ -165,12 +158,7 @@ class Bar:
     def __enter__(self) -> "Bar":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
 

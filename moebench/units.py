@@ -52,25 +52,20 @@ EXAMPLE: dict[Kind, str] = {
 """A well-formed quantity of each kind, for error messages."""
 BYTES_PER_ELEMENT: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 
-_DECIMAL = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "m": 1e-3, "": 1.0}
+_DECIMAL = {"p": 1e-12, "n": 1e-9, "µ": 1e-6, "u": 1e-6, "m": 1e-3, "": 1.0}
 _DECIMAL |= {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\s\d].*?)?\s*")
 
 
-def _scale(unit: str, kind: Kind) -> float | None:
-    if kind == "count":
-        return _COUNT.get(unit)
-    base = BASE_UNIT[kind]
-    if kind == "time" and unit in ("min", "h"):
-        return {"min": 60.0, "h": 3600.0}[unit]
-    if not unit.endswith(base):
-        return None
-    prefix = unit[: len(unit) - len(base)]
-    if kind in ("size", "bandwidth") and prefix in _BINARY:
-        return _BINARY[prefix]
-    return _DECIMAL.get(prefix)
+def _units(kind: Kind) -> dict[str, float]:
+    """Factor to the base unit of every unit that a quantity of this kind may have."""
+    prefixes = _COUNT if kind == "count" else _DECIMAL
+    if kind in ("size", "bandwidth"):
+        prefixes = prefixes | _BINARY
+    units = {prefix + BASE_UNIT[kind]: scale for prefix, scale in prefixes.items()}
+    return units | ({"min": 60.0, "h": 3600.0} if kind == "time" else {})
 
 
 def quantity(text: object, kind: Kind) -> float:
@@ -82,13 +77,11 @@ def quantity(text: object, kind: Kind) -> float:
         ValueError: not a string, no number, no unit, a unit of another kind, or less than 0.
     """
     expected = f"a string such as {EXAMPLE[kind]!r}"
-    if not isinstance(text, str):
-        raise ValueError(f"found {text!r}, expected {expected}")
-    match = _NUMBER.fullmatch(text)
+    match = _NUMBER.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"found {text!r}, expected {expected}")
     number, unit = float(match.group(1)), match.group(2) or ""
-    scale = _scale(unit, kind)
+    scale = _units(kind).get(unit)
     if scale is None:
         what = f"unit {unit!r}" if unit else "no unit"
         raise ValueError(f"found {what} in {text!r}, expected {expected}")
@@ -105,18 +98,11 @@ def text(value: float | None, kind: Kind, digits: int = 3) -> str:
     """
     if value is None:
         return "–"
-    if value == 0:
-        return f"0 {BASE_UNIT[kind]}".strip()
-    if not math.isfinite(value):
-        return f"{value} {BASE_UNIT[kind]}".strip()
-    if kind == "count":
-        scales = dict(_COUNT)
-    elif kind == "size":
-        scales = {"": 1.0, **_BINARY}
-    else:
-        scales = {name: scale for name, scale in _DECIMAL.items() if name != "u"}
-        if kind == "time":
-            scales = {name: scale for name, scale in scales.items() if scale <= 1}
+    if value == 0 or not math.isfinite(value):
+        return f"{value or 0} {BASE_UNIT[kind]}".strip()
+    scales = {"count": _COUNT, "size": {"": 1.0, **_BINARY}}.get(kind, _DECIMAL)
+    if kind == "time":
+        scales = {name: scale for name, scale in scales.items() if scale <= 1}
     # A value that rounds up to 1 of the next prefix belongs to it: 999.96 ms is 1 s.
     prefix = max(
         (name for name in scales if float(f"{abs(value) / scales[name]:.{digits}g}") >= 1),

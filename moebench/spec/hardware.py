@@ -64,11 +64,7 @@ class HardwareSpec:
                 )
 
     def peak_for(self, dtype: str) -> FlopsPerSecond:
-        """Dense peak of a dtype.
-
-        Raises:
-            ValueError: the source gives no peak for it.
-        """
+        """Dense peak of a dtype; one for which the source gives no peak is refused."""
         if dtype not in self.peak:
             raise ValueError(f"{self.name}: no peak for dtype {dtype!r}{nearest(dtype, self.peak)}")
         return self.peak[dtype]
@@ -80,11 +76,7 @@ def hardware_names() -> tuple[str, ...]:
 
 
 def load_hardware(name: str) -> HardwareSpec:
-    """A machine by its shipped name or alias, or from a TOML file of one's own.
-
-    Raises:
-        ValueError: unknown name (with the nearest known one) or a bad file.
-    """
+    """A machine by its shipped name or alias (errors have the nearest), or from a TOML file."""
     if name not in hardware_names() and not name.endswith(".toml"):
         aliases = hardware_aliases()
         if name not in aliases:

@@ -36,19 +36,12 @@ def attention_projections(model: ModelSpec) -> tuple[tuple[str, int, int], ...]:
     compressed vector, as written there (no absorption).
     """
     a, h = model.attention, model.hidden_size
+    queries: tuple[tuple[str, int, int], ...] = (("query", query_width(a), h),)
     if a.kind == "gqa":
         kv = a.num_kv_heads * a.head_dim
-        return (
-            ("query", a.num_heads * a.head_dim, h),
-            ("key", kv, h),
-            ("value", kv, h),
-            ("output", h, a.num_heads * a.head_dim),
-        )
-    queries: tuple[tuple[str, int, int], ...] = (
-        (("query-down", a.query_rank, h), ("query-up", query_width(a), a.query_rank))
-        if a.query_rank
-        else (("query", query_width(a), h),)
-    )
+        return *queries, ("key", kv, h), ("value", kv, h), ("output", h, a.num_heads * a.head_dim)
+    if a.query_rank:
+        queries = ("query-down", a.query_rank, h), ("query-up", query_width(a), a.query_rank)
     return (
         *queries,
         ("key-value-down", a.kv_rank + a.rope_head_dim, h),
@@ -72,8 +65,9 @@ def attention_ops(model: ModelSpec, workload: Workload) -> tuple[Op, ...]:
     if a.norm != "none":
         normed = tokens * (a.num_heads + a.num_kv_heads) * a.head_dim
         ops.append(traffic("query-key-norm", "attention", normed, normed, dtype, launches=2))
-    ops.append(rotary(model, workload))
-    seen = workload.context_length + (workload.sequence_length + 1) / 2
+    elements = tokens * (query_width(a) + cache_elements_per_token(a))
+    ops.append(traffic("rotary-and-cache", "attention", elements, elements, dtype, launches=12))
+    attended = workload.context_length + (workload.sequence_length + 1) / 2
     value_head_dim = a.value_head_dim or a.head_dim
     width = a.num_heads * (a.head_dim + a.rope_head_dim + value_head_dim)
     cached = workload.batch * (workload.context_length + workload.sequence_length)
@@ -84,15 +78,8 @@ def attention_ops(model: ModelSpec, workload: Workload) -> tuple[Op, ...]:
         tokens * a.num_heads * value_head_dim,
         dtype,
     )
-    ops.append(replace(scores, flops=2.0 * tokens * seen * width))
+    ops.append(replace(scores, flops=2.0 * tokens * attended * width))
     return tuple(ops)
-
-
-def rotary(model: ModelSpec, workload: Workload) -> Op:
-    """Rotary embedding of queries and keys, and writing keys and values to the cache."""
-    a = model.attention
-    elements = workload.num_tokens * (query_width(a) + cache_elements_per_token(a))
-    return traffic("rotary-and-cache", "attention", elements, elements, workload.dtype, launches=12)
 
 
 def head_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:

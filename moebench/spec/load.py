@@ -1,8 +1,7 @@
 """The load of a layer's experts: tokens per expert, and number of experts with a token.
 
-Below a few hundred tokens an MoE layer's time is the weight traffic of the *distinct* experts, so a
-prediction needs their number first. For independent tokens that number follows from the experts'
-inclusion probabilities alone.
+Below a few hundred tokens an MoE layer's time is the weight traffic of the *distinct* experts. For
+independent tokens their number follows from the experts' inclusion probabilities alone.
 """
 
 import functools
@@ -39,7 +38,7 @@ class ExpertLoad:
     def observed(cls, tokens_per_expert: Sequence[int], num_tokens: int) -> "ExpertLoad":
         """The load that a router produced."""
         distinct = sum(count > 0 for count in tokens_per_expert)
-        return cls(tuple(float(c) for c in tokens_per_expert), num_tokens, float(distinct))
+        return cls(tuple(map(float, tokens_per_expert)), num_tokens, float(distinct))
 
     @classmethod
     def expected(
@@ -51,10 +50,8 @@ class ExpertLoad:
         the power law of the experts' marginals, 0 for uniform ones.
         """
         marginal = marginals(num_experts, tuple(k_distribution), skew)
-        untouched = (1.0 - marginal) ** num_tokens
-        return cls(
-            tuple((num_tokens * marginal).tolist()), num_tokens, float((1.0 - untouched).sum())
-        )
+        distinct = float((1.0 - (1.0 - marginal) ** num_tokens).sum())
+        return cls(tuple((num_tokens * marginal).tolist()), num_tokens, distinct)
 
 
 @functools.lru_cache(maxsize=256)
@@ -79,34 +76,25 @@ def inclusion_probabilities(popularity: NDArray[np.float64], k: int) -> NDArray[
     num_experts = len(popularity)
     if not 0 <= k <= num_experts:
         raise ValueError(f"k: found {k}, expected 0 to num_experts = {num_experts}")
-    result = np.zeros(num_experts)
-    free = np.ones(num_experts, dtype=bool)
-    while True:
-        left = k - (~free).sum()
-        if left == 0 or not free.any():
-            result[free] = 0.0
-            break
+    result, free = np.zeros(num_experts), np.ones(num_experts, dtype=bool)
+    while (left := k - (~free).sum()) and free.any():
         result[free] = left * popularity[free] / popularity[free].sum()
         over = free & (result >= 1.0)
         if not over.any():
             break
         result[over] = 1.0
         free &= ~over
+    else:
+        result[free] = 0.0
     return result
 
 
 def geometric_k(mean: float, largest: int) -> tuple[float, ...]:
-    """Truncated geometric distribution on 1..largest with the given mean.
+    """Probabilities of 0, 1, ..., largest experts: truncated geometric on 1..largest with a mean.
 
     The least structured distribution with that mean on that range (maximum entropy). For Ada-K's
     mean of 1.40 on 1..8 it puts 8 % of the tokens above k = 2; the paper reports about 10 % above
-    the default k (Yue et al., ICLR 2025, section 4.4).
-
-    Returns:
-        Probabilities of 0, 1, ..., largest experts.
-
-    Raises:
-        ValueError: the mean is outside 1..largest.
+    the default k (Yue et al., ICLR 2025, section 4.4). A mean outside 1..largest is refused.
     """
     if not 1 <= mean <= largest:
         raise ValueError(f"mean k: found {mean}, expected 1 to {largest}")
@@ -121,23 +109,15 @@ def null_expert_k(
 
     Top-k over exchangeable true and exchangeable null logits: Fisher's noncentral hypergeometric
     distribution, whose one free parameter (how much likelier a true expert is) is set by the mean.
-
-    Raises:
-        ValueError: the mean is outside what the slots allow.
+    A mean outside what the slots allow is refused.
     """
     smallest, largest = max(0, top_k - num_null_experts), min(top_k, num_experts)
     if not smallest <= mean <= largest:
         raise ValueError(f"mean load: found {mean}, expected {smallest} to {largest}")
     k = np.arange(smallest, largest + 1)
-
-    log_ways = np.array(
-        [_log_choose(num_experts, r) + _log_choose(num_null_experts, top_k - r) for r in k.tolist()]
-    )
+    ways = [math.comb(num_experts, r) * math.comb(num_null_experts, top_k - r) for r in k.tolist()]
+    log_ways = np.array([math.log(number) for number in ways])
     return (*([0.0] * smallest), *_tilted(log_ways, k, mean).tolist())
-
-
-def _log_choose(n: int, r: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(r + 1) - math.lgamma(n - r + 1)
 
 
 def _tilted(
@@ -152,10 +132,7 @@ def _tilted(
         weights /= weights.sum()
         if high - low < 1e-13:
             return np.asarray(weights)
-        if float(weights @ k) < mean:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if float(weights @ k) < mean else (low, middle)
 
 
 def fixed_k(k: int) -> tuple[float, ...]:

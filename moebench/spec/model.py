@@ -7,6 +7,13 @@ from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
 
 
+def _check_at_most(table: object, name: str, limit: str) -> None:
+    """Refuse a field of a dataclass that is more than another one."""
+    found, most = getattr(table, name), getattr(table, limit)
+    if found > most:
+        raise ValueError(f"{name}: found {found}, expected at most {limit} = {most}")
+
+
 @dataclass(frozen=True)
 class Attention:
     """Sizes of attention: grouped-query, or DeepSeek's multi-head latent attention (MLA).
@@ -61,11 +68,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         check_range(self, "num_groups", "top_k_groups", least=1)
-        if self.top_k_groups > self.num_groups:
-            raise ValueError(
-                f"top_k_groups: found {self.top_k_groups}, expected at most "
-                f"num_groups = {self.num_groups}"
-            )
+        _check_at_most(self, "top_k_groups", "num_groups")
         if self.scale <= 0:
             raise ValueError(f"scale: found {self.scale}, expected more than 0")
 
@@ -106,15 +109,8 @@ class ModelSpec:
         sizes = ("num_layers", "hidden_size", "intermediate_size", "num_experts", "top_k")
         check_range(self, *sizes, "vocab_size", least=1)
         check_range(self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size")
-        if self.top_k > self.num_experts:
-            raise ValueError(
-                f"top_k: found {self.top_k}, expected at most num_experts = {self.num_experts}"
-            )
-        if self.num_dense_layers > self.num_layers:
-            raise ValueError(
-                f"num_dense_layers: found {self.num_dense_layers}, expected at most "
-                f"num_layers = {self.num_layers}"
-            )
+        _check_at_most(self, "top_k", "num_experts")
+        _check_at_most(self, "num_dense_layers", "num_layers")
         if self.num_dense_layers and not self.dense_intermediate_size:
             raise ValueError(
                 "dense_intermediate_size: found 0, expected the width of the "
@@ -155,11 +151,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name: str) -> ModelSpec:
-    """A model by its shipped name, or from a TOML file of one's own.
-
-    Raises:
-        ValueError: unknown name (with the nearest known one) or a bad file.
-    """
+    """A model by its shipped name (errors have the nearest one), or from a TOML file."""
     return cast(ModelSpec, load_shipped(ModelSpec, "models", name))
 
 

@@ -91,13 +91,7 @@ def linear(
 
 
 def traffic(
-    name: str,
-    stage: Stage,
-    read: float,
-    written: float,
-    dtype: str,
-    *,
-    launches: float = 1.0,
+    name: str, stage: Stage, read: float, written: float, dtype: str, *, launches: float = 1.0
 ) -> Op:
     """Work that only moves data: `read` and `written` are elements of `dtype`."""
     size = BYTES_PER_ELEMENT[dtype]
@@ -145,12 +139,7 @@ def expert_ops(
 ) -> tuple[Op, ...]:
     """Dispatch, both grouped matmuls with the activation between them, and combine.
 
-    Args:
-        model: gives the shapes; the first matmul of gated experts is twice as wide.
-        load: who gets how many tokens; only touched experts' weights are read.
-        dtype: of weights and activations.
-        backend: gives the launches, the layout of the weights, and the least rows.
-
+    The first matmul of gated experts is twice as wide; only touched experts' weights are read.
     Not counted: tile padding, which is the price's business; and that a backend which fuses these
     steps does not move all of these bytes.
     """
@@ -158,23 +147,21 @@ def expert_ops(
     up_width = f * (model.expert_matrices - 1)
     assignments, touched = load.num_assignments, load.distinct_experts
     rows = assignments / touched if touched else 0.0
-    launches = backend.launches
+    launches, moved = backend.launches, assignments * h
     calls = launches.matmul[0] + launches.matmul[1] * touched
     dispatch_calls = launches.dispatch[0] + launches.dispatch[1] * model.num_experts
     combine_calls = launches.combine[0] + launches.combine[1] * touched
-    up = linear("experts-up", "experts", rows, up_width, h, dtype, groups=touched)
-    down = linear("experts-down", "experts", rows, h, f, dtype, groups=touched)
 
-    def product(op: Op) -> Op:
+    def product(name: str, n: float, k: float) -> Op:
+        op = linear(name, "experts", rows, n, k, dtype, groups=touched)
         return replace(op, launches=calls, layout=backend.layout, least_rows=backend.least_rows)
 
     activation = traffic("activation", "experts", assignments * up_width, assignments * f, dtype)
-    moved = assignments * h
     return (
         traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls),
-        product(up),
+        product("experts-up", up_width, h),
         replace(activation, launches=launches.activation * calls),
-        product(down),
+        product("experts-down", h, f),
         traffic("combine", "combine", moved, load.num_tokens * h, dtype, launches=combine_calls),
     )
 
@@ -184,17 +171,14 @@ def shared_expert_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op
     h, f = model.hidden_size, model.shared_intermediate_size
     if not f:
         return ()
-    up_width = f * (model.expert_matrices - 1)
-    ops = [
-        linear("shared-up", "shared", num_tokens, up_width, h, dtype),
-        traffic(
-            "shared-activation", "shared", num_tokens * up_width, num_tokens * f, dtype, launches=2
-        ),
-        linear("shared-down", "shared", num_tokens, h, f, dtype),
-    ]
-    if model.has_shared_gate:
-        ops.append(linear("shared-gate", "shared", num_tokens, 1, h, dtype))
-    return tuple(ops)
+    t, up_width = num_tokens, f * (model.expert_matrices - 1)
+    gate = linear("shared-gate", "shared", t, 1, h, dtype)
+    return (
+        linear("shared-up", "shared", t, up_width, h, dtype),
+        traffic("shared-activation", "shared", t * up_width, t * f, dtype, launches=2),
+        linear("shared-down", "shared", t, h, f, dtype),
+        *[gate] * model.has_shared_gate,
+    )
 
 
 def backward(op: Op) -> tuple[Op, ...]:
@@ -204,37 +188,18 @@ def backward(op: Op) -> tuple[Op, ...]:
     one against the input, which writes a gradient as large as the weight. Data movement happens
     once more in the other direction.
     """
+
+    def part(suffix: str, read: Bytes, written: Bytes) -> Op:
+        name = f"{op.name}-{suffix}"
+        return replace(op, name=name, stage="backward", bytes_read=read, bytes_written=written)
+
     if op.rows is None or op.k is None:
-        return (
-            replace(
-                op,
-                name=f"{op.name}-backward",
-                stage="backward",
-                flops=2 * op.flops,
-                bytes_read=op.bytes_moved,
-                bytes_written=op.bytes_read,
-            ),
-        )
-    size = BYTES_PER_ELEMENT[op.dtype]
+        return (replace(part("backward", op.bytes_moved, op.bytes_read), flops=2 * op.flops),)
     outputs = op.bytes_written
-    weights_and_inputs = op.bytes_read
-    inputs = size * op.groups * op.rows * op.k
-    weights = weights_and_inputs - inputs
-    by_input = replace(
-        op,
-        name=f"{op.name}-grad-input",
-        stage="backward",
-        bytes_read=weights + outputs,
-        bytes_written=inputs,
-    )
-    by_weight = replace(
-        by_input,
-        name=f"{op.name}-grad-weight",
-        bytes_read=inputs + outputs,
-        bytes_written=weights,
-        fresh=weights,
-    )
-    return by_input, by_weight
+    inputs = BYTES_PER_ELEMENT[op.dtype] * op.groups * op.rows * op.k
+    weights = op.bytes_read - inputs
+    by_weight = replace(part("grad-weight", inputs + outputs, weights), fresh=weights)
+    return part("grad-input", weights + outputs, inputs), by_weight
 
 
 def training_ops(forward: Iterable[Op]) -> tuple[Op, ...]:

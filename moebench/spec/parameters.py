@@ -44,8 +44,7 @@ def parameters(model: ModelSpec, experts_per_token: float | None = None) -> floa
     experts = model.num_experts if experts_per_token is None else experts_per_token
     per_layer = attention_parameters(model) + 2 * h
     moe = model.num_experts * h + experts * model.expert_parameters + shared_parameters(model)
-    moe += h if model.has_shared_gate else 0
-    moe += model.num_experts if model.gate.has_correction_bias else 0
+    moe += h * model.has_shared_gate + model.num_experts * model.gate.has_correction_bias
     embeddings = model.vocab_size * h * (1 if model.has_tied_embeddings else 2)
     return (
         model.num_layers * per_layer

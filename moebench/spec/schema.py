@@ -37,9 +37,6 @@ def check_range(table: object, *names: str, least: float = 0, most: float | None
     """Refuse fields of a dataclass that are outside `least` to `most`; None is allowed.
 
     If left out, `most` is that of `MOST`, or `MOST_SIZE`.
-
-    Raises:
-        ValueError: with the field's name, what was found, and the range.
     """
     for name in names:
         found, end = getattr(table, name), MOST.get(name, MOST_SIZE) if most is None else most
@@ -49,11 +46,7 @@ def check_range(table: object, *names: str, least: float = 0, most: float | None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        ValueError: the file cannot be read or is not TOML; the message names file and line.
-    """
+    """The tables of a TOML file; errors name file and line."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -69,14 +62,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_mapping(cls: type[T], table: object, where: str) -> T:
     """Build the dataclass `cls` from a table of a TOML file, where quantities have units.
 
-    Args:
-        cls: a dataclass; nested dataclasses, tuples, mappings and Literals are followed.
-        table: what `tomllib` returned.
-        where: file and table for error messages, e.g. "suites/mixtral.toml: [grid]".
+    Nested dataclasses, tuples, mappings and Literals are followed.
 
     Raises:
-        ValueError: an unknown, missing or ill-typed key; the message has `where`, the key, what
-            was found, what was expected, and the nearest known name.
+        ValueError: an unknown, missing or ill-typed key; the message has `where` (file and table),
+            the key, what was found, what was expected, and the nearest known name.
     """
     return cast(T, _read(cls, table, where, has_units=True))
 
@@ -99,10 +89,8 @@ def encode(value: Any, where: str = "") -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {
-            _text(key, where): encode(item, f"{where}.{key}" if where else key)
-            for key, item in value.items()
-        }
+        prefix = f"{where}." if where else ""
+        return {_text(key, where): encode(item, f"{prefix}{key}") for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, np.generic):
@@ -151,15 +139,12 @@ def _read(hint: Any, value: Any, where: str, has_units: bool) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, list):
             raise wrong()
-        hints = [arguments[0]] * len(value)
-        if origin is tuple and arguments[-1] is not Ellipsis:
-            hints = list(arguments)
-            if len(value) != len(hints):
-                raise ValueError(f"{where}: found {len(value)} values, expected {len(hints)}")
-        return origin(
-            _read(one, item, f"{where}[{i}]", has_units)
-            for i, (one, item) in enumerate(zip(hints, value, strict=True))
-        )
+        is_fixed = origin is tuple and arguments[-1] is not Ellipsis
+        hints = list(arguments) if is_fixed else [arguments[0]] * len(value)
+        if len(value) != len(hints):
+            raise ValueError(f"{where}: found {len(value)} values, expected {len(hints)}")
+        places = (f"{where}[{i}]" for i in range(len(value)))
+        return origin(_read(*each, has_units) for each in zip(hints, value, places, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise wrong()

@@ -6,10 +6,8 @@ A dense matmul of `rows` by a weight [n, k] that is in no cache takes
     memory  = (weight + activation bytes) / bandwidth
     compute = 2 (rows + row_overhead) n k / rate
 
-Each term is physical. `rate` is the sustained matmul rate at many rows. `row_overhead` is work per
-weight element that does not depend on the rows (packing weights into the kernel's layout, filling
-the pipeline), expressed in rows. `bandwidth` is what the matmul really streams from memory. The
-p-norm says how well memory traffic and arithmetic overlap: p = 1 not at all, large p perfectly.
+`row_overhead` is work that does not depend on the rows: packing weights into the kernel's layout,
+filling the pipeline. p = 1: memory traffic and arithmetic do not overlap; large p: perfectly.
 
 Each layout of the weights has prices of its own: where weights are packed once, nothing is left to
 be packed, and blocks stream at another bandwidth.
@@ -25,12 +23,7 @@ from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.case import Launch
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.ops import LAYOUTS, Layout, Op
-from moebench.units import (
-    BYTES_PER_ELEMENT,
-    BytesPerSecond,
-    FlopsPerSecond,
-    Seconds,
-)
+from moebench.units import BYTES_PER_ELEMENT, BytesPerSecond, FlopsPerSecond, Seconds
 
 LEAST_SAMPLES = 5
 """Fewest matmuls of a layout that are fitted: a fit has five parameters."""
@@ -55,11 +48,11 @@ class MatmulPrices:
     """Time of one call beside its work."""
     block: int
     """Rows of a grouped-matmul tile; every touched expert's rows are rounded up to it."""
-    num_samples: int
+    num_samples: int = 0
     """Timed matmuls that the prices were fitted to."""
-    median_error: float | None
+    median_error: float | None = None
     """Median absolute relative error on the timed matmuls; None: never compared."""
-    p90_error: float | None
+    p90_error: float | None = None
     """90th percentile of the absolute relative error on the timed matmuls."""
 
     def parts(self, op: Op) -> tuple[Seconds, Seconds, Seconds]:
@@ -67,10 +60,9 @@ class MatmulPrices:
 
         Each group has a weight of its own. Below one block of rows a whole block is computed.
         """
-        overhead = op.launches * self.launch_overhead
-        if not op.groups or not op.rows:
+        overhead, rows = op.launches * self.launch_overhead, op.rows
+        if not op.groups or not rows:
             return overhead, 0.0, 0.0
-        rows = op.rows
         padded = max(rows, self.block) if rows <= 1 else rows + (self.block - 1) / 2
         worked = op.flops * (max(padded, op.least_rows) + self.row_overhead) / rows
         return overhead, op.bytes_moved / self.bandwidth, worked / self.rate
@@ -111,22 +103,18 @@ class Calibration:
 
     def replayed(self) -> "Calibration":
         """Prices inside a CUDA graph, where no launch takes longer than `GRAPH_LAUNCH`."""
-        return replace(
-            self,
-            launch="graph",
-            launch_overhead=min(GRAPH_LAUNCH, self.launch_overhead),
-            matmuls={
-                layout: replace(one, launch_overhead=min(GRAPH_LAUNCH, one.launch_overhead))
-                for layout, one in self.matmuls.items()
-            },
-        )
+        matmuls = {
+            layout: replace(one, launch_overhead=min(GRAPH_LAUNCH, one.launch_overhead))
+            for layout, one in self.matmuls.items()
+        }
+        overhead = min(GRAPH_LAUNCH, self.launch_overhead)
+        return replace(self, launch="graph", launch_overhead=overhead, matmuls=matmuls)
 
 
 def fit_calibration(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -> Calibration:
     """Fit the matmul prices of each layout to this machine's microbenchmarks.
 
-    Raises:
-        ValueError: fewer than five plain matmuls of this dtype.
+    Fewer than `LEAST_SAMPLES` plain matmuls of this dtype are refused.
     """
     fits: dict[Layout, MatmulPrices] = {}
     for layout in LAYOUTS:
@@ -177,16 +165,9 @@ def fit_matmuls(samples: Sequence[MatmulSample], read_bandwidth: BytesPerSecond)
     fit = least_squares(log_error, start, bounds=(low, high), loss="soft_l1", f_scale=0.1)
     rate, bandwidth, row_overhead, overlap, overhead = np.exp(fit.x).tolist()
     errors = np.abs(np.expm1(log_error(fit.x)))
+    median, p90 = np.quantile(errors, (0.5, 0.9)).tolist()
     return MatmulPrices(
-        rate,
-        bandwidth,
-        row_overhead,
-        overlap,
-        overhead,
-        block=1,
-        num_samples=len(samples),
-        median_error=float(np.median(errors)),
-        p90_error=float(np.quantile(errors, 0.9)),
+        rate, bandwidth, row_overhead, overlap, overhead, 1, len(samples), median, p90
     )
 
 
@@ -195,33 +176,24 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
 
     The efficiencies are those of measured MoE kernels on A100, H100 and B200: 85 % of the memory
     bandwidth, 60 % of the dense peak at many rows, 64-row tiles. Launches are those of eager
-    PyTorch on a recent host, about 5 microseconds each. Every layout has the same prices.
+    PyTorch on a recent host, about 5 microseconds each. Every layout has the same prices. A dtype
+    without a peak is refused.
 
     **Source**: NVIDIA/aiconfigurator tables (Apache-2.0), as read in this project's reference data.
-
-    Raises:
-        ValueError: the datasheet has no peak for the dtype.
     """
+    rate, bandwidth = 0.60 * hardware.peak_for(dtype), 0.85 * hardware.memory_bandwidth
     launch = hardware.launch_overhead or 5e-6
     matmuls = MatmulPrices(
-        rate=0.60 * hardware.peak_for(dtype),
-        bandwidth=0.85 * hardware.memory_bandwidth,
-        row_overhead=0.0,
-        overlap=3.0,
-        launch_overhead=launch,
-        block=64,
-        num_samples=0,
-        median_error=None,
-        p90_error=None,
+        rate, bandwidth, row_overhead=0.0, overlap=3.0, launch_overhead=launch, block=64
     )
     return Calibration(
         name="datasheet with typical efficiencies, never compared with a measurement here",
         hardware=hardware.name,
         dtype=dtype,
         matmuls=dict.fromkeys(LAYOUTS, matmuls),
-        attention_rate=matmuls.rate,
-        attention_bandwidth=matmuls.bandwidth,
-        copy_bandwidth=0.85 * hardware.memory_bandwidth,
+        attention_rate=rate,
+        attention_bandwidth=bandwidth,
+        copy_bandwidth=bandwidth,
         launch_overhead=launch,
         fresh_bandwidth=None,
     )

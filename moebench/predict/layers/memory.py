@@ -18,10 +18,9 @@ def weight_memory(
 
     Experts in a layout other than "plain" are a second copy beside the parameters.
     """
-    h = model.hidden_size
-    experts = model.num_experts * model.expert_parameters * (1 if layout == "plain" else 2)
-    others = shared_parameters(model) + h * model.has_shared_gate + h
-    elements = experts + others + router_parameters
+    h, copies = model.hidden_size, 1 if layout == "plain" else 2
+    elements = copies * model.num_experts * model.expert_parameters + router_parameters
+    elements += shared_parameters(model) + h * model.has_shared_gate + h
     if workload.level == "decoder":
         elements += attention_parameters(model) + h
     return BYTES_PER_ELEMENT[workload.dtype] * elements
@@ -67,11 +66,10 @@ def layers_memory(
     Activations of inference do not add up over layers; those of training do. `layout` is that of
     the experts' weights.
     """
-    loads = tuple(loads)
     activations = [activation_memory(model, workload, load) for load in loads]
     per_layer = weight_memory(model, workload, router_parameters, layout)
     per_layer += cache_memory(model, workload)
     if workload.phase != "train":
-        return len(loads) * per_layer + max(activations)
+        return len(activations) * per_layer + max(activations)
     gradients = weight_memory(model, workload, router_parameters)
-    return len(loads) * (per_layer + gradients) + sum(activations)
+    return len(activations) * (per_layer + gradients) + sum(activations)

@@ -24,7 +24,7 @@ class Price:
 
 
 def op_price(op: Op, calibration: Calibration) -> Price:
-    """Price of one op."""
+    """Price of one op; one with FLOPs and without rows is the scores of attention."""
     matmuls = calibration.matmuls[op.layout]
     if op.rows is not None:
         overhead, memory, compute = matmuls.parts(op)
@@ -32,7 +32,6 @@ def op_price(op: Op, calibration: Calibration) -> Price:
         seconds = overhead + matmuls.overlapped(memory, compute) + mapping
         return Price(seconds, overhead, memory, compute, mapping)
     overhead = op.launches * calibration.launch_overhead
-    # An op with FLOPs and without rows is the scores of attention.
     bandwidth = calibration.attention_bandwidth if op.flops else calibration.copy_bandwidth
     memory = op.bytes_moved / bandwidth
     compute = op.flops / calibration.attention_rate
@@ -53,23 +52,19 @@ def estimate(
     the peak memory is the step's.
     """
     prices = [op_price(op, calibration) for op in ops]
-    by_stage = {
-        stage: num_layers
-        * sum(p.seconds for op, p in zip(ops, prices, strict=True) if stage == op.stage)
-        for stage in STAGES
-    }
+    by_stage = dict.fromkeys(STAGES, 0.0)
+    for op, price in zip(ops, prices, strict=True):
+        by_stage[op.stage] += num_layers * price.seconds
     latency = sum(by_stage.values())
-    parts = {
-        name: sum(getattr(p, name) for p in prices)
-        for name in ("weights", "compute", "overhead", "activations")
-    }
+    names = ("weights", "compute", "overhead", "activations")
+    parts = {name: sum(getattr(price, name) for price in prices) for name in names}
     spread = _spread(ops, prices, calibration)
     return Estimate(
         latency=latency,
         latency_low=None if spread is None else latency / (1 + spread),
         latency_high=None if spread is None else latency * (1 + spread),
         by_stage={stage: seconds for stage, seconds in by_stage.items() if seconds},
-        bound=max(parts, key=lambda part: parts[part]),
+        bound=max(parts, key=parts.__getitem__),
         flops=num_layers * total_flops(ops),
         peak_memory=peak_memory,
         energy=None,
@@ -94,25 +89,19 @@ def _spread(ops: Sequence[Op], prices: Sequence[Price], calibration: Calibration
 
 
 def _caveats(calibration: Calibration) -> tuple[Caveat, ...]:
-    found = []
-    if calibration.matmuls["plain"].median_error is None:
-        found.append(
-            Caveat(
-                kind="never-calibrated",
-                seen=f"{calibration.hardware}: no measurement stands behind this prediction",
-                meaning="efficiencies are typical values of other machines; there is no interval",
-                remedy="run the suite on the machine itself, which calibrates it",
-            )
-        )
-    if calibration.launch == "graph":
-        found.append(
-            Caveat(
-                kind="graph-launches",
-                seen="each operation of a replayed graph is priced at "
-                f"{text(GRAPH_LAUNCH, 'time')} beside its work",
-                meaning="an assumption, from dense matmuls in replayed graphs on other machines; "
-                "the operations are counted as eager ones",
-                remedy="--eager predicts and measures launches from the host",
-            )
-        )
-    return tuple(found)
+    never = Caveat(
+        "never-calibrated",
+        f"{calibration.hardware}: no measurement stands behind this prediction",
+        "efficiencies are typical values of other machines; there is no interval",
+        "run the suite on the machine itself, which calibrates it",
+    )
+    launches = Caveat(
+        "graph-launches",
+        f"each operation of a replayed graph is priced at {text(GRAPH_LAUNCH, 'time')} "
+        "beside its work",
+        "an assumption, from dense matmuls in replayed graphs on other machines; "
+        "the operations are counted as eager ones",
+        "--eager predicts and measures launches from the host",
+    )
+    is_never = calibration.matmuls["plain"].median_error is None
+    return (*[never] * is_never, *[launches] * (calibration.launch == "graph"))
