@@ -1,11 +1,8 @@
 """Units: SI base units inside, strings with a unit at the borders.
 
-Every quantity in moebench is a float in the SI base unit that its type alias names (seconds,
-bytes, joules, watts, hertz, FLOP). `quantity` reads "3.35 TB/s" as TOML files and datasheets print
-it; `text` writes "12.3 ms" for people. Nothing else converts.
-
-Decimal and binary prefixes differ: 1 GB is 1e9 bytes, 1 GiB is 2**30 bytes.
-A FLOP count is 2 per multiply-add, everywhere in this package.
+Every quantity in moebench is a float in the SI base unit that its type alias names. `quantity`
+reads "3.35 TB/s" as TOML files and datasheets print it; `text` writes "12.3 ms" for people.
+1 GB is 1e9 bytes, 1 GiB is 2**30 bytes; a multiply-add is 2 FLOP.
 """
 
 import math
@@ -27,28 +24,19 @@ Kind = Literal[
     "time", "size", "bandwidth", "flops", "rate", "power", "energy", "frequency", "count"
 ]
 
-BASE_UNIT: dict[Kind, str] = {
-    "time": "s",
-    "size": "B",
-    "bandwidth": "B/s",
-    "flops": "FLOP",
-    "rate": "FLOP/s",
-    "power": "W",
-    "energy": "J",
-    "frequency": "Hz",
-    "count": "",
+_KINDS: dict[Kind, tuple[str, str]] = {
+    "time": ("s", "2 s"),
+    "size": ("B", "80 GB"),
+    "bandwidth": ("B/s", "3.35 TB/s"),
+    "flops": ("FLOP", "6.56 TFLOP"),
+    "rate": ("FLOP/s", "989.4 TFLOP/s"),
+    "power": ("W", "700 W"),
+    "energy": ("J", "1.5 J"),
+    "frequency": ("Hz", "1.83 GHz"),
+    "count": ("", "46.7 B"),
 }
-EXAMPLE: dict[Kind, str] = {
-    "time": "2 s",
-    "size": "80 GB",
-    "bandwidth": "3.35 TB/s",
-    "flops": "6.56 TFLOP",
-    "rate": "989.4 TFLOP/s",
-    "power": "700 W",
-    "energy": "1.5 J",
-    "frequency": "1.83 GHz",
-    "count": "46.7 B",
-}
+BASE_UNIT = {kind: unit for kind, (unit, _) in _KINDS.items()}
+EXAMPLE = {kind: example for kind, (_, example) in _KINDS.items()}
 """A well-formed quantity of each kind, for error messages."""
 BYTES_PER_ELEMENT: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 

@@ -1,9 +1,7 @@
 """The answer of `python -m moebench.predict`: speedups, break-evens or claims, as text or JSON."""
 
 import argparse
-from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 from moebench import terminal
 from moebench.predict.document import document, speedup_document
@@ -14,7 +12,7 @@ from moebench.predict.options import (
     refuse_beside_claims,
     routing_of,
 )
-from moebench.predict.serving.speedup import Speedup, speedups
+from moebench.predict.serving.speedup import speedups
 from moebench.predict.text import (
     break_even_text,
     case_text,
@@ -48,7 +46,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
             return document(break_even=[row for rows in cells for row in rows])
         return break_even_text(cells, deployments[0])
     if options.plot is not None:
-        from moebench.report.figures.style import check_format
+        from moebench.report.figures.style import check_format, save
 
         check_format(options.plot)
     cases = []
@@ -56,18 +54,11 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         own, point = routing_of(options, router, deployment.model)
         cases.append(speedups(deployment, own, batches, point))
     if options.plot is not None:
-        draw(cases, options.plot)
+        from moebench.predict.figure import draw_forecasts
+
+        labelled = dict(zip(labels_of(cases), cases, strict=True))
+        save(draw_forecasts(labelled, *figure_texts(cases)), options.plot)
+        terminal.say(f"drawn: {options.plot}")
     if options.json:
         return speedup_document(cases)
     return case_text(cases[0]) if len(cases) == 1 else comparison_text(cases)
-
-
-def draw(cases: Sequence[Sequence[Speedup]], path: Path) -> None:
-    """Write the figure of --plot; a path that cannot be written is refused."""
-    from moebench.predict.figure import draw_forecasts
-    from moebench.report.figures.style import save
-
-    title, footnote = figure_texts(cases)
-    labelled = dict(zip(labels_of(cases), cases, strict=True))
-    save(draw_forecasts(labelled, title, footnote), path)
-    terminal.say(f"drawn: {path}")

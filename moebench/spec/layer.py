@@ -110,12 +110,10 @@ def layer_ops(
     The residual additions are part of the norms' traffic. Launches are those of eager PyTorch.
     """
     tokens, dtype = workload.num_tokens, workload.dtype
-    attention: tuple[Op, ...] = ()
-    if workload.level == "decoder":
-        attention = (rms_norm(model, tokens, dtype), *attention_ops(model, workload))
+    norm = rms_norm(model, tokens, dtype)
     return (
-        *attention,
-        rms_norm(model, tokens, dtype),
+        *((norm, *attention_ops(model, workload)) if workload.level == "decoder" else ()),
+        norm,
         *router,
         *expert_ops(model, load, dtype, backend),
         *shared_expert_ops(model, tokens, dtype),

@@ -1,9 +1,8 @@
 """Op: one piece of work of a layer, its FLOPs, bytes and launches.
 
-Models and router policies emit ops; `moebench.predict` prices any list of ops on any machine and
-never learns what a router is called. A multiply-add is two FLOP, everywhere. Only matrix products
-and attention scores count as FLOPs; norms, softmax, activation functions, sorting and index
-arithmetic are described by the bytes they move and the launches they need.
+Models and router policies emit ops; `moebench.predict` prices any list of ops on any machine. A
+multiply-add is two FLOP. Only matrix products and attention scores count as FLOPs; norms, softmax,
+activation functions, sorting and index arithmetic have the bytes they move and their launches.
 
 An op's bytes are compulsory traffic: each operand once, weights of an expert once if it has at
 least one token and not at all otherwise. What a real kernel reads twice is for a calibration.
@@ -184,9 +183,8 @@ def shared_expert_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op
 def backward(op: Op) -> tuple[Op, ...]:
     """Ops of the backward pass of one op.
 
-    A matrix product has two of the same size: one against the weight (gradient of the input) and
-    one against the input, which writes a gradient as large as the weight. Data movement happens
-    once more in the other direction.
+    A matrix product has two of the same size: one against the weight (gradient of the input), one
+    against the input (gradient of the weight). Data movement happens once more, reversed.
     """
 
     def part(suffix: str, read: Bytes, written: Bytes) -> Op:

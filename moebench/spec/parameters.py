@@ -23,15 +23,11 @@ def attention_parameters(model: ModelSpec) -> int:
     """Parameters of one attention layer, with biases and its query and key norms."""
     a = model.attention
     total = sum(n * k for _, n, k in attention_projections(model))
+    normed_heads = {"none": 0, "per-head": 2, "full": a.num_heads + a.num_kv_heads}[a.norm]
+    total += normed_heads * a.head_dim
     if a.has_bias:
         total += (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
-    if a.norm == "per-head":
-        total += 2 * a.head_dim
-    if a.norm == "full":
-        total += (a.num_heads + a.num_kv_heads) * a.head_dim
-    if a.kind == "mla":
-        total += a.query_rank + a.kv_rank
-    return total
+    return total + (a.query_rank + a.kv_rank) * (a.kind == "mla")
 
 
 def parameters(model: ModelSpec, experts_per_token: float | None = None) -> float:

@@ -1,9 +1,8 @@
 """Tables into frozen dataclasses and back: TOML that people write, JSON of records.
 
-The dataclass is the schema: its fields are the keys, its annotations the types, its defaults say
-what may be left out. A quantity is written `Annotated[float, "bandwidth"]`; TOML spells it with a
-unit ("3.35 TB/s"), JSON as a plain number in SI units. Nothing is coerced: 2.0 is not an integer
-and "2" is not a number. What is read from JSON equals what was written, to the last bit.
+The dataclass is the schema; a field with a default may be left out. A quantity is written
+`Annotated[float, "bandwidth"]`; TOML spells it with a unit ("3.35 TB/s"), JSON as a plain number in
+SI units. Nothing is coerced: 2.0 is no integer, "2" no number. JSON holds values to the last bit.
 """
 
 import dataclasses

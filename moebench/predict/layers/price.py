@@ -58,7 +58,12 @@ def estimate(
     latency = sum(by_stage.values())
     names = ("weights", "compute", "overhead", "activations")
     parts = {name: sum(getattr(price, name) for price in prices) for name in names}
-    spread = _spread(ops, prices, calibration)
+    # The calibration's own relative error: that of each layout, by its share of the time.
+    errors = [calibration.matmuls[op.layout].p90_error for op in ops]
+    known = [error for error in errors if error is not None]
+    spread = None
+    if len(known) == len(errors) and latency:
+        spread = float(np.average(known, weights=[price.seconds for price in prices]))
     return Estimate(
         latency=latency,
         latency_low=None if spread is None else latency / (1 + spread),
@@ -76,16 +81,6 @@ def estimate(
         caveats=_caveats(calibration),
         bytes_moved=num_layers * sum(op.bytes_moved for op in ops),
     )
-
-
-def _spread(ops: Sequence[Op], prices: Sequence[Price], calibration: Calibration) -> float | None:
-    """The calibration's own relative error: that of each layout, by its share of the time."""
-    errors = [calibration.matmuls[op.layout].p90_error for op in ops]
-    known = [error for error in errors if error is not None]
-    seconds = [p.seconds for p in prices]
-    if len(known) < len(errors) or not any(seconds):
-        return None
-    return float(np.average(known, weights=seconds))
 
 
 def _caveats(calibration: Calibration) -> tuple[Caveat, ...]:

@@ -1,11 +1,7 @@
-"""Speedup of a router in a deployment, with latency, energy, memory and their intervals.
+"""Speedup of a router over the model's own top-k, with latency, energy, memory and intervals.
 
-    deployment = Deployment(load_model("mixtral-8x7b"), load_hardware("a800-sxm-80gb"),
-                            level="model", phase="decode", context=1024)
-    rows = speedups(deployment, policy("ada-k"), [1, 16, 256])
-    [(row.batch, row.estimate.latency, row.value) for row in rows]
-
-The speedup is over the model's own top-k in the same deployment.
+deployment = Deployment(load_model("mixtral-8x7b"), load_hardware("h100-sxm"), level="model")
+[row.value for row in speedups(deployment, policy("ada-k"), [1, 16, 256])]
 """
 
 from collections.abc import Mapping, Sequence

@@ -157,13 +157,13 @@ def router_time(
     Counted are its matrix products and every op that top-k does not run. Each op is one kernel: the
     fitted start of a matmul kernel, then the roofline of its traffic and FLOPs.
     """
-    hardware, parameters = calibration.hardware, calibration.parameters
-    rate = hardware.peak_for("bfloat16") * parameters.tensor
-    stream = hardware.memory_bandwidth * parameters.bandwidth
+    hardware, p = calibration.hardware, calibration.parameters
+    rate = hardware.peak_for("bfloat16") * p.tensor
+    stream = hardware.memory_bandwidth * p.bandwidth
     plain = policy("top-k").ops(deployment.model, tokens, "bfloat16")
     known = {*DONE_ONCE, *(op.name for op in plain if op.rows is None)}
     return sum(
-        parameters.gemm + max(op.flops / rate, op.bytes_moved / stream)
+        p.gemm + max(op.flops / rate, op.bytes_moved / stream)
         for op in router.ops(deployment.model, tokens, "bfloat16")
         if op.rows is not None or op.name not in known
     )
@@ -202,10 +202,8 @@ def _communication(
 ) -> Floats:
     """Seconds of dispatch and combine over expert-parallel groups, and of all-reduces inside."""
     d = deployment
-    crossing = np.array([
-        crossing_bytes(d, counts, t, ACTIVATION_BYTES)
-        for counts, t in zip(local, tokens, strict=True)
-    ])  # fmt: skip
+    each = zip(local, tokens, strict=True)
+    crossing = np.array([crossing_bytes(d, counts, t, ACTIVATION_BYTES) for counts, t in each])
     payload = np.array(own, dtype=float) * d.model.hidden_size * ACTIVATION_BYTES
     exchange = 2 * all_to_all(d.hardware, d.expert_parallel, crossing)
     reduction = all_reduce(d.hardware, d.tensor_parallel, payload)
