@@ -15,10 +15,8 @@ def document(**parts: Any) -> str:
 
 def speedup_document(cases: Sequence[Sequence[Speedup]]) -> str:
     """JSON text on several cases, each at several batches."""
-    return document(
-        rows=[row_of(row) for rows in cases for row in rows],
-        cases=[case_of(rows[0]) for rows in cases],
-    )
+    flat = [row_of(row) for rows in cases for row in rows]
+    return document(rows=flat, cases=[case_of(rows[0]) for rows in cases])
 
 
 def row_of(row: Speedup) -> dict[str, Any]:

@@ -74,8 +74,7 @@ def routing_of(
 ) -> tuple[Policy, OperatingPoint]:
     """A router and how it routes; --mean-k and --k-distribution are for adaptive ones.
 
-    Raises:
-        ValueError: no mean k is known, or the options contradict one another or the router.
+    A router without a known mean k, and options that contradict one another, are refused.
     """
     mean, distribution = options.mean_k, options.k_distribution
     if options.operating_point and (mean is not None or distribution is not None):

@@ -69,7 +69,11 @@ def comparison_text(cases: Sequence[Speedups]) -> str:
 
     return "\n".join([
         f"{_asked(heads[0].deployment)}; speedup over each model's own top-k [90 % interval]",
-        *(f"{label}: {_basis(head)}" for label, head in zip(labels, heads, strict=True)),
+        *(
+            f"{label}: mean k {head.point.mean_k:.2f} ({head.point.source}); kernel "
+            f"{head.prices.name}, calibrated on {head.estimate.calibration}"
+            for label, head in zip(labels, heads, strict=True)
+        ),
         "",
         "speedup",
         table(_speedup, ["FLOPs say", *map(_promise, cases)]),
@@ -103,7 +107,7 @@ def break_even_text(cases: Sequence[Sequence[BreakEven]], deployment: Deployment
 
 def labels_of(cases: Sequence[Speedups]) -> list[str]:
     """Label of each case: what differs of model, hardware and router."""
-    return _labels([_key(rows) for rows in cases])
+    return _labels([*map(_key, cases)])
 
 
 def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
@@ -127,9 +131,8 @@ def _labels(keys: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _break_even(row: BreakEven) -> str:
-    if row.mean_k is not None:
-        return f"{row.mean_k:.2f}"
-    return f"no: {row.largest_speedup:.2f}× at k = {row.smallest_k:g}"
+    missed = f"no: {row.largest_speedup:.2f}× at k = {row.smallest_k:g}"
+    return missed if row.mean_k is None else f"{row.mean_k:.2f}"
 
 
 def _asked(deployment: Deployment) -> str:
@@ -143,27 +146,18 @@ def _asked(deployment: Deployment) -> str:
     if d.phase == "decode" and d.level == "moe":
         context = "of one token a sequence"
     layers = f" ({d.moe_layers + d.dense_layers} layers)" if d.level == "model" else ""
-    ranks = [f"tp {d.tensor_parallel}"] * (d.tensor_parallel > 1)
-    ranks += [f"ep {d.expert_parallel}"] * (d.expert_parallel > 1)
+    sizes = {"tp": d.tensor_parallel, "ep": d.expert_parallel}
+    ranks = [f"{name} {size}" for name, size in sizes.items() if size > 1]
     devices = f"{d.num_devices} devices ({', '.join(ranks)})" if ranks else "1 device"
     return f"{d.phase} {context}, {LEVEL_TITLES[d.level]}{layers}, {d.dtype} weights, {devices}"
-
-
-def _basis(row: Speedup) -> str:
-    """Operating point and kernel that a prediction rests on, in words."""
-    return (
-        f"mean k {row.point.mean_k:.2f} ({row.point.source}); kernel "
-        f"{row.prices.name}, calibrated on {row.estimate.calibration}"
-    )
 
 
 def _header(row: Speedup) -> list[str]:
     """Lines above the table of one case: what runs, and what its prices rest on."""
     d, prices = row.deployment, row.prices
-    hint = " (--level model composes the whole network)" if d.level == "moe" else ""
     lines = [
         f"{d.model.name} · {row.router} · {d.hardware.title}",
-        _asked(d) + hint,
+        _asked(d) + " (--level model composes the whole network)" * (d.level == "moe"),
         f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
         f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
         f"{row.estimate.calibration}; weights cold",
@@ -171,10 +165,8 @@ def _header(row: Speedup) -> list[str]:
         f"seen were this far off{_BASIS_NOTES.get(row.basis, '')}",
     ]
     if d.level != "moe" or d.model.shared_intermediate_size:
-        lines.append(
-            f"around the experts: {prices.dense.origin}; not calibrated: attention and "
-            "communication"
-        )
+        origin = prices.dense.origin
+        lines.append(f"around the experts: {origin}; not calibrated: attention and communication")
     return lines
 
 
@@ -200,15 +192,12 @@ def _batches(rows: Speedups) -> str:
 
 
 def _stages(rows: Speedups) -> str:
-    steps = [row.estimate for row in rows]
-    shares = {
-        name: [step.by_stage[name] / step.latency for step in steps] for name in steps[0].by_stage
-    }
-    shown = {name: parts for name, parts in shares.items() if max(parts) >= NARROWEST_SHARE}
-    lines = [
-        [str(row.batch), *(f"{100 * parts[i]:.0f} %" for parts in shown.values())]
-        for i, row in enumerate(rows)
-    ]
+    def share(row: Speedup, stage: str) -> float:
+        return row.estimate.by_stage[stage] / row.estimate.latency
+
+    stages = rows[0].estimate.by_stage
+    shown = [name for name in stages if max(share(r, name) for r in rows) >= NARROWEST_SHARE]
+    lines = [[str(r.batch), *(f"{100 * share(r, name):.0f} %" for name in shown)] for r in rows]
     return text_table(["batch", *shown], lines, left=())
 
 

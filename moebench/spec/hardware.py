@@ -78,10 +78,7 @@ def hardware_names() -> tuple[str, ...]:
 def load_hardware(name: str) -> HardwareSpec:
     """A machine by its shipped name or alias (errors have the nearest), or from a TOML file."""
     if name not in hardware_names() and not name.endswith(".toml"):
-        aliases = hardware_aliases()
-        if name not in aliases:
-            raise ValueError(f"unknown hardware {name!r}{nearest(name, hardware_names())}")
-        name = aliases[name]
+        name = hardware_aliases().get(name, name)
     return cast(HardwareSpec, load_shipped(HardwareSpec, "hardware", name))
 
 

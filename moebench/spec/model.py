@@ -1,7 +1,7 @@
 """The network: its sizes, its attention, and how its gate turns logits into weights."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
@@ -163,14 +163,9 @@ def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:
     if factor == 1:
         return model
     attention = replace(model.attention, head_dim=max(8, model.attention.head_dim // factor))
-    return replace(
-        model,
-        name=f"{model.name}/{factor}",
-        hidden_size=model.hidden_size // factor,
-        intermediate_size=model.intermediate_size // factor,
-        dense_intermediate_size=model.dense_intermediate_size // factor,
-        shared_intermediate_size=model.shared_intermediate_size // factor,
-        attention=attention,
-        total_parameters=0.0,
-        active_parameters=0.0,
-    )
+    widths = ("hidden_size", "intermediate_size", "dense_intermediate_size")
+    narrow: dict[str, Any] = {
+        width: getattr(model, width) // factor for width in (*widths, "shared_intermediate_size")
+    }
+    narrow |= {"total_parameters": 0.0, "active_parameters": 0.0}
+    return replace(model, name=f"{model.name}/{factor}", attention=attention, **narrow)

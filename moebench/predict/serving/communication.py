@@ -60,8 +60,8 @@ def link(hardware: HardwareSpec, num_devices: int) -> Interconnect | None:
 
 def all_reduce(hardware: HardwareSpec, num_devices: int, payload: Floats) -> Floats:
     """Seconds of a ring all-reduce: every device gets the sum of all devices' `payload` bytes."""
-    steps, share = 2 * (num_devices - 1), 2 * (num_devices - 1) / num_devices
-    return _exchange(hardware, num_devices, steps, share * payload)
+    steps = 2 * (num_devices - 1)
+    return _exchange(hardware, num_devices, steps, steps / num_devices * payload)
 
 
 def all_to_all(hardware: HardwareSpec, num_devices: int, crossing: Floats) -> Floats:

@@ -52,9 +52,8 @@ class Deployment:
         if not 1 <= self.context <= MOST_SIZE:
             raise ValueError(f"context: found {self.context}, expected 1 to {MOST_SIZE} tokens")
         if self.hardware.kind != "gpu":
-            raise ValueError(
-                f"{self.hardware.name}: found a CPU, expected a GPU; measure with the suite"
-            )
+            name = self.hardware.name
+            raise ValueError(f"{name}: found a CPU, expected a GPU; measure with the suite")
         check_range(self, "skew")
         if self.phase == "train" and self.dtype != "bfloat16":
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
@@ -66,13 +65,9 @@ class Deployment:
         tp, ep, model = self.tensor_parallel, self.expert_parallel, self.model
         if min(tp, ep) < 1:
             raise ValueError(f"tp and ep: found {tp} and {ep}, expected at least 1")
-        split = {
-            "attention heads": model.attention.num_heads,
-            "intermediate_size": model.intermediate_size,
-            "shared_intermediate_size": model.shared_intermediate_size,
-            "dense_intermediate_size": model.dense_intermediate_size,
-        }
-        for name, size in split.items():
+        widths = ("intermediate_size", "shared_intermediate_size", "dense_intermediate_size")
+        split = {"attention heads": model.attention.num_heads}
+        for name, size in (split | {width: getattr(model, width) for width in widths}).items():
             if size % tp:
                 raise ValueError(f"tp: found {tp}, expected a divisor of {name} = {size}")
         experts = f"num_experts = {model.num_experts}"
@@ -88,11 +83,9 @@ class Deployment:
                 f"layers: found {self.num_layers} at level {self.level}, which is one layer; "
                 "they belong to --level model"
             )
-        least = self.model.num_dense_layers + 1
-        if not least <= self.num_layers <= self.model.num_layers:
-            raise ValueError(
-                f"layers: found {self.num_layers}, expected {least} to {self.model.num_layers}"
-            )
+        least, most = self.model.num_dense_layers + 1, self.model.num_layers
+        if not least <= self.num_layers <= most:
+            raise ValueError(f"layers: found {self.num_layers}, expected {least} to {most}")
 
     @property
     def num_devices(self) -> int:

@@ -117,7 +117,7 @@ def speedups(
         *own.layer.caveats,
         *([RAGGED] if router.is_adaptive else []),
         *([TRAINING] if d.phase == "train" else []),
-        *_out_of_memory(d, dict(zip(batches, memories, strict=True))),
+        *_out_of_memory(d, {batches[i]: sum(memories[i].values()) for i in range(len(batches))}),
         *energies[0].caveats,
     )
     rows = []
@@ -187,12 +187,9 @@ def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepE
     return StepEnergy(n * middle.joules, n * low.low, n * high.high, None, middle.caveats)
 
 
-def _out_of_memory(
-    deployment: Deployment, memories: Mapping[int, Mapping[str, Bytes]]
-) -> tuple[Caveat, ...]:
-    """Caveat of batches whose memory exceeds a device's; `memories` are by batch."""
+def _out_of_memory(deployment: Deployment, peaks: Mapping[int, Bytes]) -> tuple[Caveat, ...]:
+    """Caveat of batches whose peak memory exceeds a device's; `peaks` are by batch."""
     hardware = deployment.hardware
-    peaks = {batch: sum(memory.values()) for batch, memory in memories.items()}
     over = [batch for batch, peak in peaks.items() if peak > hardware.memory_capacity]
     if not over:
         return ()
