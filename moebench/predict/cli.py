@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of the verb."""
+    """Command line of `predict`."""
     p = terminal.parser(
         "predict",
         "Predict latency, speedup, energy and memory of adaptive routing on GPUs.",

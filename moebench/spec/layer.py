@@ -18,7 +18,7 @@ from moebench.spec.ops import (
 
 
 def query_width(attention: Attention) -> int:
-    """Width of all queries together."""
+    """Width of the queries of all heads."""
     return attention.num_heads * (attention.head_dim + attention.rope_head_dim)
 
 

@@ -111,27 +111,27 @@ class ModelSpec:
         check_range(self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size")
         _check_at_most(self, "top_k", "num_experts")
         _check_at_most(self, "num_dense_layers", "num_layers")
-        if self.num_dense_layers and not self.dense_intermediate_size:
+        dense = self.num_dense_layers
+        if dense and not self.dense_intermediate_size:
             raise ValueError(
-                "dense_intermediate_size: found 0, expected the width of the "
-                f"{self.num_dense_layers} dense layers"
+                f"dense_intermediate_size: found 0, expected the width of the {dense} dense layers"
             )
-        choosable = self.num_experts // self.gate.num_groups * self.gate.top_k_groups
-        if self.num_experts % self.gate.num_groups or self.top_k > choosable:
+        groups = self.gate.num_groups
+        choosable = self.num_experts // groups * self.gate.top_k_groups
+        if self.num_experts % groups or self.top_k > choosable:
             raise ValueError(
-                f"gate.num_groups: found {self.gate.num_groups}, expected a divisor of "
-                f"num_experts = {self.num_experts} that leaves top_k = {self.top_k} experts to "
-                "choose from"
+                f"gate.num_groups: found {groups}, expected a divisor of num_experts = "
+                f"{self.num_experts} that leaves top_k = {self.top_k} experts to choose from"
             )
 
     @property
     def published_name(self) -> str:
-        """The name under which papers report on it, also for a narrow copy."""
+        """Name of the model in papers, also for a narrow copy."""
         return self.name.partition("/")[0]
 
     @property
     def num_moe_layers(self) -> int:
-        """Layers with experts."""
+        """Number of layers with experts."""
         return self.num_layers - self.num_dense_layers
 
     @property

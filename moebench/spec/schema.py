@@ -162,9 +162,7 @@ def _read(hint: Any, value: Any, where: str, has_units: bool) -> Any:
     return float(found) if hint is float else found
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
 def _read_dataclass(cls: type, table: Any, where: str, has_units: bool) -> Any:

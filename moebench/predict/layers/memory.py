@@ -43,15 +43,14 @@ def activation_memory(model: ModelSpec, workload: Workload, load: ExpertLoad) ->
     intermediate of one expert at a time. In training every expert's intermediates stay for the
     backward pass.
     """
-    size = BYTES_PER_ELEMENT[workload.dtype]
-    h, f = model.hidden_size, model.intermediate_size
-    tokens = workload.num_tokens
+    h, f, tokens = model.hidden_size, model.intermediate_size, workload.num_tokens
     up_width = f * (model.expert_matrices - 1)
-    largest = max(load.tokens_per_expert, default=0.0)
     if workload.phase == "train":
         elements = load.num_assignments * (3 * h + up_width + 2 * f) + 8 * tokens * h
-        return float(size * elements)
-    return float(size * (2 * load.num_assignments * h + 4 * tokens * h + largest * (up_width + f)))
+    else:
+        largest = max(load.tokens_per_expert, default=0.0)
+        elements = 2 * load.num_assignments * h + 4 * tokens * h + largest * (up_width + f)
+    return float(BYTES_PER_ELEMENT[workload.dtype] * elements)
 
 
 def layers_memory(

@@ -8,12 +8,13 @@ estimates them to choose between its protocols. Frameworks have faster paths for
 src/graph/topo.h (20.0 to 20.6 GB/s of a link's 25 GB/s).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from moebench.predict.arrays import Floats
 from moebench.spec.hardware import HardwareSpec, Interconnect
+from moebench.units import Seconds
 
 LINK_SHARE = 0.8
 """Share of a link's raw bandwidth that payload reaches."""
@@ -21,41 +22,36 @@ UNCERTAINTY = 2.0
 """Factor by which communication may take more or less time than predicted; an assumption."""
 
 
-@dataclass(frozen=True)
-class Protocol:
+class Protocol(NamedTuple):
     """Protocol of NCCL: seconds, and the share of the bandwidth that is left to payload."""
 
-    base: float
-    nvlink_step: float
-    pcie_step: float
+    base: Seconds
+    step: tuple[Seconds, Seconds]
+    """Time of a ring step over NVLink, and over PCIe."""
     share: float
 
 
 PROTOCOLS = (
-    Protocol(base=6.6e-6, nvlink_step=0.6e-6, pcie_step=1.0e-6, share=0.5),  # LL: flag with data
-    Protocol(base=8.4e-6, nvlink_step=3.4e-6, pcie_step=5.7e-6, share=1.0),  # Simple
+    Protocol(base=6.6e-6, step=(0.6e-6, 1.0e-6), share=0.5),  # LL: a flag with each datum
+    Protocol(base=8.4e-6, step=(3.4e-6, 5.7e-6), share=1.0),  # Simple
 )
 
 
 def link(hardware: HardwareSpec, num_devices: int) -> Interconnect | None:
-    """The link that joins the devices; None for a single one.
-
-    Raises:
-        ValueError: no interconnect is known, or it does not join so many.
-    """
+    """The link that joins the devices; None for a single one, refused where none is known."""
     if num_devices == 1:
         return None
-    found = hardware.interconnect
-    if found is None:
+    wire, name = hardware.interconnect, hardware.name
+    if wire is None:
         raise ValueError(
-            f"{hardware.name}: no interconnect is known, so {num_devices} devices cannot be priced"
+            f"{name}: no interconnect is known, so {num_devices} devices cannot be priced"
         )
-    if num_devices > found.devices:
+    if num_devices > wire.devices:
         raise ValueError(
-            f"{hardware.name}: found {num_devices} devices (--tp times --ep), expected at most "
-            f"{found.devices}: no link between more is known ({found.name})"
+            f"{name}: found {num_devices} devices (--tp times --ep), expected at most "
+            f"{wire.devices}: no link between more is known ({wire.name})"
         )
-    return found
+    return wire
 
 
 def all_reduce(hardware: HardwareSpec, num_devices: int, payload: Floats) -> Floats:
@@ -70,15 +66,10 @@ def all_to_all(hardware: HardwareSpec, num_devices: int, crossing: Floats) -> Fl
 
 
 def _exchange(hardware: HardwareSpec, num_devices: int, steps: int, crossing: Floats) -> Floats:
-    """Seconds of the fastest protocol; 0 for a single device."""
+    """Seconds of a collective of some ring steps in its fastest protocol; 0 for one device."""
     wire = link(hardware, num_devices)
     if wire is None:
         return np.zeros_like(crossing)
-    is_nvlink = "nvlink" in wire.name.lower()
-    times = [
-        p.base
-        + steps * (p.nvlink_step if is_nvlink else p.pcie_step)
-        + crossing / (wire.bandwidth * LINK_SHARE * p.share)
-        for p in PROTOCOLS
-    ]
+    column, bandwidth = 0 if "nvlink" in wire.name.lower() else 1, LINK_SHARE * wire.bandwidth
+    times = [p.base + steps * p.step[column] + crossing / (bandwidth * p.share) for p in PROTOCOLS]
     return np.asarray(np.min(times, axis=0))

@@ -77,7 +77,7 @@ class Speedup:
 
     @property
     def mean_k(self) -> float:
-        """Routed experts per token."""
+        """Mean routed experts per token."""
         return self.estimate.assignments / self.deployment.workload(self.batch).num_tokens
 
 
@@ -89,11 +89,9 @@ def speedups(
 ) -> tuple[Speedup, ...]:
     """Speedup of a router over the model's own top-k at every batch.
 
-    `batches` are sequences in flight over all devices; `point` is how the router routes, and what
-    its options or its paper say if left out.
-
-    Raises:
-        ValueError: an unknown kernel, a missing mean k, or a figure that the machine lacks.
+    `batches` are sequences in flight over all devices; `point` is how the router routes, by default
+    as its options or its paper say. An unknown kernel, a missing mean k, and a machine that lacks a
+    figure are refused.
     """
     d = deployment
     point = point or router.operating_point(d.model, d.skew)
