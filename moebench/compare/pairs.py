@@ -1,14 +1,12 @@
 """Two cases of one cell compared: latencies and ratios with intervals, and verdicts.
 
 Consecutive timings are not independent, because clocks, heat and neighbours drift over seconds.
-Every round runs all cases of a cell in random order, so a ratio compares times of the same moment
-and a common drift cancels. Intervals come from resampling *blocks* of consecutive rounds
-(`moebench.compare.intervals`).
+Every round runs all cases of a cell in random order, so that a common drift cancels in a ratio.
+Intervals come from resampling *blocks* of consecutive rounds (`moebench.compare.intervals`).
 
-A ratio is that of total times without the delays of single rounds. For every round we take the
-logarithm of the two times' ratio, less the part that the rounds' different work explains (at batch
-1 a step touches one expert or five: `moebench.compare.rounds`). The trimmed mean of these
-residuals, times the ratio of the expected totals, is the value. A delay that hits one router in
+A ratio is that of total times without the delays of single rounds: the logarithm of each round's
+ratio, less the part that different work explains (`moebench.compare.rounds`), gives residuals. The
+value is their trimmed mean times the ratio of the expected totals: a delay that hits one router in
 fewer than a third of its rounds is trimmed away. Latencies are plain means and contain all delays.
 """
 
@@ -147,8 +145,8 @@ def ratio_p_value(ratio: Ratio) -> float:
 def precise_enough(result: Interval | Ratio, relative_half_width: float) -> bool:
     """Whether an interval is as narrow as asked for, so that a cell's rounds may stop.
 
-    Repeated looks stop where an interval is too narrow by chance, so `measure_rounds` asks for two
-    in a row, which restores the coverage in simulations. Stopping at a verdict would bias it.
+    Repeated looks stop where an interval is too narrow by chance: `measure_rounds` asks for two in
+    a row, which restores the coverage in simulations. Stopping at a verdict would bias it.
     """
     is_short = isinstance(result, Ratio) and result.n < MIN_ROUNDS
     if result.low is None or result.high is None or is_short:

@@ -43,8 +43,8 @@ EXPERT_BACKENDS = {
         ExpertBackend(
             "grouped", Launches(matmul=(0, 1), dispatch=(1, 0), combine=(8, 0)), dtypes=WITH_FP64
         ),
-        # Experts of few rows are gathered, activated and joined in one operation each. Experts of
-        # many rows come one by one: their four launches more do not count beside the matmuls.
+        # Experts of few rows are gathered, activated and joined in one operation each; the four
+        # launches more of an expert of many rows do not count beside its matmuls.
         ExpertBackend(
             "packed",
             Launches(matmul=(0, 1), dispatch=(6, 0), combine=(7, 0), activation=0),

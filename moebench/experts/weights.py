@@ -53,9 +53,8 @@ class ExpertWeights(nn.Module):
     def cached_layout(self, name: str, build: Callable[["ExpertWeights"], Built]) -> Built:
         """The weights in a backend's layout: built on its first call, cached until they change.
 
-        The layout is a copy in memory beside the parameters. Changes show in the version that torch
-        counts for each tensor; writes through `.data`, and into weights made in inference mode, are
-        missed.
+        Changes show in the version that torch counts for each tensor; writes through `.data`, and
+        into weights made in inference mode, are missed.
         """
         cached = self._layouts.get(name)
         if cached is None or cached[0] != self._versions():

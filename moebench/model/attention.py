@@ -14,6 +14,8 @@ from moebench.units import Bytes
 
 NORM_EPSILON = 1e-5
 SequenceStates = Float[Tensor, "batch sequence hidden"]
+Heads = Float[Tensor, "batch sequence heads head"]
+KeysOrValues = Float[Tensor, "batch kv_heads total head"]
 
 
 class Rotary(NamedTuple):
@@ -42,19 +44,13 @@ def rotary_angles(
         return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
-def rotate(
-    x: Float[Tensor, "batch sequence heads head"], rotary: Rotary
-) -> Float[Tensor, "batch sequence heads head"]:
+def rotate(x: Heads, rotary: Rotary) -> Heads:
     """Rotary embedding of queries or keys."""
     first, second = x.chunk(2, dim=-1)
     return x * rotary.cos + torch.cat((-second, first), dim=-1) * rotary.sin
 
 
-def causal_attention(
-    query: Float[Tensor, "batch sequence heads head"],
-    key: Float[Tensor, "batch kv_heads total head"],
-    value: Float[Tensor, "batch kv_heads total head"],
-) -> Float[Tensor, "batch sequence heads head"]:
+def causal_attention(query: Heads, key: KeysOrValues, value: KeysOrValues) -> Heads:
     """Causal attention of the last `sequence` of `total` positions, without copies of the keys.
 
     Each key-value head becomes a batch entry that serves its group of query heads. For one new
@@ -114,11 +110,7 @@ class KVCache:
             fill_normal(tensor, 0.0, 1.0, (seed, index))
         self.length = length
 
-    def write(
-        self, layer: int, key: Tensor, value: Tensor
-    ) -> tuple[
-        Float[Tensor, "batch kv_heads total head"], Float[Tensor, "batch kv_heads total head"]
-    ]:
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[KeysOrValues, KeysOrValues]:
         """Store a layer's new keys and values, and return views of all that can be attended to."""
         stop = self.length + key.shape[2]
         assert stop <= self.capacity, f"{stop} positions in a cache of {self.capacity}"
@@ -161,7 +153,5 @@ class GroupedQueryAttention(nn.Module):
         result: Tensor = self.output(attended.flatten(2))
         return result
 
-    def _heads(
-        self, x: Float[Tensor, "batch sequence width"]
-    ) -> Float[Tensor, "batch sequence heads head"]:
+    def _heads(self, x: Float[Tensor, "batch sequence width"]) -> Heads:
         return x.view(*x.shape[:2], -1, self.head_dim)

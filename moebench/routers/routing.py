@@ -95,11 +95,10 @@ class Routing:
         first = counts.cumsum(0) - counts
         places = torch.arange(len(tokens), device=tokens.device) - first[tokens]
         shape = (self.num_tokens, int(counts.max()) if self.num_tokens else 0)
-        weights = self.weights.new_zeros(shape)
-        weights = weights.index_put((tokens, places), self.weights[by_token])
+        slots = tokens, places
+        weights = self.weights.new_zeros(shape).index_put(slots, self.weights[by_token])
         experts = self.expert_indices.new_full(shape, self.num_experts)
-        experts = experts.index_put((tokens, places), self.expert_indices[by_token])
-        return weights, experts
+        return weights, experts.index_put(slots, self.expert_indices[by_token])
 
     @classmethod
     def from_slots(

@@ -18,9 +18,8 @@ LEAST_ROWS = 4
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs weights of this type on this processor."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return False
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not has_onednn or dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
     try:
         packed_weight(torch.zeros(16, 16, dtype=dtype))

@@ -7,14 +7,11 @@ tokens. The activated hidden rows are all that is written between x and y.
 The assignments are sorted by expert. One program computes one tile of `BLOCK_M` of one expert's
 rows times `BLOCK_N` columns. Which rows those are is read from `tokens_per_expert` on the device,
 so that the grid depends on an upper bound alone (`moebench.experts.gpu.tiles.row_tiles`). A
-program behind the last tile returns, and entries of `token_indices` and `routing_weights` behind
-the last assignment are never used.
+program behind the last tile returns, and entries behind the last assignment are never used.
 
-Weights come through TMA tensor descriptors where `TMA` is set, through pointers otherwise; rows of
-x are gathered through pointers. Products accumulate in fp32, the activation and the weighting
-are computed in fp32.
-
-`UPCAST` is for Triton's interpreter only, which multiplies the bit patterns of bf16 operands.
+Weights come through TMA tensor descriptors where `TMA` is set, through pointers otherwise. Sums,
+activation and weighting are in fp32. `UPCAST` is for Triton's interpreter only, which multiplies
+the bit patterns of bf16 operands.
 """
 
 from typing import no_type_check

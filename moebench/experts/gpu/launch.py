@@ -91,7 +91,6 @@ def ragged_down(
 
 
 def _tiles(x: Tensor, bound: int, num_experts: int) -> KernelTiles:
-    """The tiles of the table for this device, this type and so many assignments."""
     return choose_tiles(_capability(x), choose_phase(bound, num_experts), x.element_size())
 
 
