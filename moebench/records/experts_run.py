@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from moebench.records.checksum import Line, read_lines
-from moebench.records.manifest import MANIFEST, read_manifest, run_kind
-from moebench.records.record import CHECKSUMS_SINCE, SCHEMA
+from moebench.records.manifest import MANIFEST, RunManifest, read_manifest, run_kind
+from moebench.records.record import CHECKSUMS_SINCE
 from moebench.spec.case import DType
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.schema import decode
@@ -72,33 +72,16 @@ class ExpertsResult:
     """Steps of a sample, by "backend, mix"."""
 
 
-@dataclass(frozen=True)
-class ExpertsManifest:
+@dataclass(frozen=True, kw_only=True)
+class ExpertsManifest(RunManifest):
     """What a run of expert backends is: enough to repeat it and to read its numbers."""
 
-    run: str
-    suite: str
-    suite_sha256: str
-    """Checksum of the suite file's text."""
-    title: str
-    command: str
-    """What to type to repeat the run."""
-    argv: tuple[str, ...]
-    environment: Mapping[str, Any]
-    """Facts of the machine and its software, as a plain table."""
     backends: tuple[str, ...]
     absent: Mapping[str, str]
     """Backends of the suite that do not run here, and why."""
     cells: tuple[str, ...]
     """Keys of the planned cells."""
-    started_at: str
     kind: Literal["experts"] = "experts"
-    schema: int = SCHEMA
-
-    @property
-    def fingerprint(self) -> Any:
-        """Identifies machine and software; None where the manifest does not say."""
-        return self.environment.get("fingerprint")
 
     def fact(self, part: str, name: str) -> str:
         """A fact of the environment's "cpu" or "software", for people; a dash if it is missing."""

@@ -28,9 +28,9 @@ class PlannedCell:
     cases: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """Everything that is needed to repeat a run and to read its numbers."""
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """What the manifests of both kinds of run say: enough to repeat the run."""
 
     run: str
     """`run_id` of the start and the commit."""
@@ -40,10 +40,25 @@ class Manifest:
     title: str
     command: str
     """Command that repeats the run."""
-    machine: str
-    """Name of the CPU or GPU model; never a host name."""
+    argv: tuple[str, ...] | None = None
+    """The command line behind `python -m moebench.suite`; None before schema 3."""
     environment: Mapping[str, Any]
     """Facts of the machine and its software, as a plain table."""
+    started_at: str
+    schema: int = SCHEMA
+
+    @property
+    def fingerprint(self) -> Any:
+        """Identifies machine and software; None where the manifest does not say."""
+        return self.environment.get("fingerprint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(RunManifest):
+    """Everything that is needed to repeat a run of routers and to read its numbers."""
+
+    machine: str
+    """Name of the CPU or GPU model; never a host name."""
     hardware: HardwareSpec
     """Machine of the predictions."""
     calibration: Mapping[str, Any]
@@ -60,16 +75,12 @@ class Manifest:
     budget: Seconds | None
     """Time budget of the suite; None: no limit."""
     cells: tuple[PlannedCell, ...]
-    started_at: str
     finished_at: str | None = None
     status: Status = "running"
     resumed_at: tuple[str, ...] = ()
     noise_floor: float | None = None
     """Relative half width of the speedup of a case against itself; None: not measured."""
     kind: Literal["routers"] = "routers"
-    argv: tuple[str, ...] | None = None
-    """The command line behind `python -m moebench.suite`; None before schema 3."""
-    schema: int = SCHEMA
 
 
 def run_id(started: datetime, commit: str | None) -> str:

@@ -77,7 +77,13 @@ class ExpertBench:
             for index, p in enumerate(self.weights.parameters()):
                 fill_normal(p.data, 0.0, p.shape[-1] ** -0.5, (seed, index))
             if self.alone:
-                self._drop_parameters()
+                # Only the copy of that backend stays; if it cannot be made, nothing.
+                try:
+                    self._build_layout(self.alone)
+                    self.weights.drop_layouts(keep=self.alone)
+                    self.weights.drop_parameters()
+                except (MemoryError, RuntimeError, ValueError) as error:
+                    self.weights, self.refusal = None, error
         generator = torch.Generator().manual_seed(seed)
         self.steps, loads = {mix: [] for mix in plan.mixes}, {}
         for mix, steps in self.steps.items():
@@ -104,7 +110,8 @@ class ExpertBench:
             MemoryError: the backend's own copy of the weights does not fit beside what is there.
         """
         if what in self.probes:
-            return self._timed(self.probes[what])
+            time.sleep(REST)
+            return self.clock.time(self.probes[what])
         kind, _, name = what.rpartition(" ")
         if not kind and phase != "train":
             self._build_layout(name)
@@ -125,21 +132,8 @@ class ExpertBench:
 
         if num_steps > 1:
             run(steps[(first - 1) % len(steps)])
-        return self._timed(work) / num_steps
-
-    def _timed(self, work: Callable[[], None]) -> Seconds:
         time.sleep(REST)
-        return self.clock.time(work)
-
-    def _drop_parameters(self) -> None:
-        """Hold only the copy of the backend that is alone here; if it cannot be made, nothing."""
-        assert self.weights is not None
-        try:
-            self._build_layout(self.alone)
-            self.weights.drop_layouts(keep=self.alone)
-            self.weights.drop_parameters()
-        except (MemoryError, RuntimeError, ValueError) as error:
-            self.weights, self.refusal = None, error
+        return self.clock.time(work) / num_steps
 
     def _build_layout(self, backend: str) -> None:
         if self.refusal is not None:
@@ -171,10 +165,7 @@ class ExpertBench:
 
 
 def _probes(device: torch.device) -> dict[str, Callable[[], Any]]:
-    """The machine's limits: square matmuls, and the ways torch has of reading memory.
-
-    `PROBE_WORK` has the FLOPs or bytes of each.
-    """
+    """The machine's limits (`PROBE_WORK`): square matmuls, and torch's ways of reading memory."""
     a = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).bfloat16()
     wide = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
     words = torch.randn(READ_BYTES // 4, device=device)
@@ -194,9 +185,8 @@ def _probes(device: torch.device) -> dict[str, Callable[[], Any]]:
 def scratch(plan: ExpertsCell) -> Bytes:
     """Memory of a step beside the weights, with a row for every slot in every tensor.
 
-    These are the gathered rows, the first matmul's result, the activation's two, the second
-    matmul's, and these weighted. transformers' grouped_mm, which takes more memory than any other
-    backend, holds them all at once.
+    transformers' grouped_mm, which takes more memory than any other backend, holds them all: the
+    gathered rows, both matmuls' results, the activation's two, and the weighted ones.
     """
     model, nobody = plan.spec(), torch.Generator()
     slots = max(

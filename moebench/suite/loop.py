@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from moebench.model.decoder import build_decoder
 from moebench.records.manifest import now
 from moebench.records.record import SCHEMA, Failure
 from moebench.records.run import RunWriter
+from moebench.spec.case import Level
 from moebench.suite.cell import Bench
 from moebench.suite.forecast import Estimates
 from moebench.suite.passes import failures, observe
@@ -34,6 +35,8 @@ MARGIN = 1.15
 QUICK_CELL: Seconds = 8.0
 """Time of rounds that a cell gets even if its least number of rounds takes less."""
 MOST_ROUNDS = 60
+PREPARATION: Mapping[Level, Seconds] = {"moe": 0.5, "decoder": 3.0}
+"""Time of imposing the operating points of a cell, as measured on two cores."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def measure_cells(
                 run.append([], failures(run, cell, dict.fromkeys(keys, without_frames(error))))
                 continue
             left = deadline - time.perf_counter()
-            left -= sum(_preparation(later) for later in todo[index + 1 :])
+            left -= sum(PREPARATION[later.workload.level] for later in todo[index + 1 :])
             observed = observe(
                 ready,
                 machine.hardware.cache,
@@ -116,11 +119,6 @@ def _need(cell: Cell, estimates: Estimates, min_rounds: int) -> Need:
     return Need((untimed + 1) * sum(latencies), (untimed + rounds) * sum(latencies))
 
 
-def _preparation(cell: Cell) -> Seconds:
-    """Time of imposing the operating points of a cell, as measured on two cores."""
-    return 0.5 if cell.workload.level == "moe" else 3.0
-
-
 def _without_what_does_not_fit(
     run: RunWriter, todo: Sequence[Cell], estimates: Estimates, available: Bytes
 ) -> list[Cell]:
@@ -151,27 +149,18 @@ def _without_what_does_not_fit(
 
 
 def allowance(needs: Sequence[Need], budget: Seconds) -> Seconds:
-    """Time that the first of the cells still to run may spend.
+    """Time that the first of the cells still to run may spend out of what is left for all.
 
     Every cell gets its least. Of what is left, cheap cells get enough before expensive ones, since
     a verdict costs them little; where there is plenty, all get more in proportion to their need. A
     cell that stops early leaves its rest to the next call.
-
-    Args:
-        needs: of the cells still to run, in their order.
-        budget: left for all of them.
     """
-    own = needs[0]
+    least = needs[0].least
     extra = budget - sum(need.least for need in needs)
     if extra <= 0:
-        return own.least
-    return own.least + _share([need.enough - need.least for need in needs], extra)
-
-
-def _share(wants: Sequence[Seconds], budget: Seconds) -> Seconds:
-    """Share of the first want in a budget that meets wants from the smallest up."""
-    own, total = wants[0], sum(wants)
-    if total <= budget:
-        return own * budget / total
-    smaller = sum(want for want in wants if want < own)
-    return min(own, max(0.0, budget - smaller))
+        return least
+    wants = [need.enough - need.least for need in needs]
+    if sum(wants) <= extra:
+        return least + wants[0] * extra / sum(wants)
+    smaller = sum(want for want in wants if want < wants[0])
+    return least + min(wants[0], max(0.0, extra - smaller))

@@ -149,19 +149,17 @@ def _precise(
 
 def with_work(cell: ReadyCell, ready: ReadyCase, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
     """The samples with the number of distinct experts that each of them touched."""
-    touched = (ready.tokens_per_expert > 0).sum(axis=(0, 2))[cell.order]
-
-    def work(sample: Sample) -> float:
-        places = np.arange(sample.first_step, sample.first_step + sample.num_steps)
-        return float(touched[places % cell.num_steps].sum())
-
-    return tuple(replace(sample, work=work(sample)) for sample in samples)
+    touched = (ready.tokens_per_expert > 0).sum(axis=(0, 2))
+    return tuple(
+        replace(own, work=float(touched[timed_steps(cell, (own,))].sum())) for own in samples
+    )
 
 
 def timed_steps(cell: ReadyCell, samples: tuple[Sample, ...]) -> list[int]:
     """Steps of the stream that the samples ran, each as often as it ran."""
     places = np.concatenate([np.arange(s.first_step, s.first_step + s.num_steps) for s in samples])
-    return [int(step) for step in cell.order[places % cell.num_steps]]
+    steps: list[int] = cell.order[places % cell.num_steps].tolist()
+    return steps
 
 
 def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]]:

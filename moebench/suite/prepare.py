@@ -17,9 +17,8 @@ from moebench.model.attention import KVCache
 from moebench.model.decoder import StepMode
 from moebench.model.random_numbers import fill_normal
 from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads
-from moebench.routers.policy import Policy
 from moebench.routers.routing import Router, RouterState, Routing, build_routers
-from moebench.spec.case import OperatingPoint, Workload
+from moebench.spec.case import OperatingPoint
 from moebench.suite.cell import Bench, ReadyCase, ReadyCell
 from moebench.suite.plan import Cell
 
@@ -40,7 +39,12 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     shape = (num_steps, workload.batch, workload.sequence_length, bench.model.hidden_size)
     stream = torch.empty(shape, dtype=bench.dtype, device=bench.device)
     fill_normal(stream, 0.0, 1.0, (workload.seed, 1))
-    cache = _cache(bench, workload)
+    cache = None
+    if workload.level == "decoder" and workload.phase != "train":
+        capacity = workload.context_length + workload.sequence_length
+        sizes = (bench.num_layers, workload.batch, capacity)
+        cache = KVCache(bench.model.attention, sizes, bench.dtype, bench.device)
+        cache.fill_random(workload.context_length, workload.seed)
     experts = load_backend(cell.baseline.backend, bench.device)
     ready = ReadyCell(bench, cell, (), stream, cache, experts, {})
     first_inputs = _router_inputs(ready, ())
@@ -48,9 +52,12 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     errors: dict[str, Exception] = {}
     for case, policy in zip(cell.cases, cell.policies, strict=True):
         try:
+            with torch.device(bench.device), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(workload.seed)
+                built = build_routers(policy, bench.model, bench.num_layers, bench.dtype)
             routers: list[Router] = []
             loads, histograms, lag1 = [], [], None
-            for router in _build_routers(bench, policy, workload.seed):
+            for router in built:
                 # Only the first layer sees the same input whatever the router.
                 inputs, state = _router_inputs(ready, routers) if routers else first_inputs
                 routing = _imposed(router, case.operating_point, inputs, state)
@@ -84,29 +91,12 @@ def captured(cell: ReadyCell, cases: Sequence[ReadyCase]) -> ReadyCell:
     return replace(cell, graphs=graphs)
 
 
-def _build_routers(bench: Bench, policy: Policy, seed: int) -> list[Router]:
-    with torch.device(bench.device), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_routers(policy, bench.model, bench.num_layers, bench.dtype)
-
-
 @torch.inference_mode()
 def _imposed(router: Router, point: OperatingPoint, inputs: Tensor, state: RouterState) -> Routing:
     """Bring a router to its operating point over a stream, and route the stream."""
     scores, _ = router.eval().scores(inputs, state)
     router.impose(scores, point)
     return router.route(scores)
-
-
-def _cache(bench: Bench, workload: Workload) -> KVCache | None:
-    """The KV cache of the workload's decoder level, filled where there is a context."""
-    if workload.level == "moe" or workload.phase == "train":
-        return None
-    capacity = workload.context_length + workload.sequence_length
-    shape = (bench.num_layers, workload.batch, capacity)
-    cache = KVCache(bench.model.attention, shape, bench.dtype, bench.device)
-    cache.fill_random(workload.context_length, workload.seed)
-    return cache
 
 
 @torch.inference_mode()

@@ -1,8 +1,4 @@
-"""A suite of routers: predicted for any machine, or measured on this one beside its predictions.
-
-The way from end to end: describe and calibrate the machine, write the prediction of every case,
-build the layers, measure cell by cell, and write the report.
-"""
+"""A suite of routers: predicted for any machine, or measured on this one beside its predictions."""
 
 import argparse
 import shlex
@@ -74,17 +70,15 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
 def _predict(options: argparse.Namespace, suite: Suite) -> int:
     """The predicted columns for a named machine; nothing is built."""
     hardware = load_hardware(options.predict)
-    planned = _planned(options, suite, hardware.kind)
+    planned = cells(suite, hardware.kind, _choice(options))
     calibration = from_datasheet(hardware, suite.file.dtype)
     records = predictions("predicted", planned, forecast_cells(planned, suite.model, calibration))
     source = f"predicted for {hardware.title}; calibration: {calibration.name}"
     return _show_predicted(records, source, options.json)
 
 
-def _planned(options: argparse.Namespace, suite: Suite, kind: DeviceKind) -> tuple[Cell, ...]:
-    """The cells that the command line asks for."""
-    choice = CellChoice(options.layers, tuple(options.only), options.experts, options.eager)
-    return cells(suite, kind, choice)
+def _choice(options: argparse.Namespace) -> CellChoice:
+    return CellChoice(options.layers, tuple(options.only), options.experts, options.eager)
 
 
 def _show_predicted(records: Sequence[Record], source: str, as_json: bool) -> int:
@@ -112,7 +106,7 @@ def _measure(
     make_current(device)
     kind: DeviceKind = "gpu" if device.type == "cuda" else "cpu"
     planned, notes = runnable_cells(
-        _planned(options, suite, kind), device, is_asked=bool(options.experts)
+        cells(suite, kind, _choice(options)), device, is_asked=bool(options.experts)
     )
     budget = options.time_budget
     if budget is None:
@@ -135,7 +129,7 @@ def _measure(
         manifest = _manifest(suite, planned, machine, argv, budget)
         run = RunWriter.create(options.out, manifest)
     else:
-        if resumed.manifest.environment.get("fingerprint") != machine.environment.fingerprint:
+        if resumed.manifest.fingerprint != machine.environment.fingerprint:
             raise ValueError(
                 f"{resumed.directory}: was measured on another machine or with other software "
                 f"({resumed.manifest.machine}); a run cannot mix two"
