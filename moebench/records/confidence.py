@@ -34,10 +34,7 @@ def p_value(point: float, low: float, high: float, freedom: float) -> float:
 
 
 def effective_freedom(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of estimated variances.
-
-    Args:
-        parts: each variance with its own degrees of freedom; infinite for one that is known.
+    """Degrees of freedom of a sum of estimated variances, each with its own; infinite: known.
 
     **Source** Satterthwaite, Biometrics Bulletin 2, 1946, equation 17.
     """
@@ -74,8 +71,8 @@ def median_interval(values: Sequence[float]) -> Interval:
     return Interval(middle, ordered[k - 1], ordered[-k], LEVEL)
 
 
-def rejected(p_values: Sequence[float], rate: float = 1 - LEVEL) -> list[bool]:
-    """Which null hypotheses are rejected at false-discovery rate `rate`.
+def rejected(p_values: Sequence[float]) -> list[bool]:
+    """Which null hypotheses are rejected at a false-discovery rate of 5 %.
 
     Not counted: dependence between the p-values other than positive.
 
@@ -84,7 +81,7 @@ def rejected(p_values: Sequence[float], rate: float = 1 - LEVEL) -> list[bool]:
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     last = max(
-        (rank for rank, i in enumerate(order, 1) if p_values[i] <= rank / len(order) * rate),
+        (rank for rank, i in enumerate(order, 1) if p_values[i] <= rank / len(order) * (1 - LEVEL)),
         default=0,
     )
     chosen = set(order[:last])

@@ -10,12 +10,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from moebench import terminal
 from moebench.records.manifest import recorded_arguments
+from moebench.spec.schema import read_toml
 from moebench.suite.routers_run import run_routers_suite, write_hardware
-from moebench.suite.suite_file import suite_kind, suite_names, suite_path, suite_titles
+from moebench.suite.suite_file import suite_kind, suite_names, suite_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,14 +77,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     if options.list:
-        return _list(options.json)
+        titles = {name: str(read_toml(suite_path(name))["title"]) for name in suite_names()}
+        if options.json:
+            terminal.show_json(titles)
+        else:
+            width = max(map(len, titles))
+            terminal.show("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
+        return 0
     if options.layers is not None and options.layers < 1:
         raise ValueError(f"--layers: found {options.layers}, expected at least 1")
     if options.resume and not options.write_hardware:
         options, argv = _resumed(options)
     if options.time_budget is not None:
         options.time_budget = terminal.seconds("--time-budget", options.time_budget)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     if options.write_hardware:
         return write_hardware(options)
     if options.suite is None:
@@ -103,17 +109,3 @@ def _resumed(options: argparse.Namespace) -> tuple[argparse.Namespace, list[str]
     resumed.resume, resumed.json = options.resume, options.json or resumed.json
     resumed.time_budget = options.time_budget or resumed.time_budget
     return resumed, argv
-
-
-def _list(as_json: bool) -> int:
-    suites = suite_titles()
-    if as_json:
-        terminal.show_json(suites)
-    else:
-        width = max(map(len, suites))
-        terminal.show("\n".join(f"{name:{width}}  {title}" for name, title in suites.items()))
-    return 0
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -37,18 +37,6 @@ def case_ops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> 
     return training_ops(forward) if workload.phase == "train" else forward
 
 
-def forecast(case: Case, policy: Policy, model: ModelSpec, calibration: Calibration) -> Estimate:
-    """Predict one case under the load that its policy expects."""
-    load = policy.load(model, case.workload.num_tokens, case.operating_point)
-    router_parameters = policy.parameters(model) / model.num_moe_layers
-    layout = executing(case.backend, case.workload.phase).layout
-    loads = (load,) * case.num_layers
-    memory = layers_memory(model, case.workload, loads, router_parameters, layout)
-    ops = case_ops(case, policy, model, load)
-    prices = calibration.replayed() if case.launch == "graph" else calibration
-    return estimate(ops, load, case.num_layers, memory, prices)
-
-
 def case_flops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> float:
     """FLOPs of one step of a case, closed form."""
     return case.num_layers * total_flops(case_ops(case, policy, model, load))
@@ -57,12 +45,19 @@ def case_flops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -
 def forecast_cells(
     planned: Sequence[Cell], model: ModelSpec, calibration: Calibration
 ) -> Estimates:
-    """The estimate of every case of every cell."""
-    return {
-        case.key: forecast(case, policy, model, calibration)
-        for cell in planned
-        for case, policy in zip(cell.cases, cell.policies, strict=True)
-    }
+    """The estimate of every case of every cell, under the load that its policy expects."""
+    estimates: Estimates = {}
+    for cell in planned:
+        for case, policy in zip(cell.cases, cell.policies, strict=True):
+            load = policy.load(model, case.workload.num_tokens, case.operating_point)
+            router_parameters = policy.parameters(model) / model.num_moe_layers
+            layout = executing(case.backend, case.workload.phase).layout
+            loads = (load,) * case.num_layers
+            memory = layers_memory(model, case.workload, loads, router_parameters, layout)
+            ops = case_ops(case, policy, model, load)
+            prices = calibration.replayed() if case.launch == "graph" else calibration
+            estimates[case.key] = estimate(ops, load, case.num_layers, memory, prices)
+    return estimates
 
 
 def predictions(run: str, planned: Sequence[Cell], estimates: Estimates) -> tuple[Record, ...]:

@@ -92,6 +92,7 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
         if rounds.samples.get(ready.case.key)
     }
     errors |= rounds.failures
+    noisy = round_caveats(rounds)
     measurements = {}
     for ready in running:
         key, num_tokens = ready.case.key, cell.workload.num_tokens
@@ -115,11 +116,7 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
             k_histogram=ready.k_histogram,
             lag1_correlation=ready.lag1_correlation,
             measured_mean_k=ready.load(num_tokens, timed_steps(cell, samples[key])).mean_k,
-            caveats=(
-                *cell_caveats(cell, ready, cache_bytes),
-                *round_caveats(rounds),
-                *energy.caveats,
-            ),
+            caveats=(*cell_caveats(cell, ready, cache_bytes), *noisy, *energy.caveats),
             reference=Reference(VERSION, rounds.reference),
             stopped=rounds.stopped,
             launch="graph" if cell.graphs else "eager",
@@ -135,10 +132,8 @@ def _precise(
     by_key = {ready.case.key: ready for ready in running}
 
     def precise(samples: Samples) -> bool:
-        if baseline not in samples:
-            return False
         known = {key: with_work(cell, by_key[key], own) for key, own in samples.items()}
-        return all(
+        return baseline in known and all(
             pairs.precise_enough(pairs.speedup(known[baseline], other), target)
             for key, other in known.items()
             if key != baseline

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -125,8 +126,6 @@ def _router_inputs(cell: ReadyCell, routers_below: Sequence[Router]) -> tuple[Te
 
 def repeated(cache: KVCache, copies: int) -> KVCache:
     """A cache with every sequence `copies` times."""
-    wide = object.__new__(KVCache)
-    wide.keys = cache.keys.repeat(1, copies, 1, 1, 1)
-    wide.values = cache.values.repeat(1, copies, 1, 1, 1)
-    wide.length = cache.length
+    wide = copy(cache)
+    wide.keys, wide.values = (t.repeat(1, copies, 1, 1, 1) for t in (cache.keys, cache.values))
     return wide

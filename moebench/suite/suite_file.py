@@ -213,12 +213,6 @@ def suite_kind(path: Path) -> str:
     return str(read_toml(path).get("kind", "routers"))
 
 
-def suite_titles() -> dict[str, str]:
-    """Titles of the shipped suites by name."""
-    paths = {name: suite_path(name) for name in suite_names()}
-    return {name: str(read_toml(path).get("title", "")) for name, path in paths.items()}
-
-
 def workloads(file: SuiteFile, kind: DeviceKind) -> tuple[Workload, ...]:
     """Every workload of the suite on a kind of device: the products of the lists."""
     return tuple(
