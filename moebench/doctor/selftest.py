@@ -15,7 +15,7 @@ code that ends a cell and judges a speedup, for at most 96 rounds (36 for a slow
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -172,13 +172,12 @@ def rates(stretches: Sequence[Times], drift: float, independent: int | None = No
     two, five = ratios(0.02, MANY_ROUNDS), ratios(0.05, FEW_ROUNDS)
     held = [holds(r, 1.0) for r in equal]
     covered = [*held, *(holds(r, 1 / 1.02) for r in two), *(holds(r, 1 / 1.05) for r in five)]
-    # The three planted effects share their noise: they count once.
-    coverage = share(held)
     widths = [experiment(t[:, :FEW_ROUNDS], FEW_ROUNDS, i) for i, t in enumerate(stretches)]
     return UnitRates(
         aa_rate=share([not h for h in held]),
         false_verdicts=share([r.verdict in ("faster", "slower") for r in equal]),
-        coverage=Rate(float(np.mean(covered)), coverage.low, coverage.high, coverage.n),
+        # The three planted effects share their noise: they count once.
+        coverage=replace(share(held), value=float(np.mean(covered))),
         power_2=share([r.verdict == "slower" for r in two]),
         power_5=share([r.verdict == "slower" for r in five], FEW_ROUNDS),
         mean_rounds=float(np.mean([r.n for r in equal])),

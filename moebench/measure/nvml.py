@@ -78,10 +78,7 @@ def connect(nvml: Any = None) -> Any:
 
 def open_nvml(nvml: Any = None) -> Any:
     """The initialised NVML binding, or None where there is no NVML to talk to."""
-    try:
-        return connect(nvml)
-    except Fault:
-        return None
+    return answer(connect, nvml)
 
 
 def is_simulated(nvml: Any) -> bool:

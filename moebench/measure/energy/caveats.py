@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -36,29 +36,24 @@ def conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
     return {**facts, **trace.end, **held}
 
 
-def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
+def caveats(energy: Energy, failed: Fault | None) -> Iterator[Caveat]:
     """Reasons to doubt the joules; `failed` is why the counter was not believed."""
-    doubts: list[Caveat] = []
-
-    def doubt(*texts: str) -> None:
-        doubts.append(Caveat(*texts))
-
     if failed is not None:
-        doubt(
+        yield Caveat(
             "polled-power",
             str(failed),
             "energy is polled power, integrated: published errors are 2 to 5 % over 6 s",
             "none on this board or driver",
         )
     if energy.residual is not None and abs(energy.residual) > RESIDUAL_DOUBTED:
-        doubt(
+        yield Caveat(
             "energy-residual",
             f"the energy counter differs from integrated power by {energy.residual:+.1%}",
             "one of two readings of the same board is off by that much",
             "repeat with --energy full; compare joules only on this board",
         )
     if failed is None and energy.residual is None and "power_method" in energy.conditions:
-        doubt(
+        yield Caveat(
             "energy-unchecked",
             "power could not be polled beside the energy counter",
             "nothing but the counter itself says that it is right",
@@ -68,13 +63,10 @@ def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
     seconds = energy.conditions.get("throttled_s", {})
     harmful = [f"{name} in {shares[name]:.0%} of looks" for name in HARMFUL if shares.get(name)]
     # The counters also count between two looks; lower clocks by the power cap are no fault.
-    harmful += [
-        f"{name} for {text(spent, 'time')}"
-        for name, spent in seconds.items()
-        if name != "power" and spent > 0
-    ]
+    spells = {name: spent for name, spent in seconds.items() if name != "power" and spent > 0}
+    harmful += [f"{name} for {text(spent, 'time')}" for name, spent in spells.items()]
     if harmful:
-        doubt(
+        yield Caveat(
             "throttled",
             f"the board held its clocks down: {', '.join(harmful)}",
             "latency and energy are those of a throttled board",
@@ -82,10 +74,9 @@ def caveats(energy: Energy, failed: Fault | None) -> tuple[Caveat, ...]:
         )
     assert energy.budget is not None
     if energy.budget.aliasing > 0.01:
-        doubt(
+        yield Caveat(
             "energy-aliasing",
             f"windows at different phases differ: {energy.budget.aliasing:.1%} of uncertainty",
             "the sensor looks part of the time and beats with the load",
             "--energy full averages it out further",
         )
-    return tuple(doubts)

@@ -41,7 +41,7 @@ class ReaderProcess:
             env={**os.environ, "PYTHONPATH": path},
         )
         self._offset, self._torn = 0, b""
-        self._heard = self._started = time.monotonic()
+        self._heard = time.monotonic()
         self.rows: list[Sequence[Any]] = []
 
     def __enter__(self) -> "ReaderProcess":
@@ -70,18 +70,17 @@ class ReaderProcess:
             *lines, self._torn = (self._torn + new).split(b"\n")
             self.rows += [json.loads(line) for line in lines]
             return
-        silent = now - self._heard
-        if self._process.poll() is not None and not self._ended():
+        has_died, silent = self._process.poll() is not None, now - self._heard
+        if not has_died and silent <= (STALL if self.rows else START):
+            return
+        if any(row[0] == "end" or (row[0] == "fault" and row[2] == "board") for row in self.rows):
+            return
+        if has_died:
             said = (self._process.stderr.read() if self._process.stderr else b"").decode()
             last = said.strip().splitlines()[-1:] or [f"exit code {self._process.returncode}"]
             self._fault("reader-died", f"the process that reads the counter died: {last[0]}")
-        elif silent > (STALL if self.rows else START) and not self._ended():
+        else:
             self._fault("reader-stalled", f"a call to the counter has hung for {silent:.0f} s")
-
-    def _ended(self) -> bool:
-        return any(
-            row[0] == "end" or (row[0] == "fault" and row[2] == "board") for row in self.rows
-        )
 
     def _fault(self, kind: str, text: str) -> None:
         self.rows.append(["fault", time.monotonic(), "board", kind, text])

@@ -69,10 +69,8 @@ def energy_of(
     trace: Trace, loads: Sequence[Stamps], idle: tuple[Seconds, Seconds], plan: EnergyPlan
 ) -> Energy:
     """Joules a step of one source, or the reason why not; `idle` is a span without work."""
-    known: dict[str, Any] = {
-        "conditions": conditions(trace, loads),
-        "provenance": trace.provenance,
-    }
+    held = conditions(trace, loads)
+    known: dict[str, Any] = {"conditions": held, "provenance": trace.provenance}
     if "board" in trace.faults:
         return no_energy(Fault(*trace.faults["board"]), **known)
     edges = stamped(trace.edges)
@@ -109,7 +107,6 @@ def energy_of(
         net = value - idle_power * seconds / steps
         if net <= 0:
             net, net_missing = None, f"the load draws no more than idle ({idle_power:.0f} W)"
-    residual = None if failed else _residual(trace, windows, loads)
     energy = Energy(
         joules=value,
         net_joules=net,
@@ -125,10 +122,10 @@ def energy_of(
         tick=None if edges is None else edges.tick,
         num_ticks=None if failed else sum(window.ticks for window in windows),
         windows=tuple(window.joules_per_step for window in windows),
-        residual=residual,
+        residual=None if failed else _residual(trace, windows, loads),
         **known,
     )
-    return replace(energy, caveats=caveats(energy, failed))
+    return replace(energy, caveats=tuple(caveats(energy, failed)))
 
 
 def _counter_windows(
