@@ -22,13 +22,11 @@ class OverCases:
     """
 
     def __len__(self) -> int:
-        return len(next(array for array in _fields(self).values() if _has_cases(array)))
+        return len(next(value for value in vars(self).values() if isinstance(value, Array)))
 
     def __getitem__(self: T, index: Mask | Ints | slice) -> T:
-        def chosen(array: Any) -> Any:
-            return array[index]
-
-        return dataclasses.replace(self, **_mapped(chosen, [_fields(self)]))  # type: ignore[type-var]
+        chosen = _mapped(lambda array: array[index], [vars(self)])
+        return dataclasses.replace(self, **chosen)  # type: ignore[type-var]
 
     @classmethod
     def concatenate(cls: type[T], parts: Sequence[T]) -> T:
@@ -40,23 +38,18 @@ class OverCases:
                 return type(first).concatenate(arrays)
             return np.concatenate(arrays)
 
-        values = _mapped(joined, [_fields(part) for part in parts])
+        values = _mapped(joined, [vars(part) for part in parts])
         return dataclasses.replace(parts[0], **values)  # type: ignore[type-var]
 
 
-def _fields(record: Any) -> dict[str, Any]:
-    return {entry.name: getattr(record, entry.name) for entry in dataclasses.fields(record)}
-
-
-def _has_cases(value: Any) -> bool:
-    return isinstance(value, np.ndarray | OverCases)
+Array = np.ndarray | OverCases
 
 
 def _mapped(change: Callable[..., Any], tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Arrays of the tables changed key by key; other values are those of the first table."""
     found = {}
     for key, value in tables[0].items():
-        if _has_cases(value):
+        if isinstance(value, Array):
             value = change(*(table[key] for table in tables))
         elif isinstance(value, Mapping):
             value = _mapped(change, [table[key] for table in tables])

@@ -134,20 +134,12 @@ def shipped_energy() -> Mapping[str, EnergyFit]:
 
 
 def read_energy_fit(path: Path) -> EnergyFit:
-    """Fit of one file.
-
-    Raises:
-        ValueError: a key that is unknown, missing or ill-typed, or a number out of range.
-    """
+    """Fit of one file; an error names the key, what was found and what was expected."""
     return from_mapping(EnergyFit, read_toml(path), f"{path.parent.name}/{path.name}")
 
 
 def energy_calibration(name: str) -> EnergyCalibration:
-    """Energy model of a GPU by the name of its hardware file.
-
-    Raises:
-        ValueError: unknown hardware, or a datasheet without idle power or power limit.
-    """
+    """Energy model of a GPU by its name; an error if unknown or without idle power or limit."""
     hardware = load_hardware(name)
     limits(hardware)
     fits = shipped_energy()
@@ -171,22 +163,19 @@ def power_interval(
     `is_given` says that `watts` were predicted with the measured throughput.
     """
     ends = calibration.fit.intervals
-    low, high = ends.power_given_throughput if is_given else ends.power
+    chosen = ends.power_given_throughput if is_given else ends.power
+    low, high = np.exp(np.outer(chosen, calibration.interval_factor(cases)))
     idle, limit = limits(calibration.hardware)
-    factor = calibration.interval_factor(cases)
-    return (
-        np.clip(watts * np.exp(low * factor), idle, watts),
-        np.clip(watts * np.exp(high * factor), watts, limit),
-    )
+    return np.clip(watts * low, idle, watts), np.clip(watts * high, watts, limit)
 
 
 def energy_interval(
     calibration: EnergyCalibration, cases: Cases, joules: Floats
 ) -> tuple[Floats, Floats]:
     """90 % interval of energy per token, predicted without a measured throughput."""
-    low, high = calibration.fit.intervals.energy_per_token
-    factor = calibration.interval_factor(cases)
-    return joules * np.exp(low * factor), joules * np.exp(high * factor)
+    ends = calibration.fit.intervals.energy_per_token
+    low, high = np.exp(np.outer(ends, calibration.interval_factor(cases)))
+    return joules * low, joules * high
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,16 @@ Task = Literal["gpqa", "lm-arena-chat", "chat", "sourcegraph-fim", "image-chat",
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TASKS: tuple[Task, ...] = get_args(Task)
 
-EXPERT_BYTES: Mapping[Precision, float] = {
-    "bfloat16": 2.0,
-    "fp8": 1.0,
-    "fp8-block": 1.0,
-    "mxfp4": 4.25 / 8,
+WEIGHT_BYTES: Mapping[Precision, tuple[float, float]] = {
+    "bfloat16": (2.0, 2.0),
+    "fp8": (1.0, 1.0),
+    "fp8-block": (1.0, 1.0),
+    "mxfp4": (4.25 / 8, 2.0),
 }
-"""Bytes of an expert weight; mxfp4 has one 8-bit scale for 32 weights."""
-OTHER_BYTES: Mapping[Precision, float] = {
-    "bfloat16": 2.0,
-    "fp8": 1.0,
-    "fp8-block": 1.0,
-    "mxfp4": 2.0,
-}
-"""Bytes of any other weight; mxfp4 checkpoints quantise experts only."""
+"""Bytes of an expert weight and of any other weight.
+
+mxfp4 has one 8-bit scale for 32 weights, and its checkpoints quantise experts only.
+"""
 ACTIVATION_BYTES = 2
 """Bytes of an element of activations or KV cache (bfloat16)."""
 EXPERT_MATRICES = 3
@@ -68,31 +64,6 @@ class Backbone:
     active_parameters: float
     cache_elements_per_token: float
     """Elements of the KV cache for one token, over all layers."""
-
-    @property
-    def num_layers(self) -> int:
-        return self.moe_layers + self.dense_layers
-
-    @property
-    def expert_parameters(self) -> float:
-        """Parameters of one expert in one layer."""
-        return float(EXPERT_MATRICES * self.hidden_size * self.intermediate_size)
-
-    @property
-    def other_parameters(self) -> float:
-        """Parameters read once a step whatever the routing: all but experts and input embedding."""
-        experts = self.moe_layers * self.num_experts * self.expert_parameters
-        embedding = self.vocab_size * self.hidden_size
-        return max(self.total_parameters - experts - embedding, float(embedding))
-
-    @property
-    def cache_shards(self) -> float:
-        """Ranks over which tensor parallelism can split the cache; more ranks hold replicas.
-
-        A latent cache, smaller than keys and values of all KV heads, has no heads to split.
-        """
-        full = 2 * self.kv_heads * self.head_dim * self.num_layers
-        return 1.0 if self.cache_elements_per_token < 0.9 * full else float(self.kv_heads)
 
 
 @dataclass(frozen=True)
@@ -155,12 +126,9 @@ def cases_of(servings: Sequence[Serving]) -> Cases:
     """
     if not servings:
         raise ValueError("servings: found none, expected at least one")
-    columns: dict[str, list[float]] = {}
-    for one in servings:
-        for name, value in _case(one).items():
-            columns.setdefault(name, []).append(value)
+    cases = [_case(one) for one in servings]
     return Cases(
-        **{name: np.array(values, dtype=np.float64) for name, values in columns.items()},
+        **{name: np.array([case[name] for case in cases], dtype=np.float64) for name in cases[0]},
         precision=np.array([PRECISIONS.index(one.precision) for one in servings], dtype=np.int64),
         task=np.array([TASKS.index(one.task) for one in servings], dtype=np.int64),
         old_engine=np.array([one.old_engine for one in servings], dtype=np.bool_),
@@ -173,14 +141,22 @@ def _case(one: Serving) -> dict[str, float]:
     for name in ("num_gpus", "batch", "output_tokens", "data_parallel"):
         if not getattr(one, name) > 0:
             raise ValueError(f"{name}: found {getattr(one, name)}, expected a positive number")
-    expert = EXPERT_BYTES[one.precision] * b.expert_parameters
-    other = OTHER_BYTES[one.precision] * b.other_parameters * one.data_parallel / one.num_gpus
+    layers, embedding = b.moe_layers + b.dense_layers, float(b.vocab_size * b.hidden_size)
+    per_expert = float(EXPERT_MATRICES * b.hidden_size * b.intermediate_size)
+    routed = b.moe_layers * b.num_experts * per_expert
+    # Read once a step whatever the routing: all but experts and input embedding.
+    others = max(b.total_parameters - routed - embedding, embedding)
+    expert_weight, other_weight = WEIGHT_BYTES[one.precision]
+    expert = expert_weight * per_expert
+    other = other_weight * others * one.data_parallel / one.num_gpus
     experts = b.moe_layers * b.num_experts * expert / one.num_gpus
-    active = b.active_parameters - b.vocab_size * b.hidden_size
-    chosen = b.moe_layers * b.top_k * b.expert_parameters
-    shards = min(float(one.num_gpus), b.cache_shards * one.data_parallel)
+    chosen = b.moe_layers * b.top_k * per_expert
+    # A latent cache, smaller than keys and values of all KV heads, has no heads to split; ranks
+    # beyond the number of shards hold replicas.
+    is_latent = b.cache_elements_per_token < 0.9 * 2 * b.kv_heads * b.head_dim * layers
+    shards = min(float(one.num_gpus), (1.0 if is_latent else b.kv_heads) * one.data_parallel)
     return {
-        "layers": b.num_layers,
+        "layers": layers,
         "moe_layers": b.moe_layers,
         "hidden": b.hidden_size,
         "experts": max(b.num_experts, 1),
@@ -188,9 +164,9 @@ def _case(one: Serving) -> dict[str, float]:
         "expert_bytes": expert,
         "other_bytes": other,
         "expert_flops": 2 * chosen,
-        "other_flops": 2 * max(active - chosen, float(b.hidden_size)),
+        "other_flops": 2 * max(b.active_parameters - embedding - chosen, float(b.hidden_size)),
         "weight_memory": experts + other,
-        "context_flops": 4.0 * b.attention_heads * b.head_dim * b.num_layers,
+        "context_flops": 4.0 * b.attention_heads * b.head_dim * layers,
         "cache_bytes": ACTIVATION_BYTES * b.cache_elements_per_token / shards,
         "num_gpus": one.num_gpus,
         "batch": one.batch,

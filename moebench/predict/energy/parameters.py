@@ -85,9 +85,7 @@ class EnergyParameters:
 PARAMETERS = tuple(entry.name for entry in dataclasses.fields(EnergyParameters))
 METADATA = metadata(EnergyParameters)
 PROMPT: Mapping[Task, str] = {
-    "gpqa": "text_prompt",
-    "lm-arena-chat": "text_prompt",
-    "chat": "text_prompt",
+    **dict.fromkeys(("gpqa", "lm-arena-chat", "chat"), "text_prompt"),
     "sourcegraph-fim": "code_prompt",
     "image-chat": "image_prompt",
     "video-chat": "video_prompt",

@@ -80,13 +80,10 @@ def step_power(
 
 
 def step_seconds(parameters: EnergyParameters, hardware: HardwareSpec, cases: Cases) -> Floats:
-    """Expected seconds in which every sequence in flight gets one token.
-
-    Longer than one step if the cache of all sequences does not fit in memory.
-    """
+    """Expected seconds in which all sequences get a token; several steps if memory is too small."""
     traffic = step_traffic(parameters, hardware, cases)
-    time = step_time(parameters, hardware, traffic)
-    return np.asarray(time.seconds * cases.batch / traffic.running)
+    seconds = step_time(parameters, hardware, traffic).seconds
+    return np.asarray(seconds * cases.batch / traffic.running)
 
 
 def power(

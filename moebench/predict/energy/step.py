@@ -64,9 +64,8 @@ def step_traffic(parameters: EnergyParameters, hardware: HardwareSpec, cases: Ca
     mixed = -np.expm1(-admitted)
     tokens = running + prompt * admitted
     log_missed = np.log1p(-np.minimum(cases.top_k / cases.experts, 1 - 1e-9))
-    missed = (1 - mixed) * np.exp(running * log_missed) + mixed * np.exp(
-        (running + prompt * admitted / mixed) * log_missed
-    )
+    missed = (1 - mixed) * np.exp(running * log_missed)
+    missed = missed + mixed * np.exp((running + prompt * admitted / mixed) * log_missed)
     touched = (1 - missed) * (cases.top_k > 0)
     context_flops = running * context + prompt * admitted * prompt / 2
     n = cases.num_gpus
@@ -103,12 +102,8 @@ class StepTime:
 
 def peaks(hardware: HardwareSpec) -> Floats:
     """Dense peak for arithmetic on weights of each of PRECISIONS, FLOP/s."""
-    return np.array(
-        [
-            next(hardware.peak[name] for name in PEAK_DTYPES[p] if name in hardware.peak)
-            for p in PRECISIONS
-        ]
-    )
+    peak = hardware.peak
+    return np.array([next(peak[d] for d in PEAK_DTYPES[p] if d in peak) for p in PRECISIONS])
 
 
 def rescales(hardware: HardwareSpec) -> Mask:
@@ -133,16 +128,12 @@ def step_time(
     is_wide = traffic.running > cases.experts / cases.num_gpus
     wide = np.where(is_wide, min(p.wide_bandwidth, 1.0), 1.0)
     share = np.choose(cases.precision, [wide, wide, p.fp8_bandwidth, p.mxfp4_bandwidth])
-    walked = np.where(
-        is_block, 1 + min(p.fp8_untouched, 1.0) * (1 / np.maximum(traffic.touched, 1e-9) - 1), 1.0
-    )
-    reading = (
-        traffic.expert_bytes * walked / (bandwidth * np.minimum(p.expert_bandwidth * share, 1.0))
-    )
+    untouched = min(p.fp8_untouched, 1.0) * (1 / np.maximum(traffic.touched, 1e-9) - 1)
+    expert_rate = bandwidth * np.minimum(p.expert_bandwidth * share, 1.0)
+    reading = traffic.expert_bytes * np.where(is_block, 1 + untouched, 1.0) / expert_rate
     grouped = traffic.expert_flops / (peak * min(p.expert_tensor, 1.0))
-    memory = traffic.other_bytes / (
-        bandwidth * min(p.other_bandwidth, 1.0)
-    ) + traffic.cache_bytes / (bandwidth * min(p.cache_bandwidth, 1.0))
+    memory = traffic.other_bytes / (bandwidth * min(p.other_bandwidth, 1.0))
+    memory = memory + traffic.cache_bytes / (bandwidth * min(p.cache_bandwidth, 1.0))
     dense = traffic.other_flops / (peak * min(p.tensor, 1.0))
     link = hardware.interconnect.bandwidth if hardware.interconnect is not None else bandwidth
     layers = cases.layers * (
@@ -150,14 +141,11 @@ def step_time(
     )
     layers = layers + cases.moe_layers * (p.moe_time + p.fp8_moe_time * is_block)
     layers = layers + traffic.link_bytes / (link * min(p.link_bandwidth, 1.0))
-    request = np.array([{"image-chat": p.image_time, "video-chat": p.video_time}.get(t, 0.0)
-                        for t in TASKS])[cases.task]  # fmt: skip
+    preparing = {"image-chat": p.image_time, "video-chat": p.video_time}
+    request = np.array([preparing.get(task, 0.0) for task in TASKS])[cases.task]
     sequence = p.sequence_time + p.old_sequence_time * cases.old_engine
-    host = (
-        p.step_time
-        + traffic.running * sequence
-        + request / cases.num_gpus * traffic.running / cases.output_tokens
-    )
+    host = p.step_time + traffic.running * sequence
+    host = host + request / cases.num_gpus * traffic.running / cases.output_tokens
     prompts = cases.layers * p.mixed_layer_time * traffic.mixed
     return StepTime(
         experts=np.hypot(reading, grouped),
