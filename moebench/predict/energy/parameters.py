@@ -3,7 +3,6 @@
 Most are ratios to the datasheet, so that they carry over to a GPU that was never measured.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -82,8 +81,8 @@ class EnergyParameters:
     """Length of a prompt with a video."""
 
 
-PARAMETERS = tuple(entry.name for entry in dataclasses.fields(EnergyParameters))
 METADATA = metadata(EnergyParameters)
+PARAMETERS = tuple(METADATA)
 PROMPT: Mapping[Task, str] = {
     **dict.fromkeys(("gpqa", "lm-arena-chat", "chat"), "text_prompt"),
     "sourcegraph-fim": "code_prompt",

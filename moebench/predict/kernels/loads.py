@@ -34,46 +34,26 @@ class Loads(OverCases):
 def expected_loads(
     tokens_per_expert: Sequence[Floats], num_tokens: Sequence[int], expert_parallel: int = 1
 ) -> Loads:
-    """Loads of independent tokens whose experts have the given expected counts.
-
-    Each expert's count is binomial, so a tile of b rows is the j-th of its expert with the
-    probability that more than (j - 1) b tokens chose it. The most loaded rank is described.
+    """Loads of the fullest rank for independent tokens whose experts have these expected counts.
 
     Args:
         tokens_per_expert: for each case, [experts], expected assignments of each.
         num_tokens: for each case, tokens in the step: no expert gets more.
         expert_parallel: ranks that hold equal shares of consecutive experts.
     """
-    marginals, repeats, tokens, sizes, copies = [], [], [], [], []
-    for counts, step_tokens in zip(tokens_per_expert, num_tokens, strict=True):
-        ranks = np.asarray(counts, dtype=float).reshape(expert_parallel, -1)
-        local = ranks[ranks.sum(axis=1).argmax()]
-        chances = np.clip(local / max(step_tokens, 1), 0.0, 1.0)
-        values, times = np.unique(chances, return_counts=True)
-        marginals.append(values)
-        repeats.append(times)
-        tokens.append(np.full(len(values), step_tokens))
-        sizes.append(len(values))
-        copies.append(float(local.sum()))
-    each = uniform_loads(*(np.concatenate(part) for part in (marginals, repeats, tokens)))
+    ranks = [np.asarray(c, dtype=float).reshape(expert_parallel, -1) for c in tokens_per_expert]
+    local = [counts[counts.sum(axis=1).argmax()] for counts in ranks]
+    groups = [
+        np.unique(np.clip(counts / max(step, 1), 0.0, 1.0), return_counts=True)
+        for counts, step in zip(local, num_tokens, strict=True)
+    ]
+    sizes = [len(values) for values, _ in groups]
+    marginal, repeats = (np.concatenate(part) for part in zip(*groups, strict=True))
+    tokens = np.repeat(num_tokens, sizes)
     starts = np.cumsum([0, *sizes[:-1]])
-    distinct = np.add.reduceat(each.distinct, starts)
-    tiles = np.add.reduceat(each.tiles, starts, axis=0)
-    return Loads(distinct, distinct, np.array(copies), tiles)
-
-
-def uniform_loads(marginal: Floats, num_experts: Ints, num_tokens: Ints) -> Loads:
-    """Loads of independent tokens over equally popular experts; arrays over cases.
-
-    Args:
-        marginal: [cases] probability that a token chooses one given expert.
-        num_experts: [cases] experts of the rank.
-        num_tokens: [cases] tokens of the step.
-    """
-    distinct = num_experts * (1 - (1 - marginal) ** num_tokens)
-    copies = num_experts * num_tokens * marginal
-    tiles = _binomial_tiles(marginal, num_tokens)
-    return Loads(distinct, distinct, copies, num_experts[:, None] * tiles)
+    distinct = np.add.reduceat(repeats * (1 - (1 - marginal) ** tokens), starts)
+    tiles = np.add.reduceat(repeats[:, None] * _binomial_tiles(marginal, tokens), starts, axis=0)
+    return Loads(distinct, distinct, np.array([float(counts.sum()) for counts in local]), tiles)
 
 
 def _binomial_tiles(marginal: Floats, tokens: Ints) -> Floats:

@@ -1,6 +1,5 @@
 """Parameters of a grouped-matmul kernel on one device, each with its prior and its unit."""
 
-import dataclasses
 from dataclasses import dataclass
 
 from moebench.predict.parameters import metadata, parameter
@@ -65,10 +64,10 @@ class Parameters:
     """Share of L2 that one expert's matrix may fill and still be shared by its row tiles."""
 
 
-PARAMETERS = tuple(entry.name for entry in dataclasses.fields(Parameters))
 METADATA = metadata(Parameters)
 """Prior, unit and ceiling of each.
 
 `scope="framework"` belongs to the framework around the matmul kernel. `paced` ones are chains of
 instructions, which take as many clocks on any device.
 """
+PARAMETERS = tuple(METADATA)

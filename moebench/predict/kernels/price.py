@@ -44,11 +44,7 @@ FLOAT8_KERNELS: Mapping[str, Kernel] = {
 
 
 def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kernel:
-    """A kernel by its short name, for gated (3) or two-matrix (2) experts and a weight type.
-
-    Raises:
-        ValueError: unknown name.
-    """
+    """A kernel by its short name, for gated (3) or two-matrix (2) experts and a weight type."""
     if name not in KERNELS:
         raise ValueError(f"unknown kernel {name!r}{nearest(name, KERNELS)}")
     kernel = (FLOAT8_KERNELS if dtype == "float8" else KERNELS).get(name, KERNELS[name])
@@ -104,9 +100,8 @@ def calibrated(
     Args:
         kernel: what runs.
         hardware: where.
-        fits: to draw on; the shipped ones if left out.
-        dense_here: fit of this device's dense matmuls, which gives an uncalibrated device's
-            share of its tensor peak and bandwidth.
+        fits: the shipped ones if left out.
+        dense_here: fit of this device's dense matmuls, as in `prior_for`.
     """
     for fit in shipped_fits(kernel.label) if fits is None else fits:
         if fit.kernel == kernel and fit.system == hardware.name:

@@ -59,15 +59,7 @@ class Routed(NamedTuple):
 
 
 def sampled_loads(calls: Sequence[Routed], collector: Collector) -> Loads:
-    """Expected loads of rank 0 under the tables' samplers; equal calls are computed once.
-
-    Args:
-        calls: how the tokens of each case are routed.
-        collector: which benchmark drew the routing.
-
-    Raises:
-        ValueError: a distribution that no sampler draws.
-    """
+    """Expected loads of rank 0 as the benchmark draws routing; equal calls are computed once."""
     rows = np.array([_one_load(call, collector) for call in calls])
     rows = rows.reshape(-1, 3 + len(BLOCK_ROWS))
     return Loads(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:])
@@ -75,24 +67,16 @@ def sampled_loads(calls: Sequence[Routed], collector: Collector) -> Loads:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _one_load(call: Routed, collector: Collector) -> tuple[float, ...]:
+    """Means over draws: distinct experts, those of all replayed calls, copies and tiles."""
     if call.exponent is None:
-        counts = balanced_counts(call, collector == "vllm 0.24")[None, :]
-        return _summary(counts[:, : call.num_experts // call.ranks], 1)
-    counts = power_law_counts(call, collector == "early")
-    return _summary(counts[:, : call.num_experts // call.ranks], REPLAYED_DRAWS)
-
-
-def _summary(local: Ints, replayed: int) -> tuple[float, ...]:
-    """Means over draws; `replayed` consecutive draws make one replayed set."""
+        counts, replayed = balanced_counts(call, collector == "vllm 0.24")[None, :], 1
+    else:
+        counts, replayed = power_law_counts(call, collector == "early"), REPLAYED_DRAWS
+    local = counts[:, : call.num_experts // call.ranks]
     touched = local > 0
     united = touched.reshape(-1, replayed, local.shape[1]).any(axis=1)
-    tiles = [float((-(-local // block)).sum(axis=1).mean()) for block in BLOCK_ROWS]
-    return (
-        float(touched.sum(axis=1).mean()),
-        float(united.sum(axis=1).mean()),
-        float(local.sum(axis=1).mean()),
-        *tiles,
-    )
+    tiles = [-(-local // block) for block in BLOCK_ROWS]
+    return tuple(float(each.sum(axis=1).mean()) for each in (touched, united, local, *tiles))
 
 
 def balanced_counts(call: Routed, in_bfloat16: bool = False) -> Ints:
@@ -156,30 +140,24 @@ def power_law_counts(call: Routed, to_one_rank: bool = False) -> Ints:
     weights = ((high**power - low**power) * uniform + low**power) ** (1 / power)
     share = np.rint(copies * weights / weights.sum(axis=1, keepdims=True)).astype(np.int64)
     clipped = np.minimum(share, num_tokens)
+
+    def raised(counts: Ints, amount: Ints, cap: int) -> Ints:
+        """Counts and `amount` further copies of each draw, shared out over the ranks."""
+        dealt = (amount[:, None] - np.arange(ranks) + ranks - 1) // ranks
+        if to_one_rank:
+            dealt = amount[:, None] * (np.arange(ranks) == 0)
+        return _levelled_up(counts, np.maximum(dealt, 0), cap)
+
     counts = clipped.reshape(NUM_DRAWS, ranks, num_experts // ranks)
-    counts = _levelled_up(
-        counts, _dealt((share - clipped).sum(axis=1), ranks, to_one_rank), num_tokens
-    )
+    counts = raised(counts, (share - clipped).sum(axis=1), num_tokens)
     missing = copies - counts.sum(axis=(1, 2))
-    counts = _levelled_up(counts, _dealt(np.maximum(missing, 0), ranks, to_one_rank), num_tokens)
+    counts = raised(counts, np.maximum(missing, 0), num_tokens)
     top = int(counts.max(initial=0))
-    counts = top - _levelled_up(
-        top - counts, _dealt(np.maximum(-missing, 0), ranks, to_one_rank), top
-    )
-    draws = np.arange(NUM_DRAWS)
-    fullest = counts.sum(axis=2).argmax(axis=1)
-    first, full = counts[draws, 0].copy(), counts[draws, fullest].copy()
-    counts[draws, fullest], counts[draws, 0] = first, full
+    counts = top - raised(top - counts, np.maximum(-missing, 0), top)
+    draws, fullest = np.arange(NUM_DRAWS), counts.sum(axis=2).argmax(axis=1)
+    counts[draws, 0], counts[draws, fullest] = counts[draws, fullest], counts[draws, 0]
     drawn: Ints = counts.reshape(NUM_DRAWS, num_experts)
     return drawn
-
-
-def _dealt(amount: Ints, ranks: int, to_one_rank: bool) -> Ints:
-    """[draws, ranks]: units dealt one by one to the ranks in turn, or all to the first."""
-    if to_one_rank:
-        return np.where(np.arange(ranks) == 0, amount[:, None], 0)
-    dealt: Ints = np.maximum(0, (amount[:, None] - np.arange(ranks) + ranks - 1) // ranks)
-    return dealt
 
 
 def _levelled_up(counts: Ints, amount: Ints, cap: int) -> Ints:

@@ -28,6 +28,9 @@ kernels walk the rows of an expert first, so weights are read once."""
 SGLANG_TRITON = ("3.5.1", "3.4.0", "3.3.1", "3.2.0", "3.1.0")
 """Folders that sglang 0.5.10 looks into, first match wins."""
 
+COLUMNS = ("M", "block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages")
+"""Columns of data/tiles/triton.csv: tokens, then their tile."""
+
 
 @dataclass(frozen=True)
 class Tiles(OverCases):
@@ -67,8 +70,7 @@ def trtllm_gen(mean_copies: Floats) -> Tiles:
         mean_copies: [cases] token copies per expert of the layer, T k / N.
     """
     rounded = 2 ** np.ceil(np.log2(np.maximum(mean_copies, 1.0)))
-    table = np.empty((len(mean_copies), 6), dtype=np.int64)
-    table[:] = (0, 128, 64, 1, 4, 4)
+    table = np.tile((0, 128, 64, 1, 4, 4), (len(mean_copies), 1))
     table[:, 0] = np.clip(rounded / 2, 8, 64)
     return Tiles.of(table)
 
@@ -97,9 +99,8 @@ def triton(
         inner_size: [cases] intermediate size per rank.
     """
     framework, version, device_names = release
-    tokens, experts, inner = (
-        np.asarray(a, dtype=np.int64) for a in (num_tokens, local_experts, inner_size)
-    )
+    sizes = (num_tokens, local_experts, inner_size)
+    tokens, experts, inner = (np.asarray(size, dtype=np.int64) for size in sizes)
     if dtype == "float8":
         return Tiles.of(_default_block_scaled(tokens))
     table = (
@@ -172,18 +173,11 @@ def _tuned(
             or row["device_name"] not in names
             or release not in row["releases"].split("+")
             or row["proj"] == "down"
+            or (release == "0.5.10" and row["triton_version"] not in SGLANG_TRITON)
         ):
             continue
-        if release == "0.5.10" and row["triton_version"] not in SGLANG_TRITON:
-            continue
-        columns = (
-            "M", "block_m", "block_n", "block_k", "group_m", "num_warps", "num_stages",
-        )  # fmt: skip
-        values = [int(float(row[column])) for column in columns]
+        values = [int(float(row[column])) for column in COLUMNS]
         key = (int(row["E"]), int(row["N"]))
         found.setdefault(key, {}).setdefault(row["triton_version"], []).append(values)
-    tables = {}
-    for key, by_triton in found.items():
-        rows = np.array(sorted(by_triton[max(by_triton)]), dtype=np.int64)
-        tables[key] = (rows[:, 0], rows[:, 1:])
-    return tables
+    newest = {key: np.array(sorted(rows[max(rows)])) for key, rows in found.items()}
+    return {key: (rows[:, 0], rows[:, 1:]) for key, rows in newest.items()}
