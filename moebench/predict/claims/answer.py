@@ -11,11 +11,7 @@ from moebench.predict.claims.text import document, render
 
 
 def claims_text(*, as_json: bool, plot: Path | None) -> str:
-    """Text or JSON on all shipped claims; their figure is written to `plot`.
-
-    Raises:
-        ValueError: the figure cannot be written there.
-    """
+    """Text or JSON on all shipped claims; their figure is written to `plot`."""
     from tqdm import tqdm
 
     if plot is not None:

@@ -200,7 +200,6 @@ class LayerEnergy:
     """Lower end of the 90 % interval given the layer's true latency."""
     high: Joules
     """Upper end of that interval."""
-    watts: Watts
     caveats: tuple[Caveat, ...]
 
 
@@ -208,9 +207,6 @@ def layer_energy(calibration: EnergyCalibration, work: LayerWork, seconds: Secon
     """Energy of kernels that run all the time: E = P t + e_byte bytes + e_flop FLOPs.
 
     Not counted: waiting between steps, communication, CPU, memory of the host.
-
-    Raises:
-        ValueError: a time that is not positive, a dtype without a peak.
     """
     if not seconds > 0:
         raise ValueError(f"seconds: found {seconds}, expected a positive number")
@@ -227,6 +223,5 @@ def layer_energy(calibration: EnergyCalibration, work: LayerWork, seconds: Secon
         joules=watts * seconds,
         low=max(idle, watts * low) * seconds,
         high=min(limit, watts * high) * seconds,
-        watts=watts,
         caveats=calibration.caveats,
     )

@@ -119,11 +119,7 @@ class Cases(OverCases):
 
 
 def cases_of(servings: Sequence[Serving]) -> Cases:
-    """Servings as arrays over cases.
-
-    Raises:
-        ValueError: no serving, or a count that is not positive.
-    """
+    """Servings as arrays over cases; at least one, all counts positive."""
     if not servings:
         raise ValueError("servings: found none, expected at least one")
     cases = [_case(one) for one in servings]

@@ -5,9 +5,7 @@ idle power and power limit:
 
     E = P_wait t + P_busy t_busy + P_layer t_layers + e_byte bytes + e_flop FLOPs
 
-Energy per token is power over throughput. If a measured throughput is given, time beyond the
-expected one is mostly waiting: slow hosts stall GPUs. No coefficient depends on the model that
-runs.
+Time beyond the expected one is mostly waiting: slow hosts stall GPUs.
 
 **Source** of the form: the energy roofline (Choi, Bedard, Fowler, Vuduc, IPDPS 2013), with the
 constant split as in AccelWattch (Kandiah et al., MICRO 2021).
@@ -41,11 +39,7 @@ def bounded(hardware: HardwareSpec, watts: Floats) -> Floats:
 
 
 def limits(hardware: HardwareSpec) -> tuple[float, float]:
-    """Idle power and power limit in watts.
-
-    Raises:
-        ValueError: the datasheet lacks one of them.
-    """
+    """Idle power and power limit in watts; an error if the datasheet lacks one of them."""
     idle, limit = hardware.idle_power, hardware.power_limit
     if idle is None or limit is None:
         raise ValueError(f"{hardware.name}: energy needs idle_power and power_limit")

@@ -139,19 +139,16 @@ class KernelFit:
 @functools.cache
 def shipped_fits(label: str | None = None) -> tuple[KernelFit, ...]:
     """Every fit in data/kernels, or those of the kernel with one `label`."""
-    found: list[KernelFit] = []
-    for path in sorted((PACKAGE / "data" / "kernels").glob("*.toml")):
-        if path.stem not in ("intervals", "dense") and label in (None, path.stem):
-            found += read_fits(path.read_text(encoding="utf-8"), f"kernels/{path.name}")
-    return tuple(found)
+    return tuple(
+        fit
+        for path in sorted((PACKAGE / "data" / "kernels").glob("*.toml"))
+        if path.stem not in ("intervals", "dense") and label in (None, path.stem)
+        for fit in read_fits(path.read_text(encoding="utf-8"), f"kernels/{path.name}")
+    )
 
 
 def read_fits(text: str, where: str) -> list[KernelFit]:
-    """The fits of one kernel file.
-
-    Raises:
-        ValueError: not TOML, or a key that is unknown, missing or ill-typed.
-    """
+    """The fits of one kernel file, named `where` in errors."""
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

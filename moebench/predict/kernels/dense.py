@@ -103,9 +103,6 @@ def dense_time(
         shapes: what is multiplied.
         dtype: of weights and inputs; the library was measured in bfloat16 alone.
         warm: operands as a replaying benchmark leaves them in L2; False: all come from DRAM.
-
-    Raises:
-        ValueError: the spec sheet lacks a figure that the model needs.
     """
     clock, shared_memory = processor(hardware)
     peak, sms = hardware.peak_for(dtype), hardware.num_processors

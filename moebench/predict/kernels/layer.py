@@ -116,11 +116,7 @@ def roofline(hardware: HardwareSpec, cases: LayerCases) -> Floats:
 
 
 def processor(hardware: HardwareSpec) -> tuple[float, float]:
-    """Clock in hertz, and bytes of shared memory of a streaming multiprocessor.
-
-    Raises:
-        ValueError: the spec sheet lacks one of them.
-    """
+    """Clock in hertz and shared memory in bytes of one SM; an error if the spec sheet lacks one."""
     if hardware.clock is None or hardware.shared_memory is None:
         missing = "clock" if hardware.clock is None else "shared_memory"
         raise ValueError(f"{hardware.name}: {missing} is missing; the GPU model needs it")
@@ -131,13 +127,9 @@ def _layer_time(p: Parameters, m: HardwareSpec, cases: LayerCases, warm: bool) -
     tokens, hidden, inner = cases.num_tokens, cases.hidden_size, cases.inner_size
     copies, weight_bytes = cases.loads.copies, BYTES_PER_ELEMENT[cases.dtype]
     is_parallel = cases.expert_parallel > 1
-    handled = copies
-    if cases.handles_all_copies:
-        handled = np.where(is_parallel, tokens * cases.top_k, copies)
-    hit = np.zeros(len(cases))
-    if warm:
-        replayed = cases.loads.replayed * hidden * inner * cases.matrices * weight_bytes
-        hit = 1 / (1 + (replayed / (p.retention * m.cache)) ** 4)
+    handled = np.where(is_parallel & cases.handles_all_copies, tokens * cases.top_k, copies)
+    replayed = cases.loads.replayed * hidden * inner * cases.matrices * weight_bytes
+    hit = warm / (1 + (replayed / (p.retention * m.cache)) ** 4)
     gated = cases.matrices - 1
     never = np.zeros(len(cases), dtype=bool)
     first = _Gemm(hidden, gated * inner, tokens * hidden, handled, never, hit)

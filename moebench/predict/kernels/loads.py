@@ -57,14 +57,11 @@ def expected_loads(
 
 
 def _binomial_tiles(marginal: Floats, tokens: Ints) -> Floats:
-    """Expected row tiles of one expert whose count is Binomial(tokens, marginal).
+    """[cases, BLOCK_ROWS] expected row tiles of an expert with Binomial(tokens, marginal) copies.
 
     The j-th tile of b rows exists if more than (j - 1) b tokens chose the expert. Below eight
     standard deviations under the mean that is certain, above as many impossible; where the counts
     spread over many tiles, their remainder modulo the block is uniform.
-
-    Returns:
-        [cases, BLOCK_ROWS] tiles.
     """
     blocks = np.array(BLOCK_ROWS, dtype=float)
     mean = (tokens * marginal)[:, None]

@@ -116,8 +116,7 @@ def calibrated(
                 (fit.smallest_batch, fit.largest_batch),
             )
     known = shipped_fits() if fits is None else tuple(fits)
-    relatives = [fit for fit in known if fit.kernel.family == kernel.family]
-    devices = sorted({fit.system for fit in relatives})
+    devices = sorted({fit.system for fit in known if fit.kernel.family == kernel.family})
     origin = f"the {kernel.family} family on {', '.join(devices)}" if devices else "typical values"
     origin += "" if dense_here is None else " and this device's dense matmuls"
     prior = prior_for(kernel, hardware, known, dense_here, dense.shipped_dense())
@@ -155,9 +154,6 @@ def price(
     """Price cases that `calibration.kernel.cases` made, of these model shapes (`shape_label`).
 
     `warm` is how a benchmark measures that replays one call.
-
-    Raises:
-        ValueError: the spec sheet lacks a figure that the model needs.
     """
     time = layer_time(calibration.parameters, calibration.hardware, cases, warm)
     low, high = latency_interval(calibration, cases, shapes, time.seconds)

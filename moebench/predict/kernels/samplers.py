@@ -1,11 +1,8 @@
 """Loads of one rank's kernels under the routing of benchmark tables, in expectation.
 
-Measured tables say only "balanced" or "power_law_1.2"; what a kernel feels is how many distinct
-experts a call touches, how many token copies the rank gets, and how many row tiles they pad to.
-The two samplers of the reference tables are rebuilt here. The balanced one is deterministic; of
-the power law a fixed set of draws is averaged, because the draws behind a table are not recorded.
-
-Under expert parallelism rank 0 is described, which the power-law sampler makes the most loaded.
+Measured tables say only "balanced" or "power_law_1.2", so their two samplers are rebuilt here. The
+balanced one is deterministic; of the power law a fixed set of draws is averaged, because the draws
+behind a table are not recorded. Rank 0 is described: the power law makes it the most loaded.
 
 Source: ai-dynamo/aiconfigurator at 095f58a, `collector/helper.py`, as restated in the notes of
 this project (cost model, section 1); nothing is copied.
@@ -43,11 +40,7 @@ class Routed(NamedTuple):
 
     @property
     def exponent(self) -> float | None:
-        """Exponent of the power law; None: balanced.
-
-        Raises:
-            ValueError: a distribution that is neither.
-        """
+        """Exponent of the power law; None: balanced."""
         if self.distribution == "balanced":
             return None
         if not self.distribution.startswith("power_law_"):
@@ -84,12 +77,9 @@ def balanced_counts(call: Routed, in_bfloat16: bool = False) -> Ints:
 
     With T tokens, k experts of N for each and the stride s = ceil(N / k), slot j of token t goes
     to expert (t + j s) mod N; when there are fewer tokens than the stride, to
-    floor(t s / T + j s) mod N, which spreads them evenly.
-
-    Args:
-        call: its T, k and N.
-        in_bfloat16: round the second form to bfloat16 first, as vllm 0.24's collector does: ids
-            above 256 become even, so about a quarter fewer of 512 experts are touched.
+    floor(t s / T + j s) mod N, which spreads them evenly. `in_bfloat16` rounds the second form
+    first, as vllm 0.24's collector does: ids above 256 become even, so about a quarter fewer of 512
+    experts are touched.
 
     Returns:
         [experts] counts that sum to T k.
@@ -123,10 +113,7 @@ def power_law_counts(call: Routed, to_one_rank: bool = False) -> Ints:
     Weights follow a bounded Pareto law; copies in proportion are rounded, clipped to one per
     token, and what is missing or too much is dealt to the ranks in turn and inside a rank levels
     the smallest (or largest) counts. The fullest rank then changes places with rank 0.
-
-    Args:
-        call: T tokens, k experts for each, the ranks and the exponent of the law.
-        to_one_rank: deal all of it to one rank, as early collectors did.
+    `to_one_rank` deals all of it to one rank, as early collectors did.
 
     Returns:
         [draws, experts] counts; each draw sums to T k.

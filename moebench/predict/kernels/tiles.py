@@ -64,10 +64,7 @@ def trtllm_gen(mean_copies: Floats) -> Tiles:
     """trtllm-gen's tile: half the mean load of an expert, rounded up to a power of two, 8 to 64.
 
     Each tile streams its expert's weights by itself (no grouping), which is why time doubles as
-    soon as an expert has more than eight tokens.
-
-    Args:
-        mean_copies: [cases] token copies per expert of the layer, T k / N.
+    soon as an expert has more than eight tokens. `mean_copies` are T k / N.
     """
     rounded = 2 ** np.ceil(np.log2(np.maximum(mean_copies, 1.0)))
     table = np.tile((0, 128, 64, 1, 4, 4), (len(mean_copies), 1))
@@ -91,12 +88,7 @@ def triton(
 ) -> Tiles:
     """The tile each case really runs: its tuned file's nearest entry, or the default rule.
 
-    Args:
-        release: whose files and rules hold.
-        dtype: type of the weights; tuned files are known for bfloat16 alone.
-        num_tokens: [cases] tokens that enter the layer.
-        local_experts: [cases] experts that the rank holds.
-        inner_size: [cases] intermediate size per rank.
+    Tuned files are known for bfloat16 weights alone. Experts and inner size are those of the rank.
     """
     framework, version, device_names = release
     sizes = (num_tokens, local_experts, inner_size)
