@@ -5,13 +5,7 @@ from itertools import product
 
 from moebench import terminal
 from moebench.predict.document import document, speedup_document
-from moebench.predict.options import (
-    batch_range,
-    deployment_of,
-    refuse_beside_break_even,
-    refuse_beside_claims,
-    routing_of,
-)
+from moebench.predict.options import batch_range, deployment_of, refuse_beside, routing_of
 from moebench.predict.serving.speedup import speedups
 from moebench.predict.text import (
     break_even_text,
@@ -27,7 +21,8 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     if options.claims:
         from moebench.predict.claims.answer import claims_text
 
-        refuse_beside_claims(options, defaults)
+        names = vars(options).keys() - {"claims", "json", "plot"}
+        refuse_beside("--claims", "says what each claim is of", sorted(names), options, defaults)
         return claims_text(as_json=options.json, plot=options.plot)
     batches = batch_range(options.batch)
     options.router = options.router or ["ada-k"]
@@ -40,7 +35,8 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     if options.break_even is not None:
         from moebench.predict.serving.break_even import break_even
 
-        refuse_beside_break_even(options)
+        names = {"mean_k", "k_distribution", "operating_point", "plot"}
+        refuse_beside("--break-even", "looks for the mean k", sorted(names), options, defaults)
         cells = [break_even(one, router, batches, options.break_even) for one, router in asked]
         if options.json:
             return document(break_even=[row for rows in cells for row in rows])

@@ -1,6 +1,7 @@
 """Values of predict's options: batches, probabilities, the deployment, and how a router routes."""
 
 import argparse
+from collections.abc import Iterable
 
 from moebench.predict.serving.break_even import refuse_fixed_k
 from moebench.predict.serving.deployment import Deployment
@@ -102,17 +103,14 @@ def routing_of(
     return own, point
 
 
-def refuse_beside_break_even(options: argparse.Namespace) -> None:
-    """Refuse options that state the mean k, or a figure, beside --break-even."""
-    for name in ("mean_k", "k_distribution", "operating_point", "plot"):
-        if getattr(options, name) is not None:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option}: not beside --break-even, which looks for the mean k")
-
-
-def refuse_beside_claims(options: argparse.Namespace, defaults: argparse.Namespace) -> None:
-    """Refuse options beside --claims that differ from their defaults."""
-    for name, value in vars(options).items():
-        if name not in ("claims", "json", "plot") and value != getattr(defaults, name):
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option}: not beside --claims, which says what each claim is of")
+def refuse_beside(
+    flag: str,
+    why: str,
+    names: Iterable[str],
+    given: argparse.Namespace,
+    defaults: argparse.Namespace,
+) -> None:
+    """Refuse options beside a flag that answers another question; defaults are no options."""
+    for name in names:
+        if getattr(given, name) != getattr(defaults, name):
+            raise ValueError(f"--{name.replace('_', '-')}: not beside {flag}, which {why}")
