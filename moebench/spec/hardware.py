@@ -53,15 +53,13 @@ class HardwareSpec:
 
     def __post_init__(self) -> None:
         check_range(self, "num_processors", least=1)
-        for name in ("memory_bandwidth", "memory_capacity", "clock"):
-            found = getattr(self, name)
+        names = ("memory_bandwidth", "memory_capacity", "clock")
+        figures = {name: getattr(self, name) for name in names}
+        figures |= {f"peak.{dtype}": rate for dtype, rate in self.peak.items()}
+        for name, found in figures.items():
             if found is not None and found <= 0:
-                raise ValueError(f"{name}: found {found:g}, expected more than 0")
-        for dtype, rate in self.peak.items():
-            if rate <= 0:
-                raise ValueError(
-                    f"peak.{dtype}: found {rate:g}, expected more than 0 (leave out what it lacks)"
-                )
+                hint = " (leave out what it lacks)" * name.startswith("peak")
+                raise ValueError(f"{name}: found {found:g}, expected more than 0{hint}")
 
     def peak_for(self, dtype: str) -> FlopsPerSecond:
         """Dense peak of a dtype; one for which the source gives no peak is refused."""

@@ -168,14 +168,3 @@ def most_loaded_rank(
     most = tokens * float(chance @ np.minimum(k, len(local)))
     factor = min(ahead, most, load.num_assignments) / expected
     return np.minimum(local * max(factor, 1.0), tokens)
-
-
-def crossing_bytes(deployment: Deployment, local: Floats, tokens: int, element: int) -> float:
-    """Bytes of the tokens that reach the rank's experts from other ranks, each token once.
-
-    `local` has the assignments of the rank's experts, `tokens` are those of all ranks, `element`
-    is the bytes of an activation.
-    """
-    absent = float(np.prod(1 - np.clip(local / max(tokens, 1), 0.0, 1.0)))
-    away = 1 - 1 / deployment.expert_parallel
-    return tokens * (1 - absent) * away * deployment.model.hidden_size * element

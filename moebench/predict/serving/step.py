@@ -20,12 +20,7 @@ from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
 from moebench.predict.serving.communication import all_reduce, all_to_all
 from moebench.predict.serving.decoder import ops_by_stage
-from moebench.predict.serving.deployment import (
-    Deployment,
-    crossing_bytes,
-    most_loaded_rank,
-    rank_model,
-)
+from moebench.predict.serving.deployment import Deployment, most_loaded_rank, rank_model
 from moebench.predict.serving.prices import KernelPrices, Library, op_times
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
@@ -203,8 +198,11 @@ def _communication(
     """Seconds of dispatch and combine over expert-parallel groups, and of all-reduces inside."""
     d = deployment
     each = zip(local, tokens, strict=True)
-    crossing = np.array([crossing_bytes(d, counts, t, ACTIVATION_BYTES) for counts, t in each])
-    payload = np.array(own, dtype=float) * d.model.hidden_size * ACTIVATION_BYTES
+    # Tokens that reach the rank's experts from other ranks, each token once.
+    absent = [np.prod(1 - np.clip(counts / max(t, 1), 0.0, 1.0)) for counts, t in each]
+    arriving = np.array(tokens) * (1 - np.array(absent)) * (1 - 1 / d.expert_parallel)
+    token_bytes = d.model.hidden_size * ACTIVATION_BYTES
+    crossing, payload = arriving * token_bytes, np.array(own, dtype=float) * token_bytes
     exchange = 2 * all_to_all(d.hardware, d.expert_parallel, crossing)
     reduction = all_reduce(d.hardware, d.tensor_parallel, payload)
     halves = 1 if d.level == "moe" else 2
