@@ -115,8 +115,13 @@ def null_expert_k(
     if not smallest <= mean <= largest:
         raise ValueError(f"mean load: found {mean}, expected {smallest} to {largest}")
     k = np.arange(smallest, largest + 1)
-    ways = [math.comb(num_experts, r) * math.comb(num_null_experts, top_k - r) for r in k.tolist()]
-    log_ways = np.array([math.log(number) for number in ways])
+
+    def log_choose(n: int, r: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(r + 1) - math.lgamma(n - r + 1)
+
+    log_ways = np.array(
+        [log_choose(num_experts, r) + log_choose(num_null_experts, top_k - r) for r in k.tolist()]
+    )
     return (*([0.0] * smallest), *_tilted(log_ways, k, mean).tolist())
 
 
