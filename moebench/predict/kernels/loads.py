@@ -31,21 +31,16 @@ class Loads(OverCases):
     """[cases, BLOCK_ROWS] row tiles, every expert's copies rounded up to whole blocks."""
 
 
-def expected_loads(
-    tokens_per_expert: Sequence[Floats], num_tokens: Sequence[int], expert_parallel: int = 1
-) -> Loads:
-    """Loads of the fullest rank for independent tokens whose experts have these expected counts.
+def expected_loads(tokens_per_expert: Sequence[Floats], num_tokens: Sequence[int]) -> Loads:
+    """Loads of independent tokens that choose the rank's experts with these expected counts.
 
     Args:
-        tokens_per_expert: for each case, [experts], expected assignments of each.
+        tokens_per_expert: for each case, [experts of the rank], expected assignments of each.
         num_tokens: for each case, tokens in the step: no expert gets more.
-        expert_parallel: ranks that hold equal shares of consecutive experts.
     """
-    ranks = [np.asarray(c, dtype=float).reshape(expert_parallel, -1) for c in tokens_per_expert]
-    local = [counts[counts.sum(axis=1).argmax()] for counts in ranks]
     groups = [
         np.unique(np.clip(counts / max(step, 1), 0.0, 1.0), return_counts=True)
-        for counts, step in zip(local, num_tokens, strict=True)
+        for counts, step in zip(tokens_per_expert, num_tokens, strict=True)
     ]
     sizes = [len(values) for values, _ in groups]
     marginal, repeats = (np.concatenate(part) for part in zip(*groups, strict=True))
@@ -53,7 +48,8 @@ def expected_loads(
     starts = np.cumsum([0, *sizes[:-1]])
     distinct = np.add.reduceat(repeats * (1 - (1 - marginal) ** tokens), starts)
     tiles = np.add.reduceat(repeats[:, None] * _binomial_tiles(marginal, tokens), starts, axis=0)
-    return Loads(distinct, distinct, np.array([float(counts.sum()) for counts in local]), tiles)
+    copies = np.array([float(np.sum(counts)) for counts in tokens_per_expert])
+    return Loads(distinct, distinct, copies, tiles)
 
 
 def _binomial_tiles(marginal: Floats, tokens: Ints) -> Floats:

@@ -45,7 +45,7 @@ def one_case(
 ) -> LayerCases:
     hidden, inner, top_k, experts = shape
     k = float(top_k if mean_k is None else mean_k)
-    loads = expected_loads([np.full(experts, tokens * k / experts)], [tokens], ranks)
+    loads = expected_loads([np.full(experts // ranks, tokens * k / experts)], [tokens])
     calls = LayerCalls(
         num_tokens=np.array([float(tokens)]),
         hidden_size=np.array([float(hidden)]),

@@ -104,10 +104,3 @@ def test_binomial_survival_is_the_incomplete_beta_function(tokens: int) -> None:
 def test_an_expert_that_every_token_or_no_token_chooses_has_certain_tiles() -> None:
     loads = expected_loads([np.array([100.0, 0.0])], [100])
     assert loads.tiles[0].tolist() == [-(-100 // block) for block in BLOCK_ROWS]
-
-
-def test_expert_parallel_describes_the_fullest_rank() -> None:
-    counts = np.array([1, 1, 1, 1, 9, 0, 0, 0])
-    loads = expected_loads([counts.astype(float)], [9], expert_parallel=2)
-    assert loads.copies[0] == 9
-    assert loads.distinct[0] == 1
