@@ -60,8 +60,6 @@ PARAMETER_COUNTS = {
 """Field of `Backbone` and unit for each column of parameters or elements."""
 POSITIVE = ("hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab")
 """Counts that every decoder has."""
-EXPERT_COUNTS = ("experts", "experts_per_token", "expert_ff")
-"""Counts that every decoder with MoE layers has."""
 NAMES = ("source", "task", "model_id", "backbone", "weight_precision", "gpu")
 GPU_COUNTS = ("num_gpus", "data_parallel")
 NUMBERS = (
@@ -132,10 +130,6 @@ class EnergyTable:
     total: int
 
 
-class Unpriced(ValueError):
-    """A well-formed row that the model cannot price."""
-
-
 def dense_backbones() -> dict[str, Backbone]:
     """Facts of the dense models in the calibration tables, by name."""
     with as_file(files("moebench").joinpath("data/energy/dense_backbones.csv")) as path:
@@ -145,7 +139,7 @@ def dense_backbones() -> dict[str, Backbone]:
 def _backbone_conflict(row: Mapping[str, Any]) -> Conflict | None:
     if not row["moe_layers"] + row["dense_layers"]:
         return "moe_layers", "0", "layers, as there are no dense_layers"
-    for column in EXPERT_COUNTS if row["moe_layers"] else ():
+    for column in ("experts", "experts_per_token", "expert_ff") if row["moe_layers"] else ():
         if not row[column]:
             return column, "0", "at least 1, as there are moe_layers"
     if row["experts_per_token"] > row["experts"]:
@@ -204,7 +198,7 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
     for number, row in numbered_rows(values.frame):
         try:
             servings[number] = _serving(row, backbones)
-        except Unpriced as error:
+        except ValueError as error:
             messages.append((number, f"{rows_in_words(np.array([number]))}, {error}"))
     for _, message in sorted(messages):
         terminal.say(f"{path}: {message}")
@@ -232,21 +226,28 @@ def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Servi
     """Serving of one row.
 
     Raises:
-        Unpriced: with column, what was found and what was expected.
+        ValueError: without a price; with column, what was found and what was expected.
     """
     if row["backbone"] not in backbones:
-        raise Unpriced(
+        raise ValueError(
             f"column backbone: found {row['backbone']!r}, expected one of the table of models"
             f"{nearest(row['backbone'], backbones)}"
         )
     try:
         limits(load_hardware(row["gpu"]))
     except ValueError as error:
-        raise Unpriced(f"column gpu: {error}") from None
+        raise ValueError(f"column gpu: {error}") from None
+    scales: Precision = "fp8" if row["model_id"].startswith(ROW_SCALED) else "fp8-block"
+    precisions: dict[str, Precision] = {"bfloat16": "bfloat16", "fp8": scales, "mxfp4": "mxfp4"}
+    if row["weight_precision"] not in precisions:
+        raise ValueError(
+            f"column weight_precision: found {row['weight_precision']!r}, expected one of "
+            f"{', '.join(precisions)}"
+        )
     tasks: dict[str, Task] = {task: task for task in TASKS}
     return Serving(
         backbone=backbones[row["backbone"]],
-        precision=_precision(row),
+        precision=precisions[row["weight_precision"]],
         task=tasks.get(row["task"], UNKNOWN_TASK),
         num_gpus=int(row["num_gpus"]),
         batch=row["mean_batch_size"],
@@ -254,17 +255,6 @@ def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Servi
         data_parallel=int(row["data_parallel"]),
         old_engine=row["source"] == OLD_ENGINE,
     )
-
-
-def _precision(row: Mapping[str, Any]) -> Precision:
-    name: str = row["weight_precision"]
-    if name == "fp8":
-        return "fp8" if row["model_id"].startswith(ROW_SCALED) else "fp8-block"
-    if name not in ("bfloat16", "mxfp4"):
-        raise Unpriced(
-            f"column weight_precision: found {name!r}, expected one of bfloat16, fp8, mxfp4"
-        )
-    return "bfloat16" if name == "bfloat16" else "mxfp4"
 
 
 def is_energy_table(path: Path) -> bool:

@@ -182,20 +182,18 @@ def _table(facts: HardwareSpec | Interconnect) -> dict[str, Any]:
 def _written(value: Any, hint: Any) -> Any:
     if isinstance(value, Interconnect):
         return _table(value)
-    annotated = [
-        part
+    kinds = [
+        part.__metadata__[0]
         for part in (hint, *typing.get_args(hint))
         if typing.get_origin(part) is typing.Annotated
     ]
-    if not annotated:
+    if not kinds:
         return value
-    kind: Kind = annotated[0].__metadata__[0]
     if isinstance(value, Mapping):
-        return {key: _quantity(item, kind) for key, item in value.items()}
-    return _quantity(value, kind)
+        return {key: _quantity(item, kinds[0]) for key, item in value.items()}
+    return _quantity(value, kinds[0])
 
 
 def _quantity(value: float, kind: Kind) -> str:
     """Four digits where that is exact enough, else the full number in the base unit."""
-    short = text(value, kind, digits=4)
-    return short if kind != "size" else f"{value:.0f} {BASE_UNIT[kind]}"
+    return f"{value:.0f} {BASE_UNIT[kind]}" if kind == "size" else text(value, kind, digits=4)

@@ -19,40 +19,32 @@ GROUPS = ("system", "framework", "version", "kernel_source", "split")
 def document_of(table: LatencyTable, scores: Scores, skipped: Skipped) -> dict[str, Any]:
     """The JSON document of a table; that of pairs is about their ratio."""
     priced = np.isfinite(scores.predicted)
-    head = {
-        "schema": SCHEMA,
-        "table": str(table.path),
-        "n": int(priced.sum()),
-        "skipped": {reason: len(rows) for reason, rows in skipped.items()},
-    }
-    if table.kind == "gemm":
-        own = dict.fromkeys(("system",), table.columns["system"])
-        return {
-            **head,
-            "overall": scores[priced].figures(),
-            "regimes": scores[priced].by_regime(),
-            "groups": _groups(own, scores, priced, False),
-        }
     is_pairs = table.kind == "pairs"
-    works = np.full(len(priced), True) if is_pairs else table.numbers["slow_tactic"] == 0
-    parallel = table.numbers["moe_ep_size"] > 1
+    works = table.numbers["slow_tactic"] == 0 if table.kind == "latency" else priced
     good = priced & works
 
     def figures(rows: Mask) -> dict[str, Any]:
         return scores[rows].figures(is_pairs)
 
-    ranks = ["1" if one else ">1" for one in ~parallel]
-    columns = {name: table.columns[name] for name in GROUPS} | {"ep": ranks}
-    return {
-        **head,
+    columns = {name: table.columns[name] for name in GROUPS if name in table.columns}
+    document = {
+        "schema": SCHEMA,
+        "table": str(table.path),
+        "n": int(priced.sum()),
+        "skipped": {reason: len(rows) for reason, rows in skipped.items()},
         "overall": figures(good),
-        "ep1": figures(good & ~parallel),
-        "ep_gt1": figures(good & parallel),
-        "slow_tactic": figures(priced & ~works),
-        **(_baselines(scores[priced]) if is_pairs else {}),
-        "regimes": scores[good].by_regime(is_pairs),
-        "groups": _groups(columns, scores, good, is_pairs),
     }
+    if table.kind != "gemm":
+        parallel = table.numbers["moe_ep_size"] > 1
+        columns["ep"] = ["1" if one else ">1" for one in ~parallel]
+        document["ep1"] = figures(good & ~parallel)
+        document["ep_gt1"] = figures(good & parallel)
+        document["slow_tactic"] = figures(priced & ~works)
+    if is_pairs:
+        document |= _baselines(scores[priced])
+    document["regimes"] = scores[good].by_regime(is_pairs)
+    document["groups"] = _groups(columns, scores, good, is_pairs)
+    return document
 
 
 def _baselines(scores: Scores) -> dict[str, Any]:
@@ -111,14 +103,10 @@ def text(document: Mapping[str, Any]) -> str:
         if figures["n"]
     ]
     title = f"{document['table']}, calibration {document['calibration']}"
-    lines = [
-        f"{title}, {document['n']} rows scored; percent",
-        terminal.text_table(["", *heads], rows),
-        *(
-            f"skipped {count} row{'s' * (count > 1)}: {reason}"
-            for reason, count in document["skipped"].items()
-        ),
-    ]
+    lines = [f"{title}, {document['n']} rows scored; percent"]
+    lines.append(terminal.text_table(["", *heads], rows))
+    for reason, count in document["skipped"].items():
+        lines.append(f"skipped {count} row{'s' * (count > 1)}: {reason}")
     return "\n".join(lines)
 
 

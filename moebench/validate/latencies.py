@@ -46,8 +46,7 @@ class Known:
     """Seed of the rows drawn."""
     dense: Mapping[str, DenseParameters] = field(default_factory=dict)
     """Fits of devices' dense matmuls."""
-    fits: Sequence[KernelFit] | None = None
-    """Fits in place of the shipped ones."""
+    fits: Sequence[KernelFit] = field(default_factory=shipped_fits)
 
     def __post_init__(self) -> None:
         name, _, count = self.calibration.partition(":")
@@ -73,16 +72,11 @@ class Known:
     def calibrations(self, own: Sequence[Measured], sha256: str) -> list[Calibrated]:
         """Parameters for groups of one source.
 
-        A shipped fit of this very table stays out of the prior of "rows:N": it has used the rows
-        that are scored.
-
-        Args:
-            own: rows of each group that were drawn, maybe none.
-            sha256: of the table.
+        A shipped fit of this very table (`sha256`) stays out of the prior of "rows:N": it has used
+        the rows that are scored. `own` are the rows of each group that were drawn, maybe none.
         """
         hardware = own[0].hardware
-        known = shipped_fits() if self.fits is None else self.fits
-        fits: Sequence[KernelFit] = () if self.calibration == "none" else known
+        fits = () if self.calibration == "none" else self.fits
         here = None if self.calibration == "none" else self.dense.get(hardware.name)
         if self.rows is None:
             return [calibrated(rows.kernel, hardware, fits=fits, dense_here=here) for rows in own]
@@ -109,11 +103,10 @@ def validate_latencies(options: argparse.Namespace) -> int:
         make_folder(options.plot)
     known = Known(options.calibration, options.seed)  # refuses a bad one before tables are read
     table = read_table(options.table)
-    known = replace(
-        known,
-        dense={} if options.gemm is None else dense_fits(options.gemm),
-        fits=None if options.fits is None else kernel_fits(options.fits),
-    )
+    if options.gemm is not None:
+        known = replace(known, dense=dense_fits(options.gemm))
+    if options.fits is not None:
+        known = replace(known, fits=kernel_fits(options.fits))
     if options.leave_out and table.kind == "gemm":
         raise ValueError("--leave-out: found a table of dense matmuls, expected another one")
     if options.leave_out == "backbone":
@@ -190,13 +183,7 @@ def left_out_scores(table: LatencyTable, holdout: Holdout, known: Known) -> tupl
 def pair_scores(
     table: LatencyTable, known: Known, without_device: bool = False
 ) -> tuple[Scores, Skipped]:
-    """Predicted ratios of top-k pairs.
-
-    Args:
-        table: the pairs.
-        known: what predictions may rest on.
-        without_device: whether fits of the device that is predicted are left out.
-    """
+    """Predicted ratios of top-k pairs, maybe without fits of the device that is predicted."""
     eights, skipped = groups_of(table, 8)
     sixes = {(rows.source, rows.kernel): rows for rows in groups_of(table, 6)[0]}
     latency = [table.numbers[f"latency_us_top{k}"] for k in (8, 6)]
@@ -206,8 +193,7 @@ def pair_scores(
             six = sixes[eight.source, eight.kernel]
             allowed = known
             if without_device:
-                fits = shipped_fits() if known.fits is None else known.fits
-                others = [fit for fit in fits if fit.system != eight.hardware.name]
+                others = [fit for fit in known.fits if fit.system != eight.hardware.name]
                 allowed = replace(known, fits=others)
             (chosen,) = allowed.calibrations([eight[taken]], table.sha256)
             eight, six = eight[~taken], six[~taken]

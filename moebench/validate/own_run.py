@@ -8,7 +8,7 @@ prediction by that of the calibration, the earlier measurement by that of the ea
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from moebench import terminal
 from moebench.compare.runs import differences, relative_latency
+from moebench.predict.arrays import Floats
 from moebench.records.measurement import Measurement
 from moebench.records.record import Record
 from moebench.records.run import Run, load_run
@@ -57,11 +58,7 @@ class RunScore:
 
 
 def validate_run(directory: Path, earlier: Path | None, as_json: bool) -> int:
-    """Score a run's own predictions; 0 done, 1 a required figure was missed.
-
-    Raises:
-        ValueError: a run that cannot be read or scored.
-    """
+    """Score a run's own predictions; 0 done, 1 a required figure was missed."""
     score = score_run(load_run(directory), load_run(earlier) if earlier else None)
     if as_json:
         terminal.show_json({"schema": 1, **encode(score)})
@@ -77,7 +74,7 @@ def score_run(run: Run, earlier: Run | None) -> RunScore:
         ValueError: nothing was measured, or the earlier run is of another machine or suite.
     """
     records = {r.case.key: r for r in run.records if _is_as_planned(r)}
-    before: Mapping[str, Measurement] = {}
+    before: dict[str, Measurement] = {}
     if earlier is not None:
         reasons = differences(earlier, run)
         if reasons:
@@ -86,33 +83,21 @@ def score_run(run: Run, earlier: Run | None) -> RunScore:
         records = {key: record for key, record in records.items() if key in before}
     if not records:
         raise ValueError(f"{run.directory}: no measured case to score")
-    predicted = _error([_log_error(r) for r in records.values()])
+    pairs = [(record, _measured(record), before.get(key)) for key, record in records.items()]
+    predicted = _error([math.log(r.estimate.latency / m.latency.value) for r, m, _ in pairs])
+    has_reference = all(m.reference for _, m, _ in pairs)
+    relative = [relative_latency(m).value for _, m, _ in pairs] if has_reference else []
     reference = run.manifest.calibration.get("reference")
-    divided = None
-    if reference and all(m.reference for m in map(_measured, records.values())):
-        divided = _error(
-            [
-                math.log(r.estimate.latency / float(reference))
-                - relative_latency(_measured(r)).value
-                for r in records.values()
-            ]
-        )
-    again = again_divided = ratio = None
+    divided = again = again_divided = ratio = None
+    if reference and has_reference:
+        logs = [math.log(r.estimate.latency / float(reference)) for r, _, _ in pairs]
+        divided = _error(np.subtract(logs, relative))
     if before:
-        again = _error(
-            [
-                math.log(before[key].latency.value / _measured(r).latency.value)
-                for key, r in records.items()
-            ]
-        )
+        again = _error([math.log(e.latency.value / m.latency.value) for _, m, e in pairs if e])
         ratio = predicted.median / again.median if again.median else None
-        if all(m.reference for key in records for m in (before[key], _measured(records[key]))):
-            again_divided = _error(
-                [
-                    relative_latency(before[key]).value - relative_latency(_measured(r)).value
-                    for key, r in records.items()
-                ]
-            )
+        if has_reference and all(e.reference for _, _, e in pairs if e):
+            earlier_relative = [relative_latency(e).value for _, _, e in pairs if e]
+            again_divided = _error(np.subtract(earlier_relative, relative))
     missed = []
     if ratio is not None and ratio > MOST_RATIO:
         missed.append(f"{ratio:.2f} times the error of an earlier measurement, {MOST_RATIO} asked")
@@ -138,22 +123,13 @@ def score_text(score: RunScore) -> str:
         "earlier measurement": score.measured_earlier,
         "earlier measurement, divided": score.measured_earlier_divided,
     }
-    table = terminal.text_table(
-        ["error of", "cases", "median", "P90", "bias"],
-        [
-            [title, "-", "not known", "", ""]
-            if error is None
-            else [
-                title,
-                str(error.n),
-                f"{error.median:.1%}",
-                f"{error.p90:.1%}",
-                f"{error.bias:+.1%}",
-            ]
-            for title, error in rows.items()
-        ],
-    )
-    lines = [table]
+    cells = [
+        [title, "-", "not known", "", ""]
+        if e is None
+        else [title, str(e.n), f"{e.median:.1%}", f"{e.p90:.1%}", f"{e.bias:+.1%}"]
+        for title, e in rows.items()
+    ]
+    lines = [terminal.text_table(["error of", "cases", "median", "P90", "bias"], cells)]
     if score.ratio is not None:
         lines.append(f"prediction over earlier measurement: {score.ratio:.2f} (median errors)")
     return "\n".join([*lines, *(f"MISSED: {what}" for what in score.missed)])
@@ -169,12 +145,8 @@ def _measured(record: Record) -> Measurement:
     return record.measurement
 
 
-def _log_error(record: Record) -> float:
-    return math.log(record.estimate.latency / _measured(record).latency.value)
-
-
-def _error(logs: Sequence[float]) -> RunErrors:
-    errors = np.expm1(np.asarray(logs))
+def _error(logs: Sequence[float] | Floats) -> RunErrors:
+    errors = np.expm1(logs)
     absolute = np.abs(errors)
     return RunErrors(
         len(errors),
