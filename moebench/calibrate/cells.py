@@ -1,6 +1,7 @@
 """Cells of tables that people bring: one bad cell is named by row and column and hides no other.
 
-CSV, CSV in gzip, and parquet where pyarrow is installed.
+CSV, CSV in gzip, and parquet where pyarrow is installed. A file that cannot be read to its end, is
+empty, or lacks a column is a ValueError.
 """
 
 import csv
@@ -84,9 +85,6 @@ def read_values(
         readers: reader of each column.
         conflict: why the values of a row, each well-formed, cannot stand together.
         assumed: columns that may be left out, and the text that is then assumed in every row.
-
-    Raises:
-        ValueError: a column is missing or is there twice.
     """
     absent = {name: text for name, text in (assumed or {}).items() if name not in cells.header}
     frame = cells.frame.assign(**absent)
@@ -125,11 +123,7 @@ def read_values(
 
 
 def read_cells(path: Path) -> RawTable:
-    """The cells of a file.
-
-    Raises:
-        ValueError: the file cannot be read to its end, or is empty.
-    """
+    """The cells of a file."""
     import pandas as pd
 
     try:

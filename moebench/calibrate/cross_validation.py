@@ -95,11 +95,7 @@ def _few_and_rest(rows: Measured, seed: int) -> tuple[Measured, Measured]:
 
 
 def summary(held_out: Sequence[HeldOut]) -> list[tuple[str, str, FitError, tuple[float, ...]]]:
-    """Errors of each experiment, on one rank and under expert parallelism: means over groups.
-
-    Returns:
-        Experiment, "1" or ">1" ranks, mean errors, and each group's mean absolute error.
-    """
+    """Experiment, "1" or ">1" ranks, mean errors over groups, each group's mean absolute error."""
     table = []
     for experiment in dict.fromkeys(one.experiment for one in held_out):
         for ranks in ("1", ">1"):

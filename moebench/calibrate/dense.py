@@ -42,11 +42,7 @@ class DenseRows(OverCases):
 
 
 def dense_groups(table: LatencyTable) -> tuple[list[DenseRows], dict[str, Ints]]:
-    """Group a table of dense matmuls by device.
-
-    Returns:
-        The groups, and for each reason the rows that belong to none.
-    """
+    """Dense matmuls of each device, and for each reason the rows that belong to none."""
     found: list[DenseRows] = []
     skipped: dict[str, Ints] = {}
     systems = np.array(table.columns["system"])

@@ -149,11 +149,7 @@ def _backbone_conflict(row: Mapping[str, Any]) -> Conflict | None:
 
 
 def read_backbones(path: Path) -> dict[str, Backbone]:
-    """Facts of text decoders by name.
-
-    Raises:
-        ValueError: the file cannot be read, lacks a column, or holds a bad value (with its row).
-    """
+    """Facts of text decoders by name; one bad value is an error."""
     readers: dict[str, Reader] = {
         "backbone": read_name,
         **{c: number_between(int(c in POSITIVE), MOST_SIZE, whole=True) for c in COUNTS},
@@ -164,10 +160,9 @@ def read_backbones(path: Path) -> dict[str, Backbone]:
         raise ValueError(f"{path}: {values.problems[0]}")
     backbones = {}
     for _, row in numbered_rows(values.frame):
-        facts: dict[str, Any] = {field: int(row[column]) for column, field in COUNTS.items()}
-        for column, (field, unit) in PARAMETER_COUNTS.items():
-            facts[field] = unit * row[column]
-        backbones[row["backbone"]] = Backbone(name=row["backbone"], **facts)
+        counts: dict[str, Any] = {field: int(row[column]) for column, field in COUNTS.items()}
+        counts |= {field: unit * row[column] for column, (field, unit) in PARAMETER_COUNTS.items()}
+        backbones[row["backbone"]] = Backbone(name=row["backbone"], **counts)
     return backbones
 
 
@@ -181,11 +176,7 @@ def _energy_conflict(row: Mapping[str, Any]) -> Conflict | None:
 
 
 def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTable:
-    """Measured power and energy of servings of these backbones.
-
-    Raises:
-        ValueError: the file cannot be read, lacks a column or has no row with a price.
-    """
+    """Measured power and energy of servings of these backbones; rows left out are named."""
     cells = read_cells(path)
     readers: dict[str, Reader] = {
         **dict.fromkeys(NAMES, str),
@@ -223,11 +214,7 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
 
 
 def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Serving:
-    """Serving of one row.
-
-    Raises:
-        ValueError: without a price; with column, what was found and what was expected.
-    """
+    """Serving of one row; a ValueError with its column if it has no price."""
     if row["backbone"] not in backbones:
         raise ValueError(
             f"column backbone: found {row['backbone']!r}, expected one of the table of models"

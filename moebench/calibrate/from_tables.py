@@ -1,6 +1,7 @@
 """Fitting kernels and dense matmuls to measured tables, and writing the files of data/kernels."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from moebench.predict.kernels.intervals import UNSEEN, Basis
 def calibrate(tables: Sequence[LatencyTable], folder: Path, with_intervals: bool) -> None:
     """Fit every table and write the files."""
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    latency = [rows for table in tables if table.kind == "latency" for rows in measured(table)]
+    latency: list[Measured] = []
     fits: list[KernelFit] = []
     dense: dict[str, DenseParameters] = {}
     # Tables of latencies come first: what they found is the prior of the few shapes of pairs.
@@ -33,6 +34,7 @@ def calibrate(tables: Sequence[LatencyTable], folder: Path, with_intervals: bool
             dense = _calibrate_dense(table, folder / "dense.toml", date)
             continue
         groups = measured(table) if table.kind == "latency" else measured_pairs(table)
+        latency += groups if table.kind == "latency" else ()
         fits += [
             as_fit(rows, parameters, table.path.name, table.sha256, date)
             for rows, parameters in zip(groups, shared_fits(groups, fits), strict=True)
@@ -69,10 +71,10 @@ def measured(table: LatencyTable) -> list[Measured]:
 
 def measured_pairs(table: LatencyTable) -> list[Measured]:
     """The groups of a table of top-k pairs, both members of a pair being rows."""
-    members: dict[object, list[Measured]] = {}
+    members = defaultdict(list)
     for top_k in (8, 6):
         for rows in groups_of(table, top_k)[0]:
-            members.setdefault((rows.kernel, rows.hardware.name), []).append(rows)
+            members[rows.kernel, rows.hardware.name].append(rows)
     return [Measured.concatenate(both) for both in members.values()]
 
 

@@ -5,7 +5,7 @@ on the other devices (or the other shapes) alone, so its coverage is honest too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -42,12 +42,12 @@ class LeaveOut:
 
     groups: Sequence[Measured]
     holdout: Holdout
-    rows: int | None = None
+    rows: int | None
     """Rows of the device (and of the other shapes) that are fitted all the same; None: all of them
     where only shapes are left out, else none."""
-    seed: int = 0
+    seed: int
     """Seed of the rows drawn."""
-    dense: Mapping[str, DenseParameters] = field(default_factory=dict)
+    dense: Mapping[str, DenseParameters]
     """Fits of devices' dense matmuls, if predictions may use them."""
 
     @property
@@ -63,12 +63,8 @@ class LeaveOut:
     def predict(self, tell: Callable[[str], None]) -> list[tuple[Ints, Floats, Floats, Floats]]:
         """Every row, predicted from fits that used neither its device nor its shape.
 
-        Args:
-            tell: called with what is being done, before it is done.
-
-        Returns:
-            For some rows at a time: indices into the table's well-formed rows, predicted seconds,
-            and both ends of their intervals.
+        Some rows at a time: indices into the table's well-formed rows, predicted seconds, and both
+        ends of their intervals. `tell` is called with what will be done next.
         """
         parts: list[HeldOut] = []
         unseen: dict[str, Mapping[Basis, Bounds]] = {}
@@ -120,8 +116,7 @@ class LeaveOut:
         parameters: list[Parameters] = [prior.parameters for prior in priors]
         bases: list[Basis] = ["shape" if left_out else "rows"] * len(members)
         if self.rows is not None:
-            may = [rows.may_be_fitted(left_out) for rows in members]
-            taken = drawn(members, may, (self.rows, self.seed))
+            taken = drawn(members, (self.rows, self.seed), left_out)
             own = [rows[some] for rows, some in zip(members, taken, strict=True)]
             parameters = fit_siblings(own, priors)
         elif self.holdout == "shapes":
@@ -153,17 +148,21 @@ class LeaveOut:
 
 
 def drawn(
-    members: Sequence[Measured], may: Sequence[Mask], draw: tuple[int, int], mixed: bool = False
+    members: Sequence[Measured],
+    draw: tuple[int, int],
+    left_out: Sequence[str] = (),
+    mixed: bool = False,
 ) -> list[Mask]:
     """Rows that calibrate groups of one source: as many from each token regime as it has to give.
 
     Args:
         members: groups of one source.
-        may: which rows of each may be drawn.
         draw: rows of all groups together, and the seed.
+        left_out: shapes that are not drawn.
         mixed: whether rows are drawn in the order of the table rather than group by group.
     """
     count, seed = draw
+    may = [rows.may_be_fitted(left_out) for rows in members]
     rows = np.concatenate([group.rows for group in members])
     order = np.argsort(rows) if mixed else np.arange(len(rows))
     candidates = order[np.concatenate(may)[order]]

@@ -1,5 +1,6 @@
 """Measured rows as cases that the model prices: a group for each kernel and device."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,19 +70,14 @@ class Measured(OverCases):
 
 def by_source(groups: Sequence[Measured]) -> list[list[Measured]]:
     """Groups of one device, framework, version and source: gated experts and others."""
-    found: dict[object, list[Measured]] = {}
+    found = defaultdict(list)
     for group in groups:
-        found.setdefault(group.source, []).append(group)
+        found[group.source].append(group)
     return list(found.values())
 
 
 def is_plausible(seconds: Floats, least: Floats) -> Mask:
-    """Whether measured latencies can be in the unit that is taken for theirs.
-
-    Args:
-        seconds: measured latencies.
-        least: latencies that a roofline allows.
-    """
+    """Whether measured latencies are near enough to the least, a roofline's, to be in seconds."""
     low, high = LEAST_OF_ROOFLINE * least, MOST_OF_ROOFLINE * (least + LAUNCHES)
     return np.asarray((seconds >= low) & (seconds <= high))
 
@@ -89,22 +85,19 @@ def is_plausible(seconds: Floats, least: Floats) -> Mask:
 def groups_of(
     table: LatencyTable, top_k: int | None = None
 ) -> tuple[list[Measured], dict[str, Ints]]:
-    """Group a table's rows by device and kernel.
+    """Groups of rows by device and kernel, and for each reason the rows that belong to none.
 
     Args:
         table: layer latencies, or top-k pairs.
         top_k: which member of the pairs; None for a table of latencies, whose unit is checked.
-
-    Returns:
-        The groups, and for each reason the rows that belong to none.
     """
     names = ("system", "framework", "version", "kernel_source", "moe_dtype")
     keys = zip(*(table.columns[name] for name in names), table.numbers["gated"], strict=True)
-    members: dict[tuple[Any, ...], list[int]] = {}
+    members: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
-        members.setdefault(key, []).append(index)
+        members[key].append(index)
     found: list[Measured] = []
-    skipped: dict[str, list[int]] = {}
+    skipped: dict[str, list[int]] = defaultdict(list)
     for (system, framework, version, source, dtype, gated), indices in members.items():
         kernel = Kernel(framework, version, source, 3 if gated else 2, dtype)
         column = "system"
@@ -113,13 +106,13 @@ def groups_of(
             column = "moe_dtype"
             hardware.peak_for(dtype)
         except ValueError as error:
-            skipped.setdefault(f"column {column}: {error}", []).extend(indices)
+            skipped[f"column {column}: {error}"] += indices
             continue
         group = _group(table, (system, hardware, kernel), np.array(indices), top_k)
         if top_k is None:
             good = is_plausible(group.seconds, roofline(hardware, group.cases))
             if not good.all():
-                skipped.setdefault(NOT_MICROSECONDS, []).extend(group.rows[~good].tolist())
+                skipped[NOT_MICROSECONDS] += group.rows[~good].tolist()
                 group = group[good]
         if len(group):
             found.append(group)
@@ -137,16 +130,12 @@ def _group(
     chosen = column("topk") if top_k is None else np.full(len(rows), float(top_k))
     latency = "latency_us" if top_k is None else f"latency_us_top{top_k}"
     layer = (chosen, column("num_experts"))
-    counts = np.stack([column("num_tokens"), *layer, column("moe_ep_size")], axis=1)
+    tokens, ranks = column("num_tokens"), column("moe_ep_size")
+    counts = np.stack([tokens, *layer, ranks], axis=1).astype(int).tolist()
     distributions = [table.columns["distribution"][row] for row in rows]
-    routed = [
-        Routed._make((*numbers, distribution))
-        for numbers, distribution in zip(counts.astype(int).tolist(), distributions, strict=True)
-    ]
+    routed = [Routed._make((*each, name)) for each, name in zip(counts, distributions, strict=True)]
     inner = column("inter_size") // column("moe_tp_size")
-    calls = LayerCalls(
-        column("num_tokens"), column("hidden_size"), inner, *layer, column("moe_ep_size")
-    )
+    calls = LayerCalls(tokens, column("hidden_size"), inner, *layer, ranks)
     cases = kernel.cases(hardware, sampled_loads(routed, kernel.collector), calls)
     sizes = zip(column("hidden_size"), column("inter_size"), *layer, strict=True)
     return Measured(

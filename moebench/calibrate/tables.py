@@ -107,11 +107,7 @@ class LatencyTable:
 
 
 def read_table(path: Path) -> LatencyTable:
-    """Read a table, find out from its columns what it measures, and name cells that are bad.
-
-    Raises:
-        ValueError: the file cannot be read, or lacks a column that no kind can do without.
-    """
+    """Read a table, find out from its columns what it measures, and name cells that are bad."""
     cells = read_cells(path)
     kind = _kind(cells)
     names = (*COLUMNS[kind], *(ASSUMED if kind != "gemm" else ()))

@@ -43,11 +43,7 @@ class EnergyScores:
 
 
 def validate_energy(options: argparse.Namespace) -> int:
-    """Score the shipped energy model, or one fitted without each backbone; the exit status.
-
-    Raises:
-        ValueError: a table that cannot be read or scored, or options that do not fit one another.
-    """
+    """Score the shipped energy model, or one fitted without each backbone; the exit status."""
     if options.leave_out not in (None, "backbone"):
         raise ValueError(
             f"--leave-out: found {options.leave_out!r}, expected 'backbone' of a table of energy"
@@ -79,10 +75,7 @@ def validate_energy(options: argparse.Namespace) -> int:
 
 
 def energy_scores(rows: EnergyRows, is_given: bool) -> EnergyScores:
-    """Predictions of the shipped model.
-
-    Of the measurements only the throughput is used, and only if `is_given`.
-    """
+    """Predictions of the shipped model, from the measured throughput if `is_given`."""
     scores = EnergyScores(
         Scores.waiting(rows.watts, rows.cases.batch),
         Scores.waiting(rows.joules, rows.cases.batch),
@@ -110,11 +103,7 @@ def energy_scores(rows: EnergyRows, is_given: bool) -> EnergyScores:
 def left_out_scores(
     table: EnergyTable, others: Sequence[EnergyTable], is_given: bool
 ) -> EnergyScores:
-    """Predictions of each backbone of `table` from its other backbones and the tables `others`.
-
-    Raises:
-        ValueError: the table has a dense model, or fewer than three backbones.
-    """
+    """Predictions of each backbone of `table` from its other backbones and the tables `others`."""
     rows, own = table.rows, np.arange(len(table.rows))
     backbones, dense = (sorted(set(rows.backbones[m].tolist())) for m in (own, ~rows.is_moe))
     if dense or len(backbones) < 3:

@@ -66,8 +66,7 @@ class Known:
         """Which rows of groups of one source calibrate them and are not scored."""
         if self.rows is None:
             return [np.zeros(len(rows), dtype=bool) for rows in members]
-        may = [rows.works for rows in members]
-        return drawn(members, may, (self.rows, self.seed), mixed=True)
+        return drawn(members, (self.rows, self.seed), mixed=True)
 
     def calibrations(self, own: Sequence[Measured], sha256: str) -> list[Calibrated]:
         """Parameters for groups of one source.
