@@ -1,7 +1,6 @@
 """Figure of predicted speedup over batch, with its interval and what FLOPs promise."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -15,13 +14,7 @@ MOST_TICKS = 14
 
 
 def draw_forecasts(cases: Mapping[str, Speedups], title: str, footnote: str) -> Figure:
-    """Figure of predicted speedups over the model's own top-k at every batch.
-
-    Args:
-        cases: by their labels.
-        title: what all cases share.
-        footnote: what the prediction rests on.
-    """
+    """Figure of predicted speedups of labelled cases over the model's own top-k at every batch."""
     colours = _colours(cases)
     with style.styled():
         figure = Figure(figsize=(style.WIDTH, 4.6), layout="constrained")
@@ -34,8 +27,7 @@ def draw_forecasts(cases: Mapping[str, Speedups], title: str, footnote: str) -> 
             ends = [row.low for row in rows], [row.high for row in rows]
             axes.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
             values = [row.value for row in rows]
-            look: dict[str, Any] = {"color": colour, "mfc": "white", "markersize": 4.5}
-            handles += axes.plot(x, values, "--o", label=label, **look)
+            handles += axes.plot(x, values, "--o", label=label, color=colour, mfc="white", ms=4.5)
             axes.plot(x, [row.flops_promise for row in rows], ":", color=colour)
         style.batch_axis(axes, batches[:: -(-len(batches) // MOST_TICKS)])
         axes.yaxis.set_major_formatter("{x:.2f}×")
@@ -53,12 +45,9 @@ def draw_forecasts(cases: Mapping[str, Speedups], title: str, footnote: str) -> 
 
 def _colours(cases: Mapping[str, Speedups]) -> dict[str, str]:
     """Colour of each case: its router's if all routers differ, else the next of the palette."""
-    routers = [rows[0].router for rows in cases.values()]
-    if len(set(routers)) == len(routers):
-        spare = iter(style.OTHER_COLOURS)
-        return {
-            label: style.PAPER_COLOURS.get(router) or next(spare, style.MUTED)
-            for label, router in zip(cases, routers, strict=True)
-        }
+    routers = {label: rows[0].router for label, rows in cases.items()}
+    if len({*routers.values()}) == len(routers):
+        spare, known = iter(style.OTHER_COLOURS), style.PAPER_COLOURS
+        return {label: known.get(r) or next(spare, style.MUTED) for label, r in routers.items()}
     palette = (*style.PAPER_COLOURS.values(), *style.OTHER_COLOURS)
     return {label: palette[i % len(palette)] for i, label in enumerate(cases)}

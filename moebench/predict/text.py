@@ -239,6 +239,6 @@ def _notes(cases: Sequence[Speedups]) -> list[str]:
     reasons = {row.energy.missing for rows in cases for row in rows if row.energy.missing}
     caveats = dict.fromkeys(caveat for rows in cases for caveat in rows[0].estimate.caveats)
     return [
-        *(f"⚠ {c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}" for c in caveats),
+        *(f"⚠ {caveat.sentence}" for caveat in caveats),
         *(f"no energy: {reason}" for reason in sorted(reasons)),
     ]

@@ -33,6 +33,11 @@ class Caveat:
     remedy: str
     """What the user can do about it."""
 
+    @property
+    def sentence(self) -> str:
+        """Everything about the caveat, as footnotes say it."""
+        return f"{self.kind}: {self.seen}; {self.meaning}; remedy: {self.remedy}"
+
 
 @dataclass(frozen=True)
 class Interval:

@@ -12,15 +12,8 @@ from moebench.records.record import Failure, Record
 from moebench.records.results import Caveat, Ratio
 from moebench.records.run import Run
 from moebench.report.notation import DASH, percent, ratio_text, three_digits, time_text
-from moebench.report.table import (
-    Column,
-    Note,
-    ReportTable,
-    RowCells,
-    TableCell,
-    build_table,
-)
-from moebench.units import Kind, text
+from moebench.report.table import Column, Note, ReportTable, RowCells, TableCell, build_table
+from moebench.units import text
 
 LEGEND = (
     "mean k: routed experts a token ran; distinct experts: those that a step touched in one layer. "
@@ -62,26 +55,30 @@ PREDICTED_COLUMNS = (
 )
 
 
+RATIOS = (
+    ("speedup", "speedup", "no speedup: the baseline gave no number"),
+    ("promise", "flops-promise", "no promise: the baseline has no FLOP count"),
+    ("predicted_speedup", "predicted-speedup", "the baseline was not predicted"),
+)
+"""Column, kind of ratio, and why a record may lack it."""
+
+
 def run_table(run: Run) -> ReportTable:
     """The table of all planned cases of a run; refuses simulated records."""
-    records = {record.case.key: record for record in corrected(run.records)}
-    predictions = {record.case.key: record for record in run.predictions}
+    records = {r.case.key: r for r in (*run.predictions, *corrected(run.records))}
     failures = {failure.case: failure for failure in run.failures}
-
-    planned = ((cell.key, key) for cell in run.manifest.cells for key in cell.cases)
     cases = (
-        (cell, record, _cells(record, failures.get(key), run))
-        for cell, key in planned
-        if (record := records.get(key) or predictions.get(key)) is not None
+        (cell.key, records[key], _cells(records[key], failures.get(key), run))
+        for cell in run.manifest.cells
+        for key in cell.cases
+        if key in records
     )
     return build_table(COLUMNS, cases)
 
 
 def predicted_table(records: Sequence[Record]) -> ReportTable:
     """The table of cases that were only predicted; the first case of a cell is its baseline."""
-    baselines: dict[str, Record] = {}
-    for record in records:
-        baselines.setdefault(record.cell, record)
+    baselines = {record.cell: record for record in reversed(records)}
     return build_table(
         PREDICTED_COLUMNS,
         ((r.cell, r, _forecast_cells(r, is_baseline=r is baselines[r.cell])) for r in records),
@@ -94,16 +91,11 @@ def ratio(record: Record, kind: str) -> Ratio | None:
 
 
 def measured_only(records: Sequence[Record]) -> Sequence[Record]:
-    """The records, if every one of them was measured.
-
-    Raises:
-        ValueError: one was simulated or only predicted.
-    """
+    """The records; refuses one that was simulated or only predicted."""
     for record in records:
         if record.provenance != "measured" or record.measurement is None:
-            why = ""
-            if record.provenance == "simulated":
-                why = " (its NVML library is a simulator: measure again without it)"
+            why = " (its NVML library is a simulator: measure again without it)"
+            why *= record.provenance == "simulated"
             raise ValueError(
                 f"{record.case.key}: its record is {record.provenance}, "
                 f"and only measured records enter a table of measurements{why}"
@@ -168,7 +160,7 @@ def _cells(record: Record, failure: Failure | None, run: Run) -> RowCells:
     if failure is not None:
         reason = f"{failure.kind}: {failure.message}"
     empty = {column.key: TableCell(DASH) for column in COLUMNS}
-    return empty | {"latency": _missing(reason), "verdict": TableCell("")} | cells
+    return empty | {"latency": _cell(None, reason), "verdict": TableCell("")} | cells
 
 
 def _measured_cells(record: Record) -> RowCells:
@@ -189,15 +181,16 @@ def _measured_cells(record: Record) -> RowCells:
         seconds = text(measurement.by_stage["optimizer"], "time")
         optimizer = f"a training step is forward and backward; plain SGD apart takes {seconds} more"
         doubts = (*doubts, Note("optimizer", optimizer))
-    per_token = None if energy.joules is None else energy.joules / tokens
+    joules = None if energy.joules is None else text(energy.joules / tokens, "energy")
+    peak = None if memory.peak is None else text(memory.peak, "size")
     return {
         "mean_k": TableCell(f"{measurement.measured_mean_k:.2f}"),
         "distinct": TableCell(f"{measurement.load.distinct_experts:.2f}"),
         "flops": TableCell(three_digits(flops.closed_form / tokens / 1e9), incomplete),
         "latency": TableCell(time_text(measurement.latency), doubts),
         "error": TableCell(percent(error, signed=True)),
-        "energy": _quantity_cell(per_token, "energy", f"no energy: {energy.missing}"),
-        "memory": _quantity_cell(memory.peak, "size", f"no peak memory: {memory.missing}"),
+        "energy": _cell(joules, f"no energy: {energy.missing}"),
+        "memory": _cell(peak, f"no peak memory: {memory.missing}"),
     }
 
 
@@ -206,32 +199,19 @@ def _ratio_cells(record: Record, baseline: str) -> RowCells:
         empty = {key: TableCell("") for key in ("promise", "predicted_speedup", "verdict")}
         return empty | {"speedup": TableCell("baseline")}
     speedup = ratio(record, "speedup")
-    no_count = "no promise: the baseline has no FLOP count"
-    return {
-        "speedup": _ratio_cell(record, "speedup", "no speedup: the baseline gave no number"),
-        "promise": _ratio_cell(record, "flops-promise", no_count),
-        "predicted_speedup": _ratio_cell(
-            record, "predicted-speedup", "the baseline was not predicted"
-        ),
-        "verdict": TableCell(speedup.verdict or "" if speedup else ""),
-    }
-
-
-def _quantity_cell(value: float | None, kind: Kind, reason: str) -> TableCell:
-    return _missing(reason) if value is None else TableCell(text(value, kind))
+    cells = {key: _ratio_cell(record, kind, reason) for key, kind, reason in RATIOS}
+    return cells | {"verdict": TableCell(speedup.verdict or "" if speedup else "")}
 
 
 def _ratio_cell(record: Record, kind: str, reason: str) -> TableCell:
     value = ratio(record, kind)
-    return _missing(reason) if value is None else TableCell(ratio_text(value))
+    return _cell(ratio_text(value) if value else None, reason)
 
 
-def _missing(reason: str) -> TableCell:
-    return TableCell(DASH, (Note(reason, reason),))
+def _cell(shown: str | None, reason: str) -> TableCell:
+    """The text, or a dash whose footnote is the reason."""
+    return TableCell(DASH, (Note(reason, reason),)) if shown is None else TableCell(shown)
 
 
 def _caveat_notes(caveats: Iterable[Caveat]) -> tuple[Note, ...]:
-    return tuple(
-        Note(f"caveat {c.kind}", f"{c.kind}: {c.seen}; {c.meaning}; remedy: {c.remedy}")
-        for c in caveats
-    )
+    return tuple(Note(f"caveat {caveat.kind}", caveat.sentence) for caveat in caveats)

@@ -12,8 +12,7 @@ LEVELS = {"moe": "MoE layer", "decoder": "decoder layer"}
 
 def level_title(level: str) -> str:
     """A level with a capital letter: "MoE layer", "Decoder layer"."""
-    name = LEVELS[level]
-    return name[0].upper() + name[1:]
+    return LEVELS[level][0].upper() + LEVELS[level][1:]
 
 
 def percent(value: float, signed: bool = False) -> str:

@@ -30,10 +30,6 @@ class TableCell:
     notes: tuple[Note, ...] = ()
     marks: str = ""
 
-    @property
-    def shown(self) -> str:
-        return self.text + self.marks
-
 
 @dataclass(frozen=True)
 class Column:
@@ -70,7 +66,8 @@ class ReportTable:
 
     def shown_rows(self, section: TableSection) -> list[list[str]]:
         """Texts and marks of a section's rows."""
-        return [[row[column.key].shown for column in self.columns] for row in section.rows]
+        cells = [[row[column.key] for column in self.columns] for row in section.rows]
+        return [[cell.text + cell.marks for cell in row] for row in cells]
 
 
 MORE = " (and {} more with other figures, see the records)"
@@ -79,20 +76,14 @@ MORE = " (and {} more with other figures, see the records)"
 def build_table(
     columns: Sequence[Column], cases: Iterable[tuple[str, Record, RowCells]]
 ) -> ReportTable:
-    """The table of some cases: sections in order of appearance, those of a level together.
-
-    Args:
-        columns: without marks.
-        cases: key of the section that a case belongs to, its record and its cells.
-    """
+    """The table of cases, each with the key of its section; sections of a level stand together."""
     sections: dict[str, TableSection] = {}
     for key, record, row in cases:
         workload, detail = record.case.workload, ", one CUDA graph" * (record.launch == "graph")
         if workload.context_length:
             detail = f", context {workload.context_length}{detail}"
         detail = f"{workload.num_tokens} token{'s' * (workload.num_tokens > 1)} a step{detail}"
-        empty = TableSection(workload.level, workload.label, detail, ())
-        section = sections.get(key, empty)
+        section = sections.get(key, TableSection(workload.level, workload.label, detail, ()))
         sections[key] = replace(section, rows=(*section.rows, row))
     levels = list(dict.fromkeys(section.level for section in sections.values()))
     return _with_marks(columns, sorted(sections.values(), key=lambda s: levels.index(s.level)))
@@ -113,15 +104,13 @@ def _with_marks(columns: Sequence[Column], sections: Sequence[TableSection]) -> 
             numbers.add(list(texts).index(note.key) + 1)
         return superscript(sorted(numbers))
 
-    headed = []
-    shared: dict[str, set[str]] = {}
+    headed, shared = [], {}
     for column in columns:
-        cells = [row[column.key] for row in rows]
-        keys = [{note.key for note in cell.notes} for cell in cells]
-        common = set.intersection(*keys) if len(rows) > 1 else set()
-        shared[column.key] = common
-        of_all = [note for cell in cells for note in cell.notes if note.key in common]
-        headed.append(replace(column, marks=marks(of_all)))
+        notes = [row[column.key].notes for row in rows]
+        keys = [{note.key for note in own} for own in notes]
+        common = shared[column.key] = set.intersection(*keys) if len(rows) > 1 else set[str]()
+        of_all = marks(note for own in notes for note in own if note.key in common)
+        headed.append(replace(column, marks=of_all))
 
     def marked(key: str, cell: TableCell) -> TableCell:
         return replace(cell, marks=marks(n for n in cell.notes if n.key not in shared[key]))

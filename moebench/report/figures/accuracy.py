@@ -29,15 +29,7 @@ WITHIN = 0.10
 def draw_accuracy(
     labels: Sequence[str], num_tokens: Vector, ratios: Vector, title: str, x: str
 ) -> bytes:
-    """A PNG with a panel for each kernel: predicted over measured against tokens.
-
-    Args:
-        labels: kernel of each row of a table, at least one.
-        num_tokens: of each row.
-        ratios: predicted over measured value of each row.
-        title: device and predicted quantity.
-        x: label of the horizontal axis.
-    """
+    """A PNG of predicted over measured values against tokens; each label has its panel."""
     names = sorted(set(labels))
     lines = -(-len(names) // COLUMNS)
     with styled():

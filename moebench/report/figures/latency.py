@@ -29,6 +29,8 @@ STAGE_COLOURS = {
     "backward": "#AA4499",
     "not split": "#CCCCCC",
 }
+PALE: Mapping[str, Any] = {"alpha": 0.62, "hatch": "////"}
+"""Look of predicted stages."""
 
 
 def latency_by_stage(level: str, run: Run) -> Figure | str:
@@ -69,38 +71,22 @@ def _draw_stages(axes: Axes, records: Sequence[Record], titles: Sequence[str]) -
         y, measured = titles.index(record.case.router.title), measurement_of(record)
         stages = merged_stages(measured.by_stage) or {"not split": measured.latency.value}
         predicted = merged_stages(record.estimate.by_stage)
-        for place, bars, alpha, hatch in (
-            (y - 0.19, stages, 1.0, ""),
-            (y + 0.19, predicted, 0.62, "////"),
-        ):
+        for place, bars, look in ((y - 0.19, stages, {}), (y + 0.19, predicted, PALE)):
             widths = scale * np.array([*bars.values()])
-            axes.barh(
-                place,
-                widths,
-                height=0.34,
-                left=widths.cumsum() - widths,
-                color=[STAGE_COLOURS[stage] for stage in bars],
-                alpha=alpha,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0.0,
-            )
+            left, colours = widths.cumsum() - widths, [STAGE_COLOURS[stage] for stage in bars]
+            axes.barh(place, widths, 0.34, left, color=colours, ec="white", lw=0.0, **look)
             used |= set(bars)
     axes.set_xlabel(f"{unit} a step")
     return used
 
 
 def merged_stages(by_stage: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by stage, dispatch and combine counted to the experts, without the optimizer.
-
-    A step's latency does not include the optimizer, which is timed apart.
-    """
+    """Seconds by stage: experts with dispatch and combine, no optimizer, which is timed apart."""
     merged: dict[str, float] = {}
     for stage, seconds in by_stage.items():
-        if stage == "optimizer":
-            continue
         name = MERGED_STAGES.get(stage, stage)
-        merged[name] = merged.get(name, 0.0) + seconds
+        if name != "optimizer":
+            merged[name] = merged.get(name, 0.0) + seconds
     return dict(sorted(merged.items(), key=lambda item: list(STAGE_COLOURS).index(item[0])))
 
 
@@ -114,11 +100,11 @@ def roofline(run: Run) -> Figure | str:
         return f"{hardware.name} has no peak for {dtype}"
     colours = style.router_colours(run)
     peak, bandwidth = hardware.peak_for(dtype), hardware.memory_bandwidth
-    points = {}
-    for r in records:
-        assert r.estimate.bytes_moved is not None
-        rate = measurement_of(r).flops.closed_form / measurement_of(r).latency.value
-        points[id(r)] = (r.estimate.flops / r.estimate.bytes_moved, rate)
+    points = {
+        id(r): (r.estimate.flops / r.estimate.bytes_moved, m.flops.closed_form / m.latency.value)
+        for r, m in zip(records, map(measurement_of, records), strict=True)
+        if r.estimate.bytes_moved
+    }
     ridge = peak / bandwidth
     x = [ridge, *(intensity for intensity, _ in points.values())]
     ends = np.array([min(x) / 2.5, max(x) * 2.5])
@@ -171,17 +157,12 @@ def predicted_against_measured(run: Run) -> Figure | str:
             latency, title = measurement_of(record).latency.value, record.case.router.title
             style.mark_case(axes, latency, record.estimate.latency, record, colours[title])
         whole = prediction_errors(own)[-1]
-        axes.text(
-            0.03,
-            0.97,
+        errors = (
             f"{whole.n} cases\nmedian |error| {percent(whole.median_absolute)}\n"
             f"P90 |error| {percent(whole.p90_absolute)}\n"
-            f"median error {percent(whole.median, signed=True)}",
-            transform=axes.transAxes,
-            va="top",
-            size=8.5,
-            linespacing=1.5,
+            f"median error {percent(whole.median, signed=True)}"
         )
+        axes.text(0.03, 0.97, errors, transform=axes.transAxes, va="top", size=8.5, linespacing=1.5)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, a step")
         axes.set_aspect("equal")
         style.label_logarithmic(axes.xaxis, "time")

@@ -72,13 +72,9 @@ def energy_per_token(run: Run) -> Figure | str:
         for record in own:
             workload, joules = record.case.workload, measurement_of(record).energy.joules
             assert joules is not None
-            axes.plot(
-                _place(record, records, 0.13),
-                joules / workload.num_tokens,
-                style.PHASE_MARKERS[workload.phase],
-                color=colours[record.case.router.title],
-                markersize=5.5,
-            )
+            place, marker = _place(record, records, 0.13), style.PHASE_MARKERS[workload.phase]
+            colour = colours[record.case.router.title]
+            axes.plot(place, joules / workload.num_tokens, marker, color=colour, markersize=5.5)
         axes.set_yscale("log")
         style.label_logarithmic(axes.yaxis, "energy")
         axes.set_ylabel("energy a token")
@@ -95,10 +91,5 @@ DRAWINGS = (
         "run, KV cache, activations (in training with gradients).",
         peak_memory,
     ),
-    style.Drawing(
-        "energy",
-        "Energy per token",
-        "Gross: idle power included.",
-        energy_per_token,
-    ),
+    style.Drawing("energy", "Energy per token", "Gross: idle power included.", energy_per_token),
 )

@@ -61,7 +61,7 @@ def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run:
         points = [(b, p.value) for b, r in zip(x, records, strict=True) if (p := ratio(r, kind))]
         if points:
             axes.plot(*zip(*points, strict=True), color=ink, zorder=2, **LOOKS[kind])
-    measured = [_speedup(record) for record in records]
+    measured = [s for record in records if (s := ratio(record, "speedup"))]
     values, ends = np.array([r.value for r in measured]), _ends(measured)
     axes.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
     bars = np.abs(ends - values)
@@ -104,22 +104,13 @@ def _draw_speedup(axes: Axes, record: Record, y: float, colour: str) -> None:
         axes.plot([promise.value] * 2, [y - 0.42, y + 0.42], ":", color=style.INK)
     if predicted := ratio(record, "predicted-speedup"):
         axes.plot(predicted.value, y + 0.2, color=colour, **style.PREDICTED)
-    measured = _speedup(record)
-    bars = np.abs(_ends([measured]) - measured.value)
-    axes.errorbar(
-        measured.value, y - 0.16, None, bars, color=colour, elinewidth=1.2, **LOOKS["speedup"]
-    )
+    if measured := ratio(record, "speedup"):
+        x, bars = measured.value, np.abs(_ends([measured]) - measured.value)
+        axes.errorbar(x, y - 0.16, None, bars, color=colour, elinewidth=1.2, **LOOKS["speedup"])
 
 
 def _compared(run: Run) -> list[Record]:
     return [r for r in run.records if ratio(r, "speedup") is not None]
-
-
-def _speedup(record: Record) -> Ratio:
-    """The speedup of a record that is known to have one."""
-    speedup = ratio(record, "speedup")
-    assert speedup is not None
-    return speedup
 
 
 def _ends(ratios: Sequence[Ratio]) -> Vector:

@@ -6,6 +6,7 @@ hatched, and what FLOPs promise is dotted.
 """
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -60,11 +61,7 @@ def png(figure: Figure, dots_per_inch: float | None = None) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format that the file's name asks for.
-
-    Raises:
-        ValueError: a format that is none of `FORMATS`, or a file that cannot be written.
-    """
+    """Write the figure in the format that the file's name asks for, one of `FORMATS`."""
     check_format(path)
     try:
         figure.savefig(path)
@@ -92,10 +89,7 @@ class Drawing:
 def panels(
     rows: int, columns: int, height: float, share_x: bool = True
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure and its panels by row and column; `height` is that of a row, in inches.
-
-    The panels share their y axis. The figure is higher than its rows by the place of a legend.
-    """
+    """A figure and its panels, which share their y axis; `height` is that of a row, in inches."""
     figure = Figure(figsize=(WIDTH, LEGEND_HEIGHT + rows * height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
     return figure, [list(row) for row in grid]
@@ -116,16 +110,8 @@ def level_panels(
 
 def mark_case(axes: Axes, x: float, y: float, record: Record, colour: str) -> None:
     """Draw a case as a point whose marker tells the phase."""
-    axes.plot(
-        x,
-        y,
-        PHASE_MARKERS[record.case.workload.phase],
-        color=colour,
-        markersize=5.5,
-        alpha=0.85,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-    )
+    marker = PHASE_MARKERS[record.case.workload.phase]
+    axes.plot(x, y, marker, color=colour, ms=5.5, alpha=0.85, mec="white", mew=0.5)
 
 
 def clear_axis(axes: Axes, axis: Literal["x", "y"]) -> None:
@@ -155,16 +141,14 @@ def router_colours(run: Run) -> Mapping[str, str]:
     """One colour a router title: greys for the baseline and its fixed-k relatives."""
     routers = {r.case.router.title: r.case.router.name for r in (*run.predictions, *run.records)}
     colours: dict[str, str] = {}
-    others = iter(OTHER_COLOURS * (1 + len(routers) // len(OTHER_COLOURS)))
+    others = itertools.cycle(OTHER_COLOURS)
     for title, name in routers.items():
         if title == run.manifest.baseline:
             colours[title] = BASELINE_COLOUR
         elif name == routers.get(run.manifest.baseline) and FLOOR_COLOUR not in colours.values():
             colours[title] = FLOOR_COLOUR
-        elif title in PAPER_COLOURS:
-            colours[title] = PAPER_COLOURS[title]
         else:
-            colours[title] = next(others)
+            colours[title] = PAPER_COLOURS.get(title) or next(others)
     return colours
 
 
@@ -176,14 +160,12 @@ def shown(title: str) -> str:
 def case_handles(run: Run, records: Sequence[Record]) -> list[Any]:
     """Legend entries for the colours of the routers and the markers of the phases."""
     colours = router_colours(run)
-    routers = [
-        Line2D([], [], marker="o", linestyle="", color=colours[title], label=shown(title))
-        for title in titles_of(records)
-    ]
     phases = dict.fromkeys(r.case.workload.phase for r in records)
-    return routers + [
-        Line2D([], [], marker=PHASE_MARKERS[p], linestyle="", color=MUTED, mfc="white", label=p)
-        for p in phases
+    looks = [("o", shown(title), colours[title], "auto") for title in titles_of(records)]
+    looks += [(PHASE_MARKERS[p], p, MUTED, "white") for p in phases]
+    return [
+        Line2D([], [], marker=marker, ls="", label=name, color=colour, mfc=face)
+        for marker, name, colour, face in looks
     ]
 
 
@@ -194,11 +176,5 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     columns = math.ceil(len(handles) / lines)
     # matplotlib fills a legend column by column.
     in_order = [handles[i] for c in range(columns) for i in range(c, len(handles), columns)]
-    figure.legend(
-        handles=in_order,
-        loc="outside upper left",
-        ncols=columns,
-        columnspacing=1.1,
-        handletextpad=0.4,
-        handlelength=1.6,
-    )
+    spaces: Mapping[str, Any] = {"columnspacing": 1.1, "handletextpad": 0.4, "handlelength": 1.6}
+    figure.legend(handles=in_order, loc="outside upper left", ncols=columns, **spaces)
