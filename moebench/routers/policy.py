@@ -39,6 +39,8 @@ class Policy(ABC):
     """The router's name as its paper spells it, in kebab-case."""
     is_adaptive: ClassVar[bool] = False
     """Whether tokens differ in how many experts they run."""
+    is_causal: ClassVar[bool] = True
+    """Whether a token's route is independent of later tokens."""
     builder: ClassVar[str] = ""
     """Builder of the modules of a router outside moebench, as "package.module:function"."""
     published: ClassVar[Mapping[str, PublishedMean]] = {}

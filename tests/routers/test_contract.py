@@ -232,7 +232,10 @@ def test_an_imposed_router_loads_experts_as_declared(
             assert float(touched.mean()) == pytest.approx(expected, rel=0.03)
 
 
-def test_later_tokens_do_not_change_earlier_routes(routers: list[Router], model: ModelSpec) -> None:
+def test_later_tokens_do_not_change_earlier_routes(
+    routers: list[Router], declared: Policy, model: ModelSpec
+) -> None:
+    assert declared.is_causal
     xs = inputs(model, 12)
     changed = [torch.cat((x[:6], torch.randn_like(x[6:]))) for x in xs]
     for before, after in zip(
