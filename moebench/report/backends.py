@@ -5,12 +5,7 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.files import replace_file
-from moebench.records.experts_run import (
-    ExpertsManifest,
-    ExpertsResult,
-    ExpertsRun,
-    load_experts_run,
-)
+from moebench.records.experts_run import ExpertsResult, ExpertsRun, load_experts_run
 from moebench.records.results import Interval
 from moebench.report.backend_goals import goals
 from moebench.report.backend_rows import (
@@ -45,11 +40,7 @@ TWO_POINT_ADA_K = (
 
 
 def report_experts(directory: Path, as_json: bool) -> int:
-    """Write the report of a run of expert backends into its directory, and print it; 0.
-
-    Raises:
-        ValueError: the run cannot be read, or has no cell yet.
-    """
+    """Write the report of a run of expert backends into its directory, and print it; 0."""
     # Importing matplotlib takes longer than everything else a report does.
     from moebench.report.figures.backends import backends_figure
     from moebench.report.figures.style import png, styled
@@ -75,7 +66,7 @@ def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     blocks: list[Block] = [
         Heading(run.manifest.title, 1),
         Command(run.manifest.command),
-        Paragraph(_rests_on(run.manifest, run.cells)),
+        Paragraph(_rests_on(run)),
         *pictures,
     ]
     for cell in run.cells:
@@ -92,7 +83,8 @@ def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     return blocks
 
 
-def _rests_on(manifest: ExpertsManifest, cells: Sequence[ExpertsResult]) -> str:
+def _rests_on(run: ExpertsRun) -> str:
+    manifest, cells = run.manifest, run.cells
     absent = "; ".join(f"{name}: {why}" for name, why in manifest.absent.items())
     done = f"{len(cells)} of {len(manifest.cells)} cells"
     is_two_point = manifest.schema < 3 and any("ada-k" in cell.plan.mixes for cell in cells)
@@ -127,18 +119,10 @@ def _limits(interval: Interval, shown: Callable[[float], str] = "{:.2f}".format)
 
 
 def _goals(cells: Sequence[ExpertsResult]) -> list[Block]:
-    asked = goals(cells)
-    rows = [
-        (
-            goal.title,
-            goal.where,
-            f"{goal.value.value:.2f}",
-            _limits(goal.value),
-            goal.asked,
-            "yes" if goal.is_reached else "no",
-        )
-        for goal in asked
-    ]
+    asked, rows = goals(cells), []
+    for goal in asked:
+        value, reached = f"{goal.value.value:.2f}", "yes" if goal.is_reached else "no"
+        rows.append((goal.title, goal.where, value, _limits(goal.value), goal.asked, reached))
     titles = ("figure", "where", "value", "95 %", "asked", "reached")
     return [
         Heading("The figures asked"),
@@ -153,13 +137,9 @@ def _routers(cells: Sequence[ExpertsResult]) -> list[Block]:
     if not shares:
         return []
     keys, routers = (list(dict.fromkeys(names)) for names in zip(*shares, strict=True))
-    return [
-        Heading(f"Routers: share of router and experts ({_baselines(cells)})"),
-        Grid(
-            ("cell", *routers),
-            [(key, *(f"{shares[key, router]:.1%}" for router in routers)) for key in keys],
-        ),
-    ]
+    rows = [(key, *(f"{shares[key, router]:.1%}" for router in routers)) for key in keys]
+    title = f"Routers: share of router and experts ({_baselines(cells)})"
+    return [Heading(title), Grid(("cell", *routers), rows)]
 
 
 def _baselines(cells: Sequence[ExpertsResult]) -> str:

@@ -34,8 +34,8 @@ def conditions(run: Run) -> str:
     records = run.records or run.predictions
     m, cases = run.manifest, [record.case for record in records]
     lengths = sorted({c.workload.context_length for c in cases if c.workload.phase == "decode"})
-    contexts = f"decode against a KV cache of {_listed(map(str, lengths))} tokens"
-    contexts = contexts if lengths else "no decode"
+    cached = f"decode against a KV cache of {_listed(map(str, lengths))} tokens"
+    contexts = cached if lengths else "no decode"
     # Caveats say where weights came from the cache.
     caveats = [r.measurement.caveats for r in run.records if r.measurement]
     warm = sum(any(caveat.kind == "warm-cache" for caveat in own) for own in caveats)

@@ -1,9 +1,4 @@
-"""A run's report in its three forms: files in its directory, text for a terminal, JSON.
-
-All of it comes from the records of the run, so a report can be rebuilt at any time:
-
-    python -m moebench.report results/mixtral/<machine>/<run>
-"""
+"""A run's report, all from its records: files in its directory, text for a terminal, JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -36,13 +31,7 @@ def write_report(run: Run) -> tuple[Path, ...]:
 
 
 def draw_figures(run: Run) -> tuple[list[Picture], list[str]]:
-    """Figures that the records of a run allow, and for each of the others why it is missing.
-
-    Every caption says what the figure rests on.
-
-    Raises:
-        ValueError: a record was not measured.
-    """
+    """Figures that the records of a run allow, and for each of the others why it is missing."""
     # Importing matplotlib takes longer than everything else a report does.
     from moebench.report.figures import latency, resources, speedup
     from moebench.report.figures.style import png, styled
@@ -63,15 +52,9 @@ def draw_figures(run: Run) -> tuple[list[Picture], list[str]]:
 def terminal_report(run: Run) -> str:
     """The report for a terminal: the table, its footnotes, and the errors of the predictions."""
     m = run.manifest
-    lines = [
-        printable(f"{m.title} · {m.machine} · {m.dtype}"),
-        "",
-        render_text(run_table(run)),
-        "",
-        fill(LEGEND),
-    ]
-    errors = prediction_errors(run.records)
-    if errors:
+    title = printable(f"{m.title} · {m.machine} · {m.dtype}")
+    lines = [title, "", render_text(run_table(run)), "", fill(LEGEND)]
+    if errors := prediction_errors(run.records):
         whole = errors[-1]
         lines += [
             "",

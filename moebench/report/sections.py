@@ -26,10 +26,7 @@ from moebench.report.table import ReportTable
 def report_blocks(
     run: Run, pictures: Sequence[Picture], missing: Sequence[str]
 ) -> tuple[Block, ...]:
-    """The report's text, tables and figures in reading order.
-
-    `missing` says which figures could not be drawn, and why.
-    """
+    """The report in reading order; `missing` says which figures could not be drawn, and why."""
     m = run.manifest
     failures = [f"{f.case}: {f.kind}: {f.message}" for f in run.failures]
     return (
@@ -87,20 +84,12 @@ def _overheads(records: Sequence[Record]) -> Iterable[Block]:
         "number of experts accounts for. Where a step touches few experts, time is not linear in "
         "k and the interpolation is a convention."
     )
-    rows = [
-        (
-            LEVELS[r.case.workload.level],
-            r.case.workload.label,
-            r.case.router.title,
-            ratio_text(o),
-            o.verdict or "",
-            str(o.n),
-        )
-        for r, o in overheads
-    ]
-    yield Grid(
-        ("level", "workload", "router", "overhead (95 %)", "verdict", "rounds"), rows, (0, 1, 2, 4)
-    )
+    rows = []
+    for r, o in overheads:
+        workload, result = r.case.workload, (ratio_text(o), o.verdict or "", str(o.n))
+        rows.append((LEVELS[workload.level], workload.label, r.case.router.title, *result))
+    titles = ("level", "workload", "router", "overhead (95 %)", "verdict", "rounds")
+    yield Grid(titles, rows, (0, 1, 2, 4))
 
 
 def _errors(records: Sequence[Record]) -> Iterable[Block]:
@@ -151,18 +140,12 @@ def _flops(records: Sequence[Record]) -> Iterable[Block]:
         counts = [flops for case, flops in measured if case.router.title == title]
         complete = [c for c in counts if c.complete]
         uncounted = sorted({name for c in counts for name in c.unsupported if not c.complete})
-        rows.append(
-            (
-                title,
-                f"{len(complete)} of {len(counts)}",
-                _largest_difference((c.fvcore, c.traced_closed_form) for c in complete),
-                _largest_difference((c.torch, c.traced_closed_form) for c in complete),
-                ", ".join(uncounted) or DASH,
-            )
-        )
-    yield Grid(
-        ("router", "complete counts", "fvcore ×2", "torch", "cannot be counted"), rows, (0, 4)
-    )
+        fvcore = _largest_difference((c.fvcore, c.traced_closed_form) for c in complete)
+        torch = _largest_difference((c.torch, c.traced_closed_form) for c in complete)
+        compared = f"{len(complete)} of {len(counts)}"
+        rows.append((title, compared, fvcore, torch, ", ".join(uncounted) or DASH))
+    heads = ("router", "complete counts", "fvcore ×2", "torch", "cannot be counted")
+    yield Grid(heads, rows, (0, 4))
 
 
 def _largest_difference(pairs: Iterable[tuple[float | None, float]]) -> str:

@@ -34,10 +34,8 @@ def backends_figure(cells: Sequence[ExpertsResult], baseline: str) -> Figure:
     left.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
     left.minorticks_off()
     has_several_types = len({dtype for dtype, _, _ in places}) > 1
-    left.set_yticks(
-        range(len(places)),
-        [f"{s}, {n}" + (f", {d}" if has_several_types else "") for d, s, n in places],
-    )
+    names_of_places = [f"{s}, {n}" + f", {d}" * has_several_types for d, s, n in places]
+    left.set_yticks(range(len(places)), names_of_places)
     left.invert_yaxis()
     left.set_xlabel(f"time over that of {baseline} (above 1: slower)")
     left.set_title("Fixed k, by shape and tokens")
