@@ -66,12 +66,8 @@ def savings(cells: Sequence[ExpertsResult]) -> list[Saving]:
 
 def goals(cells: Sequence[ExpertsResult]) -> list[Goal]:
     """Every figure asked of the suite, cell by cell."""
-    return [
-        *_saving_goals(cells),
-        *_ratio_goals(cells, "forward"),
-        *_share_goals(cells),
-        *_ratio_goals(cells, "train"),
-    ]
+    forward, train = (_ratio_goals(cells, phase) for phase in ("forward", "train"))
+    return [*_saving_goals(cells), *forward, *_share_goals(cells), *train]
 
 
 def _saving_goals(cells: Sequence[ExpertsResult]) -> list[Goal]:

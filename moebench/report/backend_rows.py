@@ -52,10 +52,7 @@ def baseline_of(result: ExpertsResult) -> str:
 
 def machine_rates(result: ExpertsResult) -> tuple[FlopsPerSecond, BytesPerSecond]:
     """Medians over a cell's rounds: of a square matmul in its type, of the fastest way to read."""
-    rates = {
-        name: PROBE_WORK[name] / statistics.median(seconds)
-        for name, seconds in result.limits.items()
-    }
+    rates = {name: PROBE_WORK[name] / statistics.median(own) for name, own in result.limits.items()}
     read = max(rate for name, rate in rates.items() if name.startswith("read"))
     return rates[f"matmul {result.plan.dtype}"], read
 

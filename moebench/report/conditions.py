@@ -58,11 +58,9 @@ def _listed(values: Iterable[str]) -> str:
 
 def backends_by_phase(cases: Sequence[Case]) -> str:
     """Expert backends, each with its phases where not all backends have the same phases."""
-    phases: dict[str, list[str]] = {}
+    phases: dict[str, dict[str, None]] = {}
     for case in cases:
-        known = phases.setdefault(case.backend, [])
-        if case.workload.phase not in known:
-            known.append(case.workload.phase)
+        phases.setdefault(case.backend, {})[case.workload.phase] = None
     if len({frozenset(own) for own in phases.values()}) <= 1:
         return _listed(phases)
     return ", ".join(f"{name} ({' and '.join(own)})" for name, own in phases.items())
@@ -147,7 +145,7 @@ def limits(run: Run) -> tuple[str, ...]:
 def run_facts(run: Run) -> dict[str, str]:
     """Identity, times and versions of a run, by name."""
     m = run.manifest
-    facts = {
+    return {
         "run": m.run,
         "suite": f"{m.suite} (SHA-256 {m.suite_sha256[:12]}…)",
         "status": status(run),
@@ -158,8 +156,8 @@ def run_facts(run: Run) -> dict[str, str]:
         "resumed": ", ".join(m.resumed_at) or "never",
         "time budget": "none" if m.budget is None else text(m.budget, "time"),
         "rests on": conditions(run),
+        **m.versions,
     }
-    return facts | dict(m.versions)
 
 
 def flat_facts(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -61,8 +61,7 @@ def png(figure: Figure, dots_per_inch: float | None = None) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format that the file's name asks for, one of `FORMATS`."""
-    check_format(path)
+    """Write the figure in the format that the file's name asks for; see `check_format`."""
     try:
         figure.savefig(path)
     except OSError as error:
