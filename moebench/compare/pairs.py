@@ -48,10 +48,7 @@ def speedup(
     names: tuple[str, str] = ("baseline", "target"),
     seed: int = 0,
 ) -> Ratio:
-    """Total time of the baseline over total time of the target on the same steps, less delays.
-
-    `names` are the titles of baseline and target, `seed` is that of the resampling.
-    """
+    """Total time of baseline over target (titles in `names`) on the same steps, less delays."""
     base, other = RoundTotals.of(baseline), RoundTotals.of(target)
     _same_work(base, other, names)
     times = (base.seconds, expected_seconds(base)), (other.seconds, expected_seconds(other))
@@ -72,15 +69,10 @@ class Timed:
 def overhead(target: Timed, between: tuple[Timed, Timed], seed: int = 0) -> Ratio:
     """Time of an adaptive router over that of a fixed k with the same mean number of experts.
 
-    No fixed router runs 1.4 experts, so its time is interpolated, round by round, between two of a
-    larger and a smaller k: what routing itself costs, with the saving in experts taken out. Time is
-    not linear in k where few tokens touch few experts; there the interpolation is a convention and
-    no prediction.
-
-    Args:
-        target: the adaptive router.
-        between: the baseline and the floor, of larger and smaller k.
-        seed: of the resampling.
+    No fixed router runs 1.4 experts, so its time is interpolated, round by round, between the two
+    of a larger and a smaller k in `between`: what routing itself costs, with the saving in experts
+    taken out. Time is not linear in k where few tokens touch few experts; there the interpolation
+    is a convention and no prediction.
     """
     above, below = between
     if above.mean_k <= below.mean_k:

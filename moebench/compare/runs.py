@@ -89,12 +89,9 @@ def compare_runs(
 ) -> Comparison:
     """How much slower run B is than run A, case by case.
 
-    Args:
-        unchanged: A/A runs of this machine; without them the noise between runs is unknown, and
-            the intervals are too narrow and labelled so.
-        threshold: relative slowdown from which a slower case is a regression, and change within
-            which cases are called the same.
-        force: compare runs of different machines or suites, and say so in `labels`.
+    Without `unchanged` (A/A runs of this machine) the noise between runs is unknown, and intervals
+    are too narrow and labelled so. A slowdown beyond `threshold` is a regression, a change within
+    it is "same". `force` compares runs of different machines or suites, and `labels` say so.
     """
     unchanged = unchanged or UnchangedRuns("", ())
     reasons = differences(run_a, run_b)
@@ -139,10 +136,7 @@ def differences(run_a: Run, run_b: Run) -> tuple[str, ...]:
 
 
 def relative_latency(measurement: Measurement, is_divided: bool = True) -> LogLatency:
-    """Logarithm of a case's latency over the reference operation of the same rounds.
-
-    The centre is that of a speedup (`moebench.compare.pairs`).
-    """
+    """Logarithm of a case's latency over the reference of the same rounds, as a trimmed mean."""
     rounds = RoundTotals.of(measurement.samples)
     expected = expected_seconds(rounds)
     residuals = np.log(rounds.seconds / expected)
@@ -164,10 +158,7 @@ def relative_latency(measurement: Measurement, is_divided: bool = True) -> LogLa
 def _change(
     case: str, a: Measurement, b: Measurement, is_divided: bool, noise: list[tuple[float, float]]
 ) -> tuple[CaseChange, float]:
-    """A case without a verdict, and the p-value of "nothing changed".
-
-    `noise` is the variance of a difference between runs with its degrees of freedom, if known.
-    """
+    """A case without verdict, and its p-value; `noise` is variance and degrees of freedom."""
     of_a, of_b = (relative_latency(m, is_divided) for m in (a, b))
     plain = relative_latency(b, False).value - relative_latency(a, False).value
     value = of_b.value - of_a.value
@@ -200,10 +191,7 @@ def _judged(
 
 
 def _measurements(run: Run) -> dict[str, Measurement]:
-    """The measurements of a run by case key, without simulated ones.
-
-    A case that was planned as a graph and launched eagerly is another case.
-    """
+    """Measurements by case key, none simulated; a graph launched eagerly is another case."""
     return {
         replace(record.case, launch=record.launch).key: record.measurement
         for record in run.records

@@ -1,12 +1,9 @@
 """Our own kernels for processors with AVX-512-BF16: three calls a layer, however many experts.
 
-The first call multiplies each assignment's row with the gate and up matrices of its expert and ends
-in the activation; the second multiplies with the down matrix; the third adds up the rows of each
-token. Nothing is gathered, sorted or copied between them.
-
-`packed` calls oneDNN twice for every touched expert: each call starts the threads, and streams the
-weights of an expert of Qwen3-30B-A3B for some 200 microseconds only. Here one call streams them
-all, from a copy of the weights in the kernels' own blocks, which has no gradients.
+They multiply with gate and up matrices and activate, multiply with the down matrix, and add up the
+rows of each token; nothing is gathered, sorted or copied between. `packed` starts the threads twice
+for every touched expert, which streams some 200 microseconds of Qwen3-30B-A3B's weights only. The
+copy of the weights in the kernels' own blocks has no gradients.
 """
 
 import torch
@@ -33,11 +30,7 @@ def build_layout(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
 
 
 def avx512(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
-    """Run all assignments through the first matrices of their experts, then through the second.
-
-    With gradients, and for sizes that are no multiple of what an instruction multiplies, `packed`
-    runs.
-    """
+    """Run all assignments through both matrices of their experts; `packed` runs the other cases."""
     hidden, inner = weights.down.shape[1:]
     if torch.is_grad_enabled() or x.dtype not in DTYPES or (hidden | inner) % DTYPES[x.dtype]:
         return packed(x, routing, weights)

@@ -18,10 +18,7 @@ from moebench.routers.routing import Hidden, Routing
 
 
 def grouped(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
-    """Run each touched expert on its slice of the gathered rows.
-
-    Python needs the slices' bounds: free on a CPU, one host synchronisation a layer on a GPU.
-    """
+    """Run each touched expert on its slice of the gathered rows; a GPU waits once a layer."""
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
     rows = dispatch(x, routing)

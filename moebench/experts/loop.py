@@ -7,11 +7,7 @@ from moebench.routers.routing import Hidden, Routing
 
 
 def loop(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
-    """Find each expert's tokens, run it on them, add its weighted outputs to theirs.
-
-    On a GPU the host waits once per expert, to learn whether it has tokens. It is made to be read,
-    not to be fast.
-    """
+    """Run each expert on its tokens: made to be read; on a GPU the host waits once per expert."""
     y = torch.zeros_like(x)
     matrices = zip(weights.gate_up.unbind(), weights.down.unbind(), strict=True)
     for expert, (gate_up, down) in enumerate(matrices):

@@ -1,18 +1,13 @@
 """`grouped` with weights in oneDNN's blocks, which its matmul kernels read without repacking.
 
-A plain matmul copies the weight into blocks each time: cheap beside a thousand rows, half of the
-time beside a few. Here the blocks are cached: a second copy of the weights, without gradients.
+Repacking costs half of the time beside a few rows. The blocks are cached: a second copy of the
+weights, without gradients. Slices of one to three rows are padded to four with the rows that follow
+them, because oneDNN's kernels for fewer rows are no faster.
 
-A slice of one to three rows is padded to four with the rows that follow it, and their products are
-dropped, because oneDNN's kernels for fewer rows are no faster.
-
-Experts of few rows are grouped: their rows are gathered, activated and written in one operation
-each. Beside weights that stream through the caches an operation finds its code evicted and costs
-tens of microseconds, where an expert of Qwen3-30B-A3B takes 300: grouping makes 16 tokens of it 6
-to 11 % faster. Experts of many rows come one by one, so that nothing large is allocated.
-
-All threads share every matmul. With one expert per thread 16 tokens of OLMoE were 13 % slower:
-OpenMP's threads spin for milliseconds after their last work and take the cores from others.
+Experts of few rows are gathered, activated and written in one operation each, which makes 16 tokens
+of Qwen3-30B-A3B 6 to 11 % faster. Experts of many rows come one by one, so that nothing large is
+allocated. All threads share every matmul: with one expert per thread 16 tokens of OLMoE were 13 %
+slower, because OpenMP's threads spin after their last work and take the cores from others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,10 +51,7 @@ def build_layout(weights: ExpertWeights) -> Sequence[tuple[Tensor, Tensor]]:
 
 
 def packed(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
-    """Run each touched expert's packed matrices on its slice of the gathered rows.
-
-    With gradients, and for a type that oneDNN does not pack on this processor, `grouped` runs.
-    """
+    """Run each touched expert's packed matrices on its slice; `grouped` runs other cases."""
     if torch.is_grad_enabled() or not can_pack(x.dtype):
         return grouped(x, routing, weights)
     total = routing.num_assignments

@@ -185,10 +185,7 @@ def build_decoder(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Decoder:
-    """A stack with random normal weights, scaled so that activations keep a size of order 1.
-
-    Matrices have a standard deviation of 1 / sqrt(inputs), norms are 1 +- 0.1, biases 0 +- 0.1.
-    """
+    """A random normal stack: matrices 0 +- 1 / sqrt(inputs), norms 1 +- 0.1, biases 0 +- 0.1."""
     with torch.device("meta"):
         decoder = Decoder(model, num_layers, dtype)
     decoder.to_empty(device=device)
@@ -202,9 +199,6 @@ def build_decoder(
 def training_loss(
     y: SequenceStates, routings: Sequence[Routing], target: SequenceStates
 ) -> Float[Tensor, ""]:
-    """Mean squared error in fp32 plus the routers' auxiliary losses (in training mode).
-
-    A stand-in with the shape of a real loss: its gradient reaches every parameter that ran.
-    """
+    """Mean squared error in fp32 plus auxiliary losses: its gradient reaches all that ran."""
     losses = [routing.aux_loss for routing in routings if routing.aux_loss is not None]
     return sum(losses, start=functional.mse_loss(y.float(), target.float()))

@@ -69,10 +69,7 @@ the same routing."""
 
 
 class ForwardStep(nn.Module):
-    """A forward step as a module of one tensor, which is what fvcore traces.
-
-    `counted` is `COUNTED_AS` where that runs instead, None where `experts` are run themselves.
-    """
+    """A forward step of one tensor for fvcore; `counted`, if any, runs in place of `experts`."""
 
     def __init__(
         self, decoder: Decoder, routers: Sequence[Router], experts: Experts, mode: StepMode
@@ -98,10 +95,7 @@ def count_flops(step: ForwardStep, x: SequenceStates) -> CountedFlops:
 def count_training_flops(
     step: ForwardStep, x: SequenceStates, run: Callable[[], None]
 ) -> CountedFlops:
-    """Count forward and backward with torch's counter while `run` runs them.
-
-    fvcore traces the forward pass only, and says which operations are unknown.
-    """
+    """Count what `run` runs with torch's counter; fvcore tells the unknown operations (forward)."""
     with torch.no_grad():
         _, unsupported = trace_macs(step, x)
     with torch_counter() as counter:
@@ -169,10 +163,7 @@ def attended_pairs(queries: int, keys: int, is_causal: bool) -> int:
 
 
 def _attention(op: Any, passes: int = 1) -> Callable[..., int]:
-    """FLOPs of attention [batch, heads, length, head]; operations differ in their arguments' order.
-
-    A counter gets only the shape of a mask. A mask counts as causal: the decoder has no other.
-    """
+    """FLOPs of attention [batch, heads, length, head]; a mask is causal, as in the decoder."""
     names = [argument.name for argument in op.default._schema.arguments]
 
     def count(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
@@ -192,10 +183,7 @@ def _grouped_mm(rows: Shape, weights: Shape, *_: Any, **__: Any) -> int:
 
 
 def _ragged(weights: int) -> Callable[..., int]:
-    """FLOPs of a kernel of `moebench.experts.gpu` whose argument `weights` has the matrices.
-
-    Argument 1 has one entry an assignment, or a bound of them in a CUDA graph.
-    """
+    """FLOPs of a kernel of ours; argument 1 has an entry an assignment, or a bound of them."""
     return lambda *shapes, **_: int(2 * shapes[1][0] * math.prod(shapes[weights][1:]))
 
 

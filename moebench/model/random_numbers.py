@@ -9,10 +9,7 @@ from torch import Tensor
 
 
 def fill_normal(tensor: Tensor, mean: float, std: float, seed: Sequence[int]) -> None:
-    """Fill a contiguous tensor with independent normal numbers, fast enough for gigabytes.
-
-    On a CPU, threads fill chunks with a generator each: the numbers depend on the seed alone.
-    """
+    """Fill a contiguous tensor with normal numbers in threads; they depend on the seed alone."""
     state = int(np.random.SeedSequence(seed).generate_state(1)[0])
     if tensor.device.type != "cpu":
         generator = torch.Generator(tensor.device).manual_seed(state)

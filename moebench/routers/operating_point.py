@@ -55,11 +55,9 @@ def impose_marginals(
 ) -> None:
     """Set `selection_bias` so that the experts' marginals are the point's over a stream.
 
-    Columns beyond `num_experts` are null experts. They share one bias, which sets the mean of k;
-    without them k is given by `slots_of_token` and only the shape of the marginals is the point's.
-
-    Args:
-        biased_scores: what competes for the slots, [tokens, choices], under a bias [choices].
+    `biased_scores` gives what competes, [tokens, choices], under a bias [choices]. Columns beyond
+    `num_experts` are null experts. They share one bias, which sets the mean of k; without them k is
+    given by `slots_of_token` and only the shape of the marginals is the point's.
     """
     num_choices, num_tokens = len(selection_bias), len(slots_of_token)
     total = assigned = int(slots_of_token.sum())
@@ -122,13 +120,9 @@ def selection_biases(
     This is a transport problem between tokens and columns, and the biases are its dual variables.
     Each round computes for every column the change of its own bias that would give it exactly its
     target if the others stayed (a quantile of its distances to the tokens' thresholds). The bias
-    goes part of the way: half at first, since two columns that compete alone would each give way
-    to the other, and less later. The best round is returned, however good it is (`check_point`).
-
-    Args:
-        targets: tokens wanted by each column. Where there are more columns than targets, the last
-            columns share a bias and the last target.
-        miss: how bad loads are; 1 is good enough to stop.
+    goes half of the way at first, since two columns that compete alone would each give way to the
+    other, and less later. The best round is returned, however good it is (`check_point`).
+    Columns beyond the targets share a bias and the last target. A `miss` of 1 ends the search.
     """
     bias = torch.zeros(num_choices, device=slots_of_token.device)
     if not len(slots_of_token):
@@ -178,10 +172,7 @@ def distances_to_choice(
 def shift_to_target(
     margins: Float[Tensor, "rows cases"], targets: Int[Tensor, " rows"], spread: float
 ) -> Float[Tensor, " rows"]:
-    """The shift of each row after which exactly `targets` of its margins are positive.
-
-    A row with target 0 is not shifted; no shift exceeds four times the `spread` of the scores.
-    """
+    """Shifts that make `targets` margins of a row positive: at most 4 `spread`, 0 for target 0."""
     num_cases = margins.shape[1]
     largest = min(num_cases, int(targets.max()) + 1)
     descending = margins.clamp(-1e6, 1e6).topk(largest, dim=1).values

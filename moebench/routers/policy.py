@@ -95,11 +95,8 @@ def policy(
 ) -> Policy:
     """The policy of a router with its options, for which the policy's fields are the schema.
 
-    Args:
-        name: a router's name, or "package.module:Policy" for one outside moebench.
-        where: file and table for error messages.
-        may_import: whether a router outside moebench is imported, which runs its code; only for
-            a name that the user wrote.
+    `name` may be "package.module:Policy" outside moebench; `may_import` allows to import it, which
+    runs its code: only for a name that the user wrote. `where` is file and table for messages.
     """
     prefix = f"{where}: " if where else ""
     if may_import and ":" in name:

@@ -89,13 +89,9 @@ def ragged_linear(
     """Multiply each assignment's row of x by the matrix of its expert, into y.
 
     Sums and the epilogue, SiLU(gate) * up or relu(sum)^2, are in fp32 until they are rounded.
-
-    Args:
-        x: rows of any stride, with adjacent elements.
-        indices: the row of each assignment, sorted by expert, int64; None: each has its own.
-        counts: assignments of each expert, int64.
-        matrices: result of `blocks`, gated for "swiglu".
-        y: overwritten; dense.
+    `indices` is the row of each assignment, sorted by expert (None: each has its own), `counts` the
+    assignments of each expert, both int64. `matrices` come from `blocks`, gated for "swiglu".
+    Rows of x have any stride and adjacent elements; y is dense and overwritten.
     """
     rows = x if indices is None else indices
     width = BLOCK // 2 if epilogue == "swiglu" else BLOCK
@@ -117,11 +113,7 @@ def combine(
     weights: Float[Tensor, " assignments"],
     y: Float[Tensor, "tokens outputs"],
 ) -> None:
-    """Add up the fp32-weighted rows of all assignments in their tokens' rows of y, overwritten.
-
-    Everything is dense, `tokens` int64. Sums are in fp32, in the order of the rows, until they are
-    rounded.
-    """
+    """Overwrite y with each token's fp32-weighted rows, added in order in fp32; all are dense."""
     _check_types(rows, (rows, y), (tokens,))
     if not len(rows) == len(tokens) == len(weights) or rows.shape[1] != y.shape[1]:
         raise ValueError(

@@ -59,11 +59,7 @@ class Occupancy:
 def occupancy(
     capability: int, warps: int, registers: int, shared_bytes: int, tensor_memory_columns: int = 0
 ) -> Occupancy:
-    """Resident blocks of a kernel on one multiprocessor; 0 where not even one fits.
-
-    `registers` are those of a thread; warps, shared memory (static and dynamic) and columns of
-    tensor memory are those of a block.
-    """
+    """Blocks that one multiprocessor holds; `registers` are a thread's, all else is a block's."""
     limits = LIMITS[capability]
     registers_per_warp = _round_up(registers * WARP, REGISTER_UNIT)
     warps_with_registers = PARTITIONS * (REGISTERS // PARTITIONS // registers_per_warp)

@@ -29,10 +29,7 @@ STATE_SCALE = 0.28
 
 
 class RMoERouter(TopKRouter):
-    """Projection and gate of one layer around the cell that all layers share.
-
-    `weight` is the base router's in the residual form and None in the paper's.
-    """
+    """Projection and gate of one layer around the shared cell; the paper's form has no `weight`."""
 
     def __init__(
         self, model: ModelSpec, policy: RMoE, cell: nn.GRUCell, dtype: torch.dtype

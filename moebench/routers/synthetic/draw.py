@@ -10,10 +10,7 @@ from moebench.spec.load import geometric_k
 def draw_slots(
     mix: str, top_k: int, num_experts: int, num_tokens: int, generator: torch.Generator
 ) -> Choice:
-    """Slots of one step under a mix (`moebench.routers.synthetic.mixes`); experts are uniform.
-
-    A token has `top_k` slots under "fixed", and `SLOTS` under every other mix.
-    """
+    """Slots of one step under a mix: `top_k` a token under "fixed", else `SLOTS`."""
     keep = None
     if mix in MEAN_K:
         probabilities = torch.tensor(geometric_k(MEAN_K[mix], SLOTS), dtype=torch.float64)

@@ -16,12 +16,9 @@ def reachable_experts(model: ModelSpec) -> int:
 
 
 def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: str) -> Op:
-    """From logits to weighted slots: scores, top-k, weights. Launches more than work.
+    """From logits to weighted slots: scores in fp32, top-k, weights. Launches more than work.
 
-    Args:
-        num_choices: columns that compete, null experts included.
-        slots: candidates of each token before dropping.
-        dtype: type of the logits and of the weights that leave; scores are fp32.
+    `num_choices` includes null experts; `slots` are a token's candidates before dropping.
     """
     # Launches of `moebench.routers.gate`: bias, top-k, scores, gathering; and where the convention
     # asks for them: casts to fp32 and back, a second scoring, sum and division, a factor, and the
@@ -34,10 +31,7 @@ def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: 
 
 
 def flatten_op(num_slots: int, *, drops: bool) -> Op:
-    """From slots to a routing sorted by expert: stable sort, token numbers, weights, histogram.
-
-    Indices are 8 bytes. With `drops` (adaptive k) the kept slots are found and gathered first.
-    """
+    """From slots to a routing sorted by expert; with `drops` the kept slots are gathered."""
     return traffic(
         "flatten", "router", 8 * num_slots, 6 * num_slots, "float32", launches=7 if drops else 4
     )
