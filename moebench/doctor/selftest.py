@@ -148,10 +148,9 @@ def experiment(times: Times, most: int, seed: int) -> Ratio:
 
 
 def rates(stretches: Sequence[Times], drift: float, independent: int | None = None) -> UnitRates:
-    """Error rates over experiments on stretches of at least `MANY_ROUNDS` rounds.
+    """Error rates over experiments on stretches, each slowed down by `drift` from end to end.
 
-    The machine slows down by `drift` over a stretch; `independent` is the number of disjoint
-    stretches (None: all).
+    `independent` is the number of disjoint stretches (None: all).
     """
 
     def ratios(slowdown: float, most: int) -> list[Ratio]:
@@ -191,10 +190,7 @@ def holds(ratio: Ratio, truth: float) -> bool:
 
 
 def verdict(name: str, rate: Rate) -> Literal["reached", "missed", "undecided"]:
-    """Whether a rate lies in its required band.
-
-    It is undecided where fewer than `EXPERIMENTS` leave an interval that meets the band.
-    """
+    """Whether a rate lies in its band; undecided if its interval, of few experiments, meets it."""
     low, high = BANDS[name]
     if low <= rate.value <= high:
         return "reached"

@@ -18,6 +18,8 @@ TITLES = {
     "coverage": "coverage of 95 %",
 }
 """Names of the required rates in tables."""
+UNITS = ("1 ms", "1 ms, 3 % drift", "100 ms", "100 ms, 3 % drift")
+"""Columns of the tables."""
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
@@ -28,10 +30,6 @@ def findings_text(findings: Sequence[Finding]) -> str:
         lines += [f"       {finding.meaning}"] * bool(finding.meaning)
         lines += [f"       → {finding.remedy}"] * bool(finding.remedy)
     return "\n".join(lines)
-
-
-UNITS = ("1 ms", "1 ms, 3 % drift", "100 ms", "100 ms, 3 % drift")
-"""Columns of the tables."""
 
 
 def rates_by_unit(result: Selftest) -> tuple[UnitRates, ...]:

@@ -67,8 +67,7 @@ def record_times(
 ) -> Times:
     """Times of a pair of works in interleaved rounds, as many as `most` and `budget` allow.
 
-    `progress` is called after every `MANY_ROUNDS` rounds. It is an error if the budget is too short
-    for one experiment.
+    `progress` is called after every `MANY_ROUNDS` rounds, the least that `budget` must hold.
     """
     first, second = pair
     visits = {"first": lambda step, n: first(), "second": lambda step, n: second()}

@@ -77,12 +77,9 @@ class StageTimer:
 
     def start(self) -> None:
         """Leave out the time since the last mark: the next stage begins now."""
-        self._stamp(None)
+        self.mark(None)
 
-    def mark(self, stage: str) -> None:
-        self._stamp(stage)
-
-    def _stamp(self, stage: str | None) -> None:
+    def mark(self, stage: str | None) -> None:
         if self.device.type != "cuda":
             self._marks.append((stage, time.perf_counter()))
             return

@@ -12,10 +12,7 @@ from moebench.measure.environment import driver_version, nvml_handle
 from moebench.measure.nvml import answer, open_nvml, other_load
 
 MINIMUM_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
-"""Oldest Linux driver that runs a CUDA major version.
-
-Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
-"""
+"""Oldest Linux driver of a CUDA version. Source: NVIDIA, "CUDA Compatibility", minor versions."""
 BUSY_PERCENT = 10
 DEVICE_FILES = Path("/dev")
 

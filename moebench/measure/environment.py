@@ -125,7 +125,7 @@ def describe_machine(device: torch.device) -> Environment:
 
 def fingerprint(cpu: Cpu, gpu: Gpu | None, software: Software) -> str:
     """Hash of what timings depend on; clocks of the moment and commits are not part of it."""
-    parts: dict[str, Any] = asdict(cpu)
+    parts = asdict(cpu)
     # A guest's memory varies by a few pages from boot to boot.
     parts["memory"] = None if cpu.memory is None else round(cpu.memory / 2**30)
     if gpu is not None:

@@ -68,10 +68,7 @@ def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "input
 
 
 def _captured(step: StepFunction, example: Tensor) -> Graph:
-    """Capture after a warm-up, both on a side stream.
-
-    **Source**: PyTorch's notes on CUDA semantics.
-    """
+    """Capture after a warm-up, both on a side stream. **Source**: PyTorch's CUDA semantics."""
     x = example.clone()
     with torch.cuda.device(x.device):
         before = torch.cuda.current_stream()

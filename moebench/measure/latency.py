@@ -190,10 +190,7 @@ def _frozen(collected: Mapping[str, list[Sample]]) -> Samples:
 
 
 def without_frames(error: Exception) -> Exception:
-    """The error without its frames, which keep a failed step's tensors alive.
-
-    Where it was raised stays in its notes, a line a frame, innermost last, without folders.
-    """
+    """The error with its frames as notes: the frames keep a failed step's tensors alive."""
     for frame in traceback.extract_tb(error.__traceback__):
         error.add_note(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}")
     error.__traceback__ = error.__context__ = error.__cause__ = None

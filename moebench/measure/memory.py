@@ -123,8 +123,7 @@ def _transparent_malloc(libc: ctypes.CDLL) -> Iterator[None]:
     """
     accepted = libc.mallopt(M_MMAP_THRESHOLD, OWN_MAPPING)
     assert accepted, "glibc takes every threshold up to LARGEST_MMAP_THRESHOLD"
-    occupied = []
-    size = 2**32
+    occupied, size = [], 2**32
     while size >= OWN_MAPPING:
         chunk = libc.malloc(size)
         # Bit 1 of the size before a chunk says that it has a mapping of its own (glibc).

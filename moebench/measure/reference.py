@@ -21,10 +21,7 @@ READ_BYTES = 128 * 2**20
 
 @functools.cache
 def reference_operation(device: torch.device) -> Callable[[], None]:
-    """A function that enqueues the operation on a device; its 147 MiB of data are made once.
-
-    Data are random, since zeros are multiplied faster.
-    """
+    """A function that enqueues the operation; its 147 MiB are random: zeros multiply faster."""
     generator = torch.Generator(device).manual_seed(VERSION)
 
     def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:

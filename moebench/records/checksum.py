@@ -41,18 +41,13 @@ class Line(Generic[T]):
 
 def write_document(path: Path, table: Mapping[str, Any]) -> None:
     """Replace a file by a table with its checksum."""
-    checked = {**table, KEY: _checksum(table, DOCUMENT)}
-    text = json.dumps(checked, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    table = {**table, KEY: _checksum(table, DOCUMENT)}
+    text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(path, text.encode())
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The table of a file, without its checksum.
-
-    Raises:
-        ValueError: the file cannot be read, holds no JSON table, or was changed since it was
-            written.
-    """
+    """The table of a file, without its checksum; a ValueError if damaged."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -87,9 +82,6 @@ def read_lines(path: Path, cls: type[T], *, all_checked: bool) -> list[Line[T]]:
     """Every line of a file, damaged ones with what is wrong; a file that is absent has none.
 
     Under `all_checked` a line without a checksum is damaged.
-
-    Raises:
-        ValueError: the file cannot be read, or a newer moebench wrote it.
     """
     try:
         data = path.read_bytes()
@@ -129,10 +121,8 @@ def set_aside(
     path: Path, lines: Sequence[Line[T]], keep: Callable[[T], bool] = lambda _: True
 ) -> list[T]:
     """Move damaged lines and those not to be kept to `<path>.torn`; returns the latter."""
-    rest: list[Line[T]] = []
-    aside: list[Line[T]] = []
-    for line in lines:
-        (rest if line.value is not None and keep(line.value) else aside).append(line)
+    rest = [line for line in lines if line.value is not None and keep(line.value)]
+    aside = [line for line in lines if line.value is None or not keep(line.value)]
     if aside:
         # Aside first: a crash in between leaves lines twice, never nowhere.
         torn = path.with_name(f"{path.name}.torn")

@@ -76,8 +76,7 @@ def rejected(p_values: Sequence[float]) -> list[bool]:
 
     Not counted: dependence between the p-values other than positive.
 
-    **Source** Benjamini and Hochberg, Journal of the Royal Statistical Society B 57, 1995,
-    procedure (1).
+    **Source** Benjamini and Hochberg, J. Royal Statistical Society B 57, 1995, procedure (1).
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     last = max(

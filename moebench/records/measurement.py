@@ -40,8 +40,7 @@ class Memory:
     """Peak memory of one case alone, in bytes; None where it could not be read."""
 
     weights: Bytes
-    """Parameters and buffers of the layers run, counted from the tensors, with the second copies of
-    expert backends."""
+    """Parameters, buffers and backends' second copies, from the tensors of the layers run."""
     cache: Bytes
     """KV cache, counted from the tensors; 0 where the level has none."""
     activations: Bytes | None
@@ -80,8 +79,7 @@ class FlopCount:
     """False if a counter met an operation it cannot count."""
     unsupported: tuple[str, ...] = ()
     counted: str | None = None
-    """Expert backend that the counters counted, under the same routing, where they cannot look into
-    the case's own; None: the case's own."""
+    """Backend counted under the same routing, where the case's own is opaque; None: its own."""
 
     def __post_init__(self) -> None:
         check_number(self, "closed_form", "traced_closed_form", "fvcore", "torch")

@@ -52,11 +52,7 @@ class Run:
 
 
 def load_run(directory: Path | str) -> Run:
-    """Read a run's directory without changing it.
-
-    Damaged lines are reported in `problems` and skipped; of two records of one case the first
-    holds.
-    """
+    """Read a run's directory without changing it; damaged lines are `problems`."""
     directory = Path(directory)
     table = read_manifest(directory)
     if run_kind(table) == "experts":
@@ -110,11 +106,7 @@ class RunWriter:
 
     @classmethod
     def open(cls, directory: Path) -> "RunWriter":
-        """Take up a run that was cut off.
-
-        Damaged lines and the lines of unfinished cells move to `<file>.torn`; `content.problems`
-        names them.
-        """
+        """Take up a run that was cut off; damaged lines and unfinished cells' move to *.torn."""
         read_manifest(directory)
         lock = acquire(directory)
         try:

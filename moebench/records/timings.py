@@ -34,11 +34,9 @@ class Microbenchmarks:
     copy_bandwidth: BytesPerSecond
     """Bandwidth of copying such an array, bytes read plus bytes written."""
     fresh_bandwidth: BytesPerSecond | None
-    """Bandwidth of writing newly allocated memory, which the system maps page by page; None on a
-    device whose allocator reuses freed memory."""
+    """Bandwidth of writing new memory, mapped page by page; None where freed memory is reused."""
     small_op: Seconds
-    """Time of one framework call on a few elements; on a CPU the first one after memory far larger
-    than the caches was read."""
+    """Time of one framework call on a few elements; on a CPU the first with cold caches."""
     duration: Seconds
     """Time that the microbenchmarks took."""
     reference: Seconds | None = None

@@ -36,10 +36,7 @@ __all__ = ["FULL", "QUICK", "EnergyPlan", "measure_energy"]
 CHUNK: Seconds = 0.05
 """Length of the chunks of steps that are stamped."""
 SENSOR_PERIOD: Seconds = 0.1
-"""Period of sensors that sample part of the time.
-
-Source: Yang, Adamek and Armour, for A100 and H100.
-"""
+"""Period of sensors that sample part of the time. Source: Yang et al., for A100 and H100."""
 
 
 def measure_energy(
@@ -81,8 +78,7 @@ def _check_packages(root: Path) -> None:
     if Rapl(root).domains:
         return
     if describe_cpu().hypervisor is not None:
-        text = "virtualised: the hypervisor gives this guest no RAPL counters"
-        raise Fault("virtualised", text)
+        raise Fault("virtualised", "virtualised: the hypervisor gives this guest no RAPL counters")
     raise Fault("no-powercap", "no_powercap: this system has no RAPL package domain")
 
 

@@ -78,12 +78,10 @@ class ReaderProcess:
         if has_died:
             said = (self._process.stderr.read() if self._process.stderr else b"").decode()
             last = said.strip().splitlines()[-1:] or [f"exit code {self._process.returncode}"]
-            self._fault("reader-died", f"the process that reads the counter died: {last[0]}")
+            fault = ["reader-died", f"the process that reads the counter died: {last[0]}"]
         else:
-            self._fault("reader-stalled", f"a call to the counter has hung for {silent:.0f} s")
-
-    def _fault(self, kind: str, text: str) -> None:
-        self.rows.append(["fault", time.monotonic(), "board", kind, text])
+            fault = ["reader-stalled", f"a call to the counter has hung for {silent:.0f} s"]
+        self.rows.append(["fault", time.monotonic(), "board", *fault])
 
     def failure(self) -> Fault | None:
         """The fault that ended the reading of both counter and power."""

@@ -17,18 +17,12 @@ from moebench.records.energy import EnergyBudget
 from moebench.units import Seconds
 
 GAIN = 0.05
-"""Relative error of a board's power sensor, either way.
-
-Source: Yang, Adamek, Armour, arXiv 2312.02741.
-"""
+"""Relative error of a power sensor, either way. Source: Yang et al., arXiv 2312.02741."""
 LAG: Seconds = 0.1
 """Greatest age of the power that a sensor shows: one period of its sampling."""
 POLLED = 0.02
-"""Standard uncertainty of integrated power.
-
-Source: residuals of 2 to 5 % over 6 s that one serving engine published for its estimator on a
-consumer board; the smaller one is taken.
-"""
+"""Standard uncertainty of integrated power. Source: the smaller of the residuals (2 to 5 % over
+6 s) that one serving engine published for its estimator on a consumer board."""
 
 
 def energy_budget(
@@ -38,18 +32,13 @@ def energy_budget(
     jitter_share: float = 0.0,
     polled: bool = False,
 ) -> EnergyBudget:
-    """Parts of the uncertainty of joules a step over at least three windows.
+    """Parts of the uncertainty of joules a step over at least three windows, each in its own load.
 
     Aliasing is the scatter of the windows, each at a phase of its own, beyond stamps, broken steps
     and a linear drift. Drift does not change the mean of windows that lie evenly in the load; its
-    part comes from their distance to the load's centre, and from the sensor's lag.
-
-    Args:
-        windows: each in a load of its own.
-        centre: middle of these loads.
-        swing: relative standard deviation of power during the load.
-        jitter_share: part of the stamps' variance that is the uneven beat of the counter.
-        polled: whether the joules are integrated power.
+    part comes from their distance to the loads' `centre`, and from the sensor's lag. `swing` is the
+    relative standard deviation of power, `jitter_share` the part of the stamps' variance that is
+    the counter's uneven beat; `polled` joules are integrated power.
     """
     work = np.array([window.steps for window in windows])
     shares = work / work.sum()
