@@ -166,14 +166,12 @@ def _cells(record: Record, failure: Failure | None, run: Run) -> RowCells:
 def _measured_cells(record: Record) -> RowCells:
     measurement, tokens = measurement_of(record), record.case.workload.num_tokens
     flops, memory, energy = measurement.flops, measurement.memory, measurement.energy
-    incomplete: tuple[Note, ...] = ()
-    if not flops.complete:
-        names = ", ".join(flops.unsupported)
-        why = (
-            f"incomplete-count: a counter cannot count {names}; "
-            "the number is the closed form from the observed routing"
-        )
-        incomplete = (Note(f"flops {names}", why),)
+    names = ", ".join(flops.unsupported)
+    why = (
+        f"incomplete-count: a counter cannot count {names}; "
+        "the number is the closed form from the observed routing"
+    )
+    incomplete = () if flops.complete else (Note(f"flops {names}", why),)
     error = prediction_error(record)
     assert error is not None
     doubts = _caveat_notes(measurement.caveats)

@@ -120,13 +120,11 @@ def limits(run: Run) -> tuple[str, ...]:
             + (f"; {few} cases had fewer than {MIN_ROUNDS}, too few for a verdict." if few else ".")
         )
     lines += stop_reasons(run.records)
-    methods = dict.fromkeys(m.memory.method for m in measured)
-    if methods:
+    if methods := dict.fromkeys(m.memory.method for m in measured):
         lines.append(f"Peak memory by: {'; '.join(methods)}.")
     # A run may be of a version that had other backends.
     backends = {record.case.backend for record in run.records} & set(EXPERT_BACKENDS)
-    twice = [name for name in backends if EXPERT_BACKENDS[name].layout != "plain"]
-    if twice:
+    if twice := [name for name in backends if EXPERT_BACKENDS[name].layout != "plain"]:
         lines.append(
             f"Peak memory of {' and '.join(twice)} holds the experts' weights twice, as parameters "
             "and in blocks."

@@ -6,7 +6,7 @@ from itertools import groupby
 from moebench.compare.prediction_errors import prediction_errors
 from moebench.records.record import Record
 from moebench.records.run import Run
-from moebench.report.cases import LEGEND, ratio, run_table
+from moebench.report.cases import LEGEND, ratio, run_table, titles_of
 from moebench.report.conditions import flat_facts, limits, run_facts, status
 from moebench.report.document import (
     Block,
@@ -93,34 +93,26 @@ def _overheads(records: Sequence[Record]) -> Iterable[Block]:
 
 
 def _errors(records: Sequence[Record]) -> Iterable[Block]:
-    errors = prediction_errors(records)
-    if not errors:
+    if not (errors := prediction_errors(records)):
         return
     yield Heading("How good the predictions were")
     yield Paragraph(
         "Errors are predicted over measured latency, less 1; every prediction was written before "
         "its case was measured."
     )
-    rows = [
-        (
-            e.phase if e.phase != "all" else "all phases",
-            LEVELS.get(e.level, "both levels"),
-            str(e.n),
-            percent(e.median, signed=True),
-            percent(e.median_absolute),
-            percent(e.p90_absolute),
-        )
-        for e in errors
-    ]
-    yield Grid(
-        ("phase", "level", "cases", "median error", "median |error|", "P90 |error|"), rows, (0, 1)
-    )
+    rows = []
+    for e in errors:
+        phase = "all phases" if e.phase == "all" else e.phase
+        absolute = percent(e.median_absolute), percent(e.p90_absolute)
+        level, median = LEVELS.get(e.level, "both levels"), percent(e.median, signed=True)
+        rows.append((phase, level, str(e.n), median, *absolute))
+    titles = ("phase", "level", "cases", "median error", "median |error|", "P90 |error|")
+    yield Grid(titles, rows, (0, 1))
 
 
 def _flops(records: Sequence[Record]) -> Iterable[Block]:
     """How far the two FLOP counters are from the closed form on the step that they counted."""
-    titles = dict.fromkeys(record.case.router.title for record in records)
-    if not titles:
+    if not records:
         return
     measured = [(r.case, r.measurement.flops) for r in records if r.measurement]
     stand_ins = dict.fromkeys(
@@ -136,7 +128,7 @@ def _flops(records: Sequence[Record]) -> Iterable[Block]:
         "that a counter cannot count are incomplete and not compared." + "".join(stand_ins)
     )
     rows = []
-    for title in titles:
+    for title in titles_of(records):
         counts = [flops for case, flops in measured if case.router.title == title]
         complete = [c for c in counts if c.complete]
         uncounted = sorted({name for c in counts for name in c.unsupported if not c.complete})

@@ -24,8 +24,8 @@ def backends_figure(cells: Sequence[ExpertsResult], baseline: str) -> Figure:
     names = list(dict.fromkeys(row.backend for row in rows if row.ratio is not None))
     colours = dict(zip(names, (*PAPER_COLOURS.values(), *OTHER_COLOURS), strict=False))
     for row, ratio in ((row, row.ratio) for row in rows if row.ratio is not None):
-        y = float(places.index((row.cell.dtype, row.cell.shape, row.cell.num_tokens)))
-        y += 0.17 * (names.index(row.backend) - (len(names) - 1) / 2)
+        place = places.index((row.cell.dtype, row.cell.shape, row.cell.num_tokens))
+        y = place + 0.17 * (names.index(row.backend) - (len(names) - 1) / 2)
         ends = (ratio.low or ratio.value, ratio.high or ratio.value)
         left.plot(ends, (y, y), color=colours[row.backend], linewidth=1.0)
         left.plot(ratio.value, y, "o", markersize=4, color=colours[row.backend])

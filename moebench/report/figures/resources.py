@@ -37,9 +37,8 @@ def peak_memory(run: Run) -> Figure | str:
         axes.set_ylabel(name)
         style.clear_axis(axes, "x")
     grid[-1][0].set_xticks(range(len(labels)), labels)
-    handles: list[Any] = [
-        Patch(color=colours[title], label=style.shown(title)) for title in titles_of(records)
-    ]
+    titles = titles_of(records)
+    handles: list[Any] = [Patch(color=colours[t], label=style.shown(t)) for t in titles]
     handles += [Patch(color="black", alpha=alpha, label=part) for part, alpha in PARTS.items()]
     if any(measurement_of(r).memory.activations is None for r in records):
         handles.append(Line2D([], [], linestyle="", label="?: not read"))
