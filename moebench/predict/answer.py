@@ -18,11 +18,12 @@ from moebench.predict.text import (
 
 def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     """Text or JSON that answers a command line; `defaults` are the options of an empty one."""
+    given = {name for name in vars(options) if vars(options)[name] != vars(defaults)[name]}
     if options.claims:
         from moebench.predict.claims.answer import claims_text
 
-        names = vars(options).keys() - {"claims", "json", "plot"}
-        refuse_beside("--claims", "says what each claim is of", sorted(names), options, defaults)
+        others = given - {"claims", "json", "plot"}
+        refuse_beside("--claims", "says what each claim is of", others)
         return claims_text(as_json=options.json, plot=options.plot)
     batches = batch_range(options.batch)
     options.router = options.router or ["ada-k"]
@@ -35,8 +36,8 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     if options.break_even is not None:
         from moebench.predict.serving.break_even import break_even
 
-        names = {"mean_k", "k_distribution", "operating_point", "plot"}
-        refuse_beside("--break-even", "looks for the mean k", sorted(names), options, defaults)
+        others = given & {"mean_k", "k_distribution", "operating_point", "plot"}
+        refuse_beside("--break-even", "looks for the mean k", others)
         cells = [break_even(one, router, batches, options.break_even) for one, router in asked]
         if options.json:
             return document(break_even=[row for rows in cells for row in rows])

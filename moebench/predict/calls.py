@@ -18,15 +18,8 @@ def predict_layer(
 ) -> Speedup:
     """Predict one MoE layer on a GPU: latency, speedup over the model's top-k, energy, memory.
 
-    Args:
-        model: a shipped name, a TOML file, or a description.
-        hardware: a shipped name, a TOML file, or a description.
-        router: a name (with the options of its paper), or a policy.
-        batch: sequences in flight.
-        deployment: further fields of `Deployment`: phase, context, dtype, kernel, skew, ...
-
-    Raises:
-        ValueError: an unknown name, or a value that cannot be.
+    Names are shipped ones or TOML files; a router's name stands for the options of its paper.
+    `batch` is sequences in flight, `deployment` further fields of `Deployment`: phase, dtype, ...
     """
     asked = Deployment(
         load_model(model) if isinstance(model, str) else model,

@@ -103,14 +103,7 @@ def routing_of(
     return own, point
 
 
-def refuse_beside(
-    flag: str,
-    why: str,
-    names: Iterable[str],
-    given: argparse.Namespace,
-    defaults: argparse.Namespace,
-) -> None:
-    """Refuse options beside a flag that answers another question; defaults are no options."""
-    for name in names:
-        if getattr(given, name) != getattr(defaults, name):
-            raise ValueError(f"--{name.replace('_', '-')}: not beside {flag}, which {why}")
+def refuse_beside(flag: str, why: str, given: Iterable[str]) -> None:
+    """Refuse options, by their names in the namespace, beside a flag with another question."""
+    for name in sorted(given):
+        raise ValueError(f"--{name.replace('_', '-')}: not beside {flag}, which {why}")

@@ -1,8 +1,6 @@
 """What is asked: the workload, how the routers route, and one case of both.
 
-Frozen dataclasses, read from TOML by `moebench.spec.schema` and written to records as plain tables.
-Names are those of published `config.json` files; an *assignment* is one (token, expert) pair
-that costs compute.
+An *assignment* is one (token, expert) pair that costs compute.
 """
 
 from collections.abc import Mapping

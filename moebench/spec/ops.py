@@ -53,7 +53,6 @@ class Op:
     fresh: Bytes = 0.0
     """Part of `bytes_written` that goes to large memory allocated for it."""
     layout: Layout = "plain"
-    """Layout of a matrix product's weights."""
     least_rows: float = 1.0
     """Rows that each matrix product computes at least; added rows are not counted as FLOPs."""
     n: float | None = None
@@ -107,15 +106,13 @@ class Launches(NamedTuple):
     """Operations that an expert execution dispatches in inference in bf16, views left out.
 
     Pairs are launches of the layer, and of each touched expert (before the matmuls: of each expert
-    of the model). A test counts them again.
+    of the model); `dispatch` is before the matmuls, `combine` after. A test counts them again.
     """
 
     matmul: tuple[float, float]
     """Launches of each of the two matmuls."""
     dispatch: tuple[float, float]
-    """Launches before the matmuls."""
     combine: tuple[float, float]
-    """Launches after the matmuls."""
     activation: float = 2
     """Launches after each of the first matmul's: SiLU and a product, or 0 where they are fused."""
 

@@ -61,11 +61,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_mapping(cls: type[T], table: object, where: str) -> T:
     """Build the dataclass `cls` from a table of a TOML file, where quantities have units.
 
-    Nested dataclasses, tuples, mappings and Literals are followed.
-
-    Raises:
-        ValueError: an unknown, missing or ill-typed key; the message has `where` (file and table),
-            the key, what was found, what was expected, and the nearest known name.
+    A ValueError has `where` (file and table), the key, what was found and expected, and the nearest
+    known name.
     """
     return cast(T, _read(cls, table, where, has_units=True))
 
@@ -73,8 +70,7 @@ def from_mapping(cls: type[T], table: object, where: str) -> T:
 def decode(cls: type[T], table: object, where: str) -> T:
     """Build the dataclass `cls` from the JSON table that `encode` made.
 
-    A key that is absent takes its default, so that older files load; arguments and errors are
-    those of `from_mapping`.
+    A key that is absent takes its default, so that older files load; errors as of `from_mapping`.
     """
     return cast(T, _read(cls, table, where, has_units=False))
 
@@ -82,8 +78,7 @@ def decode(cls: type[T], table: object, where: str) -> T:
 def encode(value: Any, where: str = "") -> Any:
     """What `json.dumps` takes, from dataclasses, mappings, sequences, numbers and strings.
 
-    Raises:
-        ValueError: NaN, infinity, or a type that has no place in a record; `where` is its path.
+    NaN, infinity and other types are refused with their path, which starts at `where`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

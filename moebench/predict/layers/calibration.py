@@ -9,8 +9,8 @@ A dense matmul of `rows` by a weight [n, k] that is in no cache takes
 `row_overhead` is work that does not depend on the rows: packing weights into the kernel's layout,
 filling the pipeline. p = 1: memory traffic and arithmetic do not overlap; large p: perfectly.
 
-Each layout of the weights has prices of its own: where weights are packed once, nothing is left to
-be packed, and blocks stream at another bandwidth.
+Each layout of the weights has prices of its own: weights packed once need no packing, and their
+blocks stream at another bandwidth.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,10 +112,7 @@ class Calibration:
 
 
 def fit_calibration(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -> Calibration:
-    """Fit the matmul prices of each layout to this machine's microbenchmarks.
-
-    Fewer than `LEAST_SAMPLES` plain matmuls of this dtype are refused.
-    """
+    """Fit the matmul prices of each layout to this machine's microbenchmarks."""
     fits: dict[Layout, MatmulPrices] = {}
     for layout in LAYOUTS:
         samples = [s for s in benchmarks.matmuls if (s.dtype, s.layout) == (dtype, layout)]
@@ -164,8 +161,7 @@ def fit_matmuls(samples: Sequence[MatmulSample], read_bandwidth: BytesPerSecond)
 
     fit = least_squares(log_error, start, bounds=(low, high), loss="soft_l1", f_scale=0.1)
     rate, bandwidth, row_overhead, overlap, overhead = np.exp(fit.x).tolist()
-    errors = np.abs(np.expm1(log_error(fit.x)))
-    median, p90 = np.quantile(errors, (0.5, 0.9)).tolist()
+    median, p90 = np.quantile(np.abs(np.expm1(log_error(fit.x))), (0.5, 0.9)).tolist()
     return MatmulPrices(
         rate, bandwidth, row_overhead, overlap, overhead, 1, len(samples), median, p90
     )

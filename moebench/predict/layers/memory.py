@@ -62,8 +62,7 @@ def layers_memory(
 ) -> Bytes:
     """Peak bytes of the layers run, one load a layer: weights, gradients, cache, activations.
 
-    Activations of inference do not add up over layers; those of training do. `layout` is that of
-    the experts' weights.
+    Activations of inference do not add up over layers; those of training do.
     """
     activations = [activation_memory(model, workload, load) for load in loads]
     per_layer = weight_memory(model, workload, router_parameters, layout)

@@ -48,8 +48,7 @@ def estimate(
 ) -> Estimate:
     """Estimate of one step of `num_layers` equal layers, run one after the other.
 
-    Ops and load are those of one layer, as are the estimate's assignments and distinct experts;
-    the peak memory is the step's.
+    Ops, load, assignments and distinct experts are those of one layer, the peak memory the step's.
     """
     prices = [op_price(op, calibration) for op in ops]
     by_stage = dict.fromkeys(STAGES, 0.0)

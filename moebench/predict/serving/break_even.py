@@ -23,7 +23,6 @@ class BreakEven:
     target: float
     """Speedup over the model's own top-k."""
     top_k: int
-    """Experts per token of the model's own router."""
     mean_k: float | None
     """Largest mean k that gains the target; None: not even `smallest_k` does."""
     smallest_k: float
@@ -37,10 +36,7 @@ def break_even(
 ) -> tuple[BreakEven, ...]:
     """Bisect the mean k of an adaptive router at every batch; fewer experts are never slower.
 
-    The router's k keeps its family of distributions.
-
-    Raises:
-        ValueError: a target of 1 or less, or a router with a fixed k.
+    The router's k keeps its family of distributions; a router with a fixed k is refused.
     """
     if not 1 < target < float("inf"):
         raise ValueError(f"--break-even: found {target}, expected a speedup above 1, e.g. 1.10")

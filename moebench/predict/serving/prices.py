@@ -56,9 +56,9 @@ class KernelPrices:
 def kernel_prices(deployment: Deployment) -> KernelPrices:
     """Parameters of the deployment's kernels on its device; an unknown kernel is refused."""
     d = deployment
-    name, known = d.kernel or default_kernel(d.hardware), shipped_dense()
+    name = d.kernel or default_kernel(d.hardware)
     kernel = kernel_named(name, d.model.expert_matrices, d.dtype)
-    experts = calibrated(kernel, d.hardware, dense_here=known.get(d.hardware.name))
+    experts = calibrated(kernel, d.hardware, dense_here=shipped_dense().get(d.hardware.name))
     return KernelPrices(name, experts, library_for(d.hardware))
 
 

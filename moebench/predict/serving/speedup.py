@@ -1,8 +1,4 @@
-"""Speedup of a router over the model's own top-k, with latency, energy, memory and intervals.
-
-deployment = Deployment(load_model("mixtral-8x7b"), load_hardware("h100-sxm"), level="model")
-[row.value for row in speedups(deployment, policy("ada-k"), [1, 16, 256])]
-"""
+"""Speedup of a router over the model's own top-k, with latency, energy, memory and intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +86,7 @@ def speedups(
     """Speedup of a router over the model's own top-k at every batch.
 
     `batches` are sequences in flight over all devices; `point` is how the router routes, by default
-    as its options or its paper say. An unknown kernel, a missing mean k, and a machine that lacks a
-    figure are refused.
+    as its options or its paper say.
     """
     d = deployment
     point = point or router.operating_point(d.model, d.skew)

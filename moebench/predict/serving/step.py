@@ -86,7 +86,14 @@ def step_price(
     own = [d.rank_workload(batch).num_tokens for batch in batches]
     loads = [router.load(d.model, t, point) for t in tokens]
     local = [most_loaded_rank(load, point.k_distribution, d.expert_parallel) for load in loads]
-    cases = expert_cases(d, prices.experts, tokens, local)
+    m, experts = d.model, prices.experts
+    # The kernel chooses its tile from tokens and shapes, so k is the model's own for every router.
+    inner = m.intermediate_size // d.tensor_parallel
+    sizes = (m.hidden_size, inner, m.top_k, m.num_experts, d.expert_parallel)
+    calls = LayerCalls(
+        np.array(tokens, dtype=float), *(np.full(len(tokens), float(s)) for s in sizes)
+    )
+    cases = experts.kernel.cases(experts.hardware, expected_loads(local, tokens), calls)
     layer = price(prices.experts, cases, [shape_of(d)] * len(batches))
 
     layers, moe = d.moe_layers + d.dense_layers, d.moe_layers
@@ -121,27 +128,6 @@ def shape_of(deployment: Deployment) -> str:
     """Name of the model's shape in calibrations."""
     m = deployment.model
     return shape_label(m.hidden_size, m.intermediate_size, m.top_k, m.num_experts)
-
-
-def expert_cases(
-    deployment: Deployment,
-    calibration: Calibrated,
-    tokens: Sequence[int],
-    local: Sequence[Floats],
-) -> LayerCases:
-    """Expert kernels of one layer on one rank, one case a step.
-
-    The deployed kernel chooses its tile from tokens and shapes, not from the routing, so `top_k`
-    is the model's own for every router. `tokens` are those of each step on all ranks together,
-    `local` its expected assignments [experts of the rank].
-    """
-    d, m = deployment, deployment.model
-    inner = m.intermediate_size // d.tensor_parallel
-    sizes = (m.hidden_size, inner, m.top_k, m.num_experts, d.expert_parallel)
-    calls = LayerCalls(
-        np.array(tokens, dtype=float), *(np.full(len(tokens), float(size)) for size in sizes)
-    )
-    return calibration.kernel.cases(calibration.hardware, expected_loads(local, tokens), calls)
 
 
 def router_time(
