@@ -45,8 +45,7 @@ class Circumstances:
     num_threads: int
     num_cores: int
     load_average: tuple[float, ...]
-    """Processes that wanted to run at the start, mean over 1, 5 and 15 minutes; empty where the
-    system does not say."""
+    """Mean number of runnable processes over 1, 5 and 15 minutes before the start, or empty."""
 
     def __str__(self) -> str:
         load = ", ".join(f"{value:.2f}" for value in self.load_average) or "not known"

@@ -201,8 +201,7 @@ def describe_software() -> Software:
 def describe_checkout(package: Path) -> tuple[str | None, bool | None]:
     """Commit of the checkout that tracks `package`, and whether the package differs from it.
 
-    It is (None, None) where git is missing, refuses, or does not track the package: a virtual
-    environment inside a checkout is not that checkout.
+    (None, None) where git is missing, refuses, or does not track it, as in a virtual environment.
     """
 
     def git(*arguments: str) -> str | None:

@@ -51,10 +51,7 @@ class Graph:
 
 
 def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "inputs ..."]) -> Graph:
-    """Capture a step and compare its replays with those of `eager`, on different inputs.
-
-    The step never waits for the device, and what it launches does not depend on its input's data.
-    """
+    """Capture a step that never waits or branches on its data; compare replays with `eager`."""
     assert len(ring) >= LEAST_RING, f"a ring of {len(ring)} inputs, {LEAST_RING} are needed"
     try:
         graph = _captured(step, ring[0])

@@ -56,8 +56,7 @@ class Plan:
     max_warmup_visits: int = 6
     """Visits of a case before the rounds; 0: the cases are warm, and a visit is one step."""
     precise_enough: Callable[[Samples], bool] | None = None
-    """Called after some of the rounds beyond `min_rounds`. Two answers of True in a row end the
-    cell: a single one may come from an interval that is narrow by chance."""
+    """Two answers of True in a row end the cell: one interval may be narrow by chance."""
 
 
 @dataclass(frozen=True)

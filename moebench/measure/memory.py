@@ -67,11 +67,7 @@ def measure_memory(
 
 
 def host_resolution() -> Bytes:
-    """Largest error of the kernel's high-water mark.
-
-    Linux counts resident pages per processor and adds a processor's count to the total only when
-    it exceeds a batch of max(32, twice the processors) pages.
-    """
+    """Largest error of the high-water mark: Linux counts each processor's pages in batches."""
     processors = os.cpu_count() or 1
     return float(max(32, 2 * processors) * processors * mmap.PAGESIZE)
 
@@ -117,9 +113,8 @@ def _glibc() -> ctypes.CDLL:
 def _transparent_malloc(libc: ctypes.CDLL) -> Iterator[None]:
     """Make resident memory follow allocated memory, for all but small allocations.
 
-    New large allocations get mappings of their own. Free chunks that the heap still has are
-    occupied, untouched, so that nothing is placed in them. Afterwards glibc's thresholds stay
-    where freeing large tensors brings them anyway: its dynamic adjustment cannot be resumed.
+    Large allocations get their own mappings; the heap's free chunks are occupied, untouched. Later
+    the thresholds stay where freeing large tensors brings them: glibc resumes no adjustment.
     """
     accepted = libc.mallopt(M_MMAP_THRESHOLD, OWN_MAPPING)
     assert accepted, "glibc takes every threshold up to LARGEST_MMAP_THRESHOLD"

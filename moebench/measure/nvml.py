@@ -239,10 +239,7 @@ def clock_reasons(nvml: Any, handle: Any) -> list[str] | None:
 
 
 def memory_used(nvml: Any, handle: Any) -> float | None:
-    """Bytes of a board in use by any process, without the driver's own reserve if possible.
-
-    Version 1 of the call counts that reserve as used, version 2 does not.
-    """
+    """Bytes of a board in use by any process; version 2 leaves out the driver's own reserve."""
     ask, version = nvml.nvmlDeviceGetMemoryInfo, getattr(nvml, "nvmlMemory_v2", None)
     info = (version and answer(ask, handle, version)) or answer(ask, handle)
     return None if info is None else float(info.used)

@@ -168,11 +168,7 @@ SWITCHES = (
 def inspect_machine(
     num_threads: int, num_cores: int, root: Path = Path("/"), nvml: Any = None
 ) -> tuple[Finding, ...]:
-    """Look at everything that is known to spoil measurements.
-
-    This process may use `num_cores` logical processors; `root` holds the folders proc, sys and dev;
-    `nvml` is `pynvml` if left out.
-    """
+    """Look at all that is known to spoil measurements; `root` holds proc, sys and dev."""
     return (*_host(num_threads, num_cores, root), *_gpus(nvml, root / "dev"))
 
 

@@ -25,8 +25,7 @@ class EnergyBudget:
     sampling: float
     """Uncertainty of integrating polled power; 0 for a counter."""
     gain: float
-    """Uncertainty of the board's gain: it cancels between routers on one board, and is not in the
-    interval."""
+    """Uncertainty of the board's gain: cancels between routers on a board; not in the interval."""
     freedom: float
     """Degrees of freedom of `aliasing`."""
     drift_rate: float

@@ -110,10 +110,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def run_kind(manifest: Mapping[str, Any]) -> RunKind:
-    """Whether a run compares routers or expert backends.
-
-    Manifests before schema 3 have no such key; then only those of expert backends have "absent".
-    """
+    """Kind of a run; before schema 3, which has the key, only expert backends' have "absent"."""
     kind = manifest.get("kind", "experts" if "absent" in manifest else "routers")
     return "experts" if kind == "experts" else "routers"
 

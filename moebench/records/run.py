@@ -141,10 +141,7 @@ class RunWriter:
         self.content = replace(self.content, predictions=(*self.content.predictions, *new))
 
     def append(self, records: Sequence[Record], failures: Sequence[Failure] = ()) -> None:
-        """Append a cell: all its lines in one write, on the disk when this returns.
-
-        Every record must carry the estimate that was written before it was measured.
-        """
+        """Append a cell, on the disk on return; records carry the estimates that were predicted."""
         predicted = {p.case.key: p.estimate for p in self.content.predictions}
         recorded = {record.case.key for record in self.content.records}
         for record in records:

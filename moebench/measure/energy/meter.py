@@ -116,10 +116,7 @@ class Session:
         return idle, loads
 
     def run_load(self, first_step: int, deadline: Seconds) -> Stamps:
-        """Run steps without a gap, and stamp how many were finished when.
-
-        On a GPU the next chunk is launched before the last one is waited for.
-        """
+        """Run steps without a gap, a chunk ahead on a GPU; stamp how many were finished when."""
         stamps: list[tuple[Seconds, float]] = []
         in_flight: deque[tuple[Callable[[], object], int]] = deque()
         ahead = 1 if self.device.type == "cuda" else 0

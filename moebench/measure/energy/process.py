@@ -21,11 +21,7 @@ STALL: Seconds = 5.0
 
 
 class ReaderProcess:
-    """A process that follows one counter while this one works; a context manager.
-
-    Its rows go through a file, never a pipe: a full pipe would stop the reader while the parent
-    is busy, and spoil its stamps.
-    """
+    """A process that follows one counter; rows go through a file: a full pipe would stop it."""
 
     def __init__(self, arguments: Sequence[str]):
         """Start a reader on "gpu UUID PID..." or "rapl ROOT", as `reader.main` has them."""

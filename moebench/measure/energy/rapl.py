@@ -24,7 +24,6 @@ class Rapl:
     """Package energy of all sockets, without the domains' parts and without the platform.
 
     It includes whatever else runs on the sockets, and memory only where the package domain does.
-    A domain that cannot be read is a Fault.
     """
 
     def __init__(self, root: Path):

@@ -27,10 +27,8 @@ from moebench.measure.nvml import Fault
 from moebench.records.energy import Energy
 from moebench.units import Seconds, Watts, text
 
-MIN_TICKS = 10
-"""Fewest ticks of the counter, over all windows."""
-MIN_WINDOWS = 3
-"""Fewest windows: fewer say nothing about their scatter."""
+MIN_TICKS, MIN_WINDOWS = 10, 3
+"""Fewest ticks over all windows, and fewest windows: fewer say nothing about their scatter."""
 RESIDUAL_FATAL = 0.25
 """Relative difference of counter and integrated power from which one of the two is wrong."""
 POLL_MARGIN: Seconds = 0.05

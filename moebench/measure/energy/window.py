@@ -118,8 +118,7 @@ def _beat(
     """Variance of the jitter, tick, and expected times of the edges with their variance.
 
     It is a line through edges that are numbered by an approximate tick. The weight of an edge
-    follows from its bounds and the jitter, and the jitter is the scatter of the residuals beyond
-    the bounds; four iterations settle both.
+    follows from its bounds and the jitter, which is the scatter of the residuals beyond the bounds.
     """
     middle, own = (low + high) / 2, (high - low) ** 2 / 12 + 1e-12
     numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(np.diff(middle) / tick)))])
