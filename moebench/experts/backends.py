@@ -24,8 +24,7 @@ def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
     """The expert execution of that name; an error where there is none, or it does not run here."""
     if name not in EXPERT_BACKENDS:
         raise ValueError(f"unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}")
-    why = why_not(name, torch.device(device))
-    if why is not None:
+    if (why := why_not(name, torch.device(device))) is not None:
         raise ValueError(f"expert backend {name!r} does not run here: {why}")
     return execution(name)
 

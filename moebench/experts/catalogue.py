@@ -1,7 +1,4 @@
-"""The catalogue of expert executions: one row a backend, what it can do and how it is priced.
-
-The code stands in the module of a backend's name; `moebench.experts.backends` finds it there.
-"""
+"""Catalogue of expert executions: what they can do and cost; `backends.py` finds their code."""
 
 from dataclasses import dataclass
 
@@ -92,9 +89,7 @@ EXPERT_BACKENDS = {
         ),
         # Launches of the next two are counted in the adapters' text: neither could be run.
         ExpertBackend(
-            "scattermoe",
-            Launches(matmul=(1, 0), dispatch=(3, 0), combine=(7, 0)),
-            hides_flops=True,
+            "scattermoe", Launches(matmul=(1, 0), dispatch=(3, 0), combine=(7, 0)), hides_flops=True
         ),
         ExpertBackend(
             "sonicmoe",

@@ -28,12 +28,11 @@ def grouped(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
             rows, weights.gate_up, weights.down, counts
         )
     else:
-        outputs = torch.cat(
-            [
-                feed_forward(rows[mine], weights.gate_up[expert], weights.down[expert])
-                for expert, mine in slices(counts)
-            ]
+        results = (
+            feed_forward(rows[mine], weights.gate_up[expert], weights.down[expert])
+            for expert, mine in slices(counts)
         )
+        outputs = torch.cat([*results])
     return combine(outputs, routing)
 
 
@@ -49,10 +48,9 @@ def slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 class FeedForwards(torch.autograd.Function):
     """All experts' feed-forward networks, with weight gradients written into the stacked tensors.
 
-    Autograd itself would allocate every expert's weight gradient and copy them into the stacked one
-    (or, if weights were indexed, add up a zero-filled gradient of the whole stack for each expert):
-    a third of a training step at Mixtral's size. The first matmul's result is saved for the
-    backward pass, which computes the activation again from it.
+    Autograd would allocate every expert's weight gradient and copy it into the stacked one: a third
+    of a training step at Mixtral's size. The backward pass computes the activation again from the
+    first matmul's saved result.
     """
 
     @staticmethod

@@ -1,12 +1,9 @@
 """Two Triton kernels: gather, matmul and activation; matmul, weighting and combine.
 
 Inference on NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and fp32 (fp32 without
-tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch.
-
-The kernels read on the device how many assignments each expert has, and the grid depends on shapes
-alone: a step of bounded routings (`moebench.routers.routing.Routing.bounded`) can be captured in a
-CUDA graph. Atomics add up the outputs in fp32: repeated runs agree to the bit for up to two experts
-per token, and to a rounding of fp32 for more.
+tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch. The grid
+depends on shapes alone: a CUDA graph can hold a step of bounded routings. Atomics add up in fp32:
+repeated runs agree to the bit for up to two experts per token, to a rounding of fp32 for more.
 
 **Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
 fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120

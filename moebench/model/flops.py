@@ -64,8 +64,7 @@ class CountedFlops:
 
 
 COUNTED_AS = "grouped"
-"""FLOP counters cannot look inside fused kernels; for those backends `grouped` is counted, running
-the same routing."""
+"""Backend counted, with the same routing, for fused kernels that counters cannot look inside."""
 
 
 class ForwardStep(nn.Module):

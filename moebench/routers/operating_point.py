@@ -152,10 +152,7 @@ def selection_biases(
 def distances_to_choice(
     scores: ChoiceScores, slots_of_token: Int[Tensor, " tokens"]
 ) -> tuple[ChoiceScores, Bool[Tensor, "tokens choices"]]:
-    """Margins of all scores over what they must beat, and which ones are chosen.
-
-    A chosen column must beat the best column left out, any other the worst one chosen.
-    """
+    """Margins over the best column left out (the chosen) or the worst one chosen; the choice."""
     num_choices = scores.shape[1]
     candidates = min(int(slots_of_token.max()) + 1, num_choices)
     top = scores.topk(candidates, dim=1)

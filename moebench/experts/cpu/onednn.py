@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEAST_ROWS = 4
-"""oneDNN kernels for 1 to 3 rows are no faster than the 4-row kernel, so short slices are padded to
-4 rows, and blocks are chosen for as many."""
+"""Rows to which short slices are padded: oneDNN's kernels for fewer rows are no faster."""
 
 
 @functools.cache

@@ -34,8 +34,7 @@ TYPES = {
 }
 """Types of the arguments that are no matrices."""
 MULTIPLES_OF_16 = {*MATRICES, *TYPES} - {"num_experts", "row_tiles"}
-"""Arguments that Triton finds to be multiples of 16 at run time for ordinary shapes; wide loads
-depend on it."""
+"""Arguments that are multiples of 16 for ordinary shapes, which wide loads depend on."""
 
 TENSOR_CORES = {"HMMA": "mma.sync", "HGMMA": "wgmma", "UTCHMMA": "tcgen05"}
 """Machine instructions that multiply bf16 matrices, and what PTX calls them."""

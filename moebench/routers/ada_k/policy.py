@@ -1,7 +1,4 @@
-"""Ada-K (Yue et al., ICLR 2025): a learned allocator chooses how many experts a token runs.
-
-The formulas stand in `module.py`. No code was ever released.
-"""
+"""Ada-K (Yue et al., ICLR 2025): an allocator sets each token's k; no code was ever released."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,4 @@
-"""Synthetic routers: top-k with the most even load, and with a load by a power law.
-
-They bound the effect of the load alone. No paper proposes them.
-"""
+"""Synthetic routers, of no paper, bound the effect of the load alone: even, or by a power law."""
 
 from dataclasses import dataclass
 from typing import ClassVar

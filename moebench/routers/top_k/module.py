@@ -27,10 +27,7 @@ BALANCE_COEFFICIENT = 0.01
 
 
 class TopKRouter(Router):
-    """One linear map without bias, then the `top_k` best by biased scores.
-
-    Columns of the logits beyond `num_experts` are null experts.
-    """
+    """One linear map, then the `top_k` best; columns beyond `num_experts` are null experts."""
 
     weight: nn.Parameter
     selection_bias: Tensor
