@@ -7,6 +7,8 @@ from typing import Any
 from moebench.predict.serving.speedup import Speedup
 from moebench.spec.schema import encode
 
+DEPLOYMENT_KEYS = ("level", "phase", "context", "dtype", "tensor_parallel", "expert_parallel")
+
 
 def document(**parts: Any) -> str:
     """JSON text with the schema's number."""
@@ -28,12 +30,7 @@ def row_of(row: Speedup) -> dict[str, Any]:
         "router": row.router,
         "kernel": row.prices.name,
         "family": row.prices.experts.kernel.family,
-        "level": d.level,
-        "phase": d.phase,
-        "context": d.context,
-        "dtype": d.dtype,
-        "tensor_parallel": d.tensor_parallel,
-        "expert_parallel": d.expert_parallel,
+        **{name: getattr(d, name) for name in DEPLOYMENT_KEYS},
         "num_layers": d.moe_layers + d.dense_layers,
         "batch": row.batch,
         "mean_k": row.mean_k,

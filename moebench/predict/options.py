@@ -73,10 +73,7 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
 def routing_of(
     options: argparse.Namespace, router: str, model: ModelSpec
 ) -> tuple[Policy, OperatingPoint]:
-    """A router and how it routes; --mean-k and --k-distribution are for adaptive ones.
-
-    A router without a known mean k, and options that contradict one another, are refused.
-    """
+    """A router and how it routes; --mean-k and --k-distribution are for adaptive ones."""
     mean, distribution = options.mean_k, options.k_distribution
     if options.operating_point and (mean is not None or distribution is not None):
         raise ValueError("--operating-point published excludes --mean-k and --k-distribution")

@@ -46,8 +46,7 @@ class ExpertLoad:
     ) -> "ExpertLoad":
         """The expected load of independent tokens that choose k experts without replacement.
 
-        `k_distribution` has the probabilities of 0, 1, 2, ... experts; `skew` is the exponent of
-        the power law of the experts' marginals, 0 for uniform ones.
+        Arguments are those of an `OperatingPoint`: probabilities of 0, 1, 2, ... experts, skew.
         """
         marginal = marginals(num_experts, tuple(k_distribution), skew)
         distinct = float((1.0 - (1.0 - marginal) ** num_tokens).sum())

@@ -99,9 +99,8 @@ class ModelSpec:
     """Experts have three matrices (SwiGLU); False: two."""
     has_tied_embeddings: bool = False
     total_parameters: Annotated[float, "count"] = 0.0
-    """As published; a test recomputes it."""
     active_parameters: Annotated[float, "count"] = 0.0
-    """Per token, as published; a test recomputes it."""
+    """Per token; both counts are as published, and a test recomputes them."""
     note: str = ""
     """What the published parameter counts leave out."""
 

@@ -33,8 +33,7 @@ def op_price(op: Op, calibration: Calibration) -> Price:
         return Price(seconds, overhead, memory, compute, mapping)
     overhead = op.launches * calibration.launch_overhead
     bandwidth = calibration.attention_bandwidth if op.flops else calibration.copy_bandwidth
-    memory = op.bytes_moved / bandwidth
-    compute = op.flops / calibration.attention_rate
+    memory, compute = op.bytes_moved / bandwidth, op.flops / calibration.attention_rate
     seconds = overhead + matmuls.overlapped(memory, compute)
     return Price(seconds, overhead, 0.0, compute, memory)
 

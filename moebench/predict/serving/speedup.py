@@ -163,10 +163,7 @@ def _bound(step: StepPrice, i: int) -> str:
 
 
 def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepEnergy:
-    """Energy of the step at the i-th batch: the most loaded device's, times the devices.
-
-    `ends` are those of the latency's interval.
-    """
+    """Energy at the i-th batch, the most loaded device's times the devices; `ends` of latency."""
     d = step.deployment
     try:
         calibration = energy_calibration(d.hardware.name)

@@ -53,7 +53,6 @@ class StepPrice:
     expert_passes: float
     """Runs of one layer's expert kernels in a step: layers, thrice in training."""
     flops: Floats
-    """FLOPs of the rank."""
     bytes_moved: Floats
     """Bytes from and to the rank's DRAM."""
 
