@@ -62,14 +62,13 @@ def circumstances(command: str, device: torch.device) -> Circumstances:
     started = datetime.now(UTC)
     environment = describe_machine(device)
     cpu, gpu, software = environment.cpu, environment.gpu, environment.software
-    commit = software.commit and software.commit + "-dirty" * bool(software.dirty)
     return Circumstances(
         run=run_id(started, software.commit),
         command=command,
         machine=machine_folder(environment),
         model=gpu.name if gpu else cpu.model,
         taken_at=started.isoformat(timespec="seconds"),
-        commit=commit,
+        commit=software.commit and software.commit + "-dirty" * bool(software.dirty),
         versions={name: getattr(software, name) for name in VERSIONS},
         num_threads=software.num_threads,
         num_cores=cpu.num_cores,

@@ -25,7 +25,6 @@ class Unit:
     """A number of matrix products that take a given time."""
 
     run: Callable[[int], None]
-    """Runs a number of products."""
     products: int
     seconds: Seconds
     """Time of these products."""

@@ -19,7 +19,6 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 StepFunction = Callable[[Tensor], Tensor]
-
 LEAST_RING = 64
 """Fewest inputs of a ring: fewer would stay in caches, and their routes in predictors."""
 WARM_UPS = 3

@@ -150,16 +150,14 @@ class Board:
     def joules(self) -> float:
         """Energy since the driver was loaded; NVML gives millijoules."""
         ask = self.nvml.nvmlDeviceGetTotalEnergyConsumption
-        millijoules = demand("the energy counter", ask, self.handle)
-        return float(millijoules) * 1e-3
+        return float(demand("the energy counter", ask, self.handle)) * 1e-3
 
     def watts(self) -> float:
         """Power at this moment, or a mean over a second where the driver has nothing else."""
         milliwatts = self._field(POWER_INSTANT)
         if milliwatts is None:
             self.power_method = "power (may be a mean over 1 s)"
-            ask = self.nvml.nvmlDeviceGetPowerUsage
-            milliwatts = demand("the power reading", ask, self.handle)
+            milliwatts = demand("the power reading", self.nvml.nvmlDeviceGetPowerUsage, self.handle)
         watts = float(milliwatts) * 1e-3
         if not 0 < watts < MOST_WATTS:
             raise Fault("power-implausible", f"the power sensor reads {watts:g} W")

@@ -80,7 +80,6 @@ class ExpertsManifest(RunManifest):
     absent: Mapping[str, str]
     """Backends of the suite that do not run here, and why."""
     cells: tuple[str, ...]
-    """Keys of the planned cells."""
     kind: Literal["experts"] = "experts"
 
     def fact(self, part: str, name: str) -> str:

@@ -66,7 +66,6 @@ class Manifest(RunManifest):
     device: str
     dtype: str
     versions: Mapping[str, str]
-    """Versions of moebench, Python and the libraries."""
     commit: str | None
     """Git commit, with "-dirty" where files differed from it; None outside a checkout."""
     seed: int

@@ -48,7 +48,6 @@ class Memory:
     method: str
     """Instrument that measured `activations`."""
     missing: str | None = None
-    """Why `activations` is None."""
     reserved: Bytes | None = None
     """Peak held by the device's caching allocator (GPU only)."""
     allocation_retries: int | None = None

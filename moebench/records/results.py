@@ -73,7 +73,6 @@ class Estimate:
     """Bytes of weights, KV cache and activations of the layers run."""
     energy: Joules | None
     energy_missing: str | None
-    """Why there is no energy."""
     assignments: float
     distinct_experts: float
     hardware: str

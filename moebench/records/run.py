@@ -135,8 +135,7 @@ class RunWriter:
         # A measured case whose prediction's line was damaged keeps the estimate of its record.
         known = {line.case.key for line in (*self.content.predictions, *self.content.records)}
         new = [p for p in predictions if p.case.key not in known]
-        for prediction in new:
-            assert prediction.provenance == "predicted" and prediction.measurement is None
+        assert all(p.provenance == "predicted" and p.measurement is None for p in new)
         append_lines(self.directory / PREDICTIONS, new)
         self.content = replace(self.content, predictions=(*self.content.predictions, *new))
 

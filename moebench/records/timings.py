@@ -38,7 +38,6 @@ class Microbenchmarks:
     small_op: Seconds
     """Time of one framework call on a few elements; on a CPU the first with cold caches."""
     duration: Seconds
-    """Time that the microbenchmarks took."""
     reference: Seconds | None = None
     """Median time of the reference operation in the same passes: how fast the machine was."""
     commit: str | None = None

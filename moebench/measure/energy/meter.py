@@ -98,9 +98,7 @@ class Session:
         begin = time.monotonic()
         self.wait(lambda: False, plan.idle)
         # A slow counter needs longer for edges that give idle power and its tick.
-        self.wait(
-            lambda: all(num_edges(reader) > 3 for reader in self.readers), plan.patience - plan.idle
-        )
+        self.wait(lambda: all(num_edges(r) > 3 for r in self.readers), plan.patience - plan.idle)
         idle = begin, time.monotonic()
         if any(_has_no_counter(r) and trace(r.rows).is_averaged for r in self.readers):
             self.plan = replace(plan, settle=max(plan.settle, AVERAGED))

@@ -87,10 +87,9 @@ def energy_of(
             return no_energy(both, tick=None if edges is None else edges.tick, **known)
         method = f"{trace.facts.get('power_method', 'power')}, polled and integrated"
     assert all(window.joules > 0 and window.steps > 0 for window in windows)
-    joules = sum(window.joules for window in windows)
     steps = sum(window.steps for window in windows)
     seconds = sum(window.seconds for window in windows)
-    value = joules / steps
+    value = sum(window.joules for window in windows) / steps
     budget = energy_budget(
         windows,
         centre=float(np.mean([(load[0][0] + plan.settle + load[-1][0]) / 2 for load in loads])),
