@@ -87,8 +87,7 @@ class Claim:
     layers: Layers | None = None
     """Layers of a model that is not shipped."""
     flops_ratio: float | None = None
-    """Ratio by the paper's own arithmetic, if there is no model to count: time over the
-    baseline's, or a speedup."""
+    """Time over the baseline's, or speedup, by the paper's arithmetic, without a model to count."""
     flops_source: str = ""
     missing: tuple[str, ...] = ()
     """What a test of this claim would need, beyond what the paper leaves unstated."""

@@ -66,24 +66,22 @@ def render(settled: Sequence[Settled]) -> str:
 
 def flops_rows(settled: Sequence[Settled]) -> list[list[str]]:
     """Rows on claimed shares of FLOPs saved, beside the counted ones."""
-    rows = []
-    for one in settled:
-        claim, counted = one.claim, one.arithmetic
-        if claim.quantity != "flops-saved" or counted is None or counted.ceiling is None:
-            continue
-        rows.append(
-            [
-                _title(one),
-                claim.model or "–",
-                claim.k or "–",
-                _full_flops(one),
-                claim.printed,
-                f"{_percent(counted.value)} [{_percent(counted.low)}, {_percent(counted.high)}]",
-                _percent(counted.ceiling),
-                _verdict(one),
-            ]
-        )
-    return rows
+    return [
+        [
+            _title(one),
+            one.claim.model or "–",
+            one.claim.k or "–",
+            _full_flops(one),
+            one.claim.printed,
+            f"{_percent(counted.value)} [{_percent(counted.low)}, {_percent(counted.high)}]",
+            _percent(counted.ceiling),
+            _verdict(one),
+        ]
+        for one in settled
+        if one.claim.quantity == "flops-saved"
+        and (counted := one.arithmetic) is not None
+        and counted.ceiling is not None
+    ]
 
 
 def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:

@@ -19,10 +19,7 @@ class ClaimVerdict:
 
 
 def flops_verdict(claimed: Rounded, low: float, high: float, ceiling: float | None) -> ClaimVerdict:
-    """Verdict on a printed share of FLOPs saved, where counting gives `low` to `high`.
-
-    `ceiling` is the share saved if routed experts were all FLOPs: no way of counting gives more.
-    """
+    """Verdict on a claimed share of FLOPs; counting gives `low` to `high`, at most `ceiling`."""
     if claimed.low <= high and low <= claimed.high:
         return ClaimVerdict("holds", "the count agrees")
     if ceiling is not None and claimed.low > ceiling:

@@ -158,10 +158,7 @@ def energy_calibration(name: str) -> EnergyCalibration:
 def power_interval(
     calibration: EnergyCalibration, cases: Cases, watts: Floats, is_given: bool
 ) -> tuple[Floats, Floats]:
-    """90 % interval of the power of one GPU, within idle power and power limit.
-
-    `is_given` says that `watts` were predicted with the measured throughput.
-    """
+    """90 % interval of a GPU's power; `is_given`: `watts` rest on the measured throughput."""
     ends = calibration.fit.intervals
     chosen = ends.power_given_throughput if is_given else ends.power
     low, high = np.exp(np.outer(chosen, calibration.interval_factor(cases)))
@@ -197,9 +194,8 @@ class LayerEnergy:
 
     joules: Joules
     low: Joules
-    """Lower end of the 90 % interval given the layer's true latency."""
     high: Joules
-    """Upper end of that interval."""
+    """Upper end of the 90 % interval given the layer's true latency."""
     caveats: tuple[Caveat, ...]
 
 

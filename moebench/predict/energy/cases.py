@@ -25,10 +25,8 @@ WEIGHT_BYTES: Mapping[Precision, tuple[float, float]] = {
     "fp8-block": (1.0, 1.0),
     "mxfp4": (4.25 / 8, 2.0),
 }
-"""Bytes of an expert weight and of any other weight.
-
-mxfp4 has one 8-bit scale for 32 weights, and its checkpoints quantise experts only.
-"""
+"""Bytes of an expert weight and of any other weight: mxfp4 has one 8-bit scale for 32 weights, and
+its checkpoints quantise experts only."""
 ACTIVATION_BYTES = 2
 """Bytes of an element of activations or KV cache (bfloat16)."""
 EXPERT_MATRICES = 3

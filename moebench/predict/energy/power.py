@@ -60,10 +60,8 @@ def step_power(
     """
     p, precision = parameters, traffic.cases.precision
     idle, limit = limits(hardware)
-    room = limit - idle
-    expected = time.seconds
-    faster = np.minimum(seconds / expected, 1.0)
-    stall = np.maximum(seconds - expected, 0.0) * min(p.stall_activity, 1.0)
+    room, faster = limit - idle, np.minimum(seconds / time.seconds, 1.0)
+    stall = np.maximum(seconds - time.seconds, 0.0) * min(p.stall_activity, 1.0)
     factor = np.where(rescales(hardware), p.scaled_power, 1.0)[precision]
     busy = p.busy_power * ((factor * time.experts + time.others) * faster + stall)
     small = p.layer_power * time.layers * faster

@@ -147,9 +147,5 @@ def step_time(
     host = p.step_time + traffic.running * sequence
     host = host + request / cases.num_gpus * traffic.running / cases.output_tokens
     prompts = cases.layers * p.mixed_layer_time * traffic.mixed
-    return StepTime(
-        experts=np.hypot(reading, grouped),
-        others=np.hypot(memory, dense) + prompts,
-        layers=layers,
-        host=host,
-    )
+    experts, others = np.hypot(reading, grouped), np.hypot(memory, dense) + prompts
+    return StepTime(experts, others, layers, host)

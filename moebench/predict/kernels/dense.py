@@ -95,14 +95,9 @@ def dense_time(
     dtype: str = "bfloat16",
     warm: bool = True,
 ) -> Floats:
-    """Seconds of dense matmuls whose outputs are bfloat16.
+    """Seconds of dense matmuls whose outputs are bfloat16; measured were bfloat16 inputs alone.
 
-    Args:
-        p: parameters of the library on the device.
-        hardware: its spec sheet.
-        shapes: what is multiplied.
-        dtype: of weights and inputs; the library was measured in bfloat16 alone.
-        warm: operands as a replaying benchmark leaves them in L2; False: all come from DRAM.
+    `warm`: operands as a replaying benchmark leaves them in L2; False: all come from DRAM.
     """
     clock, shared_memory = processor(hardware)
     peak, sms = hardware.peak_for(dtype), hardware.num_processors

@@ -70,12 +70,7 @@ def shipped_widths() -> Widths:
 
 
 def read_widths(path: Path) -> Widths:
-    """The calibrated widths of a file such as data/kernels/intervals.toml.
-
-    Raises:
-        ValueError: a basis, "any" family or token regime that is unknown or missing, or bounds
-            that are not around 0.
-    """
+    """The calibrated widths of a file such as data/kernels/intervals.toml."""
     file, table = f"{path.parent.name}/{path.name}", read_toml(path)
     table.pop("note", None)
     widths = from_mapping(Widths, table, file)

@@ -94,11 +94,7 @@ class LayerTime(OverCases):
 def layer_time(
     parameters: Parameters, hardware: HardwareSpec, cases: LayerCases, warm: bool = False
 ) -> LayerTime:
-    """Time of each case; if `warm`, weights that a benchmark's replays leave in L2 are read there.
-
-    Raises:
-        ValueError: the spec sheet lacks a figure that the model needs.
-    """
+    """Time of cases; if `warm`, weights that a benchmark's replays leave in L2 come from there."""
     if len(cases) <= CHUNK:
         return _layer_time(parameters, hardware, cases, warm)
     parts = (cases[start : start + CHUNK] for start in range(0, len(cases), CHUNK))

@@ -34,9 +34,8 @@ class Loads(OverCases):
 def expected_loads(tokens_per_expert: Sequence[Floats], num_tokens: Sequence[int]) -> Loads:
     """Loads of independent tokens that choose the rank's experts with these expected counts.
 
-    Args:
-        tokens_per_expert: for each case, [experts of the rank], expected assignments of each.
-        num_tokens: for each case, tokens in the step: no expert gets more.
+    `tokens_per_expert` has one array [experts of the rank] a case, `num_tokens` the tokens of its
+    step: no expert gets more.
     """
     groups = [
         np.unique(np.clip(counts / max(step, 1), 0.0, 1.0), return_counts=True)
@@ -85,10 +84,7 @@ def binomial_survival(tokens: Ints, marginal: Floats, above: Floats) -> Floats:
     away they are below 1e-22 of it. `scipy.special.betainc` gives the same to 12 digits, but its
     import takes longer than a whole prediction.
 
-    Args:
-        tokens: [cases] n.
-        marginal: [cases] p, more than 0 and less than 1.
-        above: [cases, ...] integers, at least 0.
+    `tokens` are n and `marginal` p, 0 < p < 1, both [cases]; `above` is [cases, ...], at least 0.
     """
     n, p = tokens[:, None].astype(float), marginal[:, None]
     odds = p / (1 - p)

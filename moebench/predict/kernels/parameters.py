@@ -65,9 +65,6 @@ class Parameters:
 
 
 METADATA = metadata(Parameters)
-"""Prior, unit and ceiling of each.
-
-`scope="framework"` belongs to the framework around the matmul kernel. `paced` ones are chains of
-instructions, which take as many clocks on any device.
-"""
+"""Prior, unit and ceiling of each: `scope="framework"` belongs to the framework around the matmul
+kernel; `paced` ones are chains of instructions, which take as many clocks on any device."""
 PARAMETERS = tuple(METADATA)

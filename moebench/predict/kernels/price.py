@@ -97,11 +97,7 @@ def calibrated(
 ) -> Calibrated:
     """The best parameters known: the kernel's own fit on the device, else its family's.
 
-    Args:
-        kernel: what runs.
-        hardware: where.
-        fits: the shipped ones if left out.
-        dense_here: fit of this device's dense matmuls, as in `prior_for`.
+    `fits` are the shipped ones if left out; `dense_here` is as in `prior_for`.
     """
     for fit in shipped_fits(kernel.label) if fits is None else fits:
         if fit.kernel == kernel and fit.system == hardware.name:

@@ -28,12 +28,9 @@ SAME_CAPABILITY = 10.0
 SAME_KERNEL = 3.0
 """Weight of a fit of this very kernel, on any device."""
 SAME_CODE = 10.0
-"""Further weight of this very kernel on the same compute capability.
-
-The same instructions run on the same multiprocessors, so what differs is in the spec sheet. Dense
-matmuls say so too: the shares of peak and bandwidth that H100 and H200 reach differ by less than
-0.5 %.
-"""
+"""Further weight of this very kernel on the same compute capability: the same instructions on the
+same multiprocessors differ by the spec sheet alone. Dense matmuls say so too: the shares of peak
+and bandwidth that H100 and H200 reach differ by less than 0.5 %."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +67,8 @@ def prior_for(
 ) -> Prior:
     """Weighted mean and spread of fits of any kernels on any devices, carried over to this one.
 
-    Args:
-        kernel: what is asked for.
-        hardware: the device.
-        fits: near ones weigh more.
-        dense_here: fit of this device's dense matmuls, which say what share of its tensor peak
-            and bandwidth it reaches.
-        dense: fits of other devices' dense matmuls, which those are compared with.
+    `dense_here`, a fit of this device's dense matmuls, says what share of its tensor peak and
+    bandwidth it reaches; it is compared with `dense`, the fits of other devices.
     """
     if not fits:
         return generic_prior()

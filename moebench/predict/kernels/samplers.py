@@ -73,16 +73,13 @@ def _one_load(call: Routed, collector: Collector) -> tuple[float, ...]:
 
 
 def balanced_counts(call: Routed, in_bfloat16: bool = False) -> Ints:
-    """Token copies of each expert under the balanced sampler.
+    """[experts] token copies under the balanced sampler; they sum to T k.
 
     With T tokens, k experts of N for each and the stride s = ceil(N / k), slot j of token t goes
     to expert (t + j s) mod N; when there are fewer tokens than the stride, to
     floor(t s / T + j s) mod N, which spreads them evenly. `in_bfloat16` rounds the second form
     first, as vllm 0.24's collector does: ids above 256 become even, so about a quarter fewer of 512
     experts are touched.
-
-    Returns:
-        [experts] counts that sum to T k.
     """
     num_tokens, top_k, num_experts = call[:3]
     stride = -(-num_experts // top_k)
@@ -90,8 +87,7 @@ def balanced_counts(call: Routed, in_bfloat16: bool = False) -> Ints:
     if num_tokens >= stride:
         first = (np.arange(num_experts)[:, None] - slots * stride) % num_experts
         visits = (num_tokens - first + num_experts - 1) // num_experts
-        counts: Ints = np.where(first < num_tokens, visits, 0).sum(axis=1)
-        return counts
+        return np.asarray(np.where(first < num_tokens, visits, 0).sum(axis=1))
     tokens = np.arange(num_tokens)[:, None]
     position = (tokens * stride / num_tokens + slots * stride) % num_experts
     if in_bfloat16:
@@ -108,15 +104,12 @@ def _rounded_to_bfloat16(values: Floats) -> Floats:
 
 
 def power_law_counts(call: Routed, to_one_rank: bool = False) -> Ints:
-    """Token copies of each expert in `NUM_DRAWS` draws of the power-law sampler.
+    """[draws, experts] token copies under the power-law sampler; each draw sums to T k.
 
     Weights follow a bounded Pareto law; copies in proportion are rounded, clipped to one per
     token, and what is missing or too much is dealt to the ranks in turn and inside a rank levels
     the smallest (or largest) counts. The fullest rank then changes places with rank 0.
     `to_one_rank` deals all of it to one rank, as early collectors did.
-
-    Returns:
-        [draws, experts] counts; each draw sums to T k.
     """
     num_tokens, top_k, num_experts, ranks, _ = call
     assert call.exponent is not None
@@ -143,15 +136,13 @@ def power_law_counts(call: Routed, to_one_rank: bool = False) -> Ints:
     counts = top - raised(top - counts, np.maximum(-missing, 0), top)
     draws, fullest = np.arange(NUM_DRAWS), counts.sum(axis=2).argmax(axis=1)
     counts[draws, 0], counts[draws, fullest] = counts[draws, fullest], counts[draws, 0]
-    drawn: Ints = counts.reshape(NUM_DRAWS, num_experts)
-    return drawn
+    return counts.reshape(NUM_DRAWS, num_experts)
 
 
 def _levelled_up(counts: Ints, amount: Ints, cap: int) -> Ints:
-    """Add `amount` units to each row of `counts`, each to its smallest entry below `cap`.
+    """Add `amount` units to each row, each to its smallest entry below `cap`.
 
-    Water filling in closed form: the level is found by bisection, the remainder goes to the
-    first entries that stand at it.
+    The level is found by bisection; the remainder goes to the first entries that stand at it.
     """
     low = np.zeros(amount.shape, dtype=np.int64)
     high = np.full(amount.shape, cap + 1, dtype=np.int64)
@@ -164,5 +155,4 @@ def _levelled_up(counts: Ints, amount: Ints, cap: int) -> Ints:
     filled = np.maximum(counts, level)
     left = amount - (filled - counts).sum(axis=-1)
     at_level = (filled == level) & (filled < cap)
-    levelled: Ints = filled + (at_level & (np.cumsum(at_level, axis=-1) <= left[..., None]))
-    return levelled
+    return np.asarray(filled + (at_level & (np.cumsum(at_level, axis=-1) <= left[..., None])))
