@@ -1,7 +1,6 @@
 """Papers and their claims, as read from `moebench/data/claims/*.toml`; each number has its table.
 
-Numbers are stored as printed, because the digits say how far they were rounded, and a verdict
-must not depend on digits that were not printed. What a paper leaves unstated is part of the data.
+Numbers are stored as printed: a verdict must not depend on digits that were not printed.
 """
 
 from collections.abc import Mapping

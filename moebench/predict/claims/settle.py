@@ -104,8 +104,7 @@ def settle_claim(paper: Paper, claim: Claim) -> Settled:
 
 def with_reach(curve: Curve, claim: Claim) -> Curve:
     """Curve with `reach` filled in, if the claim has a number."""
-    claimed = claim.value
-    if claimed is None:
+    if (claimed := claim.value) is None:
         return curve
     ends = zip(curve.low, curve.high, curve.fits, strict=True)
     reached = [reach(claimed, low, high) if fits else "no room" for low, high, fits in ends]

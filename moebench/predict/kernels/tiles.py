@@ -93,8 +93,9 @@ def triton(
     framework, version, device_names = release
     sizes = (num_tokens, local_experts, inner_size)
     tokens, experts, inner = (np.asarray(size, dtype=np.int64) for size in sizes)
-    if dtype == "float8":
-        return Tiles.of(_default_block_scaled(tokens))
+    if dtype == "float8":  # one scale per 128 x 128 block: the tile must cover whole blocks
+        small = (tokens <= 64)[:, None]
+        return Tiles.of(np.where(small, (16, 128, 128, 1, 4, 3), (64, 128, 128, 32, 4, 3)))
     table = (
         _default_new(tokens, experts)
         if framework != "sglang" and _version(version) >= (0, 19)
@@ -128,12 +129,6 @@ def _default_new(tokens: Ints, experts: Ints) -> Ints:
         ],
         axis=1,
     )
-
-
-def _default_block_scaled(tokens: Ints) -> Ints:
-    """fp8 weights with one scale per 128 x 128 block: the tile must cover whole blocks."""
-    small = (tokens <= 64)[:, None]
-    return np.where(small, (16, 128, 128, 1, 4, 3), (64, 128, 128, 32, 4, 3))
 
 
 def _version(text: str) -> tuple[int, ...]:
