@@ -58,11 +58,7 @@ def center_limits(values: Vector, seed: int) -> LimitPair:
 
 def ratio_limits(numerator: Vector, denominator: Vector, seed: int) -> LimitPair:
     """95 % interval of the logarithm of sum(numerator) / sum(denominator)."""
-    return _limits(
-        lambda above, below: np.log(above.sum(axis=-1) / below.sum(axis=-1)),
-        (numerator, denominator),
-        seed,
-    )
+    return _limits(lambda a, b: np.log(a.sum(-1) / b.sum(-1)), (numerator, denominator), seed)
 
 
 def _limits(statistic: Callable[..., Vector], values: tuple[Vector, ...], seed: int) -> LimitPair:

@@ -53,8 +53,7 @@ class UnchangedRuns:
     def deviation(self, reference_version: int) -> float | None:
         """Standard deviation between runs of the logarithm; None for too few runs.
 
-        Pooled over the cases that all runs have. It contains the sampling error within these short
-        runs, and so is too large rather than too small.
+        Pooled over shared cases; with the sampling error within runs, so rather too large.
         """
         runs = [run.relative for run in self.runs if run.reference_version == reference_version]
         if len(runs) < LEAST_RUNS:

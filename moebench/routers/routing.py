@@ -50,8 +50,7 @@ class Choice(NamedTuple):
     keep: SlotMask | None = None
     """Slots that cost compute; None: all do."""
     aux_loss: Float[Tensor, ""] | None = None
-    """The auxiliary training loss, scaled by its coefficient; only in training mode. The sum over
-    the layers is the paper's loss."""
+    """The scaled auxiliary loss, in training only; the sum over the layers is the paper's loss."""
 
     def to(self, device: torch.device) -> "Choice":
         """The choice with its tensors on a device."""
@@ -84,10 +83,9 @@ class Routing:
 
     @functools.cached_property
     def slots(self) -> tuple[SlotWeights, SlotExperts]:
-        """Weights and experts as dense slots, for kernels that take nothing else.
+        """Weights and experts as dense slots, as many as the token with the most experts has.
 
-        There are as many slots as the token with the most experts has. Empty slots come last, with
-        weight 0 and the sentinel `num_experts` for an expert. The host waits for the width.
+        Empty ones come last: weight 0, expert `num_experts`. The host waits for the width.
         """
         counts = self.experts_per_token()
         by_token = self.token_indices.argsort(stable=True)

@@ -56,10 +56,9 @@ def why_not() -> str | None:
 def blocks(
     matrices: Float[Tensor, "experts outputs inputs"], *, is_gated: bool = False
 ) -> Float[Tensor, "experts blocks steps 64 depth"]:
-    """A copy of the matrices in the kernels' blocks, the last of which may end in zeros.
+    """A zero-padded copy in the kernels' blocks; with `is_gated` outputs are gate above up.
 
-    With `is_gated` the upper half of the outputs is gate and the lower half up. `inputs` is a
-    multiple of what an instruction multiplies (`DTYPES`).
+    `inputs` is a multiple of what an instruction multiplies (`DTYPES`).
     """
     depth = DTYPES[matrices.dtype]
     experts, outputs, inputs = matrices.shape

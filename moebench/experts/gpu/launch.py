@@ -32,10 +32,9 @@ def ragged_up(
     gate_up: Float[Tensor, "experts width hidden"],
     intermediate_size: int,
 ) -> Float[Tensor, "bound intermediate"]:
-    """The activated hidden row of each assignment; they are sorted by expert.
+    """The activated hidden row of each assignment, sorted by expert; uninitialised behind the last.
 
-    Indices behind the last assignment are not used, and their rows are uninitialised. `gate_up` is
-    gate above up of each expert, or up alone (squared ReLU): `intermediate_size` tells which.
+    `gate_up` is gate above up, or up alone (squared ReLU): `intermediate_size` tells which.
     """
     from moebench.experts.gpu import kernels
 

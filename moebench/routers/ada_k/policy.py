@@ -16,11 +16,7 @@ _TABLE = "Yue et al., ICLR 2025, Table 3 (Act)"
 @register
 @dataclass(frozen=True)
 class AdaK(Policy):
-    """Tokens run 1 to num_experts experts, `mean_k` of them on average.
-
-    The paper reports means, not distributions: the distribution of k is the geometric one with
-    that mean (`moebench.spec.load.geometric_k`).
-    """
+    """Tokens run 1 to num_experts experts: k is geometric, since the paper reports means only."""
 
     name: ClassVar[str] = "ada-k"
     is_adaptive: ClassVar[bool] = True
