@@ -37,8 +37,5 @@ def predict_model(
     batch: int = 1,
     **deployment: Any,
 ) -> Speedup:
-    """Predict a step of the whole network, composed of its layers; see `predict_layer`.
-
-    `tensor_parallel` and `expert_parallel` say over how many GPUs it is spread.
-    """
+    """Predict a step of the whole network, composed of its layers; see `predict_layer`."""
     return predict_layer(model, hardware, router, batch, level="model", **deployment)

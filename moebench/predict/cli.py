@@ -1,10 +1,8 @@
 """`python -m moebench.predict`: what a router would bring on a GPU that is not at hand.
 
-Routed experts are priced with parameters that were fitted to measured layers of the same kernel.
-Attention, shared experts, head and communication are priced with fitted dense matmuls and stated
-assumptions. The speedup is over the model's own top-k in the same deployment; its interval is that
-of the ratio, whose errors largely cancel. Weights come from DRAM, as in deployment. Level "moe",
-the default, is one MoE layer, as it was measured; "model" is composed and says so.
+Routed experts are priced with parameters that were fitted to measured layers of the same kernel,
+all else with fitted dense matmuls and stated assumptions; weights come from DRAM. The speedup is
+over the model's own top-k in the same deployment; errors largely cancel in its interval.
 
 Exit codes: 0 done, 2 bad input.
 """

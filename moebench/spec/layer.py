@@ -56,8 +56,7 @@ def attention_ops(model: ModelSpec, workload: Workload) -> tuple[Op, ...]:
     Causal scores are counted for the positions that attend: a new token sees the context and the
     new tokens up to itself, on average context + (sequence + 1) / 2 of them.
     """
-    a, dtype = model.attention, workload.dtype
-    tokens = workload.num_tokens
+    a, dtype, tokens = model.attention, workload.dtype, workload.num_tokens
     ops = [
         linear(f"attention-{name}", "attention", tokens, n, k, dtype)
         for name, n, k in attention_projections(model)

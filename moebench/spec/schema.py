@@ -33,10 +33,7 @@ MOST: Mapping[str, float] = {
 
 
 def check_range(table: object, *names: str, least: float = 0, most: float | None = None) -> None:
-    """Refuse fields of a dataclass that are outside `least` to `most`; None is allowed.
-
-    If left out, `most` is that of `MOST`, or `MOST_SIZE`.
-    """
+    """Refuse fields outside `least` to `most` (by default that of `MOST`); None is allowed."""
     for name in names:
         found, end = getattr(table, name), MOST.get(name, MOST_SIZE) if most is None else most
         if found is not None and not least <= found <= end:

@@ -98,7 +98,11 @@ def step_price(
     layers, moe = d.moe_layers + d.dense_layers, d.moe_layers
     stages = {name: moe * layer.time.stages[name] for name in EXPERT_STAGES}
     stages["router"] = moe * np.array([router_time(prices.experts, d, router, t) for t in own])
-    flops, moved = (moe * work for work in _expert_work(d, cases))
+    copies, rank = cases.loads.copies, rank_model(m, d.tensor_parallel)
+    widths = 2 * rank.hidden_size + 2 * rank.expert_matrices * rank.intermediate_size
+    weights = BYTES_PER_ELEMENT[d.dtype] * rank.expert_parameters * cases.loads.distinct
+    flops = moe * (2 * rank.expert_parameters * copies)
+    moved = moe * (weights + ACTIVATION_BYTES * widths * copies)
     others = [ops_by_stage(d, batch) for batch in batches]
     counts = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
     for name in others[0]:
@@ -192,13 +196,3 @@ def _communication(
     reduction = all_reduce(d.hardware, d.tensor_parallel, payload)
     halves = 1 if d.level == "moe" else 2
     return d.moe_layers * exchange + reduction * halves * (d.moe_layers + d.dense_layers)
-
-
-def _expert_work(deployment: Deployment, cases: LayerCases) -> tuple[Floats, Floats]:
-    """FLOPs and DRAM bytes of one layer's routed experts on the rank."""
-    model = rank_model(deployment.model, deployment.tensor_parallel)
-    parameters = model.expert_parameters
-    widths = 2 * model.hidden_size + 2 * model.expert_matrices * model.intermediate_size
-    weights = BYTES_PER_ELEMENT[deployment.dtype] * parameters * cases.loads.distinct
-    moved = weights + ACTIVATION_BYTES * widths * cases.loads.copies
-    return 2 * parameters * cases.loads.copies, moved
