@@ -15,16 +15,14 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
     from tqdm import tqdm
 
     if plot is not None:
-        from moebench.report.figures.style import check_format
+        from moebench.predict.claims.figure import draw_claims
+        from moebench.report.figures.style import check_format, save
 
         check_format(plot)
     claims = [(paper, claim) for paper in load_papers() for claim in paper.claim]
     bar = tqdm(claims, "claims", file=sys.stderr, leave=False, disable=None)
     settled = [settle_claim(paper, claim) for paper, claim in bar]
     if plot is not None:
-        from moebench.predict.claims.figure import draw_claims
-        from moebench.report.figures.style import save
-
         save(draw_claims(settled), plot)
         terminal.say(f"drawn: {plot}")
     return json.dumps(document(settled)) if as_json else render(settled)

@@ -133,8 +133,7 @@ def held(curve: Curve) -> str:
 
 def curves_in_words(one: Settled) -> str:
     """Predicted speedups of one claim at some batches, as text."""
-    claim = one.claim
-    model = load_model(claim.model or "")
+    claim, model = one.claim, load_model(one.claim.model or "")
     claimed = f"claimed {claim.printed}×" if claim.printed else "no speed claimed"
     mean_k = f"mean k {claim.k}" if claim.k else f"k = {model.top_k}"
     lines = [

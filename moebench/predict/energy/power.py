@@ -40,10 +40,9 @@ def bounded(hardware: HardwareSpec, watts: Floats) -> Floats:
 
 def limits(hardware: HardwareSpec) -> tuple[float, float]:
     """Idle power and power limit in watts; an error if the datasheet lacks one of them."""
-    idle, limit = hardware.idle_power, hardware.power_limit
-    if idle is None or limit is None:
+    if hardware.idle_power is None or hardware.power_limit is None:
         raise ValueError(f"{hardware.name}: energy needs idle_power and power_limit")
-    return idle, limit
+    return hardware.idle_power, hardware.power_limit
 
 
 def step_power(

@@ -98,8 +98,7 @@ class Kernel:
 def mma_generation(hardware: HardwareSpec) -> str:
     """The instruction that feeds the tensor cores; kernels that use the same one behave alike.
 
-    Compute capability 9 has `wgmma`, 10 `tcgen05` with tensor memory; all others, also the
-    graphics chips of capability 12, have `mma.sync`.
+    `tcgen05` uses tensor memory; graphics chips of capability 12 have `mma.sync` again.
     """
     major = (hardware.compute_capability or "8.0").split(".")[0]
     return {"9": "wgmma", "10": "tcgen05"}.get(major, "mma.sync")

@@ -1,8 +1,4 @@
-"""Loads of one rank's kernels in a call of a layer, expected over independent tokens.
-
-A kernel feels how many distinct experts a call touches, how many token copies the rank gets, and
-how many row tiles they pad to.
-"""
+"""Loads of one rank's kernels in a call of a layer, expected over independent tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -147,10 +147,7 @@ class LayerPrice:
 def price(
     calibration: Calibrated, cases: LayerCases, shapes: Sequence[str], warm: bool = False
 ) -> LayerPrice:
-    """Price cases that `calibration.kernel.cases` made, of these model shapes (`shape_label`).
-
-    `warm` is how a benchmark measures that replays one call.
-    """
+    """Price cases that `calibration.kernel.cases` made, of these model shapes (`shape_label`)."""
     time = layer_time(calibration.parameters, calibration.hardware, cases, warm)
     low, high = latency_interval(calibration, cases, shapes, time.seconds)
     return LayerPrice(time.seconds, low, high, time, _bounds(time), caveats(calibration, cases))
