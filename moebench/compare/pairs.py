@@ -137,8 +137,7 @@ def ratio_p_value(ratio: Ratio) -> float:
 def precise_enough(result: Interval | Ratio, relative_half_width: float) -> bool:
     """Whether an interval is as narrow as asked for, so that a cell's rounds may stop.
 
-    Repeated looks stop where an interval is too narrow by chance: `measure_rounds` asks for two in
-    a row, which restores the coverage in simulations. Stopping at a verdict would bias it.
+    It may be so by chance: two in a row restore the coverage. Stopping at a verdict would bias it.
     """
     is_short = isinstance(result, Ratio) and result.n < MIN_ROUNDS
     if result.low is None or result.high is None or is_short:

@@ -1,8 +1,7 @@
 """Grouped by expert: one gather, two matmuls for each touched expert, one combine.
 
-`Routing` is sorted by expert, so an expert's rows are a slice. Combining is a segment sum over the
-assignments of each token: `embedding_bag` does it in one pass, weighted, accumulating in fp32.
-`index_add` would visit the rows one by one, 10 times slower on a CPU in bf16.
+`Routing` is sorted by expert, so an expert's rows are a slice. `embedding_bag` combines in one
+weighted pass, in fp32; `index_add`, row by row, would be 10 times slower on a CPU in bf16.
 """
 
 from collections.abc import Iterator, Sequence

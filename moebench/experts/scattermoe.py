@@ -1,7 +1,6 @@
 """Adapter for ScatterMoE: two matmuls in Triton that gather and scatter rows themselves.
 
-Not verified: it needs a GPU, which was not there where this was written; the calls follow the
-package's source.
+Not verified, for want of a GPU: the calls follow the package's source.
 
 **Source**: Tan et al., Scattered Mixture-of-Experts Implementation (2403.08245), section 3.
 """

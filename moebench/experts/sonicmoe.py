@@ -1,7 +1,6 @@
 """Adapter for SonicMoE: fused kernels for Hopper and later GPUs, ragged by themselves.
 
-Not verified: it needs such a GPU, which was not there where this was written; the call follows
-what transformers 5.23 does with the same function.
+Not verified, for want of such a GPU: the call follows transformers 5.23.
 
 **Source**: Guo et al., SonicMoE (2512.14080).
 """

@@ -1,9 +1,7 @@
 """Adapter for vLLM's fused experts: its prepacked op on a processor, its Triton kernels on a GPU.
 
-The processor's op is called without importing vLLM. It computes every slot and silently returns
-nonsense for an expert that does not exist, so a ragged routing is passed as rows of one slot each,
-added up afterwards. It has no gradients.
-
+The processor's op, called without importing vLLM, has no gradients and returns nonsense for an
+expert that does not exist: ragged routings are passed as rows of one slot each, then added up.
 Not verified: the GPU's path, for want of one where this was written.
 """
 

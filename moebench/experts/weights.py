@@ -29,9 +29,8 @@ Built = TypeVar("Built")
 class ExpertWeights(nn.Module):
     """The routed experts of one layer, stacked; uninitialised as built.
 
-    `gate_up` [experts, 2 * intermediate, hidden] holds each expert's gate matrix above its up
-    matrix; experts of two matrices have [experts, intermediate, hidden]. `down` is
-    [experts, hidden, intermediate].
+    `gate_up` is [experts, 2 * intermediate, hidden], gate above up, or without gate
+    [experts, intermediate, hidden]; `down` is [experts, hidden, intermediate].
     """
 
     def __init__(self, model: ModelSpec, dtype: torch.dtype) -> None:

@@ -29,9 +29,7 @@ class Rotary(NamedTuple):
 def rotary_angles(
     positions: range, attention: Attention, dtype: torch.dtype, device: torch.device
 ) -> Rotary:
-    """Angles of consecutive positions, in fp32 and then rounded to `dtype`.
-
-    They are cached, since all layers share them and a benchmark repeats the same step.
+    """Angles of positions, in fp32 and then rounded to `dtype`; cached, since layers share them.
 
     **Source**: RoFormer, Su et al. (2104.09864), section 3.2.2, with dimension i paired with
     i + head_dim / 2 as Llama and Mixtral do.

@@ -47,8 +47,7 @@ class StepMode:
     cache: KVCache | None = None
     """Earlier positions, and room for the new ones; None for a step without any."""
     mark: Mark = no_mark
-    """Called at the end of each stage of each layer. Dispatch and combine are part of "experts"; a
-    residual belongs to the stage before it."""
+    """Called at each stage's end; "experts" has dispatch and combine, residuals end a stage."""
     bounded: bool = False
     """Whether routings are as long as their upper bound, as a CUDA graph needs them to be."""
 

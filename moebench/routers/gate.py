@@ -51,8 +51,7 @@ def limit_to_groups(
 ) -> Float[Tensor, "tokens experts"]:
     """Mask all but the best groups of consecutive experts, ranked by the sum of their two best.
 
-    The mask is -inf: with 0, as in one public implementation, an excluded expert can still beat one
-    whose biased score is negative.
+    The mask is -inf: with 0 an excluded expert can beat one whose biased score is negative.
 
     **Source** DeepSeek-V3 (2412.19437), section 2.1.2, node-limited routing.
     """
@@ -72,8 +71,7 @@ def slot_weights(
 ) -> SlotWeights:
     """Weights of the slots; 0 where a slot is not kept.
 
-    The sum that renormalises is taken in fp64: scores of 24 bits add up exactly there, so the
-    weights do not depend on the order of the slots nor on dropped ones between them.
+    Sums are in fp64, where scores of 24 bits add up exactly, in any order of the slots.
     """
     weights = gate_scores(router_logits, gate).gather(1, expert_indices)
     if keep is not None:

@@ -158,9 +158,8 @@ class Router(nn.Module, ABC):
     def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
         """Set the biases so that the stream behind `scores` shows the operating point.
 
-        Mean k (within 1 %) and the experts' marginals (within 3 %) then hold over that stream, see
-        `moebench.routers.operating_point`; else an error says what was reached. The biases are
-        buffers, 0 as built: then the router is the paper's.
+        Mean k (within 1 %) and the experts' marginals (within 3 %) then hold over that stream, or
+        an error says what was reached. The biases are 0 as built: then the router is the paper's.
         """
 
     def start_from_base(

@@ -1,7 +1,6 @@
 """Matmuls with a weight that oneDNN has packed once, in the blocks that its kernels read.
 
-They are operators that torch's compiler uses and its documentation does not name: not every build
-has them.
+These operators of torch's compiler are not documented, and not every build has them.
 """
 
 import functools

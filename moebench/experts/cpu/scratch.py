@@ -1,7 +1,6 @@
 """Scratch memory that expert executions on a processor reuse from call to call.
 
-More than 32 MiB of new memory comes from the kernel page by page, at less than 1 GB/s on a
-virtual machine: a third of the time of 1024 tokens of Qwen3-30B-A3B.
+New memory beyond 32 MiB comes page by page: a third of the time of 1024 tokens of Qwen3-30B-A3B.
 """
 
 import math

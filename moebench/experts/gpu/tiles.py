@@ -102,8 +102,7 @@ def choose_tiles(capability: int, phase: TilePhase, element_bytes: int) -> Kerne
 def row_tiles(bound: int, num_experts: int, rows: int) -> int:
     """The most row tiles that `bound` assignments over `num_experts` experts can need.
 
-    An expert with n > 0 assignments needs 1 + (n - 1) // rows of them. The sum over the experts
-    is largest where as many experts as possible have one assignment, and one has all others.
+    Most are needed where as many experts as possible have one assignment, and one all others.
     """
     touched = min(bound, num_experts)
     return touched + (bound - touched) // rows
