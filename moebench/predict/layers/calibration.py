@@ -51,9 +51,8 @@ class MatmulPrices:
     num_samples: int = 0
     """Timed matmuls that the prices were fitted to."""
     median_error: float | None = None
-    """Median absolute relative error on the timed matmuls; None: never compared."""
     p90_error: float | None = None
-    """90th percentile of the absolute relative error on the timed matmuls."""
+    """Median and 90th percentile of absolute relative errors on them; None: never compared."""
 
     def parts(self, op: Op) -> tuple[Seconds, Seconds, Seconds]:
         """Overhead, memory and compute time of a matrix product, before they overlap.
@@ -99,7 +98,6 @@ class Calibration:
     reference: Seconds | None = None
     """Time of the reference operation when the machine was calibrated; None: not known."""
     launch: Launch = "eager"
-    """Launch mode of the priced operations."""
 
     def replayed(self) -> "Calibration":
         """Prices inside a CUDA graph, where no launch takes longer than `GRAPH_LAUNCH`."""

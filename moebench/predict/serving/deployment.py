@@ -76,16 +76,14 @@ class Deployment:
         link(self.hardware, tp * ep)
 
     def _check_layers(self) -> None:
-        if self.num_layers is None:
-            return
-        if self.level != "model":
+        found, least, most = self.num_layers, self.model.num_dense_layers + 1, self.model.num_layers
+        if found is not None and self.level != "model":
             raise ValueError(
-                f"layers: found {self.num_layers} at level {self.level}, which is one layer; "
+                f"layers: found {found} at level {self.level}, which is one layer; "
                 "they belong to --level model"
             )
-        least, most = self.model.num_dense_layers + 1, self.model.num_layers
-        if not least <= self.num_layers <= most:
-            raise ValueError(f"layers: found {self.num_layers}, expected {least} to {most}")
+        if found is not None and not least <= found <= most:
+            raise ValueError(f"layers: found {found}, expected {least} to {most}")
 
     @property
     def num_devices(self) -> int:

@@ -57,10 +57,9 @@ def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
         change = end / own.layer.seconds - 1
         moved.append((base.seconds + change * base.experts) / (own.seconds + change * own.experts))
     for name, factor in factors(own.prices.dense).items():
+        own_part, base_part = own.part(name), base.part(name)
         for more in (1 / factor - 1, factor - 1):
-            moved.append(
-                (base.seconds + more * base.part(name)) / (own.seconds + more * own.part(name))
-            )
+            moved.append((base.seconds + more * base_part) / (own.seconds + more * own_part))
     logs = np.log(np.array(moved) / ratio).reshape(-1, 2, len(ratio))
     down, up = np.maximum(0.0, -logs.min(axis=1)), np.maximum(0.0, logs.max(axis=1))
     return ratio * np.exp(-_in_quadrature(down)), ratio * np.exp(_in_quadrature(up))
