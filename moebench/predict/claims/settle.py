@@ -1,7 +1,6 @@
 """Settling claims: count FLOPs, predict speedups, decide.
 
-A speedup is predicted for the whole model at batch 1 to 4096 (sequences), on the paper's GPU and
-on newer ones. Papers do not say which phase they timed, so both are predicted: decode with a
+Papers do not say which phase they timed, so both are predicted for the whole model: decode with a
 context as long as the paper's sample, and prefill of such samples.
 """
 

@@ -1,7 +1,4 @@
-"""Facts of served models: backbones, ways to serve them, and arrays over such cases.
-
-Nothing here is fitted; bytes and FLOPs of a step are in `moebench.predict.energy.step`.
-"""
+"""Facts of served models, none fitted: backbones, ways to serve them, arrays over such cases."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Coefficients of the energy model: meaning, unit and prior of each.
-
-Most are ratios to the datasheet, so that they carry over to a GPU that was never measured.
-"""
+"""Coefficients of the energy model, mostly ratios to the datasheet: those carry over to any GPU."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

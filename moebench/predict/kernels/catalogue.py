@@ -1,7 +1,4 @@
-"""Which kernels exist, what is publicly known of each, and what has been fitted for it.
-
-A kernel is what a framework's release runs for one kind of expert.
-"""
+"""Kernels, what a framework's release runs for one kind of expert: public facts and fits."""
 
 import functools
 import re

@@ -1,8 +1,7 @@
 """90 % intervals of latencies and of ratios, from errors on rows that the fit had not used.
 
-The width depends on what the calibration knew: the shape on that device, the device alone, or
-neither; on the kernel's family; and on the token regime. Widths are quantiles of cross-validated
-errors (data/kernels/intervals.toml), so that 90 % means 90 %.
+The width depends on the rows that the parameters rest on (`Basis`), the kernel's family and the
+token regime: quantiles of cross-validated errors (data/kernels/intervals.toml).
 """
 
 import functools

@@ -4,9 +4,8 @@ Each of the two grouped matmuls costs the p-norm of four times that overlap impe
 cores, L2 to SM traffic, DRAM traffic, and the latency of a chain of thread blocks. Around them
 stand launches, the traffic of the elementwise kernels and the cost of sorting token copies. The
 weights that a call touches come from DRAM, or, when a benchmark replays the same call, partly
-from L2: that is `warm`, off in every prediction for deployment.
-
-All sizes in bytes and all times in seconds; every function works on arrays over cases.
+from L2: that is `warm`, off in every prediction for deployment. Sizes are in bytes, times in
+seconds; every function works on arrays over cases.
 """
 
 from collections.abc import Mapping

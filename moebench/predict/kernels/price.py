@@ -1,7 +1,6 @@
 """The price of MoE layers on a named GPU with a named kernel: parameters, interval and caveats.
 
-`calibrated` decides what the prediction rests on, `price` applies it. Deployment is cold: weights
-come from DRAM, whatever a benchmark that replays one call may have found in L2.
+`calibrated` decides what the prediction rests on, `price` applies it; weights come from DRAM.
 """
 
 import dataclasses

@@ -52,10 +52,8 @@ class Prior:
 
 def generic_prior() -> Prior:
     """The prior of any kernel on any GPU, before anything was measured."""
-    return Prior(
-        {name: math.log(METADATA[name]["typical"]) for name in PARAMETERS},
-        {name: METADATA[name]["spread"] for name in PARAMETERS},
-    )
+    spread = {name: METADATA[name]["spread"] for name in PARAMETERS}
+    return Prior({name: math.log(METADATA[name]["typical"]) for name in PARAMETERS}, spread)
 
 
 def prior_for(
