@@ -54,34 +54,28 @@ class KernelPrices:
 
 
 def kernel_prices(deployment: Deployment) -> KernelPrices:
-    """Parameters of the deployment's kernels on its device; an unknown kernel is refused."""
-    d = deployment
-    name = d.kernel or default_kernel(d.hardware)
-    kernel = kernel_named(name, d.model.expert_matrices, d.dtype)
-    experts = calibrated(kernel, d.hardware, dense_here=shipped_dense().get(d.hardware.name))
-    return KernelPrices(name, experts, library_for(d.hardware))
+    """Parameters of the deployment's kernels on its device; an unknown kernel is refused.
 
-
-def library_for(hardware: HardwareSpec) -> Library:
-    """The device's own dense parameters, or the mean of its nearest relatives'.
-
-    Nearest are devices of the same compute capability, then those whose tensor cores take the same
-    instruction, then all.
+    Dense parameters are the device's own, or the mean of its nearest relatives': devices of the
+    same compute capability, else those whose tensor cores take the same instruction, else all.
     """
-    known = shipped_dense()
-    if hardware.name in known:
-        own = known[hardware.name]
-        return Library(hardware, own, f"dense matmuls of {hardware.name}", DENSE_UNCERTAINTY)
-    machines, instruction = [load_hardware(name) for name in known], mma_generation(hardware)
+    d, hardware, known = deployment, deployment.hardware, shipped_dense()
+    name, own = d.kernel or default_kernel(hardware), known.get(hardware.name)
+    kernel = kernel_named(name, d.model.expert_matrices, d.dtype)
+    experts = calibrated(kernel, hardware, dense_here=own)
+    if own is not None:
+        origin = f"dense matmuls of {hardware.name}"
+        return KernelPrices(name, experts, Library(hardware, own, origin, DENSE_UNCERTAINTY))
+    machines, instruction = [*map(load_hardware, known)], mma_generation(hardware)
     relatives = (
         [one.name for one in machines if one.compute_capability == hardware.compute_capability]
         or [one.name for one in machines if mma_generation(one) == instruction]
         or [*known]
     )
-    logs = np.log([dataclasses.astuple(known[name]) for name in relatives])
+    logs = np.log([dataclasses.astuple(known[one]) for one in relatives])
     mean = DenseParameters(*np.exp(logs.mean(axis=0)).tolist())
     origin = f"dense matmuls of {', '.join(relatives)}, as shares of the datasheet"
-    return Library(hardware, mean, origin, RELATIVE_UNCERTAINTY)
+    return KernelPrices(name, experts, Library(hardware, mean, origin, RELATIVE_UNCERTAINTY))
 
 
 def op_times(library: Library, ops: Sequence[Op]) -> Floats:
