@@ -111,9 +111,8 @@ def verdict(
 def corrected(records: Sequence[Record]) -> tuple[Record, ...]:
     """The records of a run, the verdicts on their speedups corrected for the number of rows.
 
-    By chance one row in twenty is called faster or slower. After Benjamini and Hochberg's procedure
-    at most 5 % *of those called so* are expected to be wrong; rows that it does not reject become
-    "unclear". "same" asks for a whole interval close to 1 and needs no correction.
+    After Benjamini and Hochberg's procedure at most 5 % *of those called faster or slower* are
+    expected to be wrong; rows that it does not reject become "unclear". "same" needs none.
     """
     ratios = [r for record in records for r in record.ratios if r.kind == "speedup"]
     differs = iter(rejected(list(map(ratio_p_value, ratios))))

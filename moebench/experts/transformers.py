@@ -1,8 +1,7 @@
 """Adapters for transformers' experts: its `eager` loop and its default, `grouped_mm`.
 
-What most people run. Both take dense slots. Slots that a token does not use carry the sentinel that
-transformers has for expert parallelism, so that their matmuls are left out; gather, masks,
-activation and reduction still run over every slot (version 5.23).
+Both take dense slots. Unused slots carry the sentinel of expert parallelism, so that their matmuls
+are left out; gather, masks, activation and reduction still run over every slot (version 5.23).
 """
 
 from functools import partial

@@ -76,9 +76,8 @@ def causal_attention(query: Heads, key: KeysOrValues, value: KeysOrValues) -> He
 class KVCache:
     """Keys and values of all layers, in tensors of a fixed capacity.
 
-    A forward pass writes the new positions at [length, length + sequence) and attends to all up to
-    there, but leaves `length` unchanged: a benchmark repeats the same step. `shape` is layers,
-    sequences, and the capacity in positions.
+    A forward pass writes the new positions at [length, length + sequence), but leaves `length`:
+    a benchmark repeats the same step. `shape` is layers, sequences, capacity in positions.
     """
 
     def __init__(

@@ -2,9 +2,8 @@
 
 fvcore traces the step and counts one per multiply-add; its result is doubled here and nowhere
 else. torch's FlopCounterMode counts two per multiply-add of the operations that are dispatched.
-Both would count 0 for scaled dot-product attention on a CPU and for grouped_mm, so they get our
-formulas. For attention these count the pairs that attend rather than the whole rectangle of scores,
-as the closed form of `moebench.spec.ops` does. Counting is slow: never count what is timed.
+Both would count 0 for attention on a CPU and for grouped_mm, so they get our formulas, which count
+the pairs that attend, as `moebench.spec.ops` does. Counting is slow: never count what is timed.
 """
 
 import math

@@ -1,9 +1,7 @@
 """Gate conventions: from router logits to a choice, and from a choice to weights.
 
-Base models score with softmax or sigmoid, may renormalise and scale the scores of the chosen
-experts, and may limit the choice to groups of experts. Routers differ in *how many* experts a token
-runs; how they score and weigh them is here, so that each follows its base model exactly. All logits
-are fp32.
+Base models score with softmax or sigmoid, may renormalise and scale the chosen scores, and may
+limit the choice to groups of experts. Every router follows its base model in this. All logits are fp32.
 """
 
 import torch

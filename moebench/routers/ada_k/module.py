@@ -6,9 +6,8 @@ k   argmax(a), counted from 1                               [tokens]
 the k largest z of each token
 
 The published inference samples k from softmax(a); here it is the argmax, so that a benchmark
-repeats. Weights follow the base model's convention: Equation 2 renormalises over the chosen
-experts, which Mixtral does and Qwen1.5-MoE and DeepSeek-MoE do not, and dividing there would
-change the model even where k is its own.
+repeats. Weights follow the base model's convention: renormalising as in Equation 2 would change
+Qwen1.5-MoE and DeepSeek-MoE even where k is their own.
 """
 
 from typing import cast
