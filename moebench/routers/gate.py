@@ -1,7 +1,7 @@
 """Gate conventions: from router logits to a choice, and from a choice to weights.
 
 Base models score with softmax or sigmoid, may renormalise and scale the chosen scores, and may
-limit the choice to groups of experts. Every router follows its base model in this. All logits are fp32.
+limit the choice to groups of experts. Every router follows its base model in this. Logits are fp32.
 """
 
 import torch
