@@ -80,11 +80,7 @@ def step_seconds(parameters: EnergyParameters, hardware: HardwareSpec, cases: Ca
 def power(
     parameters: EnergyParameters, hardware: HardwareSpec, cases: Cases, seconds: Floats
 ) -> Floats:
-    """Mean power of one GPU in watts.
-
-    `seconds` is the time in which every sequence gets one token: `step_seconds`, or as measured
-    (sequences in flight over output tokens a second).
-    """
+    """Watts of one GPU, mean over the `seconds` in which every sequence gets one token."""
     traffic = step_traffic(parameters, hardware, cases)
     time = step_time(parameters, hardware, traffic)
     step = seconds * traffic.running / cases.batch

@@ -53,8 +53,7 @@ def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kerne
 def default_kernel(hardware: HardwareSpec) -> str:
     """The kernel that vllm 0.24 chooses by itself for unquantised experts on the device.
 
-    Source: release notes of this project's reference data: capability 9 and 8 Triton, 10
-    trtllm-gen, 12 flashinfer's cutlass.
+    Source: release notes of this project's reference data.
     """
     major = (hardware.compute_capability or "").split(".")[0]
     return {"10": "vllm-trtllm-gen", "12": "vllm-flashinfer-cutlass"}.get(major, "vllm-triton")
@@ -94,10 +93,7 @@ def calibrated(
     fits: Sequence[KernelFit] | None = None,
     dense_here: dense.DenseParameters | None = None,
 ) -> Calibrated:
-    """The best parameters known: the kernel's own fit on the device, else its family's.
-
-    `fits` are the shipped ones if left out; `dense_here` is as in `prior_for`.
-    """
+    """The best parameters known from shipped or given fits: the kernel's own, else its family's."""
     for fit in shipped_fits(kernel.label) if fits is None else fits:
         if fit.kernel == kernel and fit.system == hardware.name:
             return Calibrated(
