@@ -1,7 +1,4 @@
-"""Predictions as tables for people: one case in full, several cases side by side, break-evens.
-
-A case is a deployment and a router, with speedups at several batches.
-"""
+"""Predictions as tables for people: one case in full, several cases side by side, break-evens."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -37,7 +34,7 @@ NARROWEST_SHARE = 0.005
 """Stages with a smaller share of the latency at every batch are left out of the breakdown."""
 
 Speedups = Sequence[Speedup]
-"""Speedups of one case, by batch."""
+"""Speedups of one case (a deployment and a router), by batch."""
 
 
 def case_text(rows: Speedups) -> str:

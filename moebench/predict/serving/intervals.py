@@ -44,10 +44,7 @@ def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
 
 
 def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
-    """Ends of the 90 % interval of baseline latency over the router's, batch by batch.
-
-    Both steps are of one deployment at the same batches.
-    """
+    """Ends of the 90 % interval of baseline latency over the router's, both at the same batches."""
     ratio = base.seconds / own.seconds
     experts = base.experts / own.experts
     shapes = [shape_of(own.deployment)] * len(ratio)
