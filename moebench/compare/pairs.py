@@ -134,10 +134,7 @@ def ratio_p_value(ratio: Ratio) -> float:
 
 
 def precise_enough(result: Interval | Ratio, relative_half_width: float) -> bool:
-    """Whether an interval is as narrow as asked for, so that a cell's rounds may stop.
-
-    It may be so by chance: two in a row restore the coverage. Stopping at a verdict would bias it.
-    """
+    """Whether an interval is as narrow as asked for; by chance it may be, so two in a row count."""
     is_short = isinstance(result, Ratio) and result.n < MIN_ROUNDS
     if result.low is None or result.high is None or is_short:
         return False

@@ -107,10 +107,7 @@ class Routing:
         keep: SlotMask | None = None,
         aux_loss: Float[Tensor, ""] | None = None,
     ) -> "Routing":
-        """Flatten the slots of a `Choice`, dropping those that are not kept, in token order.
-
-        On a GPU the host waits for the histogram, and with `keep` for the number of assignments.
-        """
+        """Flatten a `Choice`'s kept slots, in token order; on a GPU the host waits for counts."""
         num_tokens, slots = expert_indices.shape
         experts = expert_indices.reshape(-1)
         if keep is None:

@@ -56,10 +56,7 @@ def why_not() -> str | None:
 def blocks(
     matrices: Float[Tensor, "experts outputs inputs"], *, is_gated: bool = False
 ) -> Float[Tensor, "experts blocks steps 64 depth"]:
-    """A zero-padded copy in the kernels' blocks; with `is_gated` outputs are gate above up.
-
-    `inputs` is a multiple of what an instruction multiplies (`DTYPES`).
-    """
+    """A zero-padded copy in blocks; `is_gated`: gate above up; inputs are multiples of `DTYPES`."""
     depth = DTYPES[matrices.dtype]
     experts, outputs, inputs = matrices.shape
     halves = 2 if is_gated else 1

@@ -1,7 +1,4 @@
-"""Matmuls with a weight that oneDNN has packed once, in the blocks that its kernels read.
-
-These operators of torch's compiler are not documented, and not every build has them.
-"""
+"""Matmuls with weights packed by oneDNN: undocumented operators, which not every build has."""
 
 import functools
 
