@@ -60,10 +60,7 @@ def layers_memory(
     router_parameters: float,
     layout: Layout = "plain",
 ) -> Bytes:
-    """Peak bytes of the layers run, one load a layer: weights, gradients, cache, activations.
-
-    Activations of inference do not add up over layers; those of training do.
-    """
+    """Peak bytes of the layers run, one load a layer; activations add up only in training."""
     activations = [activation_memory(model, workload, load) for load in loads]
     per_layer = weight_memory(model, workload, router_parameters, layout)
     per_layer += cache_memory(model, workload)

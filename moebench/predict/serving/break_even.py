@@ -34,10 +34,7 @@ class BreakEven:
 def break_even(
     deployment: Deployment, router: str, batches: Sequence[int], target: float
 ) -> tuple[BreakEven, ...]:
-    """Bisect the mean k of an adaptive router at every batch; fewer experts are never slower.
-
-    The router's k keeps its family of distributions; a router with a fixed k is refused.
-    """
+    """Bisect the mean k of an adaptive router, its family of distributions kept, at every batch."""
     if not 1 < target < float("inf"):
         raise ValueError(f"--break-even: found {target}, expected a speedup above 1, e.g. 1.10")
     d, model = deployment, deployment.model
