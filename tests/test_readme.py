@@ -215,7 +215,7 @@ QUOTED = {
     "overhead": ("instruments/*/*-overhead.json", overhead_rows),
     "peers": ("instruments/*/*-peers.json", peers_rows),
 }
-"""By the name of the README's block: where its records are, and the rows of one of them."""
+"""Records of each block of a page, by its name: where they lie, and the rows of one of them."""
 
 
 @pytest.mark.parametrize("name", QUOTED)

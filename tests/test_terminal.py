@@ -45,7 +45,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hostile(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run with an escape code in every text of its manifest."""
+    """A run with an escape code in every text of its manifest."""
     directory = tmp_path_factory.mktemp("hostile") / "run"
     shutil.copytree(plain, directory)
     path = directory / "manifest.json"

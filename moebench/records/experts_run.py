@@ -63,11 +63,11 @@ class ExpertsResult:
     loads: dict[str, list[tuple[int, int]]]
     """For each mix, assignments and touched experts of each step."""
     samples: dict[str, dict[str, list[tuple[int, int, Seconds]]]] = field(default_factory=dict)
-    """By backend (or "router NAME") and mix: round, first step, seconds a step."""
+    """Round, first step and seconds a step of each visit, by backend (or "router NAME") and mix."""
     limits: dict[str, list[Seconds]] = field(default_factory=dict)
     """Seconds of each probe in each round."""
     errors: dict[str, str] = field(default_factory=dict)
-    """By "backend, mix"."""
+    """Message of what failed, by "backend, mix"."""
     num_steps: dict[str, int] = field(default_factory=dict)
     """Steps of a sample, by "backend, mix"."""
 

@@ -155,7 +155,7 @@ def load_model(name: str) -> ModelSpec:
 
 
 def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:
-    """The same architecture `factor` times narrower: hidden, intermediate and head sizes.
+    """The architecture of `model`, `factor` times narrower: hidden, intermediate and head sizes.
 
     Quick suites use it. The numbers of experts and heads and the gate stay, so routing is the same.
     """

@@ -38,7 +38,7 @@ def test_without_renormalisation_the_weights_sum_to_the_kept_mass(seed: int, exp
 
 
 def test_sigmoid_gates_weigh_with_scores_and_scale() -> None:
-    """By hand: sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4 share 2.5 as 2 to 3."""
+    """Worked by hand: sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4 share 2.5 as 2 to 3."""
     gate = Gate(score="sigmoid", renormalise=True, scale=2.5)
     logits = torch.tensor([[0.0, 3.0, -9.0]]).clamp(max=torch.tensor(3.0).log())
     weights = slot_weights(logits, torch.tensor([[1, 0]]), gate)

@@ -77,7 +77,7 @@ def killed(child: int, results: Path, rng: random.Random) -> bool:
 
 
 def keys(run: Run) -> list[str]:
-    """Of the records, in their order."""
+    """Keys of the records, in their order."""
     return [record.case.key for record in run.records]
 
 

@@ -67,7 +67,7 @@ def test_a_backend_alone_in_its_process_keeps_nothing_if_its_copy_does_not_fit(
 
 
 def test_a_step_s_memory_counts_a_row_for_every_slot() -> None:
-    """Of 8 slots, in fp32: h + 2 f + f + f + h + h elements each."""
+    """Memory of 8 slots in fp32 is h + 2 f + f + f + h + h elements each."""
     plan = ExpertsCell(
         "Mixtral", "mixtral-8x7b", 1, "forward", "float32", 10, ("fixed", "geometric")
     )

@@ -105,7 +105,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 @pytest.mark.slow
 def test_fifty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    """Of the smoke suite; what is checked after each kill stands in kill_loop.py."""
+    """The smoke suite is killed; kill_loop.py checks what is left."""
     seed = str(random.SystemRandom().randrange(10**6))
     print(f"seed {seed}")
     done = subprocess.run(

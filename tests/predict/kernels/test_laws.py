@@ -45,7 +45,7 @@ class Drawn:
     experts: Floats
 
     def loads(self, share: float) -> Loads:
-        """Of that share of the assignments of top-k, spread evenly."""
+        """Loads of that share of the assignments of top-k, spread evenly."""
         counts = share * self.tokens * self.top_k / self.experts
         marginals = [np.full(int(n), each) for n, each in zip(self.experts, counts, strict=True)]
         return expected_loads(marginals, [int(tokens) for tokens in self.tokens])
