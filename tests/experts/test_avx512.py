@@ -14,8 +14,8 @@ from moebench.experts.cpu.library import BLOCK, Epilogue, blocks, combine, ragge
 needs_kernel = pytest.mark.skipif(avx512.why_not() is not None, reason=str(avx512.why_not()))
 FP32 = torch.float32
 ROUNDING = {FP32: 3e-6, torch.bfloat16: 2.0**-8}
-"""Largest errors of sums up to 2, after 512 additions that each round by half a unit of 2^-23, up or down: twice
-the square root of 512 of them. Of a result that is rounded to bf16 once."""
+"""Largest errors: twice the square root of 512 additions that each round a sum of up to 2 by half a
+unit of 2^-23, up or down; in bf16, that of a result that is rounded once."""
 
 
 def outcome(sums: Tensor, epilogue: Epilogue) -> Tensor:
