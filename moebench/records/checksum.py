@@ -141,6 +141,9 @@ def _table_of(raw: bytes, all_checked: bool) -> tuple[Any, str | None]:
         return None, NOT_JSON
     if isinstance(table, dict) and not _fits(table, LINE):
         return None, MISFIT
+    # A flipped byte may leave the meaning: \u00E9 for \u00e9.
+    if isinstance(table, dict) and KEY in table and json.dumps(table, **LINE).encode() != raw:
+        return None, MISFIT
     if all_checked and not (isinstance(table, dict) and table.get(KEY)):
         return None, "no checksum"
     return table, None

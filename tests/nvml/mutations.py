@@ -27,7 +27,7 @@ class Mutation:
 
 
 MUTATIONS = (
-    Mutation("unit (mJ)", "nvml", "return float(millijoules) * 1e-3", "return float(millijoules)"),
+    Mutation("unit (mJ)", "nvml", "self.handle)) * 1e-3", "self.handle))"),
     Mutation("unit (mW)", "nvml", "watts = float(milliwatts) * 1e-3", "watts = float(milliwatts)"),
     Mutation(
         "nvmlReturn of a field",
@@ -52,8 +52,8 @@ MUTATIONS = (
     Mutation(
         "32 bits",
         "nvml",
-        "return float(millijoules) * 1e-3",
-        "return float(millijoules & 0xFFFFFFFF) * 1e-3",
+        'float(demand("the energy counter", ask, self.handle))',
+        'float(int(demand("the energy counter", ask, self.handle)) & 0xFFFFFFFF)',
     ),
     Mutation(
         "module scope",

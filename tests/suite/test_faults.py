@@ -91,7 +91,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
     """Run code in a process of its own, with the toy calibration and one thread."""
     start = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from moebench import machine, suite\n"
+        "from moebench import suite; from moebench.calibrate import machine\n"
         "machine.recheck = lambda device, benchmarks: 1.0\n"
     )
     return subprocess.run(
@@ -147,7 +147,6 @@ def test_a_file_that_may_not_grow_ends_the_run_with_a_message_and_loses_nothing(
 SMALL_DISK = """
 import os, subprocess
 from pathlib import Path
-from moebench import record
 from moebench.records.run import RunWriter, load_run
 
 suite_file, disk, fault = sys.argv[1:]
@@ -198,7 +197,7 @@ def test_a_disk_that_fills_or_locks_up_ends_the_run_and_it_goes_on_after(
     disk.mkdir()
     start = "import torch; torch.set_num_threads(1)"
     code = (
-        f"import sys; {start}; from moebench import machine, suite\n"
+        f"import sys; {start}; from moebench import suite; from moebench.calibrate import machine\n"
         "machine.recheck = lambda device, benchmarks: 1.0\n" + SMALL_DISK
     )
     done = subprocess.run(
@@ -238,7 +237,7 @@ def test_of_two_that_resume_one_run_at_once_one_is_refused(suite: str, tmp_path:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from moebench import machine, suite\n"
+        "from moebench import suite; from moebench.calibrate import machine\n"
         "machine.recheck = lambda device, benchmarks: 1.0\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "sys.exit(suite.main(sys.argv[1:]))\n"
@@ -439,7 +438,7 @@ def test_a_calibration_that_cannot_be_kept_is_no_reason_to_stop(
     from moebench.calibrate import machine
 
     (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "moebench").glob("*.json")
-    known: Any = machine._kept(kept, machine.describe_machine(machine.torch.device("cpu")))
+    known: Any = machine._saved(kept, machine.describe_machine(machine.torch.device("cpu")))
     monkeypatch.setattr(machine, "microbenchmarks", lambda *_, **__: known)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -58,10 +58,9 @@ def measure_energy(
         sources = [["gpu", uuid, str(os.getpid())] for uuid in named]
     else:
         try:
-            _check_packages(powercap)
+            sources = [_packages(powercap)]
         except Fault as error:
             return no_energy(error)
-        sources = [["rapl", str(powercap)]]
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(ReaderProcess(source)) for source in sources]
         try:
@@ -73,10 +72,10 @@ def measure_energy(
     return next(iter(energies.values())) if len(energies) == 1 else _sum_of_boards(energies)
 
 
-def _check_packages(root: Path) -> None:
-    """Raise a Fault where there is no RAPL counter to read."""
+def _packages(root: Path) -> list[str]:
+    """Arguments of a reader of RAPL's counter; a Fault where there is none to read."""
     if Rapl(root).domains:
-        return
+        return ["rapl", str(root)]
     if describe_cpu().hypervisor is not None:
         raise Fault("virtualised", "virtualised: the hypervisor gives this guest no RAPL counters")
     raise Fault("no-powercap", "no_powercap: this system has no RAPL package domain")
