@@ -82,7 +82,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_readme_shows_its_two_commands() -> None:
     assert commands()[:2] == ["make mixtral", "make test"]
-    assert SMOKE in LINES and len(ABOUT_A_RUN) == 4
+    assert SMOKE in LINES and len(ABOUT_A_RUN) == 3
 
 
 @pytest.mark.parametrize("target", TARGETS)
