@@ -82,7 +82,7 @@ def track_start(module: str) -> float:
     return best
 
 
-track_start.params = ["moebench.predict", "moebench.report", "moebench.suite"]  # type: ignore[attr-defined]
+track_start.params = ["moebench.predict.cli", "moebench.report.cli", "moebench.suite.cli"]  # type: ignore[attr-defined]
 track_start.param_names = ["module"]  # type: ignore[attr-defined]
 track_start.unit = "s"  # type: ignore[attr-defined]
 track_start.version = "1"  # type: ignore[attr-defined]
