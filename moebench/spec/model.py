@@ -1,10 +1,14 @@
 """The network: its sizes, its attention, and how its gate turns logits into weights."""
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Annotated, Any, Literal, cast
 
 from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
+from moebench.spec.weight_types import weight_type
+
+FREE_EXPERTS = ("zero_experts", "identity_experts", "constant_experts")
 
 
 def _check_at_most(table: object, name: str, limit: str) -> None:
@@ -12,6 +16,29 @@ def _check_at_most(table: object, name: str, limit: str) -> None:
     found, most = getattr(table, name), getattr(table, limit)
     if found > most:
         raise ValueError(f"{name}: found {found}, expected at most {limit} = {most}")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the context that a model was first trained on.
+
+    Names are those of `rope_scaling` in config.json; a kind takes only the figures that it needs.
+    """
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+    factor: float = 1.0
+    original_context: int = 0
+    """`original_max_position_embeddings`: positions of the first training."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    attention_factor: float = 0.0
+    """YaRN and longrope: factor on cosine and sine; 0: the one that the method derives."""
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    truncates: bool = True
+    """YaRN: the ramp's ends are whole dimensions (gpt-oss: they are not)."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +55,27 @@ class Attention:
     rope_theta: float = 10000.0
     has_bias: bool = False
     """Bias on the query, key and value projections (Qwen1.5 and Qwen2)."""
+    has_output_bias: bool = False
+    """Bias on the output projection (gpt-oss)."""
+    has_sinks: bool = False
+    """A learnt logit per head that takes part in the softmax and has no value (gpt-oss)."""
     norm: Literal["none", "per-head", "full"] = "none"
     """RMSNorm of queries and keys: over each head (Qwen3) or over the whole projection (OLMoE)."""
+    norm_after_rotary: bool = False
+    """Queries and keys are normed after the rotary embedding (Hunyuan)."""
+    rotary_dim: int = 0
+    """Leading dimensions of a head that rotate (GLM-4.5: half); 0: all of it."""
+    rope_scaling: RopeScaling | None = None
+    softmax_scale: float = 0.0
+    """Factor on the scores (Granite's `attention_multiplier`); 0: one over the root of a head."""
+    softcap: float = 0.0
+    """Scores are bounded to c tanh(score / c); 0: they are not."""
+    window: int = 0
+    """Tokens that a position looks back in windowed layers, itself included; 0: no window."""
+    full_attention_step: int = 0
+    """Every such layer, counted from 1, attends in full beside windowed ones; 0: none does."""
+    windowed_layers: tuple[int, ...] = ()
+    """The windowed layers, from 0, where no step gives them; empty: see `full_attention_step`."""
     query_rank: int = 0
     """MLA: rank of the query compression; 0 means a full query projection."""
     kv_rank: int = 0
@@ -37,18 +83,31 @@ class Attention:
     rope_head_dim: int = 0
     """MLA: width of the rotary key that all heads share, cached beside the compressed vector."""
     value_head_dim: int = 0
-    """MLA: width of a value head."""
+    """Width of a value head; 0: that of a query head."""
 
     def __post_init__(self) -> None:
         mla_sizes = ("kv_rank", "rope_head_dim", "value_head_dim")
         sizes = ("num_heads", "num_kv_heads", "head_dim", "rope_theta")
         check_range(self, *sizes, *(mla_sizes if self.kind == "mla" else ()), least=1)
-        check_range(self, "query_rank", *mla_sizes)
+        check_range(self, "query_rank", *mla_sizes, "window", "full_attention_step", "softcap")
+        check_range(self, "softmax_scale")
+        check_range(self, "rotary_dim", most=self.head_dim)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads: found {self.num_kv_heads}, expected a divisor "
                 f"of num_heads = {self.num_heads}"
             )
+        if (self.full_attention_step or self.windowed_layers) and not self.window:
+            raise ValueError("window: found 0, expected the tokens of the windowed layers")
+
+    def windowed_among(self, layers: int) -> tuple[int, ...]:
+        """Which of the first `layers` layers look back a window only."""
+        if not self.window:
+            return ()
+        if self.windowed_layers:
+            return tuple(layer for layer in self.windowed_layers if layer < layers)
+        step = self.full_attention_step
+        return tuple(layer for layer in range(layers) if not step or (layer + 1) % step)
 
 
 @dataclass(frozen=True)
@@ -63,8 +122,16 @@ class Gate:
     num_groups: int = 1
     top_k_groups: int = 1
     """Group-limited choice: only experts of the best `top_k_groups` groups can be chosen."""
+    group_score: Literal["best-two", "maximum"] = "best-two"
+    """Score of a group: sum of its two best (DeepSeek-V3) or its maximum (DeepSeek-V2)."""
     has_correction_bias: bool = False
-    """A bias that takes part in the choice and not in the weights (DeepSeek-V3)."""
+    """A bias on the scores that takes part in the choice and not in the weights (DeepSeek-V3)."""
+    has_bias: bool = False
+    """A bias on the router logits (gpt-oss)."""
+    router_dtype: Literal["model", "float32"] = "model"
+    """Dtype of the product that makes the logits: the model's own, or fp32 (DeepSeek-V3)."""
+    weights_input: bool = False
+    """Weights multiply the experts' input and not their output (Llama 4)."""
 
     def __post_init__(self) -> None:
         check_range(self, "num_groups", "top_k_groups", least=1)
@@ -73,50 +140,103 @@ class Gate:
             raise ValueError(f"scale: found {self.scale}, expected more than 0")
 
 
-@dataclass(frozen=True)
+NO_GATE = Gate(score="softmax", renormalise=False)
+"""Stands for the gate of a model without experts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Sizes and conventions of a network, as in its published checkpoint."""
+    """Sizes and conventions of a network, as in its published checkpoint.
+
+    A dense model has no experts: `num_experts`, `top_k` and the gate are left out.
+    """
 
     name: str
     source: str
     num_layers: int
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int = 0
     """Inner width of one routed expert."""
-    num_experts: int
-    top_k: int
+    num_experts: int = 0
+    top_k: int = 0
     vocab_size: int
     attention: Attention
-    gate: Gate
+    gate: Gate = NO_GATE
     num_dense_layers: int = 0
     """Leading layers with a dense feed-forward network instead of experts."""
+    moe_layer_step: int = 1
+    """Of the layers after them, every such one, counted from 1, has experts (Llama 4: 2)."""
+    moe_layers: tuple[int, ...] = ()
+    """The layers with experts, from 0, where no step gives them; empty: see `moe_layer_step`."""
     dense_intermediate_size: int = 0
     shared_intermediate_size: int = 0
     """Inner width of all shared experts together; every token runs them. 0: none."""
     has_shared_gate: bool = False
     """The shared experts' output is scaled by sigmoid(w x) (Qwen1.5-MoE)."""
+    residual_intermediate_size: int = 0
+    """Width of a dense network beside the experts of each MoE layer (Arctic); 0: none."""
+    zero_experts: int = 0
+    identity_experts: int = 0
+    constant_experts: int = 0
+    """Experts that a token can choose and that cost no matmul: nothing, a copy (LongCat), or a
+    learnt vector (MoE++)."""
+    mean_top_k: float = 0.0
+    """Mean experts per token where such experts take some of the `top_k` slots, as published."""
     is_gated: bool = True
     """Experts have three matrices (SwiGLU); False: two."""
+    activation: Literal["silu", "gelu", "gelu-tanh", "relu", "relu2", "clamped-swiglu"] = "silu"
+    has_expert_bias: bool = False
+    """Bias on both matmuls of the routed experts (gpt-oss)."""
+    norm: Literal["rms", "layer", "layer-without-bias"] = "rms"
+    norms_per_layer: int = 2
+    """Norms over the hidden size in a layer; four where outputs are normed too."""
+    norm_epsilon: float = 1e-5
+    residual_multiplier: float = 1.0
+    embedding_multiplier: float = 1.0
+    logit_divisor: float = 1.0
+    """Granite's factors on what a layer adds, on embeddings, and under the logits."""
+    expert_weights: str = "bfloat16"
+    other_weights: str = "bfloat16"
+    """Types of the checkpoint's weights: routed experts; attention and dense networks. Names are
+    those of `moebench.spec.weight_types`."""
     has_tied_embeddings: bool = False
     total_parameters: Annotated[float, "count"] = 0.0
     active_parameters: Annotated[float, "count"] = 0.0
     """Per token; both counts are as published, and a test recomputes them."""
     note: str = ""
     """What the published parameter counts leave out."""
+    moe_level_only: str = ""
+    """What keeps levels above the MoE layer from being described, as linear attention does."""
+    not_understood: tuple[str, ...] = ()
+    """Keys of a config.json that change the network and that this description leaves out."""
 
     def __post_init__(self) -> None:
-        sizes = ("num_layers", "hidden_size", "intermediate_size", "num_experts", "top_k")
-        check_range(self, *sizes, "vocab_size", least=1)
+        sizes = ("num_layers", "hidden_size", "vocab_size", "moe_layer_step", "norms_per_layer")
+        check_range(self, *sizes, least=1)
         check_range(self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size")
-        _check_at_most(self, "top_k", "num_experts")
+        check_range(self, "residual_intermediate_size", *FREE_EXPERTS)
         _check_at_most(self, "num_dense_layers", "num_layers")
-        dense = self.num_dense_layers
+        expert_sizes = ("num_experts", "top_k", "intermediate_size")
+        has_experts = any(getattr(self, name) for name in expert_sizes)
+        check_range(self, *expert_sizes, least=int(has_experts))
+        if has_experts and self.gate is NO_GATE:
+            raise ValueError("missing key 'gate', expected a table")
+        if self.top_k > self.num_experts + self.num_free_experts:
+            _check_at_most(self, "top_k", "num_experts")
+        for name in ("norm_epsilon", "residual_multiplier", "logit_divisor"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: found {getattr(self, name):g}, expected more than 0")
+        for name in ("expert_weights", "other_weights"):
+            weight_type(getattr(self, name), name)
+        for name in ("moe_layers", "attention.windowed_layers"):
+            self._check_layers(name)
+        dense = self.num_layers - self.num_moe_layers
         if dense and not self.dense_intermediate_size:
             raise ValueError(
                 f"dense_intermediate_size: found 0, expected the width of the {dense} dense layers"
             )
         groups = self.gate.num_groups
-        choosable = self.num_experts // groups * self.gate.top_k_groups
+        choosable = self.num_experts // groups * self.gate.top_k_groups + self.num_free_experts
         if self.num_experts % groups or self.top_k > choosable:
             raise ValueError(
                 f"gate.num_groups: found {groups}, expected a divisor of num_experts = "
@@ -128,10 +248,33 @@ class ModelSpec:
         """Name of the model in papers, also for a narrow copy."""
         return self.name.partition("/")[0]
 
+    def _check_layers(self, name: str) -> None:
+        """Refuse a list of layers that is not ascending, or has one that the model lacks."""
+        layers = attrgetter(name)(self)
+        if layers != tuple(sorted({*layers})) or any(
+            not 0 <= layer < self.num_layers for layer in layers
+        ):
+            last = self.num_layers - 1
+            raise ValueError(f"{name}: found {layers}, expected ascending layers from 0 to {last}")
+
+    def moe_layers_among(self, layers: int) -> tuple[int, ...]:
+        """Which of the first `layers` layers have experts."""
+        if not self.num_experts:
+            return ()
+        if self.moe_layers:
+            return tuple(layer for layer in self.moe_layers if layer < layers)
+        step = self.moe_layer_step
+        return tuple(range(self.num_dense_layers, layers))[step - 1 :: step]
+
     @property
     def num_moe_layers(self) -> int:
         """Number of layers with experts."""
-        return self.num_layers - self.num_dense_layers
+        return len(self.moe_layers_among(self.num_layers))
+
+    @property
+    def num_free_experts(self) -> int:
+        """Experts that can be chosen and cost no matmul."""
+        return self.zero_experts + self.identity_experts + self.constant_experts
 
     @property
     def expert_matrices(self) -> int:

@@ -45,7 +45,7 @@ def parameters(model: ModelSpec, experts_per_token: float | None = None) -> floa
     return (
         model.num_layers * per_layer
         + model.num_moe_layers * moe
-        + model.num_dense_layers * dense_parameters(model)
+        + (model.num_layers - model.num_moe_layers) * dense_parameters(model)
         + embeddings
         + h
     )

@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -87,3 +88,38 @@ def test_gates_follow_the_published_conventions() -> None:
     """`norm_topk_prob` of the configs; Mixtral renormalises in code (2401.04088, equation 2)."""
     renormalising = {name for name in NAMES if load_model(name).gate.renormalise}
     assert renormalising == {"mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b", "deepseek-v3"}
+
+
+def test_layers_with_experts_follow_a_step_or_a_list(tiny: ModelSpec) -> None:
+    """Qwen2-MoE and Llama 4 count layers from 1: with a step of 2, layers 1, 3, 5 have experts."""
+    stepped = replace(tiny, num_layers=6, moe_layer_step=2, dense_intermediate_size=16)
+    assert stepped.moe_layers_among(6) == (1, 3, 5)
+    assert stepped.moe_layers_among(4) == (1, 3)
+    assert replace(stepped, num_dense_layers=1).moe_layers_among(6) == (2, 4)
+    listed = replace(stepped, moe_layers=(0, 5))
+    assert listed.num_moe_layers == 2
+    with pytest.raises(ValueError, match="expected ascending layers from 0 to 5"):
+        replace(stepped, moe_layers=(5, 0))
+    with pytest.raises(ValueError, match=r"moe_layers: found \(6,\)"):
+        replace(stepped, moe_layers=(6,))
+
+
+def test_windowed_layers_follow_a_step_or_a_list(tiny: ModelSpec) -> None:
+    """Layers of gpt-oss alternate, the first with a window: 12 of 24 look back."""
+    attention = replace(tiny.attention, window=128, full_attention_step=2)
+    assert attention.windowed_among(5) == (0, 2, 4)
+    assert len(attention.windowed_among(24)) == 12
+    assert replace(attention, full_attention_step=0).windowed_among(3) == (0, 1, 2)
+    assert replace(attention, windowed_layers=(1, 7)).windowed_among(7) == (1,)
+    assert tiny.attention.windowed_among(2) == ()
+
+
+def test_a_dense_model_leaves_out_what_experts_need(tiny: ModelSpec) -> None:
+    """Sizes of experts and the gate go together: all of them, or none."""
+    sizes = {"name": "dense", "source": "made for tests", "num_layers": 2, "hidden_size": 32}
+    dense = ModelSpec(**sizes, vocab_size=64, attention=tiny.attention, dense_intermediate_size=64)
+    assert dense.num_moe_layers == 0
+    with pytest.raises(ValueError, match="missing key 'gate'"):
+        replace(dense, num_experts=4, top_k=2, intermediate_size=16)
+    with pytest.raises(ValueError, match="top_k: found 0, expected 1"):
+        replace(dense, num_experts=4, intermediate_size=16, gate=tiny.gate)

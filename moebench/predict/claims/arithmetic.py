@@ -70,7 +70,7 @@ def model_flops(
     masked = model.num_layers * 2.0 * num_tokens * (num_tokens - 1) / 2 * width
     return (
         model.num_moe_layers * total_flops(moe)
-        + model.num_dense_layers * total_flops(dense)
+        + (model.num_layers - model.num_moe_layers) * total_flops(dense)
         + masked
         + head * total_flops(head_ops(model, num_tokens, workload.dtype))
     )

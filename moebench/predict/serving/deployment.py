@@ -76,7 +76,8 @@ class Deployment:
         link(self.hardware, tp * ep)
 
     def _check_layers(self) -> None:
-        found, least, most = self.num_layers, self.model.num_dense_layers + 1, self.model.num_layers
+        found, most = self.num_layers, self.model.num_layers
+        least = next(iter(self.model.moe_layers_among(most)), most) + 1
         if found is not None and self.level != "model":
             raise ValueError(
                 f"layers: found {found} at level {self.level}, which is one layer; "
@@ -92,15 +93,17 @@ class Deployment:
 
     @property
     def dense_layers(self) -> int:
-        """Number of leading layers without experts that the step runs."""
-        return self.model.num_dense_layers if self.level == "model" else 0
+        """Number of layers without experts that the step runs."""
+        if self.level != "model":
+            return 0
+        return (self.num_layers or self.model.num_layers) - self.moe_layers
 
     @property
     def moe_layers(self) -> int:
         """Number of layers with experts that the step runs."""
         if self.level != "model":
             return 1
-        return (self.num_layers or self.model.num_layers) - self.model.num_dense_layers
+        return len(self.model.moe_layers_among(self.num_layers or self.model.num_layers))
 
     def workload(self, batch: int) -> Workload:
         """Workload of `batch` sequences on all devices."""
