@@ -33,16 +33,20 @@ class HardwareSpec:
     memory_bandwidth: Annotated[BytesPerSecond, "bandwidth"]
     memory_capacity: Annotated[Bytes, "size"]
     cache: Annotated[Bytes, "size"]
-    """Last-level cache: a GPU's L2, a CPU's L3."""
+    """Last-level cache: a GPU's L2 or Infinity Cache, a CPU's L3."""
     aliases: tuple[str, ...] = ()
     nvml_names: tuple[str, ...] = ()
+    """Device names as drivers print them: NVML's, and torch's where NVML is not."""
+    maker: str | None = None
+    """Maker of a GPU: "NVIDIA", "AMD"; None where the file does not say."""
     num_processors: int = 1
-    """Streaming multiprocessors of a GPU, cores of a CPU."""
+    """Streaming multiprocessors or compute units of a GPU, cores of a CPU."""
     clock: Annotated[Hertz, "frequency"] | None = None
     """The clock at which the dense peak holds."""
     shared_memory: Annotated[Bytes, "size"] | None = None
-    """Shared memory of one streaming multiprocessor."""
+    """Shared memory of one streaming multiprocessor, local data share of one compute unit."""
     compute_capability: str | None = None
+    """CUDA's version of an NVIDIA GPU; None for other makers."""
     architecture: str | None = None
     power_limit: Annotated[Watts, "power"] | None = None
     idle_power: Annotated[Watts, "power"] | None = None

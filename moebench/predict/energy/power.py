@@ -35,7 +35,8 @@ def bounded(hardware: HardwareSpec, watts: Floats) -> Floats:
     idle, limit = limits(hardware)
     room, demand = limit - idle, np.maximum(watts - idle, 1e-9)
     norm = (room**CAP_SHARPNESS + demand**CAP_SHARPNESS) ** (1 / CAP_SHARPNESS)
-    return np.asarray(idle + room * demand / norm)
+    # Rounding may carry the sum past the limit by one unit in the last place.
+    return np.asarray(np.minimum(idle + room * demand / norm, limit))
 
 
 def limits(hardware: HardwareSpec) -> tuple[float, float]:

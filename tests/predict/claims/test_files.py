@@ -67,7 +67,7 @@ def test_digits_say_how_far_a_number_was_rounded(
         ('"speedup"', '"speed-up"', "did you mean 'speedup'?"),
         ('"mixtral-8x7b"', '"mixtral-8x7"', "did you mean 'mixtral-8x7b'?"),
         ('"ada-k"', '"adak"', "did you mean 'ada-k'?"),
-        ('"a800-sxm-80gb"', '"a800-smx"', "did you mean 'a800-sxm-80gb'?"),
+        ('"a800-sxm-80gb"', '"a800-sxm-80bg"', "did you mean 'a800-sxm-80gb'?"),
         ('hardware_source = "Table 1"', "", "hardware_source: missing"),
         ('source = "Table 3"', "", "missing key 'source'"),
         ('model = "mixtral-8x7b"', "", "missing: found nothing"),
