@@ -151,11 +151,10 @@ def describe_cpu(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Cpu
     family = [facts.get(key) for key in ("cpu family", "model", "stepping")]
     memory = re.search(r"MemTotal:\s*(\d+) kB", read_text(proc / "meminfo") or "")
     vendor = read_text(system / "class/dmi/id/sys_vendor") or "hypervisor"
-    on_linux = hasattr(os, "sched_getaffinity")
     return Cpu(
         model=facts.get("model name") or platform.processor() or platform.machine(),
         family="-".join(part for part in family if part) or None,
-        num_cores=len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1,
+        num_cores=len(allowed_processors()),
         features=tuple(name for name in CPU_FEATURES if name in flags),
         l2_cache=_cache_size(caches.get(("2", "Unified"))),
         l3_cache=_cache_size(caches.get(("3", "Unified"))),
@@ -164,6 +163,13 @@ def describe_cpu(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Cpu
         max_clock=float(max_clock) * 1e3 if max_clock else None,
         hypervisor=vendor if "hypervisor" in flags else None,
     )
+
+
+def allowed_processors() -> frozenset[int]:
+    """Numbers of the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def _cache_size(text: str | None) -> Bytes | None:

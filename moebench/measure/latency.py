@@ -15,10 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from moebench.measure.clocks import Clock
+from moebench.measure.host import HostMeter
+from moebench.records.host import HostLoad, RoundLoad
 from moebench.records.measurement import Sample, Stop
 from moebench.units import Seconds
 
@@ -59,6 +62,22 @@ class Plan:
     """Two answers of True in a row end the cell: one interval may be narrow by chance."""
 
 
+class FixedOperation(Protocol):
+    """An operation that is the same in every round and every run."""
+
+    def __call__(self) -> None: ...
+
+    def reading(self) -> Seconds: ...
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """Observed in every round beside the cases: how fast the machine was, and how busy."""
+
+    reference: FixedOperation
+    host: HostMeter
+
+
 @dataclass(frozen=True)
 class Rounds:
     """Samples and failures of the rounds of one cell."""
@@ -75,6 +94,10 @@ class Rounds:
     duration: Seconds
     reference: tuple[Sample, ...] = ()
     """Samples of the reference operation, one a round."""
+    reading: tuple[Seconds, ...] = ()
+    """Time of each reference sample that its pass over memory took."""
+    host: HostLoad | None = None
+    """Load of the host in each round; None where it was not read."""
 
     @property
     def num_rounds(self) -> int:
@@ -86,7 +109,7 @@ def measure_rounds(
     clock: Clock,
     plan: Plan,
     progress: Progress = lambda share, what: None,
-    reference: Callable[[], None] | None = None,
+    covariates: Covariates | None = None,
 ) -> Rounds:
     """Time the cases of one cell in randomly interleaved rounds.
 
@@ -94,8 +117,9 @@ def measure_rounds(
     stream; the next round takes the next steps. A case that raises is dropped and the others go
     on; only what is not an `Exception` (KeyboardInterrupt) passes through.
 
-    `reference` is a fixed operation that ends every round. It fills the caches with its own data,
-    so a quick case (the round's last, a random one) then runs again, untimed.
+    `covariates` are observed in every round: the load of the host over all of it, and a reference
+    operation at its end. That fills the caches with its own data, so a quick case (the round's
+    last, a random one) then runs again, untimed.
     """
     start = clock.now()
     failures: dict[str, Exception] = {}
@@ -109,9 +133,9 @@ def measure_rounds(
             failures[case] = without_frames(error)
     cases = [case for case in visits if case not in failures]
     referring = 0.0
-    if reference is not None:
-        reference()
-        referring = plan.min_rounds * clock.time(reference)
+    if covariates is not None:
+        covariates.reference()
+        referring = plan.min_rounds * clock.time(covariates.reference)
     num_steps = _steps_per_visit(
         [warmup[case][-1] for case in cases if warmup[case]],
         plan,
@@ -119,10 +143,14 @@ def measure_rounds(
     )
     collected: dict[str, list[Sample]] = {case: [] for case in cases}
     referred: list[Sample] = []
+    reading: list[Seconds] = []
+    loads: list[RoundLoad] = []
     order, next_look, was_precise = random.Random(plan.seed), plan.min_rounds, False
     stopped: Stop = "max-rounds"
     for number in range(plan.max_rounds):
         round_start = clock.now()
+        if covariates is not None:
+            covariates.host.start()
         first_step = number * num_steps % plan.stream_length
         order.shuffle(cases)
         for position, case in enumerate(tuple(cases)):
@@ -134,9 +162,12 @@ def measure_rounds(
                 failures[case] = without_frames(error)
                 cases.remove(case)
                 del collected[case]
-        if reference is not None and cases:
+        if covariates is not None and cases:
             with _without_garbage_collection():
-                referred.append(Sample(number, len(cases), 0, 1, clock.time(reference)))
+                seconds = clock.time(covariates.reference)
+            referred.append(Sample(number, len(cases), 0, 1, seconds))
+            reading.append(covariates.reference.reading())
+            loads.append(covariates.host.load(number))
             if collected[cases[-1]][-1].seconds < SETTLED:
                 with suppress(Exception):  # a failure shows in the next round, where it is timed
                     visits[cases[-1]](first_step, num_steps)
@@ -157,7 +188,17 @@ def measure_rounds(
             stopped = "budget"
             break
     samples, duration = _frozen(collected), clock.now() - start
-    return Rounds(samples, failures, warmup, num_steps, stopped, duration, tuple(referred))
+    return Rounds(
+        samples,
+        failures,
+        warmup,
+        num_steps,
+        stopped,
+        duration,
+        tuple(referred),
+        tuple(reading),
+        None if covariates is None else covariates.host.host_load(tuple(loads)),
+    )
 
 
 def _warm_up(visit: Visit, clock: Clock, plan: Plan, deadline: Seconds) -> tuple[Seconds, ...]:

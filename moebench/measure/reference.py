@@ -3,37 +3,55 @@
 Clocks, heat and neighbours make a machine faster on one day than on another. Times of a run are
 therefore also given as multiples of one frozen operation that is timed in the same rounds: a
 bfloat16 matrix product of 256 x 4096 by 4096 x 2048 and one pass over 128 MiB of fp32 words, so
-that it depends on the machine's arithmetic and its memory.
+that it depends on the machine's arithmetic and its memory. The time of each part is known: hosts
+read memory at half their speed for minutes while their arithmetic is as fast as ever.
 
 Every change of the operation must increase `VERSION`; runs of different versions are not compared.
 """
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch.nn.functional import linear
+
+from moebench.measure.clocks import StageTimer
+from moebench.units import Seconds
 
 VERSION = 1
 ROWS, INPUTS, OUTPUTS = 256, 4096, 2048
 READ_BYTES = 128 * 2**20
 
 
-@functools.cache
-def reference_operation(device: torch.device) -> Callable[[], None]:
-    """A function that enqueues the operation; its 147 MiB are random: zeros multiply faster."""
-    generator = torch.Generator(device).manual_seed(VERSION)
+class ReferenceOperation:
+    """The operation on one device: a call enqueues it; `reading` is the last call's first part.
 
-    def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+    Its 147 MiB are random: zeros multiply faster.
+    """
 
-    x = normal(ROWS, INPUTS, dtype=torch.bfloat16)
-    weight = normal(OUTPUTS, INPUTS, dtype=torch.bfloat16)
-    words = normal(READ_BYTES // 4, dtype=torch.float32)
+    def __init__(self, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(VERSION)
+
+        def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+
+        self._x = normal(ROWS, INPUTS, dtype=torch.bfloat16)
+        self._weight = normal(OUTPUTS, INPUTS, dtype=torch.bfloat16)
+        self._words = normal(READ_BYTES // 4, dtype=torch.float32)
+        self._device = device
 
     @torch.inference_mode()
-    def work() -> None:
-        words.sum()
-        linear(x, weight)
+    def __call__(self) -> None:
+        self._timer = StageTimer(self._device)
+        self._words.sum()
+        self._timer.mark("reading")
+        linear(self._x, self._weight)
 
-    return work
+    def reading(self) -> Seconds:
+        """Time of the last call's pass over memory; the rest of the call is the product's."""
+        return self._timer.seconds()["reading"]
+
+
+@functools.cache
+def reference_operation(device: torch.device) -> ReferenceOperation:
+    """The operation on a device, its arrays made once."""
+    return ReferenceOperation(device)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moebench.records.energy import Energy
+from moebench.records.host import HostLoad
 from moebench.records.results import LEAST, Caveat, Interval, check_number, check_stages
 from moebench.spec.case import Launch
 from moebench.spec.load import ExpertLoad
@@ -91,6 +92,24 @@ class Reference:
     version: int
     """Version of the operation; only equal versions may be compared."""
     samples: tuple[Sample, ...]
+    reading: tuple[Seconds, ...] | None = None
+    """Time of each sample that its pass over memory took; the rest is that of the matrix product.
+    None in older runs."""
+
+    def __post_init__(self) -> None:
+        if self.reading is None:
+            return
+        if len(self.reading) != len(self.samples):
+            raise ValueError(
+                f"reading: found {len(self.reading)} times, expected {len(self.samples)}, "
+                "one for each sample"
+            )
+        for seconds, sample in zip(self.reading, self.samples, strict=True):
+            if not LEAST <= seconds < sample.seconds:
+                raise ValueError(
+                    f"reading: found {seconds:g} s in round {sample.round}, expected more than 0 "
+                    f"and less than the whole operation's {sample.seconds:g} s"
+                )
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,8 @@ class Measurement:
     """Why the cell's rounds ended; None in older runs."""
     launch: Launch | None = None
     """How the timed steps were launched; None in older runs, whose case says it."""
+    host: HostLoad | None = None
+    """Load of the host in the same rounds; None in older runs."""
 
     def __post_init__(self) -> None:
         if not self.samples:

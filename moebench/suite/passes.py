@@ -14,7 +14,15 @@ import numpy as np
 from moebench.compare import pairs
 from moebench.measure.clocks import clock_for
 from moebench.measure.energy.meter import FULL, QUICK, measure_energy
-from moebench.measure.latency import Plan, Progress, Samples, measure_rounds, without_frames
+from moebench.measure.host import meter
+from moebench.measure.latency import (
+    Covariates,
+    Plan,
+    Progress,
+    Samples,
+    measure_rounds,
+    without_frames,
+)
 from moebench.measure.memory import is_out_of_memory
 from moebench.measure.reference import VERSION, reference_operation
 from moebench.records.energy import Energy
@@ -84,7 +92,7 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
             precise_enough=_precise(cell, running, effort.plan.target_half_width),
         ),
         progress=tell,
-        reference=reference_operation(device),
+        covariates=Covariates(reference_operation(device), meter(device)),
     )
     samples = {
         ready.case.key: with_work(cell, ready, rounds.samples[ready.case.key])
@@ -117,9 +125,10 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
             lag1_correlation=ready.lag1_correlation,
             measured_mean_k=ready.load(num_tokens, timed_steps(cell, samples[key])).mean_k,
             caveats=(*cell_caveats(cell, ready, cache_bytes), *noisy, *energy.caveats),
-            reference=Reference(VERSION, rounds.reference),
+            reference=Reference(VERSION, rounds.reference, rounds.reading),
             stopped=rounds.stopped,
             launch="graph" if cell.graphs else "eager",
+            host=rounds.host,
         )
     return Observed(measurements, _ratios(cell, samples), errors)
 

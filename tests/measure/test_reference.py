@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from moebench.measure import reference
-from moebench.measure.latency import Plan, measure_rounds
+from moebench.measure.host import HostMeter
+from moebench.measure.latency import Covariates, Plan, measure_rounds
 
 
 class CountingClock:
@@ -22,12 +23,26 @@ class CountingClock:
         return 1.0
 
 
+def covariates(ran: list[str]) -> Covariates:
+    """A reference operation that notes its calls, a quarter second of each for reading."""
+
+    class Noted:
+        def __call__(self) -> None:
+            ran.append("reference")
+
+        def reading(self) -> float:
+            return 0.25
+
+    return Covariates(Noted(), HostMeter(1))
+
+
 def test_the_operation_of_version_one_is_frozen() -> None:
     """A change of a size must increase the version, and then this line."""
     sizes = (reference.ROWS, reference.INPUTS, reference.OUTPUTS, reference.READ_BYTES)
     assert (reference.VERSION, *sizes) == (1, 256, 4096, 2048, 134217728)
     work = reference.reference_operation(torch.device("cpu"))
     work()
+    assert work.reading() > 0
     assert reference.reference_operation(torch.device("cpu")) is work
 
 
@@ -37,9 +52,12 @@ def test_every_round_ends_with_the_reference_and_a_case_that_refills_the_caches(
         {name: lambda first, n, name=name: ran.append(name) for name in ("a", "b")},  # type: ignore[misc]
         CountingClock(),
         Plan(budget=1e9, max_rounds=9, max_warmup_visits=0),
-        reference=lambda: ran.append("reference"),
+        covariates=covariates(ran),
     )
     assert [sample.round for sample in rounds.reference] == list(range(9))
+    assert rounds.reading == (0.25,) * 9
+    assert rounds.host is not None
+    assert [load.round for load in rounds.host.rounds] == list(range(9))
     assert {sample.position for sample in rounds.reference} == {2}
     # Two calls before the rounds; visits of a second are long enough to need no refilling.
     assert ran[:2] == ["reference"] * 2
@@ -60,7 +78,7 @@ def test_quick_cases_refill_the_caches_after_the_reference() -> None:
         {name: lambda first, n, name=name: ran.append(name) for name in ("a", "b")},  # type: ignore[misc]
         QuickClock(),
         Plan(budget=1e9, max_rounds=5, max_warmup_visits=0),
-        reference=lambda: ran.append("reference"),
+        covariates=covariates(ran),
     )
     by_round = np.array(ran[2:]).reshape(5, 4)
     assert all(row[3] == row[1] and row[2] == "reference" for row in by_round)

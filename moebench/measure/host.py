@@ -1,0 +1,126 @@
+"""Load of the host: processor time of this process and of all others, from `/proc`.
+
+What the system does not count is None: other systems than Linux, and containers that hide `/proc`.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moebench.measure.environment import allowed_processors, read_text
+from moebench.records.host import HostLoad, RoundLoad
+from moebench.units import Seconds
+
+TICK: Seconds = 0.01
+"""Unit of `/proc/stat`; the kernel reports hundredths of a second whatever its own tick is."""
+USER, NICE, SYSTEM, INTERRUPT, SOFT_INTERRUPT, STOLEN = 0, 1, 2, 5, 6, 7
+"""Columns of a processor in `/proc/stat`; 3 and 4 are idle."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Times since the machine or the process started."""
+
+    wall: Seconds
+    own: Seconds
+    busy: Seconds | None
+    stolen: Seconds | None
+    waiting: Seconds | None
+
+
+class HostMeter:
+    """Reads the load of the host over stretches of time, each from `start` to `load`.
+
+    A pair of readings takes a tenth of a millisecond on two processors.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        root: Path = Path("/"),
+        own: Callable[[], Seconds] = time.process_time,
+        wall: Callable[[], Seconds] = time.perf_counter,
+    ) -> None:
+        self.threads = threads
+        self.cpus = allowed_processors()
+        self.processors = min(float(len(self.cpus)), quota(root))
+        self.root, self._own, self._wall = root, own, wall
+        self.start()
+
+    def start(self) -> None:
+        """Begin a stretch here."""
+        self._before = self._read()
+
+    def load(self, number: int = 0) -> RoundLoad:
+        """Load since `start`, as that of round `number`."""
+        a, b = self._before, self._read()
+        return RoundLoad(
+            number,
+            round(b.wall - a.wall, 6),
+            round(b.own - a.own, 6),
+            _since(a.busy, b.busy),
+            _since(a.stolen, b.stolen),
+            _since(a.waiting, b.waiting),
+        )
+
+    def host_load(self, rounds: tuple[RoundLoad, ...]) -> HostLoad:
+        """The load of some rounds, with the reason for what is not known."""
+        absent = ["proc/stat"] * any(one.busy is None for one in rounds)
+        absent += ["proc/pressure/cpu"] * any(one.waiting is None for one in rounds)
+        names = " and ".join(str(self.root / name) for name in absent)
+        missing = f"{names} cannot be read" if absent else None
+        return HostLoad(self.processors, self.threads, rounds, missing)
+
+    def _read(self) -> Counters:
+        busy, stolen = processor_times(self.root, self.cpus)
+        return Counters(self._wall(), self._own(), busy, stolen, pressure(self.root))
+
+
+def meter(device: torch.device) -> HostMeter:
+    """The meter for work on a device; a GPU needs the one thread that launches."""
+    return HostMeter(torch.get_num_threads() if device.type == "cpu" else 1)
+
+
+def quota(root: Path = Path("/")) -> float:
+    """Processors that the container's limit allows; infinite without a limit."""
+    limit, _, period = (read_text(root / "sys/fs/cgroup/cpu.max") or "max").partition(" ")
+    return float("inf") if limit == "max" else float(limit) / float(period)
+
+
+def processor_times(root: Path, cpus: frozenset[int]) -> tuple[Seconds | None, Seconds | None]:
+    """Busy and stolen time of some processors since the start of the machine.
+
+    A process of lowered priority gives way, so its time is left out; if this process is one, they
+    compete as equals.
+    """
+    names = {f"cpu{number}" for number in cpus}
+    lines = [line.split() for line in (read_text(root / "proc/stat") or "").splitlines()]
+    rows = [[int(ticks) for ticks in line[1:]] for line in lines if line and line[0] in names]
+    if not rows or min(map(len, rows)) <= STOLEN:
+        return None, None
+    columns = [USER, SYSTEM, INTERRUPT, SOFT_INTERRUPT]
+    columns += [NICE] * _is_lowered()
+    busy = sum(row[column] for row in rows for column in columns)
+    return busy * TICK, sum(row[STOLEN] for row in rows) * TICK
+
+
+def _is_lowered() -> bool:
+    return hasattr(os, "getpriority") and os.getpriority(os.PRIO_PROCESS, 0) > 0
+
+
+def pressure(root: Path) -> Seconds | None:
+    """Time in which some task waited for a processor, since the machine started."""
+    for line in (read_text(root / "proc/pressure/cpu") or "").splitlines():
+        kind, _, total = line.partition("total=")
+        if kind.startswith("some") and total.strip().isdigit():
+            return int(total) * 1e-6
+    return None
+
+
+def _since(before: Seconds | None, after: Seconds | None) -> Seconds | None:
+    """The difference; some kernels let counters of stolen time run back a little."""
+    return None if before is None or after is None else max(0.0, round(after - before, 6))
