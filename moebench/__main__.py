@@ -30,20 +30,24 @@ USAGE = "\n".join(
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; the exit code is the verb's, 0 for help and version, 2 for an unknown verb."""
-    arguments = sys.argv[1:] if argv is None else argv
+    return terminal.run(lambda: _run_verb(sys.argv[1:] if argv is None else argv))
+
+
+def _run_verb(arguments: list[str]) -> int:
     if arguments and arguments[0] in VERBS:
         verb = importlib.import_module(f"moebench.{arguments[0]}")
         return int(verb.main(arguments[1:]))
     if arguments == ["--version"]:
-        print(f"moebench {VERSION}")
+        terminal.show(f"moebench {VERSION}")
         return 0
     if arguments and arguments[0] in ("--help", "-h"):
-        print(USAGE)
+        terminal.show(USAGE)
         return 0
     problem = f"unknown verb {arguments[0]!r}{nearest(arguments[0], VERBS)}" if arguments else ""
-    print(f"moebench: {problem}" if problem else USAGE, file=sys.stderr)
-    return 2
+    for line in [f"moebench: {problem}"] if problem else USAGE.split("\n"):
+        terminal.say(line)
+    return terminal.BAD_INPUT
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.run(main))
+    sys.exit(main())

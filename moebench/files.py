@@ -4,9 +4,42 @@ Appending puts all bytes on the disk or leaves the file as it was. Replacing sho
 text or the new one. A directory has one writer at a time.
 """
 
+import codecs
 import contextlib
+import errno
 import os
 from pathlib import Path
+
+WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""What the system says of a path that names no place for a file: a mistake of who named it."""
+
+
+class OutputError(ValueError):
+    """Something that was asked for cannot be written: the disk is full, read-only or forbidden."""
+
+
+def not_written(path: Path | str, error: OSError, more: str = "") -> ValueError:
+    """The error of a file or folder that cannot be written; `more` ends its sentence."""
+    kind = ValueError if error.errno in WRONG_PLACE else OutputError
+    return kind(f"{path}: cannot be written: {error.strerror}{more}")
+
+
+def text_of(path: Path) -> str:
+    """The text of a file, in UTF-8 or, where it begins with a mark that says so, in UTF-16."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    return decoded(data, str(path))
+
+
+def decoded(data: bytes, where: str) -> str:
+    """The text of some bytes without a byte order mark, which editors on Windows write."""
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from error
 
 
 def append_bytes(path: Path, data: bytes) -> None:
@@ -15,9 +48,7 @@ def append_bytes(path: Path, data: bytes) -> None:
     try:
         _write(path, os.O_APPEND, data, before)
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be written: {error.strerror}; what was written before is intact"
-        ) from error
+        raise not_written(path, error, "; what was written before is intact") from error
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -29,7 +60,7 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
+        raise not_written(path, error) from error
 
 
 def _write(path: Path, flag: int, data: bytes, length_before: int) -> None:
@@ -59,7 +90,7 @@ def make_folder(folder: Path) -> None:
     except FileExistsError as error:
         raise ValueError(f"{folder}: cannot be written: found a file, expected a folder") from error
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise not_written(folder, error) from error
 
 
 def acquire(directory: Path) -> int:
@@ -71,7 +102,7 @@ def acquire(directory: Path) -> int:
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise ValueError(f"{directory}: cannot be written: {error.strerror}") from error
+            raise not_written(directory, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -5,34 +5,122 @@ wrote, so all of it is escaped here: a terminal obeys control characters and a r
 """
 
 import argparse
+import codecs
+import contextlib
+import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, NoReturn
 
+from moebench.files import OutputError
 from moebench.units import Seconds, printable, quantity
 
 BAD_INPUT = 2
 """Exit code of a verb that cannot use what it was given."""
+NOT_WRITTEN = 4
+"""Exit code where stdout or a file could not be written, as on a full disk."""
 INTERRUPTED = 130
 """Exit code of a program that was stopped by Ctrl-C (128 + SIGINT)."""
 CLOSED = 141
 """Exit code of a program whose reader has gone (128 + SIGPIPE), as in `... | head`."""
 
+STAND_INS = str.maketrans(
+    {
+        **{"×": "x", "±": "+-", "·": "-", "–": "-", "−": "-", "→": "->", "…": "...", "µ": "u"},
+        **{"⚠": "!", "≥": ">=", "≤": "<=", "“": '"', "”": '"', "‘": "'", "’": "'", "˒": ","},
+        **{digit: str(value) for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    }
+)
+"""ASCII for the characters that moebench itself prints."""
+FOOTNOTES = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹˒]+")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """ASCII for what an encoding lacks: 1.2x, [1] for a footnote's mark, else an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = FOOTNOTES.sub(r"[\g<0>]", error.object[error.start : error.end])
+    ascii_only = lacking.translate(STAND_INS).encode("ascii", "backslashreplace")
+    return ascii_only.decode(), error.end
+
+
+codecs.register_error("moebench", _stand_in)
+
+
+class _Answers:
+    """Where answers go: to stdout, or to stderr as soon as stdout cannot be written."""
+
+    def __init__(self) -> None:
+        self.trouble: str | None = None
+        """Why stdout cannot be written."""
+
+    def write(self, text: str) -> None:
+        """Write to the end of the stream; a reader that has gone is a BrokenPipeError."""
+        if self.trouble is None:
+            try:
+                if sys.stdout is None:
+                    raise OSError(errno.EBADF, "there is none")
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                return
+            except (OSError, ValueError) as error:  # a ValueError: it was closed
+                if isinstance(error, BrokenPipeError) or _is_closed_on_windows(error):
+                    raise BrokenPipeError from error
+                self.trouble = getattr(error, "strerror", None) or str(error).rstrip(".")
+                _discard(sys.stdout)
+                say(f"error: stdout: cannot be written: {self.trouble}; the answer follows here")
+        NOTES.write(text)
+
+
+class _Notes:
+    """Standard error: trouble there stops no verb, because notes and progress are no answer."""
+
+    def write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (AttributeError, OSError, ValueError):  # it is None, full or closed
+            _discard(sys.stderr)
+
+    def flush(self) -> None:
+        """Do nothing: every write is flushed."""
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(AttributeError, ValueError):
+            return sys.stderr.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+NOTES: Any = _Notes()
+"""The stream of notes and progress bars."""
+_ANSWERS = _Answers()
+
 
 def run(answer: Callable[[], int]) -> int:
-    """Call `answer` and return its exit code; a user's mistake or an interruption is one line.
+    """Call `answer` and return its exit code; a mistake, an interruption or trouble is one line.
 
-    A ValueError is bad input, everywhere in moebench: its text becomes the line.
+    A ValueError is bad input, everywhere in moebench: its text becomes the line. Trouble with what
+    is written, to stdout or to a file, has an exit code of its own.
     """
+    ready_streams()
+    _ANSWERS.trouble = None
     try:
         try:
-            return answer()
-        finally:
-            sys.stdout.flush()
+            code = answer()
+        except SystemExit:
+            if _ANSWERS.trouble is None:
+                raise
+        return NOT_WRITTEN if _ANSWERS.trouble is not None else code
+    except OutputError as error:
+        say(f"error: {error}")
+        return NOT_WRITTEN
     except ValueError as error:
         say(f"error: {error}")
         return BAD_INPUT
@@ -40,28 +128,52 @@ def run(answer: Callable[[], int]) -> int:
         say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return CLOSED
+
+
+def ready_streams() -> None:
+    """Have stdout and stderr take every character and wait for slow readers."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="moebench")  # type: ignore[union-attr]
+            os.set_blocking(stream.fileno(), True)
+
+
+def _discard(stream: Any) -> None:
+    """Give up a stream, which the interpreter flushes once more at its end."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _is_closed_on_windows(error: Exception) -> bool:
+    """Whether the reader of a pipe has gone, which Windows calls an invalid argument."""
+    return os.name == "nt" and getattr(error, "errno", None) == errno.EINVAL
 
 
 def say(line: object) -> None:
     """Print one line on stderr."""
-    print(printable(str(line)), file=sys.stderr)
+    NOTES.write(f"{printable(str(line))}\n")
 
 
 def show(text: object) -> None:
     """Print an answer for people on stdout."""
-    print("\n".join(map(printable, str(text).split("\n"))))
+    _ANSWERS.write("\n".join(map(printable, str(text).split("\n"))) + "\n")
 
 
 def show_json(document: object) -> None:
     """Print an answer for programs on stdout: one JSON document, ASCII only."""
-    print(json.dumps(document, indent=1))
+    _ANSWERS.write(json.dumps(document, indent=1) + "\n")
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose messages are escaped: a resumed run's command line comes from its manifest."""
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help as an answer, which a full disk does not swallow."""
+        _ANSWERS.write(self.format_help())
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the program; `message` is one line on stderr."""
@@ -72,6 +184,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser(verb: str, description: str, example: str) -> Parser:
     """The command line of a verb, with --json, and an example in its --help."""
+    ready_streams()
     name = f"python -m moebench.{verb}"
     made = Parser(prog=name, description=description, epilog=f"example: {name} {example}")
     made.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -125,11 +238,11 @@ class Bar:
     def __init__(self, expected: Seconds) -> None:
         from tqdm import tqdm  # verbs that only compute start without it
 
-        interactive = sys.stderr.isatty()
+        interactive = NOTES.isatty()
         self._bar: Any = tqdm(
             total=round(expected),
             unit="s",
-            file=sys.stderr,
+            file=NOTES,
             leave=False,
             dynamic_ncols=interactive,
             # Without a terminal every refresh is a line of a log.

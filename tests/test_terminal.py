@@ -1,8 +1,13 @@
-"""What verbs print: aligned tables, one line for an error, and no escape codes out of files."""
+"""What verbs print: aligned tables, one line for an error, no escape codes, and never nothing."""
 
+import errno
 import importlib
+import io
+import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from runs import write_run
 from moebench import terminal
 from moebench.records.checksum import read_document, write_document
 from moebench.terminal import text_table
+from moebench.version import VERSION
 
 RED = "\x1b[31m"
 NOT_FREE = (
@@ -121,3 +127,129 @@ def test_a_table_is_aligned_and_its_cells_cannot_leave_their_line() -> None:
         "decode, batch 1",
         "b\\x1b[31m\\n     10  slower",
     ]
+
+
+def answered(command: str) -> int:
+    """Exit code of a command line such as `predict --batch 1`."""
+    verb, *arguments = command.split()
+    code: int = importlib.import_module(f"moebench.{verb}").main(arguments)
+    return code
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_an_encoding_that_lacks_our_characters_loses_no_answer(
+    encoding: str, plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = ("predict --batch 1", "suite --list", f"validate --run {plain}")
+    for command in (*commands, f"compare {plain} {plain}"):
+        code = answered(command)
+        expected = capsys.readouterr().out
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            assert answered(command) == code
+        found = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert len(found.splitlines()) == len(expected.splitlines()) > 0, command
+        assert "\\" not in found or "\\" in expected, command
+
+
+def test_the_stand_ins_are_those_of_the_table() -> None:
+    line = "1.35× ± 2 % · 190 µs – ⚠ slow¹˒² → “a…” 模"
+    assert line.encode("ascii", "moebench") == (
+        b'1.35x +- 2 % - 190 us - ! slow[1,2] -> "a..." \\u6a21'
+    )
+    assert line[:12].encode("latin-1", "moebench").decode("latin-1") == line[:12]
+
+
+class Full(io.StringIO):
+    """A file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def closed() -> io.TextIOWrapper:
+    stream = io.TextIOWrapper(io.BytesIO())
+    stream.close()
+    return stream
+
+
+STREAMS: dict[str, tuple[Callable[[], Any], str]] = {
+    "full": (Full, "No space left on device"),
+    "closed": (closed, "I/O operation on closed file"),
+    "none": (lambda: None, "there is none"),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_an_answer_that_stdout_does_not_take_is_on_stderr_with_an_exit_code_of_its_own(
+    kind: str, plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither bad input (2) nor a check that failed (1); every line of the answer is there."""
+    make, why = STREAMS[kind]
+    for command in ("suite --list", f"validate --run {plain}", "predict --batch 1 --json"):
+        answered(command)
+        expected = capsys.readouterr().out
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", make())
+            assert answered(command) == terminal.NOT_WRITTEN == 4
+        first, _, rest = capsys.readouterr().err.partition("\n")
+        assert first == f"error: stdout: cannot be written: {why}; the answer follows here"
+        assert rest == expected
+
+
+@pytest.mark.parametrize("to", [">/dev/full", ">&-", "2>/dev/full", "2>&-"])
+def test_the_exit_code_of_a_process_is_its_answer_s(to: str) -> None:
+    """The interpreter flushes both streams once more at its end, and has an exit code for that."""
+    command = f"{shlex.quote(sys.executable)} -m moebench --version {to}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == (0 if to.startswith("2") else 4)
+    assert f"moebench {VERSION}\n" in done.stdout + done.stderr
+
+
+def test_help_is_an_answer_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moebench.__main__ import main
+
+    monkeypatch.setattr(sys, "stdout", None)
+    for arguments in (["--help"], ["--version"], ["predict", "--help"]):
+        assert main(arguments) == 4
+        assert capsys.readouterr().err.count("\n") > 1
+
+
+def test_a_reader_that_has_gone_is_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as pipe, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", pipe)
+        assert answered("suite --list") == terminal.CLOSED
+    assert capsys.readouterr().err == ""
+
+
+def test_trouble_on_stderr_keeps_no_answer_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        with terminal.Bar(1.0) as bar:
+            bar.tell("something")
+        terminal.say("a note")
+        terminal.show("the answer")
+        return 0
+
+    for stream in (None, Full(), closed()):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", stream)
+            assert terminal.run(main) == 0
+        assert capsys.readouterr().out == "the answer\n"
+
+
+def test_a_file_on_a_full_disk_is_trouble_with_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / "speedup.png"
+    figure.symlink_to("/dev/full")
+    assert answered(f"predict --batch 1 --plot {figure}") == terminal.NOT_WRITTEN
+    assert f"error: --plot {figure}: cannot be written: No space left" in capsys.readouterr().err

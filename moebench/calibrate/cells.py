@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from moebench.files import decoded
 from moebench.predict.arrays import Ints
 from moebench.units import printable
 
@@ -131,10 +132,8 @@ def read_cells(path: Path) -> RawTable:
         if path.suffix == ".parquet":
             rows = _parquet_rows(path)
         else:
-            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+            text = decoded(gzip.decompress(data) if path.suffix == ".gz" else data, str(path))
             rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: cannot be read: not UTF-8 text") from error
     except (EOFError, zlib.error, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     except OSError as error:

@@ -85,7 +85,7 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     path = keep_fit(machine)
     fit = machine.calibration
     if as_json:
-        print(path.read_text(encoding="utf-8"), end="")
+        terminal.show(path.read_text(encoding="utf-8").rstrip())
         return 0
     facts = {
         what if layout == "plain" else f"{what}, {layout}": value

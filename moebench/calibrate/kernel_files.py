@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moebench.files import replace_file
 from moebench.predict.kernels.catalogue import Kernel, KernelFit
 from moebench.predict.kernels.dense import DenseParameters
 from moebench.predict.kernels.intervals import Widths
@@ -16,7 +17,7 @@ def write_toml(path: Path, values: Mapping[str, Any]) -> Path:
     """Write a TOML file; returns its path."""
     import tomli_w  # only what writes a file needs it
 
-    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    replace_file(path, tomli_w.dumps(values).encode())
     return path
 
 

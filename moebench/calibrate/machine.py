@@ -17,7 +17,7 @@ import torch
 
 from moebench.calibrate.microbenchmark import microbenchmarks, recheck
 from moebench.calibrate.products import layouts
-from moebench.files import cache_directory, replace_file
+from moebench.files import cache_directory, make_folder, replace_file
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
@@ -78,7 +78,7 @@ def prepare_machine(
         say("calibrating this machine once (under two minutes) ...")
         benchmarks = microbenchmarks(device, dtype, budget=CALIBRATION_BUDGET, progress=progress)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             replace_file(path, json.dumps(encode(benchmarks), indent=1).encode())
         except (OSError, ValueError) as error:
             say(f"the calibration cannot be saved for the next run: {error}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import TypeVar
 
-from moebench.files import cache_directory, replace_file
+from moebench.files import cache_directory, make_folder, replace_file
 from moebench.spec.schema import decode, encode
 
 LEAST_RUNS = 10
@@ -103,6 +103,6 @@ def _load(cls: type[T], fingerprint: str) -> T | None:
 
 def _save(value: T) -> Path:
     path = _path(type(value), value.fingerprint)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     replace_file(path, (json.dumps(encode(value), indent=1) + "\n").encode())
     return path

@@ -5,7 +5,7 @@
     python -m moebench.doctor --selftest --out results/selftest       and keep the record
     python -m moebench.doctor --aa-runs 10    run an unchanged cell ten times, for `compare`
 
-Exit codes: 0 done, 1 the selftest missed a required rate, 2 bad input.
+Exit codes: 0 done, 1 the selftest missed a required rate, 2 bad input, 4 not written.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
+from moebench import terminal
 from moebench.compare.noise import UnchangedRun, add_unchanged_run
 from moebench.compare.runs import relative_latency
 from moebench.records.run import load_run
@@ -23,7 +24,7 @@ def make_unchanged_runs(
     """Run the unchanged cell `number` times; returns the file of all runs, and the last run."""
     if number < 1:
         raise ValueError(f"--aa-runs: found {number}, expected at least 1")
-    for _ in trange(number, desc="A/A runs", unit="run", leave=False):
+    for _ in trange(number, desc="A/A runs", unit="run", leave=False, file=terminal.NOTES):
         with tempfile.TemporaryDirectory() as folder:
             run = _unchanged_run(Path(folder), device)
         path = add_unchanged_run(fingerprint, run)

@@ -4,7 +4,7 @@ Routed experts are priced with parameters that were fitted to measured layers of
 all else with fitted dense matmuls and stated assumptions; weights come from DRAM. The speedup is
 over the model's own top-k in the same deployment; errors largely cancel in its interval.
 
-Exit codes: 0 done, 2 bad input.
+Exit codes: 0 done, 2 bad input, 4 not written (a full disk).
 """
 
 import argparse

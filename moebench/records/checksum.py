@@ -7,6 +7,7 @@ sorted keys and no spaces, so that it may be indented anew, a line as it stands.
 and documents of early versions have none; they load as far as they are JSON of the right shape.
 """
 
+import codecs
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from moebench.files import append_bytes, replace_file
+from moebench.files import append_bytes, replace_file, text_of
 from moebench.records.record import SCHEMA
 from moebench.spec.schema import decode, encode
 
@@ -48,10 +49,9 @@ def write_document(path: Path, table: Mapping[str, Any]) -> None:
 
 def read_document(path: Path) -> dict[str, Any]:
     """The table of a file, without its checksum; a ValueError if damaged."""
+    text = text_of(path)
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {NOT_JSON}: {error}") from error
     if not isinstance(table, dict):
@@ -89,7 +89,9 @@ def read_lines(path: Path, cls: type[T], *, all_checked: bool) -> list[Line[T]]:
         return []
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    *whole, last = data.split(b"\n")
+    # A copy through Windows may have added a byte order mark and carriage returns.
+    lines_as_written = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    *whole, last = lines_as_written.split(b"\n")
     lines = []
     for number, raw in enumerate([*whole, last] if last else whole, start=1):
         where = f"{path.name}: line {number}"

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from moebench.files import text_of
 from moebench.units import EXAMPLE, nearest, quantity
 
 T = TypeVar("T")
@@ -43,16 +44,17 @@ def check_range(table: object, *names: str, least: float = 0, most: float | None
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; errors name file and line."""
+    return parse_toml(text_of(path), str(path))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a text in TOML; errors have `where` and the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        return tomllib.loads(text)
     except RecursionError as error:
-        raise ValueError(f"{path}: not valid TOML: nested too deeply") from error
+        raise ValueError(f"{where}: not valid TOML: nested too deeply") from error
     except ValueError as error:  # tomllib's own error, or an integer too long for Python
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
+        raise ValueError(f"{where}: not valid TOML: {error}") from error
 
 
 def from_mapping(cls: type[T], table: object, where: str) -> T:

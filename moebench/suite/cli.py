@@ -2,7 +2,7 @@
 
 A run that is cut off - Ctrl-C, SIGTERM, kill -9, a full disk - is taken up again with `--resume`.
 
-Exit codes: 0 done, 2 bad input, 3 some cases failed, 130 interrupted.
+Exit codes: 0 done, 2 bad input, 3 some cases failed, 4 not written (a full disk), 130 interrupted.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def write_hardware(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     dtype = load_suite(options.suite).file.dtype if options.suite else "bfloat16"
     machine = _machine(options, device, dtype)
-    print(hardware_toml(machine.hardware, options.write_hardware), end="")
+    terminal.show(hardware_toml(machine.hardware, options.write_hardware).rstrip())
     return 0
 
 

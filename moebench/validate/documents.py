@@ -8,6 +8,7 @@ import numpy as np
 
 from moebench import terminal
 from moebench.calibrate.tables import LatencyTable
+from moebench.files import make_folder, replace_file
 from moebench.predict.arrays import Mask
 from moebench.validate.scores import Scores, Skipped, mean_over_groups
 
@@ -116,7 +117,7 @@ def draw_scores(table: LatencyTable, scores: Scores, folder: Path) -> list[Path]
 
     quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
     x = "m" if table.kind == "gemm" else "tokens"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     systems = np.array(table.columns["system"])
     names = ("framework", "version", "kernel_source")
     columns = [table.columns[name] for name in names if name in table.columns]
@@ -133,6 +134,6 @@ def draw_scores(table: LatencyTable, scores: Scores, folder: Path) -> list[Path]
         title = f"{system}, {quantity.get(table.kind, 'MoE layer latency')}"
         drawn = draw_accuracy(labels[here].tolist(), scores.num_tokens[here], ratios, title, x)
         path = folder / f"{system}.png"
-        path.write_bytes(drawn)
+        replace_file(path, drawn)
         paths.append(path)
     return paths

@@ -4,7 +4,6 @@ Predictions are warm, because the tables are measured without flushing L2.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -167,8 +166,9 @@ def left_out_scores(table: LatencyTable, holdout: Holdout, known: Known) -> tupl
     groups, skipped = groups_of(table)
     scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["num_tokens"])
     plan = LeaveOut(groups, holdout, known.rows, known.seed, known.dense)
-    interval = 0.2 if sys.stderr.isatty() else 15.0  # in a log, every refresh is a line
-    with tqdm(total=plan.num_steps, unit="step", leave=False, mininterval=interval) as bar:
+    interval = 0.2 if terminal.NOTES.isatty() else 15.0  # in a log, every refresh is a line
+    bar_options = {"unit": "step", "leave": False, "mininterval": interval}
+    with tqdm(total=plan.num_steps, file=terminal.NOTES, **bar_options) as bar:
 
         def tell(what: str) -> None:
             bar.set_description_str(what, refresh=False)

@@ -130,7 +130,7 @@ def test_a_file_that_may_not_grow_ends_the_run_with_a_message_and_loses_nothing(
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        assert measure(suite, tmp_path / "full", *enough) == 2
+        assert measure(suite, tmp_path / "full", *enough) == 4
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     cut = run_of(tmp_path / "full")
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_or_locks_up_ends_the_run_and_it_goes_on_after(
     for said in (first, second):
         assert f"cannot be written: {ERRORS[fault]}" in said
     lines = done.stdout.splitlines()
-    assert lines[0] == "2 3 0" and lines[-2].startswith("2 ") and lines[-1] == "6 done True"
+    assert lines[0] == "4 3 0" and lines[-2].startswith("4 ") and lines[-1] == "6 done True"
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from moebench import terminal
 from moebench.experts.gpu.compilation import ELEMENT_BYTES, VARIANTS, Compiled, compile_kernel
 from moebench.experts.gpu.occupancy import KIB, LIMITS
+from moebench.files import replace_file
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
@@ -77,6 +79,7 @@ def _row(one: Compiled) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile everything and print the report."""
+    terminal.ready_streams()
     parser = argparse.ArgumentParser(
         prog="python -m moebench.experts.gpu.report",
         description="Compile our Triton kernels for every GPU target, without a GPU, and report.",
@@ -84,15 +87,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="write the report to this file instead")
     options = parser.parse_args(arguments)
+    return terminal.run(lambda: _report(options.out))
+
+
+def _report(out: Path | None) -> int:
     try:
         import triton
-    except ImportError:
-        parser.error("Triton is not installed (pip install 'moebench[triton]')")
+    except ImportError as error:
+        message = "Triton is not installed (pip install 'moebench[triton]')"
+        raise ValueError(message) from error
     text = render(compile_all(), triton.__version__)
-    if options.out is None:
-        print(text, end="")
+    if out is None:
+        terminal.show(text.rstrip())
     else:
-        options.out.write_text(text, encoding="utf-8")
+        replace_file(out, text.encode())
     return 0
 
 

@@ -1,7 +1,6 @@
 """The command `python -m moebench.predict --claims`: settle every shipped claim."""
 
 import json
-import sys
 from pathlib import Path
 
 from moebench import terminal
@@ -20,7 +19,7 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
 
         check_format(plot)
     claims = [(paper, claim) for paper in load_papers() for claim in paper.claim]
-    bar = tqdm(claims, "claims", file=sys.stderr, leave=False, disable=None)
+    bar = tqdm(claims, "claims", file=terminal.NOTES, leave=False, disable=None)
     settled = [settle_claim(paper, claim) for paper, claim in bar]
     if plot is not None:
         save(draw_claims(settled), plot)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from moebench.files import not_written
 from moebench.records.record import Record
 from moebench.records.run import Run
 from moebench.report.cases import levels_of, titles_of
@@ -65,7 +66,7 @@ def save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise ValueError(f"--plot {path}: cannot be written: {error.strerror}") from error
+        raise not_written(f"--plot {path}", error) from error
 
 
 def check_format(path: Path) -> None:
