@@ -33,15 +33,18 @@ def moe_layer(
     return torch.stack(rows) if rows else torch.zeros_like(x)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float = 0.0, window: int = 0
+) -> Tensor:
     """One head: query [new, head], key and value [all, head]; the new positions are the last."""
     past = key.shape[0] - query.shape[0]
     rows = []
     for position in range(query.shape[0]):
-        seen = past + position + 1
-        scores = key[:seen] @ query[position] / math.sqrt(query.shape[1])
+        end = past + position + 1
+        seen = slice(max(0, end - window) if window else 0, end)
+        scores = key[seen] @ query[position] * (scale or 1 / math.sqrt(query.shape[1]))
         shares = torch.exp(scores - scores.max())
-        rows.append(shares / shares.sum() @ value[:seen])
+        rows.append(shares / shares.sum() @ value[seen])
     return torch.stack(rows)
 
 
@@ -55,6 +58,12 @@ def rotate(x: Tensor, position: int, theta: float) -> Tensor:
         turned[i] = x[i] * cos - x[i + half] * sin
         turned[i + half] = x[i + half] * cos + x[i] * sin
     return turned
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | float, epsilon: float) -> Tensor:
+    """One vector [hidden]."""
+    centred = x - x.mean()
+    return centred / torch.sqrt((centred * centred).mean() + epsilon) * weight + bias
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -1,75 +1,56 @@
 """Grouped-query attention with rotary embedding and a KV cache."""
 
-import functools
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.model.random_numbers import fill_normal
+from moebench.model.rotary import Heads, Rotary, rotate
 from moebench.spec.model import Attention, ModelSpec
 from moebench.units import Bytes
 
-NORM_EPSILON = 1e-5
 SequenceStates = Float[Tensor, "batch sequence hidden"]
-Heads = Float[Tensor, "batch sequence heads head"]
 KeysOrValues = Float[Tensor, "batch kv_heads total head"]
 
 
-class Rotary(NamedTuple):
-    """Cosine and sine of every position's angles, both halves of a head side by side."""
-
-    cos: Float[Tensor, "sequence 1 head"]
-    sin: Float[Tensor, "sequence 1 head"]
-
-
-@functools.lru_cache(maxsize=16)
-def rotary_angles(
-    positions: range, attention: Attention, dtype: torch.dtype, device: torch.device
-) -> Rotary:
-    """Angles of positions, in fp32 and then rounded to `dtype`; cached, since layers share them.
-
-    **Source**: RoFormer, Su et al. (2104.09864), section 3.2.2, with dimension i paired with
-    i + head_dim / 2 as Llama and Mixtral do.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        head_dim = attention.head_dim
-        half = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-        places = torch.arange(positions.start, positions.stop, device=device)
-        angles = torch.outer(places, attention.rope_theta**-half).repeat(1, 2).unsqueeze(1)
-        return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
-
-
-def rotate(x: Heads, rotary: Rotary) -> Heads:
-    """Rotary embedding of queries or keys."""
-    first, second = x.chunk(2, dim=-1)
-    return x * rotary.cos + torch.cat((-second, first), dim=-1) * rotary.sin
-
-
-def causal_attention(query: Heads, key: KeysOrValues, value: KeysOrValues) -> Heads:
+def causal_attention(
+    query: Heads,
+    key: KeysOrValues,
+    value: KeysOrValues,
+    scale: float | None = None,
+    window: int = 0,
+) -> Heads:
     """Causal attention of the last `sequence` of `total` positions, without copies of the keys.
 
     Each key-value head becomes a batch entry that serves its group of query heads. For one new
     position the group is the rows of one query matrix, so that keys are read once for the group.
     For more a stride of zero repeats the keys. Torch's `enable_gqa` would copy them on a CPU.
+
+    Args:
+        scale: Factor on the scores; None: one over the root of a head.
+        window: Positions that each sees, itself included; 0: all before it.
     """
     batch, sequence, heads, head = query.shape
+    if window:
+        seen = sequence + window - 1
+        key, value = key[:, :, -seen:], value[:, :, -seen:]
     kv_heads, total = key.shape[1:3]
     group = heads // kv_heads
     key, value = key.flatten(0, 1).unsqueeze(1), value.flatten(0, 1).unsqueeze(1)
     attend = functional.scaled_dot_product_attention
     if sequence == 1:
         folded = query.reshape(batch * kv_heads, 1, group, head)
-        return attend(folded, key, value).reshape(batch, 1, heads, head)
+        return attend(folded, key, value, scale=scale).reshape(batch, 1, heads, head)
     queries = query.transpose(1, 2).reshape(batch * kv_heads, group, sequence, head)
     key, value = key.expand(-1, group, -1, -1), value.expand(-1, group, -1, -1)
     mask = None
-    if total > sequence:
+    if total > sequence or 0 < window < total:
         mask = torch.ones(sequence, total, dtype=torch.bool, device=query.device)
         mask = mask.tril(total - sequence)
-    output = attend(queries, key, value, attn_mask=mask, is_causal=mask is None)
+        if window:
+            mask = mask.triu(total - sequence - window + 1)
+    output = attend(queries, key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
     return output.reshape(batch, heads, sequence, head).transpose(1, 2)
 
 
@@ -127,26 +108,32 @@ class GroupedQueryAttention(nn.Module):
         self.query = nn.Linear(hidden, query_width, bias=a.has_bias, dtype=dtype)
         self.key = nn.Linear(hidden, kv_width, bias=a.has_bias, dtype=dtype)
         self.value = nn.Linear(hidden, kv_width, bias=a.has_bias, dtype=dtype)
-        self.output = nn.Linear(query_width, hidden, bias=False, dtype=dtype)
-        self.norm_kind = a.norm
+        self.output = nn.Linear(query_width, hidden, bias=a.has_output_bias, dtype=dtype)
+        self.norm_kind, self.norm_after_rotary = a.norm, a.norm_after_rotary
+        self.scale = a.softmax_scale or None
+        # The layers that run are the first ones with experts.
+        network = model.moe_layers_among(model.num_layers)
+        is_windowed = network[layer % len(network)] in a.windowed_among(model.num_layers)
+        self.window = a.window if is_windowed else 0
         if a.norm != "none":
             widths = (a.head_dim,) * 2 if a.norm == "per-head" else (query_width, kv_width)
-            self.query_norm = nn.RMSNorm(widths[0], NORM_EPSILON, dtype=dtype)
-            self.key_norm = nn.RMSNorm(widths[1], NORM_EPSILON, dtype=dtype)
+            self.query_norm = nn.RMSNorm(widths[0], model.norm_epsilon, dtype=dtype)
+            self.key_norm = nn.RMSNorm(widths[1], model.norm_epsilon, dtype=dtype)
 
     def forward(self, x: SequenceStates, rotary: Rotary, cache: KVCache | None) -> SequenceStates:
         query, key = self.query(x), self.key(x)
         if self.norm_kind == "full":
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = self._heads(query), self._heads(key)
-        if self.norm_kind == "per-head":
+        if self.norm_kind == "per-head" and not self.norm_after_rotary:
             query, key = self.query_norm(query), self.key_norm(key)
-        query = rotate(query, rotary)
-        key = rotate(key, rotary).transpose(1, 2)
-        value = self._heads(self.value(x)).transpose(1, 2)
+        query, key = rotate(query, rotary), rotate(key, rotary)
+        if self.norm_kind == "per-head" and self.norm_after_rotary:
+            query, key = self.query_norm(query), self.key_norm(key)
+        key, value = key.transpose(1, 2), self._heads(self.value(x)).transpose(1, 2)
         if cache is not None:
             key, value = cache.write(self.layer, key, value)
-        attended = causal_attention(query, key, value)
+        attended = causal_attention(query, key, value, self.scale, self.window)
         result: Tensor = self.output(attended.flatten(2))
         return result
 

@@ -4,7 +4,8 @@ A layer has two halves, each with its residual: grouped-query attention, and a m
 At level "moe" only the second half of each layer runs. Routers and the expert execution are
 arguments of a step, so that all routers of a comparison share one set of weights.
 
-Not part of it: embeddings, LM head, leading dense layers, and multi-head latent attention.
+Not part of it: embeddings, LM head, layers without experts, and what `moebench.spec.execution`
+lists; a model whose attention is not executed runs at level "moe".
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.experts.weights import Experts, ExpertWeights, feed_forward
-from moebench.model.attention import (
-    NORM_EPSILON,
-    GroupedQueryAttention,
-    KVCache,
-    Rotary,
-    SequenceStates,
-    rotary_angles,
-)
+from moebench.model.attention import GroupedQueryAttention, KVCache, SequenceStates
 from moebench.model.random_numbers import fill_normal
+from moebench.model.rotary import Rotary, rotary_angles
 from moebench.routers.routing import Hidden, Router, RouterState, Routing
 from moebench.spec.case import Level
+from moebench.spec.execution import check_executed, unsupported
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Stage
 from moebench.units import Bytes
@@ -71,14 +67,24 @@ class SharedExperts(nn.Module):
         return y if self.gate is None else torch.sigmoid(self.gate(x)) * y
 
 
+def hidden_norm(model: ModelSpec, dtype: torch.dtype) -> nn.Module:
+    """The model's kind of norm over the hidden size."""
+    hidden, epsilon = model.hidden_size, model.norm_epsilon
+    if model.norm == "rms":
+        return nn.RMSNorm(hidden, epsilon, dtype=dtype)
+    return nn.LayerNorm(hidden, epsilon, bias=model.norm == "layer", dtype=dtype)
+
+
 class Layer(nn.Module):
-    """One decoder layer without its router."""
+    """One decoder layer without its router; without attention where that is not executed."""
 
     def __init__(self, model: ModelSpec, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(model.hidden_size, NORM_EPSILON, dtype=dtype)
-        self.attention = GroupedQueryAttention(model, layer, dtype)
-        self.moe_norm = nn.RMSNorm(model.hidden_size, NORM_EPSILON, dtype=dtype)
+        self.residual_multiplier = model.residual_multiplier
+        if not unsupported(model, "decoder"):
+            self.attention_norm = hidden_norm(model, dtype)
+            self.attention = GroupedQueryAttention(model, layer, dtype)
+        self.moe_norm = hidden_norm(model, dtype)
         self.experts = ExpertWeights(model, dtype)
         self.shared = SharedExperts(model, dtype) if model.shared_intermediate_size else None
 
@@ -86,7 +92,7 @@ class Layer(nn.Module):
         """The attention half with its residual."""
         normed = self.attention_norm(x)
         mode.mark("norm")
-        y: Tensor = x + self.attention(normed, rotary, mode.cache)
+        y: Tensor = x + self._scaled(self.attention(normed, rotary, mode.cache))
         mode.mark("attention")
         return y
 
@@ -94,25 +100,25 @@ class Layer(nn.Module):
         self, x: SequenceStates, normed: Hidden, routing: Routing, experts: Experts, mark: Mark
     ) -> SequenceStates:
         """Routed and shared experts on the normed tokens, and the residual of the MoE half."""
-        y = x + experts(normed, routing, self.experts).view_as(x)
+        y = x + self._scaled(experts(normed, routing, self.experts)).view_as(x)
         mark("experts")
         if self.shared is not None:
-            y = y + self.shared(normed).view_as(x)
+            y = y + self._scaled(self.shared(normed)).view_as(x)
             mark("shared")
         return y
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """What a half adds to the residual stream, times Granite's factor."""
+        return y if self.residual_multiplier == 1 else y * self.residual_multiplier
 
 
 class Decoder(nn.Module):
     """A stack of decoder layers, uninitialised as built; `build_decoder` fills them."""
 
     def __init__(self, model: ModelSpec, num_layers: int, dtype: torch.dtype) -> None:
-        if model.attention.kind != "gqa":
-            raise ValueError(
-                f"{model.name}: attention.kind: found {model.attention.kind!r}, expected 'gqa'; "
-                "multi-head latent attention can be counted and predicted, not executed"
-            )
+        check_executed(model, "moe")
         super().__init__()
-        self.model = model
+        self.model, self.has_no_attention = model, bool(unsupported(model, "decoder"))
         self.layers = nn.ModuleList(Layer(model, index, dtype) for index in range(num_layers))
 
     def forward(
@@ -151,6 +157,8 @@ class Decoder(nn.Module):
         """The residual stream of a layer up to its router, and its normed tokens."""
         layer = self._layer(index)
         if mode.level == "decoder":
+            if self.has_no_attention:
+                check_executed(self.model, "decoder")
             first = mode.cache.length if mode.cache is not None else 0
             positions = range(first, first + x.shape[1])
             rotary = rotary_angles(positions, self.model.attention, x.dtype, x.device)
@@ -189,7 +197,7 @@ def build_decoder(
         decoder = Decoder(model, num_layers, dtype)
     decoder.to_empty(device=device)
     for index, (name, parameter) in enumerate(decoder.named_parameters()):
-        mean = 1.0 if "norm" in name else 0.0
+        mean = 1.0 if name.endswith("norm.weight") else 0.0
         std = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
         fill_normal(parameter.data, mean, std, (seed, index))
     return decoder

@@ -40,6 +40,11 @@ class RopeScaling:
     truncates: bool = True
     """YaRN: the ramp's ends are whole dimensions (gpt-oss: they are not)."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "original_context", least=int(self.kind in ("yarn", "llama3")))
+        if self.factor <= 0:
+            raise ValueError(f"factor: found {self.factor:g}, expected more than 0")
+
 
 @dataclass(frozen=True)
 class Attention:

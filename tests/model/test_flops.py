@@ -115,7 +115,7 @@ def test_all_three_agree_for_every_router(router: str, tiny: ModelSpec) -> None:
 
 
 def test_two_matrices_are_counted_as_two(tiny: ModelSpec) -> None:
-    model = replace(tiny, is_gated=False, shared_intermediate_size=24)
+    model = replace(tiny, is_gated=False, activation="relu2", shared_intermediate_size=24)
     assert_three_agree(model, STEPS[4])
 
 
