@@ -142,7 +142,8 @@ def _asked(deployment: Deployment) -> str:
     }[d.phase]
     if d.phase == "decode" and d.level == "moe":
         context = "of one token a sequence"
-    layers = f" ({d.moe_layers + d.dense_layers} layers)" if d.level == "model" else ""
+    dense = f", {d.dense_layers} of them dense" * bool(d.dense_layers)
+    layers = f" ({d.moe_layers + d.dense_layers} layers{dense})" if d.level == "model" else ""
     sizes = {"tp": d.tensor_parallel, "ep": d.expert_parallel}
     ranks = [f"{name} {size}" for name, size in sizes.items() if size > 1]
     devices = f"{d.num_devices} devices ({', '.join(ranks)})" if ranks else "1 device"
@@ -161,10 +162,25 @@ def _header(row: Speedup) -> list[str]:
         "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
         f"seen were this far off{_BASIS_NOTES.get(row.basis, '')}",
     ]
+    if d.windowed_layers:
+        lines.append(_windows(d))
     if d.level != "moe" or d.model.shared_intermediate_size:
         origin = prices.dense.origin
         lines.append(f"around the experts: {origin}; not calibrated: attention and communication")
     return lines
+
+
+def _windows(deployment: Deployment) -> str:
+    """Which layers look back a window, and what a decoder layer is then."""
+    d, layers = deployment, deployment.moe_layers + deployment.dense_layers
+    some = f"{d.windowed_layers:.0f} of {layers} layers"
+    if d.level == "decoder":
+        share = f"{100 * d.windowed_layers:.0f} %"
+        some = f"the layer is the mean of the model's MoE layers, of which {share}"
+    return (
+        f"{some} look back {d.model.attention.window} tokens and cache no more, as vllm's hybrid "
+        "cache manager has it; without it each caches the whole context"
+    )
 
 
 def _batches(rows: Speedups) -> str:

@@ -10,11 +10,13 @@ from moebench.spec.ops import (
     ExpertCalls,
     Op,
     expert_ops,
+    feed_forward_ops,
     linear,
     rms_norm,
     shared_expert_ops,
     traffic,
 )
+from moebench.spec.weight_types import stored_bytes
 
 
 def query_width(attention: Attention) -> int:
@@ -26,7 +28,29 @@ def cache_elements_per_token(attention: Attention) -> int:
     """Elements that the KV cache of one layer holds for one token."""
     if attention.kind == "mla":
         return attention.kv_rank + attention.rope_head_dim
-    return 2 * attention.num_kv_heads * attention.head_dim
+    return attention.num_kv_heads * (attention.head_dim + value_head_dim(attention))
+
+
+def value_head_dim(attention: Attention) -> int:
+    """Width of the values of one head."""
+    return attention.value_head_dim or attention.head_dim
+
+
+def attended_tokens(workload: Workload, window: int = 0) -> float:
+    """Mean tokens that a new token attends to: the context and new tokens up to itself.
+
+    With a window, each sees itself and the `window` - 1 before it at most.
+    """
+    context, new = workload.context_length, workload.sequence_length
+    growing = new if not window else min(new, max(0, window - context))
+    seen = growing * (context + (growing + 1) / 2) + (new - growing) * window
+    return seen / new
+
+
+def cached_tokens(workload: Workload, window: int = 0) -> int:
+    """Tokens of a sequence, those of the step included, that a layer's attention reads."""
+    length = workload.context_length + workload.sequence_length
+    return min(length, window + workload.sequence_length - 1) if window else length
 
 
 def attention_projections(model: ModelSpec) -> tuple[tuple[str, int, int], ...]:
@@ -38,8 +62,13 @@ def attention_projections(model: ModelSpec) -> tuple[tuple[str, int, int], ...]:
     a, h = model.attention, model.hidden_size
     queries: tuple[tuple[str, int, int], ...] = (("query", query_width(a), h),)
     if a.kind == "gqa":
-        kv = a.num_kv_heads * a.head_dim
-        return *queries, ("key", kv, h), ("value", kv, h), ("output", h, a.num_heads * a.head_dim)
+        kv, value = a.num_kv_heads, value_head_dim(a)
+        return (
+            *queries,
+            ("key", kv * a.head_dim, h),
+            ("value", kv * value, h),
+            ("output", h, a.num_heads * value),
+        )
     if a.query_rank:
         queries = ("query-down", a.query_rank, h), ("query-up", query_width(a), a.query_rank)
     return (
@@ -50,13 +79,20 @@ def attention_projections(model: ModelSpec) -> tuple[tuple[str, int, int], ...]:
     )
 
 
-def attention_ops(model: ModelSpec, workload: Workload) -> tuple[Op, ...]:
+def attention_ops(
+    model: ModelSpec, workload: Workload, window: int = 0, cache_dtype: str | None = None
+) -> tuple[Op, ...]:
     """Projections, rotary embedding, cache write and scaled dot-product attention of one layer.
 
-    Causal scores are counted for the positions that attend: a new token sees the context and the
-    new tokens up to itself, on average context + (sequence + 1) / 2 of them.
+    Causal scores are counted for the positions that attend.
+
+    Args:
+        window: tokens that a position looks back in this layer; 0: all.
+        cache_dtype: of keys and values in the cache; the workload's if left out.
     """
     a, dtype, tokens = model.attention, workload.dtype, workload.num_tokens
+    # Elements of the cache, counted in elements of the workload's dtype.
+    cache = cache_elements_per_token(a) * stored_bytes(cache_dtype or dtype) / stored_bytes(dtype)
     ops = [
         linear(f"attention-{name}", "attention", tokens, n, k, dtype)
         for name, n, k in attention_projections(model)
@@ -64,20 +100,18 @@ def attention_ops(model: ModelSpec, workload: Workload) -> tuple[Op, ...]:
     if a.norm != "none":
         normed = tokens * (a.num_heads + a.num_kv_heads) * a.head_dim
         ops.append(traffic("query-key-norm", "attention", normed, normed, dtype, launches=2))
-    elements = tokens * (query_width(a) + cache_elements_per_token(a))
-    ops.append(traffic("rotary-and-cache", "attention", elements, elements, dtype, launches=12))
-    attended = workload.context_length + (workload.sequence_length + 1) / 2
-    value_head_dim = a.value_head_dim or a.head_dim
-    width = a.num_heads * (a.head_dim + a.rope_head_dim + value_head_dim)
-    cached = workload.batch * (workload.context_length + workload.sequence_length)
+    rotated = a.num_heads * a.rotary_dim or query_width(a)
+    read, written = (tokens * (rotated + each) for each in (cache_elements_per_token(a), cache))
+    ops.append(traffic("rotary-and-cache", "attention", read, written, dtype, launches=12))
+    width = a.num_heads * (a.head_dim + a.rope_head_dim + value_head_dim(a))
     scores = traffic(
         "attention-scores",
         "attention",
-        cached * cache_elements_per_token(a) + tokens * query_width(a),
-        tokens * a.num_heads * value_head_dim,
+        workload.batch * cached_tokens(workload, window) * cache + tokens * query_width(a),
+        tokens * a.num_heads * value_head_dim(a),
         dtype,
     )
-    ops.append(replace(scores, flops=2.0 * tokens * attended * width))
+    ops.append(replace(scores, flops=2.0 * tokens * attended_tokens(workload, window) * width))
     return tuple(ops)
 
 
@@ -90,11 +124,8 @@ def head_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
 
 
 def dense_ffn_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-    """Ops of the feed-forward network of a leading dense layer."""
-    dense = replace(
-        model, shared_intermediate_size=model.dense_intermediate_size, has_shared_gate=False
-    )
-    return shared_expert_ops(dense, num_tokens, dtype)
+    """Ops of the feed-forward network of a dense layer."""
+    return feed_forward_ops(model, model.dense_intermediate_size, num_tokens, dtype)
 
 
 def layer_ops(
@@ -110,9 +141,10 @@ def layer_ops(
     """
     tokens, dtype = workload.num_tokens, workload.dtype
     norm = rms_norm(model, tokens, dtype)
+    is_decoder = workload.level == "decoder"
     return (
-        *((norm, *attention_ops(model, workload)) if workload.level == "decoder" else ()),
-        norm,
+        *((norm, *attention_ops(model, workload)) if is_decoder else ()),
+        *[norm] * (model.norms_per_layer - 1 if is_decoder else 1),
         *router,
         *expert_ops(model, load, dtype, backend),
         *shared_expert_ops(model, tokens, dtype),

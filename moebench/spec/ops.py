@@ -162,19 +162,24 @@ def expert_ops(
     )
 
 
-def shared_expert_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-    """Ops of the experts that every token runs; none where the model has no shared experts."""
-    h, f = model.hidden_size, model.shared_intermediate_size
-    if not f:
+def feed_forward_ops(model: ModelSpec, width: int, num_tokens: int, dtype: str) -> tuple[Op, ...]:
+    """Ops of a feed-forward network of some inner width that every token runs; none at width 0."""
+    if not width:
         return ()
-    t, up_width = num_tokens, f * (model.expert_matrices - 1)
-    gate = linear("shared-gate", "shared", t, 1, h, dtype)
+    h, t, up_width = model.hidden_size, num_tokens, width * (model.expert_matrices - 1)
     return (
         linear("shared-up", "shared", t, up_width, h, dtype),
-        traffic("shared-activation", "shared", t * up_width, t * f, dtype, launches=2),
-        linear("shared-down", "shared", t, h, f, dtype),
-        *[gate] * model.has_shared_gate,
+        traffic("shared-activation", "shared", t * up_width, t * width, dtype, launches=2),
+        linear("shared-down", "shared", t, h, width, dtype),
     )
+
+
+def shared_expert_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
+    """Ops beside the routed experts: shared experts and their gate, Arctic's dense network."""
+    shared = feed_forward_ops(model, model.shared_intermediate_size, num_tokens, dtype)
+    gate = linear("shared-gate", "shared", num_tokens, 1, model.hidden_size, dtype)
+    residual = feed_forward_ops(model, model.residual_intermediate_size, num_tokens, dtype)
+    return (*shared, *[gate] * (model.has_shared_gate and bool(shared)), *residual)
 
 
 def backward(op: Op) -> tuple[Op, ...]:

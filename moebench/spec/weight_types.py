@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moebench.units import nearest
+from moebench.units import BYTES_PER_ELEMENT, nearest
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,8 @@ def weight_type(name: str, where: str = "dtype") -> WeightType:
     if known not in WEIGHT_TYPES:
         raise ValueError(f"{where}: found {name!r}{nearest(name, WEIGHT_TYPES)}")
     return WEIGHT_TYPES[known]
+
+
+def stored_bytes(name: str) -> float:
+    """Bytes of an element in memory traffic; fits took one of float8 as 1 B, without its scale."""
+    return BYTES_PER_ELEMENT.get(name) or weight_type(name).bytes_per_element

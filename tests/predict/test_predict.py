@@ -16,6 +16,7 @@ from moebench.predict.kernels.price import KERNELS, kernel_named
 from moebench.predict.options import batch_range
 from moebench.predict.text import BASIS_TITLES
 from moebench.routers.policy import known_policies
+from moebench.version import PACKAGE
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -218,3 +219,17 @@ def test_every_basis_of_a_prediction_has_words() -> None:
 def test_every_shipped_fit_of_fp8_is_found_under_a_name(fit: KernelFit) -> None:
     named = [kernel_named(name, fit.kernel.matrices, "float8") for name in KERNELS]
     assert fit.kernel in named
+
+
+def test_layers_of_two_kinds_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mixtral with a window in every second layer, and experts in every fourth."""
+    text = (PACKAGE / "data" / "models" / "mixtral-8x7b.toml").read_text()
+    text = text.replace("[attention]", "[attention]\nwindow = 64\nfull_attention_step = 2")
+    file = tmp_path / "mixed.toml"
+    file.write_text("moe_layer_step = 4\ndense_intermediate_size = 64\n" + text)
+    asked = ["--model", str(file), "--router", "top-k", "--batch", "1", "--level"]
+    whole = printed(capsys, *asked, "model")
+    assert "composed (32 layers, 24 of them dense)" in whole
+    assert "16 of 32 layers look back 64 tokens and cache no more" in whole
+    assert "of which 0 % look back" not in printed(capsys, *asked, "decoder")
+    assert "look back" not in printed(capsys, *asked, "moe")

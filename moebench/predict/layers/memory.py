@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 
 from moebench.spec.case import Workload
-from moebench.spec.layer import cache_elements_per_token
+from moebench.spec.layer import cache_elements_per_token, cached_tokens
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Layout
 from moebench.spec.parameters import attention_parameters, shared_parameters
+from moebench.spec.weight_types import stored_bytes
 from moebench.units import BYTES_PER_ELEMENT, Bytes
 
 
@@ -26,13 +27,15 @@ def weight_memory(
     return BYTES_PER_ELEMENT[workload.dtype] * elements
 
 
-def cache_memory(model: ModelSpec, workload: Workload) -> Bytes:
-    """Bytes of one layer's KV cache, with the tokens that the step writes."""
+def cache_memory(
+    model: ModelSpec, workload: Workload, window: int = 0, cache_dtype: str | None = None
+) -> Bytes:
+    """Bytes of one layer's KV cache, with the tokens that the step writes; see `attention_ops`."""
     if workload.level == "moe" or workload.phase == "train":
         return 0.0
-    length = workload.context_length + workload.sequence_length
-    elements = workload.batch * length * cache_elements_per_token(model.attention)
-    return float(BYTES_PER_ELEMENT[workload.dtype] * elements)
+    tokens = workload.batch * cached_tokens(workload, window)
+    size = stored_bytes(cache_dtype or workload.dtype)
+    return float(size * tokens * cache_elements_per_token(model.attention))
 
 
 def activation_memory(model: ModelSpec, workload: Workload, load: ExpertLoad) -> Bytes:

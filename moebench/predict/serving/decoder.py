@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from moebench.predict.serving.deployment import Deployment, rank_model
 from moebench.spec.case import DType, Workload
-from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops
+from moebench.spec.layer import attended_tokens, attention_ops, dense_ffn_ops, head_ops
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, rms_norm, shared_expert_ops
 
@@ -19,6 +19,8 @@ FUSED = (
 )
 """Projections of one input (of GQA and of MLA), whose weights frameworks stack on loading."""
 SCORES = "attention-scores"
+WINDOWED = "windowed attention"
+"""Attention of a layer that looks back a window; a step's price adds it to "attention"."""
 ACTIVATIONS: DType = "bfloat16"
 """Dtype of everything but weights of matrix products, also in float8 deployments."""
 
@@ -34,11 +36,12 @@ def ops_by_stage(deployment: Deployment, batch: int) -> dict[str, tuple[Op, ...]
     stages = {"shared": _quantised(shared_expert_ops(model, tokens, ACTIVATIONS), d.dtype)}
     if d.level != "moe":
         norm = rms_norm(model, tokens, ACTIVATIONS)
-        absorbed = (_absorbed(op, model, work) for op in attention_ops(model, work))
-        ops = _fused(_quantised(absorbed, d.dtype))
+        ops = _fused(_quantised(attention_ops(model, work), d.dtype))
         stages["projections"] = (norm, *(op for op in ops if op.name != SCORES))
-        stages["attention"] = tuple(op for op in ops if op.name == SCORES)
-        stages["norm"] = (norm,)
+        stages["attention"] = (_scores(model, work),)
+        if d.windowed_layers:
+            stages[WINDOWED] = (_scores(model, work, model.attention.window),)
+        stages["norm"] = (norm,) * (model.norms_per_layer - 1)
     if d.level == "model":
         positions = tokens if d.phase == "train" else work.batch
         stages["dense layers"] = _quantised(dense_ffn_ops(model, tokens, ACTIVATIONS), d.dtype)
@@ -69,16 +72,17 @@ def _fused(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     return ops
 
 
-def _absorbed(op: Op, model: ModelSpec, work: Workload) -> Op:
-    """Scores of MLA's decoding on compressed vectors; any other op unchanged.
+def _scores(model: ModelSpec, work: Workload, window: int = 0) -> Op:
+    """Scores of a layer that looks back a window (0: everything); MLA decodes in absorbed form.
 
-    Every head's query is as wide as the cached vector, and the cache is read once for all heads.
+    There every head's query is as wide as the cached vector, and the cache is read once for all
+    heads.
 
     **Source**: DeepSeek-V2 (2405.04434), section 2.1.2.
     """
     a = model.attention
-    if op.name != SCORES or a.kind != "mla" or work.phase != "decode":
+    (op,) = (op for op in attention_ops(model, work, window) if op.name == SCORES)
+    if a.kind != "mla" or work.phase != "decode":
         return op
-    attended = work.context_length + (work.sequence_length + 1) / 2
     width = a.num_heads * (2 * a.kv_rank + a.rope_head_dim)
-    return replace(op, flops=2.0 * work.num_tokens * attended * width)
+    return replace(op, flops=2.0 * work.num_tokens * attended_tokens(work, window) * width)

@@ -23,6 +23,13 @@ DeploymentLevel = Literal["moe", "decoder", "model"]
 LEVELS: tuple[DeploymentLevel, ...] = ("moe", "decoder", "model")
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
 DTYPES = ("bfloat16", "float8")
+WIDTHS = (
+    "intermediate_size",
+    "shared_intermediate_size",
+    "residual_intermediate_size",
+    "dense_intermediate_size",
+)
+"""Inner widths that tensor parallelism splits."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,9 @@ class Deployment:
             raise ValueError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
         if not 1 <= self.context <= MOST_SIZE:
             raise ValueError(f"context: found {self.context}, expected 1 to {MOST_SIZE} tokens")
+        if not self.model.num_moe_layers:
+            name = self.model.name
+            raise ValueError(f"{name}: found a dense model, expected at least one MoE layer")
         if self.hardware.kind != "gpu":
             name = self.hardware.name
             raise ValueError(f"{name}: found a CPU, expected a GPU; measure with the suite")
@@ -65,9 +75,8 @@ class Deployment:
         tp, ep, model = self.tensor_parallel, self.expert_parallel, self.model
         if min(tp, ep) < 1:
             raise ValueError(f"tp and ep: found {tp} and {ep}, expected at least 1")
-        widths = ("intermediate_size", "shared_intermediate_size", "dense_intermediate_size")
         split = {"attention heads": model.attention.num_heads}
-        for name, size in (split | {width: getattr(model, width) for width in widths}).items():
+        for name, size in (split | {width: getattr(model, width) for width in WIDTHS}).items():
             if size % tp:
                 raise ValueError(f"tp: found {tp}, expected a divisor of {name} = {size}")
         experts = f"num_experts = {model.num_experts}"
@@ -77,7 +86,7 @@ class Deployment:
 
     def _check_layers(self) -> None:
         found, most = self.num_layers, self.model.num_layers
-        least = next(iter(self.model.moe_layers_among(most)), most) + 1
+        least = self.model.moe_layers_among(most)[0] + 1
         if found is not None and self.level != "model":
             raise ValueError(
                 f"layers: found {found} at level {self.level}, which is one layer; "
@@ -104,6 +113,22 @@ class Deployment:
         if self.level != "model":
             return 1
         return len(self.model.moe_layers_among(self.num_layers or self.model.num_layers))
+
+    @property
+    def windowed_layers(self) -> float:
+        """Number of layers that the step runs and whose attention looks back a window only.
+
+        Level "decoder" is the mean of the model's MoE layers, so it has a share of one.
+        """
+        model = self.model
+        if self.level == "moe":
+            return 0.0
+        layers = self.num_layers or model.num_layers
+        windowed = {*model.attention.windowed_among(layers)}
+        if self.level == "model":
+            return len(windowed)
+        moe = {*model.moe_layers_among(layers)}
+        return len(windowed & moe) / len(moe)
 
     def workload(self, batch: int) -> Workload:
         """Workload of `batch` sequences on all devices."""
@@ -134,10 +159,8 @@ def rank_model(model: ModelSpec, tensor_parallel: int) -> ModelSpec:
     return replace(
         model,
         attention=replace(a, num_heads=heads, num_kv_heads=kv_heads),
-        intermediate_size=model.intermediate_size // tp,
-        shared_intermediate_size=model.shared_intermediate_size // tp,
-        dense_intermediate_size=model.dense_intermediate_size // tp,
         vocab_size=math.ceil(model.vocab_size / tp),
+        **{width: getattr(model, width) // tp for width in WIDTHS},
     )
 
 

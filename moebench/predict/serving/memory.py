@@ -42,7 +42,7 @@ def rank_parameters(deployment: Deployment, router: Policy) -> tuple[float, floa
     plain += h * whole.has_shared_gate + whole.num_experts * whole.gate.has_correction_bias
     if d.level == "moe":
         return experts + shared, plain
-    norms = 2 * h
+    norms = whole.norms_per_layer * h
     if d.level == "decoder":
         return experts + shared + attention, plain + norms
     dense = dense_parameters(model)
@@ -64,7 +64,7 @@ def rank_memory(
     d = deployment
     quantised, plain = rank_parameters(d, router)
     weights = BYTES_PER_ELEMENT[d.dtype] * quantised + PLAIN_BYTES * plain
-    layers = d.moe_layers + d.dense_layers
+    layers, windowed = d.moe_layers + d.dense_layers, d.windowed_layers
     model, trains = rank_model(d.model, d.tensor_parallel), d.phase == "train"
     work = replace(d.rank_workload(batch), dtype=ACTIVATIONS)
     h, inner = model.hidden_size, model.intermediate_size
@@ -76,7 +76,8 @@ def rank_memory(
     logits = LOGIT_BYTES * positions * model.vocab_size if d.level == "model" else 0.0
     sizes = {
         "weights": weights,
-        "cache": layers * cache_memory(model, work),
+        "cache": (layers - windowed) * cache_memory(model, work)
+        + windowed * cache_memory(model, work, a.window),
         "gradients": GRADIENT_BYTES * (quantised + plain) * trains,
         "optimizer": OPTIMIZER_BYTES * (quantised + plain) * trains,
         "activations": layers * 2.0 * (experts + attention) + logits

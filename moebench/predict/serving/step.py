@@ -19,7 +19,7 @@ from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCalls, LayerCa
 from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
 from moebench.predict.serving.communication import all_reduce, all_to_all
-from moebench.predict.serving.decoder import ops_by_stage
+from moebench.predict.serving.decoder import WINDOWED, ops_by_stage
 from moebench.predict.serving.deployment import Deployment, most_loaded_rank, rank_model
 from moebench.predict.serving.prices import KernelPrices, Library, op_times
 from moebench.routers.policy import Policy, policy
@@ -104,10 +104,12 @@ def step_price(
     flops = moe * (2 * rank.expert_parameters * copies)
     moved = moe * (weights + ACTIVATION_BYTES * widths * copies)
     others = [ops_by_stage(d, batch) for batch in batches]
-    counts = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
+    counts: dict[str, float] = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
+    counts |= {"attention": layers - d.windowed_layers, WINDOWED: d.windowed_layers}
     for name in others[0]:
         count, ops = counts.get(name, layers), [stage_ops[name] for stage_ops in others]
-        stages[name] = count * _totals(prices.dense, ops)
+        stage = "attention" if name == WINDOWED else name
+        stages[stage] = stages.get(stage, 0.0) + count * _totals(prices.dense, ops)
         flops += count * np.array([total_flops(some) for some in ops])
         moved += count * np.array([sum(op.bytes_moved for op in some) for some in ops])
     stages["communication"] = _communication(d, tokens, own, local)
@@ -170,6 +172,12 @@ def step_flops(deployment: Deployment, router: Policy, load: ExpertLoad, batch: 
         dense = (*attention_ops(model, work), *dense_ffn_ops(model, tokens, d.dtype))
         total += d.dense_layers * total_flops(dense)
         total += total_flops(head_ops(model, positions, d.dtype))
+    if d.windowed_layers:
+        full, windowed = (
+            total_flops(attention_ops(model, work, window))
+            for window in (0, model.attention.window)
+        )
+        total -= d.windowed_layers * (full - windowed)
     return total * (1 + BACKWARD * (d.phase == "train"))
 
 
