@@ -72,7 +72,7 @@ class FlopCount:
     closed_form: Flops
     """FLOPs a step from shapes and the observed routing, over the whole stream."""
     traced_closed_form: Flops
-    """FLOPs by that formula of the one step that the counters counted."""
+    """FLOPs by that formula of the one step that the counters counted, at its width."""
     fvcore: Flops | None
     torch: Flops | None
     complete: bool
@@ -80,9 +80,12 @@ class FlopCount:
     unsupported: tuple[str, ...] = ()
     counted: str | None = None
     """Backend counted under the same routing, where the case's own is opaque; None: its own."""
+    width_divisor: int = 1
+    """Divisor of the model's widths in the step that the counters counted."""
 
     def __post_init__(self) -> None:
         check_number(self, "closed_form", "traced_closed_form", "fvcore", "torch")
+        check_number(self, "width_divisor", least=1)
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,14 @@ def _flops(records: Sequence[Record]) -> Iterable[Block]:
         for case, flops in measured
         if flops.counted
     )
+    divisor = max((flops.width_divisor for _, flops in measured), default=1)
+    narrow = f", through layers {divisor} times narrower" * (divisor > 1)
     yield Heading("FLOPs three ways")
     yield Paragraph(
         "Largest difference of each counter from the closed form, over the cases of a router and "
-        "on the one step that was counted; 2 FLOP a multiply-add. Counts with an operation "
-        "that a counter cannot count are incomplete and not compared." + "".join(stand_ins)
+        f"on the one step that was counted{narrow}; 2 FLOP a multiply-add. Counts with an "
+        "operation that a counter cannot count are incomplete and not compared."
+        + "".join(stand_ins)
     )
     rows = []
     for title in titles_of(records):

@@ -19,16 +19,27 @@ from moebench.experts.weights import Experts
 from moebench.measure.graph import Graph
 from moebench.measure.latency import Visit
 from moebench.model.attention import KVCache
-from moebench.model.decoder import Decoder, Mark, StepMode, no_mark, training_loss
+from moebench.model.decoder import (
+    Decoder,
+    Mark,
+    StepMode,
+    build_decoder,
+    no_mark,
+    training_loss,
+)
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Router
 from moebench.spec.case import Case, Workload
 from moebench.spec.load import ExpertLoad
-from moebench.spec.model import ModelSpec
+from moebench.spec.model import ModelSpec, scaled_down
 from moebench.suite.plan import Cell
 from moebench.units import Bytes
 
 ORDER_CANDIDATES = 32
+MOST_NARROW = 16
+"""Largest divisor of the widths that are counted: Mixtral's 4096 and 14336 become 256 and 896."""
+GRANULE = 8
+"""Narrow widths are multiples of this: 16 bytes in bfloat16, which grouped matmuls want."""
 
 
 class NotANumber(ValueError):
@@ -47,6 +58,13 @@ class Bench:
     @property
     def num_layers(self) -> int:
         return len(self.decoder.layers)
+
+    @cached_property
+    def narrow(self) -> "Bench":
+        """The same number of narrow layers, for what is counted and not timed."""
+        model = scaled_down(self.model, width_divisor(self.model))
+        decoder = build_decoder(model, self.num_layers, self.dtype, self.device)
+        return Bench(model, decoder, self.device, self.dtype)
 
     def lay_out(self, backend: str) -> None:
         """Make the copy of the experts' weights that a backend wants, and free all others."""
@@ -188,6 +206,15 @@ class ReadyCell:
         unread = (model.num_experts - load.distinct_experts) * model.expert_parameters
         total = decoder.weight_bytes(self.workload.level)
         return total - self.bench.num_layers * unread * size
+
+
+def width_divisor(model: ModelSpec) -> int:
+    """The power of two up to `MOST_NARROW` by which all widths of the experts can be divided."""
+    widths = (model.hidden_size, model.intermediate_size, model.shared_intermediate_size)
+    divisor = MOST_NARROW
+    while divisor > 1 and any(width % (divisor * GRANULE) for width in widths):
+        divisor //= 2
+    return divisor
 
 
 def balanced_order(assignments: NDArray[np.float64], seed: int) -> NDArray[np.int64]:

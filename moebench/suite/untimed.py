@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from moebench.experts.backends import free_scratch
 from moebench.measure.clocks import StageTimer
 from moebench.measure.memory import measure_memory
-from moebench.model.flops import ForwardStep, count_flops, count_training_flops
 from moebench.records.measurement import FlopCount, Memory
 from moebench.suite.cell import ReadyCase, ReadyCell
-from moebench.suite.forecast import case_flops
+from moebench.suite.counting import count_case
 from moebench.suite.plan import SLOW_STEP
 from moebench.units import Seconds
 
@@ -33,42 +32,19 @@ def untimed_passes(cell: ReadyCell, ready: ReadyCase) -> Untimed:
     stages = StageTimer(device)
     decoder = cell.bench.decoder
     cache = float(cell.cache.num_bytes) if cell.cache is not None else 0.0
-    memory: list[Memory] = []
+    flops = count_case(cell, ready)
 
     def run_step() -> None:
         stages.start()
         cell.check(cell.step(ready, 0, stages.mark))
 
-    def measure() -> None:
+    def measured() -> Memory:
         weights = decoder.weight_bytes(cell.workload.level) + ready.router_bytes
         weights += sum(experts.layout_bytes for experts in decoder.expert_weights())
         free_scratch(ready.case.backend)  # or the first case would pay for what the others reuse
-        memory.append(measure_memory(run_step, device, weights, cache))
+        return measure_memory(run_step, device, weights, cache)
 
-    step = int(cell.order[0])
-    forward = ForwardStep(decoder, ready.routers, cell.experts, cell.mode())
-    if cell.workload.phase == "train":
-        # Counting adds microseconds to a call; a training step has no second one to spare.
-        counted = count_training_flops(forward, cell.stream[step], measure)
-    else:
-        counted = count_flops(forward, cell.stream[step])
-        if counted.counted is not None:  # another backend ran: this one's first step is to come
-            cell.check(cell.step(ready, 0))
-        measure()
-    num_tokens = cell.workload.num_tokens
-    whole, traced = (
-        case_flops(ready.case, ready.policy, cell.bench.model, ready.load(num_tokens, steps))
-        for steps in (None, [step])
-    )
-    flops = FlopCount(
-        closed_form=whole,
-        traced_closed_form=traced,
-        fvcore=counted.fvcore,
-        torch=counted.torch,
-        complete=counted.complete,
-        unsupported=counted.unsupported,
-        counted=counted.counted,
-    )
+    memory = measured()
     seconds = sum(stages.seconds().values())
     update, num_steps = cell.sgd(ready), 1
 
@@ -80,8 +56,11 @@ def untimed_passes(cell: ReadyCell, ready: ReadyCase) -> Untimed:
             cell.discard_gradients(ready)
 
     if seconds > SLOW_STEP:
+        # Its peak holds what the first step of a process sets up, little beside such a step.
         end_step()
     else:
+        cell.discard_gradients(ready)
+        memory = measured()
         # Stages of quick steps have a pass of their own.
         stages = StageTimer(device)
         num_steps = max(1, min(20, int(STAGE_PASS / seconds)))
@@ -91,4 +70,4 @@ def untimed_passes(cell: ReadyCell, ready: ReadyCase) -> Untimed:
             cell.step(ready, place, stages.mark)
             end_step()
     by_stage = {stage: total / num_steps for stage, total in stages.seconds().items()}
-    return Untimed(memory[0], by_stage, flops, seconds)
+    return Untimed(memory, by_stage, flops, seconds)

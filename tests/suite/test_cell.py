@@ -25,7 +25,9 @@ from moebench.suite.cell import (
     NotANumber,
     ReadyCell,
     balanced_order,
+    width_divisor,
 )
+from moebench.suite.counting import count_case
 from moebench.suite.passes import observe
 from moebench.suite.plan import Cell, CellChoice, Effort, cells, changed, runnable_cells
 from moebench.suite.prepare import captured, prepare_cell, repeated
@@ -285,3 +287,28 @@ def test_the_stages_of_a_slow_step_are_those_of_one_step(monkeypatch: pytest.Mon
     monkeypatch.setattr("moebench.suite.untimed.SLOW_STEP", 0.0)
     untimed_passes(ready, case)
     assert marked == once
+
+
+@pytest.mark.parametrize(
+    ("widths", "divisor"),
+    [((4096, 14336, 0), 16), ((2880, 2880, 0), 8), ((2048, 768, 0), 16), ((64, 224, 0), 4)],
+)
+def test_narrow_widths_stay_multiples_of_8(widths: tuple[int, int, int], divisor: int) -> None:
+    model = replace(
+        SUITE.model,
+        hidden_size=widths[0],
+        intermediate_size=widths[1],
+        shared_intermediate_size=widths[2],
+    )
+    assert width_divisor(model) == divisor
+
+
+@pytest.mark.parametrize("key", ["moe decode b16 context 64 bfloat16", "moe train 1x64 bfloat16"])
+def test_flops_are_counted_at_reduced_width_and_stated_at_full(key: str) -> None:
+    ready = ready_cell(key, 256)
+    for case in ready.cases:
+        flops = count_case(ready, case)
+        assert flops.width_divisor == 4
+        assert flops.torch == flops.traced_closed_form
+        assert flops.fvcore in (flops.torch, None)
+        assert flops.traced_closed_form < flops.closed_form
