@@ -146,6 +146,7 @@ def measured_hardware(
 ) -> HardwareSpec:
     """A machine without a file: its peak is the best matmul that was measured."""
     cpu, gpu = environment.cpu, environment.gpu
+    maker = None if gpu is None else "AMD" if torch.version.hip else "NVIDIA"
     return HardwareSpec(
         name=environment.slug,
         title=gpu.name if gpu else f"{cpu.model}, {cpu.num_cores} cores",
@@ -158,7 +159,8 @@ def measured_hardware(
         nvml_names=(gpu.name,) if gpu else (),
         num_processors=gpu.num_processors if gpu else cpu.num_cores,
         clock=gpu.max_sm_clock if gpu else cpu.max_clock,
-        compute_capability=gpu.compute_capability if gpu else None,
+        maker=maker,
+        compute_capability=gpu.compute_capability if gpu and maker == "NVIDIA" else None,
         power_limit=gpu.power_limit if gpu else None,
         launch_overhead=benchmarks.small_op,
         note="Peak and bandwidth are the best that this machine showed, not a datasheet's.",

@@ -21,11 +21,15 @@ def draw_forecasts(cases: Mapping[str, Speedups], title: str, footnote: str) -> 
         axes = figure.subplots()
         axes.axhline(1.0, color=style.BASELINE_COLOUR, linewidth=1.0)
         handles: list[Artist] = []
+        has_interval = False
         batches = sorted({row.batch for rows in cases.values() for row in rows})
         for label, rows in cases.items():
             x, colour = [row.batch for row in rows], colours[label]
-            ends = [row.low for row in rows], [row.high for row in rows]
-            axes.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
+            ends = [(row.low, row.high) for row in rows if row.low and row.high]
+            if ends:
+                low, high = zip(*ends, strict=True)
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            has_interval |= bool(ends)
             values = [row.value for row in rows]
             handles += axes.plot(x, values, "--o", label=label, color=colour, mfc="white", ms=4.5)
             axes.plot(x, [row.flops_promise for row in rows], ":", color=colour)
@@ -34,10 +38,9 @@ def draw_forecasts(cases: Mapping[str, Speedups], title: str, footnote: str) -> 
         axes.set_xlabel("batch, sequences")
         axes.set_ylabel("speedup over the model's top-k")
         axes.set_title(title, wrap=True)
-        handles += [
-            Patch(color=style.MUTED, alpha=0.3, label="90 % interval"),
-            Line2D([], [], color=style.INK, linestyle=":", label="what FLOPs promise"),
-        ]
+        if has_interval:
+            handles.append(Patch(color=style.MUTED, alpha=0.3, label="90 % interval"))
+        handles.append(Line2D([], [], color=style.INK, ls=":", label="what FLOPs promise"))
         style.add_legend(figure, handles)
         figure.supxlabel(footnote, fontsize=7.5, color=style.MUTED, x=0.01, ha="left")
     return figure

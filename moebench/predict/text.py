@@ -22,6 +22,7 @@ BASIS_TITLES = {
     "device": "unseen device",
     "relative": "related kernel",
     "stranger": "unknown kernel",
+    "maker": "unmeasured maker",
 }
 _BASIS_NOTES = {
     "sibling": "; near device: same compute capability as a measured one",
@@ -29,6 +30,7 @@ _BASIS_NOTES = {
     "device": "; unseen device: neither it nor one like it was measured with such weights",
     "relative": "; related kernel: only other kernels of its family were measured",
 }
+NO_INTERVAL = "no interval"
 FOOTNOTE_WIDTH = 150
 NARROWEST_SHARE = 0.005
 """Stages with a smaller share of the latency at every batch are left out of the breakdown."""
@@ -93,12 +95,15 @@ def break_even_text(cases: Sequence[Sequence[BreakEven]], deployment: Deployment
     keys = [(head.model, head.hardware, head.router) for head in heads]
     lines = [[str(rows[0].batch), *map(_break_even, rows)] for rows in zip(*cases, strict=True)]
     tops = sorted({f"{head.model} has k = {head.top_k}" for head in heads})
+    caveats = dict.fromkeys(caveat for head in heads for caveat in head.caveats)
     return "\n".join([
         f"mean k at which the step runs {heads[0].target:.2f}× as fast as with the model's own "
         "top-k",
         f"{_asked(deployment)}; {', '.join(tops)}",
         "",
         text_table(["batch", *_labels(keys)], lines, left=()),
+        *[""] * bool(caveats),
+        *(f"⚠ {caveat.sentence}" for caveat in caveats),
     ])  # fmt: skip
 
 
@@ -113,7 +118,10 @@ def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
     shared = [key[0] for key in zip(*map(_key, cases), strict=True) if len(set(key)) == 1]
     title = f"{', '.join(shared)}: {deployment.phase}, {LEVEL_TITLES[deployment.level]}"
     means = ", ".join(sorted({f"{rows[0].point.mean_k:.2f}" for rows in cases}))
+    without = sorted({rows[0].deployment.hardware.name for rows in cases if rows[0].low is None})
     footnote = f"Predicted: {_asked(deployment)}; mean k {means}."
+    if without:
+        footnote += f" No interval for {', '.join(without)}: no GPU of its maker was ever measured."
     return title.removeprefix(": "), textwrap.fill(footnote, FOOTNOTE_WIDTH)
 
 
@@ -153,14 +161,19 @@ def _asked(deployment: Deployment) -> str:
 def _header(row: Speedup) -> list[str]:
     """Lines above the table of one case: what runs, and what its prices rest on."""
     d, prices = row.deployment, row.prices
+    error = (
+        "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
+        f"seen were this far off{_BASIS_NOTES.get(row.basis, '')}"
+    )
+    if row.low is None:
+        error = "measured error: none; no GPU of this maker was ever measured, so no interval"
     lines = [
         f"{d.model.name} · {row.router} · {d.hardware.title}",
         _asked(d) + " (--level model composes the whole network)" * (d.level == "moe"),
         f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
         f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
         f"{row.estimate.calibration}; weights cold",
-        "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
-        f"seen were this far off{_BASIS_NOTES.get(row.basis, '')}",
+        error,
     ]
     if d.windowed_layers:
         lines.append(_windows(d))
@@ -216,6 +229,8 @@ def _stages(rows: Speedups) -> str:
 
 def _latency(row: Speedup) -> str:
     step = row.estimate
+    if step.latency_low is None:
+        return f"{text(step.latency, 'time')}, {NO_INTERVAL}"
     low, high = text(step.latency_low, "time"), text(step.latency_high, "time")
     if low.split()[-1] == high.split()[-1]:
         low = low.split()[0]
@@ -223,16 +238,21 @@ def _latency(row: Speedup) -> str:
 
 
 def _speedup(row: Speedup) -> str:
+    if row.low is None or row.high is None:
+        return f"{row.value:.2f}×, {NO_INTERVAL}"
     return f"{row.value:.2f}× [{row.low:.2f}, {row.high:.2f}]"
 
 
-def _errors(low: float, high: float) -> str:
+def _errors(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "none"
     return f"{100 * low:.0f} to {100 * high:+.0f} %"
 
 
 def _error_range(rows: Speedups) -> str:
-    low = min(row.calibration_error[0] for row in rows)
-    high = max(row.calibration_error[1] for row in rows)
+    lows, highs = zip(*(row.calibration_error for row in rows), strict=True)
+    low = None if None in lows else min(lows)
+    high = None if None in highs else max(highs)
     return f"{_errors(low, high)}, {BASIS_TITLES[rows[0].basis]}"
 
 

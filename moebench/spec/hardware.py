@@ -38,7 +38,7 @@ class HardwareSpec:
     nvml_names: tuple[str, ...] = ()
     """Device names as drivers print them: NVML's, and torch's where NVML is not."""
     maker: str | None = None
-    """Maker of a GPU: "NVIDIA", "AMD"; None where the file does not say."""
+    """Maker of a GPU: "NVIDIA", "AMD"; None where the file does not say (see `gpu_maker`)."""
     num_processors: int = 1
     """Streaming multiprocessors or compute units of a GPU, cores of a CPU."""
     clock: Annotated[Hertz, "frequency"] | None = None
@@ -64,6 +64,19 @@ class HardwareSpec:
             if found is not None and found <= 0:
                 hint = " (leave out what it lacks)" * name.startswith("peak")
                 raise ValueError(f"{name}: found {found:g}, expected more than 0{hint}")
+
+    @property
+    def gpu_maker(self) -> str | None:
+        """Maker of a GPU; one with a compute capability, which is CUDA's, is NVIDIA's."""
+        return self.maker or ("NVIDIA" if self.compute_capability else None)
+
+    def is_built_like(self, other: "HardwareSpec") -> bool:
+        """Whether both have multiprocessors of one kind: one compute capability, or architecture.
+
+        The architecture decides where there is no compute capability.
+        """
+        own = self.compute_capability or self.architecture
+        return own is not None and own == (other.compute_capability or other.architecture)
 
     def peak_for(self, dtype: str) -> FlopsPerSecond:
         """Dense peak of a dtype; one for which the source gives no peak is refused."""

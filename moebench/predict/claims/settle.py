@@ -145,6 +145,10 @@ def curve(paper: Paper, claim: Claim, hardware: str, phase: Phase) -> Curve:
         tensor_parallel=devices_for(model, machine),
     )
     rows = speedups(deployment, claim_policy(claim), BATCHES, claim_point(claim))
+    ends = [(row.low, row.high) for row in rows if row.low is not None and row.high is not None]
+    if not ends:
+        raise ValueError(f"claims: no interval for {hardware}, so no claim can be settled on it")
+    low, high = zip(*ends, strict=True)
     return Curve(
         hardware=hardware,
         phase=phase,
@@ -153,8 +157,8 @@ def curve(paper: Paper, claim: Claim, hardware: str, phase: Phase) -> Curve:
         kernel=rows[0].prices.name,
         batches=BATCHES,
         speedup=tuple(row.value for row in rows),
-        low=tuple(row.low for row in rows),
-        high=tuple(row.high for row in rows),
+        low=low,
+        high=high,
         fits=tuple(row.estimate.peak_memory <= machine.memory_capacity for row in rows),
         flops_promise=tuple(row.flops_promise for row in rows),
         caveats=rows[0].estimate.caveats,

@@ -139,10 +139,17 @@ def read_energy_fit(path: Path) -> EnergyFit:
 
 
 def energy_calibration(name: str) -> EnergyCalibration:
-    """Energy model of a GPU by its name; an error if unknown or without idle power or limit."""
-    hardware = load_hardware(name)
+    """Energy model of a GPU by its name.
+
+    Raises:
+        ValueError: It is unknown, lacks idle power or limit, or nothing of its maker was measured.
+    """
+    hardware, fits = load_hardware(name), shipped_energy()
+    makers = {load_hardware(gpu).gpu_maker for gpu in fits if gpu != SHARED}
+    if hardware.gpu_maker not in makers:
+        maker = hardware.gpu_maker or "an unknown maker"
+        raise ValueError(f"{hardware.name}: no energy was ever measured on a GPU of {maker}")
     limits(hardware)
-    fits = shipped_energy()
     if hardware.name in fits:
         return EnergyCalibration(hardware, "gpu", fits[hardware.name])
     shared = fits[SHARED]

@@ -95,9 +95,12 @@ class Kernel:
 def mma_generation(hardware: HardwareSpec) -> str:
     """The instruction that feeds the tensor cores; kernels that use the same one behave alike.
 
-    `tcgen05` uses tensor memory; graphics chips of capability 12 have `mma.sync` again.
+    `tcgen05` uses tensor memory; graphics chips of capability 12 have `mma.sync` again. Without a
+    compute capability it is "unknown", which is no calibrated device's.
     """
-    major = (hardware.compute_capability or "8.0").split(".")[0]
+    if hardware.compute_capability is None:
+        return "unknown"
+    major = hardware.compute_capability.split(".")[0]
     return {"9": "wgmma", "10": "tcgen05"}.get(major, "mma.sync")
 
 

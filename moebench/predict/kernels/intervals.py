@@ -20,11 +20,13 @@ from moebench.version import PACKAGE
 REGIMES = ((0, 16), (16, 256), (256, 4096), (4096, 1 << 62))
 """Token ranges (from exclusive, to inclusive) over which rows are stratified and scores split."""
 REGIME_NAMES = ("1-16", "17-256", "257-4096", ">4096")
-Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stranger"]
+Basis = Literal["seen", "rows", "shape", "sibling", "device", "relative", "stranger", "maker"]
 """Rows that the parameters rest on: many of the kernel on the device, the shape among them; a few
 such rows; such rows without the shape; this kernel on a device of the same compute
-capability; on other devices; other kernels of its family; kernels of other families."""
-BASES: tuple[Basis, ...] = get_args(Basis)
+capability; on other devices; other kernels of its family; kernels of other families; kernels on
+GPUs of other makers."""
+BASES: tuple[Basis, ...] = tuple(basis for basis in get_args(Basis) if basis != "maker")
+"""Bases whose errors were measured; "maker" has no interval."""
 UNSEEN: tuple[Basis, ...] = ("device", "relative", "stranger")
 """Bases without a row of the kernel on such a device, from the surest to the least sure."""
 WIDEST = 20.0
@@ -33,6 +35,8 @@ RATIO_STEP = float(np.log(8 / 6))
 """Log ratio of assignments for which the errors of ratios were measured."""
 Bounds = Mapping[str, tuple[float, float]]
 """Token regime to the 5 % and 95 % quantile of log(measured / predicted)."""
+NO_BOUNDS: Bounds = dict.fromkeys(REGIME_NAMES, (float("nan"), float("nan")))
+"""Bounds of a basis without measured errors: ends of intervals become NaN."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Widths:
         self, bases: Sequence[Basis], family: str, num_tokens: Floats
     ) -> tuple[Floats, Floats]:
         """[cases] factors from a prediction to the ends of its interval."""
-        tables = [self.latency[basis] for basis in bases]
+        tables = [self.latency.get(basis, {"any": NO_BOUNDS}) for basis in bases]
         low, high = regime_ends([t.get(family, t["any"]) for t in tables], num_tokens)
         return np.exp(low), np.exp(high)
 

@@ -12,7 +12,13 @@ import numpy as np
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels import dense
 from moebench.predict.kernels.catalogue import Kernel, KernelFit, mma_generation, shipped_fits
-from moebench.predict.kernels.intervals import RATIO_STEP, Basis, regime_ends, shipped_widths
+from moebench.predict.kernels.intervals import (
+    NO_BOUNDS,
+    RATIO_STEP,
+    Basis,
+    regime_ends,
+    shipped_widths,
+)
 from moebench.predict.kernels.layer import LayerCases, LayerTime, layer_time
 from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.prior import prior_for
@@ -117,10 +123,12 @@ def calibrated(
 
 def unseen_basis(kernel: Kernel, hardware: HardwareSpec, fits: Sequence[KernelFit]) -> Basis:
     """The basis of a prediction where no row of the kernel on the device was fitted."""
+    if fits and hardware.gpu_maker not in {load_hardware(fit.system).gpu_maker for fit in fits}:
+        return "maker"
     if kernel.named_family is None or all(fit.kernel.family != kernel.family for fit in fits):
         return "stranger"
     devices = [load_hardware(fit.system) for fit in fits if fit.kernel == kernel]
-    if any(device.compute_capability == hardware.compute_capability for device in devices):
+    if any(hardware.is_built_like(device) for device in devices):
         return "sibling"
     return "device" if devices else "relative"
 
@@ -171,7 +179,7 @@ def ratio_interval(
     """
     widths, parallel = shipped_widths(), target.expert_parallel > 1
     bounds = [
-        (widths.parallel_ratio if is_parallel else widths.ratio)[basis]
+        (widths.parallel_ratio if is_parallel else widths.ratio).get(basis, NO_BOUNDS)
         for basis, is_parallel in zip(calibration.basis_of(shapes), parallel, strict=True)
     ]
     copies = np.maximum(baseline.loads.copies, 1e-9) / np.maximum(target.loads.copies, 1e-9)
@@ -203,7 +211,15 @@ def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
             "calibrate with rows of it: python -m moebench.calibrate --from TABLE",
         ),
         (
-            not calibration.has_rows,
+            calibration.basis == "maker",
+            "unmeasured-maker",
+            f"no kernel was ever measured on a GPU of {hardware.gpu_maker or 'an unknown maker'}",
+            f"{hardware.name} is priced from {calibration.origin}, as shares of its datasheet; how "
+            "far off that is, nobody knows: no interval",
+            "calibrate with a few dozen rows of it: python -m moebench.calibrate --from TABLE",
+        ),
+        (
+            not calibration.has_rows and calibration.basis != "maker",
             "uncalibrated-device",
             f"no rows of {kernel.label} on {hardware.name} ({mma_generation(hardware)})",
             f"predicted from its spec sheet and {calibration.origin}",

@@ -86,7 +86,7 @@ def prior_for(
             if meta.get("paced"):  # as many clocks on one device as on another
                 value -= math.log(clock / (machine.clock or clock))
             values.append(value + shifts.get(fit.system, {}).get(name, 0.0))
-            is_equal = machine.compute_capability == hardware.compute_capability
+            is_equal = hardware.is_built_like(machine)
             weight = _nearness(kernel, fit.kernel, is_framework)
             if not is_framework and mma_generation(machine) == mma_generation(hardware):
                 weight *= SAME_GENERATION

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.step import step_price
+from moebench.records.results import Caveat
 from moebench.routers.policy import known_policies, policy
 
 PRECISION = 1e-3
@@ -29,6 +30,7 @@ class BreakEven:
     """Least mean k that the router can have."""
     largest_speedup: float
     """Speedup at `smallest_k`."""
+    caveats: tuple[Caveat, ...] = ()
 
 
 def break_even(
@@ -77,6 +79,7 @@ def break_even(
                 mean_k=low if most >= target else None,
                 smallest_k=smallest,
                 largest_speedup=most,
+                caveats=base.layer.caveats,
             )
         )
     return tuple(rows)

@@ -62,13 +62,18 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
     d, hardware, known = deployment, deployment.hardware, shipped_dense()
     name, own = d.kernel or default_kernel(hardware), known.get(hardware.name)
     kernel = kernel_named(name, d.model.expert_matrices, d.dtype)
+    if hardware.gpu_maker not in (None, "NVIDIA") and kernel.family != "triton":
+        raise ValueError(
+            f"--kernel: found {name!r}, which runs on NVIDIA GPUs alone; expected vllm-triton or "
+            f"sglang-triton on {hardware.name}, a GPU of {hardware.gpu_maker}"
+        )
     experts = calibrated(kernel, hardware, dense_here=own)
     if own is not None:
         origin = f"dense matmuls of {hardware.name}"
         return KernelPrices(name, experts, Library(hardware, own, origin, DENSE_UNCERTAINTY))
     machines, instruction = [*map(load_hardware, known)], mma_generation(hardware)
     relatives = (
-        [one.name for one in machines if one.compute_capability == hardware.compute_capability]
+        [one.name for one in machines if hardware.is_built_like(one)]
         or [one.name for one in machines if mma_generation(one) == instruction]
         or [*known]
     )

@@ -1,5 +1,6 @@
 """Speedup of a router over the model's own top-k, with latency, energy, memory and intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,9 +58,9 @@ class Speedup:
     """The router's step: energy and FLOPs of all devices, the rest of the most loaded one."""
     value: float
     """Latency of the model's own top-k over the router's."""
-    low: float
-    high: float
-    """Upper end of the 90 % interval of the speedup."""
+    low: float | None
+    high: float | None
+    """Upper end of the 90 % interval of the speedup; None where no error was ever measured."""
     flops_promise: float
     """Speedup if time went with FLOPs, at the same level and context."""
     energy: StepEnergy
@@ -67,7 +68,7 @@ class Speedup:
     """Peak memory by what it holds."""
     basis: Basis
     """Basis of the expert kernel's prices: how near measured rows come to this device and shape."""
-    calibration_error: tuple[float, float]
+    calibration_error: tuple[float | None, float | None]
     """Measured over predicted, minus 1: between these were 90 % of the expert kernels' measured
     rows that the calibration had not seen, at this basis, family and number of tokens."""
 
@@ -119,8 +120,8 @@ def speedups(
         flops = step_flops(d, router, load, batch)
         estimate = Estimate(
             latency=float(own.seconds[i]),
-            latency_low=float(low[i]),
-            latency_high=float(high[i]),
+            latency_low=_known(low[i]),
+            latency_high=_known(high[i]),
             by_stage={name: float(stage[i]) for name, stage in own.stages.items()},
             bound=_bound(own, i),
             flops=flops,
@@ -142,16 +143,21 @@ def speedups(
             prices=prices,
             estimate=estimate,
             value=float(ratio[i]),
-            low=float(ratio_low[i]),
-            high=float(ratio_high[i]),
+            low=_known(ratio_low[i]),
+            high=_known(ratio_high[i]),
             flops_promise=step_flops(d, top, base.loads[i], batch) / flops,
             energy=energy,
             memory=memory,
             basis=bases[i],
-            calibration_error=(float(error_low[i]) - 1, float(error_high[i]) - 1),
+            calibration_error=(_known(error_low[i] - 1), _known(error_high[i] - 1)),
         )
         rows.append(row)
     return tuple(rows)
+
+
+def _known(end: float) -> float | None:
+    """End of an interval; None if it is not a number, because no error was ever measured."""
+    return None if math.isnan(end) else float(end)
 
 
 def _bound(step: StepPrice, i: int) -> str:

@@ -115,6 +115,9 @@ def test_a_price_lies_above_the_roofline_and_inside_its_interval(name: str, gpu:
     warm = layer_time(chosen.parameters, chosen.hardware, cases, warm=True)
     assert (found.seconds * ROUNDING >= roofline(chosen.hardware, cases)).all()
     assert (found.seconds * ROUNDING >= warm.seconds).all()
+    if chosen.basis == "maker":
+        assert np.isnan([found.low, found.high]).all()
+        return
     assert (found.low > 0).all() and np.isfinite(found.high).all()
     assert ((found.low < found.seconds) & (found.seconds < found.high)).all()
     fewer = draw().cases(chosen.kernel, chosen.hardware, loads(SHARE))
