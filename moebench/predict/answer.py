@@ -14,6 +14,7 @@ from moebench.predict.text import (
     figure_texts,
     labels_of,
 )
+from moebench.predict.traffic import under_typical_skew, with_traffic
 
 
 def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
@@ -28,7 +29,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     batches = batch_range(options.batch)
     options.router = options.router or ["ada-k"]
     deployments = [
-        deployment_of(options, model, hardware)
+        with_traffic(deployment_of(options, model, hardware), options, batches)
         for model in options.model or ["mixtral-8x7b"]
         for hardware in options.hardware or ["h100-sxm"]
     ]
@@ -46,10 +47,11 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         from moebench.report.figures.style import check_format, save
 
         check_format(options.plot)
-    cases = []
+    cases, typical = [], []
     for deployment, router in asked:
-        own, point = routing_of(options, router, deployment.model)
+        own, point = routing_of(options, router, deployment)
         cases.append(speedups(deployment, own, batches, point))
+        typical.append(under_typical_skew(cases[-1], own, point))
     if options.plot is not None:
         from moebench.predict.figure import draw_forecasts
 
@@ -57,5 +59,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         save(draw_forecasts(labelled, *figure_texts(cases)), options.plot)
         terminal.say(f"drawn: {options.plot}")
     if options.json:
-        return speedup_document(cases)
-    return case_text(cases[0]) if len(cases) == 1 else comparison_text(cases)
+        return speedup_document(cases, typical)
+    if len(cases) == 1:
+        return case_text(cases[0], typical[0])
+    return comparison_text(cases, typical)

@@ -65,7 +65,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="geometric|P0,P1,...",
         help="of --mean-k: the truncated geometric one; or probabilities of 0, 1, 2, ... experts",
     )
+    p.add_argument("--k", type=int, help="experts per token of routers with a fixed k, as top-k")
     p.add_argument("--skew", type=float, default=0.0, help="power law of the experts' shares")
+    p.add_argument(
+        "--distinct-experts",
+        type=float,
+        metavar="N",
+        help="in place of --skew: experts that a layer's step touches with top-k, as counted",
+    )
+    p.add_argument(
+        "--expert-shares",
+        type=Path,
+        metavar="FILE",
+        help="in place of --skew: assignments of each expert, a line a layer",
+    )
     p.add_argument("--kernel", help=f"one of {', '.join(KERNELS)}; default: vllm's choice")
     p.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
     p.add_argument(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moebench.predict.serving.speedup import Speedup
+from moebench.predict.traffic import Typical
 from moebench.spec.schema import encode
 
 DEPLOYMENT_KEYS = ("level", "phase", "context", "dtype", "tensor_parallel", "expert_parallel")
@@ -15,9 +16,15 @@ def document(**parts: Any) -> str:
     return json.dumps({"schema": 1, "provenance": "predicted", **encode(parts)})
 
 
-def speedup_document(cases: Sequence[Sequence[Speedup]]) -> str:
+def speedup_document(
+    cases: Sequence[Sequence[Speedup]], typical: Sequence[Sequence[Typical | None]]
+) -> str:
     """JSON text on several cases, each at several batches."""
-    flat = [row_of(row) for rows in cases for row in rows]
+    flat = [
+        row_of(row) | {"typical_skew": skewed and typical_of(skewed)}
+        for rows, others in zip(cases, typical, strict=True)
+        for row, skewed in zip(rows, others, strict=True)
+    ]
     return document(rows=flat, cases=[case_of(rows[0]) for rows in cases])
 
 
@@ -56,6 +63,16 @@ def row_of(row: Speedup) -> dict[str, Any]:
     }
 
 
+def typical_of(skewed: Typical) -> dict[str, float]:
+    """Table of a prediction under a typical skew, beside that for uniform routing."""
+    return {
+        "skew": skewed.skew,
+        "distinct_experts": skewed.distinct_experts,
+        "latency_s": skewed.latency,
+        "speedup": skewed.speedup,
+    }
+
+
 def case_of(row: Speedup) -> dict[str, Any]:
     """Table of what all batches of a case share."""
     return {
@@ -63,6 +80,7 @@ def case_of(row: Speedup) -> dict[str, Any]:
         "hardware": row.deployment.hardware.name,
         "router": row.router,
         "operating_point": row.point,
+        "traffic": row.deployment.traffic,
         "calibration": row.estimate.calibration,
         "dense_calibration": row.prices.dense.origin,
         "is_composed": row.deployment.level == "model",

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 
 from moebench.predict.serving.break_even import refuse_fixed_k
 from moebench.predict.serving.deployment import Deployment
 from moebench.routers.policy import Policy, policy
-from moebench.routers.top_k.policy import reachable_experts
+from moebench.routers.top_k.policy import TopK, reachable_experts
 from moebench.spec.case import OperatingPoint
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import geometric_k
@@ -71,32 +72,52 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
 
 
 def routing_of(
-    options: argparse.Namespace, router: str, model: ModelSpec
+    options: argparse.Namespace, router: str, deployment: Deployment
 ) -> tuple[Policy, OperatingPoint]:
     """A router and how it routes; --mean-k and --k-distribution are for adaptive ones."""
+    own, point = _routing_of(options, router, deployment.model)
+    skew = point.skew or deployment.skew  # a router may have its own
+    return own, replace(point, skew=skew, expert_shares=deployment.expert_shares)
+
+
+def _routing_of(
+    options: argparse.Namespace, router: str, model: ModelSpec
+) -> tuple[Policy, OperatingPoint]:
+    """A router and its distribution of k."""
     mean, distribution = options.mean_k, options.k_distribution
     if options.operating_point and (mean is not None or distribution is not None):
         raise ValueError("--operating-point published excludes --mean-k and --k-distribution")
     own = policy(router)
+    routers = [policy(name) for name in options.router]
+    if options.k is not None and not any(isinstance(one, TopK) for one in routers):
+        names = ", ".join(options.router)
+        raise ValueError(
+            f"--k: found {options.k} for {names}, expected a router with a fixed k, as top-k; "
+            "--mean-k is for the others"
+        )
     if not own.is_adaptive:
-        if mean is not None or distribution is not None:
+        if (mean is not None or distribution is not None) and not any(
+            one.is_adaptive for one in routers
+        ):
             refuse_fixed_k("--mean-k and --k-distribution", options.router)
-        return own, own.operating_point(model, options.skew)
+        if options.k is not None and isinstance(own, TopK):
+            own = policy(router, {"top_k": options.k})
+        return own, own.operating_point(model)
     if distribution is not None and distribution != "geometric":
         if mean is not None:
             raise ValueError("--mean-k: the probabilities of --k-distribution give the mean")
         chances = probabilities(distribution, reachable_experts(model))
-        return own, OperatingPoint(chances, "imposed", "probabilities as given", options.skew)
+        return own, OperatingPoint(chances, "imposed", "probabilities as given")
     if mean is not None:
         own = policy(router, {"mean_k": mean})
     try:
-        point = own.operating_point(model, options.skew)
+        point = own.operating_point(model)
     except ValueError as error:
         hint = "" if mean is not None else " with --mean-k"
         raise ValueError(f"{error}{hint}") from error
     if distribution == "geometric":
         chances = geometric_k(point.mean_k, reachable_experts(model))
-        return own, OperatingPoint(chances, "imposed", "geometric with that mean", options.skew)
+        return own, OperatingPoint(chances, "imposed", "geometric with that mean")
     return own, point
 
 

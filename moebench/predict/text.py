@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from moebench.predict.serving.break_even import BreakEven
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup
+from moebench.predict.traffic import Typical
 from moebench.terminal import text_table
 from moebench.units import Kind, text
 
@@ -39,14 +40,14 @@ Speedups = Sequence[Speedup]
 """Speedups of one case (a deployment and a router), by batch."""
 
 
-def case_text(rows: Speedups) -> str:
+def case_text(rows: Speedups, typical: Sequence[Typical | None]) -> str:
     """Text of one case: header, table over batch, stages, notes."""
-    last, notes = rows[-1], _notes([rows])
+    last, notes = rows[-1], [*_shared_experts([typical]), *_notes([rows])]
     parts = ", ".join(f"{name} {text(size, 'size')}" for name, size in last.memory.items())
     return "\n".join([
         *_header(rows[0]),
         "",
-        _batches(rows),
+        _batches(rows, typical),
         f"memory of the fullest device at batch {last.batch}: {parts}",
         "",
         "share of the latency by stage",
@@ -56,7 +57,7 @@ def case_text(rows: Speedups) -> str:
     ])  # fmt: skip
 
 
-def comparison_text(cases: Sequence[Speedups]) -> str:
+def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typical | None]]) -> str:
     """Text of several cases at the same batches: rows are batches, columns cases."""
     labels = labels_of(cases)
     heads = [rows[0] for rows in cases]
@@ -85,6 +86,7 @@ def comparison_text(cases: Sequence[Speedups]) -> str:
             ["calibration", *map(_error_range, cases)],
         ),
         "",
+        *_shared_experts(typical),
         *_notes(cases),
     ])  # fmt: skip
 
@@ -127,7 +129,14 @@ def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
 
 def _key(rows: Speedups) -> tuple[str, str, str]:
     deployment = rows[0].deployment
-    return deployment.model.name, deployment.hardware.name, rows[0].router
+    return deployment.model.name, deployment.hardware.name, _router(rows[0])
+
+
+def _router(row: Speedup) -> str:
+    """A router's name, with its k where that is fixed and not the model's own."""
+    support = [k for k, chance in enumerate(row.point.k_distribution) if chance]
+    is_own = support == [row.deployment.model.top_k]
+    return row.router if is_own or len(support) > 1 else f"{row.router} k={support[0]}"
 
 
 def _labels(keys: Sequence[tuple[str, ...]]) -> list[str]:
@@ -155,7 +164,14 @@ def _asked(deployment: Deployment) -> str:
     sizes = {"tp": d.tensor_parallel, "ep": d.expert_parallel}
     ranks = [f"{name} {size}" for name, size in sizes.items() if size > 1]
     devices = f"{d.num_devices} devices ({', '.join(ranks)})" if ranks else "1 device"
-    return f"{d.phase} {context}, {LEVEL_TITLES[d.level]}{layers}, {d.dtype} weights, {devices}"
+    step = f"{d.phase} {context}, {LEVEL_TITLES[d.level]}{layers}, {d.dtype} weights, {devices}"
+    return f"{step}, {_traffic(d)}" if _traffic(d) else step
+
+
+def _traffic(deployment: Deployment) -> str:
+    """How experts are shared, in words; nothing for uniform routing."""
+    d = deployment
+    return d.traffic or f"experts by a power law of exponent {d.skew:g}" * (d.skew > 0)
 
 
 def _header(row: Speedup) -> list[str]:
@@ -168,7 +184,7 @@ def _header(row: Speedup) -> list[str]:
     if row.low is None:
         error = "measured error: none; no GPU of this maker was ever measured, so no interval"
     lines = [
-        f"{d.model.name} · {row.router} · {d.hardware.title}",
+        f"{d.model.name} · {_router(row)} · {d.hardware.title}",
         _asked(d) + " (--level model composes the whole network)" * (d.level == "moe"),
         f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
         f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
@@ -196,9 +212,24 @@ def _windows(deployment: Deployment) -> str:
     )
 
 
-def _batches(rows: Speedups) -> str:
+def _shared_experts(typical: Sequence[Sequence[Typical | None]]) -> list[str]:
+    """Footnote on how far sharing moves the predictions for uniform routing."""
+    moved = [skewed for rows in typical for skewed in rows if skewed is not None]
+    if not moved:
+        return []
+    ends = (f"{100 * end(one.latency_change for one in moved):+.0f}" for end in (min, max))
+    return [
+        f"⚠ uniform routing is assumed; tokens of real text share experts: a typical skew "
+        f"({moved[0].skew:g}) changes the latency by {' to '.join(dict.fromkeys(ends))} %; say how "
+        "yours are shared: --skew, --distinct-experts or --expert-shares"
+    ]
+
+
+def _batches(rows: Speedups, typical: Sequence[Typical | None]) -> str:
     has_energy = any(row.energy.joules is not None for row in rows)
+    has_typical = any(skewed is not None for skewed in typical)
     titles = ["batch", "experts", "latency [90 %]", "speedup [90 %]", "FLOPs say"]
+    titles += ["typical skew"] * has_typical
     titles += ["energy"] * has_energy + ["memory", "bound by", "measured error"]
     lines = [
         [
@@ -207,14 +238,22 @@ def _batches(rows: Speedups) -> str:
             _latency(row),
             _speedup(row),
             f"{row.flops_promise:.2f}×",
+            *([_typical(skewed)] * has_typical),
             *([text(row.energy.joules, "energy")] * has_energy),
             text(row.estimate.peak_memory, "size"),
             row.estimate.bound,
             _errors(*row.calibration_error) + f" ({BASIS_TITLES[row.basis]})",
         ]
-        for row in rows
+        for row, skewed in zip(rows, typical, strict=True)
     ]
     return text_table(titles, lines, left=())
+
+
+def _typical(skewed: Typical | None) -> str:
+    """Change of the latency and the speedup under a typical skew."""
+    if skewed is None:
+        return "–"
+    return f"{100 * skewed.latency_change:+.0f} %, {skewed.speedup:.2f}×"
 
 
 def _stages(rows: Speedups) -> str:

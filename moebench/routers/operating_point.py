@@ -8,14 +8,13 @@ wants. Choosing the best 1 of N counts and the best k experts are one problem wi
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moebench.routers.routing import ChoiceScores, Routing
 from moebench.spec.case import OperatingPoint
-from moebench.spec.load import inclusion_probabilities
+from moebench.spec.load import marginals
 
 MEAN_K_TOLERANCE = 0.01
 LOAD_TOLERANCE = 0.03
@@ -27,14 +26,12 @@ NEVER = -1e4
 MAX_ROUNDS = 80
 
 
-def expert_shares(
-    k_distribution: tuple[float, ...], num_experts: int, skew: float
+def expert_marginals(
+    k_distribution: tuple[float, ...], num_experts: int, point: OperatingPoint
 ) -> Float[Tensor, " experts"]:
     """Probability that a token visits each expert, as in `ExpertLoad.expected`; fp64."""
-    popularity = np.arange(1, num_experts + 1, dtype=np.float64) ** -skew
-    return torch.from_numpy(
-        sum(p * inclusion_probabilities(popularity, k) for k, p in enumerate(k_distribution) if p)
-    )
+    shares = marginals(num_experts, k_distribution, point.skew, point.expert_shares)
+    return torch.from_numpy(shares.copy())
 
 
 def whole_counts(shares: Float[Tensor, " choices"], total: int) -> Int[Tensor, " choices"]:
@@ -66,7 +63,7 @@ def impose_marginals(
     else:
         histogram = torch.bincount(slots_of_token).double() / max(1, num_tokens)
         distribution = tuple(histogram.tolist())
-    targets = whole_counts(expert_shares(distribution, num_experts, point.skew), assigned)
+    targets = whole_counts(expert_marginals(distribution, num_experts, point), assigned)
     if num_choices > num_experts:
         targets = torch.cat((targets, torch.tensor([total - assigned])))
     targets = targets.to(slots_of_token.device)
@@ -184,7 +181,7 @@ def check_point(routing: Routing, point: OperatingPoint) -> None:
     """Check that a stream's routing shows its operating point; the error says what was reached."""
     tokens, experts = routing.num_tokens, routing.num_experts
     mean_k = routing.num_assignments / max(1, tokens)
-    wanted = expert_shares(point.k_distribution, experts, point.skew)
+    wanted = expert_marginals(point.k_distribution, experts, point)
     reached = routing.tokens_per_expert.cpu() / max(1, tokens)
     # Shares are relative to the mean reached, so that a wrong mean is not reported as imbalance.
     relative = (reached / max(mean_k, 1e-12)) / (wanted / point.mean_k)

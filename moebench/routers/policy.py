@@ -65,7 +65,8 @@ class Policy(ABC):
 
     def load(self, model: ModelSpec, num_tokens: int, point: OperatingPoint) -> ExpertLoad:
         """Expected load of one step of independent tokens."""
-        return ExpertLoad.expected(num_tokens, model.num_experts, point.k_distribution, point.skew)
+        of_experts = point.skew, point.expert_shares
+        return ExpertLoad.expected(num_tokens, model.num_experts, point.k_distribution, *of_experts)
 
     def mean_or_published(self, mean_k: float | None, model: ModelSpec) -> tuple[float, str]:
         """The given mean, or the paper's for this model; an error where neither exists."""

@@ -61,6 +61,8 @@ class OperatingPoint:
     """Paper and table of the mean, and the family that the distribution is taken from."""
     skew: float = 0.0
     """Expert e of N has a marginal proportional to (e + 1) ** -skew; 0 is uniform."""
+    expert_shares: tuple[float, ...] = ()
+    """Popularity of each expert, on any scale, as a histogram of routing has it; empty: `skew`."""
 
     def __post_init__(self) -> None:
         if abs(sum(self.k_distribution) - 1) > 1e-6 or min(self.k_distribution) < 0:

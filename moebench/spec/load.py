@@ -12,6 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moebench.spec.schema import MOST
+
+TYPICAL_SKEW = 0.7
+"""Skew of real text on trained models: busiest quarters of the experts take 0.41 to 0.67 of the
+assignments in OLMoE-1B-7B and 0.43 to 0.51 in Granite-3.0-1B (58 and 49 % at this skew; Gini 0.27
+to 0.56 and 0.29 to 0.41, here 0.41 and 0.35). Source: MakazhanAlpamys/Soup, pull request 992,
+18 combinations of model, corpus and batch."""
+
 
 @dataclass(frozen=True)
 class ExpertLoad:
@@ -42,23 +50,32 @@ class ExpertLoad:
 
     @classmethod
     def expected(
-        cls, num_tokens: int, num_experts: int, k_distribution: Sequence[float], skew: float = 0.0
+        cls,
+        num_tokens: int,
+        num_experts: int,
+        k_distribution: Sequence[float],
+        skew: float = 0.0,
+        shares: tuple[float, ...] = (),
     ) -> "ExpertLoad":
         """The expected load of independent tokens that choose k experts without replacement.
 
-        Arguments are those of an `OperatingPoint`: probabilities of 0, 1, 2, ... experts, skew.
+        Arguments are those of an `OperatingPoint`: probabilities of 0, 1, 2, ... experts, skew or
+        the experts' shares.
         """
-        marginal = marginals(num_experts, tuple(k_distribution), skew)
+        marginal = marginals(num_experts, tuple(k_distribution), skew, shares)
         distinct = float((1.0 - (1.0 - marginal) ** num_tokens).sum())
         return cls(tuple((num_tokens * marginal).tolist()), num_tokens, distinct)
 
 
 @functools.lru_cache(maxsize=256)
 def marginals(
-    num_experts: int, k_distribution: tuple[float, ...], skew: float
+    num_experts: int, k_distribution: tuple[float, ...], skew: float, shares: tuple[float, ...] = ()
 ) -> NDArray[np.float64]:
     """Probability that a token runs each expert; arguments as of `ExpertLoad.expected`."""
     popularity = np.arange(1, num_experts + 1, dtype=np.float64) ** -skew
+    if shares:
+        assert len(shares) == num_experts
+        popularity = np.array(shares, dtype=np.float64)
     inclusion = [inclusion_probabilities(popularity, k) for k in range(len(k_distribution))]
     marginal = np.asarray(k_distribution, dtype=float) @ np.stack(inclusion)
     marginal.flags.writeable = False  # one array serves every caller
@@ -86,6 +103,29 @@ def inclusion_probabilities(popularity: NDArray[np.float64], k: int) -> NDArray[
     else:
         result[free] = 0.0
     return result
+
+
+def skew_of_distinct(distinct: float, num_tokens: int, num_experts: int, top_k: int) -> float:
+    """Skew at which `num_tokens` tokens of `top_k` experts touch that many distinct ones, expected.
+
+    Of all ways in which traffic shares experts this is the one-parameter family of power laws. A
+    number that no skew gives is refused.
+    """
+
+    def expected(skew: float) -> float:
+        return ExpertLoad.expected(num_tokens, num_experts, fixed_k(top_k), skew).distinct_experts
+
+    low, high = 0.0, MOST["skew"]
+    most, least = expected(low), expected(high)
+    if not least <= distinct <= most:
+        raise ValueError(
+            f"found {distinct:g}, expected {least:.4g} to {most:.4g}: what {num_tokens} tokens of "
+            f"{top_k} experts touch of {num_experts}, from all alike to uniform routing"
+        )
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected(middle) > distinct else (low, middle)
+    return (low + high) / 2
 
 
 def geometric_k(mean: float, largest: int) -> tuple[float, ...]:

@@ -26,7 +26,12 @@ GATES = {
     "raw": (16, 4, Gate(score="softmax", renormalise=False)),
     "grouped": (16, 4, Gate("sigmoid", True, scale=2.5, num_groups=4, top_k_groups=2)),
 }
-FORMS = [*((name, {}) for name in sorted(known_builders())), ("rmoe", {"residual": True})]
+PUBLISHED = {"adamoe": {"num_null_experts": 8, "top_k": 3}}
+"""Options for which a paper states its operating point."""
+FORMS = [
+    *((name, PUBLISHED.get(name, {})) for name in sorted(known_builders())),
+    ("rmoe", {"residual": True}),
+]
 
 
 @pytest.fixture(params=sorted(GATES))

@@ -51,12 +51,11 @@ def break_even(
     except ValueError:
         smallest = 1.0
     prices, top = kernel_prices(d), policy("top-k")
-    base = step_price(d, prices, top, top.operating_point(model, d.skew), batches)
+    base = step_price(d, prices, top, d.routed_by(top), batches)
 
     def speedup(mean: float, i: int) -> float:
         own = policy(router, {"mean_k": mean})
-        point = own.operating_point(model, d.skew)
-        priced = step_price(d, prices, own, point, [batches[i]])
+        priced = step_price(d, prices, own, d.routed_by(own), [batches[i]])
         return float(base.seconds[i] / priced.seconds[0])
 
     rows = []

@@ -13,7 +13,8 @@ import numpy as np
 
 from moebench.predict.arrays import Floats
 from moebench.predict.serving.communication import link
-from moebench.spec.case import Phase, Workload
+from moebench.routers.policy import Policy
+from moebench.spec.case import OperatingPoint, Phase, Workload
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
@@ -52,6 +53,10 @@ class Deployment:
     """Layers of a whole model; None: all."""
     skew: float = 0.0
     """Exponent of the power law of the experts' shares."""
+    expert_shares: tuple[float, ...] = ()
+    """Share of each expert in the traffic, on any scale; empty: `skew`."""
+    traffic: str = ""
+    """Where skew or shares come from, in words."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -65,11 +70,29 @@ class Deployment:
             name = self.hardware.name
             raise ValueError(f"{name}: found a CPU, expected a GPU; measure with the suite")
         check_range(self, "skew")
+        self._check_shares()
         if self.phase == "train" and self.dtype != "bfloat16":
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
         self._check_ranks()
         self._check_layers()
         self.hardware.peak_for(self.dtype)
+
+    def _check_shares(self) -> None:
+        shares, n = self.expert_shares, self.model.num_experts
+        if shares and len(shares) != n:
+            raise ValueError(
+                f"expert-shares: found {len(shares)} experts, expected num_experts = {n}"
+            )
+        if shares and sum(share > 0 for share in shares) < self.model.top_k:
+            raise ValueError(
+                f"expert-shares: found {sum(share > 0 for share in shares)} experts with a share, "
+                f"expected at least top_k = {self.model.top_k}"
+            )
+
+    def routed_by(self, router: Policy) -> OperatingPoint:
+        """How a router routes this deployment's traffic."""
+        point = router.operating_point(self.model, self.skew)
+        return replace(point, expert_shares=self.expert_shares)
 
     def _check_ranks(self) -> None:
         tp, ep, model = self.tensor_parallel, self.expert_parallel, self.model

@@ -90,9 +90,9 @@ def speedups(
     as its options or its paper say.
     """
     d = deployment
-    point = point or router.operating_point(d.model, d.skew)
+    point = point or d.routed_by(router)
     prices, top = kernel_prices(d), policy("top-k")
-    base = step_price(d, prices, top, top.operating_point(d.model, d.skew), batches)
+    base = step_price(d, prices, top, d.routed_by(top), batches)
     own = step_price(d, prices, router, point, batches)
     low, high = latency_interval(own)
     ratio = base.seconds / own.seconds

@@ -86,9 +86,10 @@ def step_price(
     loads = [router.load(d.model, t, point) for t in tokens]
     local = [most_loaded_rank(load, point.k_distribution, d.expert_parallel) for load in loads]
     m, experts = d.model, prices.experts
-    # The kernel chooses its tile from tokens and shapes, so k is the model's own for every router.
+    # Slots of the kernel's call: an adaptive router leaves some of the model's own k empty.
+    slots = m.top_k if router.is_adaptive else len(point.k_distribution) - 1
     inner = m.intermediate_size // d.tensor_parallel
-    sizes = (m.hidden_size, inner, m.top_k, m.num_experts, d.expert_parallel)
+    sizes = (m.hidden_size, inner, slots, m.num_experts, d.expert_parallel)
     calls = LayerCalls(
         np.array(tokens, dtype=float), *(np.full(len(tokens), float(s)) for s in sizes)
     )

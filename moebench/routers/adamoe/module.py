@@ -28,7 +28,7 @@ class AdaMoERouter(TopKRouter):
     """One linear map to true and null experts, then top-k over both."""
 
     def __init__(self, model: ModelSpec, policy: AdaMoE, dtype: torch.dtype) -> None:
-        nulls = policy.num_null_experts
+        nulls = policy.null_experts(model)
         weight = random_weight(model.num_experts + nulls, model.hidden_size, dtype)
         super().__init__(model, policy.slots(model), weight, nulls)
         self.num_null_experts, self.base_top_k, self.alpha = nulls, model.top_k, policy.alpha

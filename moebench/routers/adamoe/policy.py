@@ -11,6 +11,8 @@ from moebench.spec.ops import Op, linear, traffic
 from moebench.spec.parameters import router_parameters
 
 MOST_NULL_EXPERTS = 4096
+FEWEST_NULL_EXPERTS = 8
+"""As many as Mixtral's true experts (Table 1 of the paper, which also tries 16 and 32)."""
 
 
 @register
@@ -30,32 +32,41 @@ class AdaMoE(Policy):
         ),
     }
 
-    num_null_experts: int = 8
-    top_k: int = 3
-    """Slots per token, for true and null experts."""
+    num_null_experts: int | None = None
+    """As many as true experts and at least `FEWEST_NULL_EXPERTS` if left out."""
+    top_k: int | None = None
+    """Slots per token, for true and null experts; one more than the base has if left out, as the
+    paper's 3 on Mixtral's 2."""
     mean_k: float | None = None
     """Mean true experts per token to impose; the paper's for this model if left out."""
     alpha: float = 0.02
     """Coefficient of the balance loss; the paper's second epoch uses 1e-4 (Table 5)."""
 
-    def slots(self, model: ModelSpec) -> int:
-        """Slots per token; an error where there is no null expert or a token cannot fill them."""
-        if not 1 <= self.num_null_experts <= MOST_NULL_EXPERTS:
+    def null_experts(self, model: ModelSpec) -> int:
+        """Number of null experts; an error where there is none."""
+        usual = max(FEWEST_NULL_EXPERTS, model.num_experts)
+        found = usual if self.num_null_experts is None else self.num_null_experts
+        if not 1 <= found <= MOST_NULL_EXPERTS:
             raise ValueError(
-                f"{self.name}: num_null_experts: found {self.num_null_experts}, "
-                f"expected 1 to {MOST_NULL_EXPERTS}"
+                f"{self.name}: num_null_experts: found {found}, expected 1 to {MOST_NULL_EXPERTS}"
             )
-        largest = reachable_experts(model) + self.num_null_experts
-        if not 1 <= self.top_k <= largest:
-            raise ValueError(f"{self.name}: top_k: found {self.top_k}, expected 1 to {largest}")
-        return self.top_k
+        return found
+
+    def slots(self, model: ModelSpec) -> int:
+        """Slots per token; an error where a token cannot fill them."""
+        nulls = self.null_experts(model)
+        found = model.top_k + 1 if self.top_k is None else self.top_k
+        largest = reachable_experts(model) + nulls
+        if not 1 <= found <= largest:
+            raise ValueError(f"{self.name}: top_k: found {found}, expected 1 to {largest}")
+        return found
 
     def parameters(self, model: ModelSpec) -> int:
-        nulls = model.num_moe_layers * self.num_null_experts * model.hidden_size
+        nulls = model.num_moe_layers * self.null_experts(model) * model.hidden_size
         return router_parameters(model) + nulls
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        choices, slots = model.num_experts + self.num_null_experts, self.slots(model)
+        choices, slots = model.num_experts + self.null_experts(model), self.slots(model)
         pairs = num_tokens * slots
         # Comparison, readable indices, masking; guards as configured.
         guards = model.gate.renormalise + (model.gate.num_groups > 1)
@@ -67,13 +78,12 @@ class AdaMoE(Policy):
         )
 
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:
-        if self.mean_k is None and (self.num_null_experts, self.top_k) != (8, 3):
+        mean, source = self.mean_or_published(self.mean_k, model)
+        nulls, slots = self.null_experts(model), self.slots(model)
+        if self.mean_k is None and (nulls, slots) != (8, 3):
             raise ValueError(
                 f"{self.name}: the published mean is for 8 null experts and top_k = 3, found "
-                f"{self.num_null_experts} and {self.top_k}; give mean_k"
+                f"{nulls} and {slots}; give mean_k"
             )
-        mean, source = self.mean_or_published(self.mean_k, model)
-        distribution = null_expert_k(
-            mean, self.slots(model), reachable_experts(model), self.num_null_experts
-        )
+        distribution = null_expert_k(mean, slots, reachable_experts(model), nulls)
         return distribution, f"{source}; slots drawn from true and null experts with that mean"
