@@ -8,6 +8,9 @@ A ratio is that of total times without the delays of single rounds: the logarith
 ratio, less the part that different work explains (`moebench.compare.rounds`), gives residuals. The
 value is their trimmed mean times the ratio of the expected totals: a delay that hits one router in
 fewer than a third of its rounds is trimmed away. Latencies are plain means and contain all delays.
+
+A visit's delays are left out in the same way where its steps were timed one by one, and what the
+state of the machine explains (`moebench.compare.covariates`) is taken out of the residuals.
 """
 
 import math
@@ -17,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 
+from moebench.compare.covariates import at_mean_state, reference_times
 from moebench.compare.intervals import (
     LimitPair,
     Vector,
@@ -25,9 +29,14 @@ from moebench.compare.intervals import (
     ratio_limits,
     trimmed_mean,
 )
-from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
+from moebench.compare.rounds import (
+    MIN_ROUNDS,
+    RoundTotals,
+    expected_seconds,
+    undelayed_seconds,
+)
 from moebench.records.confidence import LEVEL, p_value, rejected
-from moebench.records.measurement import Sample
+from moebench.records.measurement import Reference, Sample
 from moebench.records.record import Record
 from moebench.records.results import Interval, Ratio, Verdict
 
@@ -47,12 +56,16 @@ def speedup(
     target: Sequence[Sample],
     names: tuple[str, str] = ("baseline", "target"),
     seed: int = 0,
+    reference: Reference | None = None,
 ) -> Ratio:
-    """Total time of baseline over target (titles in `names`) on the same steps, less delays."""
+    """Total time of baseline over target (titles in `names`) on the same steps, less delays.
+
+    The reference operation of the same rounds says what state the machine was in.
+    """
     base, other = RoundTotals.of(baseline), RoundTotals.of(target)
     _same_work(base, other, names)
-    times = (base.seconds, expected_seconds(base)), (other.seconds, expected_seconds(other))
-    value, low, high = _ratio(*times, seed)
+    above, below = ((undelayed_seconds(one), expected_seconds(one)) for one in (base, other))
+    value, low, high = _ratio(above, below, reference_times(reference, base.numbers), seed)
     n = len(base.numbers)
     return Ratio("speedup", *names[::-1], value, low, high, verdict(low, high, n, "faster"), n)
 
@@ -66,7 +79,12 @@ class Timed:
     title: str
 
 
-def overhead(target: Timed, between: tuple[Timed, Timed], seed: int = 0) -> Ratio:
+def overhead(
+    target: Timed,
+    between: tuple[Timed, Timed],
+    seed: int = 0,
+    reference: Reference | None = None,
+) -> Ratio:
     """Time of an adaptive router over that of a fixed k with the same mean number of experts.
 
     No fixed router runs 1.4 experts, so its time is interpolated, round by round, between the two
@@ -81,14 +99,16 @@ def overhead(target: Timed, between: tuple[Timed, Timed], seed: int = 0) -> Rati
     _same_work(upper, other, (above.title, target.title))
     _same_work(lower, other, (below.title, target.title))
     weight = (target.mean_k - below.mean_k) / (above.mean_k - below.mean_k)
-    seconds = weight * upper.seconds + (1 - weight) * lower.seconds
+    seconds = weight * undelayed_seconds(upper) + (1 - weight) * undelayed_seconds(lower)
     if seconds.min() <= 0:
         raise ValueError(
             f"mean k: found {target.mean_k}, too far outside {below.mean_k} to {above.mean_k}"
         )
     expected = weight * expected_seconds(upper) + (1 - weight) * expected_seconds(lower)
-    times = (other.seconds, expected_seconds(other)), (seconds, np.maximum(expected, 1e-12))
-    value, low, high = _ratio(*times, seed)
+    own = (undelayed_seconds(other), expected_seconds(other))
+    interpolated = (seconds, np.maximum(expected, 1e-12))
+    references = reference_times(reference, other.numbers)
+    value, low, high = _ratio(own, interpolated, references, seed)
     n, names = len(other.numbers), (target.title, above.title)
     return Ratio("overhead", *names, value, low, high, verdict(low, high, n, "slower"), n)
 
@@ -154,11 +174,15 @@ def _same_work(first: RoundTotals, second: RoundTotals, names: tuple[str, str]) 
 
 
 def _ratio(
-    numerator: tuple[Vector, Vector], denominator: tuple[Vector, Vector], seed: int
+    numerator: tuple[Vector, Vector],
+    denominator: tuple[Vector, Vector],
+    references: Sequence[Vector],
+    seed: int,
 ) -> tuple[float, float | None, float | None]:
     """Ratio of two cases with its 95 % limits, from (seconds, expected seconds) of their rounds."""
     (above, expected_above), (below, expected_below) = numerator, denominator
     residuals = np.log(above / expected_above) - np.log(below / expected_below)
+    residuals = at_mean_state(residuals, references)
     totals = expected_above.sum() / expected_below.sum()
     limits = _exponentials(center_limits(residuals, seed), totals)
     return float(totals * math.exp(trimmed_mean(residuals))), *limits

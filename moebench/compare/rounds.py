@@ -1,4 +1,4 @@
-"""The samples of one case by round, and the time that each round's work explains."""
+"""The samples of one case by round, the time that their work explains, and delays left out."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,15 @@ from itertools import groupby
 
 import numpy as np
 
-from moebench.compare.intervals import Vector
+from moebench.compare.intervals import Vector, trimmed_mean
 from moebench.records.measurement import Sample
 
 MIN_ROUNDS = 8
 """Fewest rounds that allow a verdict."""
 LEAST_EXPECTED = 0.1
 """Least share of the median time that a line through few and noisy steps may predict."""
+MOST_POINTS = 500
+"""Most points of a line, all pairs of which give a slope: more take too long."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class RoundTotals:
     """Distinct experts touched in each round; None where a sample does not say."""
     visits: tuple[tuple[tuple[int, int], ...], ...]
     """First step and number of steps of each sample, by round."""
+    part_seconds: Vector | None = None
+    """Times of equally long parts of each round [rounds, parts]; None where not timed."""
+    part_work: Vector | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "RoundTotals":
@@ -37,33 +42,64 @@ class RoundTotals:
         rounds = {n: [*group] for n, group in groupby(ordered, key=lambda sample: sample.round)}
         by_round = rounds.values()
         is_known = all(sample.work is not None for sample in samples)
+        parts = [sample.part_seconds for sample in ordered]
+        part_work = [sample.part_work for sample in ordered]
+        # A round of several samples, or of one that was cut short, is taken as a whole.
+        has_parts = len(rounds) == len(parts) and {*map(len, parts)} == {max(2, len(parts[0]))}
         return cls(
             tuple(rounds),
             np.array([sum(s.seconds for s in group) for group in by_round]),
             np.array([float(sum(s.num_steps for s in group)) for group in by_round]),
             np.array([sum(s.work or 0 for s in g) for g in by_round]) if is_known else None,
             tuple(tuple(sorted((s.first_step, s.num_steps) for s in g)) for g in by_round),
+            np.array(parts) if has_parts else None,
+            np.array(part_work) if has_parts and all(part_work) else None,
         )
 
 
 def expected_seconds(rounds: RoundTotals) -> Vector:
-    """The time of each round that its work explains.
+    """The time of each round that its work explains."""
+    if rounds.part_seconds is not None:
+        return np.asarray(_expected_parts(rounds, rounds.part_seconds).sum(-1))
+    work = None if rounds.work is None else rounds.work / rounds.steps
+    return _explained(rounds.seconds / rounds.steps, work) * rounds.steps
 
-    A line through (experts touched, seconds) a step: the slope is the median of the slopes between
-    all pairs of rounds, at least 0 and at most proportional, so that delays do not tilt it. Equal
-    steps are expected to take equal times.
+
+def undelayed_seconds(rounds: RoundTotals) -> Vector:
+    """The time of each round without the delays of single parts, where parts were timed.
+
+    A process that has to wait for a processor delays one step in three and not the others: the
+    trimmed mean of the logarithms of time over expected time leaves such parts out.
+    """
+    if rounds.part_seconds is None:
+        return rounds.seconds
+    expected = _expected_parts(rounds, rounds.part_seconds)
+    usual = np.exp(trimmed_mean(np.log(rounds.part_seconds / expected)))
+    return np.asarray(usual * expected.sum(-1))
+
+
+def _expected_parts(rounds: RoundTotals, seconds: Vector) -> Vector:
+    work = None if rounds.part_work is None else rounds.part_work.ravel()
+    return _explained(seconds.ravel(), work).reshape(seconds.shape)
+
+
+def _explained(seconds: Vector, work: Vector | None) -> Vector:
+    """The times that a line through (experts touched, seconds) gives for the work.
+
+    The slope is the median of the slopes between all pairs of points, at least 0 and at most
+    proportional, and the line has as many points above as below: delays neither tilt nor lift it.
+    Equal work is expected to take equal times.
 
     **Source** Sen, Journal of the American Statistical Association 63, 1968.
     """
-    seconds = rounds.seconds / rounds.steps
     middle = float(np.median(seconds))
-    if rounds.work is None or np.ptp(rounds.work / rounds.steps) == 0:
-        return middle * rounds.steps
-    work = rounds.work / rounds.steps
-    run = work[:, None] - work
+    if work is None or np.ptp(work) == 0:
+        return np.full_like(seconds, middle)
+    some = slice(None, None, math.ceil(len(work) / MOST_POINTS))
+    run = work[some, None] - work[some]
     differs = run > 0
-    slopes = (seconds[:, None] - seconds)[differs] / run[differs]
+    slopes = (seconds[some, None] - seconds[some])[differs] / run[differs]
     steepest = middle / float(np.median(work)) if np.median(work) else math.inf
-    slope = min(max(0.0, float(np.median(slopes))), steepest)
-    line = middle + slope * (work - float(np.median(work)))
-    return np.asarray(np.maximum(line, LEAST_EXPECTED * middle) * rounds.steps)
+    slope = min(max(0.0, float(np.median(slopes))), steepest) if len(slopes) else 0.0
+    line = float(np.median(seconds - slope * work)) + slope * work
+    return np.asarray(np.maximum(line, LEAST_EXPECTED * middle))

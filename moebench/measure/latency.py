@@ -37,6 +37,8 @@ WARMUP_SHARE = 0.25
 """Share of the budget that warm-up may take beyond two visits of each case."""
 LOOK_AGAIN = 1.25
 """Growth between checks of precision (8, 10, 13, ... rounds): few checks, since each can err."""
+MOST_PARTS = 16
+"""Parts of a visit that are timed one by one; more would only lengthen the records."""
 SETTLED: Seconds = 0.1
 """Length of visits in which refilling the last-level cache (milliseconds) does not show."""
 
@@ -57,7 +59,11 @@ class Plan:
     min_visit: Seconds = 0.010
     """Least length of the fastest case's visit, where a round still fits the budget."""
     max_warmup_visits: int = 6
-    """Visits of a case before the rounds; 0: the cases are warm, and a visit is one step."""
+    """Visits of a case before the rounds; 0: the cases are warm, and a visit is `warm_steps`."""
+    warm_steps: int = 1
+    """Steps of a visit where no warm-up says how many fill `min_visit`."""
+    in_parts: bool = False
+    """Whether parts of a visit are timed one by one; a GPU, which launches ahead, would wait."""
     precise_enough: Callable[[Samples], bool] | None = None
     """Two answers of True in a row end the cell: one interval may be narrow by chance."""
 
@@ -141,6 +147,10 @@ def measure_rounds(
         plan,
         plan.budget - referring - (clock.now() - start),
     )
+    part_steps = num_steps
+    if plan.in_parts:
+        part_steps = math.ceil(num_steps / MOST_PARTS)
+        num_steps -= num_steps % part_steps
     collected: dict[str, list[Sample]] = {case: [] for case in cases}
     referred: list[Sample] = []
     reading: list[Seconds] = []
@@ -155,9 +165,13 @@ def measure_rounds(
         order.shuffle(cases)
         for position, case in enumerate(tuple(cases)):
             try:
+                starts = range(first_step, first_step + num_steps, part_steps)
                 with _without_garbage_collection():
-                    seconds = clock.time(partial(visits[case], first_step, num_steps))
-                collected[case].append(Sample(number, position, first_step, num_steps, seconds))
+                    times = [clock.time(partial(visits[case], at, part_steps)) for at in starts]
+                parts = tuple(round(part, 9) for part in times) if len(times) > 1 else ()
+                collected[case].append(
+                    Sample(number, position, first_step, num_steps, sum(times), part_seconds=parts)
+                )
             except Exception as error:
                 failures[case] = without_frames(error)
                 cases.remove(case)
@@ -219,7 +233,7 @@ def _warm_up(visit: Visit, clock: Clock, plan: Plan, deadline: Seconds) -> tuple
 def _steps_per_visit(per_step: list[Seconds], plan: Plan, budget_left: Seconds) -> int:
     """Number of steps that lets the fastest case fill `min_visit` and `min_rounds` rounds fit."""
     if not per_step or min(per_step) <= 0:
-        return 1
+        return plan.warm_steps
     wanted = math.ceil(plan.min_visit / min(per_step))
     affordable = int(budget_left / (plan.min_rounds * sum(per_step)))
     return max(1, min(wanted, affordable))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from moebench.records.energy import Energy
 from moebench.records.host import HostLoad
-from moebench.records.results import LEAST, Caveat, Interval, check_number, check_stages
+from moebench.records.results import LEAST, MOST, Caveat, Interval, check_number, check_stages
 from moebench.spec.case import Launch
 from moebench.spec.load import ExpertLoad
 from moebench.units import Bytes, Flops, Seconds
@@ -29,11 +29,24 @@ class Sample:
     """Time of all `num_steps` steps together."""
     work: float | None = None
     """Distinct experts that these steps touched, over all steps and layers; None: not known."""
+    part_seconds: tuple[Seconds, ...] = ()
+    """Times of equally many consecutive steps each, together all; empty where not timed."""
+    part_work: tuple[float, ...] = ()
+    """`work` of each part; empty where it is not known."""
 
     def __post_init__(self) -> None:
         check_number(self, "round", "position", "first_step", "work")
         check_number(self, "num_steps", least=1)
         check_number(self, "seconds", least=LEAST)
+        parts = len(self.part_seconds)
+        if parts and self.num_steps % parts:
+            raise ValueError(f"part_seconds: found {parts}, expected a divisor of {self.num_steps}")
+        if self.part_work and len(self.part_work) != parts:
+            raise ValueError(f"part_work: found {len(self.part_work)}, expected {parts}")
+        for name, least in (("part_seconds", LEAST), ("part_work", 0)):
+            values = getattr(self, name)
+            if values and not least <= min(values) <= max(values) <= MOST:
+                raise ValueError(f"{name}: found {values!r:.40}, expected {least:g} to {MOST:g}")
 
 
 @dataclass(frozen=True)

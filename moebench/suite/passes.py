@@ -90,6 +90,7 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
             min_rounds=effort.plan.min_rounds,
             max_warmup_visits=0 if slowest > SLOW_STEP else 4,
             precise_enough=_precise(cell, running, effort.plan.target_half_width),
+            in_parts=device.type == "cpu",
         ),
         progress=tell,
         covariates=Covariates(reference_operation(device), meter(device)),
@@ -99,6 +100,7 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
         for ready in running
         if rounds.samples.get(ready.case.key)
     }
+    reference = Reference(VERSION, rounds.reference, rounds.reading)
     errors |= rounds.failures
     noisy = round_caveats(rounds)
     measurements = {}
@@ -125,12 +127,12 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
             lag1_correlation=ready.lag1_correlation,
             measured_mean_k=ready.load(num_tokens, timed_steps(cell, samples[key])).mean_k,
             caveats=(*cell_caveats(cell, ready, cache_bytes), *noisy, *energy.caveats),
-            reference=Reference(VERSION, rounds.reference, rounds.reading),
+            reference=reference,
             stopped=rounds.stopped,
             launch="graph" if cell.graphs else "eager",
             host=rounds.host,
         )
-    return Observed(measurements, _ratios(cell, samples), errors)
+    return Observed(measurements, _ratios(cell, samples, reference), errors)
 
 
 def _precise(
@@ -154,9 +156,14 @@ def _precise(
 def with_work(cell: ReadyCell, ready: ReadyCase, samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
     """The samples with the number of distinct experts that each of them touched."""
     touched = (ready.tokens_per_expert > 0).sum(axis=(0, 2))
-    return tuple(
-        replace(own, work=float(touched[timed_steps(cell, (own,))].sum())) for own in samples
-    )
+
+    def known(own: Sample) -> Sample:
+        work = touched[timed_steps(cell, (own,))]
+        parts = len(own.part_seconds)
+        by_part = work.reshape(parts, -1).sum(1).tolist() if parts else ()
+        return replace(own, work=float(work.sum()), part_work=tuple(map(float, by_part)))
+
+    return tuple(map(known, samples))
 
 
 def timed_steps(cell: ReadyCell, samples: tuple[Sample, ...]) -> list[int]:
@@ -166,7 +173,9 @@ def timed_steps(cell: ReadyCell, samples: tuple[Sample, ...]) -> list[int]:
     return steps
 
 
-def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]]:
+def _ratios(
+    cell: ReadyCell, samples: Samples, reference: Reference
+) -> Mapping[str, tuple[Ratio, ...]]:
     """Speedup of every case over the baseline, and overhead of those that change the routing."""
     baseline, floor = cell.cell.baseline, cell.cell.floor
     if baseline.key not in samples:
@@ -183,9 +192,10 @@ def _ratios(cell: ReadyCell, samples: Samples) -> Mapping[str, tuple[Ratio, ...]
         if key == baseline.key:
             continue
         names = (baseline.router.title, by_key[key].case.router.title)
-        ratios = [pairs.speedup(samples[baseline.key], own, names)]
+        ratios = [pairs.speedup(samples[baseline.key], own, names, reference=reference)]
         if floor is not None and floor.key in samples and key != floor.key:
-            ratios.append(pairs.overhead(timed(key), (timed(baseline.key), timed(floor.key))))
+            ends = (timed(baseline.key), timed(floor.key))
+            ratios.append(pairs.overhead(timed(key), ends, reference=reference))
         ratios_of[key] = tuple(ratios)
     return ratios_of
 

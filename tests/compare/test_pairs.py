@@ -67,6 +67,40 @@ def test_a_delay_of_one_round_moves_no_speedup_and_every_latency() -> None:
     assert ratio.value == pytest.approx(24 / (0.25 * work.sum()), rel=1e-6)
 
 
+def in_parts(seconds: NDArray[np.float64], work: NDArray[np.float64] | None) -> tuple[Sample, ...]:
+    """One visit a round, the parts of which were timed one by one [rounds, parts]."""
+    rounds, parts = seconds.shape
+    known = np.ones_like(seconds) if work is None else work
+    return tuple(
+        Sample(
+            i, 0, i * parts, parts, float(seconds[i].sum()), float(known[i].sum()),
+            tuple(seconds[i].tolist()), tuple(known[i].tolist()),
+        )
+        for i in range(rounds)
+    )  # fmt: skip
+
+
+def test_delays_of_a_third_of_all_steps_move_no_speedup_where_steps_are_timed_one_by_one() -> None:
+    rng = np.random.default_rng(5)
+    work = rng.integers(1, 9, (12, 10)).astype(float)
+    cost, base = 0.25 + 0.5 * work, np.full((12, 10), 3.0)
+    delayed = np.argsort(rng.random((12, 10)), axis=1) < 3
+    target = in_parts(np.where(delayed, cost + 4.0, cost), work)
+    ratio = pairs.speedup(in_parts(base, None), target)
+    assert ratio.value == pytest.approx(base.sum() / cost.sum(), rel=1e-9)
+    assert (ratio.low, ratio.high) == pytest.approx((ratio.value, ratio.value))
+    assert pairs.latency(target).value > 1.3 * cost.mean()
+
+
+def test_parts_change_no_ratio_where_nothing_is_delayed() -> None:
+    rng = np.random.default_rng(6)
+    drift = np.exp(0.1 * rng.standard_normal((9, 1)))
+    base, target = 3.0 * drift * np.ones((9, 4)), 2.0 * drift * np.ones((9, 4))
+    whole = pairs.speedup(visits(base.sum(1), 4), visits(target.sum(1), 4))
+    parts = pairs.speedup(in_parts(base, None), in_parts(target, None))
+    assert (parts.value, parts.low) == pytest.approx((whole.value, whole.low))
+
+
 def test_the_interval_holds_the_ratio_of_expected_totals_where_the_work_varies() -> None:
     """K is geometric at batch 1: the truth is the ratio of mean costs, noise has delays."""
     rng = np.random.default_rng(4)

@@ -8,6 +8,7 @@ import torch
 
 from moebench.measure.clocks import CudaClock, HostClock, StageTimer, clock_for
 from moebench.measure.latency import Plan, Rounds, Visit, measure_rounds
+from moebench.records.measurement import Sample
 
 
 class FakeClock:
@@ -92,6 +93,42 @@ def test_the_fastest_visit_lasts_the_minimum_and_a_slow_case_may_shorten_it() ->
     shortened = Stream(a=tick, b=100 * tick).measure(budget=4.0, min_visit=12 * tick)
     assert 1 <= shortened.num_steps < 12
     assert shortened.num_rounds >= 8
+
+
+def test_parts_of_a_visit_are_timed_one_by_one_and_run_the_same_steps_in_order() -> None:
+    tick = 2.0**-10
+    stream = Stream(a=tick, b=2 * tick)
+    rounds = stream.measure(budget=9.0, max_rounds=8, min_visit=5 * tick, in_parts=True)
+    for case, cost in (("a", tick), ("b", 2 * tick)):
+        for sample in rounds.samples[case]:
+            assert sample.part_seconds == pytest.approx([cost] * 5, abs=1e-9)
+            assert sample.seconds == 5 * cost
+        assert stream.ran[case][-5:] == [(35 + i, 1) for i in range(5)]
+    whole = Stream(a=tick).measure(budget=9.0, max_rounds=8, min_visit=5 * tick)
+    assert whole.num_steps == 5 and whole.samples["a"][0].part_seconds == ()
+
+
+def test_a_visit_of_many_steps_has_few_parts_and_one_of_a_single_step_none() -> None:
+    rounds = Stream(a=0.0001).measure(budget=9.0, max_rounds=8, in_parts=True)
+    (sample, *_) = rounds.samples["a"]
+    assert 8 <= len(sample.part_seconds) <= 16 and rounds.num_steps >= 90
+    assert sum(sample.part_seconds) == pytest.approx(sample.seconds)
+    assert Stream(a=0.5).measure(budget=9.0, in_parts=True).samples["a"][0].part_seconds == ()
+
+
+@pytest.mark.parametrize(
+    ("parts", "work", "message"),
+    [
+        ((1.0, 1.0, 1.0), (), "part_seconds: found 3, expected a divisor of 4"),
+        ((1.0, 1.0), (2.0,), "part_work: found 1, expected 2"),
+        ((1.0, 0.0), (), "part_seconds: found"),
+    ],
+)
+def test_parts_that_fit_no_visit_are_refused(
+    parts: tuple[float, ...], work: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sample(0, 0, 0, 4, 2.0, None, parts, work)
 
 
 def test_the_budget_ends_a_cell_and_is_kept() -> None:
