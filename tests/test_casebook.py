@@ -1,8 +1,12 @@
 """Situations of public bug reports, each with its right value; the numbers are the casebook's."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+
+from moebench import predict
 
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_memory
@@ -70,3 +74,88 @@ def test_f11_every_second_layer_has_experts() -> None:
         assert few.estimate.by_stage[stage] == pytest.approx(4 * two.estimate.by_stage[stage])
     with pytest.raises(ValueError, match="layers: found 1, expected 2 to 48"):
         whole(MAVERICK, num_layers=1)
+
+
+# As the casebook has it: what OpenAI publishes, without tokens and training.
+GPT_OSS_20B_CONFIG = """
+{"model_type":"gpt_oss","hidden_size":2880,"intermediate_size":2880,"num_hidden_layers":24,
+ "num_local_experts":32,"num_experts_per_tok":4,"num_attention_heads":64,"num_key_value_heads":8,
+ "head_dim":64,"attention_bias":true,"sliding_window":128,"rope_theta":150000,"vocab_size":201088,
+ "tie_word_embeddings":false}
+"""
+
+
+def test_f02_a_checkpoints_config_is_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file or its folder: 20.91 B parameters, 4.19 B active, counted on the meta device."""
+    (tmp_path / "config.json").write_text(GPT_OSS_20B_CONFIG, encoding="utf-8")
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert predict.main(["--model", str(path), "--describe", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["total_parameters"] == 20_914_757_184
+        assert found["active_parameters"] == pytest.approx(4.19e9, rel=1e-3)
+        assert found["not_understood"] == []
+    assert predict.main(["--model", str(tmp_path), "--mean-k", "3", "--batch", "1"]) == 0
+    assert "20.9 B parameters, 4.19 B active" in capsys.readouterr().out
+
+
+def test_f06_wrong_counts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The casebook's gpt-oss-20b.toml is 20.91 B and 4.19 B; 500 B and 1 B must not pass."""
+    toml = """
+        name = "gpt-oss-20b"
+        source = "config.json"
+        num_layers = 24
+        hidden_size = 2880
+        intermediate_size = 2880
+        num_experts = 32
+        top_k = 4
+        vocab_size = 201088
+        total_parameters = "500 B"
+        active_parameters = "1 B"
+        [attention]
+        kind = "gqa"
+        num_heads = 64
+        num_kv_heads = 8
+        head_dim = 64
+        rope_theta = 150000.0
+        has_bias = true
+        [gate]
+        score = "softmax"
+        renormalise = true
+    """
+    path = tmp_path / "gpt-oss-20b.toml"
+    for right in (False, True):
+        if right:
+            toml = toml.replace('"500 B"', '"20.9 B"').replace('"1 B"', '"3.6 B"')
+        path.write_text(toml, encoding="utf-8")
+        words = ["--model", str(path), "--router", "top-k", "--batch", "1", "--json"]
+        assert predict.main(words) == 0
+        answer = capsys.readouterr()
+        caveats = json.loads(answer.out)["cases"][0]["caveats"]
+        kinds = [caveat["kind"] for caveat in caveats]
+        assert kinds.count("stated-parameters") == (0 if right else 2)
+        assert ("stated are 500 B, but its sizes give 20.9 B" in answer.err) == (not right)
+        assert ("stated are 1.00 B, but its sizes give 4.19 B" in answer.err) == (not right)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "qwen3_next"}, "linear attention"),
+        ({"model_type": "jamba"}, "Mamba"),
+        ({"model_type": "nemotron_h"}, "Mamba"),
+        ({"model_type": "minimax"}, "linear attention"),
+    ],
+)
+def test_f18_hybrid_networks_are_priced_as_an_moe_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, str], reason: str
+) -> None:
+    """Jamba, Qwen3-Next, Nemotron-H and MiniMax-Text-01: only expert sizes count at level "moe"."""
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    words = ["--model", str(tmp_path), "--router", "top-k", "--batch", "1"]
+    assert predict.main(words) == 0
+    capsys.readouterr()
+    for level in ("decoder", "model"):
+        assert predict.main([*words, "--level", level]) == 2
+        assert reason in capsys.readouterr().err

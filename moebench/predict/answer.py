@@ -15,6 +15,7 @@ from moebench.predict.text import (
     labels_of,
 )
 from moebench.predict.traffic import under_typical_skew, with_traffic
+from moebench.spec.stated import stated_differences
 
 
 def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
@@ -26,6 +27,13 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         others = given - {"claims", "json", "plot"}
         refuse_beside("--claims", "says what each claim is of", others)
         return claims_text(as_json=options.json, plot=options.plot)
+    for name in ("describe", "list_models", "list_hardware"):
+        if getattr(options, name):
+            from moebench.predict import models
+
+            flag = f"--{name.replace('_', '-')}"
+            refuse_beside(flag, "prices nothing", given - {name, "json", "model"})
+            return models.answer(name, options.model or ["mixtral-8x7b"], as_json=options.json)
     batches = batch_range(options.batch)
     options.router = options.router or ["ada-k"]
     deployments = [
@@ -33,6 +41,9 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         for model in options.model or ["mixtral-8x7b"]
         for hardware in options.hardware or ["h100-sxm"]
     ]
+    for model in dict.fromkeys(one.model for one in deployments):
+        for sentence in stated_differences(model):
+            terminal.say(f"warning: {sentence}")
     asked = [*product(deployments, options.router)]
     if options.break_even is not None:
         from moebench.predict.serving.break_even import break_even

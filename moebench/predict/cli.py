@@ -37,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
         "Predict latency, speedup, energy and memory of adaptive routing on GPUs.",
         "--model mixtral-8x7b --hardware h100-sxm --router ada-k --phase decode --batch 1:1024",
     )
-    p.add_argument("--model", action="append", help="name or TOML; default: mixtral-8x7b")
+    p.add_argument(
+        "--model",
+        action="append",
+        help="name, TOML, Hugging Face config.json or its folder; default: mixtral-8x7b",
+    )
     p.add_argument("--hardware", action="append", help="name or TOML; default: h100-sxm")
     p.add_argument("--router", action="append", help="default: ada-k; several options compare")
     p.add_argument("--phase", default="decode", choices=PHASES, help="default: decode")
@@ -87,5 +91,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--claims", action="store_true", help="settle what papers claim; with --json, --plot"
     )
+    p.add_argument(
+        "--describe", action="store_true", help="print what is understood of --model, and stop"
+    )
+    p.add_argument("--list-models", action="store_true", help="print the shipped models, and stop")
+    p.add_argument("--list-hardware", action="store_true", help="print the shipped machines")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw speedup over batch")
     return p

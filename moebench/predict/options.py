@@ -67,7 +67,7 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
         )
     except ValueError as error:
         option, colon, rest = str(error).partition(": found")
-        is_option = option in ("context", "tp", "ep", "layers", "dtype", "skew")
+        is_option = option in ("context", "tp", "ep", "layers", "dtype", "skew", "level")
         raise ValueError(f"--{option}{colon}{rest}" if is_option else str(error)) from error
 
 

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from moebench.predict.serving.break_even import BreakEven
+from moebench.predict.serving.counts import counts_text
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup
 from moebench.predict.traffic import Typical
@@ -69,6 +70,9 @@ def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typica
 
     return "\n".join([
         f"{_asked(heads[0].deployment)}; speedup over each model's own top-k [90 % interval]",
+        *dict.fromkeys(
+            f"{head.deployment.model.name}: {counts_text(head.deployment.model)}" for head in heads
+        ),
         *(
             f"{label}: mean k {head.point.mean_k:.2f} ({head.point.source}); kernel "
             f"{head.prices.name}, calibrated on {head.estimate.calibration}"
@@ -185,6 +189,7 @@ def _header(row: Speedup) -> list[str]:
         error = "measured error: none; no GPU of this maker was ever measured, so no interval"
     lines = [
         f"{d.model.name} · {_router(row)} · {d.hardware.title}",
+        f"{d.model.name}: {counts_text(d.model)}",
         _asked(d) + " (--level model composes the whole network)" * (d.level == "moe"),
         f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
         f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "

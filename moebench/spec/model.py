@@ -192,6 +192,8 @@ class ModelSpec:
     activation: Literal["silu", "gelu", "gelu-tanh", "relu", "relu2", "clamped-swiglu"] = "silu"
     has_expert_bias: bool = False
     """Bias on both matmuls of the routed experts (gpt-oss)."""
+    has_dense_bias: bool = False
+    """Bias on the matmuls of dense networks and shared experts (GPT-2)."""
     norm: Literal["rms", "layer", "layer-without-bias"] = "rms"
     norms_per_layer: int = 2
     """Norms over the hidden size in a layer; four where outputs are normed too."""
@@ -205,6 +207,10 @@ class ModelSpec:
     """Types of the checkpoint's weights: routed experts; attention and dense networks. Names are
     those of `moebench.spec.weight_types`."""
     has_tied_embeddings: bool = False
+    has_head_bias: bool = False
+    """Bias on the logits (Phi)."""
+    learnt_positions: int = 0
+    """Rows of a table of position embeddings (GPT-2); 0: positions are rotary, or none."""
     total_parameters: Annotated[float, "count"] = 0.0
     active_parameters: Annotated[float, "count"] = 0.0
     """Per token; both counts are as published, and a test recomputes them."""
@@ -219,7 +225,7 @@ class ModelSpec:
         sizes = ("num_layers", "hidden_size", "vocab_size", "moe_layer_step", "norms_per_layer")
         check_range(self, *sizes, least=1)
         check_range(self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size")
-        check_range(self, "residual_intermediate_size", *FREE_EXPERTS)
+        check_range(self, "residual_intermediate_size", "learnt_positions", *FREE_EXPERTS)
         _check_at_most(self, "num_dense_layers", "num_layers")
         expert_sizes = ("num_experts", "top_k", "intermediate_size")
         has_experts = any(getattr(self, name) for name in expert_sizes)
@@ -298,7 +304,16 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name: str) -> ModelSpec:
-    """A model by its shipped name (errors have the nearest one), or from a TOML file."""
+    """A model by its shipped name (errors have the nearest one), or from a user's own file.
+
+    That is a TOML, a Hugging Face config.json, or the folder that holds one.
+    """
+    from moebench.spec.huggingface.files import is_config
+
+    if is_config(name):
+        from moebench.spec.huggingface.translate import load_config
+
+        return load_config(name)
     return cast(ModelSpec, load_shipped(ModelSpec, "models", name))
 
 

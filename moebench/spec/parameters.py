@@ -5,29 +5,57 @@ from moebench.spec.model import ModelSpec
 
 
 def router_parameters(model: ModelSpec) -> int:
-    """Parameters of the model's own router in all its MoE layers."""
-    return model.num_moe_layers * model.num_experts * model.hidden_size
+    """Parameters of the model's own router in all its MoE layers, without biases."""
+    return model.num_moe_layers * choices(model) * model.hidden_size
+
+
+def choices(model: ModelSpec) -> int:
+    """Outputs of a router: the experts, and those that cost no matmul."""
+    return model.num_experts + model.num_free_experts
+
+
+def feed_forward_parameters(model: ModelSpec, width: int) -> int:
+    """Parameters of a network of an inner width that every token runs."""
+    weights = model.expert_matrices * model.hidden_size * width
+    inner = (model.expert_matrices - 1) * width
+    return weights + model.has_dense_bias * (inner + model.hidden_size) * bool(width)
 
 
 def shared_parameters(model: ModelSpec) -> int:
     """Parameters of the shared experts of one layer, without their gate."""
-    return model.expert_matrices * model.hidden_size * model.shared_intermediate_size
+    return feed_forward_parameters(model, model.shared_intermediate_size)
 
 
 def dense_parameters(model: ModelSpec) -> int:
-    """Parameters of the feed-forward network of a leading dense layer."""
-    return model.expert_matrices * model.hidden_size * model.dense_intermediate_size
+    """Parameters of the feed-forward network of a layer without experts."""
+    return feed_forward_parameters(model, model.dense_intermediate_size)
 
 
 def attention_parameters(model: ModelSpec) -> int:
-    """Parameters of one attention layer, with biases and its query and key norms."""
+    """Parameters of one attention layer, with biases, sinks and its query and key norms."""
     a = model.attention
     total = sum(n * k for _, n, k in attention_projections(model))
     normed_heads = {"none": 0, "per-head": 2, "full": a.num_heads + a.num_kv_heads}[a.norm]
-    total += normed_heads * a.head_dim
-    if a.has_bias:
-        total += (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
-    return total + (a.query_rank + a.kv_rank) * (a.kind == "mla")
+    total += normed_heads * a.head_dim + a.num_heads * a.has_sinks
+    total += model.hidden_size * a.has_output_bias
+    if a.kind == "mla":
+        biases = a.query_rank + a.kv_rank + a.rope_head_dim
+        return total + a.query_rank + a.kv_rank + a.has_bias * biases
+    return total + a.has_bias * (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
+
+
+def moe_parameters(model: ModelSpec, experts: float) -> float:
+    """Parameters of the MoE half of a layer with so many routed experts counted."""
+    h, gate = model.hidden_size, model.gate
+    biases = (model.expert_matrices - 1) * model.intermediate_size + h
+    return (
+        choices(model) * (h + gate.has_correction_bias + gate.has_bias)
+        + experts * (model.expert_parameters + model.has_expert_bias * biases)
+        + shared_parameters(model)
+        + h * model.has_shared_gate
+        + feed_forward_parameters(model, model.residual_intermediate_size)
+        + model.constant_experts * h
+    )
 
 
 def parameters(model: ModelSpec, experts_per_token: float | None = None) -> float:
@@ -37,15 +65,15 @@ def parameters(model: ModelSpec, experts_per_token: float | None = None) -> floa
     Multi-token-prediction heads are not part of the model here.
     """
     h = model.hidden_size
+    norm = h * (2 if model.norm == "layer" else 1)
     experts = model.num_experts if experts_per_token is None else experts_per_token
-    per_layer = attention_parameters(model) + 2 * h
-    moe = model.num_experts * h + experts * model.expert_parameters + shared_parameters(model)
-    moe += h * model.has_shared_gate + model.num_experts * model.gate.has_correction_bias
     embeddings = model.vocab_size * h * (1 if model.has_tied_embeddings else 2)
     return (
-        model.num_layers * per_layer
-        + model.num_moe_layers * moe
+        model.num_layers * (attention_parameters(model) + model.norms_per_layer * norm)
+        + model.num_moe_layers * moe_parameters(model, experts)
         + (model.num_layers - model.num_moe_layers) * dense_parameters(model)
         + embeddings
-        + h
+        + norm
+        + model.learnt_positions * h
+        + model.vocab_size * model.has_head_bias
     )

@@ -71,6 +71,11 @@ class Deployment:
             raise ValueError(f"{name}: found a CPU, expected a GPU; measure with the suite")
         check_range(self, "skew")
         self._check_shares()
+        if self.level != "moe" and self.model.moe_level_only:
+            raise ValueError(
+                f"level: found {self.level!r}, expected 'moe': of {self.model.name} "
+                f"{self.model.moe_level_only} is not understood"
+            )
         if self.phase == "train" and self.dtype != "bfloat16":
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
         self._check_ranks()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moebench.predict.energy.calibration import LayerWork, energy_calibration, layer_energy
 from moebench.predict.kernels.intervals import Basis, shipped_widths
+from moebench.predict.serving.counts import model_caveats
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.intervals import latency_interval, speedup_interval
 from moebench.predict.serving.memory import rank_memory
@@ -108,6 +109,7 @@ def speedups(
     ]
     energies = [step_energy(own, i, (float(low[i]), float(high[i]))) for i in range(len(batches))]
     caveats = (
+        *model_caveats(d.model),
         *own.layer.caveats,
         *([RAGGED] if router.is_adaptive else []),
         *([TRAINING] if d.phase == "train" else []),

@@ -1,0 +1,98 @@
+"""Attention of a config: heads, the rotary embedding, and how its frequencies are stretched."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moebench.spec.huggingface.reading import Reading
+from moebench.spec.model import RopeScaling
+
+KINDS = {"su": "longrope", "dynamic": "dynamic", "mrope": "default", "proportional": "default"}
+"""Names of methods that mean another one, for text."""
+SCALING_KEYS = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_context",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "attention_factor": "attention_factor",
+    "low_freq_factor": "low_frequency_factor",
+    "high_freq_factor": "high_frequency_factor",
+}
+
+
+def read_attention(reading: Reading) -> list[str]:
+    """Read heads and the rotary embedding; returns what is not understood."""
+    found, r = reading.found, reading
+    heads, hidden = found.get("attention.num_heads"), found.get("hidden_size")
+    if r.family.moe_level_only and not (heads and hidden):
+        found.setdefault("attention.num_heads", 1)
+        heads = 1
+    mla = ("attention.kv_rank", "attention.rope_head_dim", "attention.value_head_dim")
+    found.setdefault("attention.kind", "mla" if found.get(mla[0]) else "gqa")
+    if found["attention.kind"] == "mla":
+        found["attention.head_dim"] = (
+            r.known("qk_nope_head_dim", int) or found["attention.head_dim"]
+        )
+        r.used.update(("qk_nope_head_dim", "head_dim", "qk_head_dim"))
+    else:
+        for name in ("attention.query_rank", *mla[:2]):
+            found.pop(name, None)
+    if heads and hidden and not found.get("attention.head_dim"):
+        found["attention.head_dim"] = max(1, hidden // heads)
+    _read_rope(r)
+    return []
+
+
+def _read_rope(reading: Reading) -> None:
+    """The base of the rotary embedding, the part of a head that rotates, and the scaling."""
+    found, r = reading.found, reading
+    parameters = _parameters(r)
+    key = "rope_parameters" if "rope_parameters" in r.config else "rope_scaling"
+    theta = r.check(f"{key}.rope_theta", parameters.get("rope_theta"), float)
+    if theta is not None:
+        found["attention.rope_theta"] = theta
+    shares = [parameters.get("partial_rotary_factor")]
+    shares += [r.known(name, float) for name in ("partial_rotary_factor", "rotary_pct")]
+    share = next((value for value in shares if value is not None), None)
+    if found["attention.kind"] == "gqa" and share not in (None, 1, 1.0):
+        share = r.check("partial_rotary_factor", share, float)
+        found["attention.rotary_dim"] = int(found["attention.head_dim"] * share)
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    kind = KINDS.get(kind, kind)
+    if kind in ("default", None):
+        return
+    if kind not in ("linear", "dynamic", "yarn", "llama3", "longrope"):
+        r.left.append(key)
+        return
+    scaling: dict[str, Any] = {"kind": kind}
+    for name, field in SCALING_KEYS.items():
+        value = r.check(f"{key}.{name}", parameters.get(name), float)
+        if value is not None:
+            scaling[field] = int(value) if field == "original_context" else value
+    original = r.config.get("original_max_position_embeddings")
+    if kind in ("yarn", "longrope", "llama3") and "original_context" not in scaling:
+        most = original or r.config.get("max_position_embeddings") or 0
+        scaling["original_context"] = r.check("max_position_embeddings", most, int)
+    if parameters.get("truncate") is False:
+        scaling["truncates"] = False
+    if kind == "longrope":
+        r.left.append(key)  # its factors of each dimension
+    found["attention.rope_scaling"] = RopeScaling(**scaling)
+
+
+def _parameters(reading: Reading) -> Mapping[str, Any]:
+    """`rope_parameters` of transformers 5, `rope_scaling` before it; of the full layers."""
+    r = reading
+    for key in ("rope_parameters", "rope_scaling"):
+        table = r.value(key, dict)
+        if not table:
+            continue
+        by_layer = {name: part for name, part in table.items() if isinstance(part, Mapping)}
+        if by_layer:
+            full = by_layer.get("full_attention") or next(iter(by_layer.values()))
+            if any(part != full for part in by_layer.values()):
+                r.left.append(key)  # one layer type rotates otherwise
+            return full
+        return dict(table)
+    return dict(r.family.defaults.get("rope_parameters") or {})
