@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from moebench import predict
-
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_memory
 from moebench.predict.serving.speedup import speedups
@@ -124,8 +123,8 @@ def test_f06_wrong_counts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture
         score = "softmax"
         renormalise = true
     """
-    path = tmp_path / "gpt-oss-20b.toml"
     for right in (False, True):
+        path = tmp_path / f"{right}.toml"
         if right:
             toml = toml.replace('"500 B"', '"20.9 B"').replace('"1 B"', '"3.6 B"')
         path.write_text(toml, encoding="utf-8")
@@ -144,7 +143,7 @@ def test_f06_wrong_counts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         ({"model_type": "qwen3_next"}, "linear attention"),
         ({"model_type": "jamba"}, "Mamba"),
-        ({"model_type": "nemotron_h"}, "Mamba"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "MEM*EME"}, "Mamba"),
         ({"model_type": "minimax"}, "linear attention"),
     ],
 )

@@ -13,7 +13,9 @@ def read_layers(reading: Reading) -> list[str]:
     """Read the pattern of experts and that of windows; returns what is not understood."""
     layers = reading.found.get("num_layers")
     if not layers:
-        return []
+        if not (pattern := _mixers(reading)):
+            return []
+        layers = reading.found["num_layers"] = len(pattern)
     if "num_experts" in reading.found:
         _read_moe_layers(reading, layers)
     return _read_windows(reading, layers)
@@ -42,6 +44,8 @@ def _moe_layers(reading: Reading, layers: int) -> list[int]:
         values = [reading.known(key, int) for key in keys]
         return next((value for value in values if value is not None), None)
 
+    if any(kind in ("E", "moe") for kind in (mixers := _mixers(reading))):
+        return [i for i, kind in enumerate(mixers[:layers]) if kind in ("E", "moe")]
     if types := reading.known("mlp_layer_types", list):
         _check_length(reading, "mlp_layer_types", types, layers)
         return [i for i, kind in enumerate(types[:layers]) if kind in ("sparse", "moe")]
@@ -66,10 +70,16 @@ def _moe_layers(reading: Reading, layers: int) -> list[int]:
     ]  # fmt: skip
 
 
+def _mixers(reading: Reading) -> Sequence[Any]:
+    """Nemotron-H's list of layers, each of which is one mixer: Mamba, attention, experts."""
+    letters = reading.known("hybrid_override_pattern", str)
+    return letters or reading.known("layers_block_type", list) or ()
+
+
 def _read_windows(reading: Reading, layers: int) -> list[str]:
     """The layers whose attention looks back a window only."""
     found, r = reading.found, reading
-    types = r.known("layer_types", list) or r.known("layers_block_type", list)
+    types = r.known("layer_types", list)
     if types:
         _check_length(r, "layer_types", types, layers)
         types = types[:layers]

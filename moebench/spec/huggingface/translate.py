@@ -15,7 +15,6 @@ from moebench.spec.huggingface.layers import read_layers
 from moebench.spec.huggingface.quantisation import read_weight_types
 from moebench.spec.huggingface.reading import Reading
 from moebench.spec.model import Attention, Gate, ModelSpec
-from moebench.units import nearest
 
 EXPERT_FIELDS = ("num_experts", "top_k", "intermediate_size")
 
@@ -46,8 +45,7 @@ def family_of(name: str, config: Mapping[str, Any], where: str) -> Family:
         return family(name)
     kind = families_by_name().get(name)
     has_experts = all(any(key in config for key in KEYS[field]) for field in EXPERT_FIELDS[:2])
-    known = (*family_names(), *families_by_name())
-    miss = "" if kind else nearest(name, known).partition("; known")[0]
+    miss = "" if kind else _near_miss(name)
     if kind is None and not has_experts:
         raise ValueError(
             f"{where}: model_type: found {name!r}, which is no known family{miss}; "
@@ -58,6 +56,15 @@ def family_of(name: str, config: Mapping[str, Any], where: str) -> Family:
         source="its name, of transformers 5.23.0" if kind else "its own keys",
         moe_level_only=kind or f"the unknown family {name!r}{miss}",
     )
+
+
+def _near_miss(name: str) -> str:
+    """The known family whose name differs by a letter or two, as the end of a message."""
+    import difflib  # only errors need it
+
+    known = (*family_names(), *families_by_name())
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def translate(config: Mapping[str, Any], family: Family, where: str, name: str) -> ModelSpec:
