@@ -44,7 +44,8 @@ def _moe_layers(reading: Reading, layers: int) -> list[int]:
         values = [reading.known(key, int) for key in keys]
         return next((value for value in values if value is not None), None)
 
-    if any(kind in ("E", "moe") for kind in (mixers := _mixers(reading))):
+    mixers = _mixers(reading)
+    if any(kind in ("E", "moe") for kind in mixers):
         return [i for i, kind in enumerate(mixers[:layers]) if kind in ("E", "moe")]
     if types := reading.known("mlp_layer_types", list):
         _check_length(reading, "mlp_layer_types", types, layers)
