@@ -16,7 +16,7 @@ from moebench.calibrate.machine import (
     prepare_machine,
 )
 from moebench.calibrate.products import layouts
-from moebench.measure.environment import describe_machine
+from moebench.measure.environment import Gpu, describe_machine
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.hardware import hardware_names, load_hardware
 from moebench.spec.schema import encode
@@ -109,6 +109,24 @@ def test_this_machine_as_a_file_reads_back_as_it_was_measured(tmp_path: Path) ->
     assert read.memory_capacity == measured.memory_capacity and read.cache == measured.cache
     assert read.memory_bandwidth == pytest.approx(measured.memory_bandwidth, rel=1e-3)
     assert read.peak["bfloat16"] == pytest.approx(measured.peak["bfloat16"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("hip", "maker", "capability"), [(None, "NVIDIA", "9.4"), ("7.2", "AMD", None)]
+)
+def test_a_measured_gpu_has_a_maker_and_cudas_capability_only_under_cuda(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, maker: str, capability: str | None
+) -> None:
+    """Torch gives a GPU of AMD a version of its own under CUDA's name: 9.4 for an MI300X."""
+    monkeypatch.setattr(torch.version, "hip", hip)
+    unknown = dict.fromkeys(Gpu.__dataclass_fields__)
+    facts = {"name": "a GPU", "memory": 1e11, "num_processors": 304, "compute_capability": "9.4"}
+    gpu = Gpu(**(unknown | facts))  # type: ignore[arg-type]
+    found = measured_hardware(
+        replace(describe_machine(CPU), gpu=gpu, slug="gpu"), made_up(), "bfloat16"
+    )
+    assert (found.maker, found.compute_capability) == (maker, capability)
+    assert measured_hardware(describe_machine(CPU), made_up(), "bfloat16").maker is None
 
 
 @pytest.mark.parametrize("name", hardware_names())
