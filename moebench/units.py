@@ -119,18 +119,53 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", bare).strip("-") or "unknown"
 
 
+def folded(name: str) -> str:
+    """A name in lower case with hyphens: "H100_SXM" and "h100 sxm" are one name."""
+    return re.sub(r"[\s_-]+", "-", name.strip().lower())
+
+
+def same_name(name: str, known: Iterable[str]) -> str:
+    """The known name that differs from `name` in case and separators at most, else `name`."""
+    return next((one for one in known if folded(one) == folded(name)), name)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """End of an error message: "; did you mean 'x'?", or the list of known names.
 
-    Known names that begin with `name` are all listed, because nobody can tell which was meant.
+    Only a slip of the keyboard is put right, since a name that merely looks alike means something
+    else: `h20` is not `h200`, `num_experts_per_tok` not `num_experts`. Known names that begin with
+    `name` are all listed, because nobody can tell which was meant.
     """
-    options = sorted(known)
-    begun = [option for option in options if name and option.lower().startswith(name.lower())]
+    options, given = sorted(known), folded(name)
+    begun = [one for one in options if given and _goes_on(given, folded(one))]
     if len(begun) > 1:
         return f"; did you mean one of {', '.join(begun)}?"
-    import difflib  # only errors need it
-
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    most = 1 if len(given) < 8 else 2
+    slips = {one: _slips(given, folded(one)) for one in options if _numbers(one) == _numbers(name)}
+    close = begun or [one for one in slips if given and slips[one] == min(slips.values()) <= most]
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(options)}" if options else ""
+
+
+def _goes_on(start: str, name: str) -> bool:
+    """Whether a name begins so, without going on in the middle of a number."""
+    is_cut = start[-1:].isdigit() and name[len(start) : len(start) + 1].isdigit()
+    return name.startswith(start) and not is_cut
+
+
+def _numbers(name: str) -> list[str]:
+    return re.findall(r"\d+", name)
+
+
+def _slips(a: str, b: str) -> int:
+    """Letters left out, put in, changed, or swapped with the next: the edits from `a` to `b`."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a):
+        row = [i + 1]
+        for j, y in enumerate(b):
+            row.append(min(row[j] + 1, rows[i][j + 1] + 1, rows[i][j] + (x != y)))
+            if i and j and x == b[j - 1] and a[i - 1] == y:
+                row[-1] = min(row[-1], rows[i - 1][j - 1] + 1)
+        rows.append(row)
+    return rows[-1][-1]

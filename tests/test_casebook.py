@@ -1,8 +1,11 @@
 """Situations of public bug reports, each with its right value; the numbers are the casebook's."""
 
+import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,7 @@ from moebench.predict.serving.memory import rank_memory
 from moebench.predict.serving.speedup import speedups
 from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
-from moebench.spec.model import Attention, Gate, ModelSpec
+from moebench.spec.model import Attention, Gate, ModelSpec, load_model
 
 H100, TOP_K = load_hardware("h100-sxm"), policy("top-k")
 SOFTMAX = Gate("softmax", renormalise=True)
@@ -43,6 +46,41 @@ MAVERICK = ModelSpec(
     attention=Attention("gqa", 40, 8, 128),
     gate=Gate("sigmoid", renormalise=False),
 )
+
+GPT_OSS_20B = """
+name = "gpt-oss-20b"
+source = "config.json"
+num_layers = 24
+hidden_size = 2880
+intermediate_size = 2880
+num_experts = 32
+top_k = 4
+vocab_size = 201088
+{model}
+[attention]
+kind = "gqa"
+num_heads = 64
+num_kv_heads = 8
+head_dim = 64
+rope_theta = 150000.0
+has_bias = true
+[gate]
+score = "softmax"
+renormalise = true
+"""
+GPU = """
+name = "rtx-4090"
+title = "a consumer GPU, 24 GB"
+kind = "gpu"
+source = "datasheet"
+memory_bandwidth = "1008 GB/s"
+memory_capacity = "24 GB"
+cache = "72 MB"
+num_processors = 128
+compute_capability = "8.9"
+[peak]
+bfloat16 = "165.2 TFLOP/s"
+"""
 
 
 def whole(model: ModelSpec, **more: object) -> Deployment:
@@ -158,3 +196,124 @@ def test_f18_hybrid_networks_are_priced_as_an_moe_layer(
     for level in ("decoder", "model"):
         assert predict.main([*words, "--level", level]) == 2
         assert reason in capsys.readouterr().err
+
+
+def written(folder: Path, text: str, name: str = "mine.toml", start: bytes = b"") -> str:
+    path = folder / name
+    path.write_bytes(start + text.encode())
+    return str(path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which `predict` refuses a command line."""
+    assert predict.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("key", "meaning"),
+    {
+        "num_local_experts": "'num_experts'",
+        "n_routed_experts": "'num_experts'",
+        "moe_num_experts": "'num_experts'",
+        "num_experts_per_tok": "'top_k'",
+        "moe_k": "'top_k'",
+        "num_hidden_layers": "'num_layers'",
+        "num_attention_heads": "'num_heads' in [attention]",
+        "num_key_value_heads": "'num_kv_heads' in [attention]",
+        "n_shared_experts": "'shared_intermediate_size'",
+        "moe_layer_freq": "'moe_layer_step'",
+        "decoder_sparse_step": "'moe_layer_step'",
+        "interleave_moe_layer_step": "'moe_layer_step'",
+        "mlp_only_layers": "'moe_layers'",
+        "first_k_dense_replace": "'num_dense_layers'",
+        "hidden_act": "'activation'",
+        "q_lora_rank": "'query_rank' in [attention]",
+        "v_head_dim": "'value_head_dim' in [attention]",
+        "norm_topk_prob": "'renormalise' in [gate]",
+        "routed_scaling_factor": "'scale' in [gate]",
+        "scoring_func": "'score' in [gate]",
+        "d_model": "'hidden_size'",
+        "rms_norm_eps": "'norm_epsilon'",
+        "sliding_window": "'window' in [attention]",
+    }.items(),
+)
+def test_f01_a_key_of_config_json_is_translated(key: str, meaning: str, tmp_path: Path) -> None:
+    path = written(tmp_path, GPT_OSS_20B.format(model=f"{key} = 1"))
+    with pytest.raises(ValueError) as refusal:
+        load_model(path)
+    assert str(refusal.value).startswith(f"{path}: unknown key {key!r}: it is {meaning} here")
+
+
+@pytest.mark.parametrize("name", ["mi300a", "gh300", "h2000", "rtx-4080", "V100", "NVIDIA GB10"])
+def test_f03_a_gpu_that_is_unknown_is_no_other_gpu(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "--hardware", name)
+    assert "did you mean" not in said
+    assert "--list-hardware" in said and said.rstrip().endswith("data/hardware/h100-sxm.toml")
+
+
+def test_f03_a_chip_without_its_board_is_asked_back(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "--hardware", "a100")
+    boards = "a100-pcie-40gb, a100-pcie-80gb, a100-sxm-40gb, a100-sxm-80gb"
+    assert f"did you mean one of {boards}?" in said
+
+
+def test_f04_every_missing_figure_of_a_gpu_is_named_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, GPU)
+    said = refused(capsys, "--hardware", path, "--tp", "2", "--dtype", "fp8")
+    assert all(word in said for word in ("clock", "shared_memory", "interconnect", "float8"))
+    alone = refused(capsys, "--hardware", path)
+    assert "clock" in alone and "interconnect" not in alone and "float8" not in alone
+    whole = GPU.replace("[peak]", "clock = '2.52 GHz'\nshared_memory = '100 KiB'\n[peak]")
+    assert predict.main(["--hardware", written(tmp_path, whole, "whole.toml"), "--batch", "1"]) == 0
+
+
+def test_f05_case_does_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = set()
+    for model, hardware, router, dtype in (
+        ("mixtral-8x7b", "h100-sxm", "ada-k", "fp8"),
+        ("Mixtral-8x7B", "h100", "Ada-K", "FP8"),
+        ("MIXTRAL_8X7B", "H100", "ADA_K", "Float8"),
+    ):
+        arguments = ["--model", model, "--hardware", hardware, "--router", router]
+        assert predict.main([*arguments, "--dtype", dtype, "--batch", "1"]) == 0
+        answers.add(capsys.readouterr().out)
+    assert len(answers) == 1
+
+
+def test_f13_ascii_gets_the_whole_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict.main(["--batch", "1"]) == 0
+    expected = capsys.readouterr().out
+    stream: Any = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert predict.main(["--batch", "1"]) == 0
+    found = stream.buffer.getvalue().decode("ascii")
+    assert [line.split()[:2] for line in found.splitlines()[4:]] == [
+        line.replace("⚠", "!").split()[:2] for line in expected.splitlines()[4:]
+    ]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_f14_a_byte_order_mark_and_crlf_change_nothing(
+    mark: bytes, end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = written(tmp_path, GPT_OSS_20B.format(model="").replace("\n", end), start=mark)
+    figures = GPU.replace("[peak]", "clock = '2.52 GHz'\nshared_memory = '100 KiB'\n[peak]")
+    gpu = written(tmp_path, figures.replace("\n", end), "gpu.toml", mark)
+    arguments = ["--model", model, "--hardware", gpu, "--mean-k", "3", "--batch", "1"]
+    assert predict.main(arguments) == 0, capsys.readouterr().err
+
+
+def test_f17_a_range_of_batches_ends_where_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main(["--batch", "1:3"]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:5].strip()]
+    assert [row for row in rows if row.isdigit()][:3] == ["1", "2", "3"]

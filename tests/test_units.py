@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.units import BASE_UNIT, EXAMPLE, Kind, nearest, quantity, text
+from moebench.units import BASE_UNIT, EXAMPLE, Kind, nearest, quantity, same_name, text
 
 KINDS: tuple[Kind, ...] = tuple(BASE_UNIT)
 
@@ -123,7 +123,33 @@ def test_a_near_miss_is_suggested_and_a_far_one_gets_the_list() -> None:
     known = ("ada-k", "adamoe", "rmoe", "top-k")
     assert nearest("topk", known) == "; did you mean 'top-k'?"
     assert nearest("xyz", known) == "; known: ada-k, adamoe, rmoe, top-k"
-    assert nearest("xyz", ()) == ""
+    assert nearest("xyz", ()) == nearest("", ()) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("h20", ("h200-sxm",)),
+        ("mi300x", ("b300-sxm",)),
+        ("deepseek-v2", ("deepseek-v3",)),
+        ("num_experts_per_tok", ("num_experts",)),
+        ("hidden_act", ("hidden_size",)),
+        ("num_hidden_layers", ("num_dense_layers",)),
+    ],
+)
+def test_what_merely_looks_alike_is_not_suggested(name: str, known: tuple[str, ...]) -> None:
+    assert "did you mean" not in nearest(name, known)
+
+
+@pytest.mark.parametrize("name", ["naem", "nme", "namee", "nane", "NAME"])
+def test_one_slip_of_the_keyboard_is_put_right(name: str) -> None:
+    assert nearest(name, ("color", "name")) == "; did you mean 'name'?"
+
+
+def test_case_and_separators_do_not_make_another_name() -> None:
+    known = ("h100-sxm", "h200-sxm")
+    assert same_name("H100_SXM", known) == same_name(" h100 sxm", known) == "h100-sxm"
+    assert same_name("h100sxm", known) == "h100sxm"
 
 
 def test_what_begins_with_the_name_is_suggested_all_together() -> None:

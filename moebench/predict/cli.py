@@ -44,15 +44,21 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--hardware", action="append", help="name or TOML; default: h100-sxm")
     p.add_argument("--router", action="append", help="default: ada-k; several options compare")
-    p.add_argument("--phase", default="decode", choices=PHASES, help="default: decode")
+    p.add_argument(
+        "--phase", type=str.lower, default="decode", choices=PHASES, help="default: decode"
+    )
     p.add_argument(
         "--level",
+        type=str.lower,
         default="moe",
         choices=LEVELS,
         help="one MoE layer (the default), one decoder layer, or the whole model, composed",
     )
     p.add_argument(
-        "--batch", default="1:1024", metavar="B|B,B|B:B", help="sequences; a range doubles"
+        "--batch",
+        default="1:1024",
+        metavar="B|B,B|B:B",
+        help="sequences; a range doubles from its first to its last, both included",
     )
     p.add_argument(
         "--context", type=int, default=1024, help="tokens in the cache, or of a prompt; 1024"
@@ -84,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
         help="in place of --skew: assignments of each expert, a line a layer",
     )
     p.add_argument("--kernel", help=f"one of {', '.join(KERNELS)}; default: vllm's choice")
-    p.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
+    p.add_argument(
+        "--dtype", type=str.lower, default="bfloat16", choices=DTYPES, help="of the weights"
+    )
     p.add_argument(
         "--break-even", type=float, metavar="SPEEDUP", help="find the mean k that gains it: 1.10"
     )

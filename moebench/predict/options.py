@@ -18,16 +18,16 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8":
 
 
 def batch_range(description: str) -> list[int]:
-    """Batches from "8", "1,8,64" or "1:1024" (doubling), each 1 to `LARGEST_BATCH`."""
+    """Batches from "8", "1,8,64" or "1:1000" (1, 2, 4, ... 512, 1000), each up to a limit."""
     first, colon, last = description.partition(":")
     try:
         batches = [int(part) for part in description.split(",")] if not colon else [int(first)]
         end = int(last) if colon else batches[-1]
     except ValueError:
         batches, end = [0], 0
-    while colon and 0 < batches[-1] * 2 <= min(end, LARGEST_BATCH):
-        batches.append(batches[-1] * 2)
-    if min(batches) < 1 or max(batches) > LARGEST_BATCH or end < batches[0] * bool(colon):
+    while colon and 0 < batches[-1] < min(end, LARGEST_BATCH):
+        batches.append(min(batches[-1] * 2, end))
+    if min(batches) < 1 or max(*batches, end) > LARGEST_BATCH or end < batches[0] * bool(colon):
         raise ValueError(
             f"--batch: found {description!r}, expected 8, 1,8,64 or 1:1024 up to {LARGEST_BATCH}"
         )

@@ -18,7 +18,7 @@ from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op
 from moebench.spec.schema import from_mapping
-from moebench.units import nearest
+from moebench.units import nearest, same_name
 
 _POLICIES: dict[str, type["Policy"]] = {}
 
@@ -102,7 +102,7 @@ def policy(
     prefix = f"{where}: " if where else ""
     if may_import and ":" in name:
         return from_mapping(_imported(name, prefix), options or {}, where or name)
-    if name not in known_policies():
+    if (name := same_name(name, known_policies())) not in known_policies():
         raise ValueError(f"{prefix}unknown router {name!r}{nearest(name, known_policies())}")
     return from_mapping(known_policies()[name], options or {}, where or name)
 

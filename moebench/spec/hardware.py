@@ -1,13 +1,24 @@
 """The machine: peaks, bandwidth and sizes from its datasheet."""
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, cast
 
+from moebench.spec.config_keys import HARDWARE_KEYS
 from moebench.spec.schema import check_range
-from moebench.spec.shipped import load_shipped, shipped_names
-from moebench.units import Bytes, BytesPerSecond, FlopsPerSecond, Hertz, Seconds, Watts, nearest
+from moebench.spec.shipped import load_shipped, shipped_names, unknown_name
+from moebench.units import (
+    Bytes,
+    BytesPerSecond,
+    FlopsPerSecond,
+    Hertz,
+    Seconds,
+    Watts,
+    folded,
+    nearest,
+)
 
 
 @dataclass(frozen=True)
@@ -78,11 +89,33 @@ class HardwareSpec:
         own = self.compute_capability or self.architecture
         return own is not None and own == (other.compute_capability or other.architecture)
 
+    def check_priceable(self, dtype: str, num_devices: int) -> None:
+        """Refuse a machine without the figures that a price needs, all of them named at once."""
+        missing = [] if dtype in self.peak else [self._no_peak(dtype)]
+        missing += [
+            f"{name} is missing, such as {example!r} ({purpose})"
+            for name, example, purpose in (
+                ("clock", "1.83 GHz", "how fast a kernel does what is no matmul"),
+                ("shared_memory", "228 KiB", "of one multiprocessor: how many tiles it holds"),
+            )
+            if getattr(self, name) is None
+        ]
+        if num_devices > 1 and self.interconnect is None:
+            missing.append(
+                f"no interconnect is known over which {num_devices} devices exchange; "
+                "[interconnect] has name, bandwidth (one way) and devices"
+            )
+        if missing:
+            raise ValueError(f"{self.name}: {'; '.join(missing)}")
+
     def peak_for(self, dtype: str) -> FlopsPerSecond:
         """Dense peak of a dtype; one for which the source gives no peak is refused."""
         if dtype not in self.peak:
-            raise ValueError(f"{self.name}: no peak for dtype {dtype!r}{nearest(dtype, self.peak)}")
+            raise ValueError(f"{self.name}: {self._no_peak(dtype)}")
         return self.peak[dtype]
+
+    def _no_peak(self, dtype: str) -> str:
+        return f"no peak for dtype {dtype!r}{nearest(dtype, self.peak)}"
 
 
 def hardware_names() -> tuple[str, ...]:
@@ -91,10 +124,25 @@ def hardware_names() -> tuple[str, ...]:
 
 
 def load_hardware(name: str) -> HardwareSpec:
-    """A machine by its shipped name or alias (errors have the nearest), or from a TOML file."""
-    if name not in hardware_names() and not name.endswith(".toml"):
-        name = hardware_aliases().get(name, name)
-    return cast(HardwareSpec, load_shipped(HardwareSpec, "hardware", name))
+    """A machine by its shipped name or alias in any case, or from a TOML file."""
+    if not name.lower().endswith(".toml"):
+        by_name = {folded(alias): one for alias, one in hardware_aliases().items()}
+        by_name |= {folded(one): one for one in hardware_names()}
+        if folded(name) not in by_name:
+            hint = nearest(name, _relatives(name)).replace("; known: ", "; of this chip: ")
+            raise unknown_name("hardware", name, hint)
+        name = by_name[folded(name)]
+    return cast(HardwareSpec, load_shipped(HardwareSpec, "hardware", name, HARDWARE_KEYS))
+
+
+def _relatives(name: str) -> list[str]:
+    """Shipped machines of the same chip as a name: b300-sxm for b300, none of h200 for h20."""
+
+    def chip(of: str) -> str:
+        bare = re.sub(r"\b(nvidia|amd|geforce|instinct|tesla)-", "", folded(of))
+        return re.match(r"[a-z-]*\d*(?:[a-z](?![a-z]))?", bare)[0]  # type: ignore[index]
+
+    return [one for one in hardware_names() if chip(one) == chip(name)]
 
 
 @functools.cache
@@ -102,6 +150,6 @@ def hardware_aliases() -> Mapping[str, str]:
     """The shipped hardware name of each alias; NVML device names are aliases too."""
     aliases: dict[str, str] = {}
     for name in hardware_names():
-        spec = load_shipped(HardwareSpec, "hardware", name)
+        spec = load_shipped(HardwareSpec, "hardware", name, HARDWARE_KEYS)
         aliases |= dict.fromkeys((*spec.aliases, *spec.nvml_names), name)
     return aliases

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Annotated, Any, Literal, cast
 
+from moebench.spec.config_keys import MODEL_KEYS
 from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
 from moebench.spec.weight_types import weight_type
@@ -304,7 +305,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name: str) -> ModelSpec:
-    """A model by its shipped name (errors have the nearest one), or from a user's own file.
+    """A model by its shipped name in any case, or from a user's own file.
 
     That is a TOML, a Hugging Face config.json, or the folder that holds one.
     """
@@ -314,7 +315,7 @@ def load_model(name: str) -> ModelSpec:
         from moebench.spec.huggingface.translate import load_config
 
         return load_config(name)
-    return cast(ModelSpec, load_shipped(ModelSpec, "models", name))
+    return cast(ModelSpec, load_shipped(ModelSpec, "models", name, MODEL_KEYS))
 
 
 def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:

@@ -10,14 +10,14 @@ import functools
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from moebench.files import text_of
-from moebench.units import EXAMPLE, nearest, quantity
+from moebench.units import EXAMPLE, nearest, quantity, same_name
 
 T = TypeVar("T")
 LARGEST = 1e300
@@ -57,13 +57,32 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not valid TOML: {error}") from error
 
 
-def from_mapping(cls: type[T], table: object, where: str) -> T:
+@dataclasses.dataclass(frozen=True)
+class Glossary:
+    """What messages say of keys: ends of sentences, empty where there is nothing to say."""
+
+    meaning: Callable[[str], str] = lambda key: ""
+    """What an unknown key means here."""
+    purpose: Callable[[str], str] = lambda key: ""
+    """What a missing key is for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a table is read: as TOML that people write, or as JSON of ours."""
+
+    has_units: bool
+    """Quantities are strings with a unit, and the case of a choice does not matter."""
+    glossary: Glossary = Glossary()
+
+
+def from_mapping(cls: type[T], table: object, where: str, glossary: Glossary = Glossary()) -> T:
     """Build the dataclass `cls` from a table of a TOML file, where quantities have units.
 
-    A ValueError has `where` (file and table), the key, what was found and expected, and the nearest
-    known name.
+    A ValueError has `where` (file and table), every key that is wrong or missing, what was found
+    and expected, and the nearest known name or what `glossary` knows of the key.
     """
-    return cast(T, _read(cls, table, where, has_units=True))
+    return cast(T, _read(cls, table, where, Reading(True, glossary)))
 
 
 def decode(cls: type[T], table: object, where: str) -> T:
@@ -71,7 +90,7 @@ def decode(cls: type[T], table: object, where: str) -> T:
 
     A key that is absent takes its default, so that older files load; errors as of `from_mapping`.
     """
-    return cast(T, _read(cls, table, where, has_units=False))
+    return cast(T, _read(cls, table, where, Reading(False)))
 
 
 def encode(value: Any, where: str = "") -> Any:
@@ -106,25 +125,27 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _read(hint: Any, value: Any, where: str, has_units: bool) -> Any:
+def _read(hint: Any, value: Any, where: str, reading: Reading) -> Any:
     """A value as its annotation says, or a ValueError that says what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return encode(value, where)
     if origin is typing.Annotated:
-        if not has_units:
-            return _read(arguments[0], value, where, has_units)
+        if not reading.has_units:
+            return _read(arguments[0], value, where, reading)
         try:
             return quantity(value, arguments[1])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _read(_not_none(arguments), value, where, has_units)
+        return None if value is None else _read(_not_none(arguments), value, where, reading)
 
     def wrong() -> ValueError:
         return ValueError(f"{where}: found {value!r}, expected {_expected(hint)}")
 
     if origin is typing.Literal:
+        if reading.has_units and isinstance(value, str):
+            value = same_name(value, [one for one in arguments if isinstance(one, str)])
         if not any(value == known and type(value) is type(known) for known in arguments):
             miss = nearest(str(value), map(str, arguments)).partition("; known")[0]
             raise ValueError(f"{wrong()}{miss}")
@@ -137,16 +158,16 @@ def _read(hint: Any, value: Any, where: str, has_units: bool) -> Any:
         if len(value) != len(hints):
             raise ValueError(f"{where}: found {len(value)} values, expected {len(hints)}")
         places = (f"{where}[{i}]" for i in range(len(value)))
-        return origin(_read(*each, has_units) for each in zip(hints, value, places, strict=True))
+        return origin(_read(*each, reading) for each in zip(hints, value, places, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise wrong()
         return {
-            _text(key, where): _read(arguments[1], item, f"{where}.{key}", has_units)
+            _text(key, where): _read(arguments[1], item, f"{where}.{key}", reading)
             for key, item in value.items()
         }
     if dataclasses.is_dataclass(hint):
-        return _read_dataclass(cast(type, hint), value, where, has_units)
+        return _read_dataclass(cast(type, hint), value, where, reading)
     kinds = int | float if hint is float else hint
     if not isinstance(value, kinds) or isinstance(value, bool) != (hint is bool):
         raise wrong()
@@ -159,24 +180,45 @@ def _read(hint: Any, value: Any, where: str, has_units: bool) -> Any:
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
-def _read_dataclass(cls: type, table: Any, where: str, has_units: bool) -> Any:
+def _read_dataclass(cls: type, table: Any, where: str, reading: Reading) -> Any:
     if not isinstance(table, Mapping):
         raise ValueError(f"{where}: found {table!r}, expected a table")
     hints, fields = _hints(cls), {field.name: field for field in dataclasses.fields(cls)}
-    for key in table:
-        if key not in fields:
-            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, fields)}")
+    problems = _unknown_keys([key for key in table if key not in fields], fields, reading)
     values = {}
     for name, field in fields.items():
-        if name in table:
-            values[name] = _read(hints[name], table[name], f"{where}: {name}", has_units)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            expected = _expected(hints[name], has_units)
-            raise ValueError(f"{where}: missing key {name!r}, expected {expected}")
+        try:
+            if name in table:
+                values[name] = _read(hints[name], table[name], f"{where}: {name}", reading)
+            elif field.default is field.default_factory is dataclasses.MISSING:
+                expected = _expected(hints[name], reading.has_units)
+                purpose = reading.glossary.purpose(name)
+                raise ValueError(f"missing key {name!r}{purpose}, expected {expected}")
+        except ValueError as error:
+            problems.append(str(error).removeprefix(f"{where}: "))
+    if len(problems) > 1:
+        each = " ".join(f"({i}) {problem}" for i, problem in enumerate(problems, start=1))
+        raise ValueError(f"{where}: {len(problems)} problems: {each}")
+    if problems:
+        raise ValueError(f"{where}: {problems[0]}")
     try:
         return cls(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _unknown_keys(unknown: list[str], known: Iterable[str], reading: Reading) -> list[str]:
+    """What is wrong with keys that a table does not have; the last may list those that it has."""
+    problems, listed = [], ""
+    for key in unknown:
+        hint = reading.glossary.meaning(key)
+        if not hint:
+            hint, separator, names = nearest(key, known).partition("; known: ")
+            listed = separator + names or listed
+        problems.append(f"unknown key {key!r}{hint}")
+    if listed:
+        problems[-1] += listed
+    return problems
 
 
 def _not_none(arguments: tuple[Any, ...]) -> Any:

@@ -1,12 +1,21 @@
 """Files of models and machines: those that ship with moebench, or a user's own."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moebench.spec.schema import from_mapping, read_toml
-from moebench.units import nearest
+from moebench.spec.schema import Glossary, from_mapping, read_toml
+from moebench.units import nearest, same_name
 from moebench.version import PACKAGE
+
+WAYS_OUT: Mapping[str, str] = {
+    "models": "`python -m moebench.predict --list-models` has those that ship; others are read "
+    "from a config.json or its folder, or from a TOML file such as",
+    "hardware": "`python -m moebench.predict --list-hardware` has those that ship; others are read "
+    "from a TOML file such as",
+}
+"""What else a name may be, by kind; an example's path follows."""
 
 
 @functools.cache
@@ -16,11 +25,21 @@ def shipped_names(kind: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def load_shipped(cls: Any, kind: str, name: str) -> Any:
+def load_shipped(cls: Any, kind: str, name: str, glossary: Glossary) -> Any:
     """The dataclass `cls` from a shipped file, or from a user's own, whose name ends in .toml."""
-    if name.endswith(".toml"):
-        return from_mapping(cls, read_toml(Path(name)), name)
-    if name not in (known := shipped_names(kind)):
-        raise ValueError(f"unknown {kind.removesuffix('s')} {name!r}{nearest(name, known)}")
-    path = PACKAGE / "data" / kind / f"{name}.toml"
-    return from_mapping(cls, read_toml(path), f"{kind}/{name}.toml")
+    if name.lower().endswith(".toml"):
+        return from_mapping(cls, read_toml(Path(name)), name, glossary)
+    found = same_name(name, known := shipped_names(kind))
+    if found not in known:
+        hint = nearest(name.rpartition("/")[2], known)  # a hub's name begins with its owner
+        raise unknown_name(kind, name, hint.partition("; known: ")[0])
+    path = PACKAGE / "data" / kind / f"{found}.toml"
+    return from_mapping(cls, read_toml(path), f"{kind}/{found}.toml")
+
+
+def unknown_name(kind: str, name: str, hint: str) -> ValueError:
+    """The error of a name that is neither shipped nor a file, with the ways out."""
+    example = {"models": "mixtral-8x7b", "hardware": "h100-sxm"}[kind]
+    path = PACKAGE / "data" / kind / f"{example}.toml"
+    start = f"unknown {kind.removesuffix('s')} {name!r}{hint}"
+    return ValueError(f"{start}{' ' if hint.endswith('?') else '; '}{WAYS_OUT[kind]} {path}")

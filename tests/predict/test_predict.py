@@ -31,7 +31,7 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, o
 
 @pytest.mark.parametrize(
     ("description", "batches"),
-    [("8", [8]), ("1,8,64", [1, 8, 64]), ("1:9", [1, 2, 4, 8]), ("3:3", [3])],
+    [("8", [8]), ("1,8,64", [1, 8, 64]), ("1:9", [1, 2, 4, 8, 9]), ("3:3", [3])],
 )
 def test_batches_are_a_list_or_a_doubling_range(description: str, batches: list[int]) -> None:
     assert batch_range(description) == batches

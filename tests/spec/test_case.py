@@ -57,7 +57,7 @@ def changed(table: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("attention.num_kv_heads", 0, "num_kv_heads: found 0, expected 1 to"),
         ("attention.kind", "mla", "kv_rank: found 0, expected 1 to"),
         ("attention.kind", "mqa", "kind: found 'mqa', expected one of 'gqa', 'mla'; did you mean"),
-        ("attention.head_dimension", 8, "unknown key 'head_dimension'; did you mean 'head_dim'?"),
+        ("attention.head_dims", 8, "unknown key 'head_dims'; did you mean 'head_dim'?"),
         ("gate.num_groups", 3, "num_groups: found 3, expected a divisor of num_experts = 8"),
         ("gate.num_groups", 0, "num_groups: found 0, expected 1 to"),
         ("gate.num_groups", 8, "that leaves top_k = 2 experts to choose from"),
@@ -101,7 +101,7 @@ def test_a_machine_that_cannot_be_is_refused(key: str, value: Any, complaint: st
     ("load", "name", "complaint"),
     [
         (load_model, "mixtral-8x7", "unknown model 'mixtral-8x7'; did you mean 'mixtral-8x7b'?"),
-        (load_hardware, "b20", "unknown hardware 'b20'; did you mean"),
+        (load_hardware, "h100-sxmm", "unknown hardware 'h100-sxmm'; did you mean 'h100-sxm'?"),
         (load_model, "../secret", "unknown model"),
         (load_model, "absent.toml", "absent.toml: cannot be read"),
         (load_hardware, "absent.toml", "absent.toml: cannot be read"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.spec.schema import from_mapping, read_toml
+from moebench.spec.schema import decode, from_mapping, read_toml
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ def test_a_table_becomes_a_dataclass() -> None:
         ({"is_new": 1}, "cart.toml: is_new: found 1, expected true or false"),
         ({"loads": 1}, "cart.toml: loads: found 1, expected a list, each an integer"),
         ({"loads": [1, "x"]}, "cart.toml: loads[1]: found 'x', expected an integer"),
-        ({"spares": [{"diamter": 1}]}, "cart.toml: spares[0]: unknown key 'diamter'; did you mean"),
+        (
+            {"spares": [{"diameter": 1, "spoks": 1}]},
+            "cart.toml: spares[0]: unknown key 'spoks'; di",
+        ),
         ({"limits": {"hot": "2 GB"}}, "cart.toml: limits.hot: found unit 'GB'"),
         ({"limits": [1]}, "cart.toml: limits: found [1], expected a table"),
         ({"rest": 5}, "cart.toml: rest: found 5, expected a string such as '2 s'"),
@@ -105,7 +108,28 @@ def test_a_mistake_is_refused_with_file_key_found_and_expected(
 
 def test_a_missing_key_says_what_was_expected() -> None:
     with pytest.raises(ValueError, match=r"cart\.toml: missing key 'top_speed', expected a string"):
-        from_mapping(Cart, {"name": "c", "color": "red"}, "cart.toml")
+        from_mapping(Cart, {"name": "c", "color": "red", "wheel": {"diameter": 1}}, "cart.toml")
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    given = {"nmae": 1, "name": "c", "color": "blue", "whell": 2, "wheel": {"spokes": 1.5}}
+    with pytest.raises(ValueError) as refusal:
+        from_mapping(Cart, given, "cart.toml")
+    assert str(refusal.value) == (
+        "cart.toml: 5 problems: (1) unknown key 'nmae'; did you mean 'name'? "
+        "(2) unknown key 'whell'; did you mean 'wheel'? "
+        "(3) color: found 'blue', expected one of 'red', 'green' "
+        "(4) missing key 'top_speed', expected a string such as '989.4 TFLOP/s' "
+        "(5) wheel: 2 problems: (1) missing key 'diameter', expected a number "
+        "(2) spokes: found 1.5, expected an integer"
+    )
+
+
+def test_the_case_of_a_choice_does_not_matter_in_a_file_that_people_write() -> None:
+    assert from_mapping(Cart, table(color="Red"), "cart.toml").color == "red"
+    written = {"name": "c", "color": "Red", "top_speed": 2.0, "wheel": {"diameter": 1}}
+    with pytest.raises(ValueError, match="color: found 'Red'"):
+        decode(Cart, written, "record")
 
 
 def test_what_is_not_a_table_is_refused() -> None:

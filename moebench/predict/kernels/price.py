@@ -24,7 +24,7 @@ from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.prior import prior_for
 from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
-from moebench.units import nearest
+from moebench.units import nearest, same_name
 
 KERNELS: Mapping[str, Kernel] = {
     "vllm-triton": Kernel("vllm", "0.24.0", "vllm_unquantizedfusedmoe_triton_tritonexperts"),
@@ -50,7 +50,7 @@ FLOAT8_KERNELS: Mapping[str, Kernel] = {
 
 def kernel_named(name: str, matrices: int = 3, dtype: str = "bfloat16") -> Kernel:
     """A kernel by its short name, for gated (3) or two-matrix (2) experts and a weight type."""
-    if name not in KERNELS:
+    if (name := same_name(name, KERNELS)) not in KERNELS:
         raise ValueError(f"unknown kernel {name!r}{nearest(name, KERNELS)}")
     kernel = (FLOAT8_KERNELS if dtype == "float8" else KERNELS).get(name, KERNELS[name])
     return dataclasses.replace(kernel, matrices=matrices, dtype=dtype)

@@ -78,9 +78,9 @@ class Deployment:
             )
         if self.phase == "train" and self.dtype != "bfloat16":
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
+        self.hardware.check_priceable(self.dtype, self.num_devices)
         self._check_ranks()
         self._check_layers()
-        self.hardware.peak_for(self.dtype)
 
     def _check_shares(self) -> None:
         shares, n = self.expert_shares, self.model.num_experts
