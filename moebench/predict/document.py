@@ -58,6 +58,7 @@ def row_of(row: Speedup) -> dict[str, Any]:
         "peak_memory_bytes": estimate.peak_memory,
         "memory_bytes": row.memory,
         "basis": row.basis,
+        "interval_missing": row.interval_missing,
         "calibration_error_low": row.calibration_error[0],
         "calibration_error_high": row.calibration_error[1],
     }

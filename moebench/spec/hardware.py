@@ -78,8 +78,8 @@ class HardwareSpec:
 
     @property
     def gpu_maker(self) -> str | None:
-        """Maker of a GPU; one with a compute capability, which is CUDA's, is NVIDIA's."""
-        return self.maker or ("NVIDIA" if self.compute_capability else None)
+        """Maker of a GPU, in capitals; one with a compute capability, CUDA's, is NVIDIA's."""
+        return self.maker.upper() if self.maker else "NVIDIA" if self.compute_capability else None
 
     def is_built_like(self, other: "HardwareSpec") -> bool:
         """Whether both have multiprocessors of one kind: one compute capability, or architecture.

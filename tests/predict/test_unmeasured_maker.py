@@ -46,6 +46,7 @@ def test_a_latency_without_an_interval_says_why(name: str, level: str, dtype: st
 def test_every_nvidia_gpu_has_an_interval() -> None:
     for name in {*hardware_names()} - {*AMD}:
         (row, _) = rows_of(name)
+        assert row.interval_missing is None
         assert row.low is not None and row.high is not None and row.low < row.value < row.high
         assert row.estimate.latency_low is not None
 
@@ -71,6 +72,7 @@ def test_json_has_null_for_each_end(capsys: pytest.CaptureFixture[str]) -> None:
     ends = ("latency_low_s", "latency_high_s", "speedup_low", "speedup_high", "energy_j")
     assert [row[name] for name in ends] == [None] * 5 and row["latency_s"] > 0
     assert row["calibration_error_low"] is None and row["energy_missing"]
+    assert row["interval_missing"] == REASON
     assert found["cases"][0]["caveats"][0]["kind"] == "unmeasured-maker"
 
 
@@ -116,7 +118,8 @@ def test_a_file_of_ones_own_is_treated_alike(tmp_path: Path) -> None:
 
 def test_a_compute_capability_makes_a_gpu_nvidias() -> None:
     unnamed = dataclasses.replace(load_hardware("l4"), maker=None)
-    assert unnamed.gpu_maker == "NVIDIA"
+    lower_case = dataclasses.replace(unnamed, maker="nvidia", compute_capability=None)
+    assert unnamed.gpu_maker == lower_case.gpu_maker == "NVIDIA"
     kernel = kernel_named("vllm-triton")
     assert unseen_basis(kernel, unnamed, shipped_fits()) == "device"
 

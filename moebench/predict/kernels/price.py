@@ -216,7 +216,8 @@ def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
             f"no kernel was ever measured on a GPU of {hardware.gpu_maker or 'an unknown maker'}",
             f"{hardware.name} is priced from {calibration.origin}, as shares of its datasheet; how "
             "far off that is, nobody knows: no interval",
-            "calibrate with a few dozen rows of it: python -m moebench.calibrate --from TABLE",
+            "calibrate with a few dozen rows of it: python -m moebench.calibrate --from TABLE"
+            + " (or name the maker in its file)" * (hardware.gpu_maker is None),
         ),
         (
             not calibration.has_rows and calibration.basis != "maker",

@@ -74,6 +74,12 @@ class Speedup:
     rows that the calibration had not seen, at this basis, family and number of tokens."""
 
     @property
+    def interval_missing(self) -> str | None:
+        """Why there is no interval; None if there is one."""
+        caveats = self.estimate.caveats
+        return next((each.seen for each in caveats if each.kind == "unmeasured-maker"), None)
+
+    @property
     def mean_k(self) -> float:
         """Mean routed experts per token."""
         return self.estimate.assignments / self.deployment.workload(self.batch).num_tokens
