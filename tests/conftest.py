@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from moebench.records.host import RoundLoad
 from moebench.spec.model import Attention, Gate, ModelSpec
 
 ONE_CELL = """
@@ -98,20 +100,36 @@ def suite(tmp_path: Path) -> str:
     return str(path)
 
 
+def quiet(meter: Any, number: int = 0) -> RoundLoad:
+    """A second in which this process had the machine to itself, whatever runs beside the tests."""
+    return RoundLoad(number, 1.0, meter.threads, meter.threads, 0.0, 0.0)
+
+
 @pytest.fixture
-def calibrated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other load is seen on this machine."""
+    from moebench.measure.host import HostMeter
+
+    monkeypatch.setattr(HostMeter, "load", quiet)
+    monkeypatch.setattr(HostMeter, "look", lambda self: self.host_load((self.load(),)))
+
+
+@pytest.fixture
+def calibrated(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, quiet_host: None
+) -> None:
     """A calibration of this machine made in a moment: tests hold no timing."""
     import torch
 
-    from moebench.calibrate.machine import calibration_path
     from moebench.calibrate.products import layouts
+    from moebench.calibrate.saved import calibration_path
     from moebench.measure.environment import describe_machine
     from moebench.records.timings import MatmulSample, Microbenchmarks
     from moebench.spec.schema import encode
 
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr("moebench.calibrate.machine.recheck", lambda device, benchmarks: 1.0)
+    monkeypatch.setattr("moebench.calibrate.saved.recheck", lambda device, benchmarks: 1.0)
     environment = describe_machine(torch.device("cpu"))
     samples = tuple(
         MatmulSample(rows, 1024, 1024, "bfloat16", 1e-5 + 2e-7 * rows, layout)

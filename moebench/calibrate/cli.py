@@ -76,12 +76,13 @@ def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
 
 def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     """Measure this machine anew, fit it and save both."""
-    from moebench.calibrate.machine import CALIBRATION_BUDGET, keep_fit, prepare_machine
+    from moebench.calibrate.machine import keep_fit, prepare_machine
+    from moebench.calibrate.saved import CALIBRATION_BUDGET
     from moebench.measure.devices import choose_device
 
     device = choose_device(device_name)
     with terminal.Bar(CALIBRATION_BUDGET) as bar:
-        machine = prepare_machine(device, dtype, recalibrate=True, say=terminal.say, progress=bar)
+        machine = prepare_machine(device, dtype, calibrate="always", say=terminal.say, progress=bar)
     path = keep_fit(machine)
     fit = machine.calibration
     if as_json:

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from moebench.calibrate.products import GRID, Pool, Products, Size, layouts
 from moebench.measure.clocks import Clock, clock_for
 from moebench.measure.environment import describe_machine
+from moebench.measure.host import meter
 from moebench.measure.latency import Progress
 from moebench.measure.reference import reference_operation
 from moebench.records.timings import MatmulSample, Microbenchmarks
@@ -38,6 +39,8 @@ SMALL_CALLS, COLD_CALLS = 100, 10
 FRESH = 1 << 27
 """Bytes of new memory: more than a C library keeps of what was freed (32 MiB at most in glibc)."""
 RECHECK_COST: Seconds = 0.04
+RECHECK_SHAPES, RECHECK_TURNS = 3, 9
+"""Shapes of weights that are timed again, and how often."""
 
 
 @torch.inference_mode()
@@ -80,14 +83,19 @@ def microbenchmarks(
         "attention_bandwidth": lambda: _attention_bandwidth(pool, clock),
         "attention_rate": lambda: _attention_rate(pool, clock),
         "reference": lambda: clock.time(reference),
+        "reference_reading": reference.reading,  # of the call before
     }
     figures: dict[str, list[float]] = {name: [] for name in instruments}
+    host = meter(device)
+    loads = []
     for number in range(MAX_PASSES):
         pass_start = clock.now()
+        host.start()
         for size in sizes:
             times[size].append(products.time(size, repeats[size], clock))
         for name, measure in instruments.items():
             figures[name].append(measure())
+        loads.append(host.load(number))
         now = clock.now()
         if progress is not None:
             progress(min(1.0, (now - start) / budget), f"microbenchmarks, pass {number + 1}")
@@ -107,26 +115,44 @@ def microbenchmarks(
         ),
         duration=clock.now() - start,
         commit=environment.software.commit,
+        load=host.host_load(tuple(loads)),
         **medians,  # type: ignore[arg-type]
     )
 
 
 @torch.inference_mode()
 def recheck(device: torch.device, benchmarks: Microbenchmarks) -> float:
-    """One product timed again: its time now over its time then, in less than a second.
+    """Some products timed again: their time now over their time then, in a few seconds.
 
-    The plain product with the most FLOPs among those that took at most `RECHECK_COST`; the best of
-    the repetitions, since other load only adds.
+    Of the plain products that took at most `RECHECK_COST` those with the most FLOPs, one a shape;
+    of each the best of its turns, since other load only adds; of them the median.
     """
     plain = [sample for sample in benchmarks.matmuls if sample.layout == "plain"]
-    quick = [sample for sample in plain if sample.seconds <= RECHECK_COST]
-    sample = max(quick or plain, key=lambda s: s.rows * s.n * s.k)
-    size = Size(sample.rows, sample.n, sample.k)
-    pool = Pool(2 * (sample.n * sample.k + 64), device, getattr(torch, sample.dtype))
-    products, clock = Products(pool, [size]), clock_for(device)
-    repeats = products.repeats(size, clock)
-    now = min(products.time(size, repeats, clock) for _ in range(7))
-    return now / sample.seconds
+    quick = [sample for sample in plain if sample.seconds <= RECHECK_COST] or plain
+    quick = sorted(quick, key=lambda sample: sample.rows * sample.n * sample.k, reverse=True)
+    shapes = dict.fromkeys((sample.n, sample.k) for sample in quick)
+    largest = [next(s for s in quick if (s.n, s.k) == shape) for shape in shapes]
+    samples = largest[:RECHECK_SHAPES]
+    then = {Size(s.rows, s.n, s.k): s.seconds for s in samples}
+    elements = 2 * max(size.n * size.k + 64 for size in then)
+    pool = Pool(elements, device, getattr(torch, samples[0].dtype))
+    products, clock = Products(pool, [*then]), clock_for(device)
+    repeats = {size: products.repeats(size, clock) for size in then}
+    best = dict.fromkeys(then, math.inf)
+    for _ in range(RECHECK_TURNS):
+        for size in then:
+            best[size] = min(best[size], products.time(size, repeats[size], clock))
+    return statistics.median(best[size] / seconds for size, seconds in then.items())
+
+
+def reading_now(device: torch.device) -> Seconds:
+    """Time of the reference operation's pass over memory now: the best of some."""
+    reference = reference_operation(device)
+    times = []
+    for _ in range(1 + RECHECK_TURNS):
+        reference()
+        times.append(reference.reading())
+    return min(times[1:])
 
 
 def _pool_elements(sizes: Sequence[Size], dtype: str, cache: Bytes) -> int:

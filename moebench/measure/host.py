@@ -17,6 +17,8 @@ from moebench.units import Seconds
 
 TICK: Seconds = 0.01
 """Unit of `/proc/stat`; the kernel reports hundredths of a second whatever its own tick is."""
+LOOK: Seconds = 0.5
+"""Time of a look at the load: a processor's share is seen to 2 %."""
 USER, NICE, SYSTEM, INTERRUPT, SOFT_INTERRUPT, STOLEN = 0, 1, 2, 5, 6, 7
 """Columns of a processor in `/proc/stat`; 3 and 4 are idle."""
 
@@ -66,6 +68,12 @@ class HostMeter:
             _since(a.stolen, b.stolen),
             _since(a.waiting, b.waiting),
         )
+
+    def look(self, seconds: Seconds = LOOK) -> HostLoad:
+        """The load while this process sleeps: all that is seen is the others'."""
+        self.start()
+        time.sleep(seconds)
+        return self.host_load((self.load(),))
 
     def host_load(self, rounds: tuple[RoundLoad, ...]) -> HostLoad:
         """The load of some rounds, with the reason for what is not known."""

@@ -20,6 +20,8 @@ from moebench.units import Seconds
 VERSION = 1
 ROWS, INPUTS, OUTPUTS = 256, 4096, 2048
 READ_BYTES = 128 * 2**20
+STATE_TOLERANCE = 0.15
+"""Memory read this much faster or slower than at another time is another state of the host."""
 
 
 class ReferenceOperation:

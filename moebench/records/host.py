@@ -94,6 +94,13 @@ class HostLoad:
         """Whether other load or the host took time that the process wanted."""
         return self.wanted > self.processors + SPARE or (self.stolen or 0.0) > MOST_STOLEN
 
+    @property
+    def finding(self) -> str:
+        """What makes the machine busy, with figures."""
+        if self.wanted > self.processors + SPARE:
+            return f"{self.wanted:.1f} of {self.processors:g} processors wanted"
+        return f"the host took {self.stolen or 0.0:.0%} of the processors' time"
+
 
 def _total(values: Iterable[float | None]) -> float | None:
     """The sum; None if one is None."""

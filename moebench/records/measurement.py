@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from moebench.records.energy import Energy
@@ -157,6 +158,12 @@ class Measurement:
     """How the timed steps were launched; None in older runs, whose case says it."""
     host: HostLoad | None = None
     """Load of the host in the same rounds; None in older runs."""
+
+    @property
+    def reading(self) -> Seconds | None:
+        """Median time of the reference operation's pass over memory; None: not known."""
+        times = self.reference.reading if self.reference else None
+        return median(times) if times else None
 
     def __post_init__(self) -> None:
         if not self.samples:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moebench.records.host import HostLoad
 from moebench.spec.ops import Layout
 from moebench.units import BytesPerSecond, FlopsPerSecond, Seconds
 
@@ -40,6 +41,10 @@ class Microbenchmarks:
     duration: Seconds
     reference: Seconds | None = None
     """Median time of the reference operation in the same passes: how fast the machine was."""
+    reference_reading: Seconds | None = None
+    """Part of `reference` that its pass over memory took; None in older files."""
+    load: HostLoad | None = None
+    """Load of the host, one round a pass; None in older files."""
     commit: str | None = None
     """Commit of the code that measured; None outside a checkout."""
     attention_rate: FlopsPerSecond | None = None

@@ -3,9 +3,12 @@
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.measure.latency import Rounds
+from moebench.measure.reference import READ_BYTES, STATE_TOLERANCE
+from moebench.records.host import HostLoad
+from moebench.records.measurement import Measurement
 from moebench.records.results import Caveat
 from moebench.suite.cell import ReadyCase, ReadyCell
-from moebench.units import Bytes, text
+from moebench.units import Bytes, Seconds, text
 
 UNEXPLAINED = 0.05
 """Relative difference between expected and observed distinct experts that is worth a caveat."""
@@ -66,13 +69,51 @@ def cell_caveats(cell: ReadyCell, ready: ReadyCase, cache_bytes: Bytes) -> tuple
 
 
 def round_caveats(rounds: Rounds) -> tuple[Caveat, ...]:
-    if rounds.num_rounds >= MIN_ROUNDS:
+    """Caveats of all cases of a cell, from its rounds."""
+    caveats = []
+    if rounds.num_rounds < MIN_ROUNDS:
+        caveats.append(
+            Caveat(
+                "few-rounds",
+                f"{rounds.num_rounds} rounds in {text(rounds.duration, 'time')}",
+                f"fewer than {MIN_ROUNDS} rounds allow no verdict on a speedup",
+                "give the suite more time (--time-budget)",
+            )
+        )
+    if rounds.host is not None and rounds.host.is_busy:
+        caveats.append(_busy_machine(rounds.host))
+    return tuple(caveats)
+
+
+def _busy_machine(host: HostLoad) -> Caveat:
+    """The caveat of rounds in which the process did not have the processors to itself."""
+    share = "" if host.share is None else f"this process got {host.share:.0%} of its threads' time"
+    return Caveat(
+        "busy-machine",
+        f"{host.finding}; {share} in {len(host.rounds)} rounds",
+        "latencies hold waiting for a processor, and a speedup may be the luck of a few rounds",
+        "stop other programs and measure again (python -m moebench.doctor shows the load)",
+    )
+
+
+def state_caveats(measurement: Measurement, expected: Seconds | None) -> tuple[Caveat, ...]:
+    """The caveat of rounds in which memory was read at another speed than was predicted.
+
+    Args:
+        measurement: with the reference operation of its rounds.
+        expected: time of the operation's pass over memory that the prediction rests on.
+    """
+    found = measurement.reading
+    # On a busy machine a pass over memory waits for a processor like everything else.
+    is_busy = measurement.host is not None and measurement.host.is_busy
+    if found is None or not expected or is_busy or abs(expected / found - 1) <= STATE_TOLERANCE:
         return ()
+    speeds = [text(READ_BYTES / seconds, "bandwidth") for seconds in (found, expected)]
     return (
         Caveat(
-            "few-rounds",
-            f"{rounds.num_rounds} rounds in {text(rounds.duration, 'time')}",
-            f"fewer than {MIN_ROUNDS} rounds allow no verdict on a speedup",
-            "give the suite more time (--time-budget)",
+            "memory-state",
+            f"memory was read at {speeds[0]} in these rounds; the prediction is for {speeds[1]}",
+            "the host changed its speed: the prediction's error is that of the host as well",
+            "compare runs with python -m moebench.compare, which divides the state out",
         ),
     )

@@ -68,7 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="take up a run's directory")
-    parser.add_argument("--recalibrate", action="store_true", help="measure the machine again")
+    calibration = parser.add_mutually_exclusive_group()
+    calibration.add_argument("--recalibrate", action="store_true", help="measure the machine again")
+    calibration.add_argument(
+        "--keep-calibration",
+        action="store_true",
+        help="use the saved calibration, labelled, even if the machine's speed has changed",
+    )
     parser.add_argument(
         "--write-hardware", metavar="NAME", help="print this machine as a hardware file"
     )

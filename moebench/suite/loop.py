@@ -17,6 +17,7 @@ from moebench.records.manifest import now
 from moebench.records.record import SCHEMA, Failure
 from moebench.records.run import RunWriter
 from moebench.spec.case import Level
+from moebench.suite.caveats import state_caveats
 from moebench.suite.cell import Bench
 from moebench.suite.forecast import Estimates
 from moebench.suite.passes import failures, observe
@@ -101,7 +102,11 @@ def measure_cells(
                     predicted[key],
                     # Where one instrument was a simulator, the record is no measurement.
                     provenance=measurement.energy.provenance,
-                    measurement=measurement,
+                    measurement=replace(
+                        measurement,
+                        caveats=measurement.caveats
+                        + state_caveats(measurement, machine.calibration.reference_reading),
+                    ),
                     ratios=(*observed.ratios.get(key, ()), *predicted[key].ratios),
                     written_at=now(),
                     schema=SCHEMA,

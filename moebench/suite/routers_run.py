@@ -47,7 +47,7 @@ def run_routers_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def write_hardware(options: argparse.Namespace) -> int:
     """Print this machine as a hardware file."""
-    from moebench.calibrate.machine import hardware_toml
+    from moebench.calibrate.hardware_file import hardware_toml
     from moebench.measure.devices import choose_device
 
     device = choose_device(options.device)
@@ -59,12 +59,14 @@ def write_hardware(options: argparse.Namespace) -> int:
 
 def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) -> "Machine":
     """The machine, calibrated; a progress bar shows while it is."""
-    from moebench.calibrate.machine import CALIBRATION_BUDGET, prepare_machine
+    from moebench.calibrate.machine import prepare_machine
+    from moebench.calibrate.saved import CALIBRATION_BUDGET, When
 
+    when: When = "stale"
+    if options.recalibrate or options.keep_calibration:
+        when = "always" if options.recalibrate else "never"
     with terminal.Bar(CALIBRATION_BUDGET) as bar:
-        return prepare_machine(
-            device, dtype, recalibrate=options.recalibrate, say=terminal.say, progress=bar
-        )
+        return prepare_machine(device, dtype, calibrate=when, say=terminal.say, progress=bar)
 
 
 def _predict(options: argparse.Namespace, suite: Suite) -> int:

@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from moebench.calibrate import machine
+from moebench.calibrate import saved
 from moebench.calibrate.cli import main
-from moebench.calibrate.machine import (
-    calibration_path,
-    hardware_toml,
-    measured_hardware,
-    prepare_machine,
-)
+from moebench.calibrate.hardware_file import hardware_toml, measured_hardware
+from moebench.calibrate.machine import prepare_machine
 from moebench.calibrate.products import layouts
+from moebench.calibrate.saved import calibration_path
 from moebench.measure.environment import Gpu, describe_machine
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.hardware import hardware_names, load_hardware
@@ -45,10 +42,10 @@ def made_up(rate: float = 1.0) -> Microbenchmarks:
 
 
 @pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_host: None) -> Path:
     """A calibration that was made earlier; measuring anew gives one that is twice as fast."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(machine, "microbenchmarks", lambda *a, **k: made_up(rate=2.0))
+    monkeypatch.setattr(saved, "microbenchmarks", lambda *a, **k: made_up(rate=2.0))
     path = calibration_path(describe_machine(CPU), "bfloat16")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(encode(made_up())))
@@ -59,7 +56,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_calibration_is_kept_until_a_matmul_is_twenty_per_cent_off(
     ratio: float, is_kept: bool, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "recheck", lambda device, benchmarks: ratio)
+    monkeypatch.setattr(saved, "recheck", lambda device, benchmarks: ratio)
     said: list[str] = []
     found = prepare_machine(CPU, "bfloat16", say=said.append)
     assert found.benchmarks == made_up(rate=1.0 if is_kept else 2.0)
@@ -67,8 +64,8 @@ def test_a_calibration_is_kept_until_a_matmul_is_twenty_per_cent_off(
 
 
 def test_recalibrating_replaces_what_was_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "recheck", lambda device, benchmarks: 1.0)
-    assert prepare_machine(CPU, "bfloat16", recalibrate=True).benchmarks == made_up(rate=2.0)
+    monkeypatch.setattr(saved, "recheck", lambda device, benchmarks: 1.0)
+    assert prepare_machine(CPU, "bfloat16", calibrate="always").benchmarks == made_up(rate=2.0)
     assert prepare_machine(CPU, "bfloat16").benchmarks == made_up(rate=2.0)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moebench.calibrate.machine import hardware_toml
+from moebench.calibrate.hardware_file import hardware_toml
 from moebench.predict.claims.papers import load_papers
 from moebench.predict.claims.settle import curve
 from moebench.predict.cli import main

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from moebench import files as storage
-from moebench.calibrate import machine
+from moebench.calibrate import saved
 from moebench.records.run import Run, load_run
 from moebench.suite import cli as suite
 
@@ -48,7 +48,7 @@ def start(arguments: list[str]) -> int:
         os.dup2(nowhere.fileno(), 2)
         torch.set_num_threads(1)
         storage._write_all = _slowly
-        machine.recheck = lambda device, benchmarks: 1.0
+        saved.recheck = lambda device, benchmarks: 1.0
         code = 1
         with contextlib.suppress(BaseException):
             code = suite.main(arguments)

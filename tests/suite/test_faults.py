@@ -91,8 +91,8 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
     """Run code in a process of its own, with the toy calibration and one thread."""
     start = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from moebench import suite; from moebench.calibrate import machine\n"
-        "machine.recheck = lambda device, benchmarks: 1.0\n"
+        "from moebench import suite; from moebench.calibrate import saved\n"
+        "saved.recheck = lambda device, benchmarks: 1.0\n"
     )
     return subprocess.run(
         [sys.executable, "-c", start + code, *arguments],
@@ -198,8 +198,8 @@ def test_a_disk_that_fills_or_locks_up_ends_the_run_and_it_goes_on_after(
     disk.mkdir()
     start = "import torch; torch.set_num_threads(1)"
     code = (
-        f"import sys; {start}; from moebench import suite; from moebench.calibrate import machine\n"
-        "machine.recheck = lambda device, benchmarks: 1.0\n" + SMALL_DISK
+        f"import sys; {start}; from moebench import suite; from moebench.calibrate import saved\n"
+        "saved.recheck = lambda device, benchmarks: 1.0\n" + SMALL_DISK
     )
     done = subprocess.run(
         ["unshare", "-rm", sys.executable, "-c", code, suite, str(disk), fault],
@@ -238,8 +238,8 @@ def test_of_two_that_resume_one_run_at_once_one_is_refused(suite: str, tmp_path:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from moebench import suite; from moebench.calibrate import machine\n"
-        "machine.recheck = lambda device, benchmarks: 1.0\n"
+        "from moebench import suite; from moebench.calibrate import saved\n"
+        "saved.recheck = lambda device, benchmarks: 1.0\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "sys.exit(suite.main(sys.argv[1:]))\n"
     )
@@ -436,11 +436,14 @@ def test_a_router_that_cannot_be_imported_is_one_line(
 def test_a_calibration_that_cannot_be_kept_is_no_reason_to_stop(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from moebench.calibrate import machine
+    import torch
+
+    from moebench.calibrate import saved
+    from moebench.measure.environment import describe_machine
 
     (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "moebench").glob("*.json")
-    known: Any = machine._saved(kept, machine.describe_machine(machine.torch.device("cpu")))
-    monkeypatch.setattr(machine, "microbenchmarks", lambda *_, **__: known)
+    known: Any = saved.load_saved(kept, describe_machine(torch.device("cpu")))
+    monkeypatch.setattr(saved, "microbenchmarks", lambda *_, **__: known)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert measure(suite, tmp_path / "results", "--only", "ada-k") == 0

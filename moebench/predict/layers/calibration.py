@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moebench.predict.arrays import Floats
+from moebench.records.results import Caveat
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.case import Launch
 from moebench.spec.hardware import HardwareSpec
@@ -98,6 +99,37 @@ class Calibration:
     reference: Seconds | None = None
     """Time of the reference operation when the machine was calibrated; None: not known."""
     launch: Launch = "eager"
+    reference_reading: Seconds | None = None
+    """Part of `reference` that its pass over memory takes in the state that is priced; None: not
+    known."""
+    doubts: tuple[Caveat, ...] = ()
+    """Caveats of every estimate with these prices."""
+
+    @property
+    def p90_error(self) -> float:
+        """The worst own error of its layouts; 0 where none was compared with a measurement."""
+        return max(prices.p90_error or 0.0 for prices in self.matmuls.values())
+
+    def in_state(self, reading: Seconds) -> "Calibration":
+        """Prices while the reference operation's pass over memory takes `reading`.
+
+        A host may read memory at half its speed for minutes: all that streams from memory follows.
+        """
+        if self.reference is None or self.reference_reading is None:
+            return self
+        factor = self.reference_reading / reading
+        matmuls = {
+            layout: replace(one, bandwidth=factor * one.bandwidth)
+            for layout, one in self.matmuls.items()
+        }
+        return replace(
+            self,
+            matmuls=matmuls,
+            attention_bandwidth=factor * self.attention_bandwidth,
+            copy_bandwidth=factor * self.copy_bandwidth,
+            reference=self.reference - self.reference_reading + reading,
+            reference_reading=reading,
+        )
 
     def replayed(self) -> "Calibration":
         """Prices inside a CUDA graph, where no launch takes longer than `GRAPH_LAUNCH`."""
@@ -137,6 +169,7 @@ def fit_calibration(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: 
         launch_overhead=benchmarks.small_op,
         fresh_bandwidth=benchmarks.fresh_bandwidth,
         reference=benchmarks.reference,
+        reference_reading=benchmarks.reference_reading,
     )
 
 

@@ -96,5 +96,6 @@ def _caveats(calibration: Calibration) -> tuple[Caveat, ...]:
         "the operations are counted as eager ones",
         "--eager predicts and measures launches from the host",
     )
-    is_never = calibration.matmuls["plain"].median_error is None
-    return (*[never] * is_never, *[launches] * (calibration.launch == "graph"))
+    is_datasheet = calibration.matmuls["plain"].median_error is None
+    is_never = is_datasheet and not calibration.doubts
+    return (*calibration.doubts, *[never] * is_never, *[launches] * (calibration.launch == "graph"))
