@@ -11,7 +11,7 @@ from moebench.predict.claims.papers import load_papers
 from moebench.predict.claims.settle import curve
 from moebench.predict.cli import main
 from moebench.predict.figure import draw_forecasts
-from moebench.predict.kernels.catalogue import shipped_fits
+from moebench.predict.kernels.catalogue import mma_generation, shipped_fits
 from moebench.predict.kernels.price import calibrated, kernel_named, unseen_basis
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup, speedups
@@ -132,3 +132,18 @@ def test_a_fit_of_its_own_gives_the_maker_an_interval() -> None:
     assert calibrated(kernel, load_hardware("mi300x"), fits=fits).basis == "seen"
     assert calibrated(kernel, load_hardware("mi325x"), fits=fits).basis == "sibling"
     assert calibrated(kernel, load_hardware("mi355x"), fits=fits).basis == "device"
+
+
+def test_nothing_known_of_two_gpus_does_not_make_them_alike() -> None:
+    l4, mi300x = load_hardware("l4"), load_hardware("mi300x")
+    bare = dataclasses.replace(mi300x, architecture=None)
+    assert not bare.is_built_like(bare) and not bare.is_built_like(mi300x)
+    assert l4.is_built_like(load_hardware("l40s")) and not l4.is_built_like(mi300x)
+    assert mi300x.is_built_like(load_hardware("mi325x"))
+    assert not mi300x.is_built_like(load_hardware("mi355x"))
+
+
+@pytest.mark.parametrize("name", AMD)
+def test_no_calibrated_gpu_shares_the_instruction_of_another_maker(name: str) -> None:
+    measured = {mma_generation(load_hardware(fit.system)) for fit in shipped_fits()}
+    assert mma_generation(load_hardware(name)) not in measured
