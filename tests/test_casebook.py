@@ -317,3 +317,15 @@ def test_f17_a_range_of_batches_ends_where_it_says(capsys: pytest.CaptureFixture
     assert predict.main(["--batch", "1:3"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:5].strip()]
     assert [row for row in rows if row.isdigit()][:3] == ["1", "2", "3"]
+
+
+def test_f10_mxfp4_weights_of_gpt_oss_120b_fit_one_h100() -> None:
+    """65.2 GB of weights (hf-mem#60): 4.25 bits an expert's weight, 16 elsewhere."""
+    published = replace(GPT_OSS_120B, expert_weights="mxfp4")
+    for deployment in (whole(GPT_OSS_120B, dtype="mxfp4"), whole(published)):
+        (row,) = speedups(deployment, TOP_K, [1])
+        assert row.memory["weights"] == pytest.approx(65.2e9, rel=0.002)
+        kinds = {caveat.kind for caveat in row.estimate.caveats}
+        assert "out-of-memory" not in kinds and "uncalibrated" in kinds
+    (wide,) = speedups(whole(GPT_OSS_120B), TOP_K, [1])
+    assert "out-of-memory" in {caveat.kind for caveat in wide.estimate.caveats}

@@ -14,7 +14,6 @@ from pathlib import Path
 from moebench import terminal
 from moebench.predict.answer import answer
 from moebench.predict.kernels.price import KERNELS
-from moebench.predict.options import DTYPES
 from moebench.predict.serving.deployment import LEVELS, PHASES
 
 
@@ -91,8 +90,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--kernel", help=f"one of {', '.join(KERNELS)}; default: vllm's choice")
     p.add_argument(
-        "--dtype", type=str.lower, default="bfloat16", choices=DTYPES, help="of the weights"
+        "--dtype",
+        help="of the weights: bf16, fp16, fp8, int8, int4 (awq, gptq), mxfp4, nvfp4; default: the "
+        "checkpoint's own",
     )
+    p.add_argument("--kv-dtype", default="bf16", help="of the KV cache: bf16 (the default) or fp8")
     p.add_argument(
         "--break-even", type=float, metavar="SPEEDUP", help="find the mean k that gains it: 1.10"
     )

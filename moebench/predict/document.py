@@ -8,7 +8,7 @@ from moebench.predict.serving.speedup import Speedup
 from moebench.predict.traffic import Typical
 from moebench.spec.schema import encode
 
-DEPLOYMENT_KEYS = ("level", "phase", "context", "dtype", "tensor_parallel", "expert_parallel")
+DEPLOYMENT_KEYS = ("level", "phase", "context", "tensor_parallel", "expert_parallel")
 
 
 def document(**parts: Any) -> str:
@@ -38,6 +38,10 @@ def row_of(row: Speedup) -> dict[str, Any]:
         "kernel": row.prices.name,
         "family": row.prices.experts.kernel.family,
         **{name: getattr(d, name) for name in DEPLOYMENT_KEYS},
+        "dtype": d.expert_weights,
+        "other_weights": d.other_weights,
+        "kv_dtype": d.cache_dtype,
+        "is_calibrated": row.prices.experts.weights is None,
         "num_layers": d.moe_layers + d.dense_layers,
         "batch": row.batch,
         "mean_k": row.mean_k,

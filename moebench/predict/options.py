@@ -14,7 +14,6 @@ from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec, load_model
 
 LARGEST_BATCH = 2**20
-DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8": "float8", "float8": "float8"}
 
 
 def batch_range(description: str) -> list[int]:
@@ -58,7 +57,8 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
             phase=options.phase,
             level=options.level,
             context=options.context,
-            dtype=DTYPES[options.dtype],
+            dtype=options.dtype,
+            kv_dtype=options.kv_dtype,
             kernel=options.kernel,
             tensor_parallel=options.tp,
             expert_parallel=options.ep,
@@ -67,8 +67,18 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
         )
     except ValueError as error:
         option, colon, rest = str(error).partition(": found")
-        is_option = option in ("context", "tp", "ep", "layers", "dtype", "skew", "level")
-        raise ValueError(f"--{option}{colon}{rest}" if is_option else str(error)) from error
+        is_option = option in (
+            "context",
+            "tp",
+            "ep",
+            "layers",
+            "dtype",
+            "kv_dtype",
+            "skew",
+            "level",
+        )
+        named = f"--{option.replace('_', '-')}{colon}{rest}"
+        raise ValueError(named if is_option else str(error)) from error
 
 
 def routing_of(

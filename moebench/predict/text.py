@@ -168,7 +168,7 @@ def _asked(deployment: Deployment) -> str:
     sizes = {"tp": d.tensor_parallel, "ep": d.expert_parallel}
     ranks = [f"{name} {size}" for name, size in sizes.items() if size > 1]
     devices = f"{d.num_devices} devices ({', '.join(ranks)})" if ranks else "1 device"
-    step = f"{d.phase} {context}, {LEVEL_TITLES[d.level]}{layers}, {d.dtype} weights, {devices}"
+    step = f"{d.phase} {context}, {LEVEL_TITLES[d.level]}{layers}, {_weights(d)}, {devices}"
     return f"{step}, {_traffic(d)}" if _traffic(d) else step
 
 
@@ -176,6 +176,15 @@ def _traffic(deployment: Deployment) -> str:
     """How experts are shared, in words; nothing for uniform routing."""
     d = deployment
     return d.traffic or f"experts by a power law of exponent {d.skew:g}" * (d.skew > 0)
+
+
+def _weights(deployment: Deployment) -> str:
+    """Types of weights and cache in words."""
+    d = deployment
+    types = f"{d.expert_weights} weights"
+    if d.expert_weights != d.other_weights:
+        types = f"{d.expert_weights} experts, {d.other_weights} elsewhere"
+    return types + f", {d.cache_dtype} KV cache" * (d.cache_dtype != "bfloat16")
 
 
 def _header(row: Speedup) -> list[str]:

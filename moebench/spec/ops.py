@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
+from moebench.spec.weight_types import stored_bytes
 from moebench.units import BYTES_PER_ELEMENT, Bytes, Flops
 
 Stage = Literal[
@@ -73,12 +74,13 @@ def linear(
     name: str, stage: Stage, rows: float, n: float, k: float, dtype: str, *, groups: float = 1.0
 ) -> Op:
     """Product of x [rows, k] and a weight [k, n], once a group; 2 rows n k FLOP each."""
-    size = BYTES_PER_ELEMENT[dtype]
+    # Weights of a type that no activation has (int4, ...) meet activations of 16 bits.
+    size, stored = BYTES_PER_ELEMENT.get(dtype, 2), stored_bytes(dtype)
     return Op(
         name,
         stage,
         flops=2.0 * groups * rows * n * k,
-        bytes_read=size * groups * (n * k + rows * k),
+        bytes_read=groups * (stored * n * k + size * rows * k),
         bytes_written=size * groups * rows * n,
         dtype=dtype,
         rows=rows,

@@ -23,6 +23,8 @@ class WeightType:
     """Elements that share a scale; 0: scales are too few to count, one a row or a matrix."""
     scale_bits: float = 0.0
     """Bits of a group's scale, and of its zero point where it has one."""
+    experts_only: bool = False
+    """Whether its checkpoints keep all but the routed experts in bfloat16 (gpt-oss)."""
 
     @property
     def bytes_per_element(self) -> float:
@@ -49,7 +51,15 @@ WEIGHT_TYPES: Mapping[str, WeightType] = {
             128,
             scale_bits=20,
         ),
-        WeightType("mxfp4", 4, "bfloat16", "OCP Microscaling formats 1.0: E2M1, E8M0 scale", 32, 8),
+        WeightType(
+            "mxfp4",
+            4,
+            "bfloat16",
+            "OCP Microscaling formats 1.0: E2M1, E8M0 scale; gpt-oss model card",
+            32,
+            8,
+            experts_only=True,
+        ),
         WeightType(
             "nvfp4", 4, "float4", "NVIDIA Blackwell: E2M1, E4M3 scale of 16 elements", 16, 8
         ),

@@ -25,7 +25,8 @@ BATCHES = [1, 4, 16, 64, 256, 1024, 4096, 16384]
 def test_both_cost_models_price_a_layer_alike(name: str, machine: str) -> None:
     """GPUs whose serving kernel is Triton, against our own Triton backend in a replayed graph."""
     model, hardware, router = load_model(name), load_hardware(machine), policy("top-k")
-    deployment, point = Deployment(model, hardware), router.operating_point(model)
+    deployment = Deployment(model, hardware, dtype="bfloat16")
+    point = router.operating_point(model)
     prices = from_datasheet(hardware, "bfloat16").replayed()
     for row in speedups(deployment, router, BATCHES):
         load = router.load(model, row.batch, point)

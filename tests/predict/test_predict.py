@@ -57,6 +57,8 @@ def test_batches_are_a_list_or_a_doubling_range(description: str, batches: list[
         ("--k-distribution some", "--k-distribution: found 'some'"),
         ("--k-distribution 0.5,0.5 --mean-k 1", "--mean-k: the probabilities of"),
         ("--hardware a100-sxm-80gb --dtype fp8", "no peak for dtype 'float8'"),
+        ("--dtype mxfp5", "--dtype: found 'mxfp5'; known: bfloat16, float16"),
+        ("--kv-dtype fp4", "--kv-dtype: found 'fp4', expected bfloat16 or float8"),
         ("--tp 3", "--tp: found 3, expected a divisor of attention heads = 32"),
         ("--ep 5", "--ep: found 5, expected a divisor of num_experts = 8"),
         ("--context 0", "--context: found 0"),
@@ -76,7 +78,7 @@ def test_bad_input_is_one_line_and_exit_2(
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--level modle", "--phase decoding", "--dtype int4"])
+@pytest.mark.parametrize("option", ["--level modle", "--phase decoding"])
 def test_a_word_that_is_none_of_the_choices_lists_them(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

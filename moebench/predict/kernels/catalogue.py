@@ -12,6 +12,7 @@ from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.samplers import Collector
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import from_mapping
+from moebench.spec.weight_types import stored_bytes
 from moebench.version import PACKAGE
 
 
@@ -84,6 +85,7 @@ class Kernel:
             loads=loads,
             tiles=tiles,
             dtype=self.dtype,
+            weight_bytes=stored_bytes(self.dtype),
             can_skip_sort=is_vllm,
             handles_all_copies=is_triton and is_vllm,
             loads_by_element=is_triton,

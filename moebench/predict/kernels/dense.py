@@ -14,10 +14,11 @@ import numpy as np
 
 from moebench.predict.arrays import Floats, OverCases
 from moebench.predict.kernels.layer import processor
+from moebench.predict.kernels.weights import OPERAND_BYTES, arithmetic
 from moebench.predict.parameters import metadata, parameter
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.schema import from_mapping, read_toml
-from moebench.units import BYTES_PER_ELEMENT
+from moebench.spec.weight_types import stored_bytes
 from moebench.version import PACKAGE
 
 ELEMENT = 2
@@ -97,16 +98,18 @@ def dense_time(
 ) -> Floats:
     """Seconds of dense matmuls whose outputs are bfloat16; measured were bfloat16 inputs alone.
 
+    `dtype` is the type of the weights.
     `warm`: operands as a replaying benchmark leaves them in L2; False: all come from DRAM.
     """
     clock, shared_memory = processor(hardware)
-    peak, sms = hardware.peak_for(dtype), hardware.num_processors
-    size = BYTES_PER_ELEMENT[dtype]
+    operands = arithmetic(dtype, hardware)
+    peak, sms = hardware.peak_for(operands), hardware.num_processors
+    operand_bytes, weight_bytes = OPERAND_BYTES[operands], stored_bytes(dtype)
     rows, columns, split, warps = TILES.T
     m, n, k = shapes.m[:, None], shapes.n[:, None], shapes.k[:, None]
     blocks = np.ceil(m / rows) * np.ceil(n / columns) * split
     steps = np.ceil(k / DEPTH / split)
-    loaded = (rows + columns) * DEPTH * size
+    loaded = (operand_bytes * rows + weight_bytes * columns) * DEPTH
     resident = np.minimum(
         shared_memory // (3 * loaded),
         65536 // (32 * warps * (rows * columns / (32 * warps) + 64)),
@@ -115,10 +118,10 @@ def dense_time(
     one_block = 2 * (rows + p.fill_rows) * columns * steps * DEPTH
     tensor = np.maximum(blocks / sms, 1) * one_block * sms / (peak * p.tensor)
     l2 = np.maximum(blocks / sms, 1) * steps * (p.step + loaded / p.l2_port) / clock
-    operands = size * (n * k + m * k) + ELEMENT * m * n
-    hit = warm / (1 + (operands / (p.retention * hardware.cache)) ** 4)
+    moved = weight_bytes * n * k + operand_bytes * m * k + ELEMENT * m * n
+    hit = warm / (1 + (moved / (p.retention * hardware.cache)) ** 4)
     stream = p.l2_stream * p.l2_port * clock * sms
-    dram = operands * ((1 - hit) / (hardware.memory_bandwidth * p.bandwidth) + hit / stream)
+    dram = moved * ((1 - hit) / (hardware.memory_bandwidth * p.bandwidth) + hit / stream)
     dram = dram + (split > 1) * p.split * split * m * n * 8 / (p.l2_port * clock * sms)
     trip = p.round_trip / (STAGES - 1) * (1 - hit + p.l2_round_trip * hit)
     latency = waves * (p.block + steps * trip)

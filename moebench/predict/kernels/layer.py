@@ -17,8 +17,8 @@ from moebench.predict.arrays import Floats, Mask, OverCases
 from moebench.predict.kernels.loads import BLOCK_ROWS, Loads
 from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.tiles import Tiles
+from moebench.predict.kernels.weights import OPERAND_BYTES
 from moebench.spec.hardware import HardwareSpec
-from moebench.units import BYTES_PER_ELEMENT
 
 ACTIVATION_BYTES = 2
 """Activations are bfloat16 in every measured kernel; fp8 kernels quantise them on the way in."""
@@ -64,7 +64,9 @@ class LayerCases(LayerCalls):
     loads: Loads
     tiles: Tiles
     dtype: str
-    """Type of the weights: "bfloat16" or "float8"."""
+    """Dtype of the operands on the tensor cores; any but bfloat16 means quantised activations."""
+    weight_bytes: float
+    """Bytes of a weight in memory, with its share of a scale."""
     can_skip_sort: bool
     """vllm sorts nothing when 4 T k is at most N and there is no expert map."""
     handles_all_copies: bool
@@ -103,7 +105,7 @@ def layer_time(
 def roofline(hardware: HardwareSpec, cases: LayerCases) -> Floats:
     """The least time that the same load can take: distinct weights once, or useful FLOPs."""
     weights = cases.matrices * cases.hidden_size * cases.inner_size
-    memory = BYTES_PER_ELEMENT[cases.dtype] * weights * cases.loads.distinct
+    memory = cases.weight_bytes * weights * cases.loads.distinct
     return np.maximum(
         memory / hardware.memory_bandwidth,
         2 * weights * cases.loads.copies / hardware.peak_for(cases.dtype),
@@ -120,7 +122,7 @@ def processor(hardware: HardwareSpec) -> tuple[float, float]:
 
 def _layer_time(p: Parameters, m: HardwareSpec, cases: LayerCases, warm: bool) -> LayerTime:
     tokens, hidden, inner = cases.num_tokens, cases.hidden_size, cases.inner_size
-    copies, weight_bytes = cases.loads.copies, BYTES_PER_ELEMENT[cases.dtype]
+    copies, weight_bytes = cases.loads.copies, cases.weight_bytes
     is_parallel = cases.expert_parallel > 1
     handled = np.where(is_parallel & cases.handles_all_copies, tokens * cases.top_k, copies)
     replayed = cases.loads.replayed * hidden * inner * cases.matrices * weight_bytes
@@ -152,7 +154,7 @@ def _layer_time(p: Parameters, m: HardwareSpec, cases: LayerCases, warm: bool) -
         + is_top1 * p.top1_passes * 2 * ACTIVATION_BYTES * tokens * hidden / stream,
         "routing": p.copy * handled + p.expert * cases.num_experts / cases.expert_parallel,
     }
-    if cases.dtype == "float8":
+    if cases.dtype != "bfloat16":
         rows = copies if cases.permutes_copies else tokens
         groups = (rows * hidden + copies * inner) / SCALE_GROUP
         clock, _ = processor(m)
@@ -182,19 +184,20 @@ def _grouped_matmul(
     """Seconds of one grouped matmul and its four times; arrays [cases, candidate tiles]."""
     tile, loads, sms = cases.tiles, cases.loads, m.num_processors
     clock, shared_memory = processor(m)
-    weight_bytes = BYTES_PER_ELEMENT[cases.dtype]
+    operand_bytes, weight_bytes = OPERAND_BYTES[cases.dtype], cases.weight_bytes
     depth, columns, hit = (each[:, None] for each in (gemm.depth, gemm.columns, gemm.hit))
     copies, distinct = loads.copies[:, None], loads.distinct[:, None]
     rows = np.take_along_axis(loads.tiles, np.searchsorted(BLOCK_ROWS, tile.block_m), axis=1)
     threads = WARP * tile.warps
     accumulator = tile.block_m * tile.block_n / threads
     step_elements = (tile.block_m + tile.block_n) * tile.block_k
+    step_bytes = (operand_bytes * tile.block_m + weight_bytes * tile.block_n) * tile.block_k
 
     column_tiles = np.ceil(columns / tile.block_n)
     blocks = rows * column_tiles
     steps = np.ceil(depth / tile.block_k)
     resident = np.minimum(
-        shared_memory // (tile.stages * step_elements * weight_bytes),
+        shared_memory // (tile.stages * step_bytes),
         REGISTERS // (threads * (accumulator + ADDRESSING_REGISTERS)),
     )
     slots = sms * np.maximum(1, resident)
@@ -212,7 +215,7 @@ def _grouped_matmul(
     unpipelined = REGISTERS // (threads * (accumulator + elementwise_loads + UNPIPELINED_REGISTERS))
     misaligned = gemm.is_misaligned[:, None] * p.misaligned * elementwise_loads
     misaligned = misaligned / np.maximum(1, unpipelined) * (1 + loads_in_flight / steps)
-    step_clocks = p.step + weight_bytes * step_elements / p.l2_port + misaligned
+    step_clocks = p.step + step_bytes / p.l2_port + misaligned
     l2 = blocks * steps * step_clocks / clock / sms
 
     # Row tiles walk the columns in groups; each further group streams the expert's weights again

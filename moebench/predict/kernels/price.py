@@ -19,11 +19,14 @@ from moebench.predict.kernels.intervals import (
     regime_ends,
     shipped_widths,
 )
-from moebench.predict.kernels.layer import LayerCases, LayerTime, layer_time
+from moebench.predict.kernels.layer import LayerCalls, LayerCases, LayerTime, layer_time
+from moebench.predict.kernels.loads import Loads
 from moebench.predict.kernels.parameters import Parameters
 from moebench.predict.kernels.prior import prior_for
+from moebench.predict.kernels.weights import arithmetic
 from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.weight_types import stored_bytes
 from moebench.units import nearest, same_name
 
 KERNELS: Mapping[str, Kernel] = {
@@ -79,6 +82,8 @@ class Calibrated:
     """Where the parameters come from, in words, with the fit's own error."""
     token_range: tuple[int, int] | None = None
     """Tokens per step that were measured."""
+    weights: str | None = None
+    """Type of the weights where no layer of it was measured: `kernel` is the nearest one."""
 
     @property
     def has_rows(self) -> bool:
@@ -87,9 +92,22 @@ class Calibrated:
 
     def basis_of(self, shapes: Sequence[str]) -> list[Basis]:
         """The basis of each case's prediction, given its model shape."""
+        if self.weights and self.basis not in ("stranger", "maker"):
+            return ["relative"] * len(shapes)
         if not self.has_rows:
             return [self.basis] * len(shapes)
         return [self.basis if shape in self.shapes else "shape" for shape in shapes]
+
+    def cases(self, loads: Loads, calls: LayerCalls) -> LayerCases:
+        """Calls of the layer as the kernel runs them; unmeasured weights replace the kernel's own.
+
+        What is replaced are bytes of a weight and dtype of the arithmetic.
+        """
+        cases = self.kernel.cases(self.hardware, loads, calls)
+        if self.weights is None:
+            return cases
+        dtype = arithmetic(self.weights, self.hardware)
+        return dataclasses.replace(cases, dtype=dtype, weight_bytes=stored_bytes(self.weights))
 
 
 def calibrated(
@@ -200,9 +218,20 @@ def _bounds(time: LayerTime) -> list[str]:
 def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
     """Why these predictions should be read with care."""
     kernel, hardware = calibration.kernel, calibration.hardware
+    weights = calibration.weights
     smallest, largest = calibration.token_range or (0, np.inf)
     outside = int(((cases.num_tokens < smallest) | (cases.num_tokens > largest)).sum())
     candidates = (
+        (
+            weights is not None,
+            "uncalibrated",
+            f"no layer of {weights} weights was ever measured",
+            f"priced as {kernel.label} with {8 * cases.weight_bytes:.4g} bits a weight and "
+            f"{cases.dtype} arithmetic"
+            + "; the interval is that of a kernel without rows, in a family that has some"
+            * (calibration.basis != "maker"),
+            "compare --dtype bf16 and fp8, or measure the kernel on the device",
+        ),
         (
             kernel.named_family is None,
             "unknown-kernel",

@@ -22,7 +22,7 @@ SCORES = "attention-scores"
 WINDOWED = "windowed attention"
 """Attention of a layer that looks back a window; a step's price adds it to "attention"."""
 ACTIVATIONS: DType = "bfloat16"
-"""Dtype of everything but weights of matrix products, also in float8 deployments."""
+"""Dtype of everything but weights of matrix products and the cache, in any deployment."""
 
 
 def ops_by_stage(deployment: Deployment, batch: int) -> dict[str, tuple[Op, ...]]:
@@ -31,20 +31,22 @@ def ops_by_stage(deployment: Deployment, batch: int) -> dict[str, tuple[Op, ...]
     Sequences are split over expert-parallel groups; head and norms stay bfloat16.
     """
     d, model = deployment, rank_model(deployment.model, deployment.tensor_parallel)
-    work = replace(d.rank_workload(batch), dtype=ACTIVATIONS)
+    work = d.rank_workload(batch)
     tokens = work.num_tokens
-    stages = {"shared": _quantised(shared_expert_ops(model, tokens, ACTIVATIONS), d.dtype)}
+    stages = {"shared": _quantised(shared_expert_ops(model, tokens, ACTIVATIONS), d.other_weights)}
     if d.level != "moe":
-        norm = rms_norm(model, tokens, ACTIVATIONS)
-        ops = _fused(_quantised(attention_ops(model, work), d.dtype))
+        norm, cache = rms_norm(model, tokens, ACTIVATIONS), d.cache_dtype
+        ops = _fused(_quantised(attention_ops(model, work, 0, cache), d.other_weights))
         stages["projections"] = (norm, *(op for op in ops if op.name != SCORES))
-        stages["attention"] = (_scores(model, work),)
+        stages["attention"] = (_scores(model, work, 0, cache),)
         if d.windowed_layers:
-            stages[WINDOWED] = (_scores(model, work, model.attention.window),)
+            stages[WINDOWED] = (_scores(model, work, model.attention.window, cache),)
         stages["norm"] = (norm,) * (model.norms_per_layer - 1)
     if d.level == "model":
         positions = tokens if d.phase == "train" else work.batch
-        stages["dense layers"] = _quantised(dense_ffn_ops(model, tokens, ACTIVATIONS), d.dtype)
+        stages["dense layers"] = _quantised(
+            dense_ffn_ops(model, tokens, ACTIVATIONS), d.other_weights
+        )
         stages["head"] = head_ops(model, positions, ACTIVATIONS)
     return stages
 
@@ -72,7 +74,7 @@ def _fused(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     return ops
 
 
-def _scores(model: ModelSpec, work: Workload, window: int = 0) -> Op:
+def _scores(model: ModelSpec, work: Workload, window: int, cache_dtype: str) -> Op:
     """Scores of a layer that looks back a window (0: everything); MLA decodes in absorbed form.
 
     There every head's query is as wide as the cached vector, and the cache is read once for all
@@ -81,7 +83,7 @@ def _scores(model: ModelSpec, work: Workload, window: int = 0) -> Op:
     **Source**: DeepSeek-V2 (2405.04434), section 2.1.2.
     """
     a = model.attention
-    (op,) = (op for op in attention_ops(model, work, window) if op.name == SCORES)
+    (op,) = (op for op in attention_ops(model, work, window, cache_dtype) if op.name == SCORES)
     if a.kind != "mla" or work.phase != "decode":
         return op
     width = a.num_heads * (2 * a.kv_rank + a.rope_head_dim)

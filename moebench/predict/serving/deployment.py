@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from moebench.predict.arrays import Floats
+from moebench.predict.kernels.weights import arithmetic
 from moebench.predict.serving.communication import link
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint, Phase, Workload
@@ -19,11 +20,14 @@ from moebench.spec.hardware import HardwareSpec
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.schema import MOST_SIZE, check_range
+from moebench.spec.weight_types import weight_type
 
 DeploymentLevel = Literal["moe", "decoder", "model"]
 LEVELS: tuple[DeploymentLevel, ...] = ("moe", "decoder", "model")
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
-DTYPES = ("bfloat16", "float8")
+CACHE_DTYPES = ("bfloat16", "float8")
+TRAINED = ("bfloat16", "float16")
+"""Types of weights in training."""
 WIDTHS = (
     "intermediate_size",
     "shared_intermediate_size",
@@ -43,8 +47,12 @@ class Deployment:
     level: DeploymentLevel = "moe"
     context: int = 1024
     """Decode: tokens of each sequence in the KV cache. Prefill and train: tokens of a sequence."""
-    dtype: str = "bfloat16"
-    """Dtype of weights; activations and cache are bfloat16."""
+    dtype: str | None = None
+    """Type of weights, by any name of `spec.weight_types`; None: the checkpoint's own types, or
+    bfloat16 in training and where the device lacks the arithmetic. Embeddings, norms, router, head
+    and activations are bfloat16."""
+    kv_dtype: str = "bfloat16"
+    """Type of the KV cache."""
     kernel: str | None = None
     """Short name of the expert kernel; None: vllm's choice on the device."""
     tensor_parallel: int = 1
@@ -59,8 +67,9 @@ class Deployment:
     """Where skew or shares come from, in words."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: found {self.dtype!r}, expected {' or '.join(DTYPES)}")
+        if weight_type(self.kv_dtype, "kv_dtype").name not in CACHE_DTYPES:
+            expected = " or ".join(CACHE_DTYPES)
+            raise ValueError(f"kv_dtype: found {self.kv_dtype!r}, expected {expected}")
         if not 1 <= self.context <= MOST_SIZE:
             raise ValueError(f"context: found {self.context}, expected 1 to {MOST_SIZE} tokens")
         if not self.model.num_moe_layers:
@@ -76,9 +85,11 @@ class Deployment:
                 f"level: found {self.level!r}, expected 'moe': of {self.model.name} "
                 f"{self.model.moe_level_only} is not understood"
             )
-        if self.phase == "train" and self.dtype != "bfloat16":
+        if self.phase == "train" and self.expert_weights not in TRAINED:
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
-        self.hardware.check_priceable(self.dtype, self.num_devices)
+        for weights in (self.expert_weights, self.other_weights):
+            dtype = arithmetic(weights, self.hardware)
+            self.hardware.check_priceable(dtype, self.num_devices)
         self._check_ranks()
         self._check_layers()
 
@@ -124,6 +135,29 @@ class Deployment:
             raise ValueError(f"layers: found {found}, expected {least} to {most}")
 
     @property
+    def expert_weights(self) -> str:
+        """Name of the type of the routed experts' weights."""
+        return self._weights(self.model.expert_weights)
+
+    @property
+    def other_weights(self) -> str:
+        """Name of the type of the weights of attention, dense networks and shared experts."""
+        if self.dtype is not None and weight_type(self.dtype).experts_only:
+            return "bfloat16"
+        return self._weights(self.model.other_weights)
+
+    def _weights(self, published: str) -> str:
+        if self.dtype is not None:
+            return weight_type(self.dtype).name
+        is_run = arithmetic(published, self.hardware) in self.hardware.peak
+        return weight_type(published).name if is_run and self.phase != "train" else "bfloat16"
+
+    @property
+    def cache_dtype(self) -> str:
+        """Name of the type of keys and values in the cache."""
+        return weight_type(self.kv_dtype).name
+
+    @property
     def num_devices(self) -> int:
         """Number of GPUs, tensor-parallel times expert-parallel ranks."""
         return self.tensor_parallel * self.expert_parallel
@@ -167,7 +201,6 @@ class Deployment:
             batch=batch,
             sequence_length=1 if decodes else self.context,
             context_length=self.context if decodes else 0,
-            dtype=self.dtype,  # type: ignore[arg-type]
         )
 
     def rank_workload(self, batch: int) -> Workload:

@@ -6,7 +6,7 @@ training keeps every layer's for the backward pass, without recomputation.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from typing import NamedTuple
 
 from moebench.predict.layers.memory import cache_memory
 from moebench.predict.serving.decoder import ACTIVATIONS
@@ -14,20 +14,29 @@ from moebench.predict.serving.deployment import Deployment, rank_model
 from moebench.routers.policy import Policy
 from moebench.spec.load import ExpertLoad
 from moebench.spec.parameters import attention_parameters, dense_parameters, shared_parameters
-from moebench.units import BYTES_PER_ELEMENT, Bytes
+from moebench.spec.weight_types import weight_type
+from moebench.units import Bytes
 
 OPTIMIZER_BYTES = 12
 """AdamW in mixed precision: fp32 copy, first and second moment of every parameter.
 Rajbhandari et al., ZeRO (1910.02054), section 3.1: 12 bytes beside weights and gradients."""
 GRADIENT_BYTES = 2
-PLAIN_BYTES = 2
-"""Embeddings, norms, router and head stay bfloat16 in float8 checkpoints, as does the cache."""
 LOGIT_BYTES = 6
 """Bytes of one logit: bfloat16 from the head, fp32 for sampling or the loss."""
 
 
-def rank_parameters(deployment: Deployment, router: Policy) -> tuple[float, float]:
-    """Parameters of the rank: those in the weights' dtype, and those in bfloat16.
+class RankParameters(NamedTuple):
+    """Parameters that one rank holds, by the type of their weights."""
+
+    experts: float
+    others: float
+    """Weights of attention, dense networks and shared experts."""
+    plain: float
+    """Embeddings, norms, router and head, which stay bfloat16 in checkpoints of any type."""
+
+
+def rank_parameters(deployment: Deployment, router: Policy) -> RankParameters:
+    """Parameters of the rank at the deployment's level.
 
     At level "moe" the router, the rank's routed experts and the shared ones; "decoder" adds
     attention and both norms; "model" all layers, embeddings, final norm and head. Embedding table
@@ -41,15 +50,16 @@ def rank_parameters(deployment: Deployment, router: Policy) -> tuple[float, floa
     plain = router.parameters(whole) / whole.num_moe_layers
     plain += h * whole.has_shared_gate + whole.num_experts * whole.gate.has_correction_bias
     if d.level == "moe":
-        return experts + shared, plain
+        return RankParameters(experts, shared, plain)
     norms = whole.norms_per_layer * h
     if d.level == "decoder":
-        return experts + shared + attention, plain + norms
+        return RankParameters(experts, shared + attention, plain + norms)
     dense = dense_parameters(model)
     layers = d.moe_layers + d.dense_layers
     tables = model.vocab_size * h * (1 if whole.has_tied_embeddings else 2)
-    return (
-        d.moe_layers * (experts + shared) + layers * attention + d.dense_layers * dense,
+    return RankParameters(
+        d.moe_layers * experts,
+        d.moe_layers * shared + layers * attention + d.dense_layers * dense,
         d.moe_layers * plain + layers * norms + tables + h,
     )
 
@@ -62,11 +72,14 @@ def rank_memory(
     `load` is that of one layer on all ranks, `copies` its assignments on this rank.
     """
     d = deployment
-    quantised, plain = rank_parameters(d, router)
-    weights = BYTES_PER_ELEMENT[d.dtype] * quantised + PLAIN_BYTES * plain
+    held = rank_parameters(d, router)
+    types = (d.expert_weights, d.other_weights, ACTIVATIONS)
+    weights = sum(
+        weight_type(name).bytes_per_element * count for name, count in zip(types, held, strict=True)
+    )
     layers, windowed = d.moe_layers + d.dense_layers, d.windowed_layers
     model, trains = rank_model(d.model, d.tensor_parallel), d.phase == "train"
-    work = replace(d.rank_workload(batch), dtype=ACTIVATIONS)
+    work = d.rank_workload(batch)
     h, inner = model.hidden_size, model.intermediate_size
     experts = copies * (2 * h + model.expert_matrices * inner) + 2 * load.num_tokens * h
     a = model.attention
@@ -76,10 +89,10 @@ def rank_memory(
     logits = LOGIT_BYTES * positions * model.vocab_size if d.level == "model" else 0.0
     sizes = {
         "weights": weights,
-        "cache": (layers - windowed) * cache_memory(model, work)
-        + windowed * cache_memory(model, work, a.window),
-        "gradients": GRADIENT_BYTES * (quantised + plain) * trains,
-        "optimizer": OPTIMIZER_BYTES * (quantised + plain) * trains,
+        "cache": (layers - windowed) * cache_memory(model, work, 0, d.cache_dtype)
+        + windowed * cache_memory(model, work, a.window, d.cache_dtype),
+        "gradients": GRADIENT_BYTES * sum(held) * trains,
+        "optimizer": OPTIMIZER_BYTES * sum(held) * trains,
         "activations": layers * 2.0 * (experts + attention) + logits
         if trains
         else max(2.0 * max(experts, attention), logits),

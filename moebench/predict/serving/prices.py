@@ -15,6 +15,7 @@ from moebench.predict.arrays import Floats
 from moebench.predict.kernels.catalogue import mma_generation
 from moebench.predict.kernels.dense import DenseParameters, MatmulShapes, dense_time, shipped_dense
 from moebench.predict.kernels.price import Calibrated, calibrated, default_kernel, kernel_named
+from moebench.predict.kernels.weights import MEASURED, nearest_measured
 from moebench.predict.serving.deployment import Deployment
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.ops import Op
@@ -28,7 +29,8 @@ DENSE_UNCERTAINTY = 1.25
 """Factor for dense matmuls on a fitted device, whose mean errors are 7 to 11 %: 90 % of normal
 errors lie within 2.06 times the mean absolute one."""
 RELATIVE_UNCERTAINTY = 1.4
-"""Factor for dense matmuls on a device that took a relative's parameters."""
+"""Factor for dense matmuls on a device, or of a type of weights, that took a relative's
+parameters."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,21 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
     """
     d, hardware, known = deployment, deployment.hardware, shipped_dense()
     name, own = d.kernel or default_kernel(hardware), known.get(hardware.name)
-    kernel = kernel_named(name, d.model.expert_matrices, d.dtype)
+    kernel_type = nearest_measured(d.expert_weights, hardware)
+    kernel = kernel_named(name, d.model.expert_matrices, kernel_type)
     if hardware.gpu_maker not in (None, "NVIDIA") and kernel.family != "triton":
         raise ValueError(
             f"--kernel: found {name!r}, which runs on NVIDIA GPUs alone; expected vllm-triton or "
             f"sglang-triton on {hardware.name}, a GPU of {hardware.gpu_maker}"
         )
     experts = calibrated(kernel, hardware, dense_here=own)
+    if d.expert_weights not in MEASURED:
+        origin = f"no layer of {d.expert_weights} weights; nearest: {experts.origin}"
+        experts = dataclasses.replace(experts, weights=d.expert_weights, origin=origin)
     if own is not None:
         origin = f"dense matmuls of {hardware.name}"
-        return KernelPrices(name, experts, Library(hardware, own, origin, DENSE_UNCERTAINTY))
+        factor = DENSE_UNCERTAINTY if d.other_weights in MEASURED else RELATIVE_UNCERTAINTY
+        return KernelPrices(name, experts, Library(hardware, own, origin, factor))
     machines, instruction = [*map(load_hardware, known)], mma_generation(hardware)
     relatives = (
         [one.name for one in machines if hardware.is_built_like(one)]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from moebench.predict.energy.calibration import LayerWork, energy_calibration, layer_energy
 from moebench.predict.kernels.intervals import Basis, shipped_widths
+from moebench.predict.kernels.weights import MEASURED
+from moebench.predict.serving.caveats import step_caveats
 from moebench.predict.serving.counts import model_caveats
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.intervals import latency_interval, speedup_interval
@@ -15,22 +17,11 @@ from moebench.predict.serving.step import EXPERT_STAGES, StepPrice, shape_of, st
 from moebench.records.results import Caveat, Estimate
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
-from moebench.units import Bytes, Joules, Seconds, text
+from moebench.spec.weight_types import WEIGHT_TYPES
+from moebench.units import Bytes, Joules, Seconds
 
 SMALL_STAGES = ("launch", "routing", "router", "norm", "communication")
 """Stages of small kernels and collectives, which leave the multiprocessors mostly idle."""
-RAGGED = Caveat(
-    "ragged-routing",
-    "every measured row had the same k for all tokens of a call",
-    "the prediction takes it that a token's missing experts cost nothing in this kernel",
-    "measure the router on the device with the suite",
-)
-TRAINING = Caveat(
-    "backward-not-measured",
-    "only forward passes were measured",
-    "a backward pass is priced as twice the forward one; the optimizer's step is not priced",
-    "measure the training step on the device with the suite",
-)
 
 
 @dataclass(frozen=True)
@@ -117,9 +108,7 @@ def speedups(
     caveats = (
         *model_caveats(d.model),
         *own.layer.caveats,
-        *([RAGGED] if router.is_adaptive else []),
-        *([TRAINING] if d.phase == "train" else []),
-        *_out_of_memory(d, {batches[i]: sum(memories[i].values()) for i in range(len(batches))}),
+        *step_caveats(d, router, {batches[i]: sum(m.values()) for i, m in enumerate(memories)}),
         *energies[0].caveats,
     )
     rows = []
@@ -178,32 +167,18 @@ def _bound(step: StepPrice, i: int) -> str:
 
 def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepEnergy:
     """Energy at the i-th batch, the most loaded device's times the devices; `ends` of latency."""
-    d = step.deployment
+    d, weights = step.deployment, step.deployment.expert_weights
     try:
         calibration = energy_calibration(d.hardware.name)
     except ValueError as error:
         return StepEnergy(missing=str(error))
+    if weights not in (*MEASURED, *calibration.fit.origin.precisions):
+        return StepEnergy(missing=f"no energy of {weights} weights was ever measured")
     latency = float(step.seconds[i])
     small = sum(float(step.part(name)[i]) for name in SMALL_STAGES) / latency
-    work = LayerWork(float(step.bytes_moved[i]), float(step.flops[i]), d.dtype, small)
+    work = LayerWork(
+        float(step.bytes_moved[i]), float(step.flops[i]), WEIGHT_TYPES[weights].arithmetic, small
+    )
     times, n = (ends[0], latency, ends[1]), d.num_devices
     low, middle, high = (layer_energy(calibration, work, seconds) for seconds in times)
     return StepEnergy(n * middle.joules, n * low.low, n * high.high, None, middle.caveats)
-
-
-def _out_of_memory(deployment: Deployment, peaks: Mapping[int, Bytes]) -> tuple[Caveat, ...]:
-    """Caveat of batches whose peak memory exceeds a device's; `peaks` are by batch."""
-    hardware = deployment.hardware
-    over = [batch for batch, peak in peaks.items() if peak > hardware.memory_capacity]
-    if not over:
-        return ()
-    return (
-        Caveat(
-            "out-of-memory",
-            f"{text(peaks[over[0]], 'size')} a device at batch {over[0]}"
-            f"{' and more' if len(over) > 1 else ''}, "
-            f"where {hardware.name} has {text(hardware.memory_capacity, 'size')}",
-            "the step does not fit; its time is what it would be if it did",
-            "more devices (--tp, --ep), narrower weights (--dtype), or a smaller --context",
-        ),
-    )

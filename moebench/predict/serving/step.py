@@ -27,7 +27,7 @@ from moebench.spec.case import OperatingPoint
 from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops, layer_ops
 from moebench.spec.load import ExpertLoad
 from moebench.spec.ops import Op, total_flops
-from moebench.units import BYTES_PER_ELEMENT, Seconds
+from moebench.units import Seconds
 
 BACKWARD = 2.0
 """Time of a backward pass over its forward pass: each matrix product has two of the same size."""
@@ -93,7 +93,7 @@ def step_price(
     calls = LayerCalls(
         np.array(tokens, dtype=float), *(np.full(len(tokens), float(s)) for s in sizes)
     )
-    cases = experts.kernel.cases(experts.hardware, expected_loads(local, tokens), calls)
+    cases = experts.cases(expected_loads(local, tokens), calls)
     layer = price(prices.experts, cases, [shape_of(d)] * len(batches))
 
     layers, moe = d.moe_layers + d.dense_layers, d.moe_layers
@@ -101,7 +101,7 @@ def step_price(
     stages["router"] = moe * np.array([router_time(prices.experts, d, router, t) for t in own])
     copies, rank = cases.loads.copies, rank_model(m, d.tensor_parallel)
     widths = 2 * rank.hidden_size + 2 * rank.expert_matrices * rank.intermediate_size
-    weights = BYTES_PER_ELEMENT[d.dtype] * rank.expert_parameters * cases.loads.distinct
+    weights = cases.weight_bytes * rank.expert_parameters * cases.loads.distinct
     flops = moe * (2 * rank.expert_parameters * copies)
     moved = moe * (weights + ACTIVATION_BYTES * widths * copies)
     others = [ops_by_stage(d, batch) for batch in batches]
@@ -165,14 +165,14 @@ def step_flops(deployment: Deployment, router: Policy, load: ExpertLoad, batch: 
     d, model = deployment, deployment.model
     work = d.workload(batch)
     tokens = work.num_tokens
-    routing = router.ops(model, tokens, d.dtype)
+    routing = router.ops(model, tokens, work.dtype)
     layer = layer_ops(model, work, routing, load, EXPERT_BACKENDS["grouped"])
     total = d.moe_layers * total_flops(layer)
     if d.level == "model":
         positions = tokens if d.phase == "train" else batch
-        dense = (*attention_ops(model, work), *dense_ffn_ops(model, tokens, d.dtype))
+        dense = (*attention_ops(model, work), *dense_ffn_ops(model, tokens, work.dtype))
         total += d.dense_layers * total_flops(dense)
-        total += total_flops(head_ops(model, positions, d.dtype))
+        total += total_flops(head_ops(model, positions, work.dtype))
     if d.windowed_layers:
         full, windowed = (
             total_flops(attention_ops(model, work, window))

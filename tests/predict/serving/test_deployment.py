@@ -42,11 +42,12 @@ def test_mixtrals_cache_is_counted_by_hand() -> None:
 def test_one_moe_layer_of_mixtral_is_counted_by_hand() -> None:
     """Eight experts of three 4096 x 14336 matrices, and an 8 x 4096 router."""
     layer = replace(WHOLE, level="moe")
-    assert rank_parameters(layer, TOP_K) == (8 * 3 * 4096 * 14336, 8 * 4096)
+    assert rank_parameters(layer, TOP_K) == (8 * 3 * 4096 * 14336, 0, 8 * 4096)
     half = replace(layer, dtype="float8")
     load = TOP_K.load(MIXTRAL, 1, TOP_K.operating_point(MIXTRAL))
     weights = rank_memory(half, TOP_K, load, 2.0, 1)["weights"]
-    assert weights == 8 * 3 * 4096 * 14336 + 2 * 8 * 4096
+    scales = 8 * 3 * (4096 // 128) * (14336 // 128)
+    assert weights == 8 * 3 * 4096 * 14336 + 4 * scales + 2 * 8 * 4096
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -155,7 +156,10 @@ def test_one_device_says_nothing() -> None:
         ({"skew": -1.0}, "skew: found -1.0"),
         ({"skew": math.nan}, "skew: found nan"),
         ({"phase": "train", "dtype": "float8"}, "expected bfloat16 in training"),
-        ({"dtype": "int4"}, "dtype: found 'int4'"),
+        ({"dtype": "int5"}, "dtype: found 'int5'"),
+        ({"kv_dtype": "int4"}, "kv_dtype: found 'int4', expected bfloat16 or float8"),
+        ({"dtype": "float32"}, "no peak for dtype 'float32'"),
+        ({"dtype": "fp8", "hardware": load_hardware("a100-sxm-80gb")}, "for dtype 'float8'"),
         (
             {"hardware": replace(H100, interconnect=None), "tensor_parallel": 2},
             "no interconnect is known",

@@ -19,7 +19,6 @@ from moebench.routers.policy import known_policies, policy
 from moebench.spec.hardware import hardware_names, load_hardware
 from moebench.spec.model import load_model
 from moebench.spec.ops import total_flops
-from moebench.units import BYTES_PER_ELEMENT
 
 MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")
 MODELS = ("mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3", "qwen1.5-moe-a2.7b")
@@ -45,7 +44,7 @@ means = st.floats(1.0, 2.0)
 
 def deployed(fields: Mapping[str, Any]) -> Deployment:
     names = {"model": load_model(fields["model"]), "hardware": load_hardware(fields["hardware"])}
-    return Deployment(**{**fields, **names})
+    return Deployment(**{**fields, **names}, dtype="bfloat16")
 
 
 def latencies(deployment: Deployment, mean: float) -> np.ndarray:
@@ -87,9 +86,9 @@ def test_a_step_is_never_below_its_roofline(fields: dict[str, Any], mean: float)
     point = router.operating_point(deployment.model, deployment.skew)
     priced = step_price(deployment, kernel_prices(deployment), router, point, BATCHES)
     machine = deployment.hardware
-    compute = priced.flops / machine.peak_for(deployment.dtype)
+    compute = priced.flops / machine.peak_for("bfloat16")
     shape = deployment.model.expert_parameters / deployment.tensor_parallel
-    weights = BYTES_PER_ELEMENT[deployment.dtype] * shape * priced.cases.loads.distinct
+    weights = 2 * shape * priced.cases.loads.distinct
     read = deployment.moe_layers * weights
     if deployment.level != "moe":
         layers = deployment.moe_layers + deployment.dense_layers

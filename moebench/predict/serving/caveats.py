@@ -1,0 +1,69 @@
+"""Why a predicted step should be read with care, apart from its kernels' calibration."""
+
+from collections.abc import Mapping
+
+from moebench.predict.serving.deployment import Deployment
+from moebench.records.results import Caveat
+from moebench.routers.policy import Policy
+from moebench.spec.weight_types import weight_type
+from moebench.units import Bytes, text
+
+RAGGED = Caveat(
+    "ragged-routing",
+    "every measured row had the same k for all tokens of a call",
+    "the prediction takes it that a token's missing experts cost nothing in this kernel",
+    "measure the router on the device with the suite",
+)
+TRAINING = Caveat(
+    "backward-not-measured",
+    "only forward passes were measured",
+    "a backward pass is priced as twice the forward one; the optimizer's step is not priced",
+    "measure the training step on the device with the suite",
+)
+
+
+def step_caveats(
+    deployment: Deployment, router: Policy, peaks: Mapping[int, Bytes]
+) -> tuple[Caveat, ...]:
+    """Caveats of a deployment's steps under a router; `peaks` are memory by batch."""
+    found = [*_converted(deployment)]
+    if router.is_adaptive:
+        found.append(RAGGED)
+    if deployment.phase == "train":
+        found.append(TRAINING)
+    return (*found, *_out_of_memory(deployment, peaks))
+
+
+def _converted(deployment: Deployment) -> tuple[Caveat, ...]:
+    """Caveat of a checkpoint whose own type of weights the device does not multiply."""
+    d = deployment
+    published = weight_type(d.model.expert_weights).name
+    if d.dtype is not None or d.phase == "train" or d.expert_weights == published:
+        return ()
+    return (
+        Caveat(
+            "converted-weights",
+            f"{d.model.name} is published in {published}, in which {d.hardware.name} cannot "
+            "multiply",
+            f"priced in {d.expert_weights}, to which its weights are converted",
+            "another type of weights (--dtype int4), or a GPU that has the arithmetic",
+        ),
+    )
+
+
+def _out_of_memory(deployment: Deployment, peaks: Mapping[int, Bytes]) -> tuple[Caveat, ...]:
+    """Caveat of batches whose peak memory exceeds a device's; `peaks` are by batch."""
+    hardware = deployment.hardware
+    over = [batch for batch, peak in peaks.items() if peak > hardware.memory_capacity]
+    if not over:
+        return ()
+    return (
+        Caveat(
+            "out-of-memory",
+            f"{text(peaks[over[0]], 'size')} a device at batch {over[0]}"
+            f"{' and more' if len(over) > 1 else ''}, "
+            f"where {hardware.name} has {text(hardware.memory_capacity, 'size')}",
+            "the step does not fit; its time is what it would be if it did",
+            "more devices (--tp, --ep), narrower weights (--dtype), or a smaller --context",
+        ),
+    )
