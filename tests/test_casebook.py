@@ -329,3 +329,28 @@ def test_f10_mxfp4_weights_of_gpt_oss_120b_fit_one_h100() -> None:
         assert "out-of-memory" not in kinds and "uncalibrated" in kinds
     (wide,) = speedups(whole(GPT_OSS_120B), TOP_K, [1])
     assert "out-of-memory" in {caveat.kind for caveat in wide.estimate.caveats}
+
+
+QWEN3_235B = ModelSpec(
+    name="qwen3-235b-a22b",
+    source="https://huggingface.co/Qwen/Qwen3-235B-A22B/blob/main/config.json",
+    num_layers=94,
+    hidden_size=4096,
+    intermediate_size=1536,
+    num_experts=128,
+    top_k=8,
+    vocab_size=151936,
+    attention=Attention("gqa", 64, 4, 128, norm="per-head"),
+    gate=SOFTMAX,
+)
+
+
+@pytest.mark.parametrize(("tp", "warns"), [(8, True), (4, False), (2, False)])
+def test_f07_block_fp8_of_192_columns_a_rank_is_told(tp: int, warns: bool) -> None:
+    """1536 / 8 = 192 is no multiple of 128, 1536 / 4 = 384 is; four key-value heads are copied."""
+    (row,) = speedups(whole(QWEN3_235B, dtype="fp8", tensor_parallel=tp), TOP_K, [8])
+    said = [one for one in row.estimate.caveats if one.kind == "unaligned-shape"]
+    assert len(said) == warns
+    for caveat in said:
+        assert "intermediate_size 1536 / tp 8 = 192: no multiple of 128" in caveat.seen
+        assert caveat.remedy.startswith("--tp 4,")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.shapes import shape_caveats
 from moebench.records.results import Caveat
 from moebench.routers.policy import Policy
 from moebench.spec.weight_types import weight_type
@@ -26,7 +27,7 @@ def step_caveats(
     deployment: Deployment, router: Policy, peaks: Mapping[int, Bytes]
 ) -> tuple[Caveat, ...]:
     """Caveats of a deployment's steps under a router; `peaks` are memory by batch."""
-    found = [*_converted(deployment)]
+    found = [*_converted(deployment), *shape_caveats(deployment)]
     if router.is_adaptive:
         found.append(RAGGED)
     if deployment.phase == "train":
