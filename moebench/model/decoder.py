@@ -20,6 +20,7 @@ from moebench.experts.weights import Experts, ExpertWeights, feed_forward
 from moebench.model.attention import GroupedQueryAttention, KVCache, SequenceStates
 from moebench.model.random_numbers import fill_normal
 from moebench.model.rotary import Rotary, rotary_angles
+from moebench.routers.auxiliary import auxiliary_loss
 from moebench.routers.routing import Hidden, Router, RouterState, Routing
 from moebench.spec.case import Level
 from moebench.spec.execution import check_executed, unsupported
@@ -208,4 +209,5 @@ def training_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error in fp32 plus auxiliary losses: its gradient reaches all that ran."""
     losses = [routing.aux_loss for routing in routings if routing.aux_loss is not None]
-    return sum(losses, start=functional.mse_loss(y.float(), target.float()))
+    error = functional.mse_loss(y.float(), target.float())
+    return error + auxiliary_loss(losses) if losses else error

@@ -21,6 +21,14 @@ from moebench.spec.schema import from_mapping
 from moebench.units import nearest, same_name
 
 _POLICIES: dict[str, type["Policy"]] = {}
+Reduction = Literal["sum", "mean", "pooled"]
+"""How an auxiliary loss is reduced over a stack's layers, each time in one released code:
+
+sum: each layer's own loss, added up (AdaMoE's LoRA experiments, `exp_1`)
+mean: that sum divided by the number of layers (megablocks, which trained OLMoE)
+pooled: one loss over the tokens of all layers together, so that imbalances of two layers can cancel
+(transformers, the released RMoE, and AdaMoE's Mixtral experiments, `exp_2`)
+"""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.policy import Policy, import_routers
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
@@ -49,8 +50,8 @@ class Choice(NamedTuple):
     num_experts: int
     keep: SlotMask | None = None
     """Slots that cost compute; None: all do."""
-    aux_loss: Float[Tensor, ""] | None = None
-    """The scaled auxiliary loss, in training only; the sum over the layers is the paper's loss."""
+    aux_loss: AuxiliaryLoss | None = None
+    """This layer's part of the auxiliary loss, in training only."""
 
     def to(self, device: torch.device) -> "Choice":
         """The choice with its tensors on a device."""
@@ -66,7 +67,7 @@ class Routing:
     weights: Float[Tensor, " assignments"]
     tokens_per_expert: Int[Tensor, " experts"]
     num_tokens: int
-    aux_loss: Float[Tensor, ""] | None = None
+    aux_loss: AuxiliaryLoss | None = None
     """See `Choice`."""
 
     @property
@@ -105,7 +106,7 @@ class Routing:
         expert_indices: SlotExperts,
         num_experts: int,
         keep: SlotMask | None = None,
-        aux_loss: Float[Tensor, ""] | None = None,
+        aux_loss: AuxiliaryLoss | None = None,
     ) -> "Routing":
         """Flatten a `Choice`'s kept slots, in token order; on a GPU the host waits for counts."""
         num_tokens, slots = expert_indices.shape
@@ -160,25 +161,38 @@ class Router(nn.Module, ABC):
         """
 
     def start_from_base(
-        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
+        self,
+        weight: Float[Tensor, "experts hidden"],
+        bias: Float[Tensor, " experts"] | None = None,
+        logit_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
         """Take over a pretrained router's weights, so that training starts at the base model.
 
         Routing and weights are then those of the base model's own top-k, to the bit.
+
+        Args:
+            bias: The base's correction bias, where its gate has one.
+            logit_bias: Its bias on the logits, where its gate has one.
         """
         raise ValueError(f"{type(self).__name__} cannot start from a pretrained router")
 
-    def route(self, scores: ChoiceScores, bounded: bool = False) -> Routing:
-        """The choice as a flat routing; `bounded` for a CUDA graph, see `Routing.bounded`."""
+    def route(
+        self, scores: ChoiceScores, bounded: bool = False, dtype: torch.dtype | None = None
+    ) -> Routing:
+        """The choice as a flat routing; `bounded` for a CUDA graph, see `Routing.bounded`.
+
+        Args:
+            dtype: Type of the weights, the model's own; None: that of the scores.
+        """
         choice = self.choose(scores)
-        choice = choice._replace(weights=choice.weights.to(scores.dtype))
+        choice = choice._replace(weights=choice.weights.to(dtype or scores.dtype))
         return Routing.bounded(choice) if bounded else Routing.from_slots(*choice)
 
     def forward(
         self, x: Hidden, state: RouterState = None, bounded: bool = False
     ) -> tuple[Routing, RouterState]:
         scores, state = self.scores(x, state)
-        return self.route(scores, bounded), state
+        return self.route(scores, bounded, x.dtype), state
 
 
 def router(name: str) -> Callable[[Builder], Builder]:

@@ -145,6 +145,12 @@ class Gate:
         if self.scale <= 0:
             raise ValueError(f"scale: found {self.scale}, expected more than 0")
 
+    @property
+    def logits_compete(self) -> bool:
+        """Whether logits compete for the slots: softmax keeps their order, but not that of sums."""
+        has_sums = self.num_groups > 1 and self.group_score == "best-two"
+        return self.score == "softmax" and not self.has_correction_bias and not has_sums
+
 
 NO_GATE = Gate(score="softmax", renormalise=False)
 """Stands for the gate of a model without experts."""

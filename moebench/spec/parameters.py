@@ -5,8 +5,8 @@ from moebench.spec.model import ModelSpec
 
 
 def router_parameters(model: ModelSpec) -> int:
-    """Parameters of the model's own router in all its MoE layers, without biases."""
-    return model.num_moe_layers * choices(model) * model.hidden_size
+    """Parameters of the model's own router in all its MoE layers."""
+    return model.num_moe_layers * choices(model) * (model.hidden_size + model.gate.has_bias)
 
 
 def choices(model: ModelSpec) -> int:

@@ -11,6 +11,7 @@ from moebench.experts.backends import load_backend
 from moebench.model.attention import KVCache
 from moebench.model.decoder import Decoder, Layer, StepMode, build_decoder, training_loss
 from moebench.model.random_numbers import fill_normal
+from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.policy import known_policies, policy
 from moebench.routers.routing import Router, build_routers, known_builders
 from moebench.spec.model import Attention, ModelSpec
@@ -245,8 +246,9 @@ def test_the_loss_is_the_mean_squared_error_and_what_the_routers_add(tiny: Model
     decoder, routers = build_decoder(tiny, 2, torch.float32), top_k_routers(tiny, torch.float32)
     x, target = torch.randn(1, 8, tiny.hidden_size), torch.randn(1, 8, tiny.hidden_size)
     y, routings = decoder(x, routers, GROUPED, StepMode("moe"))
-    routings = [replace(routing, aux_loss=torch.tensor(0.25)) for routing in routings]
-    expected = ((y - target) ** 2).mean() + 0.5
+    half = AuxiliaryLoss(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]), "sum")
+    routings = [replace(routing, aux_loss=half) for routing in routings]
+    expected = ((y - target) ** 2).mean() + 1.0
     torch.testing.assert_close(training_loss(y, routings, target), expected)
 
 

@@ -9,12 +9,18 @@ from moebench.experts.backends import load_backend
 from moebench.experts.weights import ExpertWeights
 from moebench.routers.adamoe.module import AdaMoERouter
 from moebench.routers.adamoe.policy import AdaMoE
+from moebench.routers.auxiliary import auxiliary_loss
 from moebench.spec.model import Gate, ModelSpec
 
 
 @pytest.fixture
 def router(tiny: ModelSpec) -> AdaMoERouter:
     return AdaMoERouter(tiny, AdaMoE(num_null_experts=3, top_k=3), torch.float32).eval()
+
+
+def balance_loss(router: AdaMoERouter, logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The loss of a stack of this one layer."""
+    return auxiliary_loss([router.balance_loss(logits, chosen)])
 
 
 def test_weights_are_the_softmax_of_the_selected_true_logits(router: AdaMoERouter) -> None:
@@ -58,7 +64,7 @@ def test_the_balance_loss_is_equation_6_written_out(router: AdaMoERouter) -> Non
     f[4:] = [sum(f[4:]) / 3] * 3
     p = logits.softmax(1).mean(0).tolist()
     expected = 0.02 * 7 * sum(a * b for a, b in zip(f, p, strict=True))
-    assert float(router.balance_loss(logits, chosen)) == pytest.approx(expected, rel=1e-5)
+    assert float(balance_loss(router, logits, chosen)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_balance_loss_does_not_see_which_null_expert_is_taken(router: AdaMoERouter) -> None:
@@ -66,10 +72,10 @@ def test_the_balance_loss_does_not_see_which_null_expert_is_taken(router: AdaMoE
     logits = torch.randn(6, 7)
     one_null = torch.tensor([[0, 1, 4]] * 6)
     split = torch.tensor([[0, 1, 4], [0, 1, 5], [0, 1, 6]] * 2)
-    loss = router.balance_loss(logits, one_null)
-    torch.testing.assert_close(router.balance_loss(logits, split), loss)
+    loss = balance_loss(router, logits, one_null)
+    torch.testing.assert_close(balance_loss(router, logits, split), loss)
     true_split = torch.tensor([[0, 1, 4], [2, 3, 4]] * 3)
-    assert not torch.isclose(router.balance_loss(logits, true_split), loss)
+    assert not torch.isclose(balance_loss(router, logits, true_split), loss)
 
 
 def test_the_balance_loss_does_not_depend_on_the_order_of_nulls(router: AdaMoERouter) -> None:
@@ -77,7 +83,7 @@ def test_the_balance_loss_does_not_depend_on_the_order_of_nulls(router: AdaMoERo
     order = torch.tensor([0, 1, 2, 3, 6, 4, 5])
     chosen, permuted = (x.topk(3, dim=1).indices for x in (logits, logits[:, order]))
     torch.testing.assert_close(
-        router.balance_loss(logits[:, order], permuted), router.balance_loss(logits, chosen)
+        balance_loss(router, logits[:, order], permuted), balance_loss(router, logits, chosen)
     )
 
 

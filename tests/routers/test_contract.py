@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from moebench.routers.auxiliary import auxiliary_loss
 from moebench.routers.operating_point import k_histogram, step_loads
 from moebench.routers.policy import Policy, known_policies, policy
-from moebench.routers.routing import Router, Routing, build_routers, known_builders
+from moebench.routers.routing import Router, RouterState, Routing, build_routers, known_builders
 from moebench.spec.model import Gate, ModelSpec
 from moebench.spec.ops import total_flops
 
@@ -25,12 +26,18 @@ GATES = {
     "renormalised": (4, 2, Gate(score="softmax", renormalise=True)),
     "raw": (16, 4, Gate(score="softmax", renormalise=False)),
     "grouped": (16, 4, Gate("sigmoid", True, scale=2.5, num_groups=4, top_k_groups=2)),
+    "grouped by maximum, biased, in fp32": (
+        16,
+        4,
+        Gate("softmax", False, 16.0, 4, 2, "maximum", has_bias=True, router_dtype="float32"),
+    ),
 }
 PUBLISHED = {"adamoe": {"num_null_experts": 8, "top_k": 3}}
 """Options for which a paper states its operating point."""
 FORMS = [
     *((name, PUBLISHED.get(name, {})) for name in sorted(known_builders())),
     ("rmoe", {"residual": True}),
+    ("ada-k", {"weights": "paper"}),
 ]
 
 
@@ -107,7 +114,7 @@ def test_evaluation_computes_no_auxiliary_loss_and_training_only_where_there_is_
     losses = [routing.aux_loss for routing in route_layers(routers, xs)]
     assert all((loss is None) == (declared.name == "balanced") for loss in losses)
     empty = [routing.aux_loss for routing in route_layers(routers, inputs(model, 0))]
-    assert all(loss is None or loss.isfinite() for loss in empty)
+    assert all(loss is None or auxiliary_loss([loss]).isfinite() for loss in empty)
 
 
 def test_the_same_seed_gives_the_same_routing(declared: Policy, model: ModelSpec) -> None:
@@ -122,7 +129,10 @@ def test_the_same_seed_gives_the_same_routing(declared: Policy, model: ModelSpec
 def test_routers_take_and_give_the_dtype_of_the_model(declared: Policy, model: ModelSpec) -> None:
     routers = build_routers(declared, model, 2, torch.bfloat16)
     xs = [x.bfloat16() for x in inputs(model, 9)]
-    assert all(routing.weights.dtype == torch.bfloat16 for routing in route_layers(routers, xs))
+    state: RouterState = None
+    for router, x in zip(routers, xs, strict=True):
+        routing, state = router(x, state)
+        assert routing.weights.dtype == torch.bfloat16
 
 
 def test_every_parameter_learns(routers: list[Router], model: ModelSpec) -> None:
@@ -134,7 +144,8 @@ def test_every_parameter_learns(routers: list[Router], model: ModelSpec) -> None
     total = torch.zeros(())
     for routing in route_layers(routers, inputs(model, 64)):
         total = total + (routing.weights * torch.rand_like(routing.weights)).sum()
-        total = total + (0 if routing.aux_loss is None else routing.aux_loss)
+        if routing.aux_loss is not None:
+            total = total + auxiliary_loss([routing.aux_loss])
     parameters = [parameter for router in routers for parameter in router.parameters()]
     if parameters:
         total.backward()

@@ -35,9 +35,13 @@ class Arithmetic:
 
 
 def claim_policy(claim: Claim, k: float | None = None) -> Policy:
-    """Policy of a claim's router, at the claim's mean k or at another `k`."""
+    """Policy of a claim's router, at the claim's mean k or at another `k`.
+
+    Ada-K's weights are the paper's, Equation 2: a sum and a division more on models that do not
+    renormalise, and no FLOP.
+    """
     mean = k if k is not None or claim.mean_k is None else claim.mean_k.value
-    options = dict(claim.options)
+    options = ({"weights": "paper"} if claim.router == "ada-k" else {}) | dict(claim.options)
     if mean is not None and not claim.k_shares:
         options |= {"top_k": round(mean)} if claim.router == "top-k" else {"mean_k": mean}
     return policy(claim.router, options, claim.source)

@@ -6,8 +6,8 @@ k   argmax(a), counted from 1                               [tokens]
 the k largest z of each token
 
 The published inference samples k from softmax(a); here it is the argmax, so that a benchmark
-repeats. Weights follow the base model's convention: renormalising as in Equation 2 would change
-Qwen1.5-MoE and DeepSeek-MoE even where k is their own.
+repeats. Weights follow the base model's convention, or Equation 2 of the paper, which renormalises
+over the chosen experts and changes Qwen1.5-MoE and DeepSeek-MoE even where k is their own.
 """
 
 from typing import cast
@@ -15,10 +15,11 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from moebench.routers.ada_k.policy import AdaK
-from moebench.routers.gate import random_weight, slot_weights
+from moebench.routers.auxiliary import AuxiliaryLoss
+from moebench.routers.gate import product_dtype, random_weight, slot_weights
 from moebench.routers.operating_point import impose_counts
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
@@ -36,24 +37,27 @@ class AdaKRouter(TopKRouter):
 
     count_bias: Tensor
 
-    def __init__(self, model: ModelSpec, policy: AdaK, num_layers: int, dtype: torch.dtype) -> None:
-        shape = (model.num_experts, model.hidden_size)
+    def __init__(self, model: ModelSpec, policy: AdaK, dtype: torch.dtype) -> None:
+        shape, dtype = (model.num_experts, model.hidden_size), product_dtype(model.gate, dtype)
         super().__init__(model, reachable_experts(model), random_weight(*shape, dtype))
+        self.add_logit_bias()
         self.allocator = random_weight(*shape, dtype)
         self.register_buffer("count_bias", torch.zeros(model.num_experts))
-        self.base_top_k, self.regularisation = model.top_k, policy.regularisation / num_layers
+        self.weights_gate, self.regularisation = policy.weights_gate(model), policy.regularisation
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Router logits and allocator logits side by side, from one product."""
         # Two parameters, because training freezes one of them; stacking them costs a small copy.
-        return linear(x, torch.cat((self.weight, self.allocator))), state
+        weight = torch.cat((self.weight, self.allocator))
+        bias = None if self.bias is None else pad(self.bias, (0, self.num_experts))
+        return linear(x.to(weight.dtype), weight, bias), state
 
     def choose(self, scores: ChoiceScores) -> Choice:
         fp32 = scores.float()
         logits, counts = fp32[:, : self.num_experts], self.slots_of_token(fp32)
         indices = self.best(logits)
         keep = torch.arange(self.top_k, device=scores.device) < counts[:, None]
-        weights = slot_weights(logits, indices, self.gate, keep)
+        weights = slot_weights(logits, indices, self.weights_gate, keep)
         aux_loss = self.expected_count_loss(fp32) if self.training else None
         return Choice(weights, indices, self.num_experts, keep, aux_loss)
 
@@ -66,21 +70,24 @@ class AdaKRouter(TopKRouter):
         counts = self.allocator_logits(scores).argmax(1) + 1
         return counts.clamp(max=self.top_k) if self.top_k < self.num_experts else counts
 
-    def expected_count_loss(self, scores: ChoiceScores) -> Float[Tensor, ""]:
-        """Lambda / L times the mean expected count: layers add up to lambda L_reg (Equation 10)."""
-        probabilities = self.allocator_logits(scores).softmax(1)
+    def expected_count_loss(self, scores: ChoiceScores) -> AuxiliaryLoss:
+        """Lambda times the mean expected count, of which Equation 10 takes the mean over layers."""
+        probabilities = self.allocator_logits(scores).softmax(1).sum(0) / max(1, scores.shape[0])
         counts = torch.arange(1, self.num_experts + 1, device=scores.device)
-        expected = (probabilities * counts).sum() / max(1, scores.shape[0])
-        return self.regularisation * expected
+        factors = (self.regularisation * counts).to(probabilities.dtype)
+        return AuxiliaryLoss(factors, probabilities, "mean")
 
     @torch.no_grad()
     def start_from_base(
-        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
+        self,
+        weight: Float[Tensor, "experts hidden"],
+        bias: Float[Tensor, " experts"] | None = None,
+        logit_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
-        super().start_from_base(weight, bias)
+        super().start_from_base(weight, bias, logit_bias)
         self.allocator.zero_()
         self.count_bias.zero_()
-        self.count_bias[self.base_top_k - 1] = OWN_K_BIAS
+        self.count_bias[self.model_top_k - 1] = OWN_K_BIAS
 
     @torch.no_grad()
     def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
@@ -91,4 +98,4 @@ class AdaKRouter(TopKRouter):
 @router("ada-k")
 def build(model: ModelSpec, policy: Policy, num_layers: int, dtype: torch.dtype) -> list[Router]:
     options = cast(AdaK, policy)
-    return [AdaKRouter(model, options, num_layers, dtype) for _ in range(num_layers)]
+    return [AdaKRouter(model, options, dtype) for _ in range(num_layers)]

@@ -1,13 +1,13 @@
 """Ada-K (Yue et al., ICLR 2025): an allocator sets each token's k; no code was ever released."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from moebench.routers.policy import Policy, PublishedMean, register
-from moebench.routers.top_k.policy import choice_op, flatten_op, reachable_experts
+from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reachable_experts
 from moebench.spec.load import geometric_k
-from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op, linear, traffic
+from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.ops import Op, traffic
 from moebench.spec.parameters import router_parameters
 
 _TABLE = "Yue et al., ICLR 2025, Table 3 (Act)"
@@ -31,23 +31,34 @@ class AdaK(Policy):
     """Mean experts per token to impose; the paper's for this model if left out."""
     regularisation: float = 3e-3
     """Lambda, the coefficient of the expected count in the training loss (section 4.1)."""
+    weights: Literal["base", "paper"] = "base"
+    """Weights of the chosen experts: the base model's convention, or Equation 2, which renormalises
+    for every base; the two differ where the base does not (OLMoE, Qwen1.5-MoE, DeepSeek)."""
+
+    def weights_gate(self, model: ModelSpec) -> Gate:
+        """The gate convention that makes the weights."""
+        return replace(model.gate, renormalise=model.gate.renormalise or self.weights == "paper")
 
     def parameters(self, model: ModelSpec) -> int:
-        """Parameters of the base router, and as many again in the allocators."""
-        return 2 * router_parameters(model)
+        """Parameters of the base router, and an allocator of the same shape in each layer."""
+        allocators = model.num_moe_layers * model.num_experts * model.hidden_size
+        return router_parameters(model) + allocators
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         """Router and allocator are one product of twice the width, with stacked weights."""
         n, h, slots = model.num_experts, model.hidden_size, reachable_experts(model)
+        gate = self.weights_gate(model)
+        product = logits_op(gate, "router-and-allocator", (num_tokens, 2 * n, h), dtype)
         # Bias, argmax, first count is 1, slot numbers, comparison, masking; guards as configured.
-        guards = model.gate.renormalise + (model.gate.num_groups > 1)
+        guards = gate.renormalise + (gate.num_groups > 1)
+        stacked, calls = 2 * n * h, 1 + gate.has_bias
         return (
-            traffic("stack-weights", "router", 2 * n * h, 2 * n * h, dtype),
-            linear("router-and-allocator", "router", num_tokens, 2 * n, h, dtype),
+            traffic("stack-weights", "router", stacked, stacked, product.dtype, launches=calls),
+            product,
             traffic(
                 "count", "router", 3 * num_tokens * n, num_tokens * n, dtype, launches=6 + guards
             ),
-            choice_op(model.gate, num_tokens, n, slots, dtype),
+            choice_op(gate, num_tokens, n, slots, dtype),
             flatten_op(num_tokens * slots, drops=True),
         )
 

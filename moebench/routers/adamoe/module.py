@@ -16,7 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moebench.routers.adamoe.policy import AdaMoE
-from moebench.routers.gate import mean_probabilities, random_weight, slot_weights
+from moebench.routers.auxiliary import AuxiliaryLoss
+from moebench.routers.gate import (
+    base_columns,
+    mean_probabilities,
+    product_dtype,
+    random_weight,
+    slot_weights,
+)
 from moebench.routers.operating_point import NEVER
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Router, SlotExperts, router
@@ -28,10 +35,12 @@ class AdaMoERouter(TopKRouter):
     """One linear map to true and null experts, then top-k over both."""
 
     def __init__(self, model: ModelSpec, policy: AdaMoE, dtype: torch.dtype) -> None:
-        nulls = policy.null_experts(model)
+        nulls, dtype = policy.null_experts(model), product_dtype(model.gate, dtype)
         weight = random_weight(model.num_experts + nulls, model.hidden_size, dtype)
         super().__init__(model, policy.slots(model), weight, nulls)
-        self.num_null_experts, self.base_top_k, self.alpha = nulls, model.top_k, policy.alpha
+        self.add_logit_bias()
+        self.num_null_experts, self.alpha = nulls, policy.alpha
+        self.reduction = policy.aux_reduction
 
     def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
@@ -43,7 +52,22 @@ class AdaMoERouter(TopKRouter):
         aux_loss = self.balance_loss(logits, indices) if self.training else None
         return Choice(weights, readable, self.num_experts, is_true, aux_loss)
 
-    def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> Float[Tensor, ""]:
+    def best(self, logits: ChoiceScores) -> SlotExperts:
+        """The best columns; on a checkpoint, true experts of equal score go by the base's choice.
+
+        The base chose among true experts alone: as many of its choice as slots hold true ones.
+        """
+        competing = self.competing(logits, self.selection_bias)
+        if not self.base_top_k:
+            return competing.topk(self.top_k, dim=1).indices
+        indices = competing.sort(dim=1, descending=True, stable=True).indices[:, : self.top_k]
+        true_slots = min(self.top_k, self.num_experts)
+        own = base_columns(competing[:, : self.num_experts], true_slots, self.base_top_k)
+        is_true = indices < self.num_experts
+        places = (is_true.cumsum(1) - 1).clamp(min=0)
+        return torch.where(is_true, own.gather(1, places), indices)
+
+    def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> AuxiliaryLoss:
         """The sum alpha (n + m) f_i P_i over columns, null experts' f replaced by their mean.
 
         f_i is the share of tokens that select i, so f sums to top_k. The mean makes the loss blind
@@ -56,11 +80,15 @@ class AdaMoERouter(TopKRouter):
         counts = torch.bincount(indices.flatten(), minlength=choices)
         shares = counts / max(1, logits.shape[0])
         shares[n:] = shares[n:].mean()
-        return self.alpha * choices * shares @ mean_probabilities(logits, self.gate)
+        probabilities = mean_probabilities(logits, self.gate)
+        return AuxiliaryLoss(self.alpha * choices * shares, probabilities, self.reduction)
 
     @torch.no_grad()
     def start_from_base(
-        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
+        self,
+        weight: Float[Tensor, "experts hidden"],
+        bias: Float[Tensor, " experts"] | None = None,
+        logit_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
         """Fill the surplus slots with null experts that every token chooses, forbid the others.
 
@@ -68,16 +96,18 @@ class AdaMoERouter(TopKRouter):
         biases, is not the base model: ties between a row and its copy decide what runs. Moving the
         biases to 0 during training frees the choice.
         """
-        n, surplus = self.num_experts, self.top_k - self.base_top_k
+        n, surplus = self.num_experts, self.top_k - self.model_top_k
         if not 0 <= surplus <= self.num_null_experts:
             raise ValueError(
-                f"adamoe: top_k: found {self.top_k}, expected {self.base_top_k} to "
-                f"{self.base_top_k + self.num_null_experts} to start from a top-{self.base_top_k}"
+                f"adamoe: top_k: found {self.top_k}, expected {self.model_top_k} to "
+                f"{self.model_top_k + self.num_null_experts} to start from a top-{self.model_top_k}"
                 f" model with {self.num_null_experts} null experts"
             )
-        super().start_from_base(weight, bias)
+        super().start_from_base(weight, bias, logit_bias)
         copies = torch.arange(self.num_null_experts, device=weight.device) % n
         self.weight[n:].copy_(weight[copies])
+        if self.bias is not None and logit_bias is not None:
+            self.bias[n:].copy_(logit_bias[copies])
         self.selection_bias[n : n + surplus] = -NEVER
         self.selection_bias[n + surplus :] = NEVER
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import Policy, PublishedMean, register
-from moebench.routers.top_k.policy import choice_op, flatten_op, reachable_experts
+from moebench.routers.policy import Policy, PublishedMean, Reduction, register
+from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reachable_experts
 from moebench.spec.load import null_expert_k
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op, linear, traffic
+from moebench.spec.ops import Op, traffic
 from moebench.spec.parameters import router_parameters
 
 MOST_NULL_EXPERTS = 4096
@@ -41,6 +41,8 @@ class AdaMoE(Policy):
     """Mean true experts per token to impose; the paper's for this model if left out."""
     alpha: float = 0.02
     """Coefficient of the balance loss; the paper's second epoch uses 1e-4 (Table 5)."""
+    aux_reduction: Reduction = "pooled"
+    """How the balance loss is reduced over layers; the released Mixtral code pools them."""
 
     def null_experts(self, model: ModelSpec) -> int:
         """Number of null experts; an error where there is none."""
@@ -54,6 +56,11 @@ class AdaMoE(Policy):
 
     def slots(self, model: ModelSpec) -> int:
         """Slots per token; an error where a token cannot fill them."""
+        if model.gate.has_correction_bias and model.gate.score == "softmax":
+            raise ValueError(
+                f"{self.name}: {model.name}: gate.has_correction_bias: found a bias on softmax "
+                "scores, expected none: null experts would change the scores that it is added to"
+            )
         nulls = self.null_experts(model)
         found = model.top_k + 1 if self.top_k is None else self.top_k
         largest = reachable_experts(model) + nulls
@@ -62,7 +69,8 @@ class AdaMoE(Policy):
         return found
 
     def parameters(self, model: ModelSpec) -> int:
-        nulls = model.num_moe_layers * self.null_experts(model) * model.hidden_size
+        each = model.hidden_size + model.gate.has_bias
+        nulls = model.num_moe_layers * self.null_experts(model) * each
         return router_parameters(model) + nulls
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
@@ -71,7 +79,7 @@ class AdaMoE(Policy):
         # Comparison, readable indices, masking; guards as configured.
         guards = model.gate.renormalise + (model.gate.num_groups > 1)
         return (
-            linear("router", "router", num_tokens, choices, model.hidden_size, dtype),
+            logits_op(model.gate, "router", (num_tokens, choices, model.hidden_size), dtype),
             choice_op(model.gate, num_tokens, choices, slots, dtype),
             flatten_op(pairs, drops=True),
             traffic("drop-nulls", "router", 3 * pairs, 3 * pairs, "float32", launches=3 + guards),

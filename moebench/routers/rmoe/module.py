@@ -17,10 +17,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from moebench.routers.gate import random_weight
+from moebench.routers.auxiliary import AuxiliaryLoss
+from moebench.routers.gate import product_dtype, random_weight
 from moebench.routers.policy import Policy
 from moebench.routers.rmoe.policy import RMoE
-from moebench.routers.routing import ChoiceScores, Hidden, Router, RouterState, router
+from moebench.routers.routing import (
+    ChoiceScores,
+    Hidden,
+    Router,
+    RouterState,
+    SlotExperts,
+    router,
+)
 from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
 
@@ -34,13 +42,17 @@ class RMoERouter(TopKRouter):
     def __init__(
         self, model: ModelSpec, policy: RMoE, cell: nn.GRUCell, dtype: torch.dtype
     ) -> None:
+        logits_dtype = product_dtype(model.gate, dtype)
         projection = random_weight(policy.state_size, model.hidden_size, dtype)
-        gate = random_weight(model.num_experts, policy.state_size, dtype)
+        gate = random_weight(model.num_experts, policy.state_size, logits_dtype)
         shape = model.num_experts, model.hidden_size
-        weight = random_weight(*shape, dtype) if policy.residual else None
+        weight = random_weight(*shape, logits_dtype) if policy.residual else None
         super().__init__(model, policy.experts_per_token(model), weight)
+        self.reduction = policy.aux_reduction
         self.is_residual, self.cell = policy.residual, cell
         self.projection, self.recurrent_gate = projection, gate
+        if policy.residual:
+            self.add_logit_bias()
         with torch.no_grad():
             gate.div_(STATE_SCALE)
             if policy.residual:
@@ -49,14 +61,22 @@ class RMoERouter(TopKRouter):
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Logits, and the state for the layer above; no state means zeros (the first layer)."""
         state = self.cell(linear(x, self.projection), state)
-        logits = linear(state, self.recurrent_gate)
+        logits = linear(state.to(self.recurrent_gate.dtype), self.recurrent_gate)
         if self.is_residual:
-            logits = linear(x, self.weight) + logits
+            logits = super().scores(x)[0] + logits
         return logits, state
+
+    def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> AuxiliaryLoss:
+        """As of top-k, but as the released code has it, which sums f over the slots: k times it."""
+        loss = super().balance_loss(logits, indices)
+        return loss._replace(factors=self.top_k * loss.factors)
 
     @torch.no_grad()
     def start_from_base(
-        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
+        self,
+        weight: Float[Tensor, "experts hidden"],
+        bias: Float[Tensor, " experts"] | None = None,
+        logit_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
         """Start the residual form as z = W_r x + G h with G = 0; the paper's form cannot start so.
 
@@ -66,7 +86,7 @@ class RMoERouter(TopKRouter):
             raise ValueError(
                 "rmoe: the paper's form replaces the pretrained router; use residual = true"
             )
-        super().start_from_base(weight, bias)
+        super().start_from_base(weight, bias, logit_bias)
         self.recurrent_gate.zero_()
 
 

@@ -7,8 +7,8 @@ no expert FLOPs: its gain is quality, and a speedup over top-k is at most 1.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import register
-from moebench.routers.top_k.policy import TopK, choice_op, flatten_op
+from moebench.routers.policy import Reduction, register
+from moebench.routers.top_k.policy import TopK, choice_op, flatten_op, logits_op
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, traffic
 from moebench.spec.parameters import router_parameters
@@ -21,6 +21,8 @@ class RMoE(TopK):
 
     name: ClassVar[str] = "rmoe"
 
+    aux_reduction: Reduction = "pooled"
+    """How the balance loss of training is reduced over layers; the released code pools them."""
     state_size: int = 128
     """Width p of the recurrent state; 256 and 512 were no better in the paper."""
     residual: bool = False
@@ -41,11 +43,21 @@ class RMoE(TopK):
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         n, h, p = model.num_experts, model.hidden_size, self.state_size
         k = self.experts_per_token(model)
+        gate = logits_op(model.gate, "gate", (num_tokens, n, p), dtype)
         base: tuple[Op, ...] = ()
         if self.residual:
+            # In fp32 beside a model of another type, both of the products' inputs are cast.
+            calls = 1 + (gate.dtype != dtype)
             base = (
-                linear("router", "router", num_tokens, n, h, dtype),
-                traffic("add-logits", "router", 2 * num_tokens * n, num_tokens * n, dtype),
+                logits_op(model.gate, "router", (num_tokens, n, h), dtype),
+                traffic(
+                    "add-logits",
+                    "router",
+                    2 * num_tokens * n,
+                    num_tokens * n,
+                    gate.dtype,
+                    launches=calls,
+                ),
             )
         return (
             linear("projection", "router", num_tokens, p, h, dtype),
@@ -55,7 +67,7 @@ class RMoE(TopK):
             traffic(
                 "gru-gates", "router", 12 * num_tokens * p, 10 * num_tokens * p, dtype, launches=10
             ),
-            linear("gate", "router", num_tokens, n, p, dtype),
+            gate,
             *base,
             choice_op(model.gate, num_tokens, n, k, dtype),
             flatten_op(num_tokens * k, drops=False),

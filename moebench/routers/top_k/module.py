@@ -1,8 +1,8 @@
 """Fixed top-k, executed: the base model's own router, which the routers of the papers extend.
 
-z   router logits, W_r x                                    [tokens, num_experts]
-b   selection bias: 0 as built, or the base model's own     [num_experts]
-c   what competes: z + b, or sigmoid(z) + b                 [tokens, num_experts]
+z   router logits, W_r x, or W_r x + a bias where the gate has one    [tokens, num_experts]
+b   selection bias: 0 as built, or the base model's own               [num_experts]
+c   what competes: z + b, or the scores of z + b                      [tokens, num_experts]
 the `top_k` largest c; their weights are scores of z alone, in the convention of the gate
 """
 
@@ -14,47 +14,92 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from moebench.routers.gate import balance_loss, choice_scores, random_weight, slot_weights
+from moebench.routers.auxiliary import AuxiliaryLoss
+from moebench.routers.gate import (
+    balance_factors,
+    base_columns,
+    choice_scores,
+    first_of_equals,
+    mean_probabilities,
+    product_dtype,
+    random_weight,
+    slot_weights,
+)
 from moebench.routers.operating_point import check_point, impose_marginals
-from moebench.routers.policy import Policy
-from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
+from moebench.routers.policy import Policy, Reduction
+from moebench.routers.routing import (
+    Choice,
+    ChoiceScores,
+    Hidden,
+    Router,
+    RouterState,
+    SlotExperts,
+    router,
+)
 from moebench.routers.top_k.policy import TopK
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 
 BALANCE_COEFFICIENT = 0.01
-"""Coefficient of the Switch balance loss in training, as in OLMoE and RMoE."""
+"""Coefficient of the Switch balance loss in training, as in OLMoE, which divides by the layers."""
+
+
+def take_over(name: str, own: Tensor | None, base: Tensor | None) -> None:
+    """Copy a base router's tensor over our own; both are None where the gate has none."""
+    wanted, found = ("none" if t is None else tuple(t.shape) for t in (own, base))
+    if wanted != found:
+        raise ValueError(f"{name}: found {found}, expected {wanted} by the model's gate")
+    if own is not None and base is not None:
+        own.copy_(base)
 
 
 class TopKRouter(Router):
     """One linear map, then the `top_k` best; columns beyond `num_experts` are null experts."""
 
     weight: nn.Parameter
+    bias: nn.Parameter | None
     selection_bias: Tensor
+    reduction: Reduction = "mean"
+    """How its auxiliary loss is reduced over the layers; a builder sets the policy's choice."""
 
     def __init__(
         self, model: ModelSpec, top_k: int, weight: nn.Parameter | None, num_null_experts: int = 0
     ) -> None:
         super().__init__()
         self.gate, self.num_experts, self.top_k = model.gate, model.num_experts, top_k
+        self.model_top_k, self.base_top_k = model.top_k, 0
+        columns = self.num_experts + num_null_experts
         self.register_parameter("weight", weight)
-        self.register_buffer("selection_bias", torch.zeros(self.num_experts + num_null_experts))
+        self.register_parameter("bias", None)
+        self.register_buffer("selection_bias", first_of_equals(torch.zeros(columns)))
+
+    def add_logit_bias(self) -> None:
+        """Add the bias that some gates have on their logits, for routers whose logits are W_r x."""
+        if self.gate.has_bias:
+            zeros = torch.zeros(len(self.selection_bias), dtype=self.weight.dtype)
+            self.bias = nn.Parameter(zeros)
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
-        return linear(x, self.weight), state
+        return linear(x.to(self.weight.dtype), self.weight, self.bias), state
 
     def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
         indices = self.best(logits)
         weights = slot_weights(logits, indices, self.gate)
-        aux_loss = None
-        if self.training:
-            aux_loss = BALANCE_COEFFICIENT * balance_loss(logits, indices, self.gate)
+        aux_loss = self.balance_loss(logits, indices) if self.training else None
         return Choice(weights, indices, self.num_experts, aux_loss=aux_loss)
 
-    def best(self, logits: ChoiceScores) -> Int[Tensor, "tokens slots"]:
+    def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> AuxiliaryLoss:
+        """The Switch balance loss: its coefficient at balance."""
+        factors = BALANCE_COEFFICIENT * balance_factors(self.num_experts, indices)
+        return AuxiliaryLoss(factors, mean_probabilities(logits, self.gate), self.reduction)
+
+    def best(self, logits: ChoiceScores) -> SlotExperts:
         """Columns with the `top_k` largest biased scores, largest first."""
-        return self.competing(logits, self.selection_bias).topk(self.top_k, dim=1).indices
+        competing = self.competing(logits, self.selection_bias)
+        if self.base_top_k:
+            return base_columns(competing, self.top_k, self.base_top_k)
+        return competing.topk(self.top_k, dim=1).indices
 
     def competing(self, logits: ChoiceScores, bias: Float[Tensor, " choices"]) -> ChoiceScores:
         """Scores that compete for the slots under a selection bias."""
@@ -66,25 +111,34 @@ class TopKRouter(Router):
 
     @torch.no_grad()
     def start_from_base(
-        self, weight: Float[Tensor, "experts hidden"], bias: Float[Tensor, " experts"] | None = None
+        self,
+        weight: Float[Tensor, "experts hidden"],
+        bias: Float[Tensor, " experts"] | None = None,
+        logit_bias: Float[Tensor, " experts"] | None = None,
     ) -> None:
-        """Take over the base router's weight, and its correction bias where the model has one."""
-        self.weight[: self.num_experts].copy_(weight)
-        self.selection_bias.zero_()
-        if bias is not None:
-            self.selection_bias[: self.num_experts].copy_(bias)
+        n, has_correction_bias = self.num_experts, self.gate.has_correction_bias
+        self.selection_bias = torch.zeros_like(self.selection_bias, dtype=torch.float32)
+        take_over("weight", self.weight[:n], weight)
+        take_over("bias", self.selection_bias[:n] if has_correction_bias else None, bias)
+        take_over("logit_bias", None if self.bias is None else self.bias[:n], logit_bias)
+        self.base_top_k = self.model_top_k
 
     @torch.no_grad()
     def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
         logits = scores.float()[:, : len(self.selection_bias)]
         competing, slots = partial(self.competing, logits), self.slots_of_token(scores)
         impose_marginals(competing, self.selection_bias, slots, point, self.num_experts)
+        self.selection_bias.copy_(first_of_equals(self.selection_bias))
         check_point(self.route(scores), point)
 
 
 @router("skewed")
 @router("top-k")
 def build(model: ModelSpec, policy: Policy, num_layers: int, dtype: torch.dtype) -> list[Router]:
-    top_k = cast(TopK, policy).experts_per_token(model)
-    shape = (model.num_experts, model.hidden_size)
-    return [TopKRouter(model, top_k, random_weight(*shape, dtype)) for _ in range(num_layers)]
+    options, dtype = cast(TopK, policy), product_dtype(model.gate, dtype)
+    shape, top_k = (model.num_experts, model.hidden_size), options.experts_per_token(model)
+    routers = [TopKRouter(model, top_k, random_weight(*shape, dtype)) for _ in range(num_layers)]
+    for built in routers:
+        built.reduction = options.aux_reduction
+        built.add_logit_bias()
+    return list(routers)

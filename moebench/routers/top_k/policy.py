@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import Policy, register
+from moebench.routers.policy import Policy, Reduction, register
 from moebench.spec.load import fixed_k
 from moebench.spec.model import Gate, ModelSpec
 from moebench.spec.ops import Op, linear, traffic
@@ -15,16 +15,24 @@ def reachable_experts(model: ModelSpec) -> int:
     return model.num_experts // model.gate.num_groups * model.gate.top_k_groups
 
 
+def logits_op(gate: Gate, name: str, sizes: tuple[int, int, int], dtype: str) -> Op:
+    """The product that makes logits; `sizes` are tokens, outputs and inputs."""
+    own = "float32" if gate.router_dtype == "float32" else dtype
+    return linear(name, "router", *sizes, own)
+
+
 def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: str) -> Op:
     """From logits to weighted slots: scores in fp32, top-k, weights. Launches more than work.
 
     `num_choices` includes null experts; `slots` are a token's candidates before dropping.
     """
     # Launches of `moebench.routers.gate`: bias, top-k, scores, gathering; and where the convention
-    # asks for them: casts to fp32 and back, a second scoring, sum and division, a factor, and the
-    # best groups.
-    launches = 4 + 2 * (dtype != "float32") + (gate.score == "sigmoid") + 3 * gate.renormalise
-    launches += (gate.scale != 1.0) + 6 * (gate.num_groups > 1)
+    # asks for them: casts to fp32 (of logits, or of what makes them) and back, a second scoring,
+    # sum and division, a factor, and the best groups.
+    launches = 4 + 2 * (dtype != "float32") + (not gate.logits_compete) + 3 * gate.renormalise
+    launches += gate.scale != 1.0
+    if gate.num_groups > 1:
+        launches += 5 + (gate.group_score == "best-two")
     read = 2 * num_tokens * num_choices
     written = num_tokens * (num_choices + 2 * slots)
     return traffic("choice", "router", read, written, "float32", launches=launches)
@@ -46,6 +54,8 @@ class TopK(Policy):
 
     top_k: int | None = None
     """Experts per token; the model's own if left out."""
+    aux_reduction: Reduction = "mean"
+    """How the balance loss of training is reduced over layers; megablocks divides by them."""
 
     def experts_per_token(self, model: ModelSpec) -> int:
         """The given `top_k`, or the model's own; an error where no token can have as many."""
@@ -62,7 +72,7 @@ class TopK(Policy):
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         n, k = model.num_experts, self.experts_per_token(model)
         return (
-            linear("router", "router", num_tokens, n, model.hidden_size, dtype),
+            logits_op(model.gate, "router", (num_tokens, n, model.hidden_size), dtype),
             choice_op(model.gate, num_tokens, n, k, dtype),
             flatten_op(num_tokens * k, drops=False),
         )
