@@ -9,6 +9,8 @@ from moebench.spec.model import FREE_EXPERTS, ModelSpec
 EXECUTED: Mapping[Level, Mapping[str, tuple[object, ...]]] = {
     "moe": {
         "has_expert_bias": (False,),
+        "has_dense_bias": (False,),
+        "gate.not_described": ("",),
         "gate.weights_input": (False,),
         "residual_intermediate_size": (0,),
         "norms_per_layer": (2,),
@@ -18,6 +20,8 @@ EXECUTED: Mapping[Level, Mapping[str, tuple[object, ...]]] = {
         "attention.kind": ("gqa",),
         "attention.has_sinks": (False,),
         "attention.softcap": (0.0,),
+        "attention.output_gate": ("none",),
+        "not_described": ((),),
         "moe_level_only": ("",),
         "not_understood": ((),),
     },

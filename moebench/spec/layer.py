@@ -61,12 +61,15 @@ def attention_projections(model: ModelSpec) -> tuple[tuple[str, int, int], ...]:
     """
     a, h = model.attention, model.hidden_size
     queries: tuple[tuple[str, int, int], ...] = (("query", query_width(a), h),)
+    gates = {"none": 0, "per-head": a.num_heads, "full": a.num_heads * value_head_dim(a)}
+    gate = [("gate", gates[a.output_gate], h)] if a.output_gate != "none" else []
     if a.kind == "gqa":
         kv, value = a.num_kv_heads, value_head_dim(a)
         return (
             *queries,
             ("key", kv * a.head_dim, h),
             ("value", kv * value, h),
+            *gate,
             ("output", h, a.num_heads * value),
         )
     if a.query_rank:
@@ -75,6 +78,7 @@ def attention_projections(model: ModelSpec) -> tuple[tuple[str, int, int], ...]:
         *queries,
         ("key-value-down", a.kv_rank + a.rope_head_dim, h),
         ("key-value-up", a.num_heads * (a.head_dim + a.value_head_dim), a.kv_rank),
+        *gate,
         ("output", h, a.num_heads * a.value_head_dim),
     )
 

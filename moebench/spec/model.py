@@ -67,6 +67,8 @@ class Attention:
     """A learnt logit per head that takes part in the softmax and has no value (gpt-oss)."""
     norm: Literal["none", "per-head", "full"] = "none"
     """RMSNorm of queries and keys: over each head (Qwen3) or over the whole projection (OLMoE)."""
+    output_gate: Literal["none", "per-head", "full"] = "none"
+    """A projection of the input that gates the output: each head (Laguna), or each element."""
     norm_after_rotary: bool = False
     """Queries and keys are normed after the rotary embedding (Hunyuan)."""
     rotary_dim: int = 0
@@ -138,6 +140,8 @@ class Gate:
     """Dtype of the product that makes the logits: the model's own, or fp32 (DeepSeek-V3)."""
     weights_input: bool = False
     """Weights multiply the experts' input and not their output (Llama 4)."""
+    not_described: str = ""
+    """What of the choice these fields do not tell, such as SparseMixer (Phi-3.5-MoE)."""
 
     def __post_init__(self) -> None:
         check_range(self, "num_groups", "top_k_groups", least=1)
@@ -225,6 +229,8 @@ class ModelSpec:
     """What the published parameter counts leave out."""
     moe_level_only: str = ""
     """What keeps levels above the MoE layer from being described, as linear attention does."""
+    not_described: tuple[str, ...] = ()
+    """What of the network these fields do not tell and that hardly moves its costs."""
     not_understood: tuple[str, ...] = ()
     """Keys of a config.json that change the network and that this description leaves out."""
 

@@ -35,13 +35,25 @@ def read_attention(reading: Reading) -> list[str]:
             r.known("qk_nope_head_dim", int) or found["attention.head_dim"]
         )
         r.used.update(("qk_nope_head_dim", "head_dim", "qk_head_dim"))
+        if heads and hidden and r.family.knows("v_head_dim"):
+            found.setdefault(mla[2], hidden // heads)
     else:
         for name in ("attention.query_rank", *mla[:2]):
             found.pop(name, None)
     if heads and hidden and not found.get("attention.head_dim"):
         found["attention.head_dim"] = max(1, hidden // heads)
+    if r.known("multi_query", bool) and not r.known("new_decoder_architecture", bool):
+        found["attention.num_kv_heads"] = 1
+    if (scalar := r.known("query_pre_attn_scalar", float)) and scalar != found[
+        "attention.head_dim"
+    ]:
+        found["attention.softmax_scale"] = scalar**-0.5
     _read_rope(r)
-    return []
+    bases = {*(r.known("layer_rope_theta", list) or ())}
+    if len(bases) > 1:
+        r.leave_undescribed("another rotary embedding in some layers")
+    by_layer = r.known("num_attention_heads_per_layer", list) or ()
+    return ["attention heads that differ between layers"] * (len({*by_layer}) > 1)
 
 
 def _read_rope(reading: Reading) -> None:
@@ -84,15 +96,15 @@ def _read_rope(reading: Reading) -> None:
 def _parameters(reading: Reading) -> Mapping[str, Any]:
     """`rope_parameters` of transformers 5, `rope_scaling` before it; of the full layers."""
     r = reading
-    for key in ("rope_parameters", "rope_scaling"):
-        table = r.value(key, dict)
+    for key in ("rope_parameters", "rope_scaling", ""):
+        table = r.value(key, dict) if key else r.family.defaults.get("rope_parameters")
         if not table:
             continue
         by_layer = {name: part for name, part in table.items() if isinstance(part, Mapping)}
         if by_layer:
             full = by_layer.get("full_attention") or next(iter(by_layer.values()))
-            if any(part != full for part in by_layer.values()):
-                r.left.append(key)  # one layer type rotates otherwise
+            if "attention.window" in r.found and any(part != full for part in by_layer.values()):
+                r.leave_undescribed("another rotary embedding in windowed layers")
             return full
         return dict(table)
-    return dict(r.family.defaults.get("rope_parameters") or {})
+    return {}

@@ -27,6 +27,14 @@ class Family:
     moe_level_only: str = ""
     """What of the network is not described; empty: all of it is."""
     note: str = ""
+    windows: str = ""
+    """Layers by letters that repeat where no key tells them: S has a window, F attends in full."""
+    full_layers: tuple[int, ...] = ()
+    """Layers beside that pattern that attend in full, the last one -1."""
+    expansion: int = 0
+    """Inner width of dense networks in hidden sizes, where no key gives it."""
+    scales_embeddings: bool = False
+    """Embeddings are multiplied by the root of the hidden size (Gemma)."""
     inside: tuple[str, ...] = ()
     """Tables of the config whose keys are read as if they stood outside."""
     keys: Mapping[str, str] = field(default_factory=dict)

@@ -19,12 +19,19 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "has_tied_embeddings": ("tie_word_embeddings",),
     "norm_epsilon": ("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon"),
     "has_dense_bias": ("mlp_bias",),
+    "has_head_bias": ("lm_head_bias",),
+    "embedding_multiplier": ("embedding_multiplier",),
+    "residual_multiplier": ("residual_multiplier",),
+    "logit_divisor": ("logits_scaling",),
     "attention.num_heads": ("num_attention_heads", "n_heads", "n_head"),
     "attention.num_kv_heads": ("num_key_value_heads", "kv_n_heads"),
     "attention.head_dim": ("head_dim", "kv_channels"),
     "attention.rope_theta": ("rope_theta", "rotary_emb_base"),
     "attention.has_bias": ("attention_bias",),
     "attention.has_output_bias": ("attention_bias",),
+    "attention.softmax_scale": ("attention_multiplier",),
+    "attention.softcap": ("attn_logit_softcapping",),
+    "attention.rotary_dim": ("rotary_dim",),
     "attention.query_rank": ("q_lora_rank",),
     "attention.kv_rank": ("kv_lora_rank",),
     "attention.rope_head_dim": ("qk_rope_head_dim",),
@@ -35,7 +42,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "gate.scale": ("routed_scaling_factor", "route_scale", "moe_routed_scaling_factor"),
     "gate.num_groups": ("n_group", "num_expert_group"),
     "gate.top_k_groups": ("topk_group",),
-    "zero_experts": ("zero_expert_num",),
+    "identity_experts": ("zero_expert_num",),
 }
 """Fields of `ModelSpec` and the config keys that hold them, the commonest first."""
 

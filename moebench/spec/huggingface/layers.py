@@ -7,6 +7,12 @@ from moebench.spec.huggingface.reading import Reading
 
 FULL = ("full_attention", "attention", "global_attention", "global", "full")
 WINDOWED = ("sliding_attention", "chunked_attention", "local_attention", "local")
+PATTERN_KEYS = (
+    *("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "moe_layer_end_index"),
+    *("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval", "moe_layer_freq"),
+    *("expert_layer_period", "expert_layer_offset", "mlp_only_layers"),
+)
+"""Keys that a list of layers outranks, where a config has both."""
 
 
 def read_layers(reading: Reading) -> list[str]:
@@ -44,6 +50,7 @@ def _moe_layers(reading: Reading, layers: int) -> list[int]:
         values = [reading.known(key, int) for key in keys]
         return next((value for value in values if value is not None), None)
 
+    reading.used.update(PATTERN_KEYS)
     mixers = _mixers(reading)
     if any(kind in ("E", "moe") for kind in mixers):
         return [i for i, kind in enumerate(mixers[:layers]) if kind in ("E", "moe")]
@@ -96,6 +103,9 @@ def _read_windows(reading: Reading, layers: int) -> list[str]:
         windowed = [i for i, kind in enumerate(types) if kind in WINDOWED]
     elif r.family.knows("max_window_layers"):
         windowed = [*range(r.value("max_window_layers", int) or 0, layers)]
+    elif pattern := r.family.windows:
+        full = [layer % layers for layer in r.family.full_layers]
+        windowed = [i for i in range(layers) if pattern[i % len(pattern)] == "S" and i not in full]
     else:
         step = found.get("attention.full_attention_step", 0)
         windowed = [i for i in range(layers) if not step or (i + 1) % step]
@@ -103,8 +113,7 @@ def _read_windows(reading: Reading, layers: int) -> list[str]:
     if not windowed:
         del found["attention.window"]
         return []
-    full = next((i for i in range(layers) if i not in windowed), 0)
-    step = full + 1 if len(windowed) < layers else 0
+    step = next((i + 1 for i in range(layers) if i not in windowed), 0)
     if windowed != [i for i in range(layers) if not step or (i + 1) % step]:
         found["attention.windowed_layers"] = tuple(windowed)
     elif step:

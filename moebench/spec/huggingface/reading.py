@@ -56,9 +56,11 @@ class Reading:
         return self.value(key, kind) if self.knows(key) else None
 
     def check(self, key: str, value: Any, kind: Any) -> Any:
-        """The value of a key if it is null or of that kind."""
+        """A key's value, null or of that kind; a list of equal values is that value."""
         if value is None or kind is None:
             return value
+        if kind in _EXPECTED and isinstance(value, list) and len({*map(repr, value)}) == 1:
+            value = value[0]
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             expected = _EXPECTED.get(kind, "a table" if kind is dict else "a list")
@@ -70,6 +72,7 @@ class Reading:
         facts = self.family.facts
         key = "" if name in facts else self._key(name)
         value = self.value(key, kinds()[name]) if key else facts.get(name)
+        value = tuple(value) if isinstance(value, list) else value
         if value is not None:
             self.found[name], self.key_of[name] = value, key or name
         return value
@@ -95,6 +98,11 @@ class Reading:
             keys = " and ".join(map(repr, missing))
             kind = _EXPECTED[int] if len(missing) == 1 else "integers"
             raise ValueError(f"{self.where}: missing key {keys}, expected {kind}")
+
+    def leave_undescribed(self, what: str) -> None:
+        """Note something that was understood and that no field of the network tells."""
+        known = self.found.get("not_described", ())
+        self.found["not_described"] = tuple(dict.fromkeys((*known, what)))
 
     def not_understood(self) -> tuple[str, ...]:
         """Keys of the file that may change the network and that nobody read."""

@@ -74,6 +74,7 @@ def translate(config: Mapping[str, Any], family: Family, where: str, name: str) 
         reading.read(field)
     _read_experts(reading)
     _read_activation(reading)
+    _read_widths(reading)
     reasons = [
         family.moe_level_only,
         *read_layers(reading),
@@ -82,8 +83,16 @@ def translate(config: Mapping[str, Any], family: Family, where: str, name: str) 
     read_weight_types(reading)
     for key, fields in family.switches.items():
         if reading.value(key, bool):
-            reading.found |= fields
-    reading.require("num_layers", "hidden_size", "vocab_size", "attention.num_heads")
+            for what in fields.get("not_described", ()):
+                reading.leave_undescribed(what)
+            reading.found |= {k: v for k, v in fields.items() if k != "not_described"}
+    sizes = ("num_layers", "hidden_size", "vocab_size", "attention.num_heads")
+    if not family.defaults and any(reading.found.get(size) is None for size in sizes):
+        raise ValueError(
+            f"{where}: model_type: found {family.name!r} ({family.moe_level_only}), and no sizes "
+            "of a network that decodes text; docs/models.md lists what is read"
+        )
+    reading.require(*sizes)
     found = reading.found
     attention = {"num_kv_heads": found["attention.num_heads"], **_part(found, "attention.")}
     gate = _part(found, "gate.")
@@ -141,6 +150,18 @@ def _read_shared(reading: Reading) -> None:
     for key in ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"):
         if count := r.known(key, int):
             found["shared_intermediate_size"] = count * found["intermediate_size"]
+
+
+def _read_widths(reading: Reading) -> None:
+    """What follows from the hidden size, and Cohere's factor on the logits."""
+    found, r = reading.found, reading
+    hidden = found.get("hidden_size")
+    if hidden and r.family.expansion:
+        found.setdefault("dense_intermediate_size", r.family.expansion * hidden)
+    if hidden and r.family.scales_embeddings:
+        found["embedding_multiplier"] = hidden**0.5
+    if scale := r.known("logit_scale", float):
+        found["logit_divisor"] = 1 / scale
 
 
 def _read_activation(reading: Reading) -> None:
