@@ -264,6 +264,11 @@ class Bar:
         )
         self._bar.update(0)
 
+    def say(self, line: object) -> None:
+        """Print one line on stderr in place of the bar, which comes back at its next move."""
+        self._bar.clear()
+        say(line)
+
     def __call__(self, share: float, what: str) -> None:
         """Say what runs, for instruments that also report the share of the work that is done."""
         self.tell(what)

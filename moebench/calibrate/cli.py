@@ -82,7 +82,7 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
 
     device = choose_device(device_name)
     with terminal.Bar(CALIBRATION_BUDGET) as bar:
-        machine = prepare_machine(device, dtype, calibrate="always", say=terminal.say, progress=bar)
+        machine = prepare_machine(device, dtype, calibrate="always", say=bar.say, progress=bar)
     path = keep_fit(machine)
     fit = machine.calibration
     if as_json:

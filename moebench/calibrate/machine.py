@@ -15,13 +15,14 @@ import torch
 from moebench.calibrate.hardware_file import measured_hardware
 from moebench.calibrate.microbenchmark import reading_now
 from moebench.calibrate.saved import POOR, Site, When, calibration_doubts, usable_benchmarks
+from moebench.compare.state import STATE_TOLERANCE
 from moebench.files import cache_directory, replace_file
 from moebench.measure.environment import Environment, describe_machine
 from moebench.measure.host import meter
 from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
-from moebench.measure.reference import READ_BYTES, STATE_TOLERANCE
 from moebench.predict.layers.calibration import Calibration, fit_calibration, from_datasheet
+from moebench.records.measurement import READ_BYTES
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.hardware import HardwareSpec, hardware_aliases, load_hardware
 from moebench.spec.schema import encode
@@ -65,7 +66,8 @@ def prepare_machine(
     doubts += tuple(calibration_doubts(benchmarks, calibration, known))
     if known is not None and calibration.p90_error > POOR and dtype in known.peak:
         calibration = from_datasheet(known, dtype)
-    calibration = in_present_state(site, calibration)
+    if not load.is_busy:
+        calibration = in_present_state(site, calibration)
     return Machine(
         device,
         environment,
@@ -77,7 +79,10 @@ def prepare_machine(
 
 
 def in_present_state(site: Site, calibration: Calibration) -> Calibration:
-    """The calibration, its bandwidths scaled where memory is read at another speed than then."""
+    """The calibration, its bandwidths scaled where memory is read at another speed than then.
+
+    Only a quiet machine shows its state: on a busy one a pass over memory waits for a processor.
+    """
     then = calibration.reference_reading
     if then is None:
         return calibration

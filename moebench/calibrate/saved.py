@@ -133,7 +133,7 @@ def wait_until_quiet(site: Site, patience: Seconds = PATIENCE) -> bool:
         if left <= 0:
             return False
         if not is_said:
-            site.say(f"waiting up to {left:.0f} s for a quieter moment: {load.finding}")
+            site.say(f"waiting up to {patience:.0f} s for a quieter moment: {load.finding}")
             is_said = True
         site.progress(0.0, f"waiting for a quieter moment, {left:.0f} s left")
         time.sleep(PAUSE)

@@ -41,6 +41,8 @@ class UnchangedRun:
     reference_version: int
     relative: Mapping[str, float]
     """Logarithm of latency over reference operation, by case key."""
+    by_parts: bool = False
+    """Whether each case was divided by its mixture of the operation's two parts."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class UnchangedRuns:
     fingerprint: str
     runs: tuple[UnchangedRun, ...]
 
-    def deviation(self, reference_version: int) -> float | None:
+    def deviation(self, reference_version: int, by_parts: bool = False) -> float | None:
         """Standard deviation between runs of the logarithm; None for too few runs.
 
         Pooled over shared cases; with the sampling error within runs, so rather too large.
         """
-        runs = [run.relative for run in self.runs if run.reference_version == reference_version]
+        asked = (reference_version, by_parts)
+        runs = [r.relative for r in self.runs if (r.reference_version, r.by_parts) == asked]
         if len(runs) < LEAST_RUNS:
             return None
         cases = set.intersection(*map(set, runs))

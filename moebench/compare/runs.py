@@ -1,7 +1,9 @@
 """Two runs of one suite compared: did the code, or the machine's software, become slower?
 
 Between two runs clocks, heat and neighbours change, and with them every latency. So latencies are
-divided by the reference operation that was timed in the same rounds before they are compared. Runs
+divided by the reference operation that was timed in the same rounds before they are compared: each
+case by its own mixture of the operation's two parts (`moebench.compare.state`), or, where a run did
+not time the parts, by the whole. Runs
 of unchanged code still differ, because memory and threads are placed anew. That noise is estimated
 from stored runs of one unchanged cell on the machine, and enters the interval:
 
@@ -13,19 +15,23 @@ with t for the degrees of freedom by Welch and Satterthwaite.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from moebench.compare.intervals import center_limits, degrees_of_freedom, trimmed_mean
 from moebench.compare.noise import LEAST_RUNS, UnchangedRuns
 from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
+from moebench.compare.state import Footprint, footprints, state_label
 from moebench.records.confidence import effective_freedom, p_value, rejected, t_quantile
 from moebench.records.measurement import Measurement
+from moebench.records.record import Record
 from moebench.records.results import Verdict
 from moebench.records.run import Run
 
 THRESHOLD = 0.05
+Divisor: TypeAlias = Footprint | Literal["whole"] | None
+"""What a latency is divided by: the case's mixture of the reference's parts, the whole, or 1."""
 CPU_FACTS = ("model", "family", "num_cores", "features", "l2_cache", "l3_cache", "hypervisor")
 GPU_FACTS = ("name", "memory", "num_processors", "power_limit", "ecc", "mig")
 
@@ -99,12 +105,13 @@ def compare_runs(
         raise ValueError(
             "these runs cannot be compared: " + "; ".join(reasons) + " (--force compares anyway)"
         )
-    of_a, of_b = _measurements(run_a), _measurements(run_b)
+    of_a, of_b = _measured(run_a), _measured(run_b)
     shared = [case for case in of_a if case in of_b]
     if not shared:
         raise ValueError("these runs share no measured case")
     version = _version(of_b) if _version(of_a) == _version(of_b) else None
-    between = None if version is None else unchanged.deviation(version)
+    mixtures = None if version is None else footprints(of_a, of_b)
+    between = None if version is None else unchanged.deviation(version, mixtures is not None)
     noise = [] if between is None else [(2 * between**2, len(unchanged.runs) - 1.0)]
     labels = [f"forced: {reason}" for reason in reasons]
     if version is None:
@@ -115,7 +122,13 @@ def compare_runs(
             "machine): intervals hold the noise within the runs only and are too narrow; "
             "make some: python -m moebench.doctor --aa-runs 10"
         )
-    changes = [_change(case, of_a[case], of_b[case], version is not None, noise) for case in shared]
+    if (state := state_label(of_a, of_b)) is not None:
+        labels.append(state)
+    changes = []
+    for case in shared:
+        divisor: Divisor = None if version is None else "whole"
+        divisor = mixtures[case] if mixtures is not None else divisor
+        changes.append(_change(case, (of_a[case], of_b[case]), divisor, noise))
     return Comparison(
         run_a.manifest.run,
         run_b.manifest.run,
@@ -135,14 +148,13 @@ def differences(run_a: Run, run_b: Run) -> tuple[str, ...]:
     )
 
 
-def relative_latency(measurement: Measurement, is_divided: bool = True) -> LogLatency:
+def relative_latency(measurement: Measurement, divisor: Divisor = "whole") -> LogLatency:
     """Logarithm of a case's latency over the reference of the same rounds, as a trimmed mean."""
     rounds = RoundTotals.of(measurement.samples)
     expected = expected_seconds(rounds)
     residuals = np.log(rounds.seconds / expected)
-    if is_divided:
-        samples = measurement.reference.samples if measurement.reference else ()
-        reference = {sample.round: sample.seconds for sample in samples}
+    if divisor is not None:
+        reference = _divisors(measurement, divisor)
         # A round that was cut off before its reference operation has none.
         known = [i for i, number in enumerate(rounds.numbers) if number in reference]
         divisors = np.array([reference[rounds.numbers[i]] for i in known])
@@ -155,12 +167,27 @@ def relative_latency(measurement: Measurement, is_divided: bool = True) -> LogLa
     return LogLatency(value, (high - low) / (2 * t_quantile(freedom)), freedom)
 
 
+def _divisors(measurement: Measurement, divisor: Footprint | Literal["whole"]) -> dict[int, float]:
+    """Seconds that each round's latency is divided by."""
+    reference = measurement.reference
+    if reference is None:
+        return {}
+    whole = {sample.round: sample.seconds for sample in reference.samples}
+    if divisor == "whole":
+        return whole
+    assert reference.reading is not None
+    reading = np.array(reference.reading)
+    seconds = divisor.seconds(reading, np.array([*whole.values()]) - reading)
+    return dict(zip(whole, seconds.tolist(), strict=True))
+
+
 def _change(
-    case: str, a: Measurement, b: Measurement, is_divided: bool, noise: list[tuple[float, float]]
+    case: str, both: tuple[Record, Record], divisor: Divisor, noise: list[tuple[float, float]]
 ) -> tuple[CaseChange, float]:
     """A case without verdict, and its p-value; `noise` is variance and degrees of freedom."""
-    of_a, of_b = (relative_latency(m, is_divided) for m in (a, b))
-    plain = relative_latency(b, False).value - relative_latency(a, False).value
+    a, b = map(_measurement, both)
+    of_a, of_b = (relative_latency(m, divisor) for m in (a, b))
+    plain = relative_latency(b, None).value - relative_latency(a, None).value
     value = of_b.value - of_a.value
     change = CaseChange(case, math.exp(value), None, None, math.exp(plain), "unclear", False)
     if of_a.error is None or of_b.error is None:
@@ -190,18 +217,24 @@ def _judged(
     return tuple(judged)
 
 
-def _measurements(run: Run) -> dict[str, Measurement]:
-    """Measurements by case key, none simulated; a graph launched eagerly is another case."""
+def _measured(run: Run) -> dict[str, Record]:
+    """Measured records by case key, none simulated; a graph launched eagerly is another case."""
     return {
-        replace(record.case, launch=record.launch).key: record.measurement
+        replace(record.case, launch=record.launch).key: record
         for record in run.records
         if record.measurement is not None and record.provenance == "measured"
     }
 
 
-def _version(measurements: Mapping[str, Measurement]) -> int | None:
+def _measurement(record: Record) -> Measurement:
+    assert record.measurement is not None
+    return record.measurement
+
+
+def _version(records: Mapping[str, Record]) -> int | None:
     """Version of the reference operation, if all measurements have the same; else None."""
-    versions = {m.reference.version if m.reference else None for m in measurements.values()}
+    references = [_measurement(record).reference for record in records.values()]
+    versions = {reference.version if reference else None for reference in references}
     return versions.pop() if len(versions) == 1 else None
 
 
@@ -216,7 +249,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "processor": _part(m.environment.get("cpu"), CPU_FACTS),
         "GPU": _part(m.environment.get("gpu"), GPU_FACTS),
         "threads": _part(m.environment.get("software"), ("num_threads",)),
-        "reference operation": _version(_measurements(run)),
+        "reference operation": _version(_measured(run)),
     }
 
 

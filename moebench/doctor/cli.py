@@ -108,7 +108,7 @@ def _make_unchanged_runs(number: int, device: torch.device, as_json: bool) -> in
     fingerprint = describe_machine(device).fingerprint
     path, last = make_unchanged_runs(number, device, fingerprint)
     every = load_unchanged_runs(fingerprint)
-    n, deviation = len(every.runs), every.deviation(last.reference_version)
+    n, deviation = len(every.runs), every.deviation(last.reference_version, last.by_parts)
     if as_json:
         terminal.show_json({"schema": 1, "runs": n, "deviation_between_runs": deviation})
     else:

@@ -12,6 +12,7 @@ from tqdm import trange
 from moebench import terminal
 from moebench.compare.noise import UnchangedRun, add_unchanged_run
 from moebench.compare.runs import relative_latency
+from moebench.compare.state import footprints
 from moebench.records.run import load_run
 
 UNCHANGED = ("smoke", "--only", "ada-k", "--time-budget", "8 s")
@@ -40,13 +41,17 @@ def _unchanged_run(folder: Path, device: torch.device) -> UnchangedRun:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"an A/A run ended with exit code {done.returncode}: {last}")
     run = load_run(manifests[0].parent)
+    records = {record.case.key: record for record in run.records}
     measurements = {r.case.key: r.measurement for r in run.records if r.measurement}
     versions = {m.reference.version for m in measurements.values() if m.reference}
     if len(versions) != 1:
         raise ValueError("an A/A run gave no latencies beside a reference operation")
+    mixtures = footprints(records)
+    assert mixtures is not None  # both are of this version of moebench
     return UnchangedRun(
         datetime.now(UTC).isoformat(timespec="seconds"),
         run.manifest.commit,
         versions.pop(),
-        {key: relative_latency(m).value for key, m in measurements.items()},
+        {key: relative_latency(m, mixtures[key]).value for key, m in measurements.items()},
+        by_parts=True,
     )

@@ -3,7 +3,6 @@
 What the system does not count is None: other systems than Linux, and containers that hide `/proc`.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ TICK: Seconds = 0.01
 """Unit of `/proc/stat`; the kernel reports hundredths of a second whatever its own tick is."""
 LOOK: Seconds = 0.5
 """Time of a look at the load: a processor's share is seen to 2 %."""
-USER, NICE, SYSTEM, INTERRUPT, SOFT_INTERRUPT, STOLEN = 0, 1, 2, 5, 6, 7
-"""Columns of a processor in `/proc/stat`; 3 and 4 are idle."""
+BUSY, STOLEN = (0, 1, 2, 5, 6), 7
+"""Columns of a processor in `/proc/stat`: user, nice, system, interrupts; 3 and 4 are idle."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +101,16 @@ def quota(root: Path = Path("/")) -> float:
 def processor_times(root: Path, cpus: frozenset[int]) -> tuple[Seconds | None, Seconds | None]:
     """Busy and stolen time of some processors since the start of the machine.
 
-    A process of lowered priority gives way, so its time is left out; if this process is one, they
-    compete as equals.
+    Processes of lowered priority count: kernels that group processes by session let them compete
+    with other sessions as equals.
     """
     names = {f"cpu{number}" for number in cpus}
     lines = [line.split() for line in (read_text(root / "proc/stat") or "").splitlines()]
     rows = [[int(ticks) for ticks in line[1:]] for line in lines if line and line[0] in names]
     if not rows or min(map(len, rows)) <= STOLEN:
         return None, None
-    columns = [USER, SYSTEM, INTERRUPT, SOFT_INTERRUPT]
-    columns += [NICE] * _is_lowered()
-    busy = sum(row[column] for row in rows for column in columns)
+    busy = sum(row[column] for row in rows for column in BUSY)
     return busy * TICK, sum(row[STOLEN] for row in rows) * TICK
-
-
-def _is_lowered() -> bool:
-    return hasattr(os, "getpriority") and os.getpriority(os.PRIO_PROCESS, 0) > 0
 
 
 def pressure(root: Path) -> Seconds | None:

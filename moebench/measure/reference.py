@@ -15,13 +15,11 @@ import torch
 from torch.nn.functional import linear
 
 from moebench.measure.clocks import StageTimer
+from moebench.records.measurement import PRODUCT_FLOPS, READ_BYTES
 from moebench.units import Seconds
 
 VERSION = 1
 ROWS, INPUTS, OUTPUTS = 256, 4096, 2048
-READ_BYTES = 128 * 2**20
-STATE_TOLERANCE = 0.15
-"""Memory read this much faster or slower than at another time is another state of the host."""
 
 
 class ReferenceOperation:
@@ -40,6 +38,7 @@ class ReferenceOperation:
         self._weight = normal(OUTPUTS, INPUTS, dtype=torch.bfloat16)
         self._words = normal(READ_BYTES // 4, dtype=torch.float32)
         self._device = device
+        assert PRODUCT_FLOPS == 2 * ROWS * INPUTS * OUTPUTS
 
     @torch.inference_mode()
     def __call__(self) -> None:

@@ -22,10 +22,7 @@ class RoundLoad:
     own: Seconds
     """Processor time of this process, all threads together."""
     busy: Seconds | None
-    """Processor time of all processes, this one included, on the processors it may use.
-
-    Processes of lowered priority are left out, unless this one is of lowered priority itself.
-    """
+    """Processor time of all processes, this one included, on the processors it may use."""
     stolen: Seconds | None
     """Time in which the host ran something else, added up over the same processors."""
     waiting: Seconds | None

@@ -12,6 +12,9 @@ from moebench.spec.case import Launch
 from moebench.spec.load import ExpertLoad
 from moebench.units import Bytes, Flops, Seconds
 
+READ_BYTES = 128 * 2**20
+PRODUCT_FLOPS = 2 * 256 * 4096 * 2048
+"""What the two parts of the reference operation, version 1, read and compute."""
 Stop = Literal["precise", "budget", "max-rounds", "no-case-left"]
 
 

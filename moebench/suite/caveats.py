@@ -1,11 +1,11 @@
 """Caveats of a cell's measurements: what makes its numbers doubtful, and what to do about it."""
 
 from moebench.compare.rounds import MIN_ROUNDS
+from moebench.compare.state import STATE_TOLERANCE
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.measure.latency import Rounds
-from moebench.measure.reference import READ_BYTES, STATE_TOLERANCE
 from moebench.records.host import HostLoad
-from moebench.records.measurement import Measurement
+from moebench.records.measurement import READ_BYTES, Measurement
 from moebench.records.results import Caveat
 from moebench.suite.cell import ReadyCase, ReadyCell
 from moebench.units import Bytes, Seconds, text

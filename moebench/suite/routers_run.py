@@ -66,7 +66,7 @@ def _machine(options: argparse.Namespace, device: "torch.device", dtype: str) ->
     if options.recalibrate or options.keep_calibration:
         when = "always" if options.recalibrate else "never"
     with terminal.Bar(CALIBRATION_BUDGET) as bar:
-        return prepare_machine(device, dtype, calibrate=when, say=terminal.say, progress=bar)
+        return prepare_machine(device, dtype, calibrate=when, say=bar.say, progress=bar)
 
 
 def _predict(options: argparse.Namespace, suite: Suite) -> int:

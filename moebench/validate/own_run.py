@@ -4,11 +4,12 @@ A shared machine's speed changes between its calibration and a run, and no formu
 much. So a prediction is held against two things: an *earlier measurement of the same cases*, which
 is the best predictor there can be and suffers from the same changes; and the latency after both
 sides are divided by the reference operation - the run's latency by that of its own rounds, the
-prediction by that of the calibration, the earlier measurement by that of the earlier run.
+prediction by that of the calibration, the earlier measurement by that of the earlier run. Where all
+of them know the operation's two parts, each case is divided by its own mixture of the two.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from moebench import terminal
 from moebench.compare.runs import differences, relative_latency
+from moebench.compare.state import Footprint, footprints
 from moebench.predict.arrays import Floats
 from moebench.records.measurement import Measurement
 from moebench.records.record import Record
@@ -74,30 +76,48 @@ def score_run(run: Run, earlier: Run | None) -> RunScore:
         ValueError: nothing was measured, or the earlier run is of another machine or suite.
     """
     records = {r.case.key: r for r in run.records if _is_as_planned(r)}
-    before: dict[str, Measurement] = {}
+    before: dict[str, Record] = {}
     if earlier is not None:
         reasons = differences(earlier, run)
         if reasons:
             raise ValueError("the earlier run is not of the same cases: " + "; ".join(reasons))
-        before = {r.case.key: _measured(r) for r in earlier.records if _is_as_planned(r)}
+        before = {r.case.key: r for r in earlier.records if _is_as_planned(r)}
         records = {key: record for key, record in records.items() if key in before}
     if not records:
         raise ValueError(f"{run.directory}: no measured case to score")
-    pairs = [(record, _measured(record), before.get(key)) for key, record in records.items()]
-    predicted = _error([math.log(r.estimate.latency / m.latency.value) for r, m, _ in pairs])
-    has_reference = all(m.reference for _, m, _ in pairs)
-    relative = [relative_latency(m).value for _, m, _ in pairs] if has_reference else []
+    measured = [_measured(record) for record in records.values()]
+    predicted = _error(
+        [
+            math.log(record.estimate.latency / own.latency.value)
+            for record, own in zip(records.values(), measured, strict=True)
+        ]
+    )
     reference = run.manifest.calibration.get("reference")
+    reading = run.manifest.calibration.get("reference_reading")
+    mixtures = footprints(records) if reading else None
     divided = again = again_divided = ratio = None
-    if reference and has_reference:
-        logs = [math.log(r.estimate.latency / float(reference)) for r, _, _ in pairs]
-        divided = _error(np.subtract(logs, relative))
+    if reference and all(own.reference for own in measured):
+        logs = []
+        for key, record in records.items():
+            divisor = float(reference)
+            if mixtures is not None and reading:
+                parts = np.array([reading]), np.array([reference - reading])
+                divisor = float(mixtures[key].seconds(*parts)[0])
+            logs.append(math.log(record.estimate.latency / divisor))
+        divided = _error(np.subtract(logs, _relative(records, mixtures)))
     if before:
-        again = _error([math.log(e.latency.value / m.latency.value) for _, m, e in pairs if e])
+        again = _error(
+            [
+                math.log(_measured(before[key]).latency.value / own.latency.value)
+                for key, own in zip(records, measured, strict=True)
+            ]
+        )
         ratio = predicted.median / again.median if again.median else None
-        if has_reference and all(e.reference for _, _, e in pairs if e):
-            earlier_relative = [relative_latency(e).value for _, _, e in pairs if e]
-            again_divided = _error(np.subtract(earlier_relative, relative))
+        before = {key: before[key] for key in records}
+        if all(_measured(r).reference for r in (*records.values(), *before.values())):
+            mixtures = footprints(records, before)
+            both = _relative(before, mixtures), _relative(records, mixtures)
+            again_divided = _error(np.subtract(*both))
     missed = []
     if ratio is not None and ratio > MOST_RATIO:
         missed.append(f"{ratio:.2f} times the error of an earlier measurement, {MOST_RATIO} asked")
@@ -138,6 +158,16 @@ def score_text(score: RunScore) -> str:
 def _is_as_planned(record: Record) -> bool:
     """Whether it was measured, and launched as it was predicted."""
     return record.measurement is not None and record.launch == record.case.launch
+
+
+def _relative(
+    records: Mapping[str, Record], mixtures: Mapping[str, Footprint] | None
+) -> list[float]:
+    """Logarithms of the cases' latencies over the reference operation of their rounds."""
+    return [
+        relative_latency(_measured(r), "whole" if mixtures is None else mixtures[key]).value
+        for key, r in records.items()
+    ]
 
 
 def _measured(record: Record) -> Measurement:
