@@ -1,5 +1,7 @@
 """The network: its sizes, its attention, and how its gate turns logits into weights."""
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Annotated, Any, Literal, cast
@@ -8,6 +10,7 @@ from moebench.spec.config_keys import MODEL_KEYS
 from moebench.spec.schema import check_range
 from moebench.spec.shipped import load_shipped, shipped_names
 from moebench.spec.weight_types import weight_type
+from moebench.units import folded
 
 FREE_EXPERTS = ("zero_experts", "identity_experts", "constant_experts")
 
@@ -169,6 +172,8 @@ class ModelSpec:
 
     name: str
     source: str
+    aliases: tuple[str, ...] = ()
+    """Further names of networks with these sizes: fine-tuned ones, and later releases."""
     num_layers: int
     hidden_size: int
     intermediate_size: int = 0
@@ -317,7 +322,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name: str) -> ModelSpec:
-    """A model by its shipped name in any case, or from a user's own file.
+    """A model by its shipped name, alias or hub id in any case, or from a user's own file.
 
     That is a TOML, a Hugging Face config.json, or the folder that holds one.
     """
@@ -327,7 +332,23 @@ def load_model(name: str) -> ModelSpec:
         from moebench.spec.huggingface.translate import load_config
 
         return load_config(name)
+    if not name.lower().endswith(".toml"):
+        on_hub = folded(name.rpartition("/")[2])  # an id on the hub begins with its owner
+        if on_hub not in map(folded, model_names()):
+            name = model_aliases().get(on_hub, name)
+        else:
+            name = on_hub
     return cast(ModelSpec, load_shipped(ModelSpec, "models", name, MODEL_KEYS))
+
+
+@functools.cache
+def model_aliases() -> Mapping[str, str]:
+    """The shipped model of each alias, folded."""
+    return {
+        folded(alias): name
+        for name in model_names()
+        for alias in load_shipped(ModelSpec, "models", name, MODEL_KEYS).aliases
+    }
 
 
 def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:

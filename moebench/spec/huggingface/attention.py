@@ -96,8 +96,8 @@ def _read_rope(reading: Reading) -> None:
 def _parameters(reading: Reading) -> Mapping[str, Any]:
     """`rope_parameters` of transformers 5, `rope_scaling` before it; of the full layers."""
     r = reading
-    for key in ("rope_parameters", "rope_scaling", ""):
-        table = r.value(key, dict) if key else r.family.defaults.get("rope_parameters")
+    own = [r.value(key, dict) for key in ("rope_parameters", "rope_scaling") if key in r.config]
+    for table in (*own, r.family.defaults.get("rope_parameters")):
         if not table:
             continue
         by_layer = {name: part for name, part in table.items() if isinstance(part, Mapping)}
