@@ -1,0 +1,87 @@
+"""The table of gates and families against transformers: `python tests/bench_families.py`.
+
+It prints Markdown; with `--write` it writes results/families/transformers-VERSION/report.md.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from families import FAMILIES
+from family_differences import TOKENS, gate_difference, layers_difference
+
+ABOUT = f"""# Gates and families against transformers {{version}}
+
+Random weights, equal inputs, CPU. Gates: {TOKENS} tokens through the family's own router and ours;
+differences in fp32 are over the largest value. Layers: two decoder layers of a tiny copy, 33 tokens
+at once and in parts against the cache, over the largest output. A dash: not executed, with the
+reason. Made by `python tests/bench_families.py --write`.
+"""
+
+
+def gate_cells(name: str) -> Mapping[str, str]:
+    """How the family's router and ours differ."""
+    found, family = gate_difference(name), FAMILIES[name]
+    bf16 = f"{found.bf16_tokens}" + (f" ({family.bf16})" if found.bf16_tokens else "")
+    return {
+        "experts, top k": "{} of {}".format(*reversed(family.experts)),
+        "logits": number(found.logits),
+        "weights": number(found.weights),
+        "gradients": number(found.gradients),
+        "tokens with other experts": f"{found.tokens}",
+        "in bf16": bf16,
+    }
+
+
+def layer_cells(name: str) -> Mapping[str, str]:
+    """How two of the family's decoder layers and ours differ."""
+    family = FAMILIES[name]
+    if family.layers is None:
+        return {"layers, prefill": f"– {family.why_not}", "layers, cached": "–"}
+    found = layers_difference(name)
+    return {"layers, prefill": number(found.prefill), "layers, cached": number(found.cached)}
+
+
+CELLS: tuple[Callable[[str], Mapping[str, str]], ...] = (gate_cells, layer_cells)
+"""Each gives some columns of a family's row, in every row the same ones."""
+
+
+def number(value: float) -> str:
+    """A difference with two digits, 0 where there is none."""
+    return f"{value:.1e}" if value else "0"
+
+
+def report() -> str:
+    """The table as Markdown."""
+    import transformers
+
+    rows = []
+    for name in FAMILIES:
+        rows.append({"family": name})
+        for cells in CELLS:
+            rows[-1] |= cells(name)
+        print(name, file=sys.stderr)
+    lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{ABOUT.format(version=transformers.__version__)}\n{table}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the report under results/")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    text = report()
+    print(text)
+    if options.write:
+        import transformers
+
+        folder = Path("results") / "families" / f"transformers-{transformers.__version__}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
