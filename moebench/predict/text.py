@@ -194,12 +194,13 @@ def _header(row: Speedup) -> list[str]:
         "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
         f"seen were this far off{_BASIS_NOTES.get(row.basis, '')}"
     )
+    hint = " (--level model composes the whole network)"
     if row.low is None:
         error = "measured error: none; no GPU of this maker was ever measured, so no interval"
     lines = [
         f"{d.model.name} · {_router(row)} · {d.hardware.title}",
         f"{d.model.name}: {counts_text(d.model)}",
-        _asked(d) + " (--level model composes the whole network)" * (d.level == "moe"),
+        _asked(d) + hint * (d.level == "moe" and not d.model.moe_level_only),
         f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
         f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
         f"{row.estimate.calibration}; weights cold",
@@ -207,7 +208,7 @@ def _header(row: Speedup) -> list[str]:
     ]
     if d.windowed_layers:
         lines.append(_windows(d))
-    if d.level != "moe" or d.model.shared_intermediate_size:
+    if d.level != "moe" or "shared" in row.estimate.by_stage:
         origin = prices.dense.origin
         lines.append(f"around the experts: {origin}; not calibrated: attention and communication")
     return lines

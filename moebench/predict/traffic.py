@@ -9,7 +9,7 @@ import numpy as np
 
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup, speedups
-from moebench.routers.policy import Policy
+from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import TYPICAL_SKEW, skew_of_distinct
 
@@ -38,7 +38,8 @@ def with_traffic(
     tokens, m = d.workload(batches[0]).num_tokens, d.model
     distinct = options.distinct_experts
     try:
-        skew = skew_of_distinct(distinct, tokens, m.num_experts, m.top_k)
+        chances, _ = policy("top-k").k_distribution(m)
+        skew = skew_of_distinct(distinct, tokens, m.num_experts, chances)
     except ValueError as error:
         raise ValueError(f"--distinct-experts: {error}") from error
     traffic = f"top-k touches {distinct:g} of {m.num_experts} as counted"

@@ -105,22 +105,26 @@ def inclusion_probabilities(popularity: NDArray[np.float64], k: int) -> NDArray[
     return result
 
 
-def skew_of_distinct(distinct: float, num_tokens: int, num_experts: int, top_k: int) -> float:
-    """Skew at which `num_tokens` tokens of `top_k` experts touch that many distinct ones, expected.
+def skew_of_distinct(
+    distinct: float, num_tokens: int, num_experts: int, k_distribution: Sequence[float]
+) -> float:
+    """Skew at which tokens with these counts of experts touch that many distinct ones, expected.
 
     Of all ways in which traffic shares experts this is the one-parameter family of power laws. A
     number that no skew gives is refused.
     """
 
     def expected(skew: float) -> float:
-        return ExpertLoad.expected(num_tokens, num_experts, fixed_k(top_k), skew).distinct_experts
+        load = ExpertLoad.expected(num_tokens, num_experts, k_distribution, skew)
+        return load.distinct_experts
 
     low, high = 0.0, MOST["skew"]
     most, least = expected(low), expected(high)
     if not least <= distinct <= most:
+        mean = sum(k * chance for k, chance in enumerate(k_distribution))
         raise ValueError(
             f"found {distinct:g}, expected {least:.4g} to {most:.4g}: what {num_tokens} tokens of "
-            f"{top_k} experts touch of {num_experts}, from all alike to uniform routing"
+            f"{mean:g} experts touch of {num_experts}, from all alike to uniform routing"
         )
     while high - low > 1e-9:
         middle = (low + high) / 2

@@ -177,11 +177,21 @@ def feed_forward_ops(model: ModelSpec, width: int, num_tokens: int, dtype: str) 
 
 
 def shared_expert_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-    """Ops beside the routed experts: shared experts and their gate, Arctic's dense network."""
+    """Ops beside the routed experts: shared experts and their gate, Arctic's dense network.
+
+    Experts that return their input or a vector add it to the output in one pass over the tokens.
+    """
     shared = feed_forward_ops(model, model.shared_intermediate_size, num_tokens, dtype)
     gate = linear("shared-gate", "shared", num_tokens, 1, model.hidden_size, dtype)
     residual = feed_forward_ops(model, model.residual_intermediate_size, num_tokens, dtype)
-    return (*shared, *[gate] * (model.has_shared_gate and bool(shared)), *residual)
+    moved = num_tokens * model.hidden_size
+    added = traffic("free-experts", "shared", 2 * moved, moved, dtype)
+    return (
+        *shared,
+        *[gate] * (model.has_shared_gate and bool(shared)),
+        *residual,
+        *[added] * bool(model.identity_experts + model.constant_experts),
+    )
 
 
 def backward(op: Op) -> tuple[Op, ...]:

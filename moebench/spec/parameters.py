@@ -1,6 +1,6 @@
 """How many parameters a network has, and how many one token uses."""
 
-from moebench.spec.layer import attention_projections
+from moebench.spec.layer import attention_projections, cache_elements_per_token, query_width
 from moebench.spec.model import ModelSpec
 
 
@@ -41,7 +41,7 @@ def attention_parameters(model: ModelSpec) -> int:
     if a.kind == "mla":
         biases = a.query_rank + a.kv_rank + a.rope_head_dim
         return total + a.query_rank + a.kv_rank + a.has_bias * biases
-    return total + a.has_bias * (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
+    return total + a.has_bias * (query_width(a) + cache_elements_per_token(a))
 
 
 def moe_parameters(model: ModelSpec, experts: float) -> float:
@@ -64,16 +64,23 @@ def parameters(model: ModelSpec, experts_per_token: float | None = None) -> floa
     The embedding table is counted in both, as published active counts do (Mixtral's 12.9 B).
     Multi-token-prediction heads are not part of the model here.
     """
-    h = model.hidden_size
-    norm = h * (2 if model.norm == "layer" else 1)
     experts = model.num_experts if experts_per_token is None else experts_per_token
-    embeddings = model.vocab_size * h * (1 if model.has_tied_embeddings else 2)
+    norms = model.norms_per_layer * norm_parameters(model)
     return (
-        model.num_layers * (attention_parameters(model) + model.norms_per_layer * norm)
+        model.num_layers * (attention_parameters(model) + norms)
         + model.num_moe_layers * moe_parameters(model, experts)
         + (model.num_layers - model.num_moe_layers) * dense_parameters(model)
-        + embeddings
-        + norm
-        + model.learnt_positions * h
-        + model.vocab_size * model.has_head_bias
+        + outer_parameters(model)
     )
+
+
+def norm_parameters(model: ModelSpec) -> int:
+    """Parameters of one norm over the hidden size."""
+    return model.hidden_size * (2 if model.norm == "layer" else 1)
+
+
+def outer_parameters(model: ModelSpec) -> int:
+    """Parameters before and after the layers: embeddings, positions, final norm and head."""
+    tables = model.vocab_size * (1 if model.has_tied_embeddings else 2) + model.learnt_positions
+    heads = model.vocab_size * model.has_head_bias
+    return tables * model.hidden_size + norm_parameters(model) + heads

@@ -67,7 +67,7 @@ def test_a_typical_skew_stands_beside_uniform_decode_alone(
 
 
 def test_the_skew_of_distinct_experts_is_the_one_that_touches_them() -> None:
-    skew = skew_of_distinct(25, 4, 64, 8)
+    skew = skew_of_distinct(25, 4, 64, fixed_k(8))
     assert ExpertLoad.expected(4, 64, fixed_k(8), skew).distinct_experts == pytest.approx(25)
 
 

@@ -61,7 +61,7 @@ def break_even(
     rows = []
     for i, batch in enumerate(batches):
         most = speedup(smallest, i)
-        low, high = smallest, float(model.top_k)
+        low, high = smallest, d.routed_by(top).mean_k
         if most >= target and speedup(high, i) >= target:
             low = high
         while most >= target and high - low > PRECISION:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.shapes import shape_caveats
 from moebench.records.results import Caveat
-from moebench.routers.policy import Policy
 from moebench.spec.weight_types import weight_type
 from moebench.units import Bytes, text
 
@@ -24,11 +23,11 @@ TRAINING = Caveat(
 
 
 def step_caveats(
-    deployment: Deployment, router: Policy, peaks: Mapping[int, Bytes]
+    deployment: Deployment, is_ragged: bool, peaks: Mapping[int, Bytes]
 ) -> tuple[Caveat, ...]:
-    """Caveats of a deployment's steps under a router; `peaks` are memory by batch."""
+    """Caveats of a deployment's steps; `is_ragged`: tokens differ in k; `peaks` are by batch."""
     found = [*_converted(deployment), *shape_caveats(deployment)]
-    if router.is_adaptive:
+    if is_ragged:
         found.append(RAGGED)
     if deployment.phase == "train":
         found.append(TRAINING)

@@ -13,7 +13,15 @@ from moebench.predict.serving.decoder import ACTIVATIONS
 from moebench.predict.serving.deployment import Deployment, rank_model
 from moebench.routers.policy import Policy
 from moebench.spec.load import ExpertLoad
-from moebench.spec.parameters import attention_parameters, dense_parameters, shared_parameters
+from moebench.spec.parameters import (
+    attention_parameters,
+    dense_parameters,
+    feed_forward_parameters,
+    moe_parameters,
+    norm_parameters,
+    outer_parameters,
+    router_parameters,
+)
 from moebench.spec.weight_types import weight_type
 from moebench.units import Bytes
 
@@ -44,23 +52,25 @@ def rank_parameters(deployment: Deployment, router: Policy) -> RankParameters:
     """
     d, whole = deployment, deployment.model
     model = rank_model(whole, d.tensor_parallel)
-    h = model.hidden_size
-    experts = whole.num_experts // d.expert_parallel * model.expert_parameters
-    shared, attention = shared_parameters(model), attention_parameters(model)
-    plain = router.parameters(whole) / whole.num_moe_layers
-    plain += h * whole.has_shared_gate + whole.num_experts * whole.gate.has_correction_bias
+    local = whole.num_experts // d.expert_parallel
+    experts = local * model.expert_parameters
+    shared = feed_forward_parameters(model, model.shared_intermediate_size)
+    shared += feed_forward_parameters(model, model.residual_intermediate_size)
+    # Gates and biases of the MoE half, with this router in place of the model's own.
+    plain = moe_parameters(model, local) - experts - shared
+    plain += (router.parameters(whole) - router_parameters(whole)) / whole.num_moe_layers
     if d.level == "moe":
         return RankParameters(experts, shared, plain)
-    norms = whole.norms_per_layer * h
+    attention = attention_parameters(model)
+    norms = whole.norms_per_layer * norm_parameters(model)
     if d.level == "decoder":
         return RankParameters(experts, shared + attention, plain + norms)
     dense = dense_parameters(model)
     layers = d.moe_layers + d.dense_layers
-    tables = model.vocab_size * h * (1 if whole.has_tied_embeddings else 2)
     return RankParameters(
         d.moe_layers * experts,
         d.moe_layers * shared + layers * attention + d.dense_layers * dense,
-        d.moe_layers * plain + layers * norms + tables + h,
+        d.moe_layers * plain + layers * norms + outer_parameters(model),
     )
 
 

@@ -105,10 +105,11 @@ def speedups(
         for i, batch in enumerate(batches)
     ]
     energies = [step_energy(own, i, (float(low[i]), float(high[i]))) for i in range(len(batches))]
+    is_ragged = router.is_adaptive or d.model.num_free_experts > 0
     caveats = (
         *model_caveats(d.model),
         *own.layer.caveats,
-        *step_caveats(d, router, {batches[i]: sum(m.values()) for i, m in enumerate(memories)}),
+        *step_caveats(d, is_ragged, {batches[i]: sum(m.values()) for i, m in enumerate(memories)}),
         *energies[0].caveats,
     )
     rows = []

@@ -8,7 +8,7 @@ from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reac
 from moebench.spec.load import geometric_k
 from moebench.spec.model import Gate, ModelSpec
 from moebench.spec.ops import Op, traffic
-from moebench.spec.parameters import router_parameters
+from moebench.spec.parameters import choices, router_parameters
 
 _TABLE = "Yue et al., ICLR 2025, Table 3 (Act)"
 
@@ -41,12 +41,12 @@ class AdaK(Policy):
 
     def parameters(self, model: ModelSpec) -> int:
         """Parameters of the base router, and an allocator of the same shape in each layer."""
-        allocators = model.num_moe_layers * model.num_experts * model.hidden_size
+        allocators = model.num_moe_layers * choices(model) * model.hidden_size
         return router_parameters(model) + allocators
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         """Router and allocator are one product of twice the width, with stacked weights."""
-        n, h, slots = model.num_experts, model.hidden_size, reachable_experts(model)
+        n, h, slots = choices(model), model.hidden_size, reachable_experts(model)
         gate = self.weights_gate(model)
         product = logits_op(gate, "router-and-allocator", (num_tokens, 2 * n, h), dtype)
         # Bias, argmax, first count is 1, slot numbers, comparison, masking; guards as configured.

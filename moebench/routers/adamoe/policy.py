@@ -8,7 +8,7 @@ from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reac
 from moebench.spec.load import null_expert_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, traffic
-from moebench.spec.parameters import router_parameters
+from moebench.spec.parameters import choices, router_parameters
 
 MOST_NULL_EXPERTS = 4096
 FEWEST_NULL_EXPERTS = 8
@@ -74,13 +74,13 @@ class AdaMoE(Policy):
         return router_parameters(model) + nulls
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        choices, slots = model.num_experts + self.null_experts(model), self.slots(model)
+        columns, slots = choices(model) + self.null_experts(model), self.slots(model)
         pairs = num_tokens * slots
         # Comparison, readable indices, masking; guards as configured.
         guards = model.gate.renormalise + (model.gate.num_groups > 1)
         return (
-            logits_op(model.gate, "router", (num_tokens, choices, model.hidden_size), dtype),
-            choice_op(model.gate, num_tokens, choices, slots, dtype),
+            logits_op(model.gate, "router", (num_tokens, columns, model.hidden_size), dtype),
+            choice_op(model.gate, num_tokens, columns, slots, dtype),
             flatten_op(pairs, drops=True),
             traffic("drop-nulls", "router", 3 * pairs, 3 * pairs, "float32", launches=3 + guards),
         )

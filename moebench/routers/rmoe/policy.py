@@ -11,7 +11,7 @@ from moebench.routers.policy import Reduction, register
 from moebench.routers.top_k.policy import TopK, choice_op, flatten_op, logits_op
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, traffic
-from moebench.spec.parameters import router_parameters
+from moebench.spec.parameters import choices, router_parameters
 
 
 @register
@@ -36,12 +36,12 @@ class RMoE(TopK):
     def parameters(self, model: ModelSpec) -> int:
         """Projections and gates of every layer, and the shared cell's six matrices and biases."""
         p = self.state_size
-        per_layer = p * model.hidden_size + model.num_experts * p
+        per_layer = p * model.hidden_size + choices(model) * p
         base = router_parameters(model) if self.residual else 0
         return model.num_moe_layers * per_layer + 6 * p * p + 6 * p + base
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        n, h, p = model.num_experts, model.hidden_size, self.state_size
+        n, h, p = choices(model), model.hidden_size, self.state_size
         k = self.experts_per_token(model)
         gate = logits_op(model.gate, "gate", (num_tokens, n, p), dtype)
         base: tuple[Op, ...] = ()

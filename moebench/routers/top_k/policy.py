@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moebench.routers.policy import Policy, Reduction, register
-from moebench.spec.load import fixed_k
+from moebench.spec.load import fixed_k, null_expert_k
 from moebench.spec.model import Gate, ModelSpec
 from moebench.spec.ops import Op, linear, traffic
-from moebench.spec.parameters import router_parameters
+from moebench.spec.parameters import choices, router_parameters
 
 
 def reachable_experts(model: ModelSpec) -> int:
@@ -60,7 +60,7 @@ class TopK(Policy):
     def experts_per_token(self, model: ModelSpec) -> int:
         """The given `top_k`, or the model's own; an error where no token can have as many."""
         k = model.top_k if self.top_k is None else self.top_k
-        largest = reachable_experts(model)
+        largest = reachable_experts(model) + model.num_free_experts
         if not 1 <= k <= largest:
             within = "num_experts" if largest == model.num_experts else "experts of the kept groups"
             raise ValueError(f"{self.name}: top_k: found {k}, expected 1 to {within} = {largest}")
@@ -70,7 +70,7 @@ class TopK(Policy):
         return router_parameters(model)
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        n, k = model.num_experts, self.experts_per_token(model)
+        n, k = choices(model), self.experts_per_token(model)
         return (
             logits_op(model.gate, "router", (num_tokens, n, model.hidden_size), dtype),
             choice_op(model.gate, num_tokens, n, k, dtype),
@@ -78,5 +78,15 @@ class TopK(Policy):
         )
 
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:
-        k = self.experts_per_token(model)
-        return fixed_k(k), f"fixed k = {k}"
+        """All `top_k` slots, or those of them that are not free experts' (LongCat, MoE++)."""
+        k, free = self.experts_per_token(model), model.num_free_experts
+        if not free:
+            return fixed_k(k), f"fixed k = {k}"
+        if not model.mean_top_k:
+            raise ValueError(
+                f"{model.name}: mean_top_k: found 0, expected the published mean of experts that "
+                f"cost a matmul, among {model.top_k} slots and {free} experts that cost none"
+            )
+        mean = model.mean_top_k * k / model.top_k
+        chances = null_expert_k(mean, k, reachable_experts(model), free)
+        return chances, f"mean {mean:g} of {k} slots (published for {model.top_k}), the others free"
