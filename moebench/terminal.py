@@ -37,6 +37,8 @@ STAND_INS = str.maketrans(
     }
 )
 """ASCII for the characters that moebench itself prints."""
+ALMOST = 0.99
+"""Largest share that a bar shows while work goes on."""
 FOOTNOTES = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹˒]+")
 
 
@@ -233,14 +235,17 @@ def text_table(
 
 
 class Bar:
-    """A progress bar on stderr over a known amount of wall time, such as a time budget."""
+    """A progress bar on stderr over the wall time that a piece of work is expected to take.
+
+    It is full only when the work has ended; work that takes longer is shown as being over its time.
+    """
 
     def __init__(self, expected: Seconds) -> None:
         from tqdm import tqdm  # verbs that only compute start without it
 
         interactive = NOTES.isatty()
         self._bar: Any = tqdm(
-            total=round(expected),
+            total=expected,
             unit="s",
             file=NOTES,
             leave=False,
@@ -249,17 +254,25 @@ class Bar:
             mininterval=0.2 if interactive else 15.0,
             bar_format="{percentage:3.0f}% |{bar:20}| {desc}",
         )
-        self._expected = expected
-        self._start = time.perf_counter()
+        self.expected = expected
+        self.started = time.perf_counter()
+
+    def elapsed(self) -> Seconds:
+        """Time since the bar began."""
+        return time.perf_counter() - self.started
+
+    def expect(self, seconds: Seconds) -> None:
+        """Change the time that the whole work is expected to take."""
+        self.expected = self._bar.total = seconds
 
     def tell(self, what: str) -> None:
         """Move the bar to now and say what runs."""
-        elapsed = time.perf_counter() - self._start
-        left = max(0.0, self._expected - elapsed)
-        self._bar.n = min(round(elapsed), self._bar.total)
+        elapsed = self.elapsed()
+        self._bar.n = min(elapsed, ALMOST * self.expected)
+        is_late = elapsed > self.expected
+        rest = f"{_clock(abs(self.expected - elapsed))} {'over' if is_late else 'left'}"
         self._bar.set_description_str(
-            f"{_clock(elapsed)} of {_clock(self._expected)}, {_clock(left)} left | "
-            f"{printable(what)}",
+            f"{_clock(elapsed)} of {_clock(self.expected)}, {rest} | {printable(what)}",
             refresh=False,
         )
         self._bar.update(0)

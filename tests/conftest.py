@@ -124,6 +124,7 @@ def calibrated(
     from moebench.calibrate.products import layouts
     from moebench.calibrate.saved import calibration_path
     from moebench.measure.environment import describe_machine
+    from moebench.records.host import HostLoad
     from moebench.records.timings import MatmulSample, Microbenchmarks
     from moebench.spec.schema import encode
 
@@ -147,6 +148,7 @@ def calibrated(
         duration=0.1,
         attention_rate=1e10,
         attention_bandwidth=1e10,
+        load=HostLoad(2.0, 2, ()),  # quiet, as far as it knows
     )
     path = calibration_path(environment, "bfloat16")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ other, what the microbenchmarks showed *is* the datasheet.
 """
 
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,7 +28,7 @@ from moebench.records.measurement import READ_BYTES
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.hardware import HardwareSpec, hardware_aliases, load_hardware
 from moebench.spec.schema import encode
-from moebench.units import Bytes, text
+from moebench.units import Bytes, Seconds, text
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,18 @@ def prepare_machine(
     dtype: str,
     *,
     calibrate: When = "stale",
+    budget: Seconds = math.inf,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda share, what: None,
 ) -> Machine:
     """Describe the machine, look at its load, and calibrate it or use its saved calibration.
 
-    `say` is called with a line about each decision.
+    `say` is called with a line about each decision. `budget` is the time for waiting and
+    calibrating together; what it does not hold is cut short.
     """
     environment = describe_machine(device)
-    site = Site(device, dtype, environment, meter(device), say, progress)
+    end = time.monotonic() + budget
+    site = Site(device, dtype, environment, meter(device), say, progress, end)
     load = site.host.look()
     if load.is_busy:
         say(f"this machine is busy: {load.finding}; numbers will be poor")

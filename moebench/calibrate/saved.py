@@ -5,6 +5,7 @@ made when the machine is quiet, after a bounded wait, and what could not be had 
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class Site:
     host: HostMeter
     say: Callable[[str], None]
     progress: Progress
+    end: Seconds = math.inf
+    """When the time for waiting and measuring is over, by the monotonic clock."""
+
+    def left(self) -> Seconds:
+        """Time that is left for waiting and measuring."""
+        return max(0.0, self.end - time.monotonic())
 
     def p90_error(self, benchmarks: Microbenchmarks) -> float:
         """The own error of the fit to some microbenchmarks."""
@@ -103,7 +110,7 @@ def _measured(site: Site, load: HostLoad) -> Microbenchmarks:
     p90 = site.p90_error(found)
     if p90 > POOR:
         site.say(f"the calibration's own P90 error is {p90:.0%}, more than {POOR:.0%}")
-        if wait_until_quiet(site):
+        if site.left() > CALIBRATION_BUDGET and wait_until_quiet(site):
             found = min(found, _benchmarked(site, True), key=site.p90_error)
     path = calibration_path(site.environment, site.dtype)
     try:
@@ -120,14 +127,13 @@ def _benchmarked(site: Site, is_quiet: bool) -> Microbenchmarks:
         if is_quiet
         else "calibrating this busy machine; the next run that finds it quiet repeats it ..."
     )
-    return microbenchmarks(
-        site.device, site.dtype, budget=CALIBRATION_BUDGET, progress=site.progress
-    )
+    budget = min(CALIBRATION_BUDGET, site.left())
+    return microbenchmarks(site.device, site.dtype, budget=budget, progress=site.progress)
 
 
 def wait_until_quiet(site: Site, patience: Seconds = PATIENCE) -> bool:
     """Wait until nothing else runs, for a bounded time; whether it is quiet."""
-    end, is_said = time.monotonic() + patience, False
+    end, is_said = time.monotonic() + min(patience, site.left() / 3), False
     while (load := site.host.look()).is_busy:
         left = end - time.monotonic()
         if left <= 0:

@@ -49,12 +49,14 @@ class Plan:
 
     budget: Seconds
     """Wall time of the cell, warm-up included; one round runs even if warm-up used it up."""
+    most: Seconds = 0.0
+    """Wall time, if more than the budget, until which rounds go on to reach `min_rounds`."""
     seed: int = 0
     """Seeds the order of the cases in each round."""
     stream_length: int = 1
     """Steps in the cell's stream; rounds walk through it and start again."""
     min_rounds: int = 8
-    """Rounds before precision may stop the cell; the budget can stop it earlier."""
+    """Rounds before precision may stop the cell; time can stop it earlier."""
     max_rounds: int = 400
     min_visit: Seconds = 0.010
     """Least length of the fastest case's visit, where a round still fits the budget."""
@@ -108,6 +110,12 @@ class Rounds:
     @property
     def num_rounds(self) -> int:
         return max(map(len, self.samples.values()), default=0)
+
+    @property
+    def round_time(self) -> Seconds:
+        """Mean time of a round: the visits of all cases, and the reference operation."""
+        timed = [*self.samples.values(), self.reference]
+        return sum(s.seconds for own in timed for s in own) / max(1, self.num_rounds)
 
 
 def measure_rounds(
@@ -198,7 +206,8 @@ def measure_rounds(
                 stopped = "precise"
                 break
             was_precise = is_precise
-        if clock.now() - start + (now - round_start) > plan.budget:
+        limit = plan.budget if done >= plan.min_rounds else max(plan.budget, plan.most)
+        if clock.now() - start + (now - round_start) > limit:
             stopped = "budget"
             break
     samples, duration = _frozen(collected), clock.now() - start

@@ -50,7 +50,10 @@ class Failure:
     run: str
     cell: str
     case: str
-    kind: Literal["out-of-memory", "not-a-number", "does-not-fit", "error", "interrupted"]
+    kind: Literal[
+        "out-of-memory", "not-a-number", "does-not-fit", "error", "interrupted", "left-out"
+    ]
+    """Interrupted and left out (for lack of time): a resumed run measures the case."""
     message: str
     written_at: str
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -45,9 +45,10 @@ class Run:
 
     @property
     def finished_cells(self) -> frozenset[str]:
-        """Cells whose cases all have a record or a failure; an interruption is not a failure."""
+        """Cells whose cases all have a record or a failure that is not only for lack of time."""
+        again = "interrupted", "left-out"
         done = {record.case.key for record in self.records}
-        done |= {failure.case for failure in self.failures if failure.kind != "interrupted"}
+        done |= {failure.case for failure in self.failures if failure.kind not in again}
         return frozenset(cell.key for cell in self.manifest.cells if done.issuperset(cell.cases))
 
 

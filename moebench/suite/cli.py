@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--full", action="store_true", help="suite experts: the whole grid, without a time budget"
     )
     parser.add_argument(
-        "--time-budget", metavar="TIME", help="wall time of all cells together, e.g. '8 min'"
+        "--time-budget", metavar="TIME", help="wall time of the whole run, e.g. '8 min'"
     )
     parser.add_argument(
         "--energy",

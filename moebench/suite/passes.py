@@ -4,7 +4,7 @@ Memory and stage passes come first and serve as warm-up. The rounds that latenci
 on are timed with nothing else switched on.
 """
 
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,12 +31,13 @@ from moebench.records.measurement import Measurement, Reference, Sample
 from moebench.records.record import Failure
 from moebench.records.results import Ratio
 from moebench.records.run import RunWriter
+from moebench.suite.budget import Allowed
 from moebench.suite.caveats import cell_caveats, round_caveats
 from moebench.suite.cell import NotANumber, ReadyCase, ReadyCell
 from moebench.suite.plan import SLOW_STEP, Cell, Effort
 from moebench.suite.prepare import captured
 from moebench.suite.untimed import Untimed, untimed_passes
-from moebench.units import Bytes
+from moebench.units import Bytes, Seconds
 
 ENERGY_PLANS = {"quick": QUICK, "full": FULL, "off": None}
 
@@ -50,15 +51,22 @@ class Observed:
     ratios: Mapping[str, tuple[Ratio, ...]]
     """Speedups and overheads that the samples allow, by case key."""
     errors: Mapping[str, Exception]
+    round: Seconds
+    """Mean wall time of a round; 0 without one."""
 
 
-def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progress) -> Observed:
+def observe(
+    cell: ReadyCell,
+    cache_bytes: Bytes,
+    effort: Effort,
+    allow: Callable[[Seconds], Allowed],
+    progress: Progress,
+) -> Observed:
     """Run every pass over a cell; a case that fails is left out of the later ones.
 
-    The cache is the machine's last-level cache; progress gets the share of the budget that is
-    spent, and what runs.
+    The cache is the machine's last-level cache. `allow` says how long the rounds may take, once the
+    time of one is known; progress gets the share of that time that is spent, and what runs.
     """
-    start = time.perf_counter()
     device = cell.bench.device
     first: dict[str, Untimed] = {}
     errors = dict(cell.errors)
@@ -79,21 +87,26 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
     running = [ready for ready in cell.cases if ready.case.key in first]
     if cell.cell.baseline.launch == "graph":
         cell = captured(cell, running)
-    slowest = max((first[ready.case.key].step for ready in running), default=0.0)
+    steps = [first[ready.case.key].step for ready in running] or [0.0]
+    covariates = Covariates(reference_operation(device), meter(device))
+    visit = max(1, math.ceil(Plan.min_visit / min(steps))) if min(steps) > 0 else 1
+    round_time = visit * sum(steps) + clock_for(device).time(covariates.reference)
+    allowed = allow(round_time)
     rounds = measure_rounds(
         {ready.case.key: cell.visit(ready) for ready in running},
         clock_for(device),
         Plan(
-            budget=max(0.0, effort.budget - (time.perf_counter() - start)),
+            budget=allowed.usual,
+            most=allowed.most,
             seed=cell.workload.seed,
             stream_length=cell.num_steps,
             min_rounds=effort.plan.min_rounds,
-            max_warmup_visits=0 if slowest > SLOW_STEP else 4,
+            max_warmup_visits=0 if max(steps) > SLOW_STEP else 4,
             precise_enough=_precise(cell, running, effort.plan.target_half_width),
             in_parts=device.type == "cpu",
         ),
         progress=tell,
-        covariates=Covariates(reference_operation(device), meter(device)),
+        covariates=covariates,
     )
     samples = {
         ready.case.key: with_work(cell, ready, rounds.samples[ready.case.key])
@@ -132,7 +145,8 @@ def observe(cell: ReadyCell, cache_bytes: Bytes, effort: Effort, progress: Progr
             launch="graph" if cell.graphs else "eager",
             host=rounds.host,
         )
-    return Observed(measurements, _ratios(cell, samples, reference), errors)
+    ratios = _ratios(cell, samples, reference)
+    return Observed(measurements, ratios, errors, rounds.round_time)
 
 
 def _precise(

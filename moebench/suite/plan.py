@@ -16,6 +16,7 @@ from moebench.routers.policy import Policy
 from moebench.spec.case import Case, RouterSpec, Workload
 from moebench.spec.schema import MOST
 from moebench.suite.suite_file import DeviceKind, MeasurePlan, Suite, workloads
+from moebench.terminal import Bar
 from moebench.units import Seconds, nearest
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ class Effort:
 
     plan: MeasurePlan
     """Rounds and precision to reach, and tokens of the stream."""
-    budget: Seconds
-    """Wall time for all passes over all cells."""
     energy: Literal["quick", "full", "off"]
+    bar: Bar
+    """Runs over the time that the whole run may take."""
 
 
 @dataclass(frozen=True)

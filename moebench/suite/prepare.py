@@ -21,10 +21,8 @@ from moebench.routers.operating_point import k_histogram, lag1_correlation, step
 from moebench.routers.routing import Router, RouterState, Routing, build_routers
 from moebench.spec.case import OperatingPoint
 from moebench.suite.cell import Bench, ReadyCase, ReadyCell
+from moebench.suite.costs import WIDE_BATCH
 from moebench.suite.plan import Cell
-
-WIDE_BATCH = 128
-"""Sequences put side by side in passes that read a stream without timing it."""
 
 
 def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:

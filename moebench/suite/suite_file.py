@@ -81,7 +81,7 @@ class DevicePlan:
 
     num_layers: int
     time_budget: Annotated[Seconds, "time"]
-    """Wall time of all cells together, after set-up and calibration."""
+    """Wall time of the whole run, from its start to its report."""
     backend: str | None = None
     """Expert backend on this kind of device; None: the suite's."""
 

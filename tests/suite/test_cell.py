@@ -19,6 +19,7 @@ from moebench.measure.graph import LEAST_RING
 from moebench.model.attention import KVCache
 from moebench.model.decoder import build_decoder
 from moebench.routers.routing import Routing
+from moebench.suite.budget import Allowed
 from moebench.suite.caveats import cell_caveats
 from moebench.suite.cell import (
     Bench,
@@ -33,6 +34,7 @@ from moebench.suite.plan import Cell, CellChoice, Effort, cells, changed, runnab
 from moebench.suite.prepare import captured, prepare_cell, repeated
 from moebench.suite.suite_file import MeasurePlan, load_suite
 from moebench.suite.untimed import untimed_passes
+from moebench.terminal import Bar
 
 __all__ = ["cuda"]
 
@@ -257,8 +259,9 @@ def test_a_measurement_says_how_its_steps_were_launched(is_capturable: bool, cud
         experts=static if is_capturable else asking,
     )
     ready = replace(ready, cell=as_graph(ready.cell), cases=ready.cases[:1])
-    effort = Effort(MeasurePlan(min_rounds=1), 0.1, "off")
-    found = observe(ready, HARDWARE.cache, effort, lambda share, what: None)
+    with Bar(1.0) as bar:
+        effort = Effort(MeasurePlan(min_rounds=1), "off", bar)
+        found = observe(ready, HARDWARE.cache, effort, lambda round: Allowed(0.1, 0.1), bar)
     (measurement,) = found.measurements.values()
     assert measurement.launch == ("graph" if is_capturable else "eager")
     assert bool(measurement.by_stage) is not is_capturable

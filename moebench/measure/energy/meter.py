@@ -33,6 +33,7 @@ from moebench.units import Seconds
 
 __all__ = ["FULL", "QUICK", "EnergyPlan", "measure_energy"]
 
+POWERCAP = Path("/sys/class/powercap")
 CHUNK: Seconds = 0.05
 """Length of the chunks of steps that are stamped."""
 SENSOR_PERIOD: Seconds = 0.1
@@ -44,7 +45,7 @@ def measure_energy(
     device: torch.device,
     plan: EnergyPlan = QUICK,
     boards: Sequence[str] = (),
-    powercap: Path = Path("/sys/class/powercap"),
+    powercap: Path = POWERCAP,
 ) -> Energy:
     """Energy of one step, gross and net of idle power; None with the reason, never a guess.
 
@@ -70,6 +71,16 @@ def measure_energy(
             return no_energy(error, provenance=max(provenances))  # "simulated" if any is
     energies = {reader.name: energy_of(trace(reader.rows), loads, idle, plan) for reader in readers}
     return next(iter(energies.values())) if len(energies) == 1 else _sum_of_boards(energies)
+
+
+def has_energy_counter(device: torch.device) -> bool:
+    """Whether an energy pass will find a counter; a GPU is taken to have one."""
+    if device.type != "cuda":
+        try:
+            _packages(POWERCAP)
+        except Fault:
+            return False
+    return True
 
 
 def _packages(root: Path) -> list[str]:

@@ -1,0 +1,264 @@
+"""How a run divides its time budget over its cells, and which cells it has to leave out.
+
+Every cell has a predicted cost: its set-up, and the time of a round. What finished cells really
+took corrects the costs of the others, and what is left is divided again before every cell.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal
+
+from moebench.spec.case import Level, Phase
+from moebench.units import Seconds, text
+
+FEWEST_TRAINING_ROUNDS = 2
+"""Rounds of training, the longest steps of a suite, that come before cells are left out."""
+MOST_ROUNDS = 60
+QUICK_CELL: Seconds = 8.0
+"""Time of rounds that a quick cell gets even if its least number of rounds takes less."""
+LARGEST_SHARE_LEFT_OUT = 0.25
+"""Share of the planned cells that may be left out."""
+MARGIN = 1.1
+"""Factor on the time of rounds: one slow round must not cost a cell its last one."""
+OVERRUN = 0.05
+"""Share of the budget that may be overspent for a cell's least number of rounds."""
+FORESEEN_OVERRUN = 0.02
+"""Share of the budget that may be overspent before a cell is left out for it."""
+REPORT: Seconds = 5.0
+"""Time of writing the report with its figures, on two cores."""
+FORGETTING = 0.8
+"""Weight of a finished cell against that of the next: machines change while they measure."""
+CAUTION = 2.0
+"""Factor on the predicted set-up of cells of a kind that is still to come, before other cells get
+more rounds than they need."""
+SAME_KIND = 4.0
+"""Weight of finished cells of the same level and phase."""
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """Predicted wall time of a cell."""
+
+    key: str
+    level: Level
+    phase: Phase
+    is_single: bool
+    """Whether it is decode at batch 1, which is always measured."""
+    setup: Seconds
+    """Operating points, FLOP counts, memory, stages, warm-up."""
+    round: Seconds
+    """One round: a visit of every case, and the reference operation."""
+    energy: Seconds = 0.0
+    """Energy passes, whose length is fixed."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Wall time that a cell still needs, in order of importance."""
+
+    least: Seconds
+    """Time with a single round, the least possible."""
+    more: tuple[Seconds, ...]
+    """Further time: for the rounds that every cell should have, for as many in training, for as
+    many as a quick cell can have."""
+
+    @property
+    def floor(self) -> Seconds:
+        """Time with the rounds that every cell should have."""
+        return self.least + self.more[0]
+
+    @property
+    def enough(self) -> Seconds:
+        """Time with all of it."""
+        return self.least + sum(self.more)
+
+
+def cell_need(setup: Seconds, round: Seconds, min_rounds: int, phase: Phase) -> Need:
+    """The need of a cell whose set-up and rounds take this long."""
+    floor = min(min_rounds, FEWEST_TRAINING_ROUNDS) if phase == "train" else min_rounds
+    enough = max(min_rounds, min(MOST_ROUNDS, int(QUICK_CELL / round)))
+    steps = 1, floor, min_rounds, enough
+    more = tuple(MARGIN * round * (after - before) for before, after in pairwise(steps))
+    return Need(setup + MARGIN * round, more)
+
+
+def allowance(needs: Sequence[Need], budget: Seconds) -> Seconds:
+    """Time that the first of the cells still to run may spend out of what is left for all.
+
+    Every cell gets its least. What is left goes to the needs in order of importance; where it does
+    not suffice for one, cheap cells get theirs before expensive ones, since a verdict costs them
+    little. Where there is plenty, all get more in proportion. A cell that stops early leaves its
+    rest to the next call.
+    """
+    granted: Seconds = needs[0].least
+    extra = budget - sum(need.least for need in needs)
+    wants: tuple[Seconds, ...]
+    for wants in zip(*(need.more for need in needs), strict=True):
+        if extra <= 0:
+            return granted
+        if sum(wants) > extra:
+            smaller = sum(want for want in wants if want < wants[0])
+            return granted + min(wants[0], max(0.0, extra - smaller))
+        granted += wants[0]
+        extra -= sum(wants)
+    return granted + max(0.0, extra) * granted / sum(need.enough for need in needs)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a cell really took, beside its predicted cost."""
+
+    cost: CellCost
+    setup: Seconds
+    round: Seconds
+
+
+@dataclass
+class Budget:
+    """The time that is left until a deadline, and what the finished cells taught about costs."""
+
+    total: Seconds
+    costs: Sequence[CellCost]
+    """Costs of all cells that are to run, as first predicted."""
+    min_rounds: int
+    started: Seconds
+    """When the budget began to run, by the clock."""
+    clock: Callable[[], Seconds] = time.perf_counter
+    finished: list[Finished] = field(default_factory=list)
+
+    def left(self) -> Seconds:
+        """Time for cells from now on: until the deadline, less the report."""
+        return self.started + self.total - self.clock() - self.report()
+
+    def report(self) -> Seconds:
+        """Time of writing the report."""
+        return REPORT * self._correction(None, "setup")
+
+    def set_up(self, cost: CellCost, setup: Seconds, round: Seconds) -> None:
+        """Take in what setting a cell up took, and the time of a round as it showed it."""
+        self.finished.append(Finished(cost, setup, round or cost.round))
+
+    def finish(self, round: Seconds) -> None:
+        """Take in the time of the rounds of the cell last set up; 0 if there was none."""
+        if round:
+            self.finished[-1] = replace(self.finished[-1], round=round)
+
+    def need(self, cost: CellCost, *, caution: float = 1.0) -> Need:
+        """The need of a cell, its cost corrected by what others of its kind took.
+
+        `caution` is a factor on the set-up of a cell of whose kind none is finished.
+        """
+        setup = cost.setup * self._correction(cost, "setup") + cost.energy
+        if (cost.level, cost.phase) not in {(f.cost.level, f.cost.phase) for f in self.finished}:
+            setup *= caution
+        round = cost.round * self._correction(cost, "round")
+        return cell_need(setup, round, self.min_rounds, cost.phase)
+
+    def allowed(self, cost: CellCost, later: Sequence[CellCost], round: Seconds) -> "Allowed":
+        """Time for the rounds of a cell that is set up, if the cells in `later` follow.
+
+        `round` is the time of a round as the set-up showed it.
+        """
+        own = cell_need(cost.energy, round, self.min_rounds, cost.phase)
+        others = [self.need(other) for other in later]
+        doubted = [self.need(other, caution=CAUTION) for other in later]
+        left = self.left()
+        usual = max(
+            min(own.floor, allowance([own, *others], left)), allowance([own, *doubted], left)
+        )
+        most = left + OVERRUN * self.total - sum(other.floor for other in others)
+        if cost.phase == "train":  # whose least number of rounds gives way to other cells
+            most = usual
+        return Allowed(usual - cost.energy, max(usual, most) - cost.energy)
+
+    def left_out(self, waiting: Sequence[CellCost], before: Collection[str] = ()) -> list[CellCost]:
+        """The cells, out of those that wait, that are left out for the sake of the others' rounds.
+
+        At most a quarter of all, never decode at batch 1, never the last cell of a phase; a level
+        keeps all of its phases if that is possible. Where even one round of each of the others
+        would not fit, no cell is left out: such a budget cannot be held. Cells that were left out
+        `before` stay so first.
+        """
+        most = int(LARGEST_SHARE_LEFT_OUT * len(self.costs))
+        out: list[CellCost] = []
+        kept = [*waiting]
+        while self._excess(floor := [self.need(c).floor for c in kept]) > 0 and len(out) < most:
+            if not (free := self._free(kept, out)):
+                break
+            free = [cost for cost in free if cost.key in before] or free
+            times = dict(zip([cost.key for cost in kept], floor, strict=True))
+            # One cell that is large enough, and no larger; else the largest.
+            large = [cost for cost in free if times[cost.key] >= self._excess(floor)]
+            by_time = sorted(large or free, key=lambda cost: times[cost.key], reverse=not large)
+            out.append(by_time[0])
+            kept.remove(by_time[0])
+        return out if self._excess([self.need(c).least for c in kept]) <= 0 else []
+
+    def notes(
+        self, waiting: Sequence[CellCost], out: Collection[str], before: Collection[str]
+    ) -> list[str]:
+        """Lines about cells that are left out now but were not `before`, or come back."""
+        lines = [f"left out: {key}: {self.reason(key)}" for key in out if key not in before]
+        lines += [f"there is time for {key} after all" for key in before if key not in out]
+        kept = [self.need(cost) for cost in waiting if cost.key not in out]
+        if not self.finished and self._excess([need.floor for need in kept]) > 0:
+            now, total = self.clock() - self.started + self.report(), text(self.total, "time")
+            enough = text(now + sum(self.need(cost).floor for cost in waiting), "time", 2)
+            lines.append(
+                f"{self.min_rounds} rounds in every cell of inference would take about {enough}, "
+                f"the budget is {total}: cells with short steps get theirs first"
+            )
+            if self._excess(least := [need.least for need in kept]) > 0:
+                takes = text(now + sum(least), "time", 2)
+                lines.append(f"even one round of every cell takes about {takes}, and is measured")
+        return lines
+
+    def reason(self, key: str) -> str:
+        """Why a cell is left out, and what measures it."""
+        (cost,) = (cost for cost in self.costs if cost.key == key)
+        takes = text(self.need(cost).floor, "time", 2)
+        return (
+            f"it takes about {takes} with {self.min_rounds} rounds, which the budget of "
+            f"{text(self.total, 'time')} does not hold; --resume with a larger --time-budget "
+            "measures it"
+        )
+
+    def _excess(self, times: Sequence[Seconds]) -> Seconds:
+        """How far the sum of the times is above what may be spent."""
+        return sum(times) - self.left() - FORESEEN_OVERRUN * self.total
+
+    def _free(self, kept: Sequence[CellCost], out: Sequence[CellCost]) -> list[CellCost]:
+        """The cells that may be left out as well."""
+        stay = [cost for cost in self.costs if cost not in out]
+        places = Counter((cost.phase, cost.level) for cost in stay)
+        phases = Counter(cost.phase for cost in stay)
+        free = [cost for cost in kept if not cost.is_single and phases[cost.phase] > 1]
+        return [cost for cost in free if places[cost.phase, cost.level] > 1] or free
+
+    def _correction(self, cost: CellCost | None, what: Literal["setup", "round"]) -> float:
+        """Real over predicted time of finished cells, recent and similar ones weighing most.
+
+        It is a weighted geometric mean, to which one cell is added that went as predicted.
+        """
+        total, weights = 0.0, 1.0
+        for age, one in enumerate(reversed(self.finished)):
+            real, predicted = getattr(one, what), getattr(one.cost, what)
+            weight = FORGETTING**age
+            if cost and (cost.level, cost.phase) == (one.cost.level, one.cost.phase):
+                weight *= SAME_KIND
+            total += weight * math.log(real / predicted)
+            weights += weight
+        return math.exp(total / weights)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Wall time that the rounds of a cell may take."""
+
+    usual: Seconds
+    most: Seconds
+    """Time until which rounds below the least number may go on."""
