@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from moebench.model.random_numbers import fill_normal
 from moebench.model.rotary import Heads, Rotary, rotate
+from moebench.spec.layer import windows_run
 from moebench.spec.model import Attention, ModelSpec
 from moebench.units import Bytes
 
@@ -111,10 +112,7 @@ class GroupedQueryAttention(nn.Module):
         self.output = nn.Linear(query_width, hidden, bias=a.has_output_bias, dtype=dtype)
         self.norm_kind, self.norm_after_rotary = a.norm, a.norm_after_rotary
         self.scale = a.softmax_scale or None
-        # The layers that run are the first ones with experts.
-        network = model.moe_layers_among(model.num_layers)
-        is_windowed = network[layer % len(network)] in a.windowed_among(model.num_layers)
-        self.window = a.window if is_windowed else 0
+        self.window = windows_run(model, layer + 1)[layer]
         if a.norm != "none":
             widths = (a.head_dim,) * 2 if a.norm == "per-head" else (query_width, kv_width)
             self.query_norm = nn.RMSNorm(widths[0], model.norm_epsilon, dtype=dtype)

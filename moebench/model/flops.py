@@ -162,7 +162,11 @@ def attended_pairs(queries: int, keys: int, is_causal: bool) -> int:
 
 
 def _attention(op: Any, passes: int = 1) -> Callable[..., int]:
-    """FLOPs of attention [batch, heads, length, head]; a mask is causal, as in the decoder."""
+    """FLOPs of attention [batch, heads, length, head]; a mask is causal, as in the decoder.
+
+    A window's mask counts as a causal one, which is an upper bound in prefill; one new position
+    gets the keys of its window only.
+    """
     names = [argument.name for argument in op.default._schema.arguments]
 
     def count(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:

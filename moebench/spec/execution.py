@@ -21,6 +21,7 @@ EXECUTED: Mapping[Level, Mapping[str, tuple[object, ...]]] = {
         "attention.has_sinks": (False,),
         "attention.softcap": (0.0,),
         "attention.output_gate": ("none",),
+        "learnt_positions": (0,),
         "not_described": ((),),
         "moe_level_only": ("",),
         "not_understood": ((),),
@@ -35,6 +36,8 @@ def unsupported(model: ModelSpec, level: Level) -> tuple[str, ...]:
     executed = {**EXECUTED["moe"], "activation": ("silu" if model.is_gated else "relu2",)}
     if level == "decoder":
         executed |= EXECUTED["decoder"]
+        if model.attention.kind == "gqa":
+            executed["attention.value_head_dim"] = (0, model.attention.head_dim)
         if model.attention.rope_scaling is not None:
             executed["attention.rope_scaling.kind"] = ROPE_SCALINGS
     found = {name: attrgetter(name)(model) for name in executed}

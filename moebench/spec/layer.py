@@ -119,6 +119,30 @@ def attention_ops(
     return tuple(ops)
 
 
+def windows_run(model: ModelSpec, num_layers: int) -> tuple[int, ...]:
+    """Windows of the layers that a stack of MoE layers runs, the model's first ones; 0: none."""
+    with_experts = model.moe_layers_among(model.num_layers)
+    windowed = {*model.attention.windowed_among(model.num_layers)}
+    layers = (with_experts[index % len(with_experts)] for index in range(num_layers))
+    return tuple(model.attention.window if layer in windowed else 0 for layer in layers)
+
+
+def mean_over_windows(
+    ops: Iterable[Op], model: ModelSpec, workload: Workload, num_layers: int
+) -> tuple[Op, ...]:
+    """A layer's ops with the scores that a stack of MoE layers computes on average."""
+    windows = windows_run(model, num_layers)
+
+    def mean(op: Op) -> Op:
+        if op.name != "attention-scores" or not any(windows):
+            return op
+        each = [attention_ops(model, workload, window)[-1] for window in windows]
+        flops = sum(own.flops for own in each) / num_layers
+        return replace(op, flops=flops, bytes_read=sum(own.bytes_read for own in each) / num_layers)
+
+    return tuple(map(mean, ops))
+
+
 def head_ops(model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
     """Ops of the final norm and the LM head."""
     return (

@@ -14,7 +14,7 @@ from moebench.records.record import Record
 from moebench.records.results import Estimate, Ratio
 from moebench.routers.policy import Policy
 from moebench.spec.case import Case
-from moebench.spec.layer import layer_ops
+from moebench.spec.layer import layer_ops, mean_over_windows
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, total_flops, training_ops
@@ -34,6 +34,7 @@ def case_ops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> 
         load,
         executing(case.backend, workload.phase),
     )
+    forward = mean_over_windows(forward, model, workload, case.num_layers)
     return training_ops(forward) if workload.phase == "train" else forward
 
 

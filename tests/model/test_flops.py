@@ -24,7 +24,7 @@ from moebench.model.flops import (
 from moebench.routers.policy import known_policies, policy
 from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.case import Workload
-from moebench.spec.layer import layer_ops
+from moebench.spec.layer import layer_ops, mean_over_windows
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.ops import total_flops, training_ops
@@ -53,6 +53,7 @@ def closed_form(
         ops = layer_ops(
             model, workload, router_ops, observed_load(routing), EXPERT_BACKENDS["grouped"]
         )
+        ops = mean_over_windows(ops, model, workload, len(routings))
         total += total_flops(training_ops(ops) if workload.phase == "train" else ops)
     return total
 
@@ -112,6 +113,14 @@ def test_all_three_agree_on_published_architectures(name: str, workload: Workloa
 @pytest.mark.parametrize("router", sorted(known_builders()))
 def test_all_three_agree_for_every_router(router: str, tiny: ModelSpec) -> None:
     assert_three_agree(tiny, STEPS[2], router)
+
+
+@pytest.mark.parametrize("context", [3, 9])
+def test_a_new_position_sees_the_keys_of_its_window_only(context: int, tiny: ModelSpec) -> None:
+    """The second of two layers looks back 5 tokens; its norms are LayerNorm, half of it rotates."""
+    a = replace(tiny.attention, window=5, windowed_layers=(1,), rotary_dim=4)
+    model = replace(tiny, attention=a, norm="layer")
+    assert_three_agree(model, replace(STEPS[1], context_length=context))
 
 
 def test_two_matrices_are_counted_as_two(tiny: ModelSpec) -> None:

@@ -1,11 +1,11 @@
 """What is not executed is refused by the names of its fields."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
-from moebench.spec.execution import check_executed, unsupported
-from moebench.spec.model import Gate, ModelSpec, RopeScaling, load_model
+from moebench.spec.execution import EXECUTED, check_executed, unsupported
+from moebench.spec.model import Attention, Gate, ModelSpec, RopeScaling, load_model
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "olmoe-1b-7b", "qwen1.5-moe-a2.7b"])
@@ -58,6 +58,44 @@ def test_a_field_in_the_way_is_named(
     with pytest.raises(ValueError) as error:
         check_executed(model, level)
     assert str(error.value) == f"tiny is not executed at level {level!r}: {line}"
+
+
+RUN = {
+    *("num_layers", "hidden_size", "intermediate_size", "num_experts", "top_k", "is_gated"),
+    *("num_dense_layers", "moe_layer_step", "moe_layers", "activation"),
+    *("shared_intermediate_size", "has_shared_gate"),
+    *("norm", "norm_epsilon", "residual_multiplier", "attention.value_head_dim"),
+    *("attention.num_heads", "attention.num_kv_heads", "attention.head_dim", "attention.norm"),
+    *("attention.rope_theta", "attention.rotary_dim", "attention.rope_scaling"),
+    *("attention.has_bias", "attention.has_output_bias", "attention.norm_after_rotary"),
+    *("attention.softmax_scale", "attention.window", "attention.full_attention_step"),
+    *("attention.windowed_layers", "gate.score", "gate.renormalise", "gate.scale"),
+    *("gate.num_groups", "gate.top_k_groups", "gate.group_score", "gate.has_correction_bias"),
+    *("gate.has_bias", "gate.router_dtype"),
+}
+"""Fields that the layers that run take at any value, or that are checked by another one's."""
+OUTSIDE = {
+    *("name", "source", "aliases", "note", "total_parameters", "active_parameters", "mean_top_k"),
+    *("vocab_size", "has_tied_embeddings", "has_head_bias", "embedding_multiplier"),
+    *("logit_divisor", "dense_intermediate_size"),
+    *("attention.query_rank", "attention.kv_rank", "attention.rope_head_dim"),  # of MLA
+    *("expert_weights", "other_weights"),  # a suite names the dtype it runs in
+}
+"""Fields of what stands before, between and after the layers that run, or that say nothing."""
+
+
+def test_every_field_of_a_model_is_run_or_refused_or_no_part_of_the_layers() -> None:
+    """A field that somebody adds belongs into one of the three."""
+    tables = {"": ModelSpec, "attention.": Attention, "gate.": Gate}
+    known = {prefix + one.name for prefix, cls in tables.items() for one in fields(cls)}
+    refused = {*EXECUTED["moe"], *EXECUTED["decoder"]}
+    assert not RUN & OUTSIDE and not (RUN | OUTSIDE) & refused
+    assert known - {"attention", "gate"} == RUN | OUTSIDE | refused
+
+
+def test_value_heads_of_another_width_are_refused(tiny: ModelSpec) -> None:
+    model = replace(tiny, attention=replace(tiny.attention, value_head_dim=12))
+    assert unsupported(model, "decoder") == ("attention.value_head_dim: found 12, expected 0 or 8",)
 
 
 def test_weights_on_the_experts_input_are_refused(tiny: ModelSpec) -> None:
