@@ -129,6 +129,9 @@ def test_rotary_scaling_has_two_spellings(tmp_path: Path) -> None:
     assert old.attention == new.attention
     assert old.attention.rope_scaling is not None
     assert old.attention.rope_scaling.original_context == 32768
+    given = read(tmp_path, GPT_OSS_20B, rope_scaling={"type": "yarn", **yarn})
+    assert given.attention.rope_scaling is not None
+    assert given.attention.rope_scaling.truncates and given.not_understood == ()
 
 
 def test_layers_with_experts_by_step_and_by_list(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ SCALING_KEYS = {
     "low_freq_factor": "low_frequency_factor",
     "high_freq_factor": "high_frequency_factor",
 }
+ROPE_KEYS = ("rope_parameters", "rope_scaling")
+"""Keys of the same table, in transformers 5 and before it."""
 
 
 def read_attention(reading: Reading) -> list[str]:
@@ -94,10 +96,11 @@ def _read_rope(reading: Reading) -> None:
 
 
 def _parameters(reading: Reading) -> Mapping[str, Any]:
-    """`rope_parameters` of transformers 5, `rope_scaling` before it; of the full layers."""
+    """The table of the rotary embedding, of the layers that attend in full where they differ."""
     r = reading
-    own = [r.value(key, dict) for key in ("rope_parameters", "rope_scaling") if key in r.config]
-    for table in (*own, r.family.defaults.get("rope_parameters")):
+    found = [r.check(key, r.config.get(key), dict) for key in ROPE_KEYS]
+    r.used.update(ROPE_KEYS)
+    for table in (*found, r.family.defaults.get("rope_parameters")):
         if not table:
             continue
         by_layer = {name: part for name, part in table.items() if isinstance(part, Mapping)}

@@ -107,6 +107,8 @@ class Reading:
     def not_understood(self) -> tuple[str, ...]:
         """Keys of the file that may change the network and that nobody read."""
         skipped = harmless_keys() | self.used | {*self.family.harmless}
+        if self.family.moe_level_only:  # which tells of the keys that the family has
+            skipped |= {*self.family.defaults, *self.family.optional}
         passed_over = (
             key
             for key, value in self.config.items()
