@@ -8,6 +8,7 @@ from moebench.predict.serving.counts import counts, counts_text, model_caveats
 from moebench.spec.hardware import hardware_names, load_hardware
 from moebench.spec.layer import cache_elements_per_token
 from moebench.spec.model import ModelSpec, load_model, model_names
+from moebench.spec.parameters import attention_parameters, dense_parameters, shared_parameters
 from moebench.spec.schema import encode
 from moebench.spec.weight_types import weight_type
 from moebench.terminal import text_table
@@ -15,6 +16,8 @@ from moebench.units import text
 
 CACHE_BYTES = 2
 """Bytes of one element of the KV cache, in bfloat16."""
+PLAIN_BYTES = 2
+"""Embedding tables, head, norms and router stay in 16 bits in quantised checkpoints."""
 
 
 def answer(flag: str, names: Sequence[str], as_json: bool) -> str:
@@ -41,9 +44,13 @@ def description(model: ModelSpec) -> dict[str, Any]:
     table = model.vocab_size * model.hidden_size
     weights = None
     if total is not None:
-        experts = model.num_moe_layers * model.num_experts * model.expert_parameters
+        moe = model.num_moe_layers
+        experts = moe * model.num_experts * model.expert_parameters
+        others = model.num_layers * attention_parameters(model) + moe * shared_parameters(model)
+        others += (model.num_layers - moe) * dense_parameters(model)
         weights = experts * weight_type(model.expert_weights).bytes_per_element
-        weights += (total - experts) * weight_type(model.other_weights).bytes_per_element
+        weights += others * weight_type(model.other_weights).bytes_per_element
+        weights += (total - experts - others) * PLAIN_BYTES
     whole = model.moe_level_only == ""
     return {
         **encode(model),

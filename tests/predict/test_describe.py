@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moebench.predict import main
+from moebench.predict.models import description
 from moebench.spec.hardware import hardware_names
 from moebench.spec.model import load_model, model_names
 from moebench.spec.parameters import parameters
@@ -97,3 +98,19 @@ def test_a_network_that_is_described_in_part_is_priced_as_a_layer(
     assert "--level: found 'model', expected 'moe'" in message and "moonlight" in message
     found = json.loads(printed(capsys, *words[:2], "--describe", "--json"))
     assert found["total_parameters"] is None and "moonlight" in found["parameters_missing"]
+
+
+@pytest.mark.parametrize(
+    ("model", "types", "published"),
+    [
+        ("gpt-oss-120b", {}, 65.2e9),
+        ("gpt-oss-20b", {}, 13.8e9),
+        ("mixtral-8x7b", {"expert_weights": "int4", "other_weights": "int4"}, 24.65e9),
+    ],
+)
+def test_bytes_of_weights_are_those_of_the_published_files(
+    model: str, types: dict[str, str], published: float
+) -> None:
+    """MXFP4 files of gpt-oss (hf-mem#60; model card) and the AWQ files of Mixtral on the hub."""
+    found = description(replace(load_model(model), **types))  # type: ignore[arg-type]
+    assert found["weights_bytes"] == pytest.approx(published, rel=3e-3)
