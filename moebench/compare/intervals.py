@@ -43,6 +43,12 @@ def degrees_of_freedom(num_rounds: int) -> float:
     return num_rounds / block_length(num_rounds) - 1
 
 
+def standard_errors(num_rounds: int) -> float:
+    """Half width of the 95 % interval in standard errors; see the module's text."""
+    n, block = num_rounds, block_length(num_rounds)
+    return t_quantile(degrees_of_freedom(n)) * math.sqrt(n / (n - block))
+
+
 def trimmed_mean(values: Vector) -> Vector:
     """Mean along the last axis without the `TRIM` highest and lowest values."""
     n = values.shape[-1]
@@ -71,5 +77,5 @@ def _limits(statistic: Callable[..., Vector], values: tuple[Vector, ...], seed: 
     drawn = ((starts + np.arange(block)) % n).reshape(RESAMPLES, -1)[:, :n]
     point, resampled = float(statistic(*values)), statistic(*(each[drawn] for each in values))
     low, high = map(float, np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    widening = t_quantile(freedom) / t_quantile(math.inf) * math.sqrt(n / (n - block))
+    widening = standard_errors(n) / t_quantile(math.inf)
     return point - widening * max(0.0, point - low), point + widening * max(0.0, high - point)

@@ -6,15 +6,22 @@ of one unchanged cell, which say how far two runs of the same code differ.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, variance
 from typing import TypeVar
 
+import numpy as np
+
+from moebench.compare.intervals import standard_errors
+from moebench.compare.rounds import MIN_ROUNDS
 from moebench.files import cache_directory, make_folder, replace_file
+from moebench.records.results import Ratio
 from moebench.spec.schema import decode, encode
 
+MOST_ROUNDS = 100_000
+"""Rounds beyond which nobody would wait for a verdict."""
 LEAST_RUNS = 10
 """Fewest runs from which the noise between runs is estimated."""
 
@@ -64,6 +71,27 @@ class UnchangedRuns:
         cases = set.intersection(*map(set, runs))
         variances = [variance(run[case] for run in runs) for case in cases]
         return math.sqrt(fmean(variances)) if variances else None
+
+
+def rounds_needed(ratios: Sequence[Ratio], effect: float, power: float) -> int | None:
+    """Fewest rounds that show an effect (0.02: 2 %) in a share `power` of cells.
+
+    The noise is that of the ratios' intervals, each taken for one kind of cell; a cell shows the
+    effect where its interval leaves out 1. None where `MOST_ROUNDS` rounds are too few.
+    """
+    from scipy.special import ndtr
+
+    known = [(r.low, r.high, r.n) for r in ratios if r.low is not None and r.high is not None]
+    of_a_round = np.array(
+        [math.log(high / low) / 2 / standard_errors(n) * math.sqrt(n) for low, high, n in known]
+    )
+    n = MIN_ROUNDS
+    while known and n <= MOST_ROUNDS:
+        errors = np.maximum(of_a_round / math.sqrt(n), 1e-12)
+        if float(ndtr(math.log1p(effect) / errors - standard_errors(n)).mean()) >= power:
+            return n
+        n = max(n + 1, math.ceil(1.02 * n))
+    return None
 
 
 T = TypeVar("T", NoiseFloor, UnchangedRuns)

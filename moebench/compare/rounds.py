@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from moebench.compare.intervals import Vector, trimmed_mean
+from moebench.compare.intervals import Vector
 from moebench.records.measurement import Sample
 
 MIN_ROUNDS = 8
@@ -68,14 +68,15 @@ def expected_seconds(rounds: RoundTotals) -> Vector:
 def undelayed_seconds(rounds: RoundTotals) -> Vector:
     """The time of each round without the delays of single parts, where parts were timed.
 
-    A process that has to wait for a processor delays one step in three and not the others: the
-    trimmed mean of the logarithms of time over expected time leaves such parts out.
+    Where other processes want the same processors, one step in three waits for one and the others
+    do not: the median of time over expected time leaves out what happens to fewer than half of the
+    parts. The lower half of them would be even less disturbed, but its mean depends on how much a
+    case's own steps vary: it would favour the case that varies more.
     """
     if rounds.part_seconds is None:
         return rounds.seconds
     expected = _expected_parts(rounds, rounds.part_seconds)
-    usual = np.exp(trimmed_mean(np.log(rounds.part_seconds / expected)))
-    return np.asarray(usual * expected.sum(-1))
+    return np.asarray(np.median(rounds.part_seconds / expected, axis=-1) * expected.sum(-1))
 
 
 def _expected_parts(rounds: RoundTotals, seconds: Vector) -> Vector:

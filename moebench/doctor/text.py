@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from moebench.doctor.experiments import BANDS, EXPERIMENTS, Rate, UnitRates
 from moebench.doctor.record import Circumstances
-from moebench.doctor.selftest import BANDS, Rate, Selftest, UnitRates
+from moebench.doctor.selftest import Selftest
 from moebench.doctor.timed_units import FEW_ROUNDS, MANY_ROUNDS
 from moebench.measure.preflight import Finding
 from moebench.report.document import Grid, Paragraph, markdown
@@ -38,7 +39,9 @@ def rates_by_unit(result: Selftest) -> tuple[UnitRates, ...]:
 
 
 def rate_text(rate: Rate) -> str:
-    """A rate with its exact interval."""
+    """A rate with its exact interval; none of fewer experiments than a rate takes."""
+    if rate.value is None or rate.low is None or rate.high is None or rate.n < EXPERIMENTS:
+        return f"not resolved ({rate.n} trials)"
     return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
@@ -50,17 +53,38 @@ def rate_rows(result: Selftest) -> Iterator[tuple[str, ...]]:
         yield title, *values, f"{low:.0%} to {high:.0%}"
 
 
+def rounds_rows(result: Selftest) -> Iterator[tuple[str, ...]]:
+    """A row for each planted slowdown: the rounds that show it as often as required."""
+    for key, share, rounds in (("2", 80, MANY_ROUNDS), ("5", 95, FEW_ROUNDS)):
+        numbers = (getattr(unit, f"rounds_{key}") for unit in rates_by_unit(result))
+        shown = ("not known" if number is None else str(number) for number in numbers)
+        yield f"rounds that show {key} % to {share} %", *shown, f"at most {rounds}"
+
+
+def width_row(result: Selftest) -> tuple[str, ...]:
+    """The half width of the interval of a case against itself, on each unit."""
+    widths = (f"±{100 * unit.half_width:.1f} %" for unit in rates_by_unit(result))
+    return f"A/A interval after {FEW_ROUNDS} rounds", *widths, ""
+
+
+def real_work_text(result: Selftest) -> str:
+    """Real extra work as planted and as measured; empty for older records."""
+    shown = [
+        f"{real.planted - 1:.1%} measured as {real.measured.value - 1:.1%} "
+        f"[{(real.measured.low or 0) - 1:.1%}, {(real.measured.high or 0) - 1:.1%}]"
+        for real in result.real_work
+    ]
+    return f"real extra work on the 1 ms unit: {', '.join(shown)}" if shown else ""
+
+
 def selftest_table(result: Selftest, where: Circumstances) -> str:
     """The rates in Markdown, as the README quotes them, and what they rest on."""
-    widths = [f"±{100 * unit.half_width:.1f} %" for unit in rates_by_unit(result)]
-    rows = [*rate_rows(result), (f"A/A interval after {FEW_ROUNDS} rounds", *widths, "")]
-    note = (
-        f"Exact 95 % intervals in brackets. Real extra work on the 1 ms unit: 2 % seen in "
-        f"{rate_text(result.real_power_2)}, 5 % in {rate_text(result.real_power_5)} of "
-        f"experiments. {where}; {result.duration:.0f} s."
-    )
+    rows = [*rate_rows(result), *rounds_rows(result), width_row(result)]
+    real = real_work_text(result)
+    note = f"Exact 95 % intervals in brackets. {real[:1].upper()}{real[1:]}{'. ' if real else ''}"
     head = ("unit of work", *UNITS, "required")
-    return markdown((Grid(head, rows, (0, len(UNITS) + 1)), Paragraph(note)))
+    paragraph = Paragraph(f"{note}{where}; {result.duration:.0f} s.")
+    return markdown((Grid(head, rows, (0, len(UNITS) + 1)), paragraph))
 
 
 def selftest_text(result: Selftest) -> str:
@@ -68,21 +92,20 @@ def selftest_text(result: Selftest) -> str:
     each = rates_by_unit(result)
     rows = [
         *rate_rows(result),
+        *rounds_rows(result),
         ("independent experiments", *(str(unit.aa_rate.n) for unit in each), ""),
         ("rounds of an A/A cell", *(f"{unit.mean_rounds:.0f}" for unit in each), ""),
-        (f"half width, {FEW_ROUNDS} rounds", *(f"±{unit.half_width:.2%}" for unit in each), ""),
+        width_row(result),
     ]
     lines = [
         text_table(("", *UNITS, "required"), rows),
         "",
-        f"real extra work on the 1 ms unit: 2 % seen in {rate_text(result.real_power_2)}, "
-        f"5 % in {rate_text(result.real_power_5)} of {result.real_power_2.n} and "
-        f"{result.real_power_5.n} experiments",
+        real_work_text(result),
         f"noise floor: ±{result.noise_floor:.2%}; {result.duration:.0f} s",
         f"{result.rounds} rounds of {text(result.visit, 'time')} visits to a unit of "
         f"{text(result.unit, 'time')}, {result.slow_rounds} rounds of one of "
         f"{text(result.slow_unit, 'time')}",
         *(f"MISSED: {what}" for what in result.missed),
-        *(f"too few experiments to judge: {what}" for what in result.undecided),
+        *(f"not resolved: {what}" for what in result.undecided),
     ]
     return "\n".join(lines)

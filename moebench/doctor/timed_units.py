@@ -1,8 +1,9 @@
 """Times of units of work: how they are recorded, cut into stretches and played again."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 from torch.nn.functional import linear
 
 from moebench.measure.clocks import clock_for
-from moebench.measure.latency import Plan, measure_rounds
+from moebench.measure.latency import Plan, Visit, measure_rounds
+from moebench.records.measurement import Sample
 from moebench.units import Seconds
 
 MANY_ROUNDS, FEW_ROUNDS = 96, 36
 """Rounds at most for a slowdown of 2 %, and for one of 5 %."""
 Times = NDArray[np.float64]
-"""Seconds of two cases in every round [2, rounds]."""
+"""Seconds of two cases in every round, each visit in parts [2, rounds, parts]."""
 Work = Callable[[], None]
 
 
@@ -52,39 +54,69 @@ def _unit(device: torch.device, rows: int, size: int, weights: int, seconds: Sec
 
     clock, trial = clock_for(device), 4 * weights
     run(trial)
-    each = float(np.median([clock.time(partial(run, trial)) for _ in range(9)])) / trial
+    # The least: beside other work the median is that of an interrupted trial.
+    each = min(clock.time(partial(run, trial)) for _ in range(20)) / trial
     products = max(20, round(seconds / each))
     return Unit(run, products, products * each)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a pair of works is recorded at most."""
+
+    parts: int
+    """Times that a visit repeats the work, each timed by itself, as a visit's steps are."""
+    rounds: int = 10**6
+    least: int = FEW_ROUNDS
+    """Rounds that the budget must hold."""
 
 
 def record_times(
     pair: tuple[Work, Work],
     device: torch.device,
     budget: Seconds,
-    most: int,
+    amount: Amount,
     progress: Callable[[], None],
 ) -> Times:
-    """Times of a pair of works in interleaved rounds, as many as `most` and `budget` allow.
+    """Times of a pair of works in interleaved rounds, as many as `budget` allows.
 
-    `progress` is called after every `MANY_ROUNDS` rounds, the least that `budget` must hold.
+    `progress` is called after every `MANY_ROUNDS` rounds.
     """
     first, second = pair
-    visits = {"first": lambda step, n: first(), "second": lambda step, n: second()}
+    visits = {"first": _repeated(first), "second": _repeated(second)}
     clock = clock_for(device)
-    end, parts, done = clock.now() + budget, [], 0
-    while done < most and clock.now() < end:
-        at_most = min(MANY_ROUNDS, most - done)
-        plan = Plan(end - clock.now(), seed=done, max_warmup_visits=0, max_rounds=at_most)
+    end, chunks, done = clock.now() + budget, [], 0
+    while done < amount.rounds and clock.now() < end:
+        at_most = min(MANY_ROUNDS, amount.rounds - done)
+        plan = played(amount.parts, at_most, seed=done, budget=end - clock.now())
         rounds = measure_rounds(visits, clock, plan)
-        parts.append([[s.seconds for s in rounds.samples[key]] for key in ("first", "second")])
+        chunks.append([[_parts(s) for s in rounds.samples[key]] for key in visits])
         done += rounds.num_rounds
         progress()
-    if done < MANY_ROUNDS:
+    if done < amount.least:
         raise ValueError(
-            f"selftest: found time for {done} rounds of a unit, expected at least {MANY_ROUNDS}; "
+            f"selftest: found time for {done} rounds of a unit, expected at least {amount.least}; "
             "give it more (--time-budget), or stop what else runs here"
         )
-    return np.concatenate([np.array(part) for part in parts], axis=1)
+    return np.concatenate([np.array(chunk) for chunk in chunks], axis=1)
+
+
+def played(parts: int, rounds: int, seed: int, budget: Seconds = 1e9) -> Plan:
+    """The plan of a cell whose cases are warm: visits of some parts, each timed by itself."""
+    plan = Plan(budget, seed, max_warmup_visits=0, max_rounds=rounds)
+    return replace(plan, warm_steps=parts, in_parts=True)
+
+
+def _repeated(work: Work) -> Visit:
+    def visit(first_step: int, num_steps: int) -> None:
+        for _ in range(num_steps):
+            work()
+
+    return visit
+
+
+def _parts(sample: Sample) -> tuple[Seconds, ...]:
+    return sample.part_seconds or (sample.seconds,)
 
 
 class Tape:
@@ -101,33 +133,21 @@ class Tape:
         work()
         return self.seconds - start
 
-    def case(self, times: NDArray[np.float64]) -> Callable[[int, int], None]:
-        """A visit that takes the next of some recorded times."""
-        left = iter(times.tolist())
+    def case(self, times: NDArray[np.float64]) -> Visit:
+        """A visit whose steps take the next of some recorded times."""
+        left = iter(times.ravel().tolist())
 
         def visit(first_step: int, num_steps: int) -> None:
-            self.seconds += next(left)
+            self.seconds += sum(islice(left, num_steps))
 
         return visit
 
 
 def drifting(times: Times, drift: float) -> Times:
     """Times of a machine that slows down evenly from first to last round."""
-    return np.asarray(times * (1 + drift * np.linspace(0, 1, times.shape[1])))
+    return np.asarray(times * (1 + drift * np.linspace(0, 1, times.shape[1]))[:, None])
 
 
 def cut(times: Times, length: int) -> list[Times]:
     """Disjoint stretches of a recording, in order."""
     return [times[:, i : i + length] for i in range(0, times.shape[1] - length + 1, length)]
-
-
-def shuffled(times: Times, length: int, n: int, seed: int = 0) -> list[Times]:
-    """Stretches that start anywhere, with the two names assigned at random in every round."""
-    rng = np.random.default_rng(seed)
-    stretches = []
-    for _ in range(n):
-        start = int(rng.integers(0, times.shape[1] - length + 1))
-        swap = rng.random(length) < 0.5
-        stretch = times[:, start : start + length]
-        stretches.append(np.where(swap, stretch[::-1], stretch))
-    return stretches

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 
 from moebench.compare import pairs
+from moebench.compare.noise import rounds_needed
 from moebench.doctor.timed_units import Tape
 from moebench.measure.latency import Plan, measure_rounds
 from moebench.records.confidence import p_value, rejected
@@ -78,6 +79,10 @@ def experiments(
     return tuple(ratios)
 
 
+def visits(seconds: NDArray[np.float64]) -> tuple[Sample, ...]:
+    return tuple(Sample(i, 0, i, 1, float(time)) for i, time in enumerate(seconds))
+
+
 def called(ratios: tuple[Ratio, ...], *verdicts: str) -> int:
     return sum(ratio.verdict in verdicts for ratio in ratios)
 
@@ -111,6 +116,33 @@ def test_intervals_that_end_by_the_stopping_rule_hold_the_truth_nineteen_times_o
     ratios = experiments(0.02, noise)
     held = sum((r.low or 0.0) <= 1 / 1.02 <= (r.high or 0.0) for r in ratios)
     assert rate_within(held, len(ratios), 0.93, 0.97)
+
+
+@pytest.mark.parametrize("noise", ["server", "correlated"])
+def test_as_many_rounds_as_forecast_show_an_effect_as_often_as_asked(noise: str) -> None:
+    """The forecast knows cells of 36 rounds only; new cells of that many rounds are its test."""
+    rng = np.random.default_rng([41, NOISES.index(noise)])
+
+    def cells(n: int, rounds: int, slowdown: float) -> list[Ratio]:
+        factors = np.array([[1.0], [1 + slowdown]])
+        times = (factors * times_of_two_cases(rng, rounds, noise, 0.0) for _ in range(n))
+        return [pairs.speedup(visits(a), visits(b), seed=i) for i, (a, b) in enumerate(times)]
+
+    rounds = rounds_needed(cells(40, 36, 0.0), 0.015, 0.8)
+    assert rounds is not None and 20 < rounds < 80
+    assert rate_within(called(tuple(cells(120, rounds, 0.015)), "slower"), 120, 0.75, 0.85)
+
+
+def test_rounds_needed_grow_as_the_square_of_the_noise_and_may_be_beyond_reach() -> None:
+    def cell(half_width: float) -> Ratio:
+        limits = (float(np.exp(-half_width)), float(np.exp(half_width)))
+        return Ratio("speedup", "a", "a", 1.0, *limits, "unclear", 36)
+
+    few, many = (rounds_needed([cell(width)], 0.02, 0.8) for width in (0.05, 0.1))
+    assert few is not None and many is not None and many == pytest.approx(4 * few, rel=0.06)
+    assert rounds_needed([cell(2.0)], 0.02, 0.8) is None
+    assert rounds_needed([], 0.02, 0.8) is None
+    assert rounds_needed([cell(1e-6)], 0.02, 0.8) == 8
 
 
 def test_the_rule_waits_for_two_looks_in_a_row() -> None:

@@ -98,7 +98,8 @@ def test_the_fastest_visit_lasts_the_minimum_and_a_slow_case_may_shorten_it() ->
 def test_parts_of_a_visit_are_timed_one_by_one_and_run_the_same_steps_in_order() -> None:
     tick = 2.0**-10
     stream = Stream(a=tick, b=2 * tick)
-    rounds = stream.measure(budget=9.0, max_rounds=8, min_visit=5 * tick, in_parts=True)
+    plan = {"budget": 9.0, "max_rounds": 8, "min_visit": 5 * tick, "stream_length": 40}
+    rounds = stream.measure(**plan, in_parts=True)
     for case, cost in (("a", tick), ("b", 2 * tick)):
         for sample in rounds.samples[case]:
             assert sample.part_seconds == pytest.approx([cost] * 5, abs=1e-9)
