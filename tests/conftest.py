@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moebench.records.host import RoundLoad
+from moebench.records.host import HostLoad, RoundLoad
 from moebench.spec.model import Attention, Gate, ModelSpec
 
 ONE_CELL = """
@@ -124,7 +124,6 @@ def calibrated(
     from moebench.calibrate.products import layouts
     from moebench.calibrate.saved import calibration_path
     from moebench.measure.environment import describe_machine
-    from moebench.records.host import HostLoad
     from moebench.records.timings import MatmulSample, Microbenchmarks
     from moebench.spec.schema import encode
 

@@ -1,6 +1,7 @@
 """Situations of public bug reports, each with its right value; the numbers are the casebook's."""
 
 import io
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -9,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from moebench import predict
+from moebench import predict, suite
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_memory
 from moebench.predict.serving.speedup import speedups
+from moebench.records.run import load_run
 from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.schema import from_mapping, parse_toml
+from moebench.suite import loop
 
 H100, TOP_K = load_hardware("h100-sxm"), policy("top-k")
 SOFTMAX = Gate("softmax", renormalise=True)
@@ -354,3 +358,118 @@ def test_f07_block_fp8_of_192_columns_a_rank_is_told(tp: int, warns: bool) -> No
     for caveat in said:
         assert "intermediate_size 1536 / tp 8 = 192: no multiple of 128" in caveat.seen
         assert caveat.remedy.startswith("--tp 4,")
+
+
+SUITE = """
+schema = 1
+title = "Made for tests"
+model = "{model}"
+scale = 64
+[[router]]
+name = "top-k"
+[[router]]
+name = "ada-k"
+options = {{ mean_k = 1.5 }}
+[[workload]]
+phase = "decode"
+levels = {levels}
+batch = [4, 8]
+[plan]
+min_rounds = 2
+stream_tokens = 4096
+[cpu]
+backend = "packed"
+num_layers = 1
+time_budget = "0.2 s"
+[gpu]
+num_layers = 1
+time_budget = "0.2 s"
+"""
+DENSE = "num_dense_layers = 24\ndense_intermediate_size = 2880"
+
+
+def test_f09_a_dense_model_is_refused_in_every_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = written(tmp_path, GPT_OSS_20B.format(model=DENSE), "dense.toml")
+    assert load_model(model).num_moe_layers == 0
+    why = "gpt-oss-20b: found a dense model, expected at least one MoE layer"
+    for level in ("moe", "decoder", "model"):
+        for more in (["--mean-k", "3"], ["--router", "top-k"], ["--break-even", "1.1"]):
+            assert why in refused(capsys, "--model", model, "--level", level, *more)
+    path = written(tmp_path, SUITE.format(model=model, levels='["moe"]'))
+    for options in ([], ["--dry-run"], ["--predict", "h100-sxm"]):
+        assert suite.main([path, "--device", "cpu", *options]) == 2
+        assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", ["", DENSE.replace("24", "23"), "moe_layers = [7]"])
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (32, 32), (2, 1)])
+def test_f09_small_and_extreme_models_are_priced(changes: str, experts: int, top_k: int) -> None:
+    text = GPT_OSS_20B.format(model=changes + "\ndense_intermediate_size = 2880" * ("7" in changes))
+    table = parse_toml(text, "x") | {"num_experts": experts, "top_k": top_k}
+    model = from_mapping(ModelSpec, table, "x")
+    for level, name in itertools.product(("moe", "decoder", "model"), ("top-k", "ada-k", "adamoe")):
+        router = policy(name, {} if name == "top-k" else {"mean_k": 1.0})
+        deployment = Deployment(model, H100, level=level)  # type: ignore[arg-type]
+        for found in speedups(deployment, router, [1, 64]):
+            assert 0 < found.estimate.latency < 1
+
+
+@pytest.mark.usefixtures("calibrated")
+def test_f12_the_moe_layer_of_an_mla_model_is_measured_and_its_decoder_layer_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    both = written(tmp_path, SUITE.format(model="deepseek-v3", levels='["moe", "decoder"]'))
+    with monkeypatch.context() as patched:
+        patched.setattr("moebench.suite.routers_run._machine", lambda *_: pytest.fail("calibrated"))
+        for options in ([], ["--dry-run"]):
+            assert suite.main([both, "--device", "cpu", "--out", str(out), *options]) == 2
+            said = capsys.readouterr().err
+            assert "attention.kind: found 'mla', expected 'gqa'" in said
+            assert "levels = ['moe'] can be measured" in said and "--resume" not in said
+    assert not out.exists()
+    small = GPT_OSS_20B.format(model="").replace("num_experts = 32", "num_experts = 8")
+    ranks = "kind = 'mla'\nkv_rank = 64\nrope_head_dim = 16\nvalue_head_dim = 64"
+    small = small.replace('kind = "gqa"', ranks) + "num_groups = 2\ntop_k_groups = 1\n"
+    model = written(tmp_path, small, "mla.toml")
+    alone = written(tmp_path, SUITE.format(model=model, levels='["moe"]').replace("4, 8", "4"))
+    command = [alone, "--device", "cpu", "--out", str(out), "--energy", "off"]
+    assert suite.main(command) == 0
+    (path,) = out.glob("*/*/*/manifest.json")
+    assert len(load_run(path.parent).records) == 2
+
+
+@pytest.mark.usefixtures("calibrated")
+def test_f19_a_run_goes_on_from_any_folder_without_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("cases", "here", "there"):
+        (tmp_path / folder).mkdir()
+    model = written(tmp_path / "cases", GPT_OSS_20B.format(model="").replace("true", "false", 1))
+    names = SUITE.format(model="mine.toml", levels='["moe"]')
+    file = Path(written(tmp_path / "cases", names, "suite.toml"))
+    monkeypatch.chdir(tmp_path / "here")
+    original, calls = loop.observe, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "observe", interrupted)
+    command = ["../cases/suite.toml", "--device", "cpu", "--out", "r", "--energy", "off"]
+    assert suite.main(command) == 130
+    (path,) = (tmp_path / "here" / "r").glob("*/*/*/manifest.json")
+    assert f"--resume {path.parent}" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "there")
+    Path(model).unlink()
+    file.write_text(names.replace("top-k", "rmoe"))
+    assert suite.main(["--resume", str(path.parent)]) == 0, capsys.readouterr().err
+    run = load_run(path.parent)
+    assert len(run.records) == 4 and run.manifest.status == "done"
+    assert {record.case.router.title for record in run.records} == {"top-k", "ada-k"}
+    assert run.manifest.suite_text == names
+    assert run.manifest.models["mine.toml"].num_experts == 32

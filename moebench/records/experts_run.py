@@ -40,6 +40,8 @@ class ExpertsCell:
     num_tokens: int
     mixes: tuple[str, ...]
     """Names of `moebench.routers.synthetic.mixes`."""
+    description: ModelSpec | None = None
+    """The model, if it does not ship with moebench."""
 
     @property
     def key(self) -> str:
@@ -52,7 +54,7 @@ class ExpertsCell:
 
     def spec(self) -> ModelSpec:
         """The model, its widths divided by `scale`."""
-        return scaled_down(load_model(self.model), self.scale)
+        return scaled_down(self.description or load_model(self.model), self.scale)
 
 
 @dataclass

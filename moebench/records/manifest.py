@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from moebench.records.checksum import check_schema, read_document
 from moebench.records.record import SCHEMA
 from moebench.spec.hardware import HardwareSpec
+from moebench.spec.model import ModelSpec
 from moebench.spec.schema import decode
 from moebench.units import Seconds
 from moebench.version import VERSION
@@ -37,6 +38,10 @@ class RunManifest:
     suite: str
     suite_sha256: str
     """Checksum of the suite file's text."""
+    suite_text: str | None = None
+    """None before schema 4."""
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """Models of the suite, by the name that it gives them; empty before schema 4."""
     title: str
     command: str
     """Command that repeats the run."""
@@ -106,6 +111,24 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     table = read_document(path)
     check_schema(table, str(path))
     return table
+
+
+@dataclass(frozen=True)
+class RecordedSuite:
+    """The suite of a run, as its manifest keeps it."""
+
+    name: str
+    sha256: str
+    text: str | None
+    models: Mapping[str, ModelSpec]
+
+
+def recorded_suite(directory: Path) -> RecordedSuite:
+    """The suite that a run of either kind was started with."""
+    table, where = read_manifest(directory), str(directory / MANIFEST)
+    names = {"name": "suite", "sha256": "suite_sha256", "text": "suite_text", "models": "models"}
+    found = {ours: table.get(theirs) for ours, theirs in names.items()}
+    return decode(RecordedSuite, found | {"models": found["models"] or {}}, where)
 
 
 def run_kind(manifest: Mapping[str, Any]) -> RunKind:

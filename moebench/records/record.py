@@ -8,8 +8,9 @@ from moebench.records.measurement import Measurement
 from moebench.records.results import BOUNDS, Estimate, Provenance, Ratio, check_stages
 from moebench.spec.case import Case, Launch
 
-SCHEMA = 3
-"""Version of a run's files. 2: every line ends with its checksum. 3: a manifest says its kind."""
+SCHEMA = 4
+"""Version of a run's files. 2: every line ends with its checksum. 3: a manifest says its kind.
+4: a manifest keeps its suite and models, so that a run goes on without their files."""
 CHECKSUMS_SINCE = 2
 
 

@@ -13,6 +13,7 @@ failure, and the lines of a cell that was cut off are set aside and the cell is 
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -157,6 +158,19 @@ class RunWriter:
             records=(*self.content.records, *records),
             failures=(*self.content.failures, *failures),
         )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no case has been measured or has failed."""
+        return not self.content.records and not self.content.failures
+
+    def remove(self, below: Path) -> None:
+        """Remove the directory and what it leaves empty of the folders between it and `below`."""
+        shutil.rmtree(self.directory)
+        for folder in self.directory.parents:
+            if folder == below or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
     def finish(self, status: Status) -> None:
         """Write into the manifest how the run ended."""

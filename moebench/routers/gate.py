@@ -71,7 +71,8 @@ def limit_to_groups(
     else:
         group_scores = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
     kept = group_scores.topk(gate.top_k_groups, dim=1).indices
-    excluded = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, kept, False)
+    # 0 and not False, which no traced graph can hold.
+    excluded = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, kept, 0)
     return grouped.masked_fill(excluded[:, :, None], -torch.inf).flatten(1)
 
 

@@ -111,7 +111,10 @@ def policy(
     if may_import and ":" in name:
         return from_mapping(_imported(name, prefix), options or {}, where or name)
     if (name := same_name(name, known_policies())) not in known_policies():
-        raise ValueError(f"{prefix}unknown router {name!r}{nearest(name, known_policies())}")
+        hint = nearest(name, known_policies())
+        if ":" in name:
+            hint = "; code outside moebench runs where a suite file of yours names it"
+        raise ValueError(f"{prefix}unknown router {name!r}{hint}")
     return from_mapping(known_policies()[name], options or {}, where or name)
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.records.manifest import recorded_arguments
-from moebench.spec.schema import read_toml
 from moebench.suite.routers_run import run_routers_suite, write_hardware
-from moebench.suite.suite_file import suite_kind, suite_names, suite_path
+from moebench.suite.source import kept_source, suite_names, suite_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
     if options.list:
-        titles = {name: str(read_toml(suite_path(name))["title"]) for name in suite_names()}
+        titles = {name: str(suite_source(name).tables()["title"]) for name in suite_names()}
         if options.json:
             terminal.show_json(titles)
         else:
@@ -101,11 +100,17 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
         return write_hardware(options)
     if options.suite is None:
         raise ValueError(f"which suite? known: {', '.join(suite_names())}, or a TOML file")
-    if suite_kind(suite_path(options.suite)) == "experts":
+    if options.resume:
+        source, note = kept_source(options.resume, options.suite)
+        if note:
+            terminal.say(f"note: {note}")
+    else:
+        source = suite_source(options.suite)
+    if source.kind == "experts":
         from moebench.suite.experts_run import run_experts_suite
 
-        return run_experts_suite(options, argv)
-    return run_routers_suite(options, argv)
+        return run_experts_suite(options, source, argv)
+    return run_routers_suite(options, source, argv)
 
 
 def _resumed(options: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:

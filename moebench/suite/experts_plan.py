@@ -1,18 +1,18 @@
 """Suites of expert backends as TOML files: their tables, their checks, and their cells."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Literal
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.records.experts_run import ExpertsCell
 from moebench.routers.policy import known_policies
-from moebench.routers.synthetic.mixes import MIXES
+from moebench.routers.synthetic.mixes import MIXES, SLOTS
 from moebench.spec.case import DType
-from moebench.spec.model import load_model
-from moebench.spec.schema import from_mapping, read_toml
+from moebench.spec.model import ModelSpec, model_names
+from moebench.spec.schema import from_mapping
+from moebench.suite.source import SuiteSource, suite_source
 from moebench.units import Seconds, nearest
 
 
@@ -56,14 +56,17 @@ class ExpertsFile:
 class ExpertsSuite:
     """A suite of expert backends that has been checked."""
 
-    name: str
-    text_sha256: str
+    source: SuiteSource
     file: ExpertsFile
+    models: Mapping[str, ModelSpec]
+    """Models by the name that the file gives them."""
 
 
-def load_experts_suite(path: Path) -> ExpertsSuite:
+def load_experts_suite(name: str | SuiteSource) -> ExpertsSuite:
     """Read the suite, and check its backends, routers, mixes and models."""
-    file = from_mapping(ExpertsFile, read_toml(path), str(path))
+    source = suite_source(name) if isinstance(name, str) else name
+    path = source.where
+    file = from_mapping(ExpertsFile, source.tables(), path)
     for what, names, known in (
         ("backends", file.backends, EXPERT_BACKENDS),
         ("routers", file.routers, known_policies()),
@@ -74,18 +77,26 @@ def load_experts_suite(path: Path) -> ExpertsSuite:
                 raise ValueError(f"{path}: {what}: unknown {name!r}{nearest(name, known)}")
     if file.rounds < 1:
         raise ValueError(f"{path}: rounds: found {file.rounds}, expected at least 1")
+    models = {}
     for shape in file.shape:
-        load_model(shape.model)
-    return ExpertsSuite(path.stem, sha256(path.read_bytes()).hexdigest(), file)
+        models[shape.model] = model = source.model(shape.model)
+        if model.num_experts < SLOTS and {*shape.mixes} != {"fixed"}:
+            raise ValueError(
+                f"{path}: {shape.title}: mixes: found {', '.join(shape.mixes)}, expected 'fixed' "
+                f"alone: {model.name} has {model.num_experts} experts, the others need {SLOTS}"
+            )
+    return ExpertsSuite(source, file, models)
 
 
-def planned_cells(file: ExpertsFile, is_full: bool) -> tuple[ExpertsCell, ...]:
+def planned_cells(suite: ExpertsSuite, is_full: bool) -> tuple[ExpertsCell, ...]:
     """All cells, shape by shape, since the weights of a shape are built once for each type."""
     cells: list[ExpertsCell] = []
+    file, shipped = suite.file, model_names()
     for dtype in file.full_dtypes if is_full else file.dtypes:
         for shape in file.shape:
             tokens = (is_full and shape.full_tokens) or shape.tokens
-            make = partial(ExpertsCell, shape.title, shape.model, shape.scale)
+            own = None if shape.model in shipped else suite.models[shape.model]
+            make = partial(ExpertsCell, shape.title, shape.model, shape.scale, description=own)
             for n in tokens:
                 mixes = shape.mixes if n >= shape.mixes_from else shape.mixes[:1]
                 cells.append(make("forward", dtype, n, mixes))

@@ -27,7 +27,7 @@ from moebench.spec.schema import encode
 from moebench.suite.expert_bench import scratch
 from moebench.suite.experts_cell import measure_cell
 from moebench.suite.experts_plan import ExpertsSuite, load_experts_suite, planned_cells
-from moebench.suite.suite_file import suite_path
+from moebench.suite.source import SuiteSource
 from moebench.suite.workers import Workers
 from moebench.units import Bytes, Seconds
 
@@ -39,12 +39,12 @@ FOREIGN = ("dry_run", "eager", "layers", "only", "predict", "recalibrate", "writ
 """Options of suites that compare routers."""
 
 
-def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
+def run_experts_suite(options: argparse.Namespace, source: SuiteSource, argv: Sequence[str]) -> int:
     """Measure the suite, or what is left of a run, write its report and print the table."""
     for name in FOREIGN:
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')}: not for a suite of expert backends")
-    suite = load_experts_suite(suite_path(options.suite))
+    suite = load_experts_suite(source)
     device = choose_device(options.device)
     names = options.experts or suite.file.backends
     backends, absent = _present(names, device)
@@ -52,14 +52,16 @@ def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
         name, why = next(iter(absent.items()))
         raise ValueError(f"--experts: {name!r} does not run here: {why}")
     environment = describe_machine(device)
-    plans = planned_cells(suite.file, options.full)
+    plans = planned_cells(suite, options.full)
     directory = options.resume
     if directory is None:
         started = datetime.now(UTC)
         manifest = ExpertsManifest(
             run=run_id(started, environment.software.commit),
-            suite=suite.name,
-            suite_sha256=suite.text_sha256,
+            suite=source.name,
+            suite_sha256=source.sha256,
+            suite_text=source.text,
+            models=suite.models,
             title=suite.file.title,
             command=shlex.join(["python", "-m", "moebench.suite", *argv]),
             argv=tuple(argv),
@@ -69,12 +71,12 @@ def run_experts_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
             cells=tuple(plan.key for plan in plans),
             started_at=started.isoformat(timespec="seconds"),
         )
-        directory = options.out / suite.name / machine_folder(environment) / manifest.run
+        directory = options.out / source.name / machine_folder(environment) / manifest.run
         if directory.exists():
             raise ValueError(f"{directory}: exists; resume it or write elsewhere")
         make_folder(directory)
         write_document(directory / MANIFEST, encode(manifest))
-    todo = _unfinished(directory, suite, environment, plans)
+    todo = _unfinished(directory, environment, plans)
     if todo:
         budget = math.inf if options.full else suite.file.time_budget
         if options.time_budget is not None:
@@ -95,15 +97,14 @@ def _present(names: Sequence[str], device: torch.device) -> tuple[list[str], dic
 
 
 def _unfinished(
-    directory: Path, suite: ExpertsSuite, environment: Environment, plans: Sequence[ExpertsCell]
+    directory: Path, environment: Environment, plans: Sequence[ExpertsCell]
 ) -> list[ExpertsCell]:
     """The cells that the run does not have; its damaged lines are set aside."""
     run = load_experts_run(directory)
-    is_here = run.manifest.fingerprint == environment.fingerprint
-    if not is_here or run.manifest.suite_sha256 != suite.text_sha256:
+    if run.manifest.fingerprint != environment.fingerprint:
         raise ValueError(
-            f"{directory}: was measured on another machine, with other software, or from "
-            "another version of the suite; a run cannot mix two"
+            f"{directory}: was measured on another machine or with other software; a run cannot "
+            "mix two"
         )
     for problem in run.problems:
         terminal.say(f"note: {problem}")
@@ -120,7 +121,7 @@ def _measure_cells(
     budget: Seconds,
 ) -> None:
     """Measure cells, each appended to the run as soon as it is done; workers live for a shape."""
-    again = shlex.join(["python", "-m", "moebench.suite", "--resume", str(directory)])
+    again = shlex.join(["python", "-m", "moebench.suite", "--resume", str(directory.absolute())])
     deadline, left = time.perf_counter() + budget, len(todo)
     with terminal.Bar(budget if math.isfinite(budget) else FULL_GRID) as bar:
         for _, group in groupby(todo, lambda plan: (plan.shape, plan.dtype)):

@@ -19,6 +19,7 @@ from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, total_flops, training_ops
 from moebench.suite.plan import Cell
+from moebench.units import Bytes
 
 Estimates = dict[str, Estimate]
 """Estimates by the key of the case."""
@@ -43,18 +44,31 @@ def case_flops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -
     return case.num_layers * total_flops(case_ops(case, policy, model, load))
 
 
-def forecast_cells(
-    planned: Sequence[Cell], model: ModelSpec, calibration: Calibration
-) -> Estimates:
-    """The estimate of every case of every cell, under the load that its policy expects."""
-    estimates: Estimates = {}
+def peak_memories(planned: Sequence[Cell], model: ModelSpec) -> dict[str, Bytes]:
+    """Peak memory of every case by its key, for which nothing needs to be calibrated."""
+    memories = {}
     for cell in planned:
         for case, policy in zip(cell.cases, cell.policies, strict=True):
             load = policy.load(model, case.workload.num_tokens, case.operating_point)
             router_parameters = policy.parameters(model) / model.num_moe_layers
             layout = executing(case.backend, case.workload.phase).layout
             loads = (load,) * case.num_layers
-            memory = layers_memory(model, case.workload, loads, router_parameters, layout)
+            memories[case.key] = layers_memory(
+                model, case.workload, loads, router_parameters, layout
+            )
+    return memories
+
+
+def forecast_cells(
+    planned: Sequence[Cell], model: ModelSpec, calibration: Calibration
+) -> Estimates:
+    """The estimate of every case of every cell, under the load that its policy expects."""
+    estimates: Estimates = {}
+    memories = peak_memories(planned, model)
+    for cell in planned:
+        for case, policy in zip(cell.cases, cell.policies, strict=True):
+            load = policy.load(model, case.workload.num_tokens, case.operating_point)
+            memory = memories[case.key]
             ops = case_ops(case, policy, model, load)
             prices = calibration.replayed() if case.launch == "graph" else calibration
             estimates[case.key] = estimate(ops, load, case.num_layers, memory, prices)

@@ -17,7 +17,7 @@ from moebench.spec.case import Case, RouterSpec, Workload
 from moebench.spec.schema import MOST
 from moebench.suite.suite_file import DeviceKind, MeasurePlan, Suite, workloads
 from moebench.terminal import Bar
-from moebench.units import Seconds, nearest
+from moebench.units import Seconds, nearest, same_name
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def _with_backends(planned: Sequence[Cell], backends: Sequence[str]) -> tuple[Ce
     `grouped`: such a cell is planned once.
     """
     by_key: dict[str, Cell] = {}
-    for name in backends:
+    for name in [same_name(backend, EXPERT_BACKENDS) for backend in backends]:
         if name not in EXPERT_BACKENDS:
             raise ValueError(
                 f"--experts: unknown expert backend {name!r}{nearest(name, EXPERT_BACKENDS)}"
@@ -117,12 +117,13 @@ def cells(suite: Suite, kind: DeviceKind, choice: CellChoice = CellChoice()) -> 
     entries = suite.file.router
     titles = [entry.label or entry.name for entry in entries]
     known = {*titles, *(entry.name for entry in entries)}
-    for name in choice.only:
+    only = [same_name(name, known) for name in choice.only]
+    for name in only:
         if name not in known:
             raise ValueError(
                 f"--only: no router {name!r} in suite {suite.name}{nearest(name, known)}"
             )
-    asked = {*choice.only} or known
+    asked = {*only} or known
     chosen = [i for i, e in enumerate(entries) if i == 0 or asked & {e.name, titles[i]}]
     on_device = workloads(suite.file, kind)
     if not on_device:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from moebench import terminal
 from moebench.compare.noise import load_noise_floor
-from moebench.files import make_folder
+from moebench.files import OutputError, make_folder
 from moebench.predict.layers.calibration import from_datasheet
 from moebench.records.manifest import Manifest, PlannedCell, run_id
 from moebench.records.record import Record
@@ -20,6 +20,7 @@ from moebench.spec.hardware import load_hardware
 from moebench.spec.schema import encode
 from moebench.suite.forecast import forecast_cells, predictions
 from moebench.suite.plan import Cell, CellChoice, Effort, cells, runnable_cells
+from moebench.suite.source import SuiteSource
 from moebench.suite.suite_file import DeviceKind, Suite, load_suite
 from moebench.units import Seconds, text
 
@@ -35,17 +36,12 @@ LEAST_CALIBRATION: Seconds = 60.0
 two; a budget below twice the least does not pay for it."""
 
 
-def run_routers_suite(options: argparse.Namespace, argv: Sequence[str]) -> int:
+def run_routers_suite(options: argparse.Namespace, source: SuiteSource, argv: Sequence[str]) -> int:
     """Predict the suite, or measure it here or what is left of a run; 3 if a case failed."""
     if options.full:
         raise ValueError("--full: only for a suite of expert backends")
     resumed = load_run(options.resume) if options.resume else None
-    suite = load_suite(options.suite)
-    if resumed is not None and suite.text_sha256 != resumed.manifest.suite_sha256:
-        raise ValueError(
-            f"{options.resume}: was started with another version of suite "
-            f"{resumed.manifest.suite!r}; its text has changed since"
-        )
+    suite = load_suite(source)
     if options.predict:
         return _predict(options, suite)
     return _measure(options, suite, resumed, argv)
@@ -120,6 +116,8 @@ def _measure(
 ) -> int:
     """Measure the suite on this machine, or what is left of a run."""
     from moebench.measure.devices import DeviceLostError, choose_device, make_current
+    from moebench.measure.memory import available_memory
+    from moebench.suite.feasible import check_feasible
     from moebench.suite.loop import measure_cells
 
     if suite.file.dtype == "float8":
@@ -132,6 +130,7 @@ def _measure(
     planned, notes = runnable_cells(
         cells(suite, kind, _choice(options)), device, is_asked=bool(options.experts)
     )
+    check_feasible(suite, planned, available_memory(device))
     if resumed is None and not options.dry_run:
         make_folder(options.out)
     for line in notes:
@@ -162,7 +161,11 @@ def _measure(
                 measure_cells(run, suite, planned, machine, effort)
                 run.finish("done")
         except BaseException as error:
-            command = shlex.join(["python", "-m", "moebench.suite", "--resume", str(run.directory)])
+            if resumed is None and run.is_empty and _is_bad_input(error):
+                run.remove(below=options.out)
+                raise
+            directory = str(run.directory.absolute())
+            command = shlex.join(["python", "-m", "moebench.suite", "--resume", directory])
             bar.say(f"stopped; what was measured is kept, go on with: {command}")
             if not isinstance(error, DeviceLostError):
                 raise
@@ -180,6 +183,11 @@ def _opened(resumed: Run, machine: "Machine") -> RunWriter:
             f"({resumed.manifest.machine}); a run cannot mix two"
         )
     return RunWriter.open(resumed.directory)
+
+
+def _is_bad_input(error: BaseException) -> bool:
+    """Whether the same command would fail again, which no full disk or Ctrl-C says."""
+    return isinstance(error, ValueError) and not isinstance(error, OutputError)
 
 
 def _report(directory: Path, as_json: bool) -> int:
@@ -205,7 +213,9 @@ def _manifest(
     return Manifest(
         run=run_id(started, software.commit),
         suite=suite.name,
-        suite_sha256=suite.text_sha256,
+        suite_sha256=suite.source.sha256,
+        suite_text=suite.source.text,
+        models=suite.models,
         title=suite.file.title,
         command=shlex.join(["python", "-m", "moebench.suite", *argv]),
         argv=tuple(argv),

@@ -1,18 +1,16 @@
 """Suites of routers as TOML files: their tables, their checks, and the suites that ship."""
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import DType, Level, Phase, Workload
-from moebench.spec.model import ModelSpec, load_model, scaled_down
-from moebench.spec.schema import MOST, check_range, from_mapping, read_toml
+from moebench.spec.model import ModelSpec, scaled_down
+from moebench.spec.schema import MOST, check_range, from_mapping
+from moebench.suite.source import SuiteSource, suite_source
 from moebench.units import Seconds, nearest
-from moebench.version import PACKAGE
 
 DeviceKind = Literal["cpu", "gpu"]
 
@@ -119,12 +117,18 @@ class SuiteFile:
 class Suite:
     """A suite that has been checked: the model and the policies exist and their options bind."""
 
-    name: str
-    text_sha256: str
+    source: SuiteSource
     file: SuiteFile
     model: ModelSpec
+    """The model that is run, its widths divided by the suite's `scale`."""
     policies: tuple[Policy, ...]
     """Policies of the router entries, in their order."""
+    models: Mapping[str, ModelSpec]
+    """The whole model, by the name that the file gives it."""
+
+    @property
+    def name(self) -> str:
+        return self.source.name
 
     def device_plan(self, kind: DeviceKind) -> DevicePlan:
         return self.file.cpu if kind == "cpu" else self.file.gpu
@@ -134,27 +138,14 @@ class Suite:
         return self.device_plan(kind).backend or self.file.backend
 
 
-def suite_directory() -> Path:
-    """Folder of the shipped suites: inside the package of a wheel, beside it in a checkout."""
-    inside = PACKAGE / "suites"
-    return inside if inside.is_dir() else PACKAGE.parent / "suites"
-
-
-def suite_names() -> tuple[str, ...]:
-    """Names of the suites that ship with moebench."""
-    return tuple(sorted(path.stem for path in suite_directory().glob("*.toml")))
-
-
-def load_suite(name: str) -> Suite:
-    """Read and check a suite by its shipped name, or from a TOML file."""
-    path = suite_path(name)
-    if not re.fullmatch(r"\w[\w .+-]*", path.stem):
-        # It names a folder of the results.
-        raise ValueError(f"{path}: expected a file name of letters, digits, '-', '_' and '.'")
-    file = from_mapping(SuiteFile, read_toml(path), str(path))
-    where = f"{path}: "
+def load_suite(name: str | SuiteSource) -> Suite:
+    """Read and check a suite by its shipped name, from a TOML file, or from its text."""
+    source = suite_source(name) if isinstance(name, str) else name
+    file = from_mapping(SuiteFile, source.tables(), source.where)
+    where = f"{source.where}: "
     try:
-        model = scaled_down(load_model(file.model), file.scale)
+        described = source.model(file.model)
+        model = scaled_down(described, file.scale)
     except ValueError as error:
         raise ValueError(f"{where}model: {error}") from error
     chosen = {"": file.backend, "[cpu]: ": file.cpu.backend, "[gpu]: ": file.gpu.backend}
@@ -162,8 +153,7 @@ def load_suite(name: str) -> Suite:
         if backend is not None and backend not in EXPERT_BACKENDS:
             miss = nearest(backend, EXPERT_BACKENDS)
             raise ValueError(f"{where}{table}backend: unknown expert backend {backend!r}{miss}")
-    # A suite that ships with moebench names no code; one of the user's own may.
-    policies = _policies(file, where, model, may_import=name.endswith(".toml"))
+    policies = _policies(file, where, model, may_import=source.may_import)
     for kind in get_args(DeviceKind):
         # Two cells of one workload would have cases of the same keys.
         asked = workloads(file, kind)
@@ -173,7 +163,7 @@ def load_suite(name: str) -> Suite:
                 raise ValueError(
                     f"{where}[[workload]]: {twice.level} {twice.label}{context} is there twice"
                 )
-    return Suite(path.stem, sha256(path.read_bytes()).hexdigest(), file, model, policies)
+    return Suite(source, file, model, policies, {file.model: described})
 
 
 def _policies(
@@ -197,20 +187,6 @@ def _policies(
     if doubled:
         raise ValueError(f"{where}[[router]]: two are called {doubled[0]!r}; give one a label")
     return tuple(policies)
-
-
-def suite_path(name: str) -> Path:
-    """Path of a suite's TOML file, by its shipped name or by the path itself."""
-    if name.endswith(".toml"):
-        return Path(name)
-    if name in suite_names():
-        return suite_directory() / f"{name}.toml"
-    raise ValueError(f"unknown suite {name!r}{nearest(name, suite_names())}")
-
-
-def suite_kind(path: Path) -> str:
-    """Kind of a suite, by what it compares: "routers" or "experts"."""
-    return str(read_toml(path).get("kind", "routers"))
 
 
 def workloads(file: SuiteFile, kind: DeviceKind) -> tuple[Workload, ...]:

@@ -20,7 +20,7 @@ from runs import HARDWARE, case, cell_key, manifest, measured_cell, prediction, 
 from moebench import files as storage
 from moebench.records.checksum import line_of, read_document, write_document
 from moebench.records.manifest import Manifest, read_manifest, run_id
-from moebench.records.record import Failure, Record
+from moebench.records.record import SCHEMA, Failure, Record
 from moebench.records.run import RunWriter, load_run
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.case import Level
@@ -239,21 +239,21 @@ def test_a_directory_that_cannot_be_written_is_a_message(tmp_path: Path) -> None
 def test_a_manifest_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     directory = write_run(tmp_path, SMALL)
     path = directory / "manifest.json"
-    write_document(path, read_document(path) | {"schema": 4})
-    with pytest.raises(ValueError, match=r"manifest\.json: found schema 4, expected at most 3"):
+    write_document(path, read_document(path) | {"schema": SCHEMA + 1})
+    with pytest.raises(ValueError, match=r"manifest\.json: found schema \d, expected at most"):
         load_run(directory)
 
 
 def test_a_line_of_a_newer_schema_is_refused_if_it_really_is_one(tmp_path: Path) -> None:
     directory = write_run(tmp_path, SMALL)
     path = directory / "records.jsonl"
-    damaged = path.read_bytes().replace(b'"schema": 3', b'"schema": 4', 1)
+    damaged = path.read_bytes().replace(b'"schema": 4', b'"schema": 5', 1)
     path.write_bytes(damaged)
     kept = load_run(directory)
     assert len(kept.records) == 19
     assert kept.problems == ("records.jsonl: line 1: damaged (its checksum does not fit); skipped",)
-    path.write_bytes(line_of(replace(kept.records[0], schema=4)))
-    with pytest.raises(ValueError, match=r"records\.jsonl: found schema 4, expected at most 3"):
+    path.write_bytes(line_of(replace(kept.records[0], schema=SCHEMA + 1)))
+    with pytest.raises(ValueError, match=r"records\.jsonl: found schema \d, expected at most"):
         load_run(directory)
 
 
@@ -293,7 +293,7 @@ def test_a_manifest_says_the_same_however_it_is_indented(tmp_path: Path) -> None
 def as_schema_1(directory: Path) -> None:
     """Turn a run into what was written before lines had checksums."""
     for path in directory.glob("*.json*"):
-        text = path.read_text().replace('"schema": 3', '"schema": 1')
+        text = path.read_text().replace('"schema": 4', '"schema": 1')
         path.write_text(re.sub(r',\s*"crc32": "[0-9a-f]{8}"', "", text))
 
 

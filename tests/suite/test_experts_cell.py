@@ -10,7 +10,7 @@ from moebench.suite.experts_cell import LEAST_ROUNDS, SLOW_ENTRY, SLOW_ROUNDS, m
 from moebench.suite.experts_plan import load_experts_suite
 from moebench.suite.workers import Workers
 
-FILE = load_experts_suite(Path(__file__).with_name("toy.toml")).file
+FILE = load_experts_suite(str(Path(__file__).with_name("toy.toml"))).file
 CELL = ExpertsCell("Mixtral / 64", "mixtral-8x7b", 64, "forward", "float32", 8, ("fixed", "nulls"))
 
 

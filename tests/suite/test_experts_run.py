@@ -24,8 +24,8 @@ def written(tmp_path: Path, text: str = SUITE) -> Path:
 
 
 def test_full_has_what_the_default_has_and_more(tmp_path: Path) -> None:
-    file = load_experts_suite(written(tmp_path)).file
-    quick, full = (planned_cells(file, is_full) for is_full in (False, True))
+    suite = load_experts_suite(str(written(tmp_path)))
+    quick, full = (planned_cells(suite, is_full) for is_full in (False, True))
     assert [(c.phase, c.num_tokens) for c in quick] == [
         ("forward", 1),
         ("forward", 8),
@@ -46,7 +46,7 @@ def test_full_has_what_the_default_has_and_more(tmp_path: Path) -> None:
 )
 def test_what_is_not_known_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        load_experts_suite(written(tmp_path, SUITE.replace(old, new)))
+        load_experts_suite(str(written(tmp_path, SUITE.replace(old, new))))
     assert message in str(error.value)
 
 
@@ -105,9 +105,8 @@ def test_a_death_of_the_shared_process_is_one_line_that_says_how_to_go_on(
 def test_reading_the_suite_needs_no_torch() -> None:
     program = (
         "import sys; from moebench.suite.experts_plan import load_experts_suite, planned_cells\n"
-        "from moebench.suite.suite_file import suite_path\n"
-        "file = load_experts_suite(suite_path('experts')).file\n"
-        "print(len(planned_cells(file, True)) > 0, 'torch' in sys.modules)"
+        "suite = load_experts_suite('experts')\n"
+        "print(len(planned_cells(suite, True)) > 0, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "True False\n", done.stderr

@@ -6,7 +6,8 @@ import pytest
 
 from moebench.suite.experts_plan import load_experts_suite, planned_cells
 from moebench.suite.plan import CellChoice, cells
-from moebench.suite.suite_file import load_suite, suite_kind, suite_names, suite_path
+from moebench.suite.source import suite_names, suite_source
+from moebench.suite.suite_file import load_suite
 
 SUITE = """
 schema = 1
@@ -47,10 +48,10 @@ def written(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize("name", suite_names())
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_every_shipped_suite_loads_and_its_cells_differ(name: str, kind: str) -> None:
-    if suite_kind(suite_path(name)) == "experts":
-        file = load_experts_suite(suite_path(name)).file
+    if suite_source(name).kind == "experts":
+        suite = load_experts_suite(name)
         for is_full in (False, True):
-            keys = [cell.key for cell in planned_cells(file, is_full)]
+            keys = [cell.key for cell in planned_cells(suite, is_full)]
             assert len(set(keys)) == len(keys) > 0
         return
     found = cells(load_suite(name), kind)  # type: ignore[arg-type]
