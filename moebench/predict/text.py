@@ -163,12 +163,14 @@ def _asked(deployment: Deployment) -> str:
     }[d.phase]
     if d.phase == "decode" and d.level == "moe":
         context = "of one token a sequence"
+    is_mixed = d.model.num_moe_layers < d.model.num_layers
     dense = f", {d.dense_layers} of them dense" * bool(d.dense_layers)
     layers = f" ({d.moe_layers + d.dense_layers} layers{dense})" if d.level == "model" else ""
     sizes = {"tp": d.tensor_parallel, "ep": d.expert_parallel}
     ranks = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    level = LEVEL_TITLES[d.level] + " with experts" * (d.level == "decoder" and is_mixed)
     devices = f"{d.num_devices} devices ({', '.join(ranks)})" if ranks else "1 device"
-    step = f"{d.phase} {context}, {LEVEL_TITLES[d.level]}{layers}, {_weights(d)}, {devices}"
+    step = f"{d.phase} {context}, {level}{layers}, {_weights(d)}, {devices}"
     return f"{step}, {_traffic(d)}" if _traffic(d) else step
 
 
@@ -206,7 +208,7 @@ def _header(row: Speedup) -> list[str]:
         f"{row.estimate.calibration}; weights cold",
         error,
     ]
-    if d.windowed_layers:
+    if d.windowed_layers and d.context >= d.model.attention.window:
         lines.append(_windows(d))
     if d.level != "moe" or "shared" in row.estimate.by_stage:
         origin = prices.dense.origin

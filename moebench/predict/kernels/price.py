@@ -86,6 +86,12 @@ class Calibrated:
     """Type of the weights where no layer of it was measured: `kernel` is the nearest one."""
 
     @property
+    def description(self) -> str:
+        """What the prices rest on, in words."""
+        nearest_one = f"no layer of {self.weights} weights; nearest: " if self.weights else ""
+        return nearest_one + self.origin
+
+    @property
     def has_rows(self) -> bool:
         """Whether rows of this kernel on this device were fitted."""
         return self.basis in ("seen", "rows", "shape")

@@ -13,7 +13,8 @@ def arithmetic(weights: str, hardware: HardwareSpec) -> str:
     """Dtype in which the tensor cores of a device multiply weights of a type.
 
     mxfp4 weights meet fp8 activations where the instruction takes both (compute capability 10).
-    Integers and nvfp4 are widened to bfloat16 where the datasheet has no rate for them.
+    Integers and nvfp4 are widened to bfloat16 where the datasheet has no rate for them, or a lower
+    one (int8 on B300).
 
     **Source**: PTX ISA, tcgen05.mma, kind::mxf8f6f4; vllm's Marlin kernels, which widen.
     """
@@ -21,8 +22,10 @@ def arithmetic(weights: str, hardware: HardwareSpec) -> str:
     capability = hardware.compute_capability or ""
     if own.name == "mxfp4" and capability.startswith("10.") and "float8" in hardware.peak:
         return "float8"
-    is_plain = own.name in (*MEASURED, "float32")
-    return own.arithmetic if is_plain or own.arithmetic in hardware.peak else "bfloat16"
+    if own.name in (*MEASURED, "float32"):
+        return own.arithmetic
+    own_rate, wide_rate = (hardware.peak.get(name, 0.0) for name in (own.arithmetic, "bfloat16"))
+    return own.arithmetic if own_rate > wide_rate else "bfloat16"
 
 
 def nearest_measured(weights: str, hardware: HardwareSpec) -> str:

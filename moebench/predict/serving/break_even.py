@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moebench.predict.serving.caveats import step_caveats
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.step import step_price
@@ -58,7 +59,7 @@ def break_even(
         priced = step_price(d, prices, own, d.routed_by(own), [batches[i]])
         return float(base.seconds[i] / priced.seconds[0])
 
-    rows = []
+    rows, caveats = [], (*base.layer.caveats, *step_caveats(d, is_ragged=True, peaks={}))
     for i, batch in enumerate(batches):
         most = speedup(smallest, i)
         low, high = smallest, d.routed_by(top).mean_k
@@ -78,7 +79,7 @@ def break_even(
                 mean_k=low if most >= target else None,
                 smallest_k=smallest,
                 largest_speedup=most,
-                caveats=base.layer.caveats,
+                caveats=caveats,
             )
         )
     return tuple(rows)

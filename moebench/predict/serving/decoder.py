@@ -7,7 +7,7 @@ input are one kernel, and MLA decodes in its absorbed form.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from moebench.predict.serving.deployment import Deployment, rank_model
+from moebench.predict.serving.deployment import Deployment
 from moebench.spec.case import DType, Workload
 from moebench.spec.layer import attended_tokens, attention_ops, dense_ffn_ops, head_ops
 from moebench.spec.model import ModelSpec
@@ -30,7 +30,7 @@ def ops_by_stage(deployment: Deployment, batch: int) -> dict[str, tuple[Op, ...]
 
     Sequences are split over expert-parallel groups; head and norms stay bfloat16.
     """
-    d, model = deployment, rank_model(deployment.model, deployment.tensor_parallel)
+    d, model = deployment, deployment.rank
     work = d.rank_workload(batch)
     tokens = work.num_tokens
     stages = {"shared": _quantised(shared_expert_ops(model, tokens, ACTIVATIONS), d.other_weights)}

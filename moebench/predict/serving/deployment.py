@@ -28,6 +28,8 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
 CACHE_DTYPES = ("bfloat16", "float8")
 TRAINED = ("bfloat16", "float16")
 """Types of weights in training."""
+PADDED = ("mxfp4",)
+"""Types of which vllm splits an expert over ranks by whole groups, and does not refuse others."""
 WIDTHS = (
     "intermediate_size",
     "shared_intermediate_size",
@@ -158,6 +160,12 @@ class Deployment:
         return weight_type(self.kv_dtype).name
 
     @property
+    def rank(self) -> ModelSpec:
+        """Model that the fullest tensor-parallel rank computes."""
+        group = weight_type(self.expert_weights).group if self.expert_weights in PADDED else 1
+        return rank_model(self.model, self.tensor_parallel, group)
+
+    @property
     def num_devices(self) -> int:
         """Number of GPUs, tensor-parallel times expert-parallel ranks."""
         return self.tensor_parallel * self.expert_parallel
@@ -208,11 +216,11 @@ class Deployment:
         return self.workload(math.ceil(batch / self.expert_parallel))
 
 
-def rank_model(model: ModelSpec, tensor_parallel: int) -> ModelSpec:
+def rank_model(model: ModelSpec, tensor_parallel: int, group: int = 1) -> ModelSpec:
     """Model that one tensor-parallel rank computes: fewer heads, narrower feed-forward networks.
 
     The router and MLA's compressions are on every rank; key-value heads are copied where there
-    are fewer of them than ranks.
+    are fewer of them than ranks. The fullest rank's share of an expert is whole groups of columns.
     """
     a, tp = model.attention, tensor_parallel
     heads = a.num_heads // tp
@@ -221,7 +229,8 @@ def rank_model(model: ModelSpec, tensor_parallel: int) -> ModelSpec:
         model,
         attention=replace(a, num_heads=heads, num_kv_heads=kv_heads),
         vocab_size=math.ceil(model.vocab_size / tp),
-        **{width: getattr(model, width) // tp for width in WIDTHS},
+        **{width: getattr(model, width) // tp for width in WIDTHS}
+        | {"intermediate_size": math.ceil(model.intermediate_size / tp / group) * group},
     )
 
 

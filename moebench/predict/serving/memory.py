@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from moebench.predict.layers.memory import cache_memory
 from moebench.predict.serving.decoder import ACTIVATIONS
-from moebench.predict.serving.deployment import Deployment, rank_model
+from moebench.predict.serving.deployment import Deployment
 from moebench.routers.policy import Policy
 from moebench.spec.load import ExpertLoad
 from moebench.spec.parameters import (
@@ -51,7 +51,7 @@ def rank_parameters(deployment: Deployment, router: Policy) -> RankParameters:
     and head are split over tensor-parallel ranks, the router is on every one.
     """
     d, whole = deployment, deployment.model
-    model = rank_model(whole, d.tensor_parallel)
+    model = d.rank
     local = whole.num_experts // d.expert_parallel
     experts = local * model.expert_parameters
     shared = feed_forward_parameters(model, model.shared_intermediate_size)
@@ -88,7 +88,7 @@ def rank_memory(
         weight_type(name).bytes_per_element * count for name, count in zip(types, held, strict=True)
     )
     layers, windowed = d.moe_layers + d.dense_layers, d.windowed_layers
-    model, trains = rank_model(d.model, d.tensor_parallel), d.phase == "train"
+    model, trains = d.rank, d.phase == "train"
     work = d.rank_workload(batch)
     h, inner = model.hidden_size, model.intermediate_size
     experts = copies * (2 * h + model.expert_matrices * inner) + 2 * load.num_tokens * h

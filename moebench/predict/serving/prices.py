@@ -72,8 +72,7 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
         )
     experts = calibrated(kernel, hardware, dense_here=own)
     if d.expert_weights not in MEASURED:
-        origin = f"no layer of {d.expert_weights} weights; nearest: {experts.origin}"
-        experts = dataclasses.replace(experts, weights=d.expert_weights, origin=origin)
+        experts = dataclasses.replace(experts, weights=d.expert_weights)
     if own is not None:
         origin = f"dense matmuls of {hardware.name}"
         factor = DENSE_UNCERTAINTY if d.other_weights in MEASURED else RELATIVE_UNCERTAINTY

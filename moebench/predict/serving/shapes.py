@@ -27,7 +27,7 @@ ALIGNMENTS: Mapping[str, Alignment] = {
     "float8": Alignment(128, "block-fp8 kernels of vllm and sglang refuse it", True),
     "int4": Alignment(128, "vllm's Marlin kernels refuse it: 128 weights share a scale"),
     "nvfp4": Alignment(16, "kernels refuse it: 16 weights share a scale"),
-    "mxfp4": Alignment(32, "vllm pads it to whole groups, which is not priced"),
+    "mxfp4": Alignment(32, "vllm gives ranks whole groups; the fullest rank is priced"),
 }
 
 

@@ -129,7 +129,7 @@ def speedups(
             assignments=load.num_assignments,
             distinct_experts=load.distinct_experts,
             hardware=d.hardware.name,
-            calibration=prices.experts.origin,
+            calibration=prices.experts.description,
             caveats=caveats,
             bytes_moved=float(own.bytes_moved[i]),
         )

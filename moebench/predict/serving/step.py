@@ -20,7 +20,7 @@ from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
 from moebench.predict.serving.communication import all_reduce, all_to_all
 from moebench.predict.serving.decoder import WINDOWED, ops_by_stage
-from moebench.predict.serving.deployment import Deployment, most_loaded_rank, rank_model
+from moebench.predict.serving.deployment import Deployment, most_loaded_rank
 from moebench.predict.serving.prices import KernelPrices, Library, op_times
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
@@ -85,11 +85,10 @@ def step_price(
     own = [d.rank_workload(batch).num_tokens for batch in batches]
     loads = [router.load(d.model, t, point) for t in tokens]
     local = [most_loaded_rank(load, point.k_distribution, d.expert_parallel) for load in loads]
-    m, experts = d.model, prices.experts
+    m, rank, experts = d.model, d.rank, prices.experts
     # Slots of the kernel's call: an adaptive router leaves some of the model's own k empty.
     slots = m.top_k if router.is_adaptive else len(point.k_distribution) - 1
-    inner = m.intermediate_size // d.tensor_parallel
-    sizes = (m.hidden_size, inner, slots, m.num_experts, d.expert_parallel)
+    sizes = (m.hidden_size, rank.intermediate_size, slots, m.num_experts, d.expert_parallel)
     calls = LayerCalls(
         np.array(tokens, dtype=float), *(np.full(len(tokens), float(s)) for s in sizes)
     )
@@ -99,7 +98,7 @@ def step_price(
     layers, moe = d.moe_layers + d.dense_layers, d.moe_layers
     stages = {name: moe * layer.time.stages[name] for name in EXPERT_STAGES}
     stages["router"] = moe * np.array([router_time(prices.experts, d, router, t) for t in own])
-    copies, rank = cases.loads.copies, rank_model(m, d.tensor_parallel)
+    copies = cases.loads.copies
     widths = 2 * rank.hidden_size + 2 * rank.expert_matrices * rank.intermediate_size
     weights = cases.weight_bytes * rank.expert_parameters * cases.loads.distinct
     flops = moe * (2 * rank.expert_parameters * copies)

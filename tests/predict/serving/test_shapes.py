@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.shapes import shape_caveats, unaligned
+from moebench.predict.serving.step import step_price
+from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import ModelSpec, load_model
 
 H100 = load_hardware("h100-sxm")
+TOP_K = policy("top-k")
 QWEN, MIXTRAL = load_model("qwen3-30b-a3b"), load_model("mixtral-8x7b")
 OSS = replace(
     QWEN,
@@ -18,6 +22,7 @@ OSS = replace(
     intermediate_size=2880,
     attention=replace(QWEN.attention, num_heads=64, num_kv_heads=8, head_dim=64),
 )
+POINT = TOP_K.operating_point(OSS)
 
 
 def of(model: ModelSpec, dtype: str, tp: int, **more: Any) -> Deployment:
@@ -90,3 +95,12 @@ def test_key_value_heads_are_split_or_copied(kv: int, tp: int, fine: bool) -> No
     assert [caveat.seen for caveat in said] == [
         f"num_kv_heads = {kv} and tp = {tp}: neither is a multiple of the other"
     ] * (not fine)
+
+
+def test_mxfp4_gives_the_fullest_rank_whole_groups() -> None:
+    """2880 columns are 90 groups of 32; the fullest of eight ranks has 12 of them, 384 columns."""
+    assert of(OSS, "mxfp4", 8).rank.intermediate_size == 384
+    assert of(OSS, "mxfp4", 2).rank.intermediate_size == 1440
+    assert of(OSS, "bf16", 8).rank.intermediate_size == 360
+    step = step_price(of(OSS, "mxfp4", 8), kernel_prices(of(OSS, "mxfp4", 8)), TOP_K, POINT, [8])
+    assert step.cases.inner_size.tolist() == [384]

@@ -89,6 +89,7 @@ def test_energy_of_weights_whose_power_was_never_measured_is_missing(
         ("int4", B200, "bfloat16"),
         ("int8", replace(H100, peak={**H100.peak, "int8": 2e15}), "int8"),
         ("int8", replace(H100, peak={"bfloat16": 1e15}), "bfloat16"),
+        ("int8", load_hardware("b300-sxm"), "bfloat16"),
         ("float8", H100, "float8"),
     ],
 )
