@@ -127,7 +127,11 @@ class Budget:
     min_rounds: int
     started: Seconds
     """When the budget began to run, by the clock."""
+    slowness: float = 1.0
+    """Real over predicted time that the machine shows before the first cell."""
     clock: Callable[[], Seconds] = time.perf_counter
+    is_too_small: bool = False
+    """Whether it cannot hold one round of what must be measured."""
     finished: list[Finished] = field(default_factory=list)
 
     def left(self) -> Seconds:
@@ -179,24 +183,44 @@ class Budget:
         """The cells, out of those that wait, that are left out for the sake of the others' rounds.
 
         At most a quarter of all, never decode at batch 1, never the last cell of a phase; a level
-        keeps all of its phases if that is possible. Where even one round of each of the others
-        would not fit, no cell is left out: such a budget cannot be held. Cells that were left out
-        `before` stay so first.
+        keeps all of its phases if that is possible. Cells left out `before` stay so first.
+
+        Where one round of each of the others does not fit, no cell gets more, and further cells are
+        left out; where that does not suffice before the first cell, such a budget cannot be held,
+        and nothing is left out.
         """
-        most = int(LARGEST_SHARE_LEFT_OUT * len(self.costs))
+        if self.is_too_small:
+            return []
         out: list[CellCost] = []
-        kept = [*waiting]
-        while self._excess(floor := [self.need(c).floor for c in kept]) > 0 and len(out) < most:
-            if not (free := self._free(kept, out)):
+        most = int(LARGEST_SHARE_LEFT_OUT * len(self.costs))
+        self._drop(waiting, out, before, lambda cost: self.need(cost).floor, most)
+        self._drop(waiting, out, before, lambda cost: self.need(cost).least, len(self.costs))
+        least = [self.need(cost).least for cost in waiting if cost not in out]
+        if self.finished or self._excess(least) <= 0:
+            return out
+        self.is_too_small = True
+        return []
+
+    def _drop(
+        self,
+        waiting: Sequence[CellCost],
+        out: list[CellCost],
+        before: Collection[str],
+        time: Callable[[CellCost], Seconds],
+        most: int,
+    ) -> None:
+        """Add cells to `out`, at most so many, until the times of the others fit."""
+        while len(out) < most:
+            times = {cost.key: time(cost) for cost in waiting if cost not in out}
+            excess = self._excess([*times.values()])
+            free = self._free([cost for cost in waiting if cost not in out], out)
+            if excess <= 0 or not free:
                 break
             free = [cost for cost in free if cost.key in before] or free
-            times = dict(zip([cost.key for cost in kept], floor, strict=True))
-            # One cell that is large enough, and no larger; else the largest.
-            large = [cost for cost in free if times[cost.key] >= self._excess(floor)]
-            by_time = sorted(large or free, key=lambda cost: times[cost.key], reverse=not large)
+            # One cell that is long enough, and no longer; else the longest.
+            enough = [cost for cost in free if times[cost.key] >= excess]
+            by_time = sorted(enough or free, key=lambda cost: times[cost.key], reverse=not enough)
             out.append(by_time[0])
-            kept.remove(by_time[0])
-        return out if self._excess([self.need(c).least for c in kept]) <= 0 else []
 
     def notes(
         self, waiting: Sequence[CellCost], out: Collection[str], before: Collection[str]
@@ -204,17 +228,19 @@ class Budget:
         """Lines about cells that are left out now but were not `before`, or come back."""
         lines = [f"left out: {key}: {self.reason(key)}" for key in out if key not in before]
         lines += [f"there is time for {key} after all" for key in before if key not in out]
-        kept = [self.need(cost) for cost in waiting if cost.key not in out]
+        needs = [self.need(cost) for cost in waiting]
+        kept = [need for cost, need in zip(waiting, needs, strict=True) if cost.key not in out]
         if not self.finished and self._excess([need.floor for need in kept]) > 0:
-            now, total = self.clock() - self.started + self.report(), text(self.total, "time")
-            enough = text(now + sum(self.need(cost).floor for cost in waiting), "time", 2)
-            lines.append(
-                f"{self.min_rounds} rounds in every cell of inference would take about {enough}, "
-                f"the budget is {total}: cells with short steps get theirs first"
+            spent = self.clock() - self.started + self.report()
+            enough = text(spent + sum(need.floor for need in needs), "time", 2)
+            single = text(spent + sum(need.least for need in needs), "time", 2)
+            rest = (
+                "is not held" if self.is_too_small else "gives cells with short steps theirs first"
             )
-            if self._excess(least := [need.least for need in kept]) > 0:
-                takes = text(now + sum(least), "time", 2)
-                lines.append(f"even one round of every cell takes about {takes}, and is measured")
+            lines.append(
+                f"{self.min_rounds} rounds in every cell of inference take about {enough}, one "
+                f"round about {single}; the budget of {text(self.total, 'time')} {rest}"
+            )
         return lines
 
     def reason(self, key: str) -> str:
@@ -242,9 +268,10 @@ class Budget:
     def _correction(self, cost: CellCost | None, what: Literal["setup", "round"]) -> float:
         """Real over predicted time of finished cells, recent and similar ones weighing most.
 
-        It is a weighted geometric mean, to which one cell is added that went as predicted.
+        It is a weighted geometric mean, to which one cell is added that was as slow as the machine
+        was at first.
         """
-        total, weights = 0.0, 1.0
+        total, weights = math.log(self.slowness), 1.0
         for age, one in enumerate(reversed(self.finished)):
             real, predicted = getattr(one, what), getattr(one.cost, what)
             weight = FORGETTING**age

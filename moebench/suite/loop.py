@@ -1,6 +1,7 @@
 """The loop over the planned cells of a run, which share one budget of time."""
 
 import gc
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ from moebench.suite.suite_file import Suite
 from moebench.terminal import Bar
 from moebench.units import Bytes, Seconds, text
 
+REFERENCES = 9
+"""Calls of the reference operation that say how slow the machine is at the start of a run."""
 ENERGY: Mapping[str, Seconds] = {"quick": 9.0, "full": 40.0, "off": 0.0}
 """Time of the energy pass over a case, where there is a counter."""
 
@@ -129,15 +132,16 @@ def _budget(
     """The run's budget: what each cell will cost here, the reference operation and energy too."""
     plan = effort.plan
     costs = cell_costs(todo, suite.model, machine.calibration, estimates, plan.stream_tokens)
-    reference = reference_operation(machine.device)
-    reference()
-    once = clock_for(machine.device).time(reference)
+    clock, reference = clock_for(machine.device), reference_operation(machine.device)
+    once = statistics.median(clock.time(reference) for _ in range(REFERENCES))
+    slowness = once / (machine.benchmarks.reference or once)
     length = ENERGY[effort.energy] if has_energy_counter(machine.device) else 0.0
     costs = [
-        replace(cost, round=cost.round + once, energy=length * len(cell.cases))
+        replace(cost, round=cost.round + once / slowness, energy=length * len(cell.cases))
         for cell, cost in zip(todo, costs, strict=True)
     ]
-    return Budget(effort.bar.expected, costs, plan.min_rounds, effort.bar.started)
+    bar = effort.bar
+    return Budget(bar.expected, costs, plan.min_rounds, bar.started, slowness)
 
 
 def _left_out(budget: Budget, bar: Bar, waiting: Sequence[CellCost], before: set[str]) -> set[str]:

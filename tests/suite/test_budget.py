@@ -189,8 +189,10 @@ def test_whatever_is_left_out_phases_and_single_sequences_stay(
     setup: float, steps: float, total: float
 ) -> None:
     costs = mixtral(setup, steps)
-    out = Budget(total, costs, MIN_ROUNDS, started=0.0, clock=lambda: 10.0).left_out(costs)
-    assert len(out) <= len(costs) / 4
+    budget = Budget(total, costs, MIN_ROUNDS, started=0.0, clock=lambda: 10.0)
+    out = budget.left_out(costs)
+    if len(out) > len(costs) / 4:  # then not even one round of each cell fits
+        assert sum(budget.need(cost).least for cost in costs) > budget.left()
     assert not any(cost.is_single for cost in out)
     assert {c.phase for c in costs if c not in out} == {"decode", "prefill", "train"}
 
@@ -199,8 +201,8 @@ def test_a_budget_that_cannot_hold_one_round_of_each_cell_leaves_nothing_out_and
     costs = mixtral()
     budget = Budget(5.0, costs, MIN_ROUNDS, started=0.0, clock=lambda: 1.0)
     assert budget.left_out(costs) == []
-    (_, line) = budget.notes(costs, (), ())
-    assert line.startswith("even one round of every cell takes about ")
+    (line,) = budget.notes(costs, (), ())
+    assert line.endswith("the budget of 5.00 s is not held")
 
 
 def test_training_gives_way_before_inference_is_left_out() -> None:

@@ -1,6 +1,6 @@
 """Figures of speedup: measured with its interval, predicted, and what FLOPs promise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from moebench.compare.intervals import Vector
-from moebench.compare.pairs import SAME_MARGIN
+from moebench.compare.pairs import SAME_MARGIN, corrected
+from moebench.compare.rounds import MIN_ROUNDS
 from moebench.records.record import Record
 from moebench.records.results import Ratio
 from moebench.records.run import Run
@@ -24,6 +24,9 @@ LOOKS: dict[str, dict[str, Any]] = {
     "flops-promise": {"linestyle": ":", "linewidth": 1.3},
 }
 """How each kind of ratio is drawn."""
+SOLID: Mapping[str, Any] = {"linewidth": 1.6}
+FAINT: Mapping[str, Any] = {"linewidth": 0.8, "alpha": style.FAINT}
+"""Look of a measured speedup with a verdict, and of one without."""
 
 
 def speedup_by_batch(run: Run) -> Figure | str:
@@ -46,6 +49,7 @@ def speedup_by_batch(run: Run) -> Figure | str:
     for axes in grid[-1]:
         axes.set_xlabel("batch")
     axes = grid[0][0]
+    axes.margins(y=0.1)  # room for numbers of rounds
     style.batch_axis(axes, batches)
     axes.set_xlim(batches[0] / 1.6, batches[-1] * 1.6)
     axes.yaxis.set_major_formatter("{x:g}×")
@@ -56,16 +60,22 @@ def speedup_by_batch(run: Run) -> Figure | str:
 def _draw_speedup_panel(axes: Axes, records: Sequence[Record], colour: str, run: Run) -> None:
     """Draw the cases of a level and router, which have a speedup, in order of batch."""
     _draw_no_difference(axes.axhspan, axes.axhline, run)
-    x = [r.case.workload.batch for r in records]
+    x = np.array([r.case.workload.batch for r in records])
     for kind, ink in (("flops-promise", style.INK), ("predicted-speedup", colour)):
         points = [(b, p.value) for b, r in zip(x, records, strict=True) if (p := ratio(r, kind))]
         if points:
             axes.plot(*zip(*points, strict=True), color=ink, zorder=2, **LOOKS[kind])
     measured = [s for record in records if (s := ratio(record, "speedup"))]
-    values, ends = np.array([r.value for r in measured]), _ends(measured)
-    axes.fill_between(x, *ends, color=colour, alpha=0.18, linewidth=0)
-    bars = np.abs(ends - values)
-    axes.errorbar(x, values, bars, color=colour, elinewidth=1.2, zorder=3, **LOOKS["speedup"])
+    values, known = np.array([r.value for r in measured]), [has_verdict(r) for r in measured]
+    for first in range(len(measured) - 1):
+        both = slice(first, first + 2)
+        look = SOLID if all(known[both]) else FAINT
+        axes.plot(x[both], values[both], color=colour, **look)
+    for place, speedup, record in zip(x, measured, records, strict=True):
+        predicted = ratio(record, "predicted-speedup")
+        is_lower = predicted is not None and speedup.value < predicted.value
+        offset = (0, -13) if is_lower else (0, 6)  # away from the predicted one
+        _draw_measured(axes, (place, speedup.value), speedup, colour, offset)
 
 
 def speedup_elsewhere(run: Run) -> Figure | str:
@@ -105,17 +115,55 @@ def _draw_speedup(axes: Axes, record: Record, y: float, colour: str) -> None:
     if predicted := ratio(record, "predicted-speedup"):
         axes.plot(predicted.value, y + 0.2, color=colour, **style.PREDICTED)
     if measured := ratio(record, "speedup"):
-        x, bars = measured.value, np.abs(_ends([measured]) - measured.value)
-        axes.errorbar(x, y - 0.16, None, bars, color=colour, elinewidth=1.2, **LOOKS["speedup"])
+        _draw_measured(axes, (measured.value, y - 0.16), measured, colour, None)
+
+
+def has_verdict(speedup: Ratio) -> bool:
+    """Whether a speedup was found to be faster, slower or the same."""
+    return speedup.verdict not in (None, "unclear")
+
+
+def _draw_measured(
+    axes: Axes,
+    place: tuple[float, float],
+    speedup: Ratio,
+    colour: str,
+    label_offset: tuple[int, int] | None,
+) -> None:
+    """Draw a speedup with its interval; faint without a verdict, and its rounds where too few.
+
+    It stands on the y axis if its label has an offset, else on the x axis.
+    """
+    is_along_x = label_offset is None
+    look = SOLID if has_verdict(speedup) else FAINT
+    if speedup.low is not None and speedup.high is not None:
+        bar = [[speedup.value - speedup.low], [speedup.high - speedup.value]]
+        axes.errorbar(
+            *place,
+            None if is_along_x else bar,
+            bar if is_along_x else None,
+            fmt="none",
+            ecolor=colour,
+            elinewidth=1.2,
+            zorder=3,
+        )
+    axes.plot(*place, color=colour, zorder=4, **{**LOOKS["speedup"], **look})
+    if speedup.n < MIN_ROUNDS:
+        rounds = f"{speedup.n} round{'s' * (speedup.n > 1)}"
+        axes.annotate(
+            rounds,
+            place,
+            xytext=label_offset or (6, -2),
+            textcoords="offset points",
+            ha="left" if is_along_x else "center",
+            size=6,
+            color=style.MUTED,
+        )
 
 
 def _compared(run: Run) -> list[Record]:
-    return [r for r in run.records if ratio(r, "speedup") is not None]
-
-
-def _ends(ratios: Sequence[Ratio]) -> Vector:
-    """Limits of the intervals [2, ratios]; the ratio itself where there is no interval."""
-    return np.array([[r.low or r.value for r in ratios], [r.high or r.value for r in ratios]])
+    """Records with a speedup, its verdict corrected for the number of rows as in the table."""
+    return [r for r in corrected(run.records) if ratio(r, "speedup") is not None]
 
 
 def _draw_no_difference(span: Callable[..., Any], line: Callable[..., Any], run: Run) -> None:
@@ -132,6 +180,8 @@ def _ratio_handles() -> list[Any]:
         "flops-promise": "what FLOPs promise",
     }
     lines = [Line2D([], [], color=style.INK, label=titles[kind], **LOOKS[kind]) for kind in titles]
+    look = {**LOOKS["speedup"], **FAINT}
+    lines.insert(1, Line2D([], [], color=style.INK, label="measured, no verdict", **look))
     return [*lines, Patch(color=style.BAND, label="no difference")]
 
 
@@ -141,14 +191,16 @@ DRAWINGS = (
         "speedup",
         "Decode: speedup against batch",
         "Filled circles: total time of the baseline over total time of the router on the same "
-        "steps, with 95 % intervals. Dashed: predicted before the run. Dotted: the speedup if time "
+        "steps, with 95 % intervals; faint where there is no verdict. Dashed: predicted before "
+        "the run. Dotted: the speedup if time "
         f"were proportional to FLOPs, at the same level and context. {GREY}",
         speedup_by_batch,
     ),
     style.Drawing(
         "speedup-prefill-train",
         "Prefill and training: speedup",
-        "Filled circles: measured, with 95 % intervals. Open diamonds: predicted before the run. "
+        "Filled circles: measured, with 95 % intervals; faint where there is no verdict. Open "
+        "diamonds: predicted before the run. "
         f"Dotted ticks: the speedup if time were proportional to FLOPs. {GREY}",
         speedup_elsewhere,
     ),

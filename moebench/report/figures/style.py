@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from moebench.compare.rounds import MIN_ROUNDS
 from moebench.files import not_written
 from moebench.records.record import Record
 from moebench.records.run import Run
-from moebench.report.cases import levels_of, titles_of
+from moebench.report.cases import levels_of, measurement_of, titles_of
 from moebench.report.notation import level_title
 from moebench.units import Kind, printable, text
 
@@ -32,6 +33,8 @@ NOTHING = "no case was measured"
 INK = "#222222"
 MUTED = "#767676"
 BAND = "#e4e4e4"
+FAINT = 0.3
+"""Opacity of a point without a verdict."""
 BASELINE_COLOUR = "#444444"
 FLOOR_COLOUR = "#9a9a9a"
 PAPER_COLOURS = {"ada-k": "#0072B2", "adamoe": "#D55E00", "rmoe": "#009E73"}
@@ -109,9 +112,15 @@ def level_panels(
 
 
 def mark_case(axes: Axes, x: float, y: float, record: Record, colour: str) -> None:
-    """Draw a case as a point whose marker tells the phase."""
+    """Draw a case as a point whose marker tells the phase; faint where it had too few rounds."""
     marker = PHASE_MARKERS[record.case.workload.phase]
-    axes.plot(x, y, marker, color=colour, ms=5.5, alpha=0.85, mec="white", mew=0.5)
+    alpha = FAINT if has_few_rounds(record) else 0.85
+    axes.plot(x, y, marker, color=colour, ms=5.5, alpha=alpha, mec="white", mew=0.5)
+
+
+def has_few_rounds(record: Record) -> bool:
+    """Whether a case had too few rounds for a verdict."""
+    return len({sample.round for sample in measurement_of(record).samples}) < MIN_ROUNDS
 
 
 def clear_axis(axes: Axes, axis: Literal["x", "y"]) -> None:
@@ -163,10 +172,14 @@ def case_handles(run: Run, records: Sequence[Record]) -> list[Any]:
     phases = dict.fromkeys(r.case.workload.phase for r in records)
     looks = [("o", shown(title), colours[title], "auto") for title in titles_of(records)]
     looks += [(PHASE_MARKERS[p], p, MUTED, "white") for p in phases]
-    return [
+    handles = [
         Line2D([], [], marker=marker, ls="", label=name, color=colour, mfc=face)
         for marker, name, colour, face in looks
     ]
+    if any(map(has_few_rounds, records)):
+        name = f"faint: fewer than {MIN_ROUNDS} rounds"
+        handles.append(Line2D([], [], marker="o", ls="", label=name, color=INK, alpha=FAINT))
+    return handles
 
 
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
