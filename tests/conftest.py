@@ -140,7 +140,7 @@ def calibrated(
         environment.fingerprint,
         "2026-01-01T00:00:00Z",
         samples,
-        read_bandwidth=1e10,
+        read_bandwidth=2e11,
         copy_bandwidth=1e10,
         fresh_bandwidth=2e9,
         small_op=2e-6,

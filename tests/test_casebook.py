@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from moebench import predict, suite
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_memory
 from moebench.predict.serving.speedup import speedups
+from moebench.records.host import RoundLoad
 from moebench.records.run import load_run
 from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import Attention, Gate, ModelSpec, load_model
 from moebench.spec.schema import from_mapping, parse_toml
 from moebench.suite import loop
+from moebench.suite.cli import main as measure
 
 H100, TOP_K = load_hardware("h100-sxm"), policy("top-k")
 SOFTMAX = Gate("softmax", renormalise=True)
@@ -473,3 +476,58 @@ def test_f19_a_run_goes_on_from_any_folder_without_its_files(
     assert {record.case.router.title for record in run.records} == {"top-k", "ada-k"}
     assert run.manifest.suite_text == names
     assert run.manifest.models["mine.toml"].num_experts == 32
+
+
+def _busy(meter: Any, number: int = 0) -> RoundLoad:
+    """A second in which other processes got all processors."""
+    return RoundLoad(number, 1.0, 0.0, meter.processors, 0.0, 1.0)
+
+
+def _beside_two_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moebench.measure.host import HostMeter
+
+    monkeypatch.setattr(HostMeter, "load", _busy)
+
+
+def test_f15_a_run_beside_other_load_says_so_on_every_row(
+    suite: str,
+    calibrated: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    _beside_two_that_spin(monkeypatch)
+    options = ("--only", "ada-k", "--time-budget", "0.5 s", "--device", "cpu")
+    assert measure([suite, *options, "--out", str(tmp_path)]) == 0
+    answer, said = capfd.readouterr()
+    assert re.search(r"this machine is busy: [\d.]+ of \d+ processors wanted; numbers will", said)
+    assert "⚠ The machine was busy in 2 of 2 cells" in answer
+    (directory,) = tmp_path.glob("*/*/*")
+    for record in load_run(directory).records:
+        assert record.measurement is not None
+        assert "busy-machine" in [caveat.kind for caveat in record.measurement.caveats]
+    assert "processors wanted" in (directory / "report.md").read_text(encoding="utf-8")
+
+
+def test_f16_starts_under_load_do_not_calibrate_again_and_again(
+    suite: str,
+    calibrated: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from moebench.calibrate import saved
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("calibrated anew")
+
+    _beside_two_that_spin(monkeypatch)
+    monkeypatch.setattr(saved, "microbenchmarks", never)
+    monkeypatch.setattr(saved, "recheck", lambda device, benchmarks: 0.21)
+    for options in ((), (), ("--keep-calibration",)):
+        assert measure([suite, "--dry-run", "--device", "cpu", *options]) == 0
+        answer, said = capfd.readouterr()
+        assert "stale-calibration" in answer
+        assert ("kept as asked" if options else "not recalibrating while") in said
+    with pytest.raises(SystemExit):
+        measure([suite, "--recalibrate", "--keep-calibration"])
+    assert "not allowed with argument --recalibrate" in capfd.readouterr().err

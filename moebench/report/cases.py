@@ -9,7 +9,7 @@ from moebench.compare.pairs import corrected
 from moebench.compare.prediction_errors import prediction_error
 from moebench.records.measurement import Measurement
 from moebench.records.record import Failure, Record
-from moebench.records.results import Caveat, Ratio
+from moebench.records.results import Caveat, Estimate, Ratio
 from moebench.records.run import Run
 from moebench.report.notation import DASH, percent, ratio_text, three_digits, time_text
 from moebench.report.table import Column, Note, ReportTable, RowCells, TableCell, build_table
@@ -151,7 +151,7 @@ def _cells(record: Record, failure: Failure | None, run: Run) -> RowCells:
     estimate = record.estimate
     cells = {
         "router": TableCell(record.case.router.title),
-        "predicted": TableCell(text(estimate.latency, "time"), _caveat_notes(estimate.caveats)),
+        "predicted": TableCell(_predicted_latency(estimate), _caveat_notes(estimate.caveats)),
     }
     if record.measurement is not None or record.provenance != "predicted":
         measured_only([record])
@@ -161,6 +161,16 @@ def _cells(record: Record, failure: Failure | None, run: Run) -> RowCells:
         reason = f"{failure.kind}: {failure.message}"
     empty = {column.key: TableCell(DASH) for column in COLUMNS}
     return empty | {"latency": _cell(None, reason), "verdict": TableCell("")} | cells
+
+
+def _predicted_latency(estimate: Estimate) -> str:
+    """The predicted latency, with its interval where that is wide enough to matter to everyone."""
+    latency = text(estimate.latency, "time")
+    is_poor = any(caveat.kind == "poor-calibration" for caveat in estimate.caveats)
+    if not is_poor or estimate.latency_low is None or estimate.latency_high is None:
+        return latency
+    ends = (text(end, "time") for end in (estimate.latency_low, estimate.latency_high))
+    return f"{latency} [{', '.join(ends)}]"
 
 
 def _measured_cells(record: Record) -> RowCells:

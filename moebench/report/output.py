@@ -11,6 +11,7 @@ from moebench.records.run import Run
 from moebench.report.cases import LEGEND, measured_only, measurement_of, run_table
 from moebench.report.conditions import conditions, noise_floor, stop_reasons
 from moebench.report.document import Picture, markdown, page
+from moebench.report.host import memory_state, warnings
 from moebench.report.notation import percent
 from moebench.report.sections import report_blocks
 from moebench.report.table import fill, render_text
@@ -53,7 +54,8 @@ def terminal_report(run: Run) -> str:
     """The report for a terminal: the table, its footnotes, and the errors of the predictions."""
     m = run.manifest
     title = printable(f"{m.title} · {m.machine} · {m.dtype}")
-    lines = [title, "", render_text(run_table(run)), "", fill(LEGEND)]
+    doubts = [fill(f"⚠ {printable(warning)}") for warning in warnings(run)]
+    lines = [title, *doubts, "", render_text(run_table(run)), "", fill(LEGEND)]
     if errors := prediction_errors(run.records):
         whole = errors[-1]
         lines += [
@@ -63,6 +65,7 @@ def terminal_report(run: Run) -> str:
         ]
     lines += [
         *stop_reasons(run.records),
+        *memory_state(run),
         f"Noise floor of this machine: {noise_floor(run)}.",
         *(f"⚠ {printable(problem)}" for problem in run.problems),
     ]
@@ -78,6 +81,7 @@ def run_summary(run: Run) -> dict[str, Any]:
         "cases": [_case_summary(record) for record in measured_only(corrected(run.records))],
         "failures": encode(run.failures),
         "prediction_errors": encode(prediction_errors(run.records)),
+        "warnings": list(warnings(run)),
         "problems": list(run.problems),
     }
 

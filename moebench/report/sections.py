@@ -19,6 +19,7 @@ from moebench.report.document import (
     facts_grid,
     listed,
 )
+from moebench.report.host import warnings
 from moebench.report.notation import DASH, LEVELS, level_title, percent, ratio_text
 from moebench.report.table import ReportTable
 
@@ -29,9 +30,11 @@ def report_blocks(
     """The report in reading order; `missing` says which figures could not be drawn, and why."""
     m = run.manifest
     failures = [f"{f.case}: {f.kind}: {f.message}" for f in run.failures]
+    calibration = {key: fact for key, fact in m.calibration.items() if key != "doubts"}
     return (
         Heading(m.title, 1),
         Paragraph(f"{m.machine} · {m.dtype} · suite {m.suite} · run {m.run} · {status(run)}"),
+        *(Paragraph(f"⚠ {warning}") for warning in warnings(run)),
         *pictures[:1],
         *_results(run_table(run)),
         Heading("Figures"),
@@ -49,7 +52,7 @@ def report_blocks(
         facts_grid({"machine": m.machine, "device": m.device, **flat_facts(m.environment)}),
         Heading("Calibration", 3),
         facts_grid(
-            {"priced on": m.hardware.title, "source": m.hardware.source} | flat_facts(m.calibration)
+            {"priced on": m.hardware.title, "source": m.hardware.source} | flat_facts(calibration)
         ),
         Heading("Reproduce"),
         Command(m.command),

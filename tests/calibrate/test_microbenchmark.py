@@ -30,6 +30,7 @@ def test_every_size_is_measured_and_every_figure_is_a_positive_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("moebench.calibrate.microbenchmark.POOL_LIMIT", 4e6)
+    monkeypatch.setattr("moebench.calibrate.microbenchmark.MOST_BUDGETS", math.inf)
     told: list[float] = []
     rows: dict[Layout, tuple[int, ...]] = {"plain": (1, 3), "packed": (5,), "avx512": (2, 7)}
     grid = {
@@ -46,6 +47,18 @@ def test_every_size_is_measured_and_every_figure_is_a_positive_number(
     assert benchmarks.fingerprint == describe_machine(CPU).fingerprint
     assert len(told) >= 5
     assert 0 < recheck(CPU, benchmarks) < math.inf
+
+
+def test_a_machine_too_busy_for_all_passes_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moebench.calibrate.microbenchmark.POOL_LIMIT", 4e6)
+    told: list[str] = []
+    grid: dict[Layout, tuple[Size, ...]] = dict.fromkeys(layouts(CPU, "float32"), ())
+    grid["plain"] = (Size(1, 64, 32),)
+    found = microbenchmarks(CPU, "float32", 1e-6, lambda _, what: told.append(what), grid)
+    assert told == ["microbenchmarks, pass 1"]
+    assert found.load is not None and len(found.load.rounds) == 1
+    assert found.reference_reading is not None and found.reference is not None
+    assert 0 < found.reference_reading < found.reference
 
 
 def test_the_pool_gives_a_weight_again_only_after_all_others() -> None:

@@ -1,0 +1,56 @@
+"""What the host did while a run was measured: its load, and how fast it read memory."""
+
+from collections.abc import Mapping
+
+from moebench.records.host import HostLoad
+from moebench.records.measurement import READ_BYTES
+from moebench.records.run import Run
+from moebench.units import text
+
+
+def warnings(run: Run) -> tuple[str, ...]:
+    """What spoils a whole run, as sentences for its heading."""
+    doubts = run.manifest.calibration.get("doubts") or ()
+    lines = [
+        f"Predictions are doubtful: {doubt.get('seen')}; {doubt.get('meaning')}."
+        for doubt in doubts
+        if isinstance(doubt, Mapping)
+    ]
+    loads = _loads(run)
+    busy = [load for load in loads if load.is_busy]
+    if busy:
+        worst = max(busy, key=lambda load: (load.wanted > load.processors, load.wanted))
+        shares = sorted(load.share for load in busy if load.share is not None)
+        ends = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (shares[0], shares[-1])))
+        lines.append(
+            f"The machine was busy in {len(busy)} of {len(loads)} cells ({worst.finding} in the "
+            f"worst), and this run got {ends} of its threads' time: its numbers are poor."
+        )
+    return tuple(lines)
+
+
+def memory_state(run: Run) -> tuple[str, ...]:
+    """How fast memory was read in the run's quiet cells, in one line; none where nobody knows.
+
+    On a busy machine a pass over memory waits for a processor, which is no state of the memory.
+    """
+    cells = {record.cell: record.measurement for record in run.records}
+    quiet = [m for m in cells.values() if m is not None and not (m.host and m.host.is_busy)]
+    times = [m.reading for m in quiet if m.reading is not None]
+    if not times:
+        return ()
+    slowest, middle, fastest = (
+        text(READ_BYTES / seconds, "bandwidth")
+        for seconds in (max(times), sorted(times)[len(times) // 2], min(times))
+    )
+    line = f"State of the host: memory was read at {middle} ({slowest} to {fastest} by cell)"
+    priced = run.manifest.calibration.get("reference_reading")
+    if not isinstance(priced, float):
+        return (f"{line}.",)
+    return (f"{line}; predictions are for {text(READ_BYTES / priced, 'bandwidth')}.",)
+
+
+def _loads(run: Run) -> list[HostLoad]:
+    """Load of the host in each cell that says it."""
+    cells = {record.cell: record.measurement for record in run.records}
+    return [m.host for m in cells.values() if m is not None and m.host is not None]

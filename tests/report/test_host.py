@@ -1,0 +1,77 @@
+"""A report says what the host did: its load, the doubts of its calibration, its memory's speed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from runs import FEW, manifest, measured_cell
+
+from moebench.records.host import HostLoad, RoundLoad
+from moebench.records.measurement import READ_BYTES, Reference
+from moebench.records.run import Run
+from moebench.report.document import markdown
+from moebench.report.host import memory_state, warnings
+from moebench.report.output import terminal_report
+from moebench.report.sections import report_blocks
+
+QUIET = HostLoad(2, 2, tuple(RoundLoad(i, 0.5, 0.95, 0.96, 0.0, 0.01) for i in range(12)))
+BUSY = HostLoad(2, 2, tuple(RoundLoad(i, 0.5, 0.25, 1.0, 0.0, 0.5) for i in range(12)))
+STOLEN = HostLoad(2, 2, tuple(RoundLoad(i, 0.5, 0.7, 0.7, 0.3, 0.0) for i in range(12)))
+
+
+def run_with(
+    *hosts: HostLoad | None, gigabytes: tuple[float, ...] = (), **calibration: object
+) -> Run:
+    """A run of one cell a host, which read memory at these speeds."""
+    plan = replace(manifest(FEW), calibration=calibration)
+    records = []
+    for place, (host, workload) in enumerate(zip(hosts, FEW, strict=False)):
+        for record in measured_cell(plan, "moe", workload):
+            assert record.measurement is not None
+            reference = None
+            if gigabytes:
+                samples = tuple(replace(s, seconds=0.02) for s in record.measurement.samples)
+                seconds = READ_BYTES / (gigabytes[place] * 1e9)
+                reference = Reference(1, samples, (seconds,) * len(samples))
+            measurement = replace(record.measurement, host=host, reference=reference)
+            records.append(replace(record, measurement=measurement))
+    predictions = tuple(replace(r, provenance="predicted", measurement=None) for r in records)
+    return Run(Path("run"), plan, predictions, tuple(records), (), ())
+
+
+def test_a_busy_machine_stands_at_the_head_of_the_report() -> None:
+    run = run_with(QUIET, BUSY)
+    (line,) = warnings(run)
+    assert "busy in 1 of 2 cells (3.5 of 2 processors wanted in the worst)" in line
+    assert "got 25% of its threads' time" in line
+    head = terminal_report(run).split("MoE layer")[0]
+    assert "⚠ The machine was busy in 1 of 2 cells" in head
+    text = markdown(report_blocks(run, (), ()))
+    assert text.index("The machine was busy") < text.index("## Results")
+
+
+def test_a_host_that_takes_processors_away_is_named() -> None:
+    (line,) = warnings(run_with(STOLEN))
+    assert "busy in 1 of 1 cells (the host took 30% of the processors' time in the worst)" in line
+
+
+def test_a_quiet_run_and_an_old_one_have_nothing_to_warn_of() -> None:
+    assert warnings(run_with(QUIET, QUIET)) == warnings(run_with(None, None)) == ()
+    assert memory_state(run_with(None, None)) == ()
+    assert "⚠" not in terminal_report(run_with(QUIET, QUIET))
+
+
+def test_doubts_of_the_calibration_stand_at_the_head_of_the_report() -> None:
+    doubt = {"kind": "poor-calibration", "seen": "its P90 error is 251%", "meaning": "wide"}
+    run = run_with(QUIET, doubts=[doubt])
+    assert warnings(run) == ("Predictions are doubtful: its P90 error is 251%; wide.",)
+    text = markdown(report_blocks(run, (), ()))
+    assert "its P90 error is 251%" in text and "poor-calibration" not in text
+
+
+def test_the_state_of_memory_is_named_beside_the_state_of_the_predictions() -> None:
+    run = run_with(QUIET, QUIET, gigabytes=(48.0, 27.0), reference_reading=READ_BYTES / 27e9)
+    (line,) = memory_state(run)
+    assert "27.0 GB/s to 48.0 GB/s by cell" in line
+    assert line.endswith("; predictions are for 27.0 GB/s.")
+    assert line in terminal_report(run)
+    assert memory_state(run_with(BUSY, gigabytes=(7.0,))) == ()
