@@ -2,11 +2,10 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from families import FAMILIES, transformers_config, transformers_module
+from families import FAMILIES, read_by_us, transformers_config, transformers_module
 from torch import Tensor, nn
 
 from moebench.experts.backends import load_backend
@@ -14,7 +13,7 @@ from moebench.model.attention import KVCache
 from moebench.model.decoder import Layer, StepMode, build_decoder
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, Routing, build_routers
-from moebench.spec.model import Attention, ModelSpec
+from moebench.spec.model import ModelSpec
 
 TOKENS = 1024
 
@@ -28,23 +27,6 @@ def fill(module: nn.Module) -> None:
         is_matrix = tensor.dim() > 1 and "bias" not in name
         std = tensor.shape[-1] ** -0.5 if is_matrix else 0.1
         tensor.data.normal_(1.0 if "norm" in name and "bias" not in name else 0.0, std)
-
-
-def gate_model(name: str, hidden_size: int) -> ModelSpec:
-    """A network with a family's gate, for its router alone."""
-    num_experts, top_k = FAMILIES[name].experts
-    return ModelSpec(
-        name=name,
-        source="made for tests",
-        num_layers=1,
-        hidden_size=hidden_size,
-        intermediate_size=8,
-        num_experts=num_experts,
-        top_k=top_k,
-        vocab_size=8,
-        attention=Attention("gqa", 1, 1, 8),
-        gate=FAMILIES[name].gate,
-    )
 
 
 def correction_bias(module: nn.Module) -> Tensor | None:
@@ -106,14 +88,15 @@ def gate_difference(name: str, hidden_size: int = 128) -> GateDifference:
     torch.manual_seed(0)
     family = FAMILIES[name]
     config = transformers_config(name, family.experts, hidden_size=hidden_size)
+    model = read_by_us(name, config)
     theirs = getattr(transformers_module(name), family.router)(config).eval()
     fill(theirs)
     correction = correction_bias(theirs)
-    if correction is None and family.gate.has_correction_bias:
+    if correction is None and model.gate.has_correction_bias:
         correction = 0.1 * torch.randn(family.experts[0])
     if correction is not None:  # kept in fp32 by checkpoints; a value that bf16 holds too
         correction.copy_(correction.bfloat16())
-    model, x = gate_model(name, hidden_size), torch.randn(TOKENS, hidden_size)
+    x = torch.randn(TOKENS, hidden_size)
     ours = top_k_router(model, theirs, correction)
     direction = torch.randn(TOKENS, family.experts[0])
 
@@ -129,7 +112,7 @@ def gate_difference(name: str, hidden_size: int = 128) -> GateDifference:
     with torch.no_grad():
         narrow = theirs.to(torch.bfloat16)
         coarse = top_k_router(model, narrow, correction)(x.bfloat16())[0]
-        if family.gate.router_dtype == "float32":
+        if model.gate.router_dtype == "float32":
             narrow = narrow.float()  # its values are bf16's; Hunyuan keeps it so, others cast it
         narrow_expected = run_theirs(narrow, x.bfloat16(), correction)[1]
         return GateDifference(
@@ -139,27 +122,6 @@ def gate_difference(name: str, hidden_size: int = 128) -> GateDifference:
             other_experts(found, expected),
             other_experts(dense_weights(coarse), narrow_expected),
         )
-
-
-def layers_model(name: str, config: Any) -> ModelSpec:
-    """A family's tiny network as ours."""
-    family = FAMILIES[name]
-    assert family.layers is not None, family.why_not
-    attention = Attention("gqa", 4, 2, 16, config.rope_parameters["rope_theta"])
-    model = ModelSpec(
-        name=name,
-        source="made for tests",
-        num_layers=2,
-        hidden_size=64,
-        intermediate_size=24,
-        num_experts=16,
-        top_k=4,
-        vocab_size=32,
-        attention=replace(attention, **family.attention),
-        gate=family.gate,
-        norm_epsilon=config.rms_norm_eps,
-    )
-    return replace(model, **family.layers)
 
 
 PLACES = {
@@ -185,6 +147,8 @@ def copy_layer(name: str, ours: Layer, theirs: nn.Module) -> None:
         module, _, kind = own.rpartition(".")
         if module == "experts":
             (source,) = (t for key, t in tensors.items() if key.endswith(f"experts.{kind}_proj"))
+            if source.shape != tensor.shape:  # Aria and gpt-oss: inputs before outputs
+                source = source.transpose(1, 2)
         elif module.startswith("shared.") and module != "shared.gate":
             source = shared_weight(tensors, module.removeprefix("shared."))
         else:
@@ -225,7 +189,7 @@ def layers_difference(name: str) -> LayersDifference:
     config = transformers_config(name, (16, 4))
     theirs = AutoModel.from_config(config).eval()
     fill(theirs)
-    model = layers_model(name, config)
+    model = read_by_us(name, config)
     decoder = build_decoder(model, 2, torch.float32)
     routers = []
     for layer, block in zip(decoder.layers, theirs.layers, strict=True):
