@@ -53,7 +53,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         cells = [break_even(one, router, batches, options.break_even) for one, router in asked]
         if options.json:
             return document(break_even=[row for rows in cells for row in rows])
-        return break_even_text(cells, deployments[0])
+        return break_even_text(cells, deployments)
     if options.plot is not None:
         from moebench.report.figures.style import check_format, save
 

@@ -43,6 +43,8 @@ def row_of(row: Speedup) -> dict[str, Any]:
         "kv_dtype": d.cache_dtype,
         "is_calibrated": row.prices.experts.weights is None,
         "num_layers": d.moe_layers + d.dense_layers,
+        "num_moe_layers": d.moe_layers,
+        "windowed_layers": d.windowed_layers,
         "batch": row.batch,
         "mean_k": row.mean_k,
         "distinct_experts": estimate.distinct_experts,

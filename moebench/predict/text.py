@@ -62,6 +62,7 @@ def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typica
     """Text of several cases at the same batches: rows are batches, columns cases."""
     labels = labels_of(cases)
     heads = [rows[0] for rows in cases]
+    deployments = [head.deployment for head in heads]
     by_batch = [*zip(*cases, strict=True)]
 
     def table(cell: Callable[[Speedup], str], *more: Sequence[str]) -> str:
@@ -69,15 +70,16 @@ def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typica
         return text_table(["batch", *labels], [*lines, *more], left=())
 
     return "\n".join([
-        f"{_asked(heads[0].deployment)}; speedup over each model's own top-k [90 % interval]",
+        f"{_asked(deployments)}; speedup over each model's own top-k [90 % interval]",
         *dict.fromkeys(
             f"{head.deployment.model.name}: {counts_text(head.deployment.model)}" for head in heads
         ),
         *(
-            f"{label}: mean k {head.point.mean_k:.2f} ({head.point.source}); kernel "
+            f"{label}: {own}mean k {head.point.mean_k:.2f} ({head.point.source}); kernel "
             f"{head.prices.name}, calibrated on {head.estimate.calibration}"
-            for label, head in zip(labels, heads, strict=True)
+            for label, own, head in zip(labels, _own_words(deployments), heads, strict=True)
         ),
+        *dict.fromkeys(line for one in deployments for line in _windows(one)),
         "",
         "speedup",
         table(_speedup, ["FLOPs say", *map(_promise, cases)]),
@@ -95,7 +97,7 @@ def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typica
     ])  # fmt: skip
 
 
-def break_even_text(cases: Sequence[Sequence[BreakEven]], deployment: Deployment) -> str:
+def break_even_text(cases: Sequence[Sequence[BreakEven]], deployments: Sequence[Deployment]) -> str:
     """Text of the largest mean k that gains the target: rows are batches, columns cases."""
     heads = [rows[0] for rows in cases]
     keys = [(head.model, head.hardware, head.router) for head in heads]
@@ -105,7 +107,7 @@ def break_even_text(cases: Sequence[Sequence[BreakEven]], deployment: Deployment
     return "\n".join([
         f"mean k at which the step runs {heads[0].target:.2f}× as fast as with the model's own "
         "top-k",
-        f"{_asked(deployment)}; {', '.join(tops)}",
+        f"{_asked(deployments)}; {', '.join(tops)}",
         "",
         text_table(["batch", *_labels(keys)], lines, left=()),
         *[""] * bool(caveats),
@@ -120,12 +122,13 @@ def labels_of(cases: Sequence[Speedups]) -> list[str]:
 
 def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
     """Title and footnote of the figure of some cases."""
-    deployment = cases[0][0].deployment
+    deployments = [rows[0].deployment for rows in cases]
+    deployment = deployments[0]
     shared = [key[0] for key in zip(*map(_key, cases), strict=True) if len(set(key)) == 1]
     title = f"{', '.join(shared)}: {deployment.phase}, {LEVEL_TITLES[deployment.level]}"
     means = ", ".join(sorted({f"{rows[0].point.mean_k:.2f}" for rows in cases}))
     without = sorted({rows[0].deployment.hardware.name for rows in cases if rows[0].low is None})
-    footnote = f"Predicted: {_asked(deployment)}; mean k {means}."
+    footnote = f"Predicted: {_asked(deployments)}; mean k {means}."
     if without:
         footnote += f" No interval for {', '.join(without)}: no GPU of its maker was ever measured."
     return title.removeprefix(": "), textwrap.fill(footnote, FOOTNOTE_WIDTH)
@@ -153,9 +156,9 @@ def _break_even(row: BreakEven) -> str:
     return missed if row.mean_k is None else f"{row.mean_k:.2f}"
 
 
-def _asked(deployment: Deployment) -> str:
-    """Phase, level and ranks of a deployment in words."""
-    d = deployment
+def _asked(deployments: Sequence[Deployment]) -> str:
+    """Phase, level and ranks of deployments in words; layers and weights where all are alike."""
+    d = deployments[0]
     context = {
         "decode": f"against {d.context} cached tokens a sequence",
         "prefill": f"of {d.context} tokens a sequence",
@@ -163,14 +166,13 @@ def _asked(deployment: Deployment) -> str:
     }[d.phase]
     if d.phase == "decode" and d.level == "moe":
         context = "of one token a sequence"
-    is_mixed = d.model.num_moe_layers < d.model.num_layers
-    dense = f", {d.dense_layers} of them dense" * bool(d.dense_layers)
-    layers = f" ({d.moe_layers + d.dense_layers} layers{dense})" if d.level == "model" else ""
     sizes = {"tp": d.tensor_parallel, "ep": d.expert_parallel}
     ranks = [f"{name} {size}" for name, size in sizes.items() if size > 1]
-    level = LEVEL_TITLES[d.level] + " with experts" * (d.level == "decoder" and is_mixed)
     devices = f"{d.num_devices} devices ({', '.join(ranks)})" if ranks else "1 device"
-    step = f"{d.phase} {context}, {level}{layers}, {_weights(d)}, {devices}"
+    layers, weights = ({*map(words, deployments)} for words in (_layers, _weights))
+    level = LEVEL_TITLES[d.level] + (f" ({_layers(d)})" if layers == {_layers(d)} != {""} else "")
+    types = f", {_weights(d)}" if len(weights) == 1 else ""
+    step = f"{d.phase} {context}, {level}{types}, {devices}"
     return f"{step}, {_traffic(d)}" if _traffic(d) else step
 
 
@@ -178,6 +180,22 @@ def _traffic(deployment: Deployment) -> str:
     """How experts are shared, in words; nothing for uniform routing."""
     d = deployment
     return d.traffic or f"experts by a power law of exponent {d.skew:g}" * (d.skew > 0)
+
+
+def _layers(deployment: Deployment) -> str:
+    """Kinds of layers in words, where there is more than one layer or kind."""
+    d = deployment
+    if d.level == "model":
+        dense = f", {d.dense_layers} of them dense" * bool(d.dense_layers)
+        return f"{d.moe_layers + d.dense_layers} layers{dense}"
+    is_mixed = d.level == "decoder" and d.model.num_moe_layers < d.model.num_layers
+    return "with experts" * is_mixed
+
+
+def _own_words(deployments: Sequence[Deployment]) -> list[str]:
+    """Layers and weights of each deployment, where they are not all the same."""
+    kinds = [words for words in (_layers, _weights) if len({*map(words, deployments)}) > 1]
+    return ["".join(f"{own}; " for words in kinds if (own := words(d))) for d in deployments]
 
 
 def _weights(deployment: Deployment) -> str:
@@ -202,31 +220,32 @@ def _header(row: Speedup) -> list[str]:
     lines = [
         f"{d.model.name} · {_router(row)} · {d.hardware.title}",
         f"{d.model.name}: {counts_text(d.model)}",
-        _asked(d) + hint * (d.level == "moe" and not d.model.moe_level_only),
+        _asked([d]) + hint * (d.level == "moe" and not d.model.moe_level_only),
         f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
         f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
         f"{row.estimate.calibration}; weights cold",
         error,
     ]
-    if d.windowed_layers and d.context >= d.model.attention.window:
-        lines.append(_windows(d))
+    lines += _windows(d)
     if d.level != "moe" or "shared" in row.estimate.by_stage:
         origin = prices.dense.origin
         lines.append(f"around the experts: {origin}; not calibrated: attention and communication")
     return lines
 
 
-def _windows(deployment: Deployment) -> str:
-    """Which layers look back a window, and what a decoder layer is then."""
+def _windows(deployment: Deployment) -> list[str]:
+    """Line on layers that look back less than the context, and on what a decoder layer is then."""
     d, layers = deployment, deployment.moe_layers + deployment.dense_layers
+    if not d.windowed_layers or d.context < d.model.attention.window:
+        return []
     some = f"{d.windowed_layers:.0f} of {layers} layers"
     if d.level == "decoder":
         share = f"{100 * d.windowed_layers:.0f} %"
         some = f"the layer is the mean of the model's MoE layers, of which {share}"
-    return (
-        f"{some} look back {d.model.attention.window} tokens and cache no more, as vllm's hybrid "
-        "cache manager has it; without it each caches the whole context"
-    )
+    return [
+        f"{d.model.name}: {some} look back {d.model.attention.window} tokens and cache no more, as "
+        "vllm's hybrid cache manager has it; without it each caches the whole context"
+    ]
 
 
 def _shared_experts(typical: Sequence[Sequence[Typical | None]]) -> list[str]:

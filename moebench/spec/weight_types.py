@@ -66,7 +66,9 @@ WEIGHT_TYPES: Mapping[str, WeightType] = {
     )
 }
 ALIASES: Mapping[str, str] = {
-    **{"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8"},
+    **{"bf16": "bfloat16", "fp32": "float32", "fp8": "float8"},
+    **dict.fromkeys(("fp8_e4m3", "fp8_e5m2", "float8_e4m3fn", "e4m3"), "float8"),
+    **{"half": "float16", "fp16": "float16"},
     **{"awq": "int4", "gptq": "int4", "w4a16": "int4", "w8a8": "int8", "fp4": "nvfp4"},
 }
 """Further names that people give them."""
@@ -76,7 +78,7 @@ def weight_type(name: str, where: str = "dtype") -> WeightType:
     """The type of a name in any case; a ValueError that starts with `where` for an unknown one."""
     known = ALIASES.get(name.lower(), name.lower())
     if known not in WEIGHT_TYPES:
-        raise ValueError(f"{where}: found {name!r}{nearest(name, WEIGHT_TYPES)}")
+        raise ValueError(f"{where}: found {name!r}{nearest(name, [*WEIGHT_TYPES, *ALIASES])}")
     return WEIGHT_TYPES[known]
 
 

@@ -57,7 +57,7 @@ def test_batches_are_a_list_or_a_doubling_range(description: str, batches: list[
         ("--k-distribution some", "--k-distribution: found 'some'"),
         ("--k-distribution 0.5,0.5 --mean-k 1", "--mean-k: the probabilities of"),
         ("--hardware a100-sxm-80gb --dtype fp8", "no peak for dtype 'float8'"),
-        ("--dtype mxfp5", "--dtype: found 'mxfp5'; known: bfloat16, float16"),
+        ("--dtype mxfp5", "--dtype: found 'mxfp5'; known: awq, bf16, bfloat16"),
         ("--kv-dtype fp4", "--kv-dtype: found 'fp4', expected bfloat16 or float8"),
         ("--tp 3", "--tp: found 3, expected a divisor of attention heads = 32"),
         ("--ep 5", "--ep: found 5, expected a divisor of num_experts = 8"),
@@ -235,3 +235,25 @@ def test_layers_of_two_kinds_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "16 of 32 layers look back 64 tokens and cache no more" in whole
     assert "of which 0 % look back" not in printed(capsys, *asked, "decoder")
     assert "look back" not in printed(capsys, *asked, "moe")
+
+
+def test_a_comparison_names_weights_and_layers_where_they_differ(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["--router", "top-k", "--batch", "1", "--level", "model", "--model"]
+    two = printed(capsys, *asked, "mixtral-8x7b", "--model", "deepseek-v3").splitlines()
+    assert "weights" not in two[0] and "layers" not in two[0]
+    own = [line for line in two if "mean k" in line]
+    assert own[0].startswith("mixtral-8x7b: 32 layers; bfloat16 weights; mean k 2.00")
+    assert own[1].startswith("deepseek-v3: 61 layers, 3 of them dense; float8 weights; mean k 8.00")
+    alike = printed(capsys, *asked, "mixtral-8x7b", "--hardware", "h100-sxm", "--hardware", "l40s")
+    assert "(32 layers), bfloat16 weights, 1 device" in alike.splitlines()[0]
+
+
+def test_the_document_names_types_of_weights_and_whether_they_were_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ("--model", "qwen3-30b-a3b", "--router", "top-k", "--batch", "1", "--kv-dtype", "fp8")
+    (row,) = document(capsys, *asked, "--dtype", "MXFP4")["rows"]  # type: ignore[misc]
+    types = [row[key] for key in ("dtype", "other_weights", "kv_dtype", "is_calibrated")]  # type: ignore[index]
+    assert types == ["mxfp4", "bfloat16", "float8", False]

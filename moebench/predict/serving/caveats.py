@@ -37,17 +37,24 @@ def step_caveats(
 def _converted(deployment: Deployment) -> tuple[Caveat, ...]:
     """Caveat of a checkpoint whose own type of weights the device does not multiply."""
     d = deployment
-    published = weight_type(d.model.expert_weights).name
-    if d.dtype is not None or d.phase == "train" or d.expert_weights == published:
+    if d.dtype is not None or d.phase == "train":
         return ()
-    return (
+    pairs = (
+        (d.model.expert_weights, d.expert_weights),
+        (d.model.other_weights, d.other_weights),
+    )
+    converted = dict.fromkeys(
+        (weight_type(name).name, run) for name, run in pairs if weight_type(name).name != run
+    )
+    return tuple(
         Caveat(
             "converted-weights",
             f"{d.model.name} is published in {published}, in which {d.hardware.name} cannot "
             "multiply",
-            f"priced in {d.expert_weights}, to which its weights are converted",
+            f"priced in {run}, to which these weights are converted",
             "another type of weights (--dtype int4), or a GPU that has the arithmetic",
-        ),
+        )
+        for published, run in converted
     )
 
 

@@ -174,7 +174,7 @@ def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepE
     except ValueError as error:
         return StepEnergy(missing=str(error))
     if weights not in (*MEASURED, *calibration.fit.origin.precisions):
-        return StepEnergy(missing=f"no energy of {weights} weights was ever measured")
+        return StepEnergy(missing=f"no energy of {weights} weights was measured on such a GPU")
     latency = float(step.seconds[i])
     small = sum(float(step.part(name)[i]) for name in SMALL_STAGES) / latency
     work = LayerWork(

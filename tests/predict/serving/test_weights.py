@@ -76,7 +76,7 @@ def test_energy_of_weights_whose_power_was_never_measured_is_missing(
     """Rows of gpt-oss, in mxfp4, are among those of data/energy."""
     energy = row(name).energy
     assert (energy.joules is not None) == known
-    assert known or energy.missing == f"no energy of {name} weights was ever measured"
+    assert known or energy.missing == f"no energy of {name} weights was measured on such a GPU"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,10 @@ def test_a_checkpoint_that_a_gpu_cannot_multiply_is_converted_and_says_so() -> N
         assert found.deployment.expert_weights == found.deployment.other_weights == expected
         kinds = {caveat.kind for caveat in found.estimate.caveats}
         assert ("converted-weights" in kinds) == (expected == "bfloat16")
+    half = replace(deep, expert_weights="int4")
+    (found,) = speedups(Deployment(half, load_hardware("a100-sxm-80gb")), TOP_K, [1])
+    assert (found.deployment.expert_weights, found.deployment.other_weights) == ("int4", "bfloat16")
+    assert [one.kind for one in found.estimate.caveats].count("converted-weights") == 1
 
 
 def test_other_weights_are_read_in_their_own_bytes() -> None:
