@@ -177,6 +177,10 @@ class Parser(argparse.ArgumentParser):
         """Print the help as an answer, which a full disk does not swallow."""
         _ANSWERS.write(self.format_help())
 
+    def print_usage(self, file: object = None) -> None:
+        """Print the usage beside the error that it belongs to."""
+        NOTES.write(self.format_usage())
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the program; `message` is one line on stderr."""
         if message:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moebench.files import text_of
+
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".npz", ".onnx")
 TEXT_PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
 """Tables of a multimodal config that hold its language model."""
@@ -40,12 +42,9 @@ def read_config(name: str) -> tuple[Path, dict[str, Any]]:
             raise ValueError(f"{folder}: no config.json in this folder{_beside(folder)}")
     if path.suffix in WEIGHTS:
         raise ValueError(f"{path}: found a file of weights, expected the config.json beside it")
+    text = text_of(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        config = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"{path}: not valid JSON: nested too deeply") from error
     except ValueError as error:
