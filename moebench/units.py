@@ -159,12 +159,16 @@ def _numbers(name: str) -> list[str]:
 
 
 def _slips(a: str, b: str) -> int:
-    """Letters left out, put in, changed, or swapped with the next: the edits from `a` to `b`."""
+    """Letters left out, put in, changed, or swapped with the next: the edits from `a` to `b`.
+
+    In a short name a changed letter makes another word, as top-p is not top-k; it counts twice.
+    """
+    change = 1 if len(a) > 5 else 2
     rows = [list(range(len(b) + 1))]
     for i, x in enumerate(a):
         row = [i + 1]
         for j, y in enumerate(b):
-            row.append(min(row[j] + 1, rows[i][j + 1] + 1, rows[i][j] + (x != y)))
+            row.append(min(row[j] + 1, rows[i][j + 1] + 1, rows[i][j] + change * (x != y)))
             if i and j and x == b[j - 1] and a[i - 1] == y:
                 row[-1] = min(row[-1], rows[i - 1][j - 1] + 1)
         rows.append(row)

@@ -14,6 +14,8 @@ from moebench.version import PACKAGE
 
 TABLES = ("model", "attention", "gate", "rope_scaling")
 """Tables of a model's description; the first has no header in its file."""
+AS_PUBLISHED = ("name", "hidden_size", "vocab_size", "head_dim")
+"""Keys that config.json files mostly spell as we do."""
 
 
 @functools.cache
@@ -50,20 +52,30 @@ def _model_key(key: str) -> str:
     for what, keys in known["not_supported"].items():
         if key in keys:
             return f": not supported: {what}"
-    is_free = lower in known["without_cost"]["keys"]
-    return ": leave it out, a step costs the same with it" if is_free else ""
+    if lower in known["without_cost"]["keys"]:
+        return ": leave it out, a step costs the same with it"
+    return ": it belongs to a machine, not to a model" if key in known["hardware"] else ""
 
 
 def _published_as(key: str) -> str:
     """What most config.json files call a key of ours, as part of a sentence."""
     names = [name for table in TABLES for name in _known()[table].get(key, ())[:1]]
-    return f" ({names[0]} in a config.json)" if names else ""
+    return f" ({names[0]} in a config.json)" if names and key not in AS_PUBLISHED else ""
 
 
 def _hardware_key(key: str) -> str:
     """What a key means in a description of a machine, as the end of a sentence."""
     found = same_keys("hardware").get(key.lower())
-    return f": it is {found[1]!r} here" if found else ""
+    if found:
+        return f": it is {found[1]!r} here"
+    is_models = any(key in _known()[table] for table in TABLES)
+    return ": it belongs to a model, not to a machine" if is_models else ""
+
+
+def _figure_for(key: str) -> str:
+    """What a figure of a machine is for, as part of a sentence."""
+    purpose = _known()["hardware_purpose"].get(key)
+    return f" ({purpose})" if purpose else ""
 
 
 def _header(table: str) -> str:
@@ -71,4 +83,4 @@ def _header(table: str) -> str:
 
 
 MODEL_KEYS = Glossary(_model_key, _published_as)
-HARDWARE_KEYS = Glossary(_hardware_key)
+HARDWARE_KEYS = Glossary(_hardware_key, _figure_for)

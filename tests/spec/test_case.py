@@ -56,7 +56,7 @@ def changed(table: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("attention.num_kv_heads", 3, "num_kv_heads: found 3, expected a divisor of num_heads = 4"),
         ("attention.num_kv_heads", 0, "num_kv_heads: found 0, expected 1 to"),
         ("attention.kind", "mla", "kv_rank: found 0, expected 1 to"),
-        ("attention.kind", "mqa", "kind: found 'mqa', expected one of 'gqa', 'mla'; did you mean"),
+        ("attention.kind", "mqa", "kind: found 'mqa', expected one of 'gqa', 'mla'"),
         ("attention.head_dims", 8, "unknown key 'head_dims'; did you mean 'head_dim'?"),
         ("gate.num_groups", 3, "num_groups: found 3, expected a divisor of num_experts = 8"),
         ("gate.num_groups", 0, "num_groups: found 0, expected 1 to"),

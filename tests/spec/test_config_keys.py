@@ -64,4 +64,12 @@ def test_an_unknown_key_of_a_model_is_explained(key: str, said: str) -> None:
 
 def test_words_of_datasheets_are_explained() -> None:
     assert HARDWARE_KEYS.meaning("VRAM") == ": it is 'memory_capacity' here"
-    assert HARDWARE_KEYS.meaning("num_experts") == ""
+    assert HARDWARE_KEYS.meaning("num_experts") == ": it belongs to a model, not to a machine"
+    assert MODEL_KEYS.meaning("memory_capacity") == ": it belongs to a machine, not to a model"
+    assert HARDWARE_KEYS.meaning("no_such_word") == ""
+
+
+def test_a_missing_key_says_what_it_is_for() -> None:
+    assert HARDWARE_KEYS.purpose("cache") == " (last level, a GPU's L2: what stays near)"
+    assert MODEL_KEYS.purpose("num_layers") == " (num_hidden_layers in a config.json)"
+    assert MODEL_KEYS.purpose("hidden_size") == ""

@@ -112,12 +112,12 @@ def test_a_missing_key_says_what_was_expected() -> None:
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    given = {"nmae": 1, "name": "c", "color": "blue", "whell": 2, "wheel": {"spokes": 1.5}}
+    given = {"nmae": 1, "name": "c", "color": "blue", "wheell": 2, "wheel": {"spokes": 1.5}}
     with pytest.raises(ValueError) as refusal:
         from_mapping(Cart, given, "cart.toml")
     assert str(refusal.value) == (
         "cart.toml: 5 problems: (1) unknown key 'nmae'; did you mean 'name'? "
-        "(2) unknown key 'whell'; did you mean 'wheel'? "
+        "(2) unknown key 'wheell'; did you mean 'wheel'? "
         "(3) color: found 'blue', expected one of 'red', 'green' "
         "(4) missing key 'top_speed', expected a string such as '989.4 TFLOP/s' "
         "(5) wheel: 2 problems: (1) missing key 'diameter', expected a number "

@@ -30,7 +30,7 @@ _OTHER_FILES = {
 def is_config(name: str) -> bool:
     """Whether a model's name is a path of Hugging Face's kind."""
     path = Path(name)
-    return path.suffix in (".json", *WEIGHTS) or path.is_dir()
+    return bool(name) and (path.suffix in (".json", *WEIGHTS) or path.is_dir())
 
 
 def read_config(name: str) -> tuple[Path, dict[str, Any]]:

@@ -108,7 +108,7 @@ def test_too_few_matmuls_are_refused() -> None:
 
 def test_a_dtype_without_a_peak_is_refused_with_the_near_miss() -> None:
     with pytest.raises(ValueError, match="did you mean 'bfloat16'"):
-        from_datasheet(CPU, "bfloat61")
+        from_datasheet(CPU, "bflaot16")
 
 
 @given(rows=st.floats(1, 4), more=st.floats(1, 1000))
