@@ -209,6 +209,9 @@ def build_routers(
     policy: Policy, model: ModelSpec, num_layers: int, dtype: torch.dtype
 ) -> list[Router]:
     """One router a layer, on torch's default device; weights are random."""
+    missing = model.gate.not_described or (model.num_free_experts and "experts without a matmul")
+    if missing:
+        raise ValueError(f"{model.name}: its gate is not executed: {missing}")
     if policy.builder:
         module, _, name = policy.builder.partition(":")
         build: Builder = getattr(importlib.import_module(module), name)

@@ -135,6 +135,15 @@ def test_a_base_that_the_gate_cannot_express_is_refused(
     assert str(error.value) == f"{message} by the model's gate"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"identity_experts": 2}, {"gate": Gate("softmax", True, not_described="SparseMixer")}],
+)
+def test_a_gate_with_more_to_it_is_refused(changes: dict[str, object], tiny: ModelSpec) -> None:
+    with pytest.raises(ValueError, match="tiny: its gate is not executed"):
+        build_routers(policy("top-k"), replace(tiny, **changes), 1, torch.float32)
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 300.0])
 def test_of_equal_scores_the_first_column_wins_in_every_router(
     size: float, tiny: ModelSpec

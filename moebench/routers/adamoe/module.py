@@ -96,6 +96,11 @@ class AdaMoERouter(TopKRouter):
         biases, is not the base model: ties between a row and its copy decide what runs. Moving the
         biases to 0 during training frees the choice.
         """
+        if self.gate.has_correction_bias and self.gate.score == "softmax":
+            raise ValueError(
+                "adamoe: gate.has_correction_bias: found a bias on softmax scores, expected none "
+                "to start from: null experts change the scores that it is added to"
+            )
         n, surplus = self.num_experts, self.top_k - self.model_top_k
         if not 0 <= surplus <= self.num_null_experts:
             raise ValueError(

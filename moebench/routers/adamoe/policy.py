@@ -56,11 +56,6 @@ class AdaMoE(Policy):
 
     def slots(self, model: ModelSpec) -> int:
         """Slots per token; an error where a token cannot fill them."""
-        if model.gate.has_correction_bias and model.gate.score == "softmax":
-            raise ValueError(
-                f"{self.name}: {model.name}: gate.has_correction_bias: found a bias on softmax "
-                "scores, expected none: null experts would change the scores that it is added to"
-            )
         nulls = self.null_experts(model)
         found = model.top_k + 1 if self.top_k is None else self.top_k
         largest = reachable_experts(model) + nulls

@@ -18,6 +18,10 @@ class Balanced(TopK):
 
     name: ClassVar[str] = "balanced"
 
+    def __post_init__(self) -> None:
+        if self.aux_reduction != TopK.aux_reduction:
+            raise ValueError("aux_reduction: found one for balanced, which learns nothing")
+
     def parameters(self, model: ModelSpec) -> int:
         """No parameters: nothing is learned."""
         return 0
