@@ -6,11 +6,14 @@ It prints Markdown; with `--write` it writes results/families/transformers-VERSI
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from families import FAMILIES, why_not_executed
+from family_counts import FULL, NEEDED, counted, described
 from family_differences import TOKENS, gate_difference, layers_difference
+
+from moebench.spec.parameters import parameters
 
 ABOUT = f"""# Gates and families against transformers {{version}}
 
@@ -19,6 +22,11 @@ Gates: {TOKENS} tokens through the family's own router and ours; fp32 difference
 largest value. Layers: two decoder layers of a tiny copy, 33 tokens at once and in parts against the
 cache, over the largest output; a dash: not executed, with the fields that are in the way. Made by
 `python tests/bench_families.py --write`.
+"""
+COUNTS = """## Parameters
+
+Every family that is read in full, at the default sizes of its config: all parameters and those that
+a token uses, counted by transformers on the meta device, and how ours differ ("=": not at all).
 """
 
 
@@ -63,9 +71,28 @@ def report() -> str:
         for cells in CELLS:
             rows[-1] |= cells(name)
         print(name, file=sys.stderr)
+    about = ABOUT.format(version=transformers.__version__)
+    return f"{about}\n{markdown(rows)}\n{COUNTS}\n{markdown([*map(count_row, FULL)])}"
+
+
+def count_row(name: str) -> Mapping[str, str]:
+    """Parameters of a family's default network, by transformers and by its config.json here."""
+    config = NEEDED.get(name, {})
+    model, (total, active) = described(name, config), counted(name, config)
+    ours = parameters(model), parameters(model, model.top_k)
+    return {
+        "family": name,
+        "total": f"{total}",
+        "ours": f"{ours[0] - total:+.0f} ({ours[0] / total - 1:+.4%})" if ours[0] - total else "=",
+        "active": f"{active:.0f}",
+        "ours, active": f"{ours[1] - active:+.0f}" if abs(ours[1] - active) >= 1 else "=",
+    }
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table whose columns are the keys of its first row."""
     lines = [[*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{ABOUT.format(version=transformers.__version__)}\n{table}\n"
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
+from moebench.spec.huggingface.families import family, family_names
+from moebench.spec.huggingface.translate import translate
 from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.parameters import parameters
 
@@ -218,6 +221,29 @@ def test_a_bad_value_names_its_key(tmp_path: Path, changes: Any, message: str) -
     with pytest.raises(ValueError, match=message) as found:
         read(tmp_path, QWEN3_30B, **changes)
     assert "config.json" in str(found.value)
+
+
+JUNK: tuple[Any, ...] = (
+    *(None, True, 0, -1, 2.5, 10**30, 1e308, "x", "", [], [1, 2], [None], {}, {"a": 1}),
+    *({"type": "yarn", "factor": -1}, {"rope_type": "llama3"}, {"type": 5}, {"quant_method": 3}),
+    *({"full_attention": None, "sliding_attention": {"rope_theta": 3}}, ["full_attention"] * 3),
+    *({"config_groups": {"a": 3}}, {"ignore": 5, "quant_method": "fp8"}),
+)
+TABLES = ("rope_scaling", "rope_parameters", "quantization_config", "layer_types", "head_dim")
+
+
+def test_spoiled_configs_are_read_or_refused_by_file() -> None:
+    """Whatever stands in a config, the only error is a ValueError that begins with the file."""
+    random = Random(20261128)
+    for _ in range(600):
+        name = random.choice(family_names())
+        row = family(name)
+        keys = [*row.defaults, *row.optional, *TABLES]
+        spoiled = {key: random.choice(JUNK) for key in random.sample(keys, k=2)}
+        try:
+            translate({"model_type": name, **spoiled}, row, "config.json", name)
+        except ValueError as error:
+            assert str(error).startswith("config.json: "), spoiled
 
 
 def test_other_files_of_a_checkpoint_are_told_apart(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def read_attention(reading: Reading) -> list[str]:
     mla = ("attention.kv_rank", "attention.rope_head_dim", "attention.value_head_dim")
     found.setdefault("attention.kind", "mla" if found.get(mla[0]) else "gqa")
     if found["attention.kind"] == "mla":
-        found["attention.head_dim"] = (
-            r.known("qk_nope_head_dim", int) or found["attention.head_dim"]
+        found["attention.head_dim"] = r.known("qk_nope_head_dim", int) or found.get(
+            "attention.head_dim"
         )
         r.used.update(("qk_nope_head_dim", "head_dim", "qk_head_dim"))
         if heads and hidden and r.family.knows("v_head_dim"):
@@ -42,8 +42,8 @@ def read_attention(reading: Reading) -> list[str]:
     else:
         for name in ("attention.query_rank", *mla[:2]):
             found.pop(name, None)
-    if heads and hidden and not found.get("attention.head_dim"):
-        found["attention.head_dim"] = max(1, hidden // heads)
+    if not found.get("attention.head_dim"):
+        found["attention.head_dim"] = max(1, hidden // heads) if heads and hidden else 1
     if r.known("multi_query", bool) and not r.known("new_decoder_architecture", bool):
         found["attention.num_kv_heads"] = 1
     if (scalar := r.known("query_pre_attn_scalar", float)) and scalar != found[
@@ -51,11 +51,11 @@ def read_attention(reading: Reading) -> list[str]:
     ]:
         found["attention.softmax_scale"] = scalar**-0.5
     _read_rope(r)
-    bases = {*(r.known("layer_rope_theta", list) or ())}
+    bases = {*map(str, r.known("layer_rope_theta", list) or ())}
     if len(bases) > 1:
         r.leave_undescribed("another rotary embedding in some layers")
     by_layer = r.known("num_attention_heads_per_layer", list) or ()
-    return ["attention heads that differ between layers"] * (len({*by_layer}) > 1)
+    return ["attention heads that differ between layers"] * (len({*map(str, by_layer)}) > 1)
 
 
 def _read_rope(reading: Reading) -> None:
@@ -71,6 +71,8 @@ def _read_rope(reading: Reading) -> None:
     share = next((value for value in shares if value is not None), None)
     if found["attention.kind"] == "gqa" and share not in (None, 1, 1.0):
         share = r.check("partial_rotary_factor", share, float)
+        if not 0 < share <= 1:
+            raise ValueError(f"{r.where}: partial_rotary_factor: found {share:g}, expected 0 to 1")
         found["attention.rotary_dim"] = int(found["attention.head_dim"] * share)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     kind = KINDS.get(kind, kind)
@@ -92,7 +94,10 @@ def _read_rope(reading: Reading) -> None:
         scaling["truncates"] = False
     if kind == "longrope":
         r.left.append(key)  # its factors of each dimension
-    found["attention.rope_scaling"] = RopeScaling(**scaling)
+    try:
+        found["attention.rope_scaling"] = RopeScaling(**scaling)
+    except ValueError as error:
+        raise ValueError(f"{r.where}: {key}: {error}") from error
 
 
 def _parameters(reading: Reading) -> Mapping[str, Any]:

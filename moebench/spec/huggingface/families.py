@@ -39,6 +39,8 @@ class Family:
     """Tables of the config whose keys are read as if they stood outside."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Fields of the network and the config keys that hold them, where not those of `KEYS`."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other spellings of config keys, and the family's own."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the network that no key gives."""
     switches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

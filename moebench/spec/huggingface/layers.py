@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moebench.spec.huggingface.reading import Reading
+from moebench.spec.schema import MOST
 
 FULL = ("full_attention", "attention", "global_attention", "global", "full")
 WINDOWED = ("sliding_attention", "chunked_attention", "local_attention", "local")
@@ -22,6 +23,8 @@ def read_layers(reading: Reading) -> list[str]:
         if not (pattern := _mixers(reading)):
             return []
         layers = reading.found["num_layers"] = len(pattern)
+    if not 0 < layers <= MOST["num_layers"]:
+        return []  # which the network refuses
     if "num_experts" in reading.found:
         _read_moe_layers(reading, layers)
     return _read_windows(reading, layers)
@@ -58,7 +61,7 @@ def _moe_layers(reading: Reading, layers: int) -> list[int]:
         _check_length(reading, "mlp_layer_types", types, layers)
         return [i for i, kind in enumerate(types[:layers]) if kind in ("sparse", "moe")]
     if listed := reading.known("moe_layers", list):
-        return [reading.check("moe_layers", layer, int) for layer in listed]
+        return [reading.check("moe_layers", layer, int) or 0 for layer in listed]
     frequency = reading.known("moe_layer_freq")
     if isinstance(frequency, list):
         _check_length(reading, "moe_layer_freq", frequency, layers)

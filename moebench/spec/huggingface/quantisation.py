@@ -36,7 +36,7 @@ def _read_quantised(reading: Reading, key: str, table: Mapping[str, Any]) -> Non
     kept = [
         name
         for part in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
-        for name in table.get(part) or ()
+        for name in (reading.check(f"{key}.{part}", table.get(part), list) or ())
     ]
     keeps_attention = any(word in str(name) for name in kept for word in ATTENTION)
     if kind != "mxfp4" and not keeps_attention:

@@ -28,10 +28,16 @@ class Reading:
 
     def __init__(self, config: Mapping[str, Any], family: Family, where: str) -> None:
         self.family, self.where = family, where
+        self.spelt: dict[str, str] = {}
+        """Keys of the family that the file spells in another way, and how."""
         self.config = dict(config)
         for table in family.inside:
             inner = self.config.pop(table, None) or {}
             self.config |= self.check(table, inner, dict)
+        for other, own in family.aliases.items():
+            if other in self.config and own not in self.config:
+                self.config[own] = self.config.pop(other)
+                self.spelt[own] = other
         self.used: set[str] = set()
         self.left: list[str] = []
         """Keys that were looked at and not understood."""
@@ -64,7 +70,8 @@ class Reading:
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             expected = _EXPECTED.get(kind, "a table" if kind is dict else "a list")
-            raise ValueError(f"{self.where}: {key}: found {value!r:.60}, expected {expected}")
+            name = self.spelt.get(key, key)
+            raise ValueError(f"{self.where}: {name}: found {value!r:.60}, expected {expected}")
         return float(value) if kind is float else value
 
     def read(self, name: str) -> Any:
@@ -74,7 +81,7 @@ class Reading:
         value = self.value(key, kinds()[name]) if key else facts.get(name)
         value = tuple(value) if isinstance(value, list) else value
         if value is not None:
-            self.found[name], self.key_of[name] = value, key or name
+            self.found[name], self.key_of[name] = value, self.spelt.get(key, key) or name
         return value
 
     def _key(self, name: str) -> str:

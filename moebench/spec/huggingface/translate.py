@@ -155,10 +155,12 @@ def _read_shared(reading: Reading) -> None:
 def _read_widths(reading: Reading) -> None:
     """What follows from the hidden size, and Cohere's factor on the logits."""
     found, r = reading.found, reading
-    hidden = found.get("hidden_size")
-    if hidden and r.family.expansion:
+    hidden = found.get("hidden_size") or 0
+    if hidden < 1:
+        return
+    if r.family.expansion:
         found.setdefault("dense_intermediate_size", r.family.expansion * hidden)
-    if hidden and r.family.scales_embeddings:
+    if r.family.scales_embeddings:
         found["embedding_multiplier"] = hidden**0.5
     if scale := r.known("logit_scale", float):
         found["logit_divisor"] = 1 / scale
