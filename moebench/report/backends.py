@@ -65,6 +65,7 @@ def report_experts(directory: Path, as_json: bool) -> int:
 def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     blocks: list[Block] = [
         Heading(run.manifest.title, 1),
+        *map(Paragraph, _summary(run)),
         Command(run.manifest.command),
         Paragraph(_rests_on(run)),
         *pictures,
@@ -81,6 +82,38 @@ def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     blocks += [*_goals(run.cells), *_routers(run.cells)]
     blocks += listed("What is wrong with the files of this run", run.problems)
     return blocks
+
+
+def _summary(run: ExpertsRun) -> tuple[str, str, str]:
+    """The result in three plain sentences: what was established, what was not, what is next."""
+    rows = [r for r in backend_rows(run.cells) if r.ratio is not None]
+    others = dict.fromkeys(r.backend for r in rows if r.backend != _baselines(run.cells))
+    slower = []
+    for name in others:
+        lows = [r.ratio.low for r in rows if r.backend == name and r.ratio is not None]
+        surely = sum(low is not None and low > 1 for low in lows)
+        slower.append(f"{name} in {surely} of {len(lows)}")
+    asked = goals(run.cells)
+    missed = [goal.title for goal in asked if not goal.is_reached]
+    waiting = len(run.manifest.cells) - len(run.cells)
+    absent = run.manifest.absent
+    open_questions = [
+        f"{len(missed)} of {len(asked)} figures asked were not reached",
+        f"{waiting} cells were not measured" * (waiting > 0),
+        f"{', '.join(absent)} did not run here" * bool(absent),
+    ]
+    if waiting:
+        following = "resume the run (python -m moebench.suite --resume) for the cells that wait"
+    elif absent:
+        following = f"install what did not run ({', '.join(absent)}) and measure again"
+    else:
+        following = "choose the backend that the table shows to be fastest at your tokens a step"
+    return (
+        f"Established: slower than {_baselines(run.cells)} are, in the cells where both ran, "
+        f"{'; '.join(slower) or 'none'}.",
+        f"Not established: {'; '.join(filter(None, open_questions))}.",
+        f"Next: {following}.",
+    )
 
 
 def _rests_on(run: ExpertsRun) -> str:

@@ -14,6 +14,7 @@ from moebench.report.document import Picture, markdown, page
 from moebench.report.host import memory_state, warnings
 from moebench.report.notation import percent
 from moebench.report.sections import report_blocks
+from moebench.report.summary import summary
 from moebench.report.table import fill, render_text
 from moebench.spec.schema import encode
 from moebench.units import printable
@@ -54,8 +55,8 @@ def terminal_report(run: Run) -> str:
     """The report for a terminal: the table, its footnotes, and the errors of the predictions."""
     m = run.manifest
     title = printable(f"{m.title} · {m.machine} · {m.dtype}")
-    doubts = [fill(f"⚠ {printable(warning)}") for warning in warnings(run)]
-    lines = [title, *doubts, "", render_text(run_table(run)), "", fill(LEGEND)]
+    opening = [*summary(run), *(f"⚠ {warning}" for warning in warnings(run))]
+    lines = [title, "", *map(fill, opening), "", render_text(run_table(run)), "", fill(LEGEND)]
     if errors := prediction_errors(run.records):
         whole = errors[-1]
         lines += [
@@ -78,6 +79,7 @@ def run_summary(run: Run) -> dict[str, Any]:
         "run": run.manifest.run,
         "directory": str(run.directory),
         "status": run.manifest.status,
+        "summary": list(summary(run)),
         "cases": [_case_summary(record) for record in measured_only(corrected(run.records))],
         "failures": encode(run.failures),
         "prediction_errors": encode(prediction_errors(run.records)),

@@ -21,6 +21,7 @@ from moebench.report.document import (
 )
 from moebench.report.host import warnings
 from moebench.report.notation import DASH, LEVELS, level_title, percent, ratio_text
+from moebench.report.summary import summary
 from moebench.report.table import ReportTable
 
 
@@ -34,6 +35,7 @@ def report_blocks(
     return (
         Heading(m.title, 1),
         Paragraph(f"{m.machine} · {m.dtype} · suite {m.suite} · run {m.run} · {status(run)}"),
+        *map(Paragraph, summary(run)),
         *(Paragraph(f"⚠ {warning}") for warning in warnings(run)),
         *pictures[:1],
         *_results(run_table(run)),

@@ -246,7 +246,8 @@ class Budget:
     def reason(self, key: str) -> str:
         """Why a cell is left out, and what measures it."""
         (cost,) = (cost for cost in self.costs if cost.key == key)
-        takes = text(self.need(cost).floor, "time", 2)
+        need = self.need(cost)
+        takes = text(need.floor + need.more[1], "time", 2)
         return (
             f"it takes about {takes} with {self.min_rounds} rounds, which the budget of "
             f"{text(self.total, 'time')} does not hold; --resume with a larger --time-budget "
