@@ -7,7 +7,7 @@ from moebench.compare.rounds import MIN_ROUNDS
 from moebench.records.record import Record
 from moebench.records.results import Ratio
 from moebench.records.run import Run
-from moebench.report.cases import measurement_of, ratio, titles_of
+from moebench.report.cases import ratio, titles_of
 from moebench.report.notation import LEVELS
 from moebench.units import text
 
@@ -104,7 +104,8 @@ def _unmeasured(run: Run) -> int:
 
 def _has_caveat(run: Run, kind: str) -> bool:
     """Whether enough measured cases have a caveat of this kind."""
-    found = [any(c.kind == kind for c in measurement_of(r).caveats) for r in run.records]
+    measured = [r.measurement for r in run.records if r.measurement]
+    found = [any(caveat.kind == kind for caveat in m.caveats) for m in measured]
     return bool(found) and sum(found) >= SPOILED * len(found)
 
 

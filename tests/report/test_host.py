@@ -43,7 +43,7 @@ def test_a_busy_machine_stands_at_the_head_of_the_report() -> None:
     (line,) = warnings(run)
     assert "busy in 1 of 2 cells (3.5 of 2 processors wanted in the worst)" in line
     assert "got 25% of its threads' time" in line
-    head = terminal_report(run).split("MoE layer")[0]
+    head = terminal_report(run).split("MoE layer ·")[0]
     assert "⚠ The machine was busy in 1 of 2 cells" in head
     text = markdown(report_blocks(run, (), ()))
     assert text.index("The machine was busy") < text.index("## Results")
