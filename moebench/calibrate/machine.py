@@ -24,7 +24,9 @@ from moebench.measure.host import meter
 from moebench.measure.latency import Progress
 from moebench.measure.memory import available_memory
 from moebench.predict.layers.calibration import Calibration, fit_calibration, from_datasheet
+from moebench.records.host import BUSY_GPU_PERCENT, HostLoad
 from moebench.records.measurement import READ_BYTES
+from moebench.records.results import Caveat
 from moebench.records.timings import Microbenchmarks
 from moebench.spec.hardware import HardwareSpec, hardware_aliases, load_hardware
 from moebench.spec.schema import encode
@@ -63,16 +65,17 @@ def prepare_machine(
     site = Site(device, dtype, environment, meter(device), say, progress, end)
     load = site.host.look()
     if load.is_busy:
-        say(f"this machine is busy: {load.finding}; numbers will be poor")
+        say(load.warning)
     benchmarks, doubts = usable_benchmarks(site, load, calibrate)
     known = known_hardware(environment)
     hardware = known or measured_hardware(environment, benchmarks, dtype)
     calibration = fit_calibration(hardware, benchmarks, dtype)
     doubts += tuple(calibration_doubts(benchmarks, calibration, known))
+    doubts += (busy_gpu(load),) if (load.gpu_percent or 0) > BUSY_GPU_PERCENT else ()
     if known is not None and calibration.p90_error > POOR and dtype in known.peak:
         calibration = from_datasheet(known, dtype)
     if not load.is_busy:
-        calibration = in_present_state(site, calibration)
+        calibration = in_present_state(calibration, device, say)
     return Machine(
         device,
         environment,
@@ -83,7 +86,19 @@ def prepare_machine(
     )
 
 
-def in_present_state(site: Site, calibration: Calibration) -> Calibration:
+def busy_gpu(load: HostLoad) -> Caveat:
+    """The caveat of a run on a GPU that others used when it started."""
+    return Caveat(
+        "busy-gpu",
+        f"others used {load.gpu_percent}% of the GPU when the run started",
+        "kernels of others run in between: latencies are too long, speedups may be chance",
+        "wait, or choose another GPU with --device cuda:N",
+    )
+
+
+def in_present_state(
+    calibration: Calibration, device: torch.device, say: Callable[[str], None]
+) -> Calibration:
     """The calibration, its bandwidths scaled where memory is read at another speed than then.
 
     Only a quiet machine shows its state: on a busy one a pass over memory waits for a processor.
@@ -91,13 +106,12 @@ def in_present_state(site: Site, calibration: Calibration) -> Calibration:
     then = calibration.reference_reading
     if then is None:
         return calibration
-    now = reading_now(site.device)
+    now = reading_now(device)
     if abs(then / now - 1) <= STATE_TOLERANCE:
         return calibration
     speeds = [text(READ_BYTES / seconds, "bandwidth") for seconds in (now, then)]
-    line = f"memory is read at {speeds[0]} now, at {speeds[1]} when this machine was calibrated"
-    site.say(f"{line}: predictions are for now")
-    return replace(calibration.in_state(now), name=f"{calibration.name}; {line}, and priced so")
+    say(f"memory is read at {speeds[0]} now and was at {speeds[1]}: predictions are for now")
+    return calibration.in_state(now)
 
 
 def keep_fit(machine: Machine) -> Path:

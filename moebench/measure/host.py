@@ -5,12 +5,14 @@ What the system does not count is None: other systems than Linux, and containers
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from moebench.measure.environment import allowed_processors, read_text
+from moebench.measure.environment import allowed_processors, nvml_handle, read_text
+from moebench.measure.nvml import answer, open_nvml, other_load
 from moebench.records.host import HostLoad, RoundLoad
 from moebench.units import Seconds
 
@@ -47,6 +49,7 @@ class HostMeter:
         wall: Callable[[], Seconds] = time.perf_counter,
     ) -> None:
         self.threads = threads
+        self.gpu: torch.device | None = None
         self.cpus = allowed_processors()
         self.processors = min(float(len(self.cpus)), quota(root))
         self.root, self._own, self._wall = root, own, wall
@@ -72,7 +75,8 @@ class HostMeter:
         """The load while this process sleeps: all that is seen is the others'."""
         self.start()
         time.sleep(seconds)
-        return self.host_load((self.load(),))
+        load = self.host_load((self.load(),))
+        return replace(load, gpu_percent=gpu_use(self.gpu)) if self.gpu is not None else load
 
     def host_load(self, rounds: tuple[RoundLoad, ...]) -> HostLoad:
         """The load of some rounds, with the reason for what is not known."""
@@ -89,7 +93,18 @@ class HostMeter:
 
 def meter(device: torch.device) -> HostMeter:
     """The meter for work on a device; a GPU needs the one thread that launches."""
-    return HostMeter(torch.get_num_threads() if device.type == "cpu" else 1)
+    if device.type == "cpu":
+        return HostMeter(torch.get_num_threads())
+    host = HostMeter(threads=1)
+    host.gpu = device
+    return host
+
+
+def gpu_use(device: torch.device, nvml: Any = None) -> int | None:
+    """Use of a GPU in percent; None where NVML does not say."""
+    nvml = open_nvml(nvml)
+    handle = None if nvml is None else answer(nvml_handle, nvml, device)
+    return None if handle is None else other_load(nvml, handle)[0]
 
 
 def quota(root: Path = Path("/")) -> float:

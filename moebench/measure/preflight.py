@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from moebench.measure.environment import read_text
 from moebench.measure.nvml import answer, clock_reasons, open_nvml, other_load
+from moebench.records.host import BUSY_GPU_PERCENT
 
 BUSY_SHARE = 0.25
 """Load beyond this share of the cores disturbs: with two threads every fourth visit waits."""
 STOLEN_SHARE = 0.01
-BUSY_GPU_PERCENT = 5
 SLOWDOWNS = {
     "power-cap": "power cap",
     "hw-slowdown": "hardware slowdown",

@@ -8,6 +8,8 @@ from moebench.units import Seconds
 
 SPARE = 0.25
 """Processors that others may use beyond those that are free: daemons and the reading itself."""
+BUSY_GPU_PERCENT = 5
+"""Use of an idle GPU by others beyond this disturbs."""
 MOST_STOLEN = 0.05
 """Share of the processors' time that a host may take before every latency shows it."""
 
@@ -43,9 +45,11 @@ class HostLoad:
     rounds: tuple[RoundLoad, ...]
     missing: str | None = None
     """Why some of the rounds' numbers are None."""
+    gpu_percent: int | None = None
+    """Use of the GPU by others, while this process left it idle; None where nobody looked."""
 
     def __post_init__(self) -> None:
-        check_number(self, "processors", "threads")
+        check_number(self, "processors", "threads", "gpu_percent")
 
     @property
     def seconds(self) -> Seconds:
@@ -89,14 +93,23 @@ class HostLoad:
     @property
     def is_busy(self) -> bool:
         """Whether other load or the host took time that the process wanted."""
-        return self.wanted > self.processors + SPARE or (self.stolen or 0.0) > MOST_STOLEN
+        is_stolen = (self.stolen or 0.0) > MOST_STOLEN
+        is_used = (self.gpu_percent or 0) > BUSY_GPU_PERCENT
+        return self.wanted > self.processors + SPARE or is_stolen or is_used
 
     @property
     def finding(self) -> str:
         """What makes the machine busy, with figures."""
         if self.wanted > self.processors + SPARE:
             return f"{self.wanted:.1f} of {self.processors:g} processors wanted"
+        if (self.gpu_percent or 0) > BUSY_GPU_PERCENT:
+            return f"others use {self.gpu_percent}% of the GPU"
         return f"the host took {self.stolen or 0.0:.0%} of the processors' time"
+
+    @property
+    def warning(self) -> str:
+        """What a run says at its start on a busy machine."""
+        return f"this machine is busy: {self.finding}; numbers will be poor"
 
 
 def _total(values: Iterable[float | None]) -> float | None:

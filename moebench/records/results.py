@@ -81,6 +81,8 @@ class Estimate:
     caveats: tuple[Caveat, ...] = ()
     bytes_moved: Bytes | None = None
     """Compulsory traffic of one step, which places the case on a roofline."""
+    reference_reading: Seconds | None = None
+    """State of the host that is priced: time of the reference operation's pass over memory."""
 
     def __post_init__(self) -> None:
         check_number(self, "latency", "latency_low", "latency_high", "flops", least=LEAST)

@@ -2,7 +2,8 @@
 
     results/<suite>/<machine>/<UTC time>-<commit>/
         manifest.json      what was run, where, how to repeat it; replaced as a whole
-        predictions.jsonl  one line a case, written before the case is measured, never rewritten
+        predictions.jsonl  a line a case, written before the case is measured, never rewritten; a
+                           second one where the host's state changed before its cell began
         records.jsonl      one line a measured case, appended and synced cell by cell
         failures.jsonl     one line a case that gave no number
         *.torn             lines that were set aside when the run was resumed
@@ -73,7 +74,7 @@ def load_run(directory: Path | str) -> Run:
     return Run(
         directory,
         manifest,
-        _unique(predictions, problems),
+        tuple({p.case.key: p for line in predictions if (p := line.value)}.values()),
         measured,
         tuple(failure for case, failure in failed.items() if case not in done),
         tuple(problems),
@@ -140,6 +141,14 @@ class RunWriter:
         assert all(p.provenance == "predicted" and p.measurement is None for p in new)
         append_lines(self.directory / PREDICTIONS, new)
         self.content = replace(self.content, predictions=(*self.content.predictions, *new))
+
+    def revise_predictions(self, predictions: Sequence[Record]) -> None:
+        """Append predictions of cases that are not measured yet; they stand for earlier ones."""
+        revised = {record.case.key: record for record in predictions}
+        assert not revised.keys() & {record.case.key for record in self.content.records}
+        append_lines(self.directory / PREDICTIONS, predictions)
+        known = {record.case.key: record for record in self.content.predictions}
+        self.content = replace(self.content, predictions=tuple((known | revised).values()))
 
     def append(self, records: Sequence[Record], failures: Sequence[Failure] = ()) -> None:
         """Append a cell, on the disk on return; records carry the estimates that were predicted."""

@@ -12,7 +12,7 @@ def warnings(run: Run) -> tuple[str, ...]:
     """What spoils a whole run, as sentences for its heading."""
     doubts = run.manifest.calibration.get("doubts") or ()
     lines = [
-        f"Predictions are doubtful: {doubt.get('seen')}; {doubt.get('meaning')}."
+        f"Doubtful: {doubt.get('seen')}; {doubt.get('meaning')}."
         for doubt in doubts
         if isinstance(doubt, Mapping)
     ]

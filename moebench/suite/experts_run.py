@@ -19,6 +19,7 @@ from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import Environment, describe_machine, machine_folder
+from moebench.measure.host import meter
 from moebench.records.checksum import append_lines, set_aside, write_document
 from moebench.records.experts_run import CELLS, ExpertsCell, ExpertsManifest, load_experts_run
 from moebench.records.manifest import MANIFEST, run_id
@@ -78,6 +79,8 @@ def run_experts_suite(options: argparse.Namespace, source: SuiteSource, argv: Se
         write_document(directory / MANIFEST, encode(manifest))
     todo = _unfinished(directory, environment, plans)
     if todo:
+        if (load := meter(device).look()).is_busy:
+            terminal.say(load.warning)
         budget = math.inf if options.full else suite.file.time_budget
         if options.time_budget is not None:
             budget = options.time_budget

@@ -9,22 +9,24 @@ from dataclasses import replace
 import torch
 
 from moebench import terminal
-from moebench.calibrate.machine import Machine
+from moebench.calibrate.machine import Machine, in_present_state
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
 from moebench.measure.clocks import clock_for
 from moebench.measure.devices import check_device
 from moebench.measure.energy.meter import has_energy_counter
+from moebench.measure.host import meter
 from moebench.measure.latency import without_frames
 from moebench.measure.reference import reference_operation
 from moebench.model.decoder import build_decoder
 from moebench.records.manifest import now
-from moebench.records.record import SCHEMA, Failure
+from moebench.records.record import SCHEMA, Failure, Record
 from moebench.records.run import RunWriter
+from moebench.spec.model import ModelSpec
 from moebench.suite.budget import Allowed, Budget, CellCost
 from moebench.suite.caveats import state_caveats
 from moebench.suite.cell import Bench
 from moebench.suite.costs import cell_costs
-from moebench.suite.forecast import Estimates
+from moebench.suite.forecast import Estimates, forecast_cells, predictions
 from moebench.suite.passes import failures, observe
 from moebench.suite.plan import Cell, Effort
 from moebench.suite.prepare import prepare_cell
@@ -60,10 +62,9 @@ def measure_cells(
     bench = Bench(suite.model, decoder, machine.device, dtype)
     bench.lay_out(todo[0].baseline.backend)
     budget = _budget(suite, todo, machine, estimates, effort)
-    waiting = {cell.key: cell for cell in todo}
+    waiting, host = {cell.key: cell for cell in todo}, meter(machine.device)
     costs = {cost.key: cost for cost in budget.costs}
     out = _left_out(budget, bar, budget.costs, set())
-    reading = machine.calibration.reference_reading
     while key := next((key for key in waiting if key not in out), None):
         cell, cost = waiting.pop(key), costs[key]
         later = [costs[other] for other in waiting if other not in out]
@@ -73,10 +74,14 @@ def measure_cells(
         gc.collect()
         gc.freeze()
         start = time.perf_counter()
+        host.start()
         try:
             bar.tell(f"{key}: operating points")
             bench.lay_out(cell.baseline.backend)
             ready = prepare_cell(bench, cell, effort.plan.stream_tokens)
+            if not host.host_load((host.load(),)).is_busy:
+                plan = next(one for one in planned if one.key == key)
+                predicted |= _in_present_state(run, suite.model, plan, machine)
         except Exception as error:  # too large a copy, stream or cache, most likely
             check_device(machine.device)
             keys = [case.key for case in cell.cases]
@@ -108,7 +113,9 @@ def measure_cells(
                 # Where one instrument was a simulator, the record is no measurement.
                 provenance=measurement.energy.provenance,
                 measurement=replace(
-                    measurement, caveats=measurement.caveats + state_caveats(measurement, reading)
+                    measurement,
+                    caveats=measurement.caveats
+                    + state_caveats(measurement, predicted[case].estimate.reference_reading),
                 ),
                 ratios=(*observed.ratios.get(case, ()), *predicted[case].ratios),
                 written_at=now(),
@@ -120,6 +127,27 @@ def measure_cells(
         budget.finish(observed.round)
         out = _left_out(budget, bar, [costs[other] for other in waiting], out)
     _record_left_out(run, [*waiting.values()], budget)
+
+
+def _in_present_state(
+    run: RunWriter, model: ModelSpec, cell: Cell, machine: Machine
+) -> Mapping[str, Record]:
+    """New predictions of a cell, written to the run, where the host's state has changed; or none.
+
+    Hosts read memory at half their speed for minutes: a cell is predicted for the state it meets.
+    """
+    known = {record.case.key: record for record in run.content.predictions}
+    earlier = known[cell.baseline.key].estimate.reference_reading
+    if earlier is None:
+        return {}
+    before = machine.calibration.in_state(earlier)
+    present = in_present_state(before, machine.device, lambda line: None)
+    if present is before:
+        return {}
+    estimates = forecast_cells([cell], model, present)
+    revised = predictions(run.manifest.run, [cell], estimates)
+    run.revise_predictions(revised)
+    return {record.case.key: record for record in revised}
 
 
 def _budget(

@@ -94,14 +94,15 @@ def score_run(run: Run, earlier: Run | None) -> RunScore:
     )
     reference = run.manifest.calibration.get("reference")
     reading = run.manifest.calibration.get("reference_reading")
-    mixtures = footprints(records) if reading else None
+    mixtures = footprints(records) if reference and reading else None
     divided = again = again_divided = ratio = None
     if reference and all(own.reference for own in measured):
         logs = []
         for key, record in records.items():
             divisor = float(reference)
             if mixtures is not None and reading:
-                parts = np.array([reading]), np.array([reference - reading])
+                priced = record.estimate.reference_reading or reading
+                parts = np.array([priced]), np.array([reference - reading])
                 divisor = float(mixtures[key].seconds(*parts)[0])
             logs.append(math.log(record.estimate.latency / divisor))
         divided = _error(np.subtract(logs, _relative(records, mixtures)))

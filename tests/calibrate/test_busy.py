@@ -216,7 +216,7 @@ def test_predictions_are_those_of_the_state_that_memory_is_in(site: Site) -> Non
     slower = found.calibration.matmuls["plain"]
     assert slower == replace(prices, bandwidth=prices.bandwidth * 27 / 48)
     assert 1.5 * before < priced(found).latency < before * 48 / 27
-    assert "memory is read at" in found.calibration.name
+    assert found.calibration.name.endswith("; priced for memory that is read at 18.9 GB/s")
     assert found.calibration.reference == pytest.approx(3e-3 + site.reading)
     # Within the tolerance nothing is scaled.
     site.reading = 4e-3 * 1.1

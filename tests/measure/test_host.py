@@ -1,11 +1,14 @@
 """The load of the host, read from files that stand in for `/proc`, on clocks that we move."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from moebench.measure.environment import allowed_processors
-from moebench.measure.host import HostMeter
+from moebench.measure.host import HostMeter, gpu_use, meter
 from moebench.records.host import HostLoad, RoundLoad
 
 CPUS = sorted(allowed_processors())
@@ -96,6 +99,36 @@ def test_processes_of_lowered_priority_count(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     load = load_of(machine, machine.meter(), seconds=0.5, own=0.5, others=0.0, nice=0.5)
     assert load.others == pytest.approx(1.0) and load.is_busy
+
+
+def test_a_gpu_that_others_use_makes_a_busy_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr("moebench.measure.host.gpu_use", lambda device: 40)
+    host = meter(device)
+    assert host.threads == 1
+    busy = host.look(seconds=0.0)
+    assert busy.gpu_percent == 40 and busy.is_busy
+    quiet = replace(busy, rounds=(RoundLoad(0, 1.0, 0.0, 0.0, 0.0, 0.0),))
+    assert quiet.finding == "others use 40% of the GPU"
+    assert not replace(quiet, gpu_percent=3).is_busy
+
+
+def test_the_use_of_a_gpu_is_asked_of_its_own_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}",
+        nvmlDeviceGetUtilizationRates=lambda handle: {
+            "handle of GPU-2": SimpleNamespace(gpu=40),
+        }[handle],
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: [],
+    )
+    properties = SimpleNamespace(uuid="2")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert gpu_use(torch.device("cuda", 1), board) == 40
+    properties.uuid = "3"
+    assert gpu_use(torch.device("cuda", 1), SimpleNamespace(nvmlInit=lambda: None)) is None
 
 
 def test_a_quota_is_a_number_of_processors(tmp_path: Path) -> None:

@@ -117,6 +117,25 @@ def test_predictions_are_never_rewritten(tmp_path: Path) -> None:
         assert (run.directory / "predictions.jsonl").read_bytes() == before
 
 
+def test_a_prediction_may_be_revised_until_its_case_is_measured(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path, manifest(SMALL)) as run:
+        predict(run, "moe", FIRST)
+        before = (run.directory / "predictions.jsonl").read_bytes()
+        slower = [
+            replace(record, estimate=replace(record.estimate, latency=2 * record.estimate.latency))
+            for record in measured_cell(run.manifest, "moe", FIRST)
+        ]
+        revised = [replace(r, provenance="predicted", measurement=None, ratios=()) for r in slower]
+        run.revise_predictions(revised)
+        assert (run.directory / "predictions.jsonl").read_bytes().startswith(before)
+        run.append(slower)
+        with pytest.raises(AssertionError):
+            run.revise_predictions(revised[:1])
+        run.finish("done")
+        found = load_run(run.directory)
+    assert list(found.predictions) == revised and found.problems == ()
+
+
 def test_a_record_whose_estimate_is_not_the_written_prediction_is_refused(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path, manifest(SMALL)) as run:
         records = measured_cell(run.manifest, "moe", FIRST)

@@ -63,7 +63,7 @@ def test_a_quiet_run_and_an_old_one_have_nothing_to_warn_of() -> None:
 def test_doubts_of_the_calibration_stand_at_the_head_of_the_report() -> None:
     doubt = {"kind": "poor-calibration", "seen": "its P90 error is 251%", "meaning": "wide"}
     run = run_with(QUIET, doubts=[doubt])
-    assert warnings(run) == ("Predictions are doubtful: its P90 error is 251%; wide.",)
+    assert warnings(run) == ("Doubtful: its P90 error is 251%; wide.",)
     text = markdown(report_blocks(run, (), ()))
     assert "its P90 error is 251%" in text and "poor-calibration" not in text
 

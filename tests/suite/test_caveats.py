@@ -1,6 +1,9 @@
 """Caveats that the rounds of a cell give all of its cases."""
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from runs import FEW, manifest, measured_cell
@@ -8,7 +11,9 @@ from runs import FEW, manifest, measured_cell
 from moebench.measure.latency import Rounds
 from moebench.records.host import HostLoad, RoundLoad
 from moebench.records.measurement import READ_BYTES, Measurement, Reference
+from moebench.records.run import load_run
 from moebench.suite.caveats import round_caveats, state_caveats
+from moebench.suite.cli import main
 
 BUSY = HostLoad(2, 2, tuple(RoundLoad(i, 0.5, 0.25, 1.0, 0.0, 0.5) for i in range(12)))
 
@@ -50,3 +55,32 @@ def test_a_prediction_for_another_state_of_memory_is_told(
 def test_on_a_busy_machine_the_state_of_memory_is_not_known() -> None:
     assert state_caveats(in_state(3, BUSY), READ_BYTES / 48e9) == ()
     assert state_caveats(in_state(27), None) == ()
+
+
+@pytest.mark.usefixtures("calibrated")
+def test_a_cell_is_predicted_for_the_state_that_it_meets(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is read at 48 GB/s when the run starts and its first cell, at 27 at the second."""
+    (path,) = (Path(os.environ["XDG_CACHE_HOME"]) / "moebench").glob("*-bfloat16.json")
+    fast, slow = READ_BYTES / 48e9, READ_BYTES / 27e9
+    kept = path.read_text()
+    table = json.loads(kept) | {"reference": 2 * fast, "reference_reading": fast}
+    path.write_text(json.dumps(table))
+    readings = iter((fast, fast, slow))
+    monkeypatch.setattr("moebench.calibrate.machine.reading_now", lambda device: next(readings))
+    options = ("--only", "ada-k", "--time-budget", "1 s", "--device", "cpu", "--energy", "off")
+    try:
+        assert main([suite, *options, "--out", str(tmp_path)]) == 0
+    finally:
+        path.write_text(kept)
+    (directory,) = tmp_path.glob("*/*/*")
+    run = load_run(directory)
+    first, second = (cell.cases for cell in run.manifest.cells)
+    estimates = {record.case.key: record.estimate for record in run.records}
+    assert {estimates[key].reference_reading for key in first} == {fast}
+    assert {estimates[key].reference_reading for key in second} == {slow}
+    assert {p.case.key: p.estimate for p in run.predictions} == estimates
+    lines = (directory / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == len(first) + 2 * len(second)
+    assert run.problems == ()

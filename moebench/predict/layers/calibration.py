@@ -19,13 +19,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moebench.predict.arrays import Floats
+from moebench.records.measurement import READ_BYTES
 from moebench.records.results import Caveat
 from moebench.records.timings import MatmulSample, Microbenchmarks
 from moebench.spec.case import Launch
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.ops import LAYOUTS, Layout, Op
-from moebench.units import BYTES_PER_ELEMENT, BytesPerSecond, FlopsPerSecond, Seconds
+from moebench.units import BYTES_PER_ELEMENT, BytesPerSecond, FlopsPerSecond, Seconds, text
 
+IN_STATE = "; priced for memory that is read at"
 LEAST_SAMPLES = 5
 """Fewest matmuls of a layout that are fitted: a fit has five parameters."""
 GRAPH_LAUNCH: Seconds = 3e-6
@@ -122,8 +124,10 @@ class Calibration:
             layout: replace(one, bandwidth=factor * one.bandwidth)
             for layout, one in self.matmuls.items()
         }
+        name = self.name.partition(IN_STATE)[0]
         return replace(
             self,
+            name=f"{name}{IN_STATE} {text(READ_BYTES / reading, 'bandwidth')}",
             matmuls=matmuls,
             attention_bandwidth=factor * self.attention_bandwidth,
             copy_bandwidth=factor * self.copy_bandwidth,

@@ -78,6 +78,7 @@ def estimate(
         calibration=calibration.name,
         caveats=_caveats(calibration),
         bytes_moved=num_layers * sum(op.bytes_moved for op in ops),
+        reference_reading=calibration.reference_reading,
     )
 
 
