@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from moebench.predict.serving.break_even import BreakEven
 from moebench.predict.serving.counts import counts_text
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.memory import cache_without_windows
 from moebench.predict.serving.speedup import Speedup
 from moebench.predict.traffic import Typical
 from moebench.terminal import text_table
@@ -44,7 +45,11 @@ Speedups = Sequence[Speedup]
 def case_text(rows: Speedups, typical: Sequence[Typical | None]) -> str:
     """Text of one case: header, table over batch, stages, notes."""
     last, notes = rows[-1], [*_shared_experts([typical]), *_notes([rows])]
-    parts = ", ".join(f"{name} {text(size, 'size')}" for name, size in last.memory.items())
+    sizes = {name: text(size, "size") for name, size in last.memory.items()}
+    if _windows(last.deployment):
+        whole = text(cache_without_windows(last.deployment, last.batch), "size")
+        sizes["cache"] += f" ({whole} without windows)"
+    parts = ", ".join(f"{name} {size}" for name, size in sizes.items())
     return "\n".join([
         *_header(rows[0]),
         "",
@@ -102,7 +107,11 @@ def break_even_text(cases: Sequence[Sequence[BreakEven]], deployments: Sequence[
     heads = [rows[0] for rows in cases]
     keys = [(head.model, head.hardware, head.router) for head in heads]
     lines = [[str(rows[0].batch), *map(_break_even, rows)] for rows in zip(*cases, strict=True)]
-    tops = sorted({f"{head.model} has k = {head.top_k}" for head in heads})
+    tops = sorted({
+        f"{head.model} has k = {head.top_k}"
+        + f", {head.base_mean_k:g} of them true experts" * (head.base_mean_k < head.top_k)
+        for head in heads
+    })  # fmt: skip
     caveats = dict.fromkeys(caveat for head in heads for caveat in head.caveats)
     return "\n".join([
         f"mean k at which the step runs {heads[0].target:.2f}× as fast as with the model's own "

@@ -233,6 +233,7 @@ def test_layers_of_two_kinds_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     whole = printed(capsys, *asked, "model")
     assert "composed (32 layers, 24 of them dense)" in whole
     assert "16 of 32 layers look back 64 tokens and cache no more" in whole
+    assert "cache 68.1 MiB (128 MiB without windows)" in whole  # 4 KiB a token and layer
     assert "of which 0 % look back" not in printed(capsys, *asked, "decoder")
     assert "look back" not in printed(capsys, *asked, "moe")
 

@@ -25,6 +25,8 @@ class BreakEven:
     target: float
     """Speedup over the model's own top-k."""
     top_k: int
+    base_mean_k: float
+    """Mean experts that cost a matmul among them; fewer on models that have others (LongCat)."""
     mean_k: float | None
     """Largest mean k that gains the target; None: not even `smallest_k` does."""
     smallest_k: float
@@ -52,7 +54,8 @@ def break_even(
     except ValueError:
         smallest = 1.0
     prices, top = kernel_prices(d), policy("top-k")
-    base = step_price(d, prices, top, d.routed_by(top), batches)
+    base_point = d.routed_by(top)
+    base = step_price(d, prices, top, base_point, batches)
 
     def speedup(mean: float, i: int) -> float:
         own = policy(router, {"mean_k": mean})
@@ -62,7 +65,7 @@ def break_even(
     rows, caveats = [], (*base.layer.caveats, *step_caveats(d, is_ragged=True, peaks={}))
     for i, batch in enumerate(batches):
         most = speedup(smallest, i)
-        low, high = smallest, d.routed_by(top).mean_k
+        low, high = smallest, base_point.mean_k
         if most >= target and speedup(high, i) >= target:
             low = high
         while most >= target and high - low > PRECISION:
@@ -76,6 +79,7 @@ def break_even(
                 batch=batch,
                 target=target,
                 top_k=model.top_k,
+                base_mean_k=base_point.mean_k,
                 mean_k=low if most >= target else None,
                 smallest_k=smallest,
                 largest_speedup=most,

@@ -74,6 +74,13 @@ def rank_parameters(deployment: Deployment, router: Policy) -> RankParameters:
     )
 
 
+def cache_without_windows(deployment: Deployment, batch: int) -> Bytes:
+    """Bytes of the rank's KV cache if every layer kept the whole context."""
+    d = deployment
+    layers = d.moe_layers + d.dense_layers
+    return layers * cache_memory(d.rank, d.rank_workload(batch), 0, d.cache_dtype)
+
+
 def rank_memory(
     deployment: Deployment, router: Policy, load: ExpertLoad, copies: float, batch: int
 ) -> Mapping[str, Bytes]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from moebench.predict.serving.break_even import break_even
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_parameters
 from moebench.predict.serving.speedup import speedups
@@ -46,6 +47,12 @@ def test_a_layer_costs_less_than_with_twelve_true_experts() -> None:
     all_true = replace(LONGCAT, identity_experts=0, mean_top_k=0.0)
     (free,), (full,) = (speedups(Deployment(m, H200), TOP_K, [8]) for m in (LONGCAT, all_true))
     assert 0.6 < free.estimate.latency / full.estimate.latency < 0.8  # 8 / 12, and overheads
+
+
+def test_a_break_even_starts_at_the_true_experts_of_the_base() -> None:
+    (row,) = break_even(Deployment(LONGCAT, H200), "ada-k", [8], 1.05)
+    assert row.base_mean_k == pytest.approx(8)
+    assert row.mean_k is not None and 7 < row.mean_k < 8
 
 
 def test_fewer_slots_keep_the_share_of_true_ones() -> None:
