@@ -52,9 +52,8 @@ def _model_key(key: str) -> str:
     for what, keys in known["not_supported"].items():
         if key in keys:
             return f": not supported: {what}"
-    if lower in known["without_cost"]["keys"]:
-        return ": leave it out, a step costs the same with it"
-    return ": it belongs to a machine, not to a model" if key in known["hardware"] else ""
+    is_free = lower in known["without_cost"]["keys"]
+    return ": leave it out, a step costs the same with it" if is_free else ""
 
 
 def _published_as(key: str) -> str:
@@ -66,10 +65,7 @@ def _published_as(key: str) -> str:
 def _hardware_key(key: str) -> str:
     """What a key means in a description of a machine, as the end of a sentence."""
     found = same_keys("hardware").get(key.lower())
-    if found:
-        return f": it is {found[1]!r} here"
-    is_models = any(key in _known()[table] for table in TABLES)
-    return ": it belongs to a model, not to a machine" if is_models else ""
+    return f": it is {found[1]!r} here" if found else ""
 
 
 def _figure_for(key: str) -> str:

@@ -18,6 +18,14 @@ WAYS_OUT: Mapping[str, str] = {
 """What else a name may be, by kind; an example's path follows."""
 
 
+SUBJECTS: Mapping[str, frozenset[str]] = {
+    "a model": frozenset({"attention", "hidden_size", "num_layers"}),
+    "a machine": frozenset({"peak", "memory_bandwidth", "memory_capacity"}),
+    "a suite": frozenset({"router", "workload", "shape"}),
+}
+"""What a TOML file may describe, and keys that only such a file has."""
+
+
 @functools.cache
 def shipped_names(kind: str) -> tuple[str, ...]:
     """Names of the shipped files of a kind: "models" or "hardware"."""
@@ -28,13 +36,22 @@ def shipped_names(kind: str) -> tuple[str, ...]:
 def load_shipped(cls: Any, kind: str, name: str, glossary: Glossary) -> Any:
     """The dataclass `cls` from a shipped file, or from a user's own, whose name ends in .toml."""
     if name.lower().endswith(".toml"):
-        return from_mapping(cls, read_toml(Path(name)), name, glossary)
+        table = read_toml(Path(name))
+        check_subject(table, {"models": "a model", "hardware": "a machine"}[kind], name)
+        return from_mapping(cls, table, name, glossary)
     found = same_name(name, known := shipped_names(kind))
     if found not in known:
         hint = nearest(name.rpartition("/")[2], known)  # a hub's name begins with its owner
         raise unknown_name(kind, name, hint.partition("; known: ")[0])
     path = PACKAGE / "data" / kind / f"{found}.toml"
     return from_mapping(cls, read_toml(path), f"{kind}/{found}.toml")
+
+
+def check_subject(table: Mapping[str, Any], expected: str, where: str) -> None:
+    """Refuse a file that describes something else, before each of its keys is refused."""
+    found = [what for what, keys in SUBJECTS.items() if not keys.isdisjoint(table)]
+    if found and expected not in found:
+        raise ValueError(f"{where}: found a description of {found[0]}, expected one of {expected}")
 
 
 def unknown_name(kind: str, name: str, hint: str) -> ValueError:

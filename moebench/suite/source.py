@@ -11,6 +11,7 @@ from moebench.files import text_of
 from moebench.records.manifest import recorded_suite
 from moebench.spec.model import ModelSpec, load_model, model_names
 from moebench.spec.schema import parse_toml
+from moebench.spec.shipped import check_subject
 from moebench.units import nearest, same_name
 from moebench.version import PACKAGE
 
@@ -32,7 +33,10 @@ class SuiteSource:
     """Models that are known without a file, by the name that the suite gives them."""
 
     def tables(self) -> dict[str, Any]:
-        return parse_toml(self.text, self.where)
+        """The tables of the text; one that describes no suite is refused."""
+        tables = parse_toml(self.text, self.where)
+        check_subject(tables, "a suite", self.where)
+        return tables
 
     @property
     def kind(self) -> str:

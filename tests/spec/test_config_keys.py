@@ -1,13 +1,15 @@
 """What keys of config.json files mean here: every answer names a field that exists."""
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import pytest
 
 from moebench.spec.config_keys import HARDWARE_KEYS, MODEL_KEYS, same_keys
-from moebench.spec.hardware import HardwareSpec
-from moebench.spec.model import Attention, Gate, ModelSpec, RopeScaling
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.model import Attention, Gate, ModelSpec, RopeScaling, load_model
 from moebench.spec.schema import read_toml
+from moebench.suite.suite_file import load_suite
 from moebench.version import PACKAGE
 
 CLASSES = {
@@ -64,9 +66,36 @@ def test_an_unknown_key_of_a_model_is_explained(key: str, said: str) -> None:
 
 def test_words_of_datasheets_are_explained() -> None:
     assert HARDWARE_KEYS.meaning("VRAM") == ": it is 'memory_capacity' here"
-    assert HARDWARE_KEYS.meaning("num_experts") == ": it belongs to a model, not to a machine"
-    assert MODEL_KEYS.meaning("memory_capacity") == ": it belongs to a machine, not to a model"
     assert HARDWARE_KEYS.meaning("no_such_word") == ""
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "said"),
+    [
+        (
+            load_model,
+            "hardware/h100-sxm",
+            "found a description of a machine, expected one of a model",
+        ),
+        (
+            load_hardware,
+            "models/mixtral-8x7b",
+            "found a description of a model, expected one of a m",
+        ),
+        (
+            load_suite,
+            "models/mixtral-8x7b",
+            "found a description of a model, expected one of a suite",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_called_so(
+    load: Callable[[str], object], name: str, said: str
+) -> None:
+    path = PACKAGE / "data" / f"{name}.toml"
+    with pytest.raises(ValueError) as refusal:
+        load(str(path))
+    assert str(refusal.value).startswith(f"{path}: {said}")
 
 
 def test_a_missing_key_says_what_it_is_for() -> None:

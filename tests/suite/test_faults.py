@@ -11,7 +11,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +116,19 @@ def test_fifty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["complete"] >= 1
 
 
+class EightRounds(Plan):
+    """A plan of at most eight rounds."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"max_rounds": 8})
+
+
 @pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_the_run_with_a_message_and_loses_nothing(
     suite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As many rounds in both runs, however busy the machine, so that the lines are as long.
-    monkeypatch.setattr("moebench.suite.passes.Plan", partial(Plan, max_rounds=8))
+    monkeypatch.setattr("moebench.suite.passes.Plan", EightRounds)
     enough = ("--time-budget", "60 s")
     assert measure(suite, tmp_path / "whole", *enough) == 0
     lines = (run_of(tmp_path / "whole").directory / "records.jsonl").read_bytes().splitlines()
