@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,8 @@ from moebench.units import Seconds
 CALIBRATION_BUDGET: Seconds = 110.0
 RECHECK_TOLERANCE = 0.20
 """Matmuls that are this far from their calibrated time make the calibration stale."""
+ATTEMPTS = 2
+"""Times that a quiet machine with a poor fit is measured."""
 POOR = 0.50
 """A fit whose own P90 error is larger says little about the machine."""
 PATIENCE: Seconds = 60.0
@@ -86,13 +88,14 @@ def usable_benchmarks(
     reasons = [f"{seen}, tolerance {RECHECK_TOLERANCE:.0%}"] * is_off
     if saved.load is not None and saved.load.is_busy:
         reasons.append(f"it was made on a busy machine: {saved.load.finding}")
-    elif saved.load is None and site.p90_error(saved) > POOR:
+    is_poor = not reasons and saved.attempts < ATTEMPTS and site.p90_error(saved) > POOR
+    if is_poor:
         reasons.append(f"its own P90 error is {site.p90_error(saved):.0%}")
     if saved.reference is not None and saved.reference_reading is None:
         reasons.append("it does not say how fast memory was read")
     if reasons and not load.is_busy:
         site.say(f"recalibrating: {'; '.join(reasons)}")
-        return _measured(site, load), ()
+        return _measured(site, load, saved if is_poor else None), ()
     if reasons:
         site.say(f"not recalibrating while the machine is busy: {'; '.join(reasons)}")
         return saved, (_stale(f"{seen}, on a busy machine: {load.finding}"),) * is_off
@@ -100,18 +103,23 @@ def usable_benchmarks(
     return saved, ()
 
 
-def _measured(site: Site, load: HostLoad) -> Microbenchmarks:
+def _measured(site: Site, load: HostLoad, poor: Microbenchmarks | None = None) -> Microbenchmarks:
     """New microbenchmarks, made when it is quiet or after a wait, and saved.
 
-    A poor fit is made once more when it is quieter than before; the better one counts.
+    A poor fit is made once more when it is quieter than before, now or at a later start; the best
+    one counts.
     """
     is_quiet = not load.is_busy or wait_until_quiet(site)
-    found = _benchmarked(site, is_quiet)
+    tried = [_benchmarked(site, is_quiet)] if poor is None else [poor, _benchmarked(site, is_quiet)]
+    found = min(tried, key=site.p90_error)
     p90 = site.p90_error(found)
     if p90 > POOR:
         site.say(f"the calibration's own P90 error is {p90:.0%}, more than {POOR:.0%}")
-        if site.left() > CALIBRATION_BUDGET and wait_until_quiet(site):
-            found = min(found, _benchmarked(site, True), key=site.p90_error)
+        is_time = len(tried) < ATTEMPTS and site.left() > CALIBRATION_BUDGET
+        if is_time and wait_until_quiet(site):
+            tried.append(_benchmarked(site, True))
+            found = min(tried, key=site.p90_error)
+    found = replace(found, attempts=len(tried))
     path = calibration_path(site.environment, site.dtype)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +141,8 @@ def _benchmarked(site: Site, is_quiet: bool) -> Microbenchmarks:
 
 def wait_until_quiet(site: Site, patience: Seconds = PATIENCE) -> bool:
     """Wait until nothing else runs, for a bounded time; whether it is quiet."""
-    end, is_said = time.monotonic() + min(patience, site.left() / 3), False
+    patience = min(patience, site.left() / 3)
+    end, is_said = time.monotonic() + patience, False
     while (load := site.host.look()).is_busy:
         left = end - time.monotonic()
         if left <= 0:

@@ -45,6 +45,8 @@ class Microbenchmarks:
     """Part of `reference` that its pass over memory took; None in older files."""
     load: HostLoad | None = None
     """Load of the host, one round a pass; None in older files."""
+    attempts: int = 1
+    """Times that the machine was measured; these are the times of the best fit."""
     commit: str | None = None
     """Commit of the code that measured; None outside a checkout."""
     attention_rate: FlopsPerSecond | None = None

@@ -182,6 +182,18 @@ def test_a_calibration_that_stays_poor_prices_with_its_own_error(site: Site) -> 
     assert site.num_measured == 2
 
 
+def test_a_poor_calibration_is_measured_again_at_a_later_start(site: Site) -> None:
+    """One start of a short run has time for one calibration."""
+    site.keep(benchmarks(POOR))
+    site.measured = [benchmarks(), benchmarks(POOR)]
+    assert kinds(site.prepare()) == [] and site.num_measured == 1
+    assert kinds(site.prepare()) == [] and site.num_measured == 1
+    site.keep(benchmarks(POOR))
+    for _ in range(3):
+        assert kinds(site.prepare()) == ["poor-calibration"]
+        assert site.num_measured == 2
+
+
 def test_a_gpu_with_a_file_and_a_poor_calibration_is_priced_from_its_datasheet(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
