@@ -328,7 +328,7 @@ def load_model(name: str) -> ModelSpec:
     """
     from moebench.spec.huggingface.files import is_config
 
-    if is_config(name):
+    if name not in model_names() and is_config(name):
         from moebench.spec.huggingface.translate import load_config
 
         return load_config(name)
@@ -358,10 +358,11 @@ def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:
     """
     if factor == 1:
         return model
-    attention = replace(model.attention, head_dim=max(8, model.attention.head_dim // factor))
+    head = max(8, model.attention.head_dim // factor)
+    rotary = model.attention.rotary_dim * head // model.attention.head_dim // 2 * 2
+    attention = replace(model.attention, head_dim=head, rotary_dim=rotary)
     widths = ("hidden_size", "intermediate_size", "dense_intermediate_size")
-    narrow: dict[str, Any] = {
-        width: getattr(model, width) // factor for width in (*widths, "shared_intermediate_size")
-    }
+    more = ("shared_intermediate_size", "residual_intermediate_size")
+    narrow: dict[str, Any] = {width: getattr(model, width) // factor for width in (*widths, *more)}
     narrow |= {"total_parameters": 0.0, "active_parameters": 0.0}
     return replace(model, name=f"{model.name}/{factor}", attention=attention, **narrow)

@@ -183,6 +183,8 @@ def test_a_narrow_copy_routes_alike(tiny: ModelSpec) -> None:
     assert narrow.intermediate_size * 8 == mixtral.intermediate_size
     assert (narrow.num_experts, narrow.top_k) == (mixtral.num_experts, mixtral.top_k)
     assert narrow.gate == mixtral.gate
+    glm = load_model("glm-4.5-air")  # half of a head rotates, in the narrow copy too
+    assert scaled_down(glm, 8).attention.rotary_dim * 2 == scaled_down(glm, 8).attention.head_dim
     assert scaled_down(tiny, 1) is tiny
 
 

@@ -270,6 +270,14 @@ def test_other_files_of_a_checkpoint_are_told_apart(tmp_path: Path) -> None:
         load_model("gone.json")
 
 
+def test_a_folder_hides_no_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mixtral-8x7b").mkdir()
+    assert load_model("mixtral-8x7b").num_experts == 8
+    with pytest.raises(ValueError, match=r"no config\.json in this folder"):
+        load_model("./mixtral-8x7b")
+
+
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(GPT_OSS_20B), encoding="utf-8-sig")
     assert load_model(str(tmp_path)).num_experts == 32

@@ -5,8 +5,16 @@ import importlib.util
 import pytest
 from spec.family_table import MARK, PAGE, tables
 
+from moebench.spec.config_keys import TABLES, same_keys
 from moebench.spec.huggingface.families import families_by_name, family, family_names, harmless_keys
+from moebench.spec.huggingface.keys import KEYS
 from moebench.spec.huggingface.reading import kinds
+
+READ_TWICE = {
+    "attention_bias": "of the output projection too",
+    "ffn_hidden_size": "of experts in DBRX, of dense networks in LongCat",
+}
+"""Keys that stand for two fields."""
 
 
 def test_the_page_has_the_families() -> None:
@@ -31,6 +39,16 @@ def test_no_key_that_is_read_counts_as_harmless() -> None:
     """A key in the list of harmless ones would never be listed as not understood."""
     read = {key for name in family_names() for key in family(name).keys.values()}
     assert not read & harmless_keys() - {"max_position_embeddings"}
+
+
+def test_messages_and_the_reader_call_keys_the_same() -> None:
+    """What a message on an unknown key says is what a config.json with that key is read as."""
+    told = same_keys(*TABLES)
+    for field, keys in KEYS.items():
+        table, _, name = f"model.{field}".rpartition(".")
+        ours = (table.removeprefix("model.") or "model", name)
+        for key in keys:
+            assert told.get(key, ours) == ours or key in READ_TWICE, key
 
 
 @pytest.mark.slow
