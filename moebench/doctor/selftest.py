@@ -43,9 +43,10 @@ DRIFT = 0.03
 QUICK_SHARE, SLOW_SHARE, REAL_SHARE = 0.6, 0.14, 0.02
 """Shares of the budget for recording the quick unit, the slow unit, and each slowdown planted as
 real work; the rest is for playing the experiments."""
-LEAST_UNITS, MOST_UNITS = 2, 10
-"""Repetitions of the quick unit in a visit, each timed in two halves: of fewer than four parts, two
-delayed ones are half; ten units are a visit of the suites."""
+LEAST_UNITS, MOST_UNITS = 2, 4
+"""Repetitions of the quick unit in a visit, each timed in `QUARTERS`; the suites' visits of 10 ms
+have up to 16 parts and are longer, so that their ratios are rather more exact."""
+QUARTERS = 4
 TRIAL: Seconds = 0.5
 """Time in which the pace of the quick unit is found, delays included."""
 
@@ -109,19 +110,22 @@ def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selft
         return record_times(pair, device, share * budget, amount, partial(tell, what))
 
     quick, slow = quick_unit(device), slow_unit(device)
-    half, unit = partial(quick.run, quick.products // 2), partial(quick.run, quick.products)
+    unit = partial(quick.run, quick.products)
+    quarter = partial(quick.run, max(1, quick.products // QUARTERS))
     slow_visit = partial(slow.run, slow.products)
     slow_times = recorded((slow_visit, slow_visit), SLOW_SHARE, "100 ms unit", Amount(1))
     most = EXPERIMENTS * MANY_ROUNDS
     units = int(QUICK_SHARE * budget / (2 * most * _pace(unit, clock)))
     units = min(MOST_UNITS, max(LEAST_UNITS, units))
     # A machine that becomes busier while it is recorded may take a little longer.
-    times = recorded((half, half), 1.15 * QUICK_SHARE, "1 ms unit", Amount(2 * units, most))
+    times = recorded(
+        (quarter, quarter), 1.15 * QUICK_SHARE, "1 ms unit", Amount(QUARTERS * units, most)
+    )
     real = []
     for slowdown in (1.02, 1.05):
         products = round(slowdown * quick.products)
         more = (partial(quick.run, products), unit)
-        amount = Amount(units, least=1)
+        amount = Amount(MOST_UNITS, least=1)
         extra = recorded(more, REAL_SHARE, "extra work, 1 ms unit", amount)
         measured = experiment(extra, extra.shape[1], 0, target=0.0)
         if measured.n >= MIN_ROUNDS:
@@ -142,14 +146,14 @@ def selftest(device: torch.device, budget: Seconds, progress: Progress) -> Selft
         quick_drift=by_unit["1 ms unit with drift"],
         slow=by_unit["100 ms unit"],
         slow_drift=by_unit["100 ms unit with drift"],
-        unit=2 * float(np.median(times)),
+        unit=QUARTERS * float(np.median(times)),
         visit=float(np.median(times.sum(-1))),
         slow_unit=float(np.median(slow_times)),
         rounds=times.shape[1],
         slow_rounds=slow_times.shape[1],
         duration=clock.now() - start,
         missed=tuple(
-            f"{name} on the {unit}: {rate.value:.1%}"
+            f"{name} on the {unit}: {rate.value:.1%}{_rounds_text(name, unit_rates)}"
             for unit, unit_rates in by_unit.items()
             for name in BANDS
             if (rate := getattr(unit_rates, name)) and is_missed(name, rate)
@@ -167,6 +171,17 @@ def is_missed(name: str, rate: Rate) -> bool:
     """Whether a rate lies outside its band; without enough experiments there is no rate."""
     low, high = BANDS[name]
     return rate.value is not None and not low <= rate.value <= high
+
+
+def _rounds_text(name: str, unit: UnitRates) -> str:
+    """How many rounds would reach a required power; empty for other rates."""
+    if not name.startswith("power"):
+        return ""
+    rounds = getattr(unit, name.replace("power", "rounds"))
+    share = f"{BANDS[name][0]:.0%}"
+    if rounds is None:
+        return f"; no number of rounds would reach {share}"
+    return f"; about {rounds} rounds would reach {share}"
 
 
 def worst(name: str, units: Sequence[UnitRates]) -> float | None:

@@ -278,3 +278,11 @@ def test_of_many_rows_only_those_that_stand_up_to_the_number_of_rows_keep_a_verd
     assert verdicts[:3] == ["faster", "unclear", "unclear"]
     alone = pairs.corrected(rows[1:2])
     assert alone[0].ratios[0].verdict == "faster"
+
+
+def test_the_faster_half_favours_no_case_whose_steps_vary_more() -> None:
+    """Equal middles, five times the spread: the mean of the faster half would differ by 2.6 %."""
+    rng = np.random.default_rng(12)
+    even, uneven = (np.exp(sd * rng.standard_normal((400, 8))) for sd in (0.01, 0.05))
+    ratio = pairs.speedup(in_parts(even, None), in_parts(uneven, None))
+    assert ratio.value == pytest.approx(1.0, abs=0.005)
