@@ -9,8 +9,8 @@ ratio, less the part that different work explains (`moebench.compare.rounds`), g
 value is their trimmed mean times the ratio of the expected totals: a delay that hits one router in
 fewer than a third of its rounds is trimmed away. Latencies are plain means and contain all delays.
 
-Where the steps of a visit were timed one by one, the delays of single steps are left out first, and
-what the state of the machine explains (`moebench.compare.covariates`) is taken out of the residuals.
+Where the steps of a visit were timed one by one, the delays of single steps are left out first.
+What the machine's state explains (`moebench.compare.covariates`) is taken out of the residuals.
 """
 
 import math
