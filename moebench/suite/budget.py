@@ -28,6 +28,7 @@ OVERRUN = 0.05
 """Share of the budget that may be overspent for a cell's least number of rounds."""
 FORESEEN_OVERRUN = 0.02
 """Share of the budget that may be overspent before a cell is left out for it."""
+LATER = "--resume with a larger --time-budget measures what was left out"
 REPORT: Seconds = 5.0
 """Time of writing the report with its figures, on two cores."""
 FORGETTING = 0.8
@@ -185,52 +186,66 @@ class Budget:
         At most a quarter of all, never decode at batch 1, never the last cell of a phase; a level
         keeps all of its phases if that is possible. Cells left out `before` stay so first.
 
-        Where one round of each of the others does not fit, no cell gets more, and further cells are
-        left out; where that does not suffice before the first cell, such a budget cannot be held,
-        and nothing is left out.
+        Where not even one round of each of the others fits, time counts most: the longest cells
+        are left out until the others' rounds fit, all but decode at batch 1. A budget that cannot
+        hold one round of those before the first cell is not held, and nothing is left out.
         """
         if self.is_too_small:
             return []
-        out: list[CellCost] = []
         most = int(LARGEST_SHARE_LEFT_OUT * len(self.costs))
-        self._drop(waiting, out, before, lambda cost: self.need(cost).floor, most)
-        self._drop(waiting, out, before, lambda cost: self.need(cost).least, len(self.costs))
-        least = [self.need(cost).least for cost in waiting if cost not in out]
-        if self.finished or self._excess(least) <= 0:
+        out: list[CellCost] = []
+        while len(out) < most and (pick := self._pick(waiting, out, before)):
+            out.append(pick)
+        if not self._lacks([self.need(cost).least for cost in waiting if cost not in out]):
             return out
-        self.is_too_small = True
-        return []
+        out = []
+        while pick := self._pick(waiting, out, before, by_length=True):
+            out.append(pick)
+        least = [self.need(cost).least for cost in waiting if cost not in out]
+        self.is_too_small = not self.finished and self._lacks(least) > 0
+        return [] if self.is_too_small else out
 
-    def _drop(
+    def _pick(
         self,
         waiting: Sequence[CellCost],
-        out: list[CellCost],
+        out: Sequence[CellCost],
         before: Collection[str],
-        time: Callable[[CellCost], Seconds],
-        most: int,
-    ) -> None:
-        """Add cells to `out`, at most so many, until the times of the others fit."""
-        while len(out) < most:
-            times = {cost.key: time(cost) for cost in waiting if cost not in out}
-            excess = self._excess([*times.values()])
-            free = self._free([cost for cost in waiting if cost not in out], out)
-            if excess <= 0 or not free:
-                break
-            free = [cost for cost in free if cost.key in before] or free
-            # One cell that is long enough, and no longer; else the longest.
-            enough = [cost for cost in free if times[cost.key] >= excess]
-            by_time = sorted(enough or free, key=lambda cost: times[cost.key], reverse=not enough)
-            out.append(by_time[0])
+        *,
+        by_length: bool = False,
+    ) -> CellCost | None:
+        """The next cell to leave out, so that the rounds of the others fit; None if they do.
+
+        One cell that takes long enough, and no longer; else the longest. `by_length`: the longest,
+        even if it is the last of its phase.
+        """
+        kept = [cost for cost in waiting if cost not in out]
+        times = {cost.key: self.need(cost).floor for cost in kept}
+        free = [cost for cost in kept if not cost.is_single]
+        if not by_length:
+            stay = [cost for cost in self.costs if cost not in out]
+            places = Counter((cost.phase, cost.level) for cost in stay)
+            phases = Counter(cost.phase for cost in stay)
+            free = [cost for cost in free if phases[cost.phase] > 1]
+            free = [cost for cost in free if places[cost.phase, cost.level] > 1] or free
+        free = [cost for cost in free if cost.key in before] or free
+        lack = self._lacks([*times.values()])
+        if not free or not lack:
+            return None
+        enough = [] if by_length else [cost for cost in free if times[cost.key] >= lack]
+        pick = min if enough else max
+        return pick(enough or free, key=lambda cost: times[cost.key])
 
     def notes(
         self, waiting: Sequence[CellCost], out: Collection[str], before: Collection[str]
     ) -> list[str]:
         """Lines about cells that are left out now but were not `before`, or come back."""
-        lines = [f"left out: {key}: {self.reason(key)}" for key in out if key not in before]
+        lines = [f"left out: {key}, {self._takes(key)}" for key in out if key not in before]
+        if lines:
+            lines.append(f"the budget of {text(self.total, 'time')} does not hold them; {LATER}")
         lines += [f"there is time for {key} after all" for key in before if key not in out]
         needs = [self.need(cost) for cost in waiting]
         kept = [need for cost, need in zip(waiting, needs, strict=True) if cost.key not in out]
-        if not self.finished and self._excess([need.floor for need in kept]) > 0:
+        if not self.finished and self._lacks([need.floor for need in kept]):
             spent = self.clock() - self.started + self.report()
             enough = text(spent + sum(need.floor for need in needs), "time", 2)
             single = text(spent + sum(need.least for need in needs), "time", 2)
@@ -245,26 +260,16 @@ class Budget:
 
     def reason(self, key: str) -> str:
         """Why a cell is left out, and what measures it."""
-        (cost,) = (cost for cost in self.costs if cost.key == key)
-        need = self.need(cost)
-        takes = text(need.floor + need.more[1], "time", 2)
-        return (
-            f"it takes about {takes} with {self.min_rounds} rounds, which the budget of "
-            f"{text(self.total, 'time')} does not hold; --resume with a larger --time-budget "
-            "measures it"
-        )
+        total = text(self.total, "time")
+        return f"{self._takes(key)}, for which the budget of {total} has no room; {LATER}"
 
-    def _excess(self, times: Sequence[Seconds]) -> Seconds:
-        """How far the sum of the times is above what may be spent."""
-        return sum(times) - self.left() - FORESEEN_OVERRUN * self.total
+    def _takes(self, key: str) -> str:
+        (need,) = (self.need(cost) for cost in self.costs if cost.key == key)
+        return f"about {text(need.floor + need.more[1], 'time', 2)} with {self.min_rounds} rounds"
 
-    def _free(self, kept: Sequence[CellCost], out: Sequence[CellCost]) -> list[CellCost]:
-        """The cells that may be left out as well."""
-        stay = [cost for cost in self.costs if cost not in out]
-        places = Counter((cost.phase, cost.level) for cost in stay)
-        phases = Counter(cost.phase for cost in stay)
-        free = [cost for cost in kept if not cost.is_single and phases[cost.phase] > 1]
-        return [cost for cost in free if places[cost.phase, cost.level] > 1] or free
+    def _lacks(self, times: Sequence[Seconds]) -> Seconds:
+        """By how much the sum of the times is above what may be spent; 0 where it is not."""
+        return max(0.0, sum(times) - self.left() - FORESEEN_OVERRUN * self.total)
 
     def _correction(self, cost: CellCost | None, what: Literal["setup", "round"]) -> float:
         """Real over predicted time of finished cells, recent and similar ones weighing most.

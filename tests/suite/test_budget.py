@@ -191,10 +191,10 @@ def test_whatever_is_left_out_phases_and_single_sequences_stay(
     costs = mixtral(setup, steps)
     budget = Budget(total, costs, MIN_ROUNDS, started=0.0, clock=lambda: 10.0)
     out = budget.left_out(costs)
-    if len(out) > len(costs) / 4:  # then not even one round of each cell fits
-        assert sum(budget.need(cost).least for cost in costs) > budget.left()
     assert not any(cost.is_single for cost in out)
-    assert {c.phase for c in costs if c not in out} == {"decode", "prefill", "train"}
+    phases = {c.phase for c in costs if c not in out}
+    if len(out) > len(costs) / 4 or len(phases) < 3:  # then not even one round of each cell fits
+        assert sum(budget.need(cost).least for cost in costs) > budget.left()
 
 
 def test_a_budget_that_cannot_hold_one_round_of_each_cell_leaves_nothing_out_and_says_so() -> None:
@@ -203,6 +203,15 @@ def test_a_budget_that_cannot_hold_one_round_of_each_cell_leaves_nothing_out_and
     assert budget.left_out(costs) == []
     (line,) = budget.notes(costs, (), ())
     assert line.endswith("the budget of 5.00 s is not held")
+
+
+def test_where_one_round_of_each_does_not_fit_the_longest_cells_go() -> None:
+    """Other programs leave a tenth of the processors: training alone would take the budget."""
+    found = run(mixtral(8.0, 8.0), 600, steady(1, 1), start=60.0)
+    assert found.duration < 660
+    assert {"moe train 512", "decoder train 512"} <= found.left_out[0]
+    assert {"moe decode 1", "decoder decode 1"} <= set(found.rounds)
+    assert min(inference(found)) >= MIN_ROUNDS
 
 
 def test_training_gives_way_before_inference_is_left_out() -> None:
@@ -229,7 +238,8 @@ def test_only_a_change_is_said() -> None:
     budget = Budget(500, costs, MIN_ROUNDS, started=0.0, clock=lambda: 10.0)
     out = [cost.key for cost in budget.left_out(costs)]
     lines = budget.notes(costs, out, ())
-    assert [line.split(": ")[1] for line in lines if line.startswith("left out")] == out
+    said = [line.removeprefix("left out: ").split(",")[0] for line in lines]
+    assert said[: len(out)] == out and "--resume" in lines[len(out)]
     budget.set_up(costs[0], costs[0].setup, costs[0].round)
     assert budget.notes(costs, out, out) == []
     assert budget.notes(costs, (), out[:1]) == [f"there is time for {out[0]} after all"]

@@ -10,6 +10,7 @@ import pytest
 
 from moebench.records.checksum import read_document, write_document
 from moebench.records.run import load_run
+from moebench.suite.budget import Budget
 from moebench.suite.cell import NotANumber, ReadyCell
 from moebench.suite.cli import main
 from moebench.suite.forecast import Estimates
@@ -271,3 +272,24 @@ def test_a_run_of_an_earlier_schema_is_resumed(
         "top-k",
         "ada-k",
     }
+
+
+def test_a_cell_that_is_left_out_says_why_and_a_resumed_run_measures_it(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no failure: the exit code is 0."""
+    results = tmp_path / "results"
+    monkeypatch.setattr("moebench.report.output.draw_figures", lambda run: ([], []))
+    with monkeypatch.context() as short:
+        short.setattr(Budget, "left_out", lambda self, waiting, before: self.costs[1:])
+        assert main([suite, "--device", "cpu", "--out", str(results)]) == 0
+    said = capsys.readouterr().err
+    assert "left out: moe decode b8 bfloat16, about " in said
+    run = load_run(run_of(results))
+    assert [failure.kind for failure in run.failures] == ["left-out"] * 3
+    assert "--time-budget" in run.failures[0].message and len(run.records) == 3
+    assert run.finished_cells == {"moe decode b4 bfloat16"}
+    assert main(["--resume", str(run.directory)]) == 0
+    resumed = load_run(run.directory)
+    assert len(resumed.records) == 6 and not resumed.failures
+    assert resumed.records[:3] == run.records
