@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moebench.files import text_of
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup, speedups
 from moebench.routers.policy import Policy, policy
@@ -55,10 +56,9 @@ def read_shares(path: Path) -> tuple[float, ...]:
     over the ranks of their experts, the busiest first.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").replace(",", " ").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ValueError(f"--expert-shares: {path}: cannot be read: {reason}") from error
+        lines = text_of(path).replace(",", " ").splitlines()
+    except ValueError as error:
+        raise ValueError(f"--expert-shares: {error}") from error
     layers = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
