@@ -258,3 +258,11 @@ def test_the_document_names_types_of_weights_and_whether_they_were_measured(
     (row,) = document(capsys, *asked, "--dtype", "MXFP4")["rows"]  # type: ignore[misc]
     types = [row[key] for key in ("dtype", "other_weights", "kv_dtype", "is_calibrated")]  # type: ignore[index]
     assert types == ["mxfp4", "bfloat16", "float8", False]
+
+
+@pytest.mark.parametrize(("gpu", "runs"), [("h100-sxm", False), ("b200-sxm", True)])
+def test_a_kernel_that_the_gpu_does_not_run_says_so(
+    gpu: str, runs: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = printed(capsys, "--hardware", gpu, "--kernel", "vllm-trtllm-gen", "--batch", "1")
+    assert ("kernel-elsewhere" in said) != runs

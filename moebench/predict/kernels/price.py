@@ -239,6 +239,13 @@ def caveats(calibration: Calibrated, cases: LayerCases) -> tuple[Caveat, ...]:
             "compare --dtype bf16 and fp8, or measure the kernel on the device",
         ),
         (
+            kernel.family == "trtllm-gen" and mma_generation(hardware) != "tcgen05",
+            "kernel-elsewhere",
+            f"trtllm-gen kernels run on compute capability 10, which {hardware.name} has not",
+            "the price is that of the same code if it ran there",
+            f"--kernel {default_kernel(hardware)}, which vllm chooses on this GPU",
+        ),
+        (
             kernel.named_family is None,
             "unknown-kernel",
             f"kernel {kernel.source!r} is not among the calibrated families",
