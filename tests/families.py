@@ -100,6 +100,12 @@ FAMILIES: Mapping[str, Family] = {
     "minimax_m2": Family("MiniMaxM2TopKRouter", (256, 8)),
     "minimax": Family("MiniMaxTopKRouter", (32, 2)),
     "hunyuan_v1_moe": Family("HunYuanMoEV1Gate", (64, 8)),
+    "hunyuan_v1_moe with alpha": Family(
+        "HunYuanMoEV1Gate",
+        (64, 8),
+        {"rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+        of="hunyuan_v1_moe",
+    ),
     "hy_v3": Family("HYV3TopKRouter", (192, 8)),
     "hy_v4": Family("HYV4TopkRouter", (192, 8), SCALED),
     "llama4_text": Family("Llama4Router", (16, 1)),

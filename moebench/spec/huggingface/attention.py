@@ -76,6 +76,12 @@ def _read_rope(reading: Reading) -> None:
         found["attention.rotary_dim"] = int(found["attention.head_dim"] * share)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     kind = KINDS.get(kind, kind)
+    alpha = r.check(f"{key}.alpha", parameters.get("alpha"), float)
+    if kind == "dynamic" and alpha:  # Hunyuan: a fixed factor on the base, whatever the length
+        dim = found.get("attention.rotary_dim") or found["attention.head_dim"]
+        base = found.get("attention.rope_theta", 10000.0)
+        found["attention.rope_theta"] = base * alpha ** (dim / max(1, dim - 2))
+        return
     if kind in ("default", None):
         return
     if kind not in ("linear", "dynamic", "yarn", "llama3", "longrope"):
