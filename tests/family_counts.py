@@ -38,7 +38,7 @@ NOT_ODD = ("cpmant", "dbrx", "deepseek_ocr2_text", "gpt_neo")
 """Families with a table, or a list of layers, of a size of its own."""
 OLDER_FILES = ("qwen2_vl", "qwen2_5_vl")
 """Families whose network is a vision model's too; the text part has a name of its own."""
-OWN_CODE = ("kimi_k2",)
+OWN_CODE = ("kimi_k2", "deepseek")
 """Families that transformers does not have: their files bring their own code."""
 FULL = tuple(
     name

@@ -81,6 +81,19 @@ DEEPSEEK_V3 = {
         "type": "yarn",
     },
 }
+DEEPSEEK_MOE_16B = {
+    "model_type": "deepseek",
+    "first_k_dense_replace": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 28,
+    "scoring_func": "softmax",
+}
 
 
 def read(folder: Path, config: dict[str, Any], **changes: Any) -> ModelSpec:
@@ -102,7 +115,11 @@ def test_a_config_and_its_folder_are_the_published_model(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("config", "name"),
-    [(QWEN3_30B, "qwen3-30b-a3b"), (DEEPSEEK_V3, "deepseek-v3")],
+    [
+        (QWEN3_30B, "qwen3-30b-a3b"),
+        (DEEPSEEK_V3, "deepseek-v3"),
+        (DEEPSEEK_MOE_16B, "deepseek-moe-16b"),
+    ],
 )
 def test_a_config_agrees_with_the_shipped_model(tmp_path: Path, config: Any, name: str) -> None:
     model, shipped = read(tmp_path, config), load_model(name)
@@ -182,6 +199,17 @@ def test_groups_are_those_of_the_method(tmp_path: Path) -> None:
             "bfloat16",
         ),
         (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "a": {"targets": ["re:.*experts.*"], "weights": {"num_bits": 4, "type": "int"}},
+                    "b": {"targets": ["re:.*attn.*"], "weights": {"num_bits": 8, "type": "float"}},
+                },
+            },
+            "int4",
+            "float8",
+        ),
+        (
             {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
             "nvfp4",
             "nvfp4",
@@ -192,6 +220,15 @@ def test_quantised_weights(tmp_path: Path, quantisation: Any, experts: str, othe
     model = read(tmp_path, QWEN3_30B, quantization_config=quantisation)
     assert (model.expert_weights, model.other_weights) == (experts, others)
     assert model.not_understood == ()
+
+
+def test_modelopt_says_it_in_a_file_of_its_own(tmp_path: Path) -> None:
+    beside = {
+        "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head", "*self_attn*"]}
+    }
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside), encoding="utf-8")
+    model = read(tmp_path, QWEN3_30B)
+    assert (model.expert_weights, model.other_weights) == ("nvfp4", "bfloat16")
 
 
 def test_keys_that_nobody_reads_are_listed(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from moebench.files import text_of
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".npz", ".onnx")
+MODELOPT = "hf_quant_config.json"
+"""Where NVIDIA's ModelOpt writes how a checkpoint is quantised, beside its config.json."""
 TEXT_PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
 """Tables of a multimodal config that hold its language model."""
 _OTHER_FILES = {
@@ -42,6 +44,15 @@ def read_config(name: str) -> tuple[Path, dict[str, Any]]:
             raise ValueError(f"{folder}: no config.json in this folder{_beside(folder)}")
     if path.suffix in WEIGHTS:
         raise ValueError(f"{path}: found a file of weights, expected the config.json beside it")
+    config = _table(path)
+    beside = path.with_name(MODELOPT)
+    if "quantization_config" not in config and path.name == "config.json" and beside.is_file():
+        config["quantization_config"] = _table(beside).get("quantization")
+    return path, config
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The table of a JSON file; errors name the file."""
     text = text_of(path)
     try:
         config = json.loads(text)
@@ -51,7 +62,7 @@ def read_config(name: str) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: found a {type(config).__name__}, expected a table of keys")
-    return path, config
+    return config
 
 
 def text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
