@@ -33,7 +33,8 @@ class AdaK(Policy):
     """Lambda, the coefficient of the expected count in the training loss (section 4.1)."""
     weights: Literal["base", "paper"] = "base"
     """Weights of the chosen experts: the base model's convention, or Equation 2, which renormalises
-    for every base; the two differ where the base does not (OLMoE, Qwen1.5-MoE, DeepSeek)."""
+    for every base. They differ where the base does not (OLMoE, Qwen1.5-MoE, DeepSeek), which a
+    router with the paper's weights therefore does not start as."""
 
     def weights_gate(self, model: ModelSpec) -> Gate:
         """The gate convention that makes the weights."""

@@ -40,7 +40,8 @@ class AdaMoE(Policy):
     mean_k: float | None = None
     """Mean true experts per token to impose; the paper's for this model if left out."""
     alpha: float = 0.02
-    """Coefficient of the balance loss; the paper's second epoch uses 1e-4 (Table 5)."""
+    """Coefficient of the balance loss; the paper's second epoch uses 1e-4 (Table 5). The authors'
+    LoRA code divides f by top_k, so that its 1e-3 is 1e-3 / top_k here."""
     aux_reduction: Reduction = "pooled"
     """How the balance loss is reduced over layers; the released Mixtral code pools them."""
 
