@@ -253,3 +253,21 @@ def test_a_file_on_a_full_disk_is_trouble_with_the_output(
     figure.symlink_to("/dev/full")
     assert answered(f"predict --batch 1 --plot {figure}") == terminal.NOT_WRITTEN
     assert f"error: --plot {figure}: cannot be written: No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "shown"),
+    [
+        (30.0, "25% |█████               | 0:30 of 2:00, 1:30 left | cell"),
+        (119.9, "99% |███████████████████▊| 2:00 of 2:00, 0:00 left | cell"),
+        (150.0, "99% |███████████████████▊| 2:30 of 2:00, 0:30 over | cell"),
+    ],
+)
+def test_a_bar_is_full_only_when_the_work_has_ended(elapsed: float, shown: str) -> None:
+    with terminal.Bar(120.0) as bar:
+        bar.started -= elapsed
+        bar.tell("cell")
+        assert str(bar._bar).strip() == shown
+        bar.expect(300.0)
+        bar.tell("cell")
+        assert " of 5:00" in str(bar._bar) and "100%" not in str(bar._bar)

@@ -239,9 +239,10 @@ class Budget:
         self, waiting: Sequence[CellCost], out: Collection[str], before: Collection[str]
     ) -> list[str]:
         """Lines about cells that are left out now but were not `before`, or come back."""
-        lines = [f"left out: {key}, {self._takes(key)}" for key in out if key not in before]
-        if lines:
-            lines.append(f"the budget of {text(self.total, 'time')} does not hold them; {LATER}")
+        new = [cost.key for cost in waiting if cost.key in out and cost.key not in before]
+        lines = [f"left out: {key}, {self._takes(key)}" for key in new]
+        if new and not self.finished:
+            lines.append(f"the budget of {text(self.total, 'time')} does not hold more; {LATER}")
         lines += [f"there is time for {key} after all" for key in before if key not in out]
         needs = [self.need(cost) for cost in waiting]
         kept = [need for cost, need in zip(waiting, needs, strict=True) if cost.key not in out]

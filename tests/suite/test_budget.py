@@ -236,7 +236,7 @@ def test_a_cell_comes_back_where_the_others_took_less_than_predicted() -> None:
 def test_only_a_change_is_said() -> None:
     costs = mixtral(2.0, 2.0)
     budget = Budget(500, costs, MIN_ROUNDS, started=0.0, clock=lambda: 10.0)
-    out = [cost.key for cost in budget.left_out(costs)]
+    out = [cost.key for cost in costs if cost in budget.left_out(costs)]
     lines = budget.notes(costs, out, ())
     said = [line.removeprefix("left out: ").split(",")[0] for line in lines]
     assert said[: len(out)] == out and "--resume" in lines[len(out)]
