@@ -140,7 +140,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     begun = [one for one in options if given and _goes_on(given, folded(one))]
     if len(begun) > 1:
         return f"; did you mean one of {', '.join(begun)}?"
-    most = 1 if len(given) < 8 else 2
+    most = 1 if len(given) < 12 else 2
     slips = {one: _slips(given, folded(one)) for one in options if _numbers(one) == _numbers(name)}
     close = begun or [one for one in slips if given and slips[one] == min(slips.values()) <= most]
     if close:

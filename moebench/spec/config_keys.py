@@ -6,7 +6,8 @@ answered from data/config_keys.toml, never from its spelling.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from moebench.spec.schema import Glossary, read_toml
@@ -50,10 +51,14 @@ def _model_key(key: str) -> str:
     if note := known["other_notes"].get(lower):
         return f": {note}"
     for what, keys in known["not_supported"].items():
-        if key in keys:
+        if _matches(lower, keys):
             return f": not supported: {what}"
-    is_free = lower in known["without_cost"]["keys"]
+    is_free = _matches(lower, known["without_cost"]["keys"])
     return ": leave it out, a step costs the same with it" if is_free else ""
+
+
+def _matches(key: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(key, pattern.lower()) for pattern in patterns)
 
 
 def _published_as(key: str) -> str:
