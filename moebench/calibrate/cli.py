@@ -105,5 +105,7 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     }
     terminal.show(f"{machine.hardware.title}, {dtype}: {fit.name}")
     terminal.show("\n".join(f"  {name:24} {value}" for name, value in facts.items()))
+    for doubt in fit.doubts:
+        terminal.show(f"⚠ {doubt.sentence}")
     terminal.show(f"saved for the suites: {path}")
     return 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moebench.calibrate import machine, saved
+from moebench.calibrate.cli import main
 from moebench.calibrate.machine import Machine, prepare_machine
 from moebench.calibrate.products import layouts
 from moebench.calibrate.saved import When, calibration_path
@@ -192,6 +193,19 @@ def test_a_poor_calibration_is_measured_again_at_a_later_start(site: Site) -> No
     for _ in range(3):
         assert kinds(site.prepare()) == ["poor-calibration"]
         assert site.num_measured == 2
+
+
+def test_the_calibrate_verb_says_what_is_doubtful(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.loads, site.measured = [BUSY], [benchmarks(load=BUSY)]
+    assert main(["--device", "cpu"]) == 0
+    answer, said = capsys.readouterr()
+    assert "this machine is busy: 3.1 of 2 processors wanted" in said
+    assert "⚠ busy-calibration: this machine was calibrated while it was busy" in answer
+    site.loads, site.measured = [QUIET], [benchmarks()]
+    assert main(["--device", "cpu"]) == 0
+    assert "⚠" not in capsys.readouterr().out
 
 
 def test_a_gpu_with_a_file_and_a_poor_calibration_is_priced_from_its_datasheet(

@@ -69,6 +69,7 @@ def test_a_cell_is_predicted_for_the_state_that_it_meets(
     path.write_text(json.dumps(table))
     readings = iter((fast, fast, slow))
     monkeypatch.setattr("moebench.calibrate.machine.reading_now", lambda device: next(readings))
+    monkeypatch.setattr("moebench.report.output.draw_figures", lambda run: ([], []))
     options = ("--only", "ada-k", "--time-budget", "1 s", "--device", "cpu", "--energy", "off")
     try:
         assert main([suite, *options, "--out", str(tmp_path)]) == 0
