@@ -22,7 +22,7 @@ import numpy as np
 from moebench.compare.intervals import center_limits, degrees_of_freedom, trimmed_mean
 from moebench.compare.noise import LEAST_RUNS, UnchangedRuns
 from moebench.compare.rounds import MIN_ROUNDS, RoundTotals, expected_seconds
-from moebench.compare.state import Footprint, footprints, state_label
+from moebench.compare.state import Footprint, footprints, load_label, state_label
 from moebench.records.confidence import effective_freedom, p_value, rejected, t_quantile
 from moebench.records.measurement import Measurement
 from moebench.records.record import Record
@@ -124,6 +124,8 @@ def compare_runs(
         )
     if (state := state_label(of_a, of_b)) is not None:
         labels.append(state)
+    loads = load_label("A", of_a.values()), load_label("B", of_b.values())
+    labels += [label for label in loads if label is not None]
     changes = []
     for case in shared:
         divisor: Divisor = None if version is None else "whole"

@@ -6,7 +6,7 @@ follows the one, a step of many tokens the other, so that each case is divided b
 the time in which the reference's two parts would move the case's bytes and compute its FLOPs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,4 +78,21 @@ def state_label(a: Mapping[str, Record], b: Mapping[str, Record]) -> str | None:
     return (
         f"two states of the host: memory was read at {one} in A and at {other} in B; "
         "each case is divided by its own share of memory and arithmetic"
+    )
+
+
+def load_label(name: str, records: Iterable[Record]) -> str | None:
+    """How many cells of a run were measured on a busy machine, and how busy; None for a quiet run.
+
+    The reference operation waits for processors too, so dividing by it takes part of the load out.
+    """
+    cells = {record.cell: record.measurement for record in records}
+    loads = [m.host for m in cells.values() if m is not None and m.host is not None]
+    busy = [load for load in loads if load.is_busy]
+    if not busy:
+        return None
+    worst = max(busy, key=lambda load: load.wanted)
+    return (
+        f"{name} was measured on a busy machine in {len(busy)} of {len(cells)} cells "
+        f"({worst.finding} in the worst): its latencies are poor"
     )

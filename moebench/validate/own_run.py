@@ -17,7 +17,7 @@ import numpy as np
 
 from moebench import terminal
 from moebench.compare.runs import differences, relative_latency
-from moebench.compare.state import Footprint, footprints
+from moebench.compare.state import Footprint, footprints, load_label
 from moebench.predict.arrays import Floats
 from moebench.records.measurement import Measurement
 from moebench.records.record import Record
@@ -57,6 +57,8 @@ class RunScore:
     """Median error of the predictions over that of the earlier measurement."""
     missed: tuple[str, ...]
     """Required figures that were not reached."""
+    notes: tuple[str, ...] = ()
+    """What the errors should be read with."""
 
 
 def validate_run(directory: Path, earlier: Path | None, as_json: bool) -> int:
@@ -119,6 +121,7 @@ def score_run(run: Run, earlier: Run | None) -> RunScore:
             mixtures = footprints(records, before)
             both = _relative(before, mixtures), _relative(records, mixtures)
             again_divided = _error(np.subtract(*both))
+    loads = [("the run", records.values()), ("the earlier run", before.values())]
     missed = []
     if ratio is not None and ratio > MOST_RATIO:
         missed.append(f"{ratio:.2f} times the error of an earlier measurement, {MOST_RATIO} asked")
@@ -133,6 +136,7 @@ def score_run(run: Run, earlier: Run | None) -> RunScore:
         again_divided,
         ratio,
         tuple(missed),
+        tuple(filter(None, (load_label(*each) for each in loads))),
     )
 
 
@@ -153,6 +157,7 @@ def score_text(score: RunScore) -> str:
     lines = [terminal.text_table(["error of", "cases", "median", "P90", "bias"], cells)]
     if score.ratio is not None:
         lines.append(f"prediction over earlier measurement: {score.ratio:.2f} (median errors)")
+    lines += [f"note: {note}" for note in score.notes]
     return "\n".join([*lines, *(f"MISSED: {what}" for what in score.missed)])
 
 

@@ -8,9 +8,10 @@ from runs import timed, without_reference
 
 from moebench.compare.noise import UnchangedRun, UnchangedRuns
 from moebench.compare.runs import Comparison, compare_runs
+from moebench.records.host import HostLoad, RoundLoad
 from moebench.records.measurement import READ_BYTES, Reference
 from moebench.records.run import Run
-from moebench.validate.own_run import score_run
+from moebench.validate.own_run import score_run, score_text
 
 FAST, SLOW = READ_BYTES / 48e9, READ_BYTES / 27e9
 """Seconds of the reference's pass over memory in each state."""
@@ -122,3 +123,20 @@ def test_runs_without_a_reference_have_no_state() -> None:
     found = compare_runs(old, without_reference(in_state(SLOW)), KNOWN)
     assert found.labels[0] == "latencies are not divided by a reference operation"
     assert len(found.labels) == 2
+
+
+def test_runs_on_a_busy_machine_are_labelled() -> None:
+    busy = HostLoad(2, 2, (RoundLoad(0, 1.0, 0.5, 2.0, 0.0, 1.0),))
+    run = in_state(FAST)
+    records = []
+    for record in run.records:
+        assert record.measurement is not None
+        records.append(replace(record, measurement=replace(record.measurement, host=busy)))
+    loaded = replace(run, records=tuple(records))
+    (label,) = compared(run, loaded).labels
+    assert label.startswith("B was measured on a busy machine in 2 of 2 cells (3.5 of 2 processors")
+    manifest = replace(run.manifest, calibration={})
+    score = score_run(replace(loaded, manifest=manifest), run)
+    assert score.notes == (label.replace("B was", "the run was"),)
+    assert f"note: {score.notes[0]}" in score_text(score)
+    assert score_run(replace(run, manifest=manifest), None).notes == ()
