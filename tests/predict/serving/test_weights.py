@@ -13,6 +13,7 @@ from moebench.predict.kernels.weights import MEASURED, arithmetic, nearest_measu
 from moebench.predict.serving.decoder import ops_by_stage
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_memory
+from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.speedup import Speedup, speedups
 from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
@@ -110,6 +111,10 @@ def test_compute_at_many_tokens_is_that_of_the_arithmetic() -> None:
 def test_an_fp8_cache_is_half_as_large_and_read_in_half_the_time() -> None:
     plain, half = (row("bf16", level="model", context=32768, kv_dtype=kv) for kv in ("bf16", "fp8"))
     assert half.memory["cache"] == plain.memory["cache"] / 2
+    windows = replace(MIXTRAL, attention=replace(MIXTRAL.attention, window=64))
+    load = TOP_K.load(windows, 1, TOP_K.operating_point(windows))
+    short = Deployment(windows, H100, level="model", kv_dtype="fp8")
+    assert rank_memory(short, TOP_K, load, 2.0, 1)["cache"] == 32 * 64 * 2 * 8 * 128
     stages = [found.estimate.by_stage["attention"] for found in (plain, half)]
     assert stages[1] == pytest.approx(stages[0] / 2, rel=0.02)
 
@@ -152,6 +157,20 @@ def test_other_weights_are_read_in_their_own_bytes() -> None:
     read = [sum(op.bytes_read for op in ops) for ops in (plain, packed)]
     weights = 2 * 4096 * 4096 + 2 * 4096 * 1024
     assert read[0] - read[1] == pytest.approx(weights * (2 - (4 + 20 / 128) / 8))
+    seconds = [
+        speedups(Deployment(MIXTRAL, H100, level="decoder", dtype=name), TOP_K, [1])[0]
+        for name in ("bf16", "int4")
+    ]
+    wide, narrow = (found.estimate.by_stage["projections"] for found in seconds)
+    assert narrow < 0.6 * wide
+
+
+def test_dense_matmuls_of_unmeasured_weights_are_less_sure() -> None:
+    plain, packed, experts_alone = (
+        kernel_prices(Deployment(MIXTRAL, H100, dtype=name)).dense.uncertainty
+        for name in ("bf16", "int4", "mxfp4")
+    )
+    assert plain == experts_alone < packed
 
 
 def gap(target: KernelFit, source: KernelFit, tokens: list[int]) -> np.ndarray:
