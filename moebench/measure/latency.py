@@ -151,7 +151,7 @@ def measure_rounds(
         covariates.reference()
         referring = plan.min_rounds * clock.time(covariates.reference)
     num_steps = _steps_per_visit(
-        [warmup[case][-1] for case in cases if warmup[case]],
+        [warmup[case] for case in cases if warmup[case]],
         plan,
         plan.budget - referring - (clock.now() - start),
     )
@@ -239,12 +239,16 @@ def _warm_up(visit: Visit, clock: Clock, plan: Plan, deadline: Seconds) -> tuple
     return tuple(per_step)
 
 
-def _steps_per_visit(per_step: list[Seconds], plan: Plan, budget_left: Seconds) -> int:
-    """Number of steps that lets the fastest case fill `min_visit` and `min_rounds` rounds fit."""
-    if not per_step or min(per_step) <= 0:
+def _steps_per_visit(per_step: list[tuple[Seconds, ...]], plan: Plan, budget_left: Seconds) -> int:
+    """Number of steps that lets the fastest case fill `min_visit` and `min_rounds` rounds fit.
+
+    The fastest warm-up visit says what a step takes, the last one how busy the machine is.
+    """
+    fastest = min((seconds for visits in per_step for seconds in visits), default=0.0)
+    if fastest <= 0:
         return plan.warm_steps
-    wanted = math.ceil(plan.min_visit / min(per_step))
-    affordable = int(budget_left / (plan.min_rounds * sum(per_step)))
+    wanted = math.ceil(plan.min_visit / fastest)
+    affordable = int(budget_left / (plan.min_rounds * sum(visits[-1] for visits in per_step)))
     return max(1, min(wanted, affordable))
 
 

@@ -19,7 +19,7 @@ LEGEND = (
     "mean k: routed experts a token ran; distinct experts: those that a step touched in one layer. "
     "latency: measured time of a step through the layers run, with the larger side of its 95 % "
     "interval; error: predicted over measured latency, less 1. speedup: the baseline's total time "
-    "over the router's on the same steps, delays of single rounds left out, with its 95 % "
+    "over the router's on the same steps, single delays left out, with its 95 % "
     "interval; verdict same: inside 1 ± 1 %; unclear: the interval holds 1, fewer than 8 rounds "
     "ran, or the row is not significant after correction for the number of rows "
     "(Benjamini-Hochberg, 5 %). FLOPs promise: the speedup if time were proportional to FLOPs. "

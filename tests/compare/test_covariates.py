@@ -66,13 +66,15 @@ def test_a_reference_that_explains_nothing_or_lacks_a_round_changes_nothing() ->
     assert len(reference_times(Reference(1, strong.samples), range(16))) == 1
 
 
-def test_one_delayed_reference_is_no_state() -> None:
+def test_delays_of_single_references_are_no_state() -> None:
+    """Four rounds delay target and reference alike; the ranks alone would call that a state."""
     rng = np.random.default_rng(10)
-    base, target = (np.exp(0.02 * rng.standard_normal(16)) for _ in range(2))
-    target[6] *= 5
-    reading = np.ones(16)
-    reading[6] = 5.0
-    ratio = pairs.speedup(visits(base), visits(target), reference=reference(reading, np.ones(16)))
+    base, target = (np.exp(0.02 * rng.standard_normal(24)) for _ in range(2))
+    reading, delayed = np.ones(24), [3, 8, 14, 20]
+    target[delayed] *= 5.0
+    reading[delayed] = 5.0
+    known = reference(reading, np.ones(24))
+    ratio = pairs.speedup(visits(base), visits(target), reference=known)
     assert ratio == pairs.speedup(visits(base), visits(target))
 
 

@@ -132,6 +132,18 @@ def test_parts_that_fit_no_visit_are_refused(
         Sample(0, 0, 0, 4, 2.0, None, parts, work)
 
 
+def test_a_delayed_warm_up_makes_visits_no_shorter() -> None:
+    """The last warm-up visit waits for a processor: a step still takes what the first one took."""
+    clock, ran = FakeClock(), [0]
+
+    def visit(first_step: int, num_steps: int) -> None:
+        ran[0] += 1
+        clock.seconds += num_steps * 0.001 * (9 if ran[0] == 2 else 1)
+
+    plan = Plan(budget=9.0, max_rounds=8, max_warmup_visits=2, in_parts=True)
+    assert measure_rounds({"a": visit}, clock, plan).num_steps == 10
+
+
 def test_the_budget_ends_a_cell_and_is_kept() -> None:
     stream = Stream(a=0.05, b=0.07)
     rounds = stream.measure(budget=3.0)
