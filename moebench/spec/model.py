@@ -260,7 +260,7 @@ class ModelSpec:
         for name in ("moe_layers", "attention.windowed_layers"):
             self._check_layers(name)
         dense = self.num_layers - self.num_moe_layers
-        if dense and not self.dense_intermediate_size:
+        if dense and not self.dense_intermediate_size and not self.moe_level_only:
             raise ValueError(
                 f"dense_intermediate_size: found 0, expected the width of the {dense} dense layers"
             )

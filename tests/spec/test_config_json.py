@@ -307,6 +307,33 @@ def test_other_files_of_a_checkpoint_are_told_apart(tmp_path: Path) -> None:
         load_model("gone.json")
 
 
+def test_older_spellings_of_a_family_are_read(tmp_path: Path) -> None:
+    """bloom-560m has 559,214,592 parameters on the hub; its file says n_embed and n_layer."""
+    bloom = {"model_type": "bloom", "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}
+    model = read(tmp_path, bloom)
+    assert parameters(model) + 2 * 1024 == 559_214_592  # and the norm behind the embeddings
+    opt = {"model_type": "opt", "hidden_size": 1024, "word_embed_proj_dim": 512}
+    assert read(tmp_path, opt).not_understood == ("word_embed_proj_dim",)
+    assert read(tmp_path, opt, word_embed_proj_dim=1024).not_understood == ()
+    kimi = {"model_type": "kimi_linear", "num_experts": 256, "num_shared_experts": 2}
+    assert read(tmp_path, kimi).shared_intermediate_size == 2 * 1024
+    with pytest.raises(ValueError, match=r"num_shared_experts: found 'x', expected an integer"):
+        read(tmp_path, kimi, num_shared_experts="x")
+
+
+def test_a_network_without_experts_or_decoder_is_described(tmp_path: Path) -> None:
+    mamba = {
+        "model_type": "mamba",
+        "hidden_size": 768,
+        "num_hidden_layers": 24,
+        "vocab_size": 50280,
+    }
+    model = read(tmp_path, mamba)
+    assert (model.num_layers, model.num_experts, model.moe_level_only) == (24, 0, "Mamba layers")
+    with pytest.raises(ValueError, match=r"found 'clip' \(a vision model\), and no sizes"):
+        read(tmp_path, {"model_type": "clip", "vision_config": {}})
+
+
 def test_a_folder_hides_no_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mixtral-8x7b").mkdir()

@@ -18,7 +18,8 @@ def counts_text(model: ModelSpec) -> str:
     """Total and active parameters in words: "46.7 B parameters, 12.9 B active"."""
     total, active = counts(model)
     if total is None:
-        return f"MoE layer only: {model.moe_level_only}"
+        part = "MoE layer" if model.num_experts else "name"
+        return f"{part} only: {model.moe_level_only}"
     words = f"{text(total, 'count')} parameters"
     return f"{words}, {text(active, 'count')} active" if model.num_experts else words
 

@@ -50,7 +50,8 @@ class Family:
     optional: tuple[str, ...] = ()
     """Config keys of the family that may be absent or null."""
     described: Mapping[str, Any] = field(default_factory=dict)
-    """Config keys that change the network, and the only value at which this reading is right."""
+    """Config keys that change the network, and the only value at which this reading is right: the
+    value itself, or the field of the network that has it."""
     harmless: tuple[str, ...] = ()
     """Config keys of the family that do not change what is priced."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 KEYS: Mapping[str, tuple[str, ...]] = {
     "num_layers": ("num_hidden_layers", "n_layers", "n_layer", "num_layers"),
-    "hidden_size": ("hidden_size", "d_model", "n_embd", "model_dim"),
+    "hidden_size": ("hidden_size", "d_model", "n_embd", "n_embed", "model_dim"),
     "vocab_size": ("vocab_size",),
     "num_experts": (
         *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),

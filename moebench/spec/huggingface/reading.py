@@ -126,5 +126,6 @@ class Reading:
     def _is_neutral(self, key: str, value: Any) -> bool:
         """Whether a key has the value at which the description is right without it."""
         if key in self.family.described:
-            return bool(value == self.family.described[key]) or value is None
+            right = self.family.described[key]
+            return value is None or bool(value in (right, self.found.get(str(right))))
         return value is None or value is False or value in ("", [], {})

@@ -51,8 +51,10 @@ def family_of(name: str, config: Mapping[str, Any], where: str) -> Family:
             f"{where}: model_type: found {name!r}, which is no known family{miss}; "
             "docs/models.md lists them; a TOML can describe it"
         )
+    has_width = any(key in config for key in KEYS["intermediate_size"])
     return Family(
         name=name,
+        keys={} if kind or has_width else {"intermediate_size": "intermediate_size"},
         source="its name, of transformers 5.23.0" if kind else "its own keys",
         moe_level_only=kind or f"the unknown family {name!r}{miss}",
     )
@@ -160,7 +162,7 @@ def _read_widths(reading: Reading) -> None:
         return
     if r.family.expansion:
         found.setdefault("dense_intermediate_size", r.family.expansion * hidden)
-    if r.family.scales_embeddings:
+    if r.family.scales_embeddings or r.known("mup_enabled", bool):
         found["embedding_multiplier"] = hidden**0.5
     if scale := r.known("logit_scale", float):
         found["logit_divisor"] = 1 / scale
