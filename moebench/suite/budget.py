@@ -169,6 +169,8 @@ class Budget:
         `round` is the time of a round as the set-up showed it.
         """
         own = cell_need(cost.energy, round, self.min_rounds, cost.phase)
+        out = self.left_out(later, reserved=own.floor)
+        later = [other for other in later if other not in out]
         others = [self.need(other) for other in later]
         doubted = [self.need(other, caution=CAUTION) for other in later]
         left = self.left()
@@ -180,8 +182,15 @@ class Budget:
             most = usual
         return Allowed(usual - cost.energy, max(usual, most) - cost.energy)
 
-    def left_out(self, waiting: Sequence[CellCost], before: Collection[str] = ()) -> list[CellCost]:
+    def left_out(
+        self,
+        waiting: Sequence[CellCost],
+        before: Collection[str] = (),
+        reserved: Seconds = 0.0,
+    ) -> list[CellCost]:
         """The cells, out of those that wait, that are left out for the sake of the others' rounds.
+
+        Time that is `reserved`, for the rounds of the cell that runs, is not theirs.
 
         At most a quarter of all, never decode at batch 1, never the last cell of a phase; a level
         keeps all of its phases if that is possible. Cells left out `before` stay so first.
@@ -194,12 +203,13 @@ class Budget:
             return []
         most = int(LARGEST_SHARE_LEFT_OUT * len(self.costs))
         out: list[CellCost] = []
-        while len(out) < most and (pick := self._pick(waiting, out, before)):
+        while len(out) < most and (pick := self._pick(waiting, out, before, reserved)):
             out.append(pick)
-        if not self._lacks([self.need(cost).least for cost in waiting if cost not in out]):
+        least = [self.need(cost).least for cost in waiting if cost not in out]
+        if not self._lacks([reserved, *least]):
             return out
         out = []
-        while pick := self._pick(waiting, out, before, by_length=True):
+        while pick := self._pick(waiting, out, before, reserved, by_length=True):
             out.append(pick)
         least = [self.need(cost).least for cost in waiting if cost not in out]
         self.is_too_small = not self.finished and self._lacks(least) > 0
@@ -210,6 +220,7 @@ class Budget:
         waiting: Sequence[CellCost],
         out: Sequence[CellCost],
         before: Collection[str],
+        reserved: Seconds,
         *,
         by_length: bool = False,
     ) -> CellCost | None:
@@ -228,7 +239,7 @@ class Budget:
             free = [cost for cost in free if phases[cost.phase] > 1]
             free = [cost for cost in free if places[cost.phase, cost.level] > 1] or free
         free = [cost for cost in free if cost.key in before] or free
-        lack = self._lacks([*times.values()])
+        lack = self._lacks([reserved, *times.values()])
         if not free or not lack:
             return None
         enough = [] if by_length else [cost for cost in free if times[cost.key] >= lack]

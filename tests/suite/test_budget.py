@@ -214,6 +214,13 @@ def test_where_one_round_of_each_does_not_fit_the_longest_cells_go() -> None:
     assert min(inference(found)) >= MIN_ROUNDS
 
 
+def test_a_cell_gets_its_rounds_where_those_behind_it_will_not_fit_any_more() -> None:
+    costs = [cell("moe", "decode", batch, 10.0, 1.0) for batch in (1, 4, 16)]
+    budget = Budget(100.0, costs, MIN_ROUNDS, started=0.0, clock=lambda: 70.0)
+    budget.set_up(costs[0], 60.0, 1.0)
+    assert budget.allowed(costs[0], costs[1:], 1.0).usual >= MIN_ROUNDS
+
+
 def test_training_gives_way_before_inference_is_left_out() -> None:
     costs = mixtral()
     least = sum(
