@@ -128,8 +128,9 @@ def microbenchmarks(
 def recheck(device: torch.device, benchmarks: Microbenchmarks) -> float:
     """Some products timed again: their time now over their time then, in a few seconds.
 
-    Of the plain products that took at most `RECHECK_COST` those with the most FLOPs, one a shape;
-    of each the best of its turns, since other load only adds; of them the median.
+    Of the plain products that took at most `RECHECK_COST` those with the most FLOPs, one a shape.
+    A machine is slower if the best of their turns is, since other load only adds, and faster if
+    most of them are: a calibration holds medians. Of the shapes the median.
     """
     plain = [sample for sample in benchmarks.matmuls if sample.layout == "plain"]
     quick = [sample for sample in plain if sample.seconds <= RECHECK_COST] or plain
@@ -142,21 +143,23 @@ def recheck(device: torch.device, benchmarks: Microbenchmarks) -> float:
     pool = Pool(elements, device, getattr(torch, samples[0].dtype))
     products, clock = Products(pool, [*then]), clock_for(device)
     repeats = {size: products.repeats(size, clock) for size in then}
-    best = dict.fromkeys(then, math.inf)
+    turns: dict[Size, list[float]] = {size: [] for size in then}
     for _ in range(RECHECK_TURNS):
-        for size in then:
-            best[size] = min(best[size], products.time(size, repeats[size], clock))
-    return statistics.median(best[size] / seconds for size, seconds in then.items())
+        for size, seconds in then.items():
+            turns[size].append(products.time(size, repeats[size], clock) / seconds)
+    return statistics.median(
+        max(min(ratios), min(1.0, statistics.median(ratios))) for ratios in turns.values()
+    )
 
 
 def reading_now(device: torch.device) -> Seconds:
-    """Time of the reference operation's pass over memory now: the best of some."""
+    """Time of the reference operation's pass over memory now, on a quiet machine: a median."""
     reference = reference_operation(device)
     times = []
     for _ in range(1 + RECHECK_TURNS):
         reference()
         times.append(reference.reading())
-    return min(times[1:])
+    return statistics.median(times[1:])
 
 
 def _pool_elements(sizes: Sequence[Size], dtype: str, cache: Bytes) -> int:
