@@ -59,6 +59,8 @@ class _Answers:
     def __init__(self) -> None:
         self.trouble: str | None = None
         """Why stdout cannot be written."""
+        self.lacks_files = False
+        """Whether a file beside the answer could not be written."""
 
     def write(self, text: str) -> None:
         """Write to the end of the stream; a reader that has gone is a BrokenPipeError."""
@@ -112,14 +114,15 @@ def run(answer: Callable[[], int]) -> int:
     is written, to stdout or to a file, has an exit code of its own.
     """
     ready_streams()
-    _ANSWERS.trouble = None
+    _ANSWERS.trouble, _ANSWERS.lacks_files = None, False
     try:
         try:
             code = answer()
         except SystemExit:
             if _ANSWERS.trouble is None:
                 raise
-        return NOT_WRITTEN if _ANSWERS.trouble is not None else code
+        is_whole = _ANSWERS.trouble is None and not _ANSWERS.lacks_files
+        return code if is_whole else NOT_WRITTEN
     except OutputError as error:
         say(f"error: {error}")
         return NOT_WRITTEN
@@ -158,6 +161,15 @@ def _is_closed_on_windows(error: Exception) -> bool:
 def say(line: object) -> None:
     """Print one line on stderr."""
     NOTES.write(f"{printable(str(line))}\n")
+
+
+def write_beside(write: Callable[[], object]) -> None:
+    """Write files beside an answer, which is shown all the same where a disk is full."""
+    try:
+        write()
+    except OutputError as error:
+        say(f"error: {error}")
+        _ANSWERS.lacks_files = True
 
 
 def show(text: object) -> None:

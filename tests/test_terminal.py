@@ -16,6 +16,7 @@ import pytest
 from runs import write_run
 
 from moebench import terminal
+from moebench.files import OutputError
 from moebench.records.checksum import read_document, write_document
 from moebench.terminal import text_table
 from moebench.version import VERSION
@@ -251,8 +252,25 @@ def test_a_file_on_a_full_disk_is_trouble_with_the_output(
 ) -> None:
     figure = tmp_path / "speedup.png"
     figure.symlink_to("/dev/full")
+    assert answered("predict --batch 1") == 0
+    answer = capsys.readouterr().out
     assert answered(f"predict --batch 1 --plot {figure}") == terminal.NOT_WRITTEN
-    assert f"error: --plot {figure}: cannot be written: No space left" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert f"error: --plot {figure}: cannot be written: No space left" in err and "drawn" not in err
+    assert out == answer
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_report(run: object) -> None:
+        raise OutputError("report.md: cannot be written: No space left on device")
+
+    monkeypatch.setattr("moebench.report.cli.write_report", write_report)
+    assert answered(f"report {plain}") == terminal.NOT_WRITTEN
+    out, err = capsys.readouterr()
+    assert err == "error: report.md: cannot be written: No space left on device\n"
+    assert "top-k" in out and "records" in out
 
 
 @pytest.mark.parametrize(

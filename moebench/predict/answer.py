@@ -67,8 +67,8 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         from moebench.predict.figure import draw_forecasts
 
         labelled = dict(zip(labels_of(cases), cases, strict=True))
-        save(draw_forecasts(labelled, *figure_texts(cases)), options.plot)
-        terminal.say(f"drawn: {options.plot}")
+        figure = draw_forecasts(labelled, *figure_texts(cases))
+        terminal.write_beside(lambda: save(figure, options.plot))
     if options.json:
         return speedup_document(cases, typical)
     if len(cases) == 1:

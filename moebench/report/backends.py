@@ -1,6 +1,7 @@
 """Report of a run of expert backends: a table a cell, the goals with what was reached, a figure."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from moebench import terminal
@@ -53,8 +54,9 @@ def report_experts(directory: Path, as_json: bool) -> int:
     with styled():
         drawn = png(backends_figure(run.cells, _baselines(run.cells)))
     picture = Picture("execution", "Expert execution", CAPTION, drawn)
-    replace_file(directory / "execution.png", drawn)
-    replace_file(directory / "report.md", markdown(_blocks(run, picture)).encode())
+    files = {"execution.png": drawn, "report.md": markdown(_blocks(run, picture)).encode()}
+    for name, data in files.items():
+        terminal.write_beside(partial(replace_file, directory / name, data))
     if as_json:
         terminal.show_json({"directory": str(directory), "cells": encode(run.cells)})
     else:

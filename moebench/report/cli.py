@@ -27,7 +27,7 @@ def _report(options: argparse.Namespace) -> int:
     if run_kind(read_manifest(options.run)) == "experts":
         return report_experts(options.run, options.json)
     run = load_run(options.run)
-    write_report(run)
+    terminal.write_beside(lambda: write_report(run))
     if options.json:
         terminal.show_json(run_summary(run))
     else:

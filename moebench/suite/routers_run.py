@@ -195,7 +195,7 @@ def _report(directory: Path, as_json: bool) -> int:
     from moebench.report.output import terminal_report, write_report
 
     run = load_run(directory)
-    write_report(run)
+    terminal.write_beside(lambda: write_report(run))
     if as_json:
         records, failures = encode(run.records), encode(run.failures)
         terminal.show_json({"directory": str(directory), "records": records, "failures": failures})

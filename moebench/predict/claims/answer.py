@@ -22,6 +22,5 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
     bar = tqdm(claims, "claims", file=terminal.NOTES, leave=False, disable=None)
     settled = [settle_claim(paper, claim) for paper, claim in bar]
     if plot is not None:
-        save(draw_claims(settled), plot)
-        terminal.say(f"drawn: {plot}")
+        terminal.write_beside(lambda: save(draw_claims(settled), plot))
     return json.dumps(document(settled)) if as_json else render(settled)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from moebench import terminal
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.files import not_written
 from moebench.records.record import Record
@@ -70,6 +71,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path)
     except OSError as error:
         raise not_written(f"--plot {path}", error) from error
+    terminal.say(f"drawn: {path}")
 
 
 def check_format(path: Path) -> None:
