@@ -38,6 +38,7 @@ NOT_MATRIX_PRODUCTS = frozenset(
         ("eq", "ne", "lt", "le", "gt", "ge", "minimum", "maximum", "where", "logical_and"),
         ("sum", "mean", "amax", "argmax", "cumsum", "bincount", "softmax", "logsumexp", "rms_norm"),
         ("sort", "argsort", "topk", "repeat", "repeat_interleave", "tril", "outer", "one_hot"),
+        ("ones_like", "pad", "triu"),
         ("index_select", "index_add", "scatter", "scatter_add", "embedding_bag", "view_as"),
     )
     for name in names

@@ -26,7 +26,7 @@ from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.case import Workload
 from moebench.spec.layer import layer_ops, mean_over_windows
 from moebench.spec.load import ExpertLoad
-from moebench.spec.model import ModelSpec, load_model, scaled_down
+from moebench.spec.model import Gate, ModelSpec, load_model, scaled_down
 from moebench.spec.ops import total_flops, training_ops
 
 STEPS = [
@@ -121,6 +121,20 @@ def test_a_new_position_sees_the_keys_of_its_window_only(context: int, tiny: Mod
     a = replace(tiny.attention, window=5, windowed_layers=(1,), rotary_dim=4)
     model = replace(tiny, attention=a, norm="layer")
     assert_three_agree(model, replace(STEPS[1], context_length=context))
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate("sigmoid", True, 2.5, 2, 1, has_correction_bias=True, router_dtype="float32"),
+        Gate("softmax", False, 16.0, 2, 1, "maximum"),
+        Gate("softmax", True, has_correction_bias=True, has_bias=True),
+    ],
+    ids=["deepseek-v3", "deepseek-v2", "biases"],
+)
+@pytest.mark.parametrize("router", ["top-k", "ada-k", "adamoe"])
+def test_all_three_agree_for_every_kind_of_gate(gate: Gate, router: str, tiny: ModelSpec) -> None:
+    assert_three_agree(replace(tiny, gate=gate), STEPS[0], router)
 
 
 def test_two_matrices_are_counted_as_two(tiny: ModelSpec) -> None:
