@@ -21,7 +21,7 @@ def stated_differences(model: ModelSpec) -> tuple[str, ...]:
         return ()
     table = model.vocab_size * model.hidden_size
     found = []
-    for name, experts in (("total", None), ("active", model.top_k)):
+    for name, experts in (("total", None), ("active", model.mean_top_k or model.top_k)):
         stated = getattr(model, key := f"{name}_parameters")
         computed = parameters(model, experts)
         allowed = min(_last_digit(stated), COARSEST * stated)

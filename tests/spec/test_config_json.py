@@ -350,6 +350,10 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 def test_the_language_model_of_a_multimodal_config(tmp_path: Path) -> None:
     config = {"model_type": "some_vl", "text_config": QWEN3_30B, "vision_config": {"depth": 3}}
     assert read(tmp_path, config).num_experts == 128
+    unnamed = {"model_type": "gemma3", "text_config": {"num_hidden_layers": 7}}
+    assert read(tmp_path, unnamed).attention.windowed_among(7) == (0, 1, 2, 3, 4, 6)
+    with pytest.raises(ValueError, match=r"missing key 'text_config\.model_type'"):
+        read(tmp_path, unnamed, model_type="some_vl")
     with pytest.raises(ValueError, match=r"text_config: num_experts: found 'x'"):
         read(tmp_path, config, text_config={**QWEN3_30B, "num_experts": "x"})
 

@@ -28,7 +28,8 @@ def load_config(name: str) -> ModelSpec:
     path, config = read_config(name)
     text, names = text_part(config)
     if names and "model_type" not in text:
-        text = {**text, "model_type": f"{model_type(path, config)}_text"}
+        implied = f"{model_type(path, config)}_text"
+        text = {**text, "model_type": implied if implied in family_names() else None}
     found = model_type(path, text, names)
     where = ": ".join([str(path), *[".".join(names)] * bool(names)])
     around = {key: value for key, value in config.items() if names and key in _SHARED}
