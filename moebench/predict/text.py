@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Sequence
 
+from moebench.predict.deployment_words import LEVEL_TITLES, asked, own_words, windows
 from moebench.predict.serving.break_even import BreakEven
 from moebench.predict.serving.counts import counts_text
 from moebench.predict.serving.deployment import Deployment
@@ -12,11 +13,6 @@ from moebench.predict.traffic import Typical
 from moebench.terminal import text_table
 from moebench.units import Kind, text
 
-LEVEL_TITLES = {
-    "moe": "one MoE layer",
-    "decoder": "one decoder layer",
-    "model": "whole model, composed",
-}
 BASIS_TITLES = {
     "seen": "seen",
     "rows": "seen",
@@ -46,7 +42,7 @@ def case_text(rows: Speedups, typical: Sequence[Typical | None]) -> str:
     """Text of one case: header, table over batch, stages, notes."""
     last, notes = rows[-1], [*_shared_experts([typical]), *_notes([rows])]
     sizes = {name: text(size, "size") for name, size in last.memory.items()}
-    if _windows(last.deployment):
+    if windows(last.deployment):
         whole = text(cache_without_windows(last.deployment, last.batch), "size")
         sizes["cache"] += f" ({whole} without windows)"
     parts = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -75,16 +71,16 @@ def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typica
         return text_table(["batch", *labels], [*lines, *more], left=())
 
     return "\n".join([
-        f"{_asked(deployments)}; speedup over each model's own top-k [90 % interval]",
+        f"{asked(deployments)}; speedup over each model's own top-k [90 % interval]",
         *dict.fromkeys(
             f"{head.deployment.model.name}: {counts_text(head.deployment.model)}" for head in heads
         ),
         *(
             f"{label}: {own}mean k {head.point.mean_k:.2f} ({head.point.source}); kernel "
             f"{head.prices.name}, calibrated on {head.estimate.calibration}"
-            for label, own, head in zip(labels, _own_words(deployments), heads, strict=True)
+            for label, own, head in zip(labels, own_words(deployments), heads, strict=True)
         ),
-        *dict.fromkeys(line for one in deployments for line in _windows(one)),
+        *dict.fromkeys(line for one in deployments for line in windows(one)),
         "",
         "speedup",
         table(_speedup, ["FLOPs say", *map(_promise, cases)]),
@@ -116,7 +112,7 @@ def break_even_text(cases: Sequence[Sequence[BreakEven]], deployments: Sequence[
     return "\n".join([
         f"mean k at which the step runs {heads[0].target:.2f}× as fast as with the model's own "
         "top-k",
-        f"{_asked(deployments)}; {', '.join(tops)}",
+        f"{asked(deployments)}; {', '.join(tops)}",
         "",
         text_table(["batch", *_labels(keys)], lines, left=()),
         *[""] * bool(caveats),
@@ -137,7 +133,7 @@ def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
     title = f"{', '.join(shared)}: {deployment.phase}, {LEVEL_TITLES[deployment.level]}"
     means = ", ".join(sorted({f"{rows[0].point.mean_k:.2f}" for rows in cases}))
     without = sorted({rows[0].deployment.hardware.name for rows in cases if rows[0].low is None})
-    footnote = f"Predicted: {_asked(deployments)}; mean k {means}."
+    footnote = f"Predicted: {asked(deployments)}; mean k {means}."
     if without:
         footnote += f" No interval for {', '.join(without)}: no GPU of its maker was ever measured."
     return title.removeprefix(": "), textwrap.fill(footnote, FOOTNOTE_WIDTH)
@@ -165,57 +161,6 @@ def _break_even(row: BreakEven) -> str:
     return missed if row.mean_k is None else f"{row.mean_k:.2f}"
 
 
-def _asked(deployments: Sequence[Deployment]) -> str:
-    """Phase, level and ranks of deployments in words; layers and weights where all are alike."""
-    d = deployments[0]
-    context = {
-        "decode": f"against {d.context} cached tokens a sequence",
-        "prefill": f"of {d.context} tokens a sequence",
-        "train": f"of {d.context} tokens a sequence, forward and backward, without the optimizer",
-    }[d.phase]
-    if d.phase == "decode" and d.level == "moe":
-        context = "of one token a sequence"
-    sizes = {"tp": d.tensor_parallel, "ep": d.expert_parallel}
-    ranks = [f"{name} {size}" for name, size in sizes.items() if size > 1]
-    devices = f"{d.num_devices} devices ({', '.join(ranks)})" if ranks else "1 device"
-    layers, weights = ({*map(words, deployments)} for words in (_layers, _weights))
-    level = LEVEL_TITLES[d.level] + (f" ({_layers(d)})" if layers == {_layers(d)} != {""} else "")
-    types = f", {_weights(d)}" if len(weights) == 1 else ""
-    step = f"{d.phase} {context}, {level}{types}, {devices}"
-    return f"{step}, {_traffic(d)}" if _traffic(d) else step
-
-
-def _traffic(deployment: Deployment) -> str:
-    """How experts are shared, in words; nothing for uniform routing."""
-    d = deployment
-    return d.traffic or f"experts by a power law of exponent {d.skew:g}" * (d.skew > 0)
-
-
-def _layers(deployment: Deployment) -> str:
-    """Kinds of layers in words, where there is more than one layer or kind."""
-    d = deployment
-    if d.level == "model":
-        dense = f", {d.dense_layers} of them dense" * bool(d.dense_layers)
-        return f"{d.moe_layers + d.dense_layers} layers{dense}"
-    is_mixed = d.level == "decoder" and d.model.num_moe_layers < d.model.num_layers
-    return "with experts" * is_mixed
-
-
-def _own_words(deployments: Sequence[Deployment]) -> list[str]:
-    """Layers and weights of each deployment, where they are not all the same."""
-    kinds = [words for words in (_layers, _weights) if len({*map(words, deployments)}) > 1]
-    return ["".join(f"{own}; " for words in kinds if (own := words(d))) for d in deployments]
-
-
-def _weights(deployment: Deployment) -> str:
-    """Types of weights and cache in words."""
-    d = deployment
-    types = f"{d.expert_weights} weights"
-    if d.expert_weights != d.other_weights:
-        types = f"{d.expert_weights} experts, {d.other_weights} elsewhere"
-    return types + f", {d.cache_dtype} KV cache" * (d.cache_dtype != "bfloat16")
-
-
 def _header(row: Speedup) -> list[str]:
     """Lines above the table of one case: what runs, and what its prices rest on."""
     d, prices = row.deployment, row.prices
@@ -229,32 +174,17 @@ def _header(row: Speedup) -> list[str]:
     lines = [
         f"{d.model.name} · {_router(row)} · {d.hardware.title}",
         f"{d.model.name}: {counts_text(d.model)}",
-        _asked([d]) + hint * (d.level == "moe" and not d.model.moe_level_only),
+        asked([d]) + hint * (d.level == "moe" and not d.model.moe_level_only),
         f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
         f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
         f"{row.estimate.calibration}; weights cold",
         error,
     ]
-    lines += _windows(d)
+    lines += windows(d)
     if d.level != "moe" or "shared" in row.estimate.by_stage:
         origin = prices.dense.origin
         lines.append(f"around the experts: {origin}; not calibrated: attention and communication")
     return lines
-
-
-def _windows(deployment: Deployment) -> list[str]:
-    """Line on layers that look back less than the context, and on what a decoder layer is then."""
-    d, layers = deployment, deployment.moe_layers + deployment.dense_layers
-    if not d.windowed_layers or d.context < d.model.attention.window:
-        return []
-    some = f"{d.windowed_layers:.0f} of {layers} layers"
-    if d.level == "decoder":
-        share = f"{100 * d.windowed_layers:.0f} %"
-        some = f"the layer is the mean of the model's MoE layers, of which {share}"
-    return [
-        f"{d.model.name}: {some} look back {d.model.attention.window} tokens and cache no more, as "
-        "vllm's hybrid cache manager has it; without it each caches the whole context"
-    ]
 
 
 def _shared_experts(typical: Sequence[Sequence[Typical | None]]) -> list[str]:
