@@ -4,7 +4,7 @@ What the system does not count is None: other systems than Linux, and containers
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,16 @@ def gpu_use(device: torch.device, nvml: Any = None) -> int | None:
     nvml = open_nvml(nvml)
     handle = None if nvml is None else answer(nvml_handle, nvml, device)
     return None if handle is None else other_load(nvml, handle)[0]
+
+
+def processes_time(pids: Iterable[int], root: Path = Path("/")) -> Seconds:
+    """Processor time of this process and of some others; those that ended count as 0."""
+    total = time.process_time()
+    for pid in pids:
+        # The name, in brackets, may hold blanks; user and system time are the 12th and 13th after.
+        _, _, fields = (read_text(root / f"proc/{pid}/stat") or "").rpartition(")")
+        total += TICK * sum(map(int, fields.split()[11:13]))
+    return total
 
 
 def quota(root: Path = Path("/")) -> float:

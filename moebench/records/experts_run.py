@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from moebench.records.checksum import Line, read_lines
+from moebench.records.host import HostLoad
 from moebench.records.manifest import MANIFEST, RunManifest, read_manifest, run_kind
 from moebench.records.record import CHECKSUMS_SINCE
 from moebench.spec.case import DType
@@ -72,6 +73,8 @@ class ExpertsResult:
     """Message of what failed, by "backend, mix"."""
     num_steps: dict[str, int] = field(default_factory=dict)
     """Steps of a sample, by "backend, mix"."""
+    load: HostLoad | None = None
+    """Load of the host over the rounds; None in older runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from moebench.report.document import (
     listed,
     markdown,
 )
+from moebench.report.host import busy_cells
 from moebench.spec.schema import encode
 from moebench.units import text
 
@@ -68,6 +69,7 @@ def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     blocks: list[Block] = [
         Heading(run.manifest.title, 1),
         *map(Paragraph, _summary(run)),
+        *(Paragraph(f"⚠ {line}") for line in busy_cells([c.load for c in run.cells if c.load])),
         Command(run.manifest.command),
         Paragraph(_rests_on(run)),
         *pictures,
@@ -76,6 +78,8 @@ def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
         matmul, read = machine_rates(cell)
         limits = f"matmul {matmul / 1e12:.3f} TFLOP/s, read {read / 1e9:.1f} GB/s"
         blocks += [Heading(cell.plan.key), Paragraph(f"Limits in the same rounds: {limits}.")]
+        if cell.load is not None and cell.load.is_busy:
+            blocks.append(Paragraph(f"⚠ busy-machine: {cell.load.finding}; times are poor."))
         over, rows = f"/ {baseline_of(cell)}", backend_rows([cell])
         for mix in cell.plan.mixes:
             head = (mix, "time", "95 %", "matmul", "read", "bound", over, "95 % ", "n")

@@ -1,6 +1,6 @@
 """What the host did while a run was measured: its load, and how fast it read memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from moebench.records.host import HostLoad
 from moebench.records.measurement import READ_BYTES
@@ -16,17 +16,21 @@ def warnings(run: Run) -> tuple[str, ...]:
         for doubt in doubts
         if isinstance(doubt, Mapping)
     ]
-    loads = _loads(run)
+    return (*lines, *busy_cells(_loads(run)))
+
+
+def busy_cells(loads: Sequence[HostLoad]) -> tuple[str, ...]:
+    """How many cells were measured on a busy machine, as one sentence; none if no cell was."""
     busy = [load for load in loads if load.is_busy]
-    if busy:
-        worst = max(busy, key=lambda load: (load.wanted > load.processors, load.wanted))
-        shares = sorted(load.share for load in busy if load.share is not None)
-        ends = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (shares[0], shares[-1])))
-        lines.append(
-            f"The machine was busy in {len(busy)} of {len(loads)} cells ({worst.finding} in the "
-            f"worst), and this run got {ends} of its threads' time: its numbers are poor."
-        )
-    return tuple(lines)
+    if not busy:
+        return ()
+    worst = max(busy, key=lambda load: (load.wanted > load.processors, load.wanted))
+    shares = sorted(load.share for load in busy if load.share is not None)
+    ends = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (shares[0], shares[-1])))
+    return (
+        f"The machine was busy in {len(busy)} of {len(loads)} cells ({worst.finding} in the "
+        f"worst), and this run got {ends} of its threads' time: its numbers are poor.",
+    )
 
 
 def memory_state(run: Run) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from moebench.experts.backends import takes_dtype
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
+from moebench.measure.host import HostMeter
 from moebench.measure.latency import Plan, Progress, Rounds, Visit, measure_rounds
 from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
 from moebench.suite.experts_plan import ExpertsFile
@@ -69,6 +70,8 @@ def measure_cell(
     result = ExpertsResult(plan, workers.open(plan, file.seed, routers))
     warm = _warm_up(result, workers, _entries(plan, workers.backends, routers))
     slow = _slow_entries(warm, workers.backends)
+    host = HostMeter(torch.get_num_threads(), own=workers.processor_time)
+    loads = []
     stops = sorted({min(n, file.rounds) for n in (0, SLOW_ROUNDS, LEAST_ROUNDS, file.rounds)})
     for first, last in pairwise(stops):
         budget = math.inf
@@ -92,7 +95,10 @@ def measure_cell(
             max_rounds=last - first,
             max_warmup_visits=0,
         )
+        host.start()
         _add(result, measure_rounds(visits, clock, effort, progress), first)
+        loads.append(host.load(first))
+    result.load = host.host_load(tuple(loads))
     return result
 
 

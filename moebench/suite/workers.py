@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.measure.host import processes_time
 from moebench.records.experts_run import ExpertsCell
 from moebench.suite.expert_bench import ExpertBench
-from moebench.units import Bytes
+from moebench.units import Bytes, Seconds
 
 SHARED = "the backends that share one"
 
@@ -60,6 +61,10 @@ class Workers:
         for home in self._ends:
             loads = self.ask(home, "open", plan, seed, routers if home == SHARED else ())
         return loads
+
+    def processor_time(self) -> Seconds:
+        """Processor time of this process and of all workers."""
+        return processes_time(process.pid or 0 for process in self._processes)
 
     def close(self) -> None:
         """End the processes."""

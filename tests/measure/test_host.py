@@ -1,5 +1,6 @@
 """The load of the host, read from files that stand in for `/proc`, on clocks that we move."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from moebench.measure.environment import allowed_processors
-from moebench.measure.host import HostMeter, gpu_use, meter
+from moebench.measure.host import HostMeter, gpu_use, meter, processes_time
 from moebench.records.host import HostLoad, RoundLoad
 
 CPUS = sorted(allowed_processors())
@@ -129,6 +130,14 @@ def test_the_use_of_a_gpu_is_asked_of_its_own_board(monkeypatch: pytest.MonkeyPa
     assert gpu_use(torch.device("cuda", 1), board) == 40
     properties.uuid = "3"
     assert gpu_use(torch.device("cuda", 1), SimpleNamespace(nvmlInit=lambda: None)) is None
+
+
+def test_the_time_of_other_processes_is_counted_with_the_own(tmp_path: Path) -> None:
+    (tmp_path / "proc/7").mkdir(parents=True)
+    fields = "S 1 7 7 0 -1 4194304 9 9 0 0 150 50 9 9 20 0 1 0 100 9 9"
+    (tmp_path / "proc/7/stat").write_text(f"7 (a name) with) blanks) {fields}\n")
+    own = time.process_time()
+    assert 2.0 <= processes_time([7, 8], tmp_path) - own < 2.5
 
 
 def test_a_quota_is_a_number_of_processors(tmp_path: Path) -> None:

@@ -5,9 +5,18 @@ from pathlib import Path
 
 from runs import FEW, manifest, measured_cell
 
+from moebench.records.checksum import Line
+from moebench.records.experts_run import (
+    PROBE_WORK,
+    ExpertsCell,
+    ExpertsManifest,
+    ExpertsResult,
+    ExpertsRun,
+)
 from moebench.records.host import HostLoad, RoundLoad
 from moebench.records.measurement import READ_BYTES, Reference
 from moebench.records.run import Run
+from moebench.report.backends import _blocks
 from moebench.report.document import markdown
 from moebench.report.host import memory_state, warnings
 from moebench.report.output import terminal_report
@@ -75,3 +84,33 @@ def test_the_state_of_memory_is_named_beside_the_state_of_the_predictions() -> N
     assert line.endswith("; predictions are for 27.0 GB/s.")
     assert line in terminal_report(run)
     assert memory_state(run_with(BUSY, gigabytes=(7.0,))) == ()
+
+
+def test_a_report_of_expert_backends_says_which_cells_were_measured_under_load(
+    tmp_path: Path,
+) -> None:
+    plan = ExpertsCell("Mixtral", "mixtral-8x7b", 1, "forward", "bfloat16", 16, ("fixed",))
+    limits = {name: [1.0] * 6 for name in PROBE_WORK}
+    samples = {"packed": {"fixed": [(i, i, 1.0) for i in range(6)]}}
+    cell = ExpertsResult(plan, {"fixed": [(32, 8)]}, samples, limits, {}, {"packed, fixed": 1})
+    found = ExpertsManifest(
+        run="r",
+        suite="experts",
+        suite_sha256="0",
+        title="Backends",
+        command="suite experts",
+        environment={},
+        started_at="2026",
+        backends=("packed",),
+        absent={},
+        cells=(plan.key,),
+    )
+
+    def text(load: HostLoad | None) -> str:
+        line = Line(b"", "cells.jsonl line 1", replace(cell, load=load))
+        return markdown(_blocks(ExpertsRun(tmp_path, found, (line,))))
+
+    busy = text(BUSY)
+    assert "⚠ The machine was busy in 1 of 1 cells" in busy
+    assert "⚠ busy-machine: 3.5 of 2 processors wanted; times are poor." in busy
+    assert "⚠" not in text(QUIET) and "⚠" not in text(None)

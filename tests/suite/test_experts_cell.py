@@ -21,6 +21,7 @@ class Answering(Workers):
         self.backends = tuple(seconds)
         self.seconds = seconds
         self.broken = ""
+        self._processes = []
 
     def open(self, plan: ExpertsCell, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:
         return {mix: [(16, 8)] * plan.num_steps for mix in plan.mixes}
@@ -64,3 +65,9 @@ def test_a_backend_that_fails_is_an_error_and_a_limit_that_fails_ends_the_run() 
     workers.broken = "read sum"
     with pytest.raises(RuntimeError, match="read sum broke"):
         measured(workers)
+
+
+def test_a_cell_records_the_load_of_the_host_in_its_rounds(quiet_host: None) -> None:
+    load = measured(Answering({"packed": 0.05}), rounds=9).load
+    assert load is not None and not load.is_busy
+    assert [part.round for part in load.rounds] == [0, 3, 6]
