@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
-from moebench import terminal
 from moebench.compare.noise import UnchangedRun, add_unchanged_run
 from moebench.compare.runs import relative_latency
 from moebench.compare.state import footprints
 from moebench.records.run import load_run
+from moebench.streams import NOTES
 
 UNCHANGED = ("smoke", "--only", "ada-k", "--time-budget", "25 s")
 """Options of the suite: all phases of its smallest cells under two routers."""
@@ -25,7 +25,7 @@ def make_unchanged_runs(
     """Run the unchanged cell `number` times; returns the file of all runs, and the last run."""
     if number < 1:
         raise ValueError(f"--aa-runs: found {number}, expected at least 1")
-    for _ in trange(number, desc="A/A runs", unit="run", leave=False, file=terminal.NOTES):
+    for _ in trange(number, desc="A/A runs", unit="run", leave=False, file=NOTES):
         with tempfile.TemporaryDirectory() as folder:
             run = _unchanged_run(Path(folder), device)
         path = add_unchanged_run(fingerprint, run)

@@ -28,6 +28,7 @@ from moebench.predict.kernels.price import (
     ratio_interval,
 )
 from moebench.predict.kernels.prior import prior_for
+from moebench.streams import NOTES
 from moebench.validate.documents import document_of, draw_scores, text
 from moebench.validate.scores import Scores, Skipped
 
@@ -166,9 +167,9 @@ def left_out_scores(table: LatencyTable, holdout: Holdout, known: Known) -> tupl
     groups, skipped = groups_of(table)
     scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["num_tokens"])
     plan = LeaveOut(groups, holdout, known.rows, known.seed, known.dense)
-    interval = 0.2 if terminal.NOTES.isatty() else 15.0  # in a log, every refresh is a line
+    interval = 0.2 if NOTES.isatty() else 15.0  # in a log, every refresh is a line
     bar_options = {"unit": "step", "leave": False, "mininterval": interval}
-    with tqdm(total=plan.num_steps, file=terminal.NOTES, **bar_options) as bar:
+    with tqdm(total=plan.num_steps, file=NOTES, **bar_options) as bar:
 
         def tell(what: str) -> None:
             bar.set_description_str(what, refresh=False)

@@ -13,6 +13,7 @@ from moebench import terminal
 from moebench.experts.gpu.compilation import ELEMENT_BYTES, VARIANTS, Compiled, compile_kernel
 from moebench.experts.gpu.occupancy import KIB, LIMITS
 from moebench.files import replace_file
+from moebench.streams import ready_streams
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
@@ -79,7 +80,7 @@ def _row(one: Compiled) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile everything and print the report."""
-    terminal.ready_streams()
+    ready_streams()
     parser = argparse.ArgumentParser(
         prog="python -m moebench.experts.gpu.report",
         description="Compile our Triton kernels for every GPU target, without a GPU, and report.",

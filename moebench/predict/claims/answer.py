@@ -7,6 +7,7 @@ from moebench import terminal
 from moebench.predict.claims.papers import load_papers
 from moebench.predict.claims.settle import settle_claim
 from moebench.predict.claims.text import document, render
+from moebench.streams import NOTES
 
 
 def claims_text(*, as_json: bool, plot: Path | None) -> str:
@@ -19,7 +20,7 @@ def claims_text(*, as_json: bool, plot: Path | None) -> str:
 
         check_format(plot)
     claims = [(paper, claim) for paper in load_papers() for claim in paper.claim]
-    bar = tqdm(claims, "claims", file=terminal.NOTES, leave=False, disable=None)
+    bar = tqdm(claims, "claims", file=NOTES, leave=False, disable=None)
     settled = [settle_claim(paper, claim) for paper, claim in bar]
     if plot is not None:
         terminal.write_beside(lambda: save(draw_claims(settled), plot))
