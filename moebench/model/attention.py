@@ -21,6 +21,7 @@ def causal_attention(
     value: KeysOrValues,
     scale: float | None = None,
     window: int = 0,
+    are_alternatives: bool = False,
 ) -> Heads:
     """Causal attention of the last `sequence` of `total` positions, without copies of the keys.
 
@@ -31,6 +32,7 @@ def causal_attention(
     Args:
         scale: Factor on the scores; None: one over the root of a head.
         window: Positions that each sees, itself included; 0: all before it.
+        are_alternatives: Whether the positions do not see one another, see `KVCache`.
     """
     batch, sequence, heads, head = query.shape
     if window:
@@ -46,7 +48,10 @@ def causal_attention(
     queries = query.transpose(1, 2).reshape(batch * kv_heads, group, sequence, head)
     key, value = key.expand(-1, group, -1, -1), value.expand(-1, group, -1, -1)
     mask = None
-    if total > sequence or 0 < window < total:
+    if are_alternatives:
+        itself = torch.eye(sequence, dtype=torch.bool, device=query.device)
+        mask = torch.cat((itself.new_ones(sequence, total - sequence), itself), dim=1)
+    elif total > sequence or 0 < window < total:
         mask = torch.ones(sequence, total, dtype=torch.bool, device=query.device)
         mask = mask.tril(total - sequence)
         if window:
@@ -74,6 +79,9 @@ class KVCache:
         self.keys = torch.empty(full, dtype=dtype, device=device)
         self.values = torch.empty(full, dtype=dtype, device=device)
         self.length = 0
+        self.are_alternatives = False
+        """Whether the new positions of a sequence are alternatives: each the next, not the last
+        but one. Many steps against one cache are so one step."""
 
     @property
     def capacity(self) -> int:
@@ -131,7 +139,8 @@ class GroupedQueryAttention(nn.Module):
         key, value = key.transpose(1, 2), self._heads(self.value(x)).transpose(1, 2)
         if cache is not None:
             key, value = cache.write(self.layer, key, value)
-        attended = causal_attention(query, key, value, self.scale, self.window)
+        are_alternatives = cache is not None and cache.are_alternatives
+        attended = causal_attention(query, key, value, self.scale, self.window, are_alternatives)
         result: Tensor = self.output(attended.flatten(2))
         return result
 

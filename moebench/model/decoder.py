@@ -160,8 +160,11 @@ class Decoder(nn.Module):
         if mode.level == "decoder":
             if self.has_no_attention:
                 check_executed(self.model, "decoder")
-            first = mode.cache.length if mode.cache is not None else 0
-            positions = range(first, first + x.shape[1])
+            cache, number = mode.cache, x.shape[1]
+            first = cache.length if cache is not None else 0
+            if cache is not None and cache.are_alternatives:
+                number = 1
+            positions = range(first, first + number)
             rotary = rotary_angles(positions, self.model.attention, x.dtype, x.device)
             x = layer.attend(x, rotary, mode)
         normed = layer.moe_norm(x).flatten(0, 1)

@@ -17,8 +17,8 @@ from moebench.suite.forecast import Estimates, case_ops
 from moebench.suite.plan import SLOW_STEP, Cell
 from moebench.units import Seconds
 
-WIDE_BATCH = 128
-"""Sequences put side by side in passes that read a stream without timing it."""
+WIDE_BATCH = 512
+"""Tokens of decode that are put into one step where a stream is read without being timed."""
 ROUTER: Seconds = 0.05
 """Bringing a router of 8 experts to its operating point over 4096 tokens."""
 COUNT: Seconds = 0.08
@@ -76,9 +76,9 @@ def _reading(cell: Cell, model: ModelSpec, calibration: Calibration, stream_toke
     seconds = RANDOM_NUMBER * elements
     if base.num_layers == 1 and not is_decoder:
         return seconds
-    batch = max(WIDE_BATCH, workload.batch) if is_decode else workload.batch
-    phase: Phase = "decode" if is_decode else "prefill"
-    wide = replace(base, workload=replace(workload, phase=phase, batch=batch))
+    length = max(1, WIDE_BATCH // workload.batch) if is_decode else workload.sequence_length
+    phase: Phase = "decode" if length == 1 else "prefill"
+    wide = replace(base, workload=replace(workload, phase=phase, sequence_length=length))
     layer, to_router = _layer_times(wide, cell, model, calibration)
     # Only the first layer's input is the same for all routers.
     below = base.num_layers * (base.num_layers - 1) / 2

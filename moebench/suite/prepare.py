@@ -102,28 +102,42 @@ def _imposed(router: Router, point: OperatingPoint, inputs: Tensor, state: Route
 def _router_inputs(cell: ReadyCell, routers_below: Sequence[Router]) -> tuple[Tensor, RouterState]:
     """The next router's input over the whole stream [tokens, hidden], and the state it gets.
 
-    Decode steps of few sequences are put side by side, against copies of the same cache: a token's
-    input stays the same, and four thousand steps become a few dozen.
+    Decode steps of few sequences become one: its sequences get the tokens of many steps, each at
+    the next position. A token's input stays the same, and four thousand steps become eight.
     """
     x, cache, workload = cell.stream, cell.cache, cell.workload
-    if workload.phase == "decode" and workload.batch < WIDE_BATCH:
-        copies = math.gcd(cell.num_steps, WIDE_BATCH // workload.batch)
-        x = x.view(-1, copies * workload.batch, 1, x.shape[-1])
-        cache = None if cache is None else repeated(cache, copies)
+    together = 1
+    if workload.phase == "decode":
+        together = math.gcd(cell.num_steps, max(1, WIDE_BATCH // workload.batch))
+    if together > 1:
+        x = x.view(-1, together, workload.batch, x.shape[-1]).transpose(1, 2)
+        cache = None if cache is None else with_alternatives(cache, together)
     mode = StepMode(workload.level, cache)
     inputs, states = [], []
     for step in x:
         router_input, state = cell.bench.decoder.router_input(
             step, routers_below, cell.experts, mode
         )
-        inputs.append(router_input)
-        states.append(state)
-    known = [state for state in states if state is not None]
-    return torch.cat(inputs), torch.cat(known) if known else None
+        inputs.append(_by_step(router_input, together))
+        states += [] if state is None else [_by_step(state, together)]
+    return torch.cat(inputs), torch.cat(states) if states else None
 
 
-def repeated(cache: KVCache, copies: int) -> KVCache:
-    """A cache with every sequence `copies` times."""
+def _by_step(tokens: Tensor, together: int) -> Tensor:
+    """Tokens of some steps [sequences x steps, width], in the order of the steps."""
+    if together == 1:
+        return tokens
+    return tokens.view(-1, together, tokens.shape[-1]).transpose(0, 1).flatten(0, 1)
+
+
+def with_alternatives(cache: KVCache, number: int) -> KVCache:
+    """A copy of a cache with room for alternatives of each sequence's next position."""
     wide = copy(cache)
-    wide.keys, wide.values = (t.repeat(1, copies, 1, 1, 1) for t in (cache.keys, cache.values))
+    layers, batch, heads, _, head = cache.keys.shape
+    room = cache.keys.new_empty((layers, batch, heads, number, head))
+    wide.keys, wide.values = (
+        torch.cat((past[..., : cache.length, :], room), dim=3)
+        for past in (cache.keys, cache.values)
+    )
+    wide.are_alternatives = True
     return wide

@@ -16,8 +16,9 @@ from moebench.experts.backends import why_not
 from moebench.experts.weights import ExpertWeights, activation
 from moebench.measure.clocks import StageTimer
 from moebench.measure.graph import LEAST_RING
-from moebench.model.attention import KVCache
+from moebench.model.attention import GroupedQueryAttention, KVCache
 from moebench.model.decoder import build_decoder
+from moebench.model.rotary import rotary_angles
 from moebench.routers.routing import Routing
 from moebench.suite.budget import Allowed
 from moebench.suite.caveats import cell_caveats
@@ -31,7 +32,7 @@ from moebench.suite.cell import (
 from moebench.suite.counting import count_case
 from moebench.suite.passes import observe
 from moebench.suite.plan import Cell, CellChoice, Effort, cells, changed, runnable_cells
-from moebench.suite.prepare import captured, prepare_cell, repeated
+from moebench.suite.prepare import captured, prepare_cell, with_alternatives
 from moebench.suite.suite_file import MeasurePlan, load_suite
 from moebench.suite.untimed import untimed_passes
 from moebench.terminal import Bar
@@ -121,14 +122,18 @@ def test_an_output_that_is_not_a_number_is_refused() -> None:
         ready.check(y)
 
 
-def test_a_repeated_cache_holds_every_sequence_as_often() -> None:
-    cache = KVCache(bench().model.attention, (2, 3, 5), torch.float32)
-    cache.fill_random(4, seed=1)
-    wide = repeated(cache, 2)
-    assert wide.keys.shape[1] == 6 and wide.length == 4
-    assert torch.equal(wide.keys[:, 3:], cache.keys) and torch.equal(
-        wide.values[:, :3], cache.values
-    )
+@pytest.mark.parametrize("window", [0, 3, 40])
+def test_alternatives_see_what_each_would_see_alone(window: int) -> None:
+    attention = GroupedQueryAttention(SUITE.model, 0, torch.float32)
+    attention.window = window
+    cache = KVCache(SUITE.model.attention, (1, 3, 10), torch.float32)
+    cache.fill_random(9, seed=1)
+    rotary = rotary_angles(range(9, 10), SUITE.model.attention, torch.float32, bench().device)
+    tokens = torch.randn(3, 4, SUITE.model.hidden_size)
+    with torch.inference_mode():
+        alone = [attention(tokens[:, [i]], rotary, cache) for i in range(4)]
+        together = attention(tokens, rotary, with_alternatives(cache, 4))
+    assert torch.allclose(together, torch.cat(alone, dim=1), atol=1e-6)
 
 
 def test_caveats_say_when_the_weights_stay_in_the_cache() -> None:
