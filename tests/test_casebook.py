@@ -24,6 +24,7 @@ from moebench.spec.model import Attention, Gate, ModelSpec, load_model
 from moebench.spec.schema import from_mapping, parse_toml
 from moebench.suite import loop
 from moebench.suite.cli import main as measure
+from moebench.version import PACKAGE
 
 H100, TOP_K = load_hardware("h100-sxm"), policy("top-k")
 SOFTMAX = Gate("softmax", renormalise=True)
@@ -182,6 +183,38 @@ def test_f06_wrong_counts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture
         assert kinds.count("stated-parameters") == (0 if right else 2)
         assert ("stated are 500 B, but its sizes give 20.9 B" in answer.err) == (not right)
         assert ("stated are 1.00 B, but its sizes give 4.19 B" in answer.err) == (not right)
+
+
+def test_f06_a_suite_tells_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = PACKAGE / "data" / "models" / "gpt-oss-20b.toml"
+    text = re.sub(r'(total_parameters = )".*"', r'\1"500 B"', shipped.read_text(encoding="utf-8"))
+    (tmp_path / "wrong.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(
+        """
+        schema = 1
+        title = "mine"
+        model = "wrong.toml"
+        scale = 64
+        dtype = "bfloat16"
+        seed = 1
+        [[router]]
+        name = "top-k"
+        [[workload]]
+        phase = "decode"
+        batch = [1]
+        levels = ["moe"]
+        context_length = 64
+        [cpu]
+        num_layers = 1
+        time_budget = "40 s"
+        [gpu]
+        num_layers = 1
+        time_budget = "40 s"
+        """,
+        encoding="utf-8",
+    )
+    assert measure([str(tmp_path / "mine.toml"), "--predict", "h100-sxm"]) == 0
+    assert "stated are 500 B, but its sizes give 20.9 B" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from moebench import terminal
 from moebench.compare.noise import load_noise_floor
 from moebench.files import OutputError, make_folder
 from moebench.predict.layers.calibration import from_datasheet
+from moebench.predict.serving.counts import model_caveats
 from moebench.records.manifest import Manifest, PlannedCell, run_id
 from moebench.records.record import Record
 from moebench.records.run import Run, RunWriter, load_run
@@ -42,6 +43,9 @@ def run_routers_suite(options: argparse.Namespace, source: SuiteSource, argv: Se
         raise ValueError("--full: only for a suite of expert backends")
     resumed = load_run(options.resume) if options.resume else None
     suite = load_suite(source)
+    for described in suite.models.values():
+        for caveat in model_caveats(described):
+            terminal.say(f"warning: {caveat.sentence}")
     if options.predict:
         return _predict(options, suite)
     return _measure(options, suite, resumed, argv)
