@@ -250,6 +250,7 @@ def test_keys_that_nobody_reads_are_listed(tmp_path: Path) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers: found 0, expected 1"),
         ({"hidden_size": None}, "missing key 'hidden_size', expected an integer"),
         ({"rope_scaling": "yarn"}, "rope_scaling: found 'yarn', expected a table"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": -1}, "scalar: found -1, expected more"),
         ({"mlp_only_layers": 3}, "mlp_only_layers: found 3, expected a list"),
         ({"model_type": 3}, "model_type: found 3, expected a string"),
     ],

@@ -46,9 +46,11 @@ def read_attention(reading: Reading) -> list[str]:
         found["attention.head_dim"] = max(1, hidden // heads) if heads and hidden else 1
     if r.known("multi_query", bool) and not r.known("new_decoder_architecture", bool):
         found["attention.num_kv_heads"] = 1
-    if (scalar := r.known("query_pre_attn_scalar", float)) and scalar != found[
-        "attention.head_dim"
-    ]:
+    scalar = r.known("query_pre_attn_scalar", float)
+    if scalar is not None and scalar <= 0:
+        expected = "expected more than 0"
+        raise ValueError(f"{r.where}: query_pre_attn_scalar: found {scalar:g}, {expected}")
+    if scalar and scalar != found["attention.head_dim"]:
         found["attention.softmax_scale"] = scalar**-0.5
     _read_rope(r)
     bases = {*map(str, r.known("layer_rope_theta", list) or ())}
