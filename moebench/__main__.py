@@ -24,6 +24,7 @@ USAGE = "\n".join(
         "",
         "example: python -m moebench suite smoke",
         "Each verb has its own --help.",
+        f"{terminal.EXIT_CODES} (a full disk)",
     )
 )
 

@@ -25,6 +25,7 @@ INTERRUPTED = 130
 CLOSED = 141
 """Exit code of a program whose reader has gone (128 + SIGPIPE), as in `... | head`."""
 
+EXIT_CODES = "Exit codes: 0 done, 1 a check failed, 2 bad input, 3 done in part, 4 not written"
 ALMOST = 0.99
 """Largest share that a bar shows while work goes on."""
 _ANSWERS = Answers()
@@ -106,7 +107,11 @@ def parser(verb: str, description: str, example: str) -> Parser:
     """The command line of a verb, with --json, and an example in its --help."""
     ready_streams()
     name = f"python -m moebench.{verb}"
-    made = Parser(prog=name, description=description, epilog=f"example: {name} {example}")
+    made = Parser(
+        prog=name,
+        description=f"{description} {EXIT_CODES}.",
+        epilog=f"example: {name} {example} -- {EXIT_CODES}",
+    )
     made.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return made
 
