@@ -95,7 +95,7 @@ def test_a_network_that_is_described_in_part_is_priced_as_a_layer(
     assert "MoE layer only: the unknown family 'moonlight'" in printed(capsys, *words)
     assert main([*words, "--level", "model"]) == 2
     message = capsys.readouterr().err
-    assert "--level: found 'model', expected 'moe'" in message and "moonlight" in message
+    assert "--level: found 'model', expected 'moe'; of" in message and "moonlight" in message
     found = json.loads(printed(capsys, *words[:2], "--describe", "--json"))
     assert found["total_parameters"] is None and "moonlight" in found["parameters_missing"]
 

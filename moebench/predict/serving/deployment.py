@@ -84,8 +84,8 @@ class Deployment:
         self._check_shares()
         if self.level != "moe" and self.model.moe_level_only:
             raise ValueError(
-                f"level: found {self.level!r}, expected 'moe': of {self.model.name} "
-                f"{self.model.moe_level_only} is not understood"
+                f"level: found {self.level!r}, expected 'moe'; of {self.model.name} this is not "
+                f"understood: {self.model.moe_level_only}"
             )
         if self.phase == "train" and self.expert_weights not in TRAINED:
             raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
