@@ -41,7 +41,7 @@ def rates_by_unit(result: Selftest) -> tuple[UnitRates, ...]:
 def rate_text(rate: Rate) -> str:
     """A rate with its exact interval; none of fewer experiments than a rate takes."""
     if rate.value is None or rate.low is None or rate.high is None or rate.n < EXPERIMENTS:
-        return f"not resolved ({rate.n} trials)"
+        return f"not resolved ({rate.n} trial{'s' * (rate.n != 1)})"
     return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
