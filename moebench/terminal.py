@@ -110,7 +110,7 @@ def parser(verb: str, description: str, example: str) -> Parser:
     made = Parser(
         prog=name,
         description=f"{description} {EXIT_CODES}.",
-        epilog=f"example: {name} {example} -- {EXIT_CODES}",
+        epilog=f"example: {name} {example}",
     )
     made.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return made
