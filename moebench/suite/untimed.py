@@ -33,6 +33,7 @@ def untimed_passes(cell: ReadyCell, ready: ReadyCase) -> Untimed:
     decoder = cell.bench.decoder
     cache = float(cell.cache.num_bytes) if cell.cache is not None else 0.0
     flops = count_case(cell, ready)
+    assert len(cell.order) == cell.num_steps  # computed here, once a cell, and not in a timed step
 
     def run_step() -> None:
         stages.start()

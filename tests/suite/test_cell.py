@@ -321,3 +321,20 @@ def test_flops_are_counted_at_reduced_width_and_stated_at_full(key: str) -> None
         assert flops.torch == pytest.approx(flops.traced_closed_form, rel=0.02)
         assert flops.fvcore in (flops.torch, None)
         assert flops.traced_closed_form < flops.closed_form
+
+
+def test_the_order_of_the_steps_is_no_part_of_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At batch 1 it takes longer than a step."""
+    ready = replace(ready_cell("moe decode b1 context 64 bfloat16", 256))
+    known: list[bool] = []
+    step = ReadyCell.step
+
+    def listening(self: ReadyCell, *arguments: object) -> torch.Tensor:
+        known.append("order" in self.__dict__)
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReadyCell, "step", listening)
+    untimed_passes(ready, ready.cases[0])
+    assert all(known)
