@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from moebench.records.host import HostLoad, RoundLoad
-from moebench.spec.model import Attention, Gate, ModelSpec
+from moebench.spec.attention import Attention
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 ONE_CELL = """
 schema = 1

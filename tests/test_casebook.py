@@ -18,9 +18,11 @@ from moebench.predict.serving.speedup import speedups
 from moebench.records.host import RoundLoad
 from moebench.records.run import load_run
 from moebench.routers.policy import policy
+from moebench.spec.attention import Attention
 from moebench.spec.execution import unsupported
+from moebench.spec.gate import Gate
 from moebench.spec.hardware import load_hardware
-from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.schema import from_mapping, parse_toml
 from moebench.suite import loop
 from moebench.suite.cli import main as measure

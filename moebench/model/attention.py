@@ -7,8 +7,9 @@ from torch.nn import functional
 
 from moebench.model.random_numbers import fill_normal
 from moebench.model.rotary import Heads, Rotary, rotate
+from moebench.spec.attention import Attention
 from moebench.spec.layer import windows_run
-from moebench.spec.model import Attention, ModelSpec
+from moebench.spec.model import ModelSpec
 from moebench.units import Bytes
 
 SequenceStates = Float[Tensor, "batch sequence hidden"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.spec.model import Attention, RopeScaling
+from moebench.spec.attention import Attention, RopeScaling
 
 Heads = Float[Tensor, "batch sequence heads head"]
 

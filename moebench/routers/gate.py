@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moebench.routers.routing import ChoiceScores, SlotExperts, SlotMask, SlotWeights
-from moebench.spec.model import Gate
+from moebench.spec.gate import Gate
 
 
 def random_weight(outputs: int, inputs: int, dtype: torch.dtype) -> nn.Parameter:

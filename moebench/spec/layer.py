@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from moebench.spec.attention import Attention
 from moebench.spec.case import Workload
 from moebench.spec.load import ExpertLoad
-from moebench.spec.model import Attention, ModelSpec
+from moebench.spec.model import ModelSpec
 from moebench.spec.ops import (
     ExpertCalls,
     Op,

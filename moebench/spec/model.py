@@ -1,4 +1,4 @@
-"""The network: its sizes, its attention, and how its gate turns logits into weights."""
+"""The network: its sizes, which of its layers have experts, and where its shapes come from."""
 
 import functools
 from collections.abc import Mapping
@@ -6,161 +6,15 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Annotated, Any, Literal, cast
 
+from moebench.spec.attention import Attention
 from moebench.spec.config_keys import MODEL_KEYS
-from moebench.spec.schema import check_range
+from moebench.spec.gate import NO_GATE, Gate
+from moebench.spec.schema import check_at_most, check_range
 from moebench.spec.shipped import load_shipped, shipped_names
 from moebench.spec.weight_types import weight_type
 from moebench.units import folded
 
 FREE_EXPERTS = ("zero_experts", "identity_experts", "constant_experts")
-
-
-def _check_at_most(table: object, name: str, limit: str) -> None:
-    """Refuse a field of a dataclass that is more than another one."""
-    found, most = getattr(table, name), getattr(table, limit)
-    if found > most:
-        raise ValueError(f"{name}: found {found}, expected at most {limit} = {most}")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the context that a model was first trained on.
-
-    Names are those of `rope_scaling` in config.json; a kind takes only the figures that it needs.
-    """
-
-    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
-    factor: float = 1.0
-    original_context: int = 0
-    """`original_max_position_embeddings`: positions of the first training."""
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 0.0
-    mscale_all_dim: float = 0.0
-    attention_factor: float = 0.0
-    """YaRN and longrope: factor on cosine and sine; 0: the one that the method derives."""
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    truncates: bool = True
-    """YaRN: the ramp's ends are whole dimensions (gpt-oss: they are not)."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "original_context", least=int(self.kind in ("yarn", "llama3")))
-        if self.factor <= 0:
-            raise ValueError(f"factor: found {self.factor:g}, expected more than 0")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Sizes of attention: grouped-query, or DeepSeek's multi-head latent attention (MLA).
-
-    MLA is counted and predicted; `moebench` does not execute it.
-    """
-
-    kind: Literal["gqa", "mla"]
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 10000.0
-    has_bias: bool = False
-    """Bias on the query, key and value projections (Qwen1.5 and Qwen2)."""
-    has_output_bias: bool = False
-    """Bias on the output projection (gpt-oss)."""
-    has_sinks: bool = False
-    """A learnt logit per head that takes part in the softmax and has no value (gpt-oss)."""
-    norm: Literal["none", "per-head", "full"] = "none"
-    """RMSNorm of queries and keys: over each head (Qwen3) or over the whole projection (OLMoE)."""
-    output_gate: Literal["none", "per-head", "full"] = "none"
-    """A projection of the input that gates the output: each head (Laguna), or each element."""
-    norm_after_rotary: bool = False
-    """Queries and keys are normed after the rotary embedding (Hunyuan)."""
-    rotary_dim: int = 0
-    """Leading dimensions of a head that rotate (GLM-4.5: half); 0: all of it."""
-    rope_scaling: RopeScaling | None = None
-    softmax_scale: float = 0.0
-    """Factor on the scores (Granite's `attention_multiplier`); 0: one over the root of a head."""
-    softcap: float = 0.0
-    """Scores are bounded to c tanh(score / c); 0: they are not."""
-    window: int = 0
-    """Tokens that a position looks back in windowed layers, itself included; 0: no window."""
-    full_attention_step: int = 0
-    """Every such layer, counted from 1, attends in full beside windowed ones; 0: none does."""
-    windowed_layers: tuple[int, ...] = ()
-    """The windowed layers, from 0, where no step gives them; empty: see `full_attention_step`."""
-    query_rank: int = 0
-    """MLA: rank of the query compression; 0 means a full query projection."""
-    kv_rank: int = 0
-    """MLA: width of the compressed key-value vector that is cached."""
-    rope_head_dim: int = 0
-    """MLA: width of the rotary key that all heads share, cached beside the compressed vector."""
-    value_head_dim: int = 0
-    """Width of a value head; 0: that of a query head."""
-
-    def __post_init__(self) -> None:
-        mla_sizes = ("kv_rank", "rope_head_dim", "value_head_dim")
-        sizes = ("num_heads", "num_kv_heads", "head_dim", "rope_theta")
-        check_range(self, *sizes, *(mla_sizes if self.kind == "mla" else ()), least=1)
-        check_range(self, "query_rank", *mla_sizes, "window", "full_attention_step", "softcap")
-        check_range(self, "softmax_scale")
-        check_range(self, "rotary_dim", most=self.head_dim)
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads: found {self.num_kv_heads}, expected a divisor "
-                f"of num_heads = {self.num_heads}"
-            )
-        if (self.full_attention_step or self.windowed_layers) and not self.window:
-            raise ValueError("window: found 0, expected the tokens of the windowed layers")
-
-    def windowed_among(self, layers: int) -> tuple[int, ...]:
-        """Which of the first `layers` layers look back a window only."""
-        if not self.window:
-            return ()
-        if self.windowed_layers:
-            return tuple(layer for layer in self.windowed_layers if layer < layers)
-        step = self.full_attention_step
-        return tuple(layer for layer in range(layers) if not step or (layer + 1) % step)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """How router logits become weights (the gate convention of the base model)."""
-
-    score: Literal["softmax", "sigmoid"]
-    renormalise: bool
-    """Divide the kept scores by their sum, as Mixtral, Qwen3 and DeepSeek-V3 do."""
-    scale: float = 1.0
-    """Factor on the final weights (`routed_scaling_factor`)."""
-    num_groups: int = 1
-    top_k_groups: int = 1
-    """Group-limited choice: only experts of the best `top_k_groups` groups can be chosen."""
-    group_score: Literal["best-two", "maximum"] = "best-two"
-    """Score of a group: sum of its two best (DeepSeek-V3) or its maximum (DeepSeek-V2)."""
-    has_correction_bias: bool = False
-    """A bias on the scores that takes part in the choice and not in the weights (DeepSeek-V3)."""
-    has_bias: bool = False
-    """A bias on the router logits (gpt-oss)."""
-    router_dtype: Literal["model", "float32"] = "model"
-    """Dtype of the product that makes the logits: the model's own, or fp32 (DeepSeek-V3)."""
-    weights_input: bool = False
-    """Weights multiply the experts' input and not their output (Llama 4)."""
-    not_described: str = ""
-    """What of the choice these fields do not tell, such as SparseMixer (Phi-3.5-MoE)."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "num_groups", "top_k_groups", least=1)
-        _check_at_most(self, "top_k_groups", "num_groups")
-        if self.scale <= 0:
-            raise ValueError(f"scale: found {self.scale}, expected more than 0")
-
-    @property
-    def logits_compete(self) -> bool:
-        """Whether logits compete for the slots: softmax keeps their order, but not that of sums."""
-        has_sums = self.num_groups > 1 and self.group_score == "best-two"
-        return self.score == "softmax" and not self.has_correction_bias and not has_sums
-
-
-NO_GATE = Gate(score="softmax", renormalise=False)
-"""Stands for the gate of a model without experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,14 +98,14 @@ class ModelSpec:
         check_range(self, *sizes, least=1)
         check_range(self, "num_dense_layers", "dense_intermediate_size", "shared_intermediate_size")
         check_range(self, "residual_intermediate_size", "learnt_positions", *FREE_EXPERTS)
-        _check_at_most(self, "num_dense_layers", "num_layers")
+        check_at_most(self, "num_dense_layers", "num_layers")
         expert_sizes = ("num_experts", "top_k", "intermediate_size")
         has_experts = any(getattr(self, name) for name in expert_sizes)
         check_range(self, *expert_sizes, least=int(has_experts))
         if has_experts and self.gate is NO_GATE:
             raise ValueError("missing key 'gate', expected a table")
         if self.top_k > self.num_experts + self.num_free_experts:
-            _check_at_most(self, "top_k", "num_experts")
+            check_at_most(self, "top_k", "num_experts")
         for name in ("norm_epsilon", "residual_multiplier", "logit_divisor"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: found {getattr(self, name):g}, expected more than 0")

@@ -42,6 +42,13 @@ def check_range(table: object, *names: str, least: float = 0, most: float | None
             raise ValueError(f"{name}: found {found!r:.40}, expected {low} to {high}")
 
 
+def check_at_most(table: object, name: str, limit: str) -> None:
+    """Refuse a field of a dataclass that is more than another one."""
+    found, most = getattr(table, name), getattr(table, limit)
+    if found > most:
+        raise ValueError(f"{name}: found {found}, expected at most {limit} = {most}")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; errors name file and line."""
     return parse_toml(text_of(path), str(path))

@@ -24,7 +24,9 @@ from moebench.model.decoder import StepMode, build_decoder
 from moebench.model.flops import ForwardStep, count_flops
 from moebench.routers.policy import policy
 from moebench.routers.routing import Choice, Routing, build_routers
-from moebench.spec.model import Attention, Gate, ModelSpec
+from moebench.spec.attention import Attention
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 NUM_EXPERTS = 5
 RAGGED = [[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0], [0, 0, 1]]

@@ -20,7 +20,8 @@ from moebench.model.attention import KVCache
 from moebench.model.decoder import Decoder, StepMode
 from moebench.routers.policy import policy
 from moebench.routers.routing import Routing, build_routers, known_builders
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 GATES = {
     "softmax": Gate("softmax", renormalise=True),

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from moebench.model.attention import causal_attention
 from moebench.model.rotary import Rotary, rotary_frequencies, rotate
-from moebench.spec.model import ModelSpec, RopeScaling
+from moebench.spec.attention import RopeScaling
+from moebench.spec.model import ModelSpec
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])

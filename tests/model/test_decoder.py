@@ -14,7 +14,8 @@ from moebench.model.random_numbers import fill_normal
 from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.policy import known_policies, policy
 from moebench.routers.routing import Router, build_routers, known_builders
-from moebench.spec.model import Attention, ModelSpec
+from moebench.spec.attention import Attention
+from moebench.spec.model import ModelSpec
 
 GROUPED = load_backend("grouped")
 

@@ -24,9 +24,10 @@ from moebench.model.flops import (
 from moebench.routers.policy import known_policies, policy
 from moebench.routers.routing import Routing, build_routers, known_builders
 from moebench.spec.case import Workload
+from moebench.spec.gate import Gate
 from moebench.spec.layer import layer_ops, mean_over_windows
 from moebench.spec.load import ExpertLoad
-from moebench.spec.model import Gate, ModelSpec, load_model, scaled_down
+from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.ops import total_flops, training_ops
 
 STEPS = [

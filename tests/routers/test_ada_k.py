@@ -9,7 +9,8 @@ from moebench.routers.ada_k.module import AdaKRouter
 from moebench.routers.ada_k.policy import AdaK
 from moebench.routers.auxiliary import auxiliary_loss
 from moebench.routers.policy import policy
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 
 @pytest.fixture

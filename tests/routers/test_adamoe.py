@@ -10,7 +10,8 @@ from moebench.experts.weights import ExpertWeights
 from moebench.routers.adamoe.module import AdaMoERouter
 from moebench.routers.adamoe.policy import AdaMoE
 from moebench.routers.auxiliary import auxiliary_loss
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 
 @pytest.fixture

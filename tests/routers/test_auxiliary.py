@@ -8,7 +8,8 @@ import torch
 from moebench.routers.auxiliary import AuxiliaryLoss, auxiliary_loss
 from moebench.routers.policy import policy
 from moebench.routers.routing import build_routers
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 BALANCED = {"sum": 0.16, "mean": 0.01, "pooled": 0.01}
 """At perfect balance of OLMoE's 16 layers with a coefficient of 0.01."""

@@ -18,7 +18,8 @@ from moebench.routers.auxiliary import auxiliary_loss
 from moebench.routers.operating_point import k_histogram, step_loads
 from moebench.routers.policy import Policy, known_policies, policy
 from moebench.routers.routing import Router, RouterState, Routing, build_routers, known_builders
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 from moebench.spec.ops import total_flops
 
 STREAM = 4096

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from moebench.routers.policy import policy
-from moebench.spec.model import Gate, ModelSpec, load_model, scaled_down
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.ops import total_flops
 from moebench.spec.parameters import router_parameters
 

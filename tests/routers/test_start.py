@@ -7,7 +7,8 @@ import torch
 
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, build_routers
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 BASES = {
     "mixtral": (8, 2, Gate("softmax", True)),

@@ -17,7 +17,8 @@ from moebench.routers.gate import (
 )
 from moebench.routers.policy import policy
 from moebench.routers.routing import Routing, build_routers
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec
 
 RENORMALISED = Gate(score="softmax", renormalise=True)
 RAW = Gate(score="softmax", renormalise=False)

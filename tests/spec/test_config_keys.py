@@ -6,9 +6,11 @@ from fnmatch import fnmatchcase
 
 import pytest
 
+from moebench.spec.attention import Attention, RopeScaling
 from moebench.spec.config_keys import HARDWARE_KEYS, MODEL_KEYS, same_keys
+from moebench.spec.gate import Gate
 from moebench.spec.hardware import HardwareSpec, load_hardware
-from moebench.spec.model import Attention, Gate, ModelSpec, RopeScaling, load_model
+from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.schema import read_toml
 from moebench.suite.suite_file import load_suite
 from moebench.version import PACKAGE

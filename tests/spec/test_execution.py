@@ -4,8 +4,10 @@ from dataclasses import fields, replace
 
 import pytest
 
+from moebench.spec.attention import Attention, RopeScaling
 from moebench.spec.execution import EXECUTED, check_executed, unsupported
-from moebench.spec.model import Attention, Gate, ModelSpec, RopeScaling, load_model
+from moebench.spec.gate import Gate
+from moebench.spec.model import ModelSpec, load_model
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "olmoe-1b-7b", "qwen1.5-moe-a2.7b"])

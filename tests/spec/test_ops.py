@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import policy
+from moebench.spec.attention import Attention
 from moebench.spec.case import Workload
+from moebench.spec.gate import Gate
 from moebench.spec.layer import (
     attention_ops,
     cache_elements_per_token,
@@ -17,7 +19,7 @@ from moebench.spec.layer import (
     layer_ops,
 )
 from moebench.spec.load import ExpertLoad, fixed_k
-from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.ops import (
     STAGES,
     Op,

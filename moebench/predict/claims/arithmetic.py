@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.predict.claims.papers import Claim, Paper, Rounded
 from moebench.routers.policy import Policy, policy
+from moebench.spec.attention import Attention
 from moebench.spec.case import OperatingPoint, Workload
+from moebench.spec.gate import Gate
 from moebench.spec.layer import attention_ops, dense_ffn_ops, head_ops, layer_ops, query_width
-from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.ops import total_flops
 from moebench.units import Flops
 

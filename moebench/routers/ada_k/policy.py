@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 from moebench.routers.policy import Policy, PublishedMean, register
 from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reachable_experts
+from moebench.spec.gate import Gate
 from moebench.spec.load import geometric_k
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, traffic
 from moebench.spec.parameters import choices, router_parameters
 

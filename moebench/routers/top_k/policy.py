@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moebench.routers.policy import Policy, Reduction, register
+from moebench.spec.gate import Gate
 from moebench.spec.load import fixed_k, null_expert_k
-from moebench.spec.model import Gate, ModelSpec
+from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, traffic
 from moebench.spec.parameters import choices, router_parameters
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moebench.spec.huggingface.reading import Reading
-from moebench.spec.model import RopeScaling
+from moebench.spec.attention import RopeScaling
+from moebench.spec.huggingface.reading import ConfigReading
 
 KINDS = {"su": "longrope", "dynamic": "dynamic", "mrope": "default", "proportional": "default"}
 """Names of methods that mean another one, for text."""
@@ -23,7 +23,7 @@ ROPE_KEYS = ("rope_parameters", "rope_scaling")
 """Keys of the same table, in transformers 5 and before it."""
 
 
-def read_attention(reading: Reading) -> list[str]:
+def read_attention(reading: ConfigReading) -> list[str]:
     """Read heads and the rotary embedding; returns what is not understood."""
     found, r = reading.found, reading
     heads, hidden = found.get("attention.num_heads"), found.get("hidden_size")
@@ -60,7 +60,7 @@ def read_attention(reading: Reading) -> list[str]:
     return ["attention heads that differ between layers"] * (len({*map(str, by_layer)}) > 1)
 
 
-def _read_rope(reading: Reading) -> None:
+def _read_rope(reading: ConfigReading) -> None:
     """The base of the rotary embedding, the part of a head that rotates, and the scaling."""
     found, r = reading.found, reading
     parameters = _parameters(r)
@@ -108,7 +108,7 @@ def _read_rope(reading: Reading) -> None:
         raise ValueError(f"{r.where}: {key}: {error}") from error
 
 
-def _parameters(reading: Reading) -> Mapping[str, Any]:
+def _parameters(reading: ConfigReading) -> Mapping[str, Any]:
     """The table of the rotary embedding, of the layers that attend in full where they differ."""
     r = reading
     found = [r.check(key, r.config.get(key), dict) for key in ROPE_KEYS]

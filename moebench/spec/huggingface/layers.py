@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from moebench.spec.huggingface.reading import Reading
+from moebench.spec.huggingface.reading import ConfigReading
 from moebench.spec.schema import MOST
 
 FULL = ("full_attention", "attention", "global_attention", "global", "full")
@@ -16,7 +16,7 @@ PATTERN_KEYS = (
 """Keys that a list of layers outranks, where a config has both."""
 
 
-def read_layers(reading: Reading) -> list[str]:
+def read_layers(reading: ConfigReading) -> list[str]:
     """Read the pattern of experts and that of windows; returns what is not understood."""
     layers = reading.found.get("num_layers")
     if not layers:
@@ -30,7 +30,7 @@ def read_layers(reading: Reading) -> list[str]:
     return _read_windows(reading, layers)
 
 
-def _read_moe_layers(reading: Reading, layers: int) -> None:
+def _read_moe_layers(reading: ConfigReading, layers: int) -> None:
     """Leading dense layers and a step, or else the list of layers with experts."""
     with_experts = _moe_layers(reading, layers)
     if not with_experts:
@@ -46,7 +46,7 @@ def _read_moe_layers(reading: Reading, layers: int) -> None:
     reading.found |= {key: value for key, value in pattern.items() if value not in (0,)}
 
 
-def _moe_layers(reading: Reading, layers: int) -> list[int]:
+def _moe_layers(reading: ConfigReading, layers: int) -> list[int]:
     """The layers with experts, from 0."""
 
     def number(*keys: str) -> int | None:
@@ -81,13 +81,13 @@ def _moe_layers(reading: Reading, layers: int) -> list[int]:
     ]  # fmt: skip
 
 
-def _mixers(reading: Reading) -> Sequence[Any]:
+def _mixers(reading: ConfigReading) -> Sequence[Any]:
     """Nemotron-H's list of layers, each of which is one mixer: Mamba, attention, experts."""
     letters = reading.known("hybrid_override_pattern", str)
     return letters or reading.known("layers_block_type", list) or ()
 
 
-def _read_windows(reading: Reading, layers: int) -> list[str]:
+def _read_windows(reading: ConfigReading, layers: int) -> list[str]:
     """The layers whose attention looks back a window only."""
     found, r = reading.found, reading
     types = r.known("layer_types", list)
@@ -124,7 +124,7 @@ def _read_windows(reading: Reading, layers: int) -> list[str]:
     return []
 
 
-def _check_length(reading: Reading, key: str, types: Sequence[Any], layers: int) -> None:
+def _check_length(reading: ConfigReading, key: str, types: Sequence[Any], layers: int) -> None:
     """Refuse a list that has fewer entries than the network has layers."""
     if len(types) < layers:
         count = f"found {len(types)} entries, expected one of each of the {layers} layers"

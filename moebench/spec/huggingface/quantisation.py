@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moebench.spec.huggingface.reading import Reading
+from moebench.spec.huggingface.reading import ConfigReading
 from moebench.spec.weight_types import WEIGHT_TYPES
 
 BY_METHOD = {"fp8": "float8", "fbgemm_fp8": "float8", "mxfp4": "mxfp4", "awq": "int4"}
@@ -13,7 +13,7 @@ BY_ALGORITHM |= {"int8": "int8", "int4": "int4"}
 ATTENTION = ("attn", "attention")
 
 
-def read_weight_types(reading: Reading) -> None:
+def read_weight_types(reading: ConfigReading) -> None:
     """Read the types of the experts' weights and of all others."""
     r = reading
     for key in ("dtype", "torch_dtype"):
@@ -28,7 +28,7 @@ def read_weight_types(reading: Reading) -> None:
             _read_quantised(r, key, table)
 
 
-def _read_quantised(reading: Reading, key: str, table: Mapping[str, Any]) -> None:
+def _read_quantised(reading: ConfigReading, key: str, table: Mapping[str, Any]) -> None:
     """The types that a quantisation gives; one that nobody knows stays not understood."""
     kept = [
         str(name)

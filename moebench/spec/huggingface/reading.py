@@ -5,9 +5,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from moebench.spec.attention import Attention
+from moebench.spec.gate import Gate
 from moebench.spec.huggingface.families import Family, harmless_keys
 from moebench.spec.huggingface.keys import KEYS
-from moebench.spec.model import Attention, Gate, ModelSpec
+from moebench.spec.model import ModelSpec
 
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
@@ -23,7 +25,7 @@ def kinds() -> Mapping[str, Any]:
     }
 
 
-class Reading:
+class ConfigReading:
     """A config's keys with the defaults of its family; errors start with the file and the key."""
 
     def __init__(self, config: Mapping[str, Any], family: Family, where: str) -> None:

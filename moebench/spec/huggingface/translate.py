@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moebench.spec.attention import Attention
+from moebench.spec.gate import Gate
 from moebench.spec.huggingface.attention import read_attention
 from moebench.spec.huggingface.families import Family, families_by_name, family, family_names
 from moebench.spec.huggingface.files import model_type, read_config, text_part
 from moebench.spec.huggingface.keys import ACTIVATION_KEYS, ACTIVATIONS, KEYS
 from moebench.spec.huggingface.layers import read_layers
 from moebench.spec.huggingface.quantisation import read_weight_types
-from moebench.spec.huggingface.reading import Reading
-from moebench.spec.model import Attention, Gate, ModelSpec
+from moebench.spec.huggingface.reading import ConfigReading
+from moebench.spec.model import ModelSpec
 
 EXPERT_FIELDS = ("num_experts", "top_k", "intermediate_size")
 
@@ -72,7 +74,7 @@ def _near_miss(name: str) -> str:
 
 def translate(config: Mapping[str, Any], family: Family, where: str, name: str) -> ModelSpec:
     """The network that the keys of a config describe as its family's."""
-    reading = Reading(config, family, where)
+    reading = ConfigReading(config, family, where)
     for field in dict.fromkeys((*family.facts, *family.keys, *KEYS)):
         reading.read(field)
     _read_experts(reading)
@@ -123,7 +125,7 @@ def _part(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
-def _read_experts(reading: Reading) -> None:
+def _read_experts(reading: ConfigReading) -> None:
     """Experts' sizes and the gate; a config with none of them is a dense network's."""
     found, r = reading.found, reading
     if not found.get("num_experts"):
@@ -141,7 +143,7 @@ def _read_experts(reading: Reading) -> None:
     _read_shared(r)
 
 
-def _read_shared(reading: Reading) -> None:
+def _read_shared(reading: ConfigReading) -> None:
     """Width of the shared experts: a key of its own, or so many times an expert's."""
     found, r = reading.found, reading
     if "shared_intermediate_size" in found:
@@ -155,7 +157,7 @@ def _read_shared(reading: Reading) -> None:
             found["shared_intermediate_size"] = count * found["intermediate_size"]
 
 
-def _read_widths(reading: Reading) -> None:
+def _read_widths(reading: ConfigReading) -> None:
     """What follows from the hidden size, and Cohere's factor on the logits."""
     found, r = reading.found, reading
     hidden = found.get("hidden_size") or 0
@@ -169,7 +171,7 @@ def _read_widths(reading: Reading) -> None:
         found["logit_divisor"] = 1 / scale
 
 
-def _read_activation(reading: Reading) -> None:
+def _read_activation(reading: ConfigReading) -> None:
     """The activation of experts and dense networks."""
     if "activation" in reading.found:
         return

@@ -9,8 +9,10 @@ from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_parameters
 from moebench.predict.serving.speedup import speedups
 from moebench.routers.policy import known_policies, policy
+from moebench.spec.attention import Attention
+from moebench.spec.gate import Gate
 from moebench.spec.hardware import load_hardware
-from moebench.spec.model import Attention, Gate, ModelSpec, load_model
+from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.ops import shared_expert_ops
 from moebench.spec.parameters import parameters, router_parameters
 
