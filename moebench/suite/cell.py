@@ -35,7 +35,9 @@ from moebench.spec.model import ModelSpec, scaled_down
 from moebench.suite.plan import Cell
 from moebench.units import Bytes
 
-ORDER_CANDIDATES = 32
+ORDER_CANDIDATES = 256
+"""Steps of which the next one is chosen. The mean distinct experts of the first 8 decode steps at
+batch 4 are then 1.6 % off the stream's for the worst of five routers (2.7 % with 32 candidates)."""
 MOST_NARROW = 16
 """Largest divisor of the widths that are counted: Mixtral's 4096 and 14336 become 256 and 896."""
 GRANULE = 8
@@ -135,8 +137,10 @@ class ReadyCell:
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """The steps in the order in which they are timed."""
-        assignments = np.stack([c.tokens_per_expert.sum(axis=(0, 2)) for c in self.cases])
-        return balanced_order(assignments.astype(float), self.workload.seed)
+        loads = [ready.tokens_per_expert for ready in self.cases]
+        work = [load.sum(axis=(0, 2)) for load in loads]
+        work += [(load > 0).sum(axis=(0, 2)) for load in loads]
+        return balanced_order(np.stack(work).astype(float), self.workload.seed)
 
     def step(self, ready: ReadyCase, place: int, mark: Mark = no_mark) -> Tensor:
         """Run one step of a case: the `place`-th of the order, which is cyclic."""
@@ -217,17 +221,18 @@ def width_divisor(model: ModelSpec) -> int:
     return divisor
 
 
-def balanced_order(assignments: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+def balanced_order(work: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
     """An order of the steps in which every stretch from the start looks like the whole stream.
 
     Greedy: out of some random candidates the step is taken that keeps the running mean of every
-    case's assignments [cases, steps] closest to its mean over the stream.
+    row of `work` [rows, steps] closest to its mean over the stream. Rows are the assignments and
+    the distinct experts of every case.
     """
     rng = np.random.default_rng(seed)
-    num_steps = assignments.shape[1]
-    excess = assignments / assignments.mean(axis=1, keepdims=True) - 1.0
+    num_steps = work.shape[1]
+    excess = work / work.mean(axis=1, keepdims=True) - 1.0
     left = rng.permutation(num_steps)
-    total = np.zeros(len(assignments))
+    total = np.zeros(len(work))
     order = np.empty(num_steps, dtype=np.int64)
     for place in range(num_steps):
         num_left = num_steps - place

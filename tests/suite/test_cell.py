@@ -100,6 +100,24 @@ def test_an_order_visits_every_step_once(num_steps: int, seed: int) -> None:
     assert sorted(balanced_order(assignments, seed).tolist()) == list(range(num_steps))
 
 
+def test_few_steps_touch_as_many_experts_as_the_stream() -> None:
+    """Routers of one k differ in the experts of a step: 8 steps at batch 4 must not favour one.
+
+    Two routers of k = 2 of 8, one of k = 1, and steps of 4 tokens each. By their assignments alone,
+    which are all equal, the first 8 steps are a random sample: 9 % off for the worst router.
+    """
+    rng = np.random.default_rng(0)
+
+    def distinct(k: int) -> list[float]:
+        tokens = [[rng.choice(8, k, replace=False) for _ in range(4)] for _ in range(1024)]
+        return [float(len({*np.concatenate(step)})) for step in tokens]
+
+    work = np.array([distinct(k) for k in (2, 2, 1)])
+    for seed in range(3):
+        first = work[:, balanced_order(work, seed)[:8]].mean(axis=1)
+        np.testing.assert_allclose(first, work.mean(axis=1), rtol=0.025)
+
+
 def test_training_steps_leave_no_gradient_behind() -> None:
     ready = ready_cell("moe train 1x64 bfloat16", 256)
     (case, *_) = ready.cases
