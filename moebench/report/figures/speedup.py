@@ -150,9 +150,10 @@ def _draw_measured(
     axes.plot(*place, color=colour, zorder=4, **{**LOOKS["speedup"], **look})
     if speedup.n < MIN_ROUNDS:
         rounds = f"{speedup.n} round{'s' * (speedup.n > 1)}"
+        end = speedup.high or speedup.value
         axes.annotate(
             rounds,
-            place,
+            (end, place[1]) if is_along_x else place,
             xytext=label_offset or (6, -2),
             textcoords="offset points",
             ha="left" if is_along_x else "center",
