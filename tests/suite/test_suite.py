@@ -281,7 +281,7 @@ def test_a_cell_that_is_left_out_says_why_and_a_resumed_run_measures_it(
     results = tmp_path / "results"
     monkeypatch.setattr("moebench.report.output.draw_figures", lambda run: ([], []))
     with monkeypatch.context() as short:
-        short.setattr(Budget, "left_out", lambda self, waiting, before: self.costs[1:])
+        short.setattr(Budget, "left_out", lambda self, *waiting, **more: self.costs[1:])
         assert main([suite, "--device", "cpu", "--out", str(results)]) == 0
     said = capsys.readouterr().err
     assert "left out: moe decode b8 bfloat16, about " in said
