@@ -137,7 +137,7 @@ SIZES = {
     **{"mlp_layer_types": ["sparse"] * 2, "layer_types": ["full_attention"] * 2},
     "rms_norm_eps": 1e-4,
 }
-"""Of tiny copies; an epsilon that no family has shows where it is not read."""
+"""Norm epsilon of the tiny copies: one that no family has shows where it is not read."""
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOP_K_KEYS = ("num_experts_per_tok", "moe_k", "moe_topk")
 

@@ -40,7 +40,7 @@ class ModelSpec:
     num_dense_layers: int = 0
     """Leading layers with a dense feed-forward network instead of experts."""
     moe_layer_step: int = 1
-    """Of the layers after them, every such one, counted from 1, has experts (Llama 4: 2)."""
+    """Step of the layers with experts among those after the dense ones; Llama 4 has 2."""
     moe_layers: tuple[int, ...] = ()
     """The layers with experts, from 0, where no step gives them; empty: see `moe_layer_step`."""
     dense_intermediate_size: int = 0

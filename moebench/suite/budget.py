@@ -280,7 +280,7 @@ class Budget:
         return f"about {text(need.floor + need.more[1], 'time', 2)} with {self.min_rounds} rounds"
 
     def _lacks(self, times: Sequence[Seconds]) -> Seconds:
-        """By how much the sum of the times is above what may be spent; 0 where it is not."""
+        """Seconds by which the sum of the times exceeds what may be spent; at least 0."""
         return max(0.0, sum(times) - self.left() - FORESEEN_OVERRUN * self.total)
 
     def _correction(self, cost: CellCost | None, what: Literal["setup", "round"]) -> float:

@@ -63,7 +63,7 @@ class Bench:
 
     @cached_property
     def narrow(self) -> "Bench":
-        """The same number of narrow layers, for what is counted and not timed."""
+        """Narrow layers, as many as the timed ones, for what is counted and not timed."""
         model = scaled_down(self.model, width_divisor(self.model))
         decoder = build_decoder(model, self.num_layers, self.dtype, self.device)
         return Bench(model, decoder, self.device, self.dtype)

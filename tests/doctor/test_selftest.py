@@ -111,7 +111,7 @@ def test_few_experiments_give_no_rate_and_say_so() -> None:
 
 
 def test_delays_of_single_steps_cost_no_power() -> None:
-    """Of ten steps two take five times as long: a whole visit shows nothing, its parts do."""
+    """A visit in which two of ten steps take five times as long shows nothing; its parts do."""
     times = recording(96 * 3, 0.03, parts=10)
     times *= np.where(np.random.default_rng(3).random(times.shape) < 0.2, 5.0, 1.0)
     by_part = rates(times, 0.0, fewest=3)

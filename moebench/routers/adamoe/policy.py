@@ -12,7 +12,7 @@ from moebench.spec.parameters import choices, router_parameters
 
 MOST_NULL_EXPERTS = 4096
 FEWEST_NULL_EXPERTS = 8
-"""As many as Mixtral's true experts (Table 1 of the paper, which also tries 16 and 32)."""
+"""Fewest null experts by default: those of Mixtral (Table 1; the paper also tries 16 and 32)."""
 
 
 @register
@@ -33,7 +33,7 @@ class AdaMoE(Policy):
     }
 
     num_null_experts: int | None = None
-    """As many as true experts and at least `FEWEST_NULL_EXPERTS` if left out."""
+    """Null experts; by default one for each true expert, and at least `FEWEST_NULL_EXPERTS`."""
     top_k: int | None = None
     """Slots per token, for true and null experts; one more than the base has if left out, as the
     paper's 3 on Mixtral's 2."""

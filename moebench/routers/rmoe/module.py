@@ -67,7 +67,7 @@ class RMoERouter(TopKRouter):
         return logits, state
 
     def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> AuxiliaryLoss:
-        """As of top-k, but as the released code has it, which sums f over the slots: k times it."""
+        """Top-k's balance loss times k: the released code sums f over the slots."""
         loss = super().balance_loss(logits, indices)
         return loss._replace(factors=self.top_k * loss.factors)
 
