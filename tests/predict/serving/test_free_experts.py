@@ -9,28 +9,13 @@ from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_parameters
 from moebench.predict.serving.speedup import speedups
 from moebench.routers.policy import known_policies, policy
-from moebench.spec.attention import Attention
-from moebench.spec.gate import Gate
 from moebench.spec.hardware import load_hardware
-from moebench.spec.model import ModelSpec, load_model
+from moebench.spec.model import load_model
 from moebench.spec.ops import shared_expert_ops
 from moebench.spec.parameters import parameters, router_parameters
 
 H200, TOP_K = load_hardware("h200-sxm"), policy("top-k")
-LONGCAT = ModelSpec(
-    name="longcat-flash",
-    source="LongCat-Flash (2509.01322), section 2.1: 8 of 12 slots on average",
-    num_layers=28,
-    hidden_size=6144,
-    intermediate_size=2048,
-    num_experts=512,
-    identity_experts=256,
-    top_k=12,
-    mean_top_k=8.0,
-    vocab_size=131072,
-    attention=Attention("gqa", 64, 64, 128),
-    gate=Gate("softmax", renormalise=False, scale=6.0),
-)
+LONGCAT = load_model("longcat-flash")
 
 
 def test_a_layer_runs_the_mean_of_its_true_experts() -> None:
@@ -96,8 +81,11 @@ def test_copies_are_one_pass_over_the_tokens_and_nothing_is_none() -> None:
 
 
 def test_a_rank_holds_every_parameter_of_a_model_with_everything() -> None:
+    mixtral = load_model("mixtral-8x7b")
     everything = replace(
-        LONGCAT,
+        mixtral,
+        identity_experts=4,
+        mean_top_k=1.5,
         zero_experts=1,
         constant_experts=2,
         num_dense_layers=1,
@@ -109,10 +97,9 @@ def test_a_rank_holds_every_parameter_of_a_model_with_everything() -> None:
         has_expert_bias=True,
         norm="layer",
         norms_per_layer=4,
-        gate=replace(LONGCAT.gate, has_bias=True, has_correction_bias=True),
+        gate=replace(mixtral.gate, has_bias=True, has_correction_bias=True),
         attention=replace(
-            LONGCAT.attention,
-            num_kv_heads=8,
+            mixtral.attention,
             value_head_dim=64,
             has_bias=True,
             has_output_bias=True,
