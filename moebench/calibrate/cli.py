@@ -6,8 +6,9 @@
 
 The first runs microbenchmarks here (under two minutes) and keeps them and the prices fitted to them
 for the suites. The second writes a file for each kernel, dense.toml from dense matmuls and, with
-`--intervals`, intervals.toml, as in moebench/data/kernels. The third writes a file for each GPU and
-one for all others, as in moebench/data/energy.
+`--intervals`, intervals.toml, as in moebench/data/kernels; of tables of attention or communication
+a file for each operation and software, as in moebench/data/operations. The third writes a file for
+each GPU and one for all others, as in moebench/data/energy.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.calibrate.from_tables import calibrate
+from moebench.calibrate.operations.from_tables import calibrate_operations, operation_tables
 from moebench.calibrate.tables import read_table
 from moebench.files import make_folder
 from moebench.units import text
@@ -29,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--from", dest="tables", metavar="TABLE", type=Path, action="append",
-        help="measured layer latencies, top-k pairs or dense matmuls; may be repeated. Left out: "
-        "calibrate this machine",
+        help="measured layer latencies, top-k pairs, dense matmuls, attention, communication; may "
+        "be repeated. Left out: calibrate this machine",
     )  # fmt: skip
     parser.add_argument(
         "--energy", metavar="TABLE", type=Path, nargs="+",
@@ -62,14 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
     """Exit status of fitting measured tables: 0 done, 3 some rows could not be read."""
-    tables = [read_table(path) for path in paths]
+    operations, others = operation_tables(paths)
+    if operations and others:
+        raise ValueError(
+            f"--from: found {operations[0].kind.name} beside other tables, expected experts and "
+            "dense matmuls apart from attention and communication"
+        )
+    make_folder(out)
+    if operations:
+        calibrate_operations(operations, out, intervals)
+        return 3 if any(table.problems for table in operations) else 0
+    tables = [read_table(path) for path in others]
     kinds = {table.kind for table in tables}
     if intervals and not {"latency", "pairs"} <= kinds:
         found = ", ".join(sorted(kinds))
         raise ValueError(
             f"--intervals: found tables of {found}, expected layer latencies and top-k pairs"
         )
-    make_folder(out)
     calibrate(tables, out, intervals)
     return 3 if any(table.has_problems for table in tables) else 0
 

@@ -1,0 +1,1 @@
+"""Tables of operations around the experts: reading, fitting, leaving out, writing the files."""

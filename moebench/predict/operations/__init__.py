@@ -1,0 +1,1 @@
+"""Operations around the expert kernels: attention and communication, with fitted parameters."""
