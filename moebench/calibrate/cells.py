@@ -43,10 +43,12 @@ class Problem:
     expected: str
 
     def __str__(self) -> str:
-        return (
-            f"row {self.row} (line {self.row + 1}), column {self.column}: "
-            f"found {self.found!r:.80}, expected {self.expected}"
-        )
+        return f"row {self.row} (line {self.row + 1}), {self.reason}"
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, without the number of the row."""
+        return f"column {self.column}: found {self.found!r:.80}, expected {self.expected}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class RawTable:
     """Rows that are as wide as the header; the index has their numbers, as in `Problem`."""
     ragged: tuple[Problem, ...]
     """The other rows, but for blank lines."""
+    last_row: int
+    """Number of the last row that is no blank line, as in `Problem`; 0 without rows."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,15 @@ class Values:
     problems: tuple[Problem, ...]
     total: int
     """Rows of the file, bad ones included."""
+
+
+class NothingRead(ValueError):
+    """The error of a table without one row that could be read and priced."""
+
+    def __init__(self, path: Path, reasons: Mapping[int, str], last_row: int) -> None:
+        """Keep why, by number of the row, and the number of the last row of the file."""
+        super().__init__(f"{path}: no row could be read")
+        self.reasons, self.last_row = reasons, last_row
 
 
 def read_values(
@@ -150,7 +163,9 @@ def read_cells(path: Path) -> RawTable:
         if row and len(row) != width
     )
     frame = pd.DataFrame(list(even.values()), list(even), header[1], dtype=object)
-    return RawTable(path, hashlib.sha256(data).hexdigest(), tuple(header[1]), frame, ragged)
+    last_row = max((number for number, row in numbered if row), default=0)
+    digest = hashlib.sha256(data).hexdigest()
+    return RawTable(path, digest, tuple(header[1]), frame, ragged, last_row)
 
 
 def numbered_rows(frame: Frame) -> Iterator[tuple[int, dict[str, Any]]]:

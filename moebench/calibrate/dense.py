@@ -1,6 +1,7 @@
 """Dense matmuls of measured tables: their groups by device, and fits of a device's library."""
 
 import dataclasses
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,23 @@ import numpy as np
 from moebench.calibrate.fit import most_probable
 from moebench.calibrate.rows import NOT_MICROSECONDS, is_plausible
 from moebench.calibrate.tables import LatencyTable
+from moebench.calibrate.widths import Residuals, bounds_of
 from moebench.predict.arrays import Floats, Ints, OverCases
-from moebench.predict.kernels.dense import METADATA, DenseParameters, MatmulShapes, dense_time
+from moebench.predict.kernels.dense import (
+    METADATA,
+    DenseParameters,
+    MatmulShapes,
+    dense_parameters,
+    dense_time,
+)
+from moebench.predict.kernels.intervals import Bounds
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.units import BYTES_PER_ELEMENT
 
 OWN = ("launch", "bandwidth", "tensor")
 """Parameters that are fitted for each device; all others are the library's."""
+FOLDS = 4
+"""Parts of the weight matrices that are left out in turn."""
 NOISE = 0.1
 """Log error that the form of the model has even with its best parameters."""
 
@@ -39,6 +50,16 @@ class DenseRows(OverCases):
     def log_error(self, parameters: DenseParameters) -> Floats:
         """log(measured / predicted)."""
         return np.log(self.seconds / dense_time(parameters, self.hardware, self.shapes))
+
+    def residuals(self, parameters: DenseParameters) -> Residuals:
+        """Errors of the rows, by the rows of their activations."""
+        errors = self.log_error(parameters)
+        return Residuals(None, "dense", self.hardware.name, self.shapes.m, errors)
+
+    def fold(self) -> Ints:
+        """The fold of each row; one weight matrix is in one fold, the same on every device."""
+        sides = np.stack([self.shapes.n, self.shapes.k], axis=1).astype(np.int64)
+        return np.array([zlib.crc32(side.tobytes()) % FOLDS for side in sides], dtype=np.int64)
 
 
 def dense_groups(table: LatencyTable) -> tuple[list[DenseRows], dict[str, Ints]]:
@@ -84,6 +105,25 @@ def fit_library(devices: Mapping[str, DenseRows]) -> dict[str, DenseParameters]:
 def fit_device(rows: DenseRows, library: DenseParameters) -> DenseParameters:
     """Fit a device's `OWN` parameters, all others being the library's."""
     return _fit(library, [rows.thinned(400)], [])[0]
+
+
+def dense_widths(devices: Mapping[str, DenseRows]) -> dict[str, Bounds]:
+    """Widths of intervals: on shapes, and on devices, that the fit left out.
+
+    Whether the next device is faster or slower than its relatives is not known, so "device" is
+    symmetrical. A single device says nothing about another: its widths are those of shapes.
+    """
+    shapes, unseen = [], []
+    for fold in range(FOLDS):
+        is_out = {name: rows.fold() == fold for name, rows in devices.items()}
+        fits = fit_library({name: rows[~is_out[name]] for name, rows in devices.items()})
+        for name, rows in devices.items():
+            shapes.append(rows[is_out[name]].residuals(fits[name]))
+    for name, rows in devices.items() if len(devices) > 1 else ():
+        others = fit_library({other: devices[other] for other in devices if other != name})
+        errors = rows.residuals(dense_parameters(rows.hardware, others)[0])
+        unseen += [errors, dataclasses.replace(errors, log_error=-errors.log_error)]
+    return {"shape": bounds_of(shapes), "device": bounds_of(unseen or shapes)}
 
 
 def _fit(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moebench import terminal
+from moebench.calibrate.backbones import dense_backbones, read_backbones
 from moebench.calibrate.energy import (
     QUANTITIES,
     EnergyLeftOut,
@@ -19,12 +20,7 @@ from moebench.calibrate.energy import (
     mean_of_others,
     median_errors,
 )
-from moebench.calibrate.energy_tables import (
-    EnergyRows,
-    dense_backbones,
-    read_backbones,
-    read_energy_table,
-)
+from moebench.calibrate.energy_tables import EnergyRows, read_energy_table
 from moebench.calibrate.kernel_files import rounded, write_toml
 from moebench.files import make_folder
 from moebench.predict.arrays import Floats

@@ -1,25 +1,25 @@
-"""Readers of measured serving power and energy, and of facts about the served models.
+"""Reader of measured serving power and energy.
 
-Columns are those of the reference tables `gpu_moe_energy` and `gpu_moe_energy_models`. A row that
-cannot be read or priced becomes a message with file, row and column; the other rows are read.
+Columns are those of the reference table `gpu_moe_energy`. A row that cannot be read or priced
+becomes a message with file, row and column; the other rows are read.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moebench import terminal
+from moebench.calibrate.backbones import LEAST, MOST
 from moebench.calibrate.cells import (
     Conflict,
+    NothingRead,
     Reader,
     number_between,
     numbered_rows,
     read_cells,
-    read_name,
     read_values,
     rows_in_words,
 )
@@ -39,27 +39,6 @@ from moebench.spec.hardware import load_hardware
 from moebench.spec.schema import MOST_SIZE
 from moebench.units import nearest
 
-COUNTS = {
-    "moe_layers": "moe_layers",
-    "dense_layers": "dense_layers",
-    "hidden_size": "hidden_size",
-    "experts": "num_experts",
-    "experts_per_token": "top_k",
-    "expert_ff": "intermediate_size",
-    "attention_heads": "attention_heads",
-    "kv_heads": "kv_heads",
-    "head_dim": "head_dim",
-    "vocab": "vocab_size",
-}
-"""Field of `Backbone` for each column of counts."""
-PARAMETER_COUNTS = {
-    "params_total_b_computed": ("total_parameters", 1e9),
-    "params_active_b_computed": ("active_parameters", 1e9),
-    "kv_elements_per_token": ("cache_elements_per_token", 1.0),
-}
-"""Field of `Backbone` and unit for each column of parameters or elements."""
-POSITIVE = ("hidden_size", "attention_heads", "kv_heads", "head_dim", "vocab")
-"""Counts that every decoder has."""
 NAMES = ("source", "task", "model_id", "backbone", "weight_precision", "gpu")
 GPU_COUNTS = ("num_gpus", "data_parallel")
 NUMBERS = (
@@ -70,8 +49,6 @@ NUMBERS = (
     "energy_j_per_output_token",
     "output_throughput_tok_per_s",
 )
-LEAST, MOST = 1e-6, 1e12
-"""Range of watts, joules and tokens of a serving GPU."""
 OLD_ENGINE = "ml.energy-v2"
 """`source` of the rows that were served by vLLM 0.4."""
 ROW_SCALED = "meta-llama/"
@@ -123,47 +100,20 @@ class EnergyTable:
     sha256: str
     rows: EnergyRows
     """The well-formed rows that have a price."""
-    has_problems: bool
-    """Whether a row could not be read or has no price."""
+    row_numbers: Ints
+    """Numbers of these rows in the file, counted as in `Problem`."""
+    reasons: Mapping[int, str]
+    """Why the other rows could not be read or have no price, by number."""
+    last_row: int
+    """Number of the last row of the file."""
     unpriced: int
     """Number of well-formed rows with an unknown GPU, backbone or precision."""
     total: int
 
-
-def dense_backbones() -> dict[str, Backbone]:
-    """Facts of the dense models in the calibration tables, by name."""
-    with as_file(files("moebench").joinpath("data/energy/dense_backbones.csv")) as path:
-        return read_backbones(path)
-
-
-def _backbone_conflict(row: Mapping[str, Any]) -> Conflict | None:
-    if not row["moe_layers"] + row["dense_layers"]:
-        return "moe_layers", "0", "layers, as there are no dense_layers"
-    for column in ("experts", "experts_per_token", "expert_ff") if row["moe_layers"] else ():
-        if not row[column]:
-            return column, "0", "at least 1, as there are moe_layers"
-    if row["experts_per_token"] > row["experts"]:
-        expected = f"at most experts = {row['experts']:g}"
-        return "experts_per_token", f"{row['experts_per_token']:g}", expected
-    return None
-
-
-def read_backbones(path: Path) -> dict[str, Backbone]:
-    """Facts of text decoders by name; one bad value is an error."""
-    readers: dict[str, Reader] = {
-        "backbone": read_name,
-        **{c: number_between(int(c in POSITIVE), MOST_SIZE, whole=True) for c in COUNTS},
-        **{c: number_between(LEAST, 1e18 / unit) for c, (_, unit) in PARAMETER_COUNTS.items()},
-    }
-    values = read_values(read_cells(path), readers, _backbone_conflict)
-    if values.problems:
-        raise ValueError(f"{path}: {values.problems[0]}")
-    backbones = {}
-    for _, row in numbered_rows(values.frame):
-        counts: dict[str, Any] = {field: int(row[column]) for column, field in COUNTS.items()}
-        counts |= {field: unit * row[column] for column, (field, unit) in PARAMETER_COUNTS.items()}
-        backbones[row["backbone"]] = Backbone(name=row["backbone"], **counts)
-    return backbones
+    @property
+    def has_problems(self) -> bool:
+        """Whether a row could not be read or has no price."""
+        return bool(self.reasons)
 
 
 def _energy_conflict(row: Mapping[str, Any]) -> Conflict | None:
@@ -184,17 +134,17 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
         **dict.fromkeys(GPU_COUNTS, number_between(1, MOST_SIZE, whole=True)),
     }
     values = read_values(cells, readers, _energy_conflict)
-    messages = [(problem.row, str(problem)) for problem in values.problems]
+    reasons = {problem.row: problem.reason for problem in reversed(values.problems)}
     servings: dict[int, Serving] = {}
     for number, row in numbered_rows(values.frame):
         try:
             servings[number] = _serving(row, backbones)
         except ValueError as error:
-            messages.append((number, f"{rows_in_words(np.array([number]))}, {error}"))
-    for _, message in sorted(messages):
-        terminal.say(f"{path}: {message}")
+            reasons[number] = str(error)
+    for number, reason in sorted(reasons.items()):
+        terminal.say(f"{path}: {rows_in_words(np.array([number]))}, {reason}")
     if not servings:
-        raise ValueError(f"{path}: no row could be read")
+        raise NothingRead(path, reasons, cells.last_row)
     priced = values.frame.loc[list(servings)]
     cases = cases_of(list(servings.values()))
     rate = priced["output_throughput_tok_per_s"].to_numpy(np.float64)
@@ -210,22 +160,30 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
         cases.batch / rate,
     )
     unpriced = len(values.frame) - len(servings)
-    return EnergyTable(path, cells.sha256, rows, bool(messages), unpriced, values.total)
+    numbers = priced.index.to_numpy(np.int64)
+    return EnergyTable(
+        path, cells.sha256, rows, numbers, reasons, cells.last_row, unpriced, values.total
+    )
 
 
 def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Serving:
     """Serving of one row; a ValueError with its column if it has no price."""
-    if row["backbone"] not in backbones:
+    backbone = backbones.get(row["backbone"]) or backbones.get(row["model_id"])
+    if backbone is None:
         raise ValueError(
-            f"column backbone: found {row['backbone']!r}, expected one of the table of models"
-            f"{nearest(row['backbone'], backbones)}"
+            f"column backbone: found {row['backbone']!r}, expected one of the table of models or "
+            f"a model that ships{nearest(row['backbone'], backbones)}"
         )
     try:
         limits(load_hardware(row["gpu"]))
     except ValueError as error:
         raise ValueError(f"column gpu: {error}") from None
     scales: Precision = "fp8" if row["model_id"].startswith(ROW_SCALED) else "fp8-block"
-    precisions: dict[str, Precision] = {"bfloat16": "bfloat16", "fp8": scales, "mxfp4": "mxfp4"}
+    precisions: dict[str, Precision] = {
+        **dict.fromkeys(("bfloat16", "float16"), "bfloat16"),
+        "fp8": scales,
+        "mxfp4": "mxfp4",
+    }
     if row["weight_precision"] not in precisions:
         raise ValueError(
             f"column weight_precision: found {row['weight_precision']!r}, expected one of "
@@ -233,7 +191,7 @@ def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Servi
         )
     tasks: dict[str, Task] = {task: task for task in TASKS}
     return Serving(
-        backbone=backbones[row["backbone"]],
+        backbone=backbone,
         precision=precisions[row["weight_precision"]],
         task=tasks.get(row["task"], UNKNOWN_TASK),
         num_gpus=int(row["num_gpus"]),
@@ -242,11 +200,3 @@ def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Servi
         data_parallel=int(row["data_parallel"]),
         old_engine=row["source"] == OLD_ENGINE,
     )
-
-
-def is_energy_table(path: Path) -> bool:
-    """Whether the header has a column of energy."""
-    try:
-        return "energy_j_per_output_token" in read_cells(path).header
-    except ValueError:
-        return False

@@ -11,7 +11,7 @@ import numpy as np
 
 from moebench import terminal
 from moebench.calibrate.cross_validation import cross_validate, summary
-from moebench.calibrate.dense import fit_library, measured_matmuls
+from moebench.calibrate.dense import dense_widths, fit_library, measured_matmuls
 from moebench.calibrate.fit import LEAST_ROWS, as_fit, percentage_errors, prior_from, shared_fits
 from moebench.calibrate.kernel_files import write_dense, write_fits, write_widths
 from moebench.calibrate.rows import Measured, groups_of
@@ -62,10 +62,13 @@ def calibrate(tables: Sequence[LatencyTable], folder: Path, with_intervals: bool
 
 
 def measured(table: LatencyTable) -> list[Measured]:
-    """The groups of a latency table that can be fitted, without failed tactics."""
+    """The groups of a latency table that can be fitted, without failed tactics.
+
+    Types of weights that no kernel is fitted to are left out.
+    """
     groups, skipped = groups_of(table)
     table.say_unpriced(skipped)
-    found = [group[group.works] for group in groups]
+    found = [group[group.works] for group in groups if group.weights is None]
     return [rows for rows in found if (~rows.is_parallel).sum() >= LEAST_ROWS]
 
 
@@ -108,7 +111,7 @@ def _calibrate_dense(table: LatencyTable, path: Path, date: str) -> dict[str, De
         for name, fit in fits.items()
     ]
     note = f"{date}, from {_origin(table)}. Mean errors on rows: {', '.join(errors)}."
-    terminal.show(write_dense(fits, path, note))
+    terminal.show(write_dense(fits, dense_widths(rows), path, note))
     return fits
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from moebench.files import replace_file
 from moebench.predict.kernels.catalogue import Kernel, KernelFit
 from moebench.predict.kernels.dense import DenseParameters
-from moebench.predict.kernels.intervals import Widths
+from moebench.predict.kernels.intervals import Bounds, Widths
 
 COMMAND = "python -m moebench.calibrate --from TABLE"
 
@@ -47,10 +47,19 @@ def write_fits(fits: Iterable[KernelFit], folder: Path) -> list[Path]:
     return paths
 
 
-def write_dense(fits: Mapping[str, DenseParameters], path: Path, note: str) -> Path:
-    """Write dense.toml: the fit of each device by hardware name; `note` says table and errors."""
-    device = {name: rounded(dataclasses.asdict(fit)) for name, fit in fits.items()}
-    return write_toml(path, {"note": f"Written by `{COMMAND}`; SI units. {note}", "device": device})
+def write_dense(
+    fits: Mapping[str, DenseParameters], widths: Mapping[str, Bounds], path: Path, note: str
+) -> Path:
+    """Write dense.toml: the fit of each device by hardware name, and widths by what is unseen.
+
+    `note` says table and errors.
+    """
+    values = {
+        "note": f"Written by `{COMMAND}`; SI units. {note}",
+        "device": {name: rounded(dataclasses.asdict(fit)) for name, fit in fits.items()},
+        "interval": rounded(widths, ".4f"),
+    }
+    return write_toml(path, values)
 
 
 def write_widths(widths: Widths, path: Path, note: str) -> Path:

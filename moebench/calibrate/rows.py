@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from moebench.predict.arrays import Floats, Ints, Mask, OverCases
 from moebench.predict.kernels.catalogue import Kernel
 from moebench.predict.kernels.layer import LayerCalls, LayerCases, layer_time, roofline, shape_label
 from moebench.predict.kernels.parameters import Parameters
+from moebench.predict.kernels.price import with_weights
 from moebench.predict.kernels.samplers import Routed, sampled_loads
+from moebench.predict.kernels.weights import MEASURED, nearest_measured
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 LEAST_OF_ROOFLINE = 0.05
@@ -44,6 +46,8 @@ class Measured(OverCases):
     """Measured latency."""
     works: Mask
     """Rows that may be fitted: no failed tactics."""
+    weights: str | None = None
+    """Type of the weights where no layer of it is fitted: `kernel` is the nearest one."""
 
     @property
     def source(self) -> tuple[str, ...]:
@@ -99,16 +103,19 @@ def groups_of(
     found: list[Measured] = []
     skipped: dict[str, list[int]] = defaultdict(list)
     for (system, framework, version, source, dtype, gated), indices in members.items():
-        kernel = Kernel(framework, version, source, 3 if gated else 2, dtype)
         column = "system"
         try:
             hardware = load_hardware(system)
             column = "moe_dtype"
-            hardware.peak_for(dtype)
+            measured = dtype if dtype in MEASURED else nearest_measured(dtype, hardware)
+            hardware.peak_for(measured)
         except ValueError as error:
             skipped[f"column {column}: {error}"] += indices
             continue
+        kernel = Kernel(framework, version, source, 3 if gated else 2, measured)
         group = _group(table, (system, hardware, kernel), np.array(indices), top_k)
+        if dtype != measured:
+            group = replace(group, cases=with_weights(group.cases, dtype, hardware), weights=dtype)
         if top_k is None:
             good = is_plausible(group.seconds, roofline(hardware, group.cases))
             if not good.all():

@@ -16,6 +16,7 @@ import numpy as np
 from moebench import terminal
 from moebench.calibrate.cells import (
     Conflict,
+    Problem,
     RawTable,
     Reader,
     number_between,
@@ -41,6 +42,10 @@ ASSUMED: Mapping[str, str] = {"gated": "1", "slow_tactic": "0", "split": "", "mo
 DTYPES = {
     **dict.fromkeys(("", "bfloat16", "float16"), "bfloat16"),
     **dict.fromkeys(("fp8", "fp8_block", "float8"), "float8"),
+    **dict.fromkeys(("int8", "int8_wo"), "int8"),
+    **dict.fromkeys(("int4", "int4_wo", "w4afp8"), "int4"),
+    **dict.fromkeys(("mxfp4", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), "mxfp4"),
+    "nvfp4": "nvfp4",
 }
 """Weight types of `moe_dtype`; float16 runs at bfloat16's speed."""
 MOST_APART = 10
@@ -93,11 +98,18 @@ class LatencyTable:
     """The columns of numbers, in the table's units."""
     row_numbers: Ints
     """Numbers of the well-formed rows in the file, counted as in `Problem`."""
-    has_problems: bool
-    """Whether a row could not be read."""
+    problems: tuple[Problem, ...]
+    """Why the other rows could not be read."""
+    last_row: int
+    """Number of the last row of the file, as in `Problem`."""
 
     def __len__(self) -> int:
         return len(self.row_numbers)
+
+    @property
+    def has_problems(self) -> bool:
+        """Whether a row could not be read."""
+        return bool(self.problems)
 
     def say_unpriced(self, skipped: Mapping[str, Ints]) -> None:
         """Name the well-formed rows that have no price, for each reason."""
@@ -122,7 +134,8 @@ def read_table(path: Path) -> LatencyTable:
         {name: frame[name].tolist() for name in names if name in NAMES},
         {name: frame[name].to_numpy(np.float64) for name in names if name not in NAMES},
         frame.index.to_numpy(np.int64),
-        bool(found.problems),
+        found.problems,
+        cells.last_row,
     )
 
 

@@ -195,6 +195,13 @@ def load_model(name: str) -> ModelSpec:
     return cast(ModelSpec, load_shipped(ModelSpec, "models", name, MODEL_KEYS))
 
 
+def shipped_model(name: str) -> ModelSpec | None:
+    """The shipped model of a name, alias or hub id, which some table gives; None: not shipped."""
+    on_hub = folded(name.rpartition("/")[2])
+    known = {**{folded(shipped): shipped for shipped in model_names()}, **model_aliases()}
+    return load_model(known[on_hub]) if on_hub in known else None
+
+
 @functools.cache
 def model_aliases() -> Mapping[str, str]:
     """The shipped model of each alias, folded."""

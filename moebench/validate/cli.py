@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.calibrate.energy_tables import is_energy_table
-from moebench.validate.energy import validate_energy
-from moebench.validate.latencies import validate_latencies
+from moebench.calibrate.cells import read_cells
+from moebench.validate.kinds import kind_of
 from moebench.validate.own_run import validate_run
 
 
@@ -30,9 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _validate(options: argparse.Namespace) -> int:
     if options.run is not None:
         return validate_run(options.run, options.earlier, options.json)
-    if is_energy_table(options.table):
-        return validate_energy(options)
-    return validate_latencies(options)
+    scored = kind_of(read_cells(options.table)).score(options)
+    if options.rows is not None:
+        scored.lines.write(options.rows)
+        if scored.refusal:
+            terminal.say(scored.refusal)
+            return 0
+    elif scored.refusal:
+        raise ValueError(scored.refusal)
+    if options.json:
+        terminal.show_json(scored.document)
+    else:
+        terminal.show(scored.text)
+    return 0 if options.rows is not None else scored.code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--given", choices=("throughput", "none"), default="none",
         help="with such a table: whether predictions are given the measured throughput",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE",
+        help="also write measured, predicted and the 90 %% interval of every line of the table as "
+        "CSV, in its units (of pairs: the ratio of their times), with the reason where a line has "
+        "no price; exit code 0 then whatever is unpriced",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the rows drawn (default: 0)")
     parser.add_argument(

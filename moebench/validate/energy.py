@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 
 from moebench import terminal
+from moebench.calibrate.backbones import Backbones
+from moebench.calibrate.cells import NothingRead
 from moebench.calibrate.energy import leave_out, left_out_ends, mean_of_others
-from moebench.calibrate.energy_tables import (
-    EnergyRows,
-    EnergyTable,
-    dense_backbones,
-    read_backbones,
-    read_energy_table,
-)
+from moebench.calibrate.energy_tables import EnergyRows, EnergyTable, read_energy_table
 from moebench.predict.arrays import Floats
 from moebench.predict.energy.calibration import energy_calibration, energy_interval, power_interval
 from moebench.predict.energy.power import power, step_seconds
 from moebench.spec.hardware import load_hardware
+from moebench.validate.lines import PricedLines, Scored
 from moebench.validate.scores import Scores
 
 MOST_SKIPPED = 0.005
@@ -42,36 +39,37 @@ class EnergyScores:
     """[rows] watts of the baseline `constant_mean`."""
 
 
-def validate_energy(options: argparse.Namespace) -> int:
-    """Score the shipped energy model, or one fitted without each backbone; the exit status."""
+def validate_energy(options: argparse.Namespace) -> Scored:
+    """Score the shipped energy model, or one fitted without each backbone."""
     if options.leave_out not in (None, "backbone"):
         raise ValueError(
             f"--leave-out: found {options.leave_out!r}, expected 'backbone' of a table of energy"
         )
-    if options.models is None:
-        raise ValueError(
-            f"{options.table}: an energy table needs --models FILE, facts of its backbones"
-        )
-    facts = read_backbones(options.models)
-    table = read_energy_table(options.table, facts)
+    facts = Backbones(options.models)
     is_given = options.given == "throughput"
+    try:
+        table = read_energy_table(options.table, facts)
+    except NothingRead as error:
+        lines = PricedLines.waiting(error.last_row)
+        lines.explain(error.reasons)
+        return Scored(lines, refusal=str(error))
     if options.leave_out is None:
         scores = energy_scores(table.rows, is_given)
     else:
-        facts |= dense_backbones()
         others = [] if options.fits is None else [read_energy_table(options.fits, facts)]
         scores = left_out_scores(table, others, is_given)
     document = energy_document(table, scores, options.given)
     if options.leave_out:
         document["leave_out"] = options.leave_out
-    document["models"] = str(options.models)
-    if options.json:
-        terminal.show_json(document)
-    else:
-        terminal.show(energy_text(document))
+    if options.models is not None:
+        document["models"] = str(options.models)
+    lines = PricedLines.waiting(table.last_row)
+    lines.explain(table.reasons)
+    lines.fill(table.row_numbers, scores.power if is_given else scores.energy)
+    code = 3 if table.has_problems else 0
     if table.unpriced > MOST_SKIPPED * table.total:
-        return 1
-    return 3 if table.has_problems else 0
+        code = 1
+    return Scored(lines, document, energy_text(document), code)
 
 
 def energy_scores(rows: EnergyRows, is_given: bool) -> EnergyScores:

@@ -20,7 +20,13 @@ from moebench.calibrate.tables import LatencyTable, read_table
 from moebench.files import make_folder
 from moebench.predict.arrays import Mask
 from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
-from moebench.predict.kernels.dense import DenseParameters, dense_time, shipped_dense
+from moebench.predict.kernels.dense import (
+    DenseParameters,
+    dense_interval,
+    dense_parameters,
+    dense_time,
+    shipped_dense,
+)
 from moebench.predict.kernels.price import (
     Calibrated,
     calibrated,
@@ -30,6 +36,7 @@ from moebench.predict.kernels.price import (
 from moebench.predict.kernels.prior import prior_for
 from moebench.streams import NOTES
 from moebench.validate.documents import document_of, draw_scores, text
+from moebench.validate.lines import PricedLines, Scored, lines_of
 from moebench.validate.scores import Scores, Skipped
 
 MOST_SKIPPED = 0.005
@@ -96,8 +103,8 @@ class Known:
         ]
 
 
-def validate_latencies(options: argparse.Namespace) -> int:
-    """Score a table of layer latencies, of pairs or of dense matmuls; the exit status."""
+def validate_latencies(options: argparse.Namespace) -> Scored:
+    """Score a table of layer latencies, of pairs or of dense matmuls."""
     if options.plot is not None:
         make_folder(options.plot)
     known = Known(options.calibration, options.seed)  # refuses a bad one before tables are read
@@ -116,7 +123,8 @@ def validate_latencies(options: argparse.Namespace) -> int:
             "one shape"
         )
     if not len(table):
-        raise ValueError(f"{table.path}: no row could be read")
+        lines = PricedLines.waiting(table.last_row, table.problems)
+        return Scored(lines, refusal=f"{table.path}: no row could be read")
     if table.kind == "gemm":
         scores, skipped = dense_scores(table, known)
     elif table.kind == "pairs":
@@ -125,23 +133,23 @@ def validate_latencies(options: argparse.Namespace) -> int:
         scores, skipped = latency_scores(table, known)
     else:
         scores, skipped = left_out_scores(table, options.leave_out, known)
+    unit = 1.0 if table.kind == "pairs" else 1e-6
+    scored = table.row_numbers, scores
+    lines = lines_of(table.last_row, table.problems, scored, skipped, unit)
+    table.say_unpriced(skipped)
     document = document_of(table, scores, skipped)
     document |= {"calibration": known.calibration, "seed": known.seed}
-    table.say_unpriced(skipped)
     if options.leave_out is not None:
         document["leave_out"] = options.leave_out
     if not document["n"]:
-        raise ValueError(f"{table.path}: nothing could be priced")
-    if options.json:
-        terminal.show_json(document)
-    else:
-        terminal.show(text(document))
+        return Scored(lines, refusal=f"{table.path}: nothing could be priced")
     if options.plot is not None:
         for path in draw_scores(table, scores, options.plot):
             terminal.say(path)
+    code = 3 if table.has_problems else 0
     if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):
-        return 1
-    return 3 if table.has_problems else 0
+        code = 1
+    return Scored(lines, document, text(document), code)
 
 
 def latency_scores(table: LatencyTable, known: Known) -> tuple[Scores, Skipped]:
@@ -155,6 +163,7 @@ def latency_scores(table: LatencyTable, known: Known) -> tuple[Scores, Skipped]:
         for rows, some, chosen in zip(members, taken, calibrations, strict=True):
             rest = rows[~some]
             seconds = rest.predicted(chosen.parameters)
+            chosen = replace(chosen, weights=rows.weights)
             ends = latency_interval(chosen, rest.cases, rest.shapes.tolist(), seconds)
             scores.fill(rest.rows, seconds, *ends)
     return scores, skipped
@@ -185,12 +194,12 @@ def pair_scores(
 ) -> tuple[Scores, Skipped]:
     """Predicted ratios of top-k pairs, maybe without fits of the device that is predicted."""
     eights, skipped = groups_of(table, 8)
-    sixes = {(rows.source, rows.kernel): rows for rows in groups_of(table, 6)[0]}
+    sixes = {(rows.source, rows.kernel, rows.weights): rows for rows in groups_of(table, 6)[0]}
     latency = [table.numbers[f"latency_us_top{k}"] for k in (8, 6)]
     scores = Scores.waiting(latency[0] / latency[1], table.numbers["num_tokens"])
     for members in by_source(eights):
         for eight, taken in zip(members, known.drawn(members), strict=True):
-            six = sixes[eight.source, eight.kernel]
+            six = sixes[eight.source, eight.kernel, eight.weights]
             allowed = known
             if without_device:
                 others = [fit for fit in known.fits if fit.system != eight.hardware.name]
@@ -198,27 +207,32 @@ def pair_scores(
             (chosen,) = allowed.calibrations([eight[taken]], table.sha256)
             eight, six = eight[~taken], six[~taken]
             ratio = eight.predicted(chosen.parameters) / six.predicted(chosen.parameters)
+            chosen = replace(chosen, weights=eight.weights)
             ends = ratio_interval(chosen, six.cases, eight.cases, eight.shapes.tolist(), ratio)
             scores.fill(eight.rows, ratio, *ends)
     return scores, skipped
 
 
 def dense_scores(table: LatencyTable, known: Known) -> tuple[Scores, Skipped]:
-    """Predictions of dense matmuls, without intervals."""
+    """Predictions of dense matmuls; those of other than shipped parameters have no interval."""
     scores = Scores.waiting(table.numbers["latency_us"] * 1e-6, table.numbers["m"])
     shipped = {} if known.calibration == "none" else shipped_dense()
-    library = next(iter(shipped.values()), DenseParameters())
     groups, skipped = dense_groups(table)
     for rows in groups:
-        parameters = shipped.get(rows.hardware.name, library)
+        parameters, relatives = DenseParameters(), [""]
+        if shipped:
+            parameters, relatives = dense_parameters(rows.hardware, shipped)
         rest = np.arange(len(rows))
         if known.rows is not None:
             use = stratified(rows.shapes.m, known.rows, np.random.default_rng(known.seed))
             rest = np.setdiff1d(rest, use)
+            library = next(iter(shipped.values()), parameters)
             parameters = fit_device(rows[use], library)
         seconds = dense_time(parameters, rows.hardware, rows.shapes)[rest]
-        nothing = np.full(len(rest), np.nan)
-        scores.fill(rows.rows[rest], seconds, nothing, nothing)
+        ends = np.full((2, len(rest)), np.nan)
+        if known.calibration == "shipped":
+            ends[:] = dense_interval(seconds, rows.shapes.m[rest], is_own=not relatives)
+        scores.fill(rows.rows[rest], seconds, *ends)
     return scores, skipped
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from moebench.calibrate.kernel_files import write_dense, write_fits, write_widths
 from moebench.predict.kernels.catalogue import shipped_fits
-from moebench.predict.kernels.dense import shipped_dense
+from moebench.predict.kernels.dense import dense_bounds, shipped_dense
 from moebench.predict.kernels.intervals import read_widths, shipped_widths
 
 SHIPPED = Path(str(files("moebench"))) / "data" / "kernels"
@@ -19,7 +19,7 @@ def values(path: Path) -> dict[str, Any]:
 
 def test_fits_and_dense_matmuls(tmp_path: Path) -> None:
     paths = [*write_fits(shipped_fits(), tmp_path)]
-    paths.append(write_dense(shipped_dense(), tmp_path / "dense.toml", "a note"))
+    paths.append(write_dense(shipped_dense(), dense_bounds(), tmp_path / "dense.toml", "a note"))
     assert {path.name for path in paths} | {"intervals.toml"} == {
         path.name for path in SHIPPED.iterdir()
     }

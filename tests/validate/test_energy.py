@@ -91,11 +91,22 @@ def test_a_bad_row_is_named_and_hides_no_other(
     assert "row 2" in error and f"column {column}" in error and value in error
 
 
-def test_an_energy_table_needs_facts_of_its_models(
+def test_facts_of_shipped_models_are_those_of_a_table_of_models(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert validate.main([str(write(tmp_path / "e.csv", [ROW]))]) == 2
-    assert "--models" in capsys.readouterr().err
+    _, own, _ = score(capsys, tmp_path, [ROW])
+    assert validate.main([str(write(tmp_path / "e.csv", [ROW])), "--json"]) == 0
+    shipped = json.loads(capsys.readouterr().out)
+    for quantity in ("power", "energy_per_token"):
+        bias = own[quantity]["overall"]["bias"]
+        assert shipped[quantity]["overall"]["bias"] == pytest.approx(bias, abs=0.1)
+    row = ROW | {"backbone": "not shipped"}
+    assert validate.main([str(write(tmp_path / "e.csv", [row]))]) == 2
+
+
+def test_unknown_gpus_alone_are_bad_input(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     code, found, _ = score(capsys, tmp_path, [ROW | {"gpu": "H1000"}])
     assert code == 2 and found is None
 

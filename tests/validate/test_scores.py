@@ -101,13 +101,14 @@ def test_scores_are_those_of_arithmetic() -> None:
     assert mean_over_groups(groups)["n"] == 3
 
 
-def test_dense_matmuls_have_no_interval_and_say_so(
+def test_dense_matmuls_without_shipped_parameters_have_no_interval_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "gemm.csv"
     path.write_text("system,m,n,k,latency_us\nh100_sxm,64,4096,4096,20\nh100_sxm,1,4096,4096,14\n")
-    assert validate.main([str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["overall"]["coverage90"] is None
+    for known, inside in (("shipped", 50.0), ("none", None)):
+        assert validate.main([str(path), "--json", "--calibration", known]) == 0
+        assert json.loads(capsys.readouterr().out)["overall"]["coverage90"] == inside
 
 
 def test_a_figure_of_each_device_is_drawn(

@@ -5,18 +5,22 @@ and depth splits. Its library is not the MoE kernel's, so only *ratios* between 
 over: how much of its datasheet's peak and bandwidth this device reaches, against another one.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from moebench.predict.arrays import Floats, OverCases
+from moebench.predict.kernels.catalogue import mma_generation
+from moebench.predict.kernels.intervals import Bounds, regime_ends
 from moebench.predict.kernels.layer import processor
 from moebench.predict.kernels.weights import OPERAND_BYTES, arithmetic
 from moebench.predict.parameters import metadata, parameter
-from moebench.spec.hardware import HardwareSpec
+from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.spec.weight_types import stored_bytes
 from moebench.version import PACKAGE
@@ -141,8 +145,51 @@ def shift(here: DenseParameters, there: DenseParameters) -> dict[str, float]:
 @functools.cache
 def shipped_dense() -> Mapping[str, DenseParameters]:
     """Fits of data/kernels/dense.toml by hardware name."""
-    devices = read_toml(PACKAGE / "data" / "kernels" / "dense.toml")["device"]
     return {
         name: from_mapping(DenseParameters, values, f"kernels/dense.toml: [device.{name}]")
-        for name, values in devices.items()
+        for name, values in _file()["device"].items()
     }
+
+
+def dense_bounds() -> Mapping[str, Bounds]:
+    """Widths of intervals of dense matmuls on a "shape", or a "device", that no fit has seen."""
+    bounds: Mapping[str, Bounds] = _file()["interval"]
+    return bounds
+
+
+@functools.cache
+def _file() -> Mapping[str, Any]:
+    return read_toml(PACKAGE / "data" / "kernels" / "dense.toml")
+
+
+def dense_parameters(
+    hardware: HardwareSpec, known: Mapping[str, DenseParameters]
+) -> tuple[DenseParameters, list[str]]:
+    """A device's own parameters, or the mean of its nearest relatives' and their names.
+
+    Relatives are the devices of the same compute capability, else those whose tensor cores take
+    the same instruction, else all; the names are empty where the parameters are its own.
+    """
+    if hardware.name in known:
+        return known[hardware.name], []
+    machines, instruction = [*map(load_hardware, known)], mma_generation(hardware)
+    relatives = (
+        [one.name for one in machines if hardware.is_built_like(one)]
+        or [one.name for one in machines if mma_generation(one) == instruction]
+        or [*known]
+    )
+    logs = np.log([dataclasses.astuple(known[one]) for one in relatives])
+    return DenseParameters(*np.exp(logs.mean(axis=0)).tolist()), relatives
+
+
+def dense_interval(seconds: Floats, rows: Floats, is_own: bool) -> tuple[Floats, Floats]:
+    """90 % interval of dense matmuls, from errors on shapes, or on devices, left out of the fit.
+
+    Args:
+        seconds: predicted times.
+        rows: rows of the activations, `MatmulShapes.m`; the width depends on their number.
+        is_own: whether the device's own matmuls were fitted.
+    """
+    ends = dense_bounds()["shape" if is_own else "device"]
+    low, high = np.exp(regime_ends([ends] * len(rows), rows))
+    return seconds * low, seconds * high

@@ -105,15 +105,15 @@ class Calibrated:
         return [self.basis if shape in self.shapes else "shape" for shape in shapes]
 
     def cases(self, loads: Loads, calls: LayerCalls) -> LayerCases:
-        """Calls of the layer as the kernel runs them; unmeasured weights replace the kernel's own.
-
-        What is replaced are bytes of a weight and dtype of the arithmetic.
-        """
+        """Calls of the layer as the kernel runs them, with the weights that it is given."""
         cases = self.kernel.cases(self.hardware, loads, calls)
-        if self.weights is None:
-            return cases
-        dtype = arithmetic(self.weights, self.hardware)
-        return dataclasses.replace(cases, dtype=dtype, weight_bytes=stored_bytes(self.weights))
+        return cases if self.weights is None else with_weights(cases, self.weights, self.hardware)
+
+
+def with_weights(cases: LayerCases, weights: str, hardware: HardwareSpec) -> LayerCases:
+    """The cases with another type of weights: bytes of a weight and dtype of the arithmetic."""
+    dtype = arithmetic(weights, hardware)
+    return dataclasses.replace(cases, dtype=dtype, weight_bytes=stored_bytes(weights))
 
 
 def calibrated(

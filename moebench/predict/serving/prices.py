@@ -12,12 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from moebench.predict.arrays import Floats
-from moebench.predict.kernels.catalogue import mma_generation
-from moebench.predict.kernels.dense import DenseParameters, MatmulShapes, dense_time, shipped_dense
+from moebench.predict.kernels.dense import (
+    DenseParameters,
+    MatmulShapes,
+    dense_parameters,
+    dense_time,
+    shipped_dense,
+)
 from moebench.predict.kernels.price import Calibrated, calibrated, default_kernel, kernel_named
 from moebench.predict.kernels.weights import MEASURED, nearest_measured
 from moebench.predict.serving.deployment import Deployment
-from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.hardware import HardwareSpec
 from moebench.spec.ops import Op
 
 ATTENTION_TENSOR = 0.6
@@ -58,8 +63,7 @@ class KernelPrices:
 def kernel_prices(deployment: Deployment) -> KernelPrices:
     """Parameters of the deployment's kernels on its device; an unknown kernel is refused.
 
-    Dense parameters are the device's own, or the mean of its nearest relatives': devices of the
-    same compute capability, else those whose tensor cores take the same instruction, else all.
+    Dense parameters are the device's own or its relatives': see `dense_parameters`.
     """
     d, hardware, known = deployment, deployment.hardware, shipped_dense()
     name, own = d.kernel or default_kernel(hardware), known.get(hardware.name)
@@ -77,14 +81,7 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
         origin = f"dense matmuls of {hardware.name}"
         factor = DENSE_UNCERTAINTY if d.other_weights in MEASURED else RELATIVE_UNCERTAINTY
         return KernelPrices(name, experts, Library(hardware, own, origin, factor))
-    machines, instruction = [*map(load_hardware, known)], mma_generation(hardware)
-    relatives = (
-        [one.name for one in machines if hardware.is_built_like(one)]
-        or [one.name for one in machines if mma_generation(one) == instruction]
-        or [*known]
-    )
-    logs = np.log([dataclasses.astuple(known[one]) for one in relatives])
-    mean = DenseParameters(*np.exp(logs.mean(axis=0)).tolist())
+    mean, relatives = dense_parameters(hardware, known)
     origin = f"dense matmuls of {', '.join(relatives)}, as shares of the datasheet"
     return KernelPrices(name, experts, Library(hardware, mean, origin, RELATIVE_UNCERTAINTY))
 
