@@ -155,9 +155,7 @@ def shared_fits(
     return found
 
 
-def as_fit(
-    rows: Measured, parameters: Parameters, table: str = "", sha256: str = "", date: str = ""
-) -> KernelFit:
+def as_fit(rows: Measured, parameters: Parameters, table: str = "", sha256: str = "") -> KernelFit:
     """A fit with its provenance and its error on all rows."""
     tokens = rows.cases.num_tokens
     return KernelFit(
@@ -171,7 +169,6 @@ def as_fit(
         percentage_errors(rows.log_error(parameters)),
         table,
         sha256,
-        date,
     )
 
 

@@ -4,7 +4,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from moebench.calibrate.fit import LEAST_ROWS, as_fit, percentage_errors, prior_
 from moebench.calibrate.kernel_files import write_dense, write_fits, write_widths
 from moebench.calibrate.rows import Measured, groups_of
 from moebench.calibrate.tables import LatencyTable
-from moebench.calibrate.widths import Residuals, calibrate_widths
+from moebench.calibrate.widths import Residuals, batch_ratios, calibrate_widths
 from moebench.predict.kernels.catalogue import KernelFit
 from moebench.predict.kernels.dense import DenseParameters
 from moebench.predict.kernels.intervals import UNSEEN, Basis
@@ -24,19 +23,18 @@ from moebench.predict.kernels.intervals import UNSEEN, Basis
 
 def calibrate(tables: Sequence[LatencyTable], folder: Path, with_intervals: bool) -> None:
     """Fit every table and write the files."""
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
     latency: list[Measured] = []
     fits: list[KernelFit] = []
     dense: dict[str, DenseParameters] = {}
     # Tables of latencies come first: what they found is the prior of the few shapes of pairs.
     for table in sorted(tables, key=lambda table: table.kind != "latency"):
         if table.kind == "gemm":
-            dense = _calibrate_dense(table, folder / "dense.toml", date)
+            dense = _calibrate_dense(table, folder / "dense.toml")
             continue
         groups = measured(table) if table.kind == "latency" else measured_pairs(table)
         latency += groups if table.kind == "latency" else ()
         fits += [
-            as_fit(rows, parameters, table.path.name, table.sha256, date)
+            as_fit(rows, parameters, table.path.name, table.sha256)
             for rows, parameters in zip(groups, shared_fits(groups, fits), strict=True)
         ]
     for path in write_fits(fits, folder):
@@ -56,8 +54,14 @@ def calibrate(tables: Sequence[LatencyTable], folder: Path, with_intervals: bool
             terminal.show(f"{experiment:48}{ranks:>6}{figures}  {each}")
         pairs = [table for table in tables if table.kind == "pairs"]
         ratios = [one for table in pairs for one in ratio_residuals(table, fits)]
+        ratios += [
+            ratio
+            for one in held_out
+            if one.basis is not None
+            for ratio in batch_ratios(one.residuals, one.rows)
+        ]
         widths = calibrate_widths([one.residuals for one in held_out], ratios)
-        note = f"{date}, from {', '.join(map(_origin, tables))}."
+        note = f"From {', '.join(map(_origin, tables))}."
         terminal.show(write_widths(widths, folder / "intervals.toml", note))
 
 
@@ -102,7 +106,7 @@ def ratio_residuals(table: LatencyTable, fits: Sequence[KernelFit]) -> list[Resi
     return found
 
 
-def _calibrate_dense(table: LatencyTable, path: Path, date: str) -> dict[str, DenseParameters]:
+def _calibrate_dense(table: LatencyTable, path: Path) -> dict[str, DenseParameters]:
     """Fit the dense matmuls of all devices together and write dense.toml."""
     rows = measured_matmuls(table)
     fits = fit_library(rows)
@@ -110,7 +114,7 @@ def _calibrate_dense(table: LatencyTable, path: Path, date: str) -> dict[str, De
         f"{name} {percentage_errors(rows[name].log_error(fit)).mape:.1f} % on {len(rows[name])}"
         for name, fit in fits.items()
     ]
-    note = f"{date}, from {_origin(table)}. Mean errors on rows: {', '.join(errors)}."
+    note = f"From {_origin(table)}. Mean errors on rows: {', '.join(errors)}."
     terminal.show(write_dense(fits, dense_widths(rows), path, note))
     return fits
 

@@ -63,7 +63,7 @@ def write_dense(
 
 
 def write_widths(widths: Widths, path: Path, note: str) -> Path:
-    """Write intervals.toml; `note` says date and tables."""
+    """Write intervals.toml; `note` names the tables."""
     what = "[5 %, 95 %] quantiles of log(measured / predicted) by token regime"
     values = rounded(dataclasses.asdict(widths), ".4f")
     origin = f"Written by `{COMMAND} --intervals`: {what}. {note}"

@@ -42,6 +42,8 @@ class Measured(OverCases):
     cases: LayerCases
     shapes: NDArray[Any]
     """Model shape of each row, as `shape_label` writes it."""
+    routing: NDArray[Any]
+    """Distribution of each row's routing, by its name in the table."""
     seconds: Floats
     """Measured latency."""
     works: Mask
@@ -150,6 +152,7 @@ def _group(
         rows,
         cases,
         np.array([shape_label(*size) for size in sizes]),
+        np.array(distributions),
         column(latency) * 1e-6,
         column("slow_tactic") == 0,
     )

@@ -3,8 +3,10 @@
 Rows of one device err together, so errors on unseen devices count by device, not by row.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from moebench.calibrate.rows import Measured
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.intervals import (
     BASES,
+    RATIO_STEP,
     REGIME_NAMES,
     REGIMES,
     UNSEEN,
@@ -24,6 +27,8 @@ SIBLING_SHARE = 0.25
 """No two devices of the development tables have one compute capability, so a sibling's widths
 are assumed: this far on the way from an unseen shape's to an unseen device's."""
 LEVEL = 0.90
+LEAST_APART = 0.05
+"""Logarithm of two loads' ratio below which their errors do not tell how errors part."""
 LEAST_ROWS = 60
 """Residuals below which a family's own quantiles are not trusted and all families' are used."""
 
@@ -87,12 +92,49 @@ def calibrate_widths(rows: Sequence[Residuals], ratios: Sequence[Residuals]) -> 
     return Widths(by_basis, alone, parallel)
 
 
+def batch_ratios(one: Residuals, rows: Measured) -> list[Residuals]:
+    """Errors of the ratio of two neighbouring batches of a layer, as those of two top-k.
+
+    Tables of latencies have many devices and kernels, of which no top-k pairs were measured. Two
+    batches whose loads are some factor apart err as two top-k do that are as far apart; errors grow
+    with the root of the distance of the logarithms, here brought to `RATIO_STEP`.
+    """
+    cases = rows.cases
+    keys = zip(
+        rows.shapes.tolist(), rows.routing.tolist(), cases.inner_size, cases.expert_parallel,
+        strict=True,
+    )  # fmt: skip
+    layers: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        if rows.works[index]:
+            layers[key].append(index)
+    pairs = [
+        pair
+        for members in layers.values()
+        for pair in pairwise(sorted(members, key=lambda index: cases.num_tokens[index]))
+    ]
+    few, many = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    apart = np.log(cases.loads.copies[many] / np.maximum(cases.loads.copies[few], 1e-9))
+    use = apart > LEAST_APART
+    few, many, apart = few[use], many[use], apart[use]
+    error = (one.log_error[many] - one.log_error[few]) * np.sqrt(RATIO_STEP / apart)
+    found = []
+    for is_parallel in (False, True):
+        here = rows.is_parallel[many] == is_parallel
+        tokens, own = cases.num_tokens[many][here], error[here]
+        found.append(
+            Residuals(one.basis, one.family, one.system, tokens, own, is_parallel=is_parallel)
+        )
+    return found
+
+
 def _ratio_bounds(ratios: Sequence[Residuals]) -> dict[str, Bounds]:
-    found: dict[str, Bounds] = {
-        basis: bounds_of(one for one in ratios if one.basis == basis)
-        for basis in BASES
-        if basis != "sibling"
-    }
+    """Bounds of ratios by basis, each of the groups of residuals being as wide as it needs."""
+    found: dict[str, Bounds] = {}
+    for basis in BASES:
+        if basis != "sibling" and basis not in UNSEEN:
+            found[basis] = bounds_of(one for one in ratios if one.basis == basis)
+    found |= {str(basis): bounds for basis, bounds in unseen_bounds(ratios).items()}
     return found | {"sibling": _towards(found["shape"], found["device"])}
 
 

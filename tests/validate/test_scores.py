@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from moebench.calibrate import folds
+from moebench.calibrate.rows import groups_of
 from moebench.calibrate.tables import read_table
-from moebench.calibrate.widths import Residuals, unseen_bounds
+from moebench.calibrate.widths import Residuals, batch_ratios, unseen_bounds
+from moebench.predict.kernels.intervals import RATIO_STEP
 from moebench.validate import cli as validate
 from moebench.validate.latencies import Known, left_out_scores
 from moebench.validate.scores import Scores, mean_over_groups
@@ -82,6 +84,19 @@ def test_bounds_of_the_unseen_are_as_wide_as_the_worst_device_needs() -> None:
     low, high = bounds["device"]["1-16"]
     assert (low, high) == pytest.approx((-0.28, 0.28), abs=0.01)
     assert bounds["stranger"]["1-16"] == bounds["device"]["1-16"], "knowing less is not narrower"
+
+
+def test_errors_that_batches_have_in_common_leave_their_ratio(tmp_path: Path) -> None:
+    """One batch in two errs by 10 %: loads that differ by 8 : 6 err by the root of their share."""
+    rows = groups_of(read_table(a_table(tmp_path / "a.csv")))[0][0]
+    power = np.log2(rows.cases.num_tokens)
+    rows = rows[power == power.round()]
+    common = Residuals.of("seen", rows, np.full(len(rows), 0.3))
+    odd = Residuals.of("seen", rows, 0.1 * (np.log2(rows.cases.num_tokens) % 2))
+    alone, parallel = batch_ratios(common, rows)
+    assert not alone.log_error.any() and not len(parallel.log_error)
+    expected = 0.1 * np.sqrt(RATIO_STEP / np.log(2))
+    assert np.abs(batch_ratios(odd, rows)[0].log_error) == pytest.approx(expected)
 
 
 def test_scores_are_those_of_arithmetic() -> None:

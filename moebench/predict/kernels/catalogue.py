@@ -134,7 +134,6 @@ class KernelFit:
     table: str
     """File name of the measurements."""
     table_sha256: str
-    date: str
 
 
 @functools.cache
