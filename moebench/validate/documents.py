@@ -1,14 +1,13 @@
-"""Scores of a table of latencies as a JSON document, as a text and as figures."""
+"""Scores of a table of latencies as a JSON document and as a text."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moebench import terminal
+from moebench.calibrate.operations.table import OperationTable
 from moebench.calibrate.tables import LatencyTable
-from moebench.files import make_folder, replace_file
 from moebench.predict.arrays import Mask
 from moebench.validate.scores import Scores, Skipped, mean_over_groups
 
@@ -48,6 +47,24 @@ def document_of(table: LatencyTable, scores: Scores, skipped: Skipped) -> dict[s
     return document
 
 
+def operation_document(table: OperationTable, scores: Scores, skipped: Skipped) -> dict[str, Any]:
+    """The JSON document of a table of operations; suspect rows are scored apart."""
+    priced, is_pairs = np.isfinite(scores.predicted), table.kind.is_pairs
+    good = priced & table.usable
+    columns = {name: [*map(str, table.columns[name])] for name in table.kind.groups}
+    return {
+        "schema": SCHEMA,
+        "table": str(table.path),
+        "kind": table.kind.name,
+        "n": int(priced.sum()),
+        "skipped": {reason: len(rows) for reason, rows in skipped.items()},
+        "overall": scores[good].figures(is_pairs),
+        "suspect": scores[priced & ~table.usable].figures(is_pairs),
+        "regimes": (scores[good].by_regime if is_pairs else scores[good].by_time)(is_pairs),
+        "groups": _groups(columns, scores, good, is_pairs),
+    }
+
+
 def _baselines(scores: Scores) -> dict[str, Any]:
     """Figures of the ratio that FLOPs promise, and of no change at all."""
     found = {}
@@ -60,7 +77,7 @@ def _baselines(scores: Scores) -> dict[str, Any]:
 def _groups(
     columns: Mapping[str, list[str]], scores: Scores, good: Mask, with_correlation: bool
 ) -> list[dict[str, Any]]:
-    """Figures of the rows that are alike in all columns."""
+    """Figures of the rows that are alike in all columns, also by number of tokens."""
     members: dict[tuple[str, ...], list[int]] = {}
     for index in np.flatnonzero(good).tolist():
         key = tuple(column[index] for column in columns.values())
@@ -83,57 +100,31 @@ def text(document: Mapping[str, Any]) -> str:
     heads = ["n", "MAPE", "median", "P90", "bias", "inside"] + ["corr."] * has_correlation
     entries = [
         (name, document[name])
-        for name in ("overall", "ep1", "ep_gt1", "slow_tactic", "flops", "no_change")
+        for name in ("overall", "ep1", "ep_gt1", "slow_tactic", "suspect", "flops", "no_change")
         if name in document
     ]
-    entries += [(f"  {name} tokens", figures) for name, figures in document["regimes"].items()]
-    for ep in ("1", ">1"):
-        members = [group for group in document["groups"] if group.get("ep", "1") == ep]
+    for name, figures in document["regimes"].items():
+        entries.append((f"  {name}{'' if name.endswith('us') else ' tokens'}", figures))
+    for ep in (None, "1", ">1"):
+        members = [group for group in document["groups"] if group.get("ep") == ep]
         if members:
-            label = f"mean over {len(members)} groups, ep {ep}"
+            label = f"mean over {len(members)} groups{f', ep {ep}' if ep else ''}"
             entries.append((label, mean_over_groups(members)))
     for group in document["groups"]:
-        words = [group.get(name, "") for name in ("system", "framework", "version")]
-        source = group.get("kernel_source", "")[-28:]
-        split = [group.get("split", ""), f"ep {group['ep']}" if "ep" in group else ""]
-        entries.append((" ".join(filter(None, (*words, source, *split))), group))
+        words = {name: word[-28:] for name, word in group.items() if isinstance(word, str)}
+        if "ep" in words:
+            words["ep"] = f"ep {words['ep']}"
+        entries.append((" ".join(filter(None, words.values())), group))
     rows = [
         [name, str(figures["n"])]
         + ["-" if figures[key] is None else f"{figures[key]:.2f}" for key in names]
         for name, figures in entries
         if figures["n"]
     ]
-    title = f"{document['table']}, calibration {document['calibration']}"
+    known = document.get("calibration") or f"left out: {document.get('leave_out', 'nothing')}"
+    title = f"{document['table']}, calibration {known}"
     lines = [f"{title}, {document['n']} rows scored; percent"]
     lines.append(terminal.text_table(["", *heads], rows))
     for reason, count in document["skipped"].items():
         lines.append(f"skipped {count} row{'s' * (count > 1)}: {reason}")
     return "\n".join(lines)
-
-
-def draw_scores(table: LatencyTable, scores: Scores, folder: Path) -> list[Path]:
-    """A figure of each device; returns the files."""
-    from moebench.report.figures.accuracy import draw_accuracy
-
-    quantity = {"pairs": "ratio of top-8 to top-6", "gemm": "dense matmul latency"}
-    x = "m" if table.kind == "gemm" else "tokens"
-    make_folder(folder)
-    systems = np.array(table.columns["system"])
-    names = ("framework", "version", "kernel_source")
-    columns = [table.columns[name] for name in names if name in table.columns]
-    labels = np.array(
-        [" ".join(each) for each in zip(*columns, strict=True)] or [""] * len(systems)
-    )
-    paths = []
-    works = np.isfinite(scores.predicted)
-    if table.kind == "latency":
-        works &= table.numbers["slow_tactic"] == 0
-    for system in sorted(set(systems[works].tolist())):
-        here = works & (systems == system)
-        ratios = scores.predicted[here] / scores.measured[here]
-        title = f"{system}, {quantity.get(table.kind, 'MoE layer latency')}"
-        drawn = draw_accuracy(labels[here].tolist(), scores.num_tokens[here], ratios, title, x)
-        path = folder / f"{system}.png"
-        replace_file(path, drawn)
-        paths.append(path)
-    return paths

@@ -6,13 +6,17 @@ A table is told by its columns, so its file may have any name.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from moebench.calibrate.cells import RawTable
 from moebench.calibrate.energy_tables import NAMES, NUMBERS
+from moebench.calibrate.operations import kinds as operations
+from moebench.calibrate.operations.table import OperationKind
 from moebench.calibrate.tables import COLUMNS
 from moebench.validate.energy import validate_energy
 from moebench.validate.latencies import validate_latencies
 from moebench.validate.lines import Scored
+from moebench.validate.operations import validate_operations
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,24 @@ KINDS = (
 
 def kind_of(cells: RawTable) -> Kind:
     """The kind whose columns the header misses least; of equal ones, the one with most columns."""
-    header = set(cells.header)
+    found = operations.kind_of(cells)
+    if found is not None:
+        return _of_operations(found)
+    header, known = set(cells.header), (*KINDS, *map(_of_operations, operations.KINDS))
 
     def distance(kind: Kind) -> tuple[int, int]:
         return len(set(kind.columns) - header), -len(kind.columns)
 
-    kind = min(KINDS, key=distance)
+    kind = min(known, key=distance)
     if len(header & set(kind.columns)) < 2:
-        titles = ", ".join(kind.title for kind in KINDS)
+        titles = ", ".join(kind.title for kind in known)
         raise ValueError(
             f"{cells.path}: found the columns {', '.join(cells.header)!r:.200}, expected those of "
             f"a table of {titles}"
         )
     return kind
+
+
+def _of_operations(kind: OperationKind) -> Kind:
+    columns = tuple(name for name in kind.columns if name not in kind.assumed)
+    return Kind(kind.name, columns, partial(validate_operations, kind))

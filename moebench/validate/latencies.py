@@ -35,7 +35,8 @@ from moebench.predict.kernels.price import (
 )
 from moebench.predict.kernels.prior import prior_for
 from moebench.streams import NOTES
-from moebench.validate.documents import document_of, draw_scores, text
+from moebench.validate.documents import document_of, text
+from moebench.validate.figures import draw_latencies
 from moebench.validate.lines import PricedLines, Scored, lines_of
 from moebench.validate.scores import Scores, Skipped
 
@@ -144,7 +145,7 @@ def validate_latencies(options: argparse.Namespace) -> Scored:
     if not document["n"]:
         return Scored(lines, refusal=f"{table.path}: nothing could be priced")
     if options.plot is not None:
-        for path in draw_scores(table, scores, options.plot):
+        for path in draw_latencies(table, scores, options.plot):
             terminal.say(path)
     code = 3 if table.has_problems else 0
     if sum(document["skipped"].values()) > MOST_SKIPPED * len(table):

@@ -15,6 +15,9 @@ from moebench.predict.arrays import Floats, Ints
 from moebench.validate.scores import Scores
 
 HEADER = ("row", "measured", "predicted", "low", "high", "reason")
+UNKNOWN_FACTOR = 4.0
+"""Factor either way of a line whose errors nobody has measured, as of a maker's first GPU: twice
+the log width of the widest interval that was (kernels of other families); an assumption."""
 BLANK = "a blank line"
 DIGITS = 7
 """Significant digits of a written number: tables have four to six."""
@@ -54,6 +57,9 @@ class PricedLines:
         known = np.isfinite(scores.predicted)
         for name in ("predicted", "low", "high"):
             getattr(self, name)[rows[known] - 1] = getattr(scores, name)[known] / unit
+        ends = rows[known & ~np.isfinite(scores.low + scores.high)] - 1
+        self.low[ends] = self.predicted[ends] / UNKNOWN_FACTOR
+        self.high[ends] = self.predicted[ends] * UNKNOWN_FACTOR
         for row in rows[known].tolist():
             self.reasons[row - 1] = ""
 

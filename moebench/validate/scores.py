@@ -8,6 +8,7 @@ import numpy as np
 
 from moebench.predict.arrays import Floats, Ints, OverCases
 from moebench.predict.kernels.intervals import REGIME_NAMES, REGIMES
+from moebench.predict.operations.price import REGIMES as REGIMES_OF_TIME
 
 Skipped = Mapping[str, Ints]
 """Rows that have no price, by reason."""
@@ -63,6 +64,15 @@ class Scores(OverCases):
                 with_correlation
             )
             for name, (low, high) in zip(REGIME_NAMES, REGIMES, strict=True)
+        }
+
+    def by_time(self, with_correlation: bool = False) -> dict[str, dict[str, Any]]:
+        """Figures by measured time: calls that mostly start, calls that mostly work, and others."""
+        regimes = np.searchsorted(REGIMES_OF_TIME, self.measured)
+        names = ("under 20 us", "20 to 200 us", "over 200 us")
+        return {
+            name: self[regimes == regime].figures(with_correlation)
+            for regime, name in enumerate(names)
         }
 
 

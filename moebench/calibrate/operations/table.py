@@ -124,10 +124,24 @@ class OperationTable:
         names = self.kind.members[number]
         return {**self.columns, **{new: self.columns[old] for old, new in names.items()}}
 
+    def labels(self, names: Sequence[str]) -> NDArray[Any]:
+        """The values of some columns of each row as one text."""
+        return _labels([self.columns[name] for name in names], len(self))
+
+    @property
+    def sizes(self) -> Floats:
+        """The column over which errors are drawn."""
+        return self.columns[self.kind.size].astype(float)
+
+    @property
+    def usable(self) -> Mask:
+        """Rows that are not suspect."""
+        return np.asarray(self.columns.get("suspect", np.zeros(len(self))).astype(float) == 0)
+
     def measured(self) -> Floats:
         """Microseconds, or the ratio of a pair's."""
         values = [self.member(i)["latency_us"] for i in range(len(self.kind.members))]
-        return np.asarray(values[0] / values[1] if self.kind.is_pairs else values[0])
+        return np.asarray(values[0] / values[1] if self.kind.is_pairs else values[0], dtype=float)
 
 
 def read_operations(cells: RawTable, kind: OperationKind) -> OperationTable:
@@ -165,7 +179,6 @@ def groups_of(
         except ValueError as error:
             skipped[str(error)] += indices
     shapes = _labels([columns[name] for name in kind.shape], len(table))
-    suspect = columns.get("suspect", np.zeros(len(table)))
     found = []
     for (system, chosen), indices in groups.items():
         rows = np.array(sorted(indices))
@@ -179,7 +192,7 @@ def groups_of(
                 kind.calls(here),
                 here["latency_us"].astype(float) * 1e-6,
                 shapes[rows],
-                suspect[rows].astype(float) == 0,
+                table.usable[rows],
             )
         )
     return found, {reason: np.array(sorted(rows)) for reason, rows in skipped.items()}

@@ -18,6 +18,8 @@ REGIMES = (20e-6, 200e-6)
 """Seconds that part calls which mostly start from those which mostly work, and in between."""
 ASSUMED_FACTOR = 2.0
 """Factor either way where no errors were measured, of a maker whose GPUs were; an assumption."""
+RATIO_STEP = float(np.log(8 / 6))
+"""Log ratio of two top-k for which the errors of ratios were measured."""
 Bounds = tuple[tuple[float, float], ...]
 """5 % and 95 % quantile of log(measured / predicted) in each of the regimes of predicted time."""
 
@@ -73,6 +75,19 @@ def bounds(operation: str, basis: Basis) -> Bounds:
         return ((-end, end),) * (len(REGIMES) + 1)
     ends = np.array(surer)
     return tuple(zip(ends[..., 0].min(0).tolist(), ends[..., 1].max(0).tolist(), strict=True))
+
+
+def ratio_interval(price: PricedOperation, ratio: Floats, apart: Floats) -> tuple[Floats, Floats]:
+    """90 % interval of the ratio of two calls that differ in top-k alone.
+
+    Args:
+        price: of both calls, whose common errors cancel.
+        ratio: predicted time over predicted time.
+        apart: logarithm of the ratio of their top-k; errors grow with its root.
+    """
+    ends = np.array(bounds(f"{price.operation.name}-ratio", price.basis)[0])
+    low, high = np.exp(np.outer(ends, np.sqrt(np.abs(apart) / RATIO_STEP)))
+    return ratio * low, ratio * high
 
 
 @functools.cache
