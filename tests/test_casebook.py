@@ -14,6 +14,7 @@ import pytest
 from moebench import predict, suite
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import rank_memory
+from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.speedup import speedups
 from moebench.records.host import RoundLoad
 from moebench.records.run import load_run
@@ -328,7 +329,7 @@ def test_f10_mxfp4_weights_of_gpt_oss_120b_fit_one_h100() -> None:
 def test_f07_block_fp8_of_192_columns_a_rank_is_told(tp: int, warns: bool) -> None:
     """1536 / 8 = 192 is no multiple of 128, 1536 / 4 = 384 is; four key-value heads are copied."""
     (row,) = speedups(
-        whole(load_model("qwen3-235b-a22b"), dtype="fp8", tensor_parallel=tp), TOP_K, [8]
+        whole(load_model("qwen3-235b-a22b"), dtype="fp8", parallel=Parallelism(tp)), TOP_K, [8]
     )
     said = [one for one in row.estimate.caveats if one.kind == "unaligned-shape"]
     assert len(said) == warns
@@ -365,15 +366,21 @@ time_budget = "0.2 s"
 DENSE = "num_dense_layers = 24\ndense_intermediate_size = 2880"
 
 
-def test_f09_a_dense_model_is_refused_in_every_verb(
+def test_f09_a_dense_model_is_refused_where_experts_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = written(tmp_path, GPT_OSS_20B.format(model=DENSE), "dense.toml")
     assert load_model(model).num_moe_layers == 0
     why = "gpt-oss-20b: found a dense model, expected at least one MoE layer"
-    for level in ("moe", "decoder", "model"):
-        for more in (["--mean-k", "3"], ["--router", "top-k"], ["--break-even", "1.1"]):
-            assert why in refused(capsys, "--model", model, "--level", level, *more)
+    for more in ([], ["--mean-k", "3"], ["--router", "top-k"], ["--break-even", "1.1"]):
+        assert why in refused(capsys, "--model", model, "--level", "moe", *more)
+    for level in ("decoder", "model"):
+        asked = ["--model", model, "--level", level, "--batch", "1"]
+        for more in (["--mean-k", "3"], ["--k", "2"], ["--break-even", "1.1"], ["--ep", "2"]):
+            assert "dense" in refused(capsys, *asked, *more)
+        assert predict.main([*asked, "--router", "top-k"]) == 0
+        said = capsys.readouterr().out
+        assert "speedup" not in said and "router" not in said and "latency" in said
     path = written(tmp_path, SUITE.format(model=model, levels='["moe"]'))
     for options in ([], ["--dry-run"], ["--predict", "h100-sxm"]):
         assert suite.main([path, "--device", "cpu", *options]) == 2

@@ -1,19 +1,13 @@
 """The answer of `python -m moebench.predict`: speedups, break-evens or claims, as text or JSON."""
 
 import argparse
-from itertools import product
 
 from moebench import terminal
+from moebench.predict.comparison_text import break_even_text, comparison_text
 from moebench.predict.document import document, speedup_document
 from moebench.predict.options import batch_range, deployment_of, refuse_beside, routing_of
 from moebench.predict.serving.speedup import speedups
-from moebench.predict.text import (
-    break_even_text,
-    case_text,
-    comparison_text,
-    figure_texts,
-    labels_of,
-)
+from moebench.predict.text import case_text, figure_texts, labels_of
 from moebench.predict.traffic import under_typical_skew, with_traffic
 from moebench.spec.stated import stated_differences
 
@@ -44,7 +38,11 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     for model in dict.fromkeys(one.model for one in deployments):
         for sentence in stated_differences(model):
             terminal.say(f"warning: {sentence}")
-    asked = [*product(deployments, options.router)]
+    asked = [
+        (one, router)
+        for one in deployments
+        for router in (["none"] if one.is_dense else options.router)
+    ]
     if options.break_even is not None:
         from moebench.predict.serving.break_even import break_even
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.predict.answer import answer
+from moebench.predict.deployment_options import deployment_options
 from moebench.predict.kernels.price import KERNELS
 from moebench.predict.serving.deployment import LEVELS, PHASES
 
@@ -63,8 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--context", type=int, default=1024, help="tokens in the cache, or of a prompt; 1024"
     )
     p.add_argument("--layers", type=int, help="of --level model; default: all")
-    p.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks")
-    p.add_argument("--ep", type=int, default=1, help="expert-parallel groups of such ranks")
+    deployment_options(p)
     p.add_argument(
         "--operating-point", choices=("published",), help="the paper's mean k (the default)"
     )
@@ -94,7 +94,6 @@ def parser() -> argparse.ArgumentParser:
         help="of the weights: bf16, fp16, fp8, int8, int4 (awq, gptq), mxfp4, nvfp4; default: the "
         "checkpoint's own",
     )
-    p.add_argument("--kv-dtype", default="bf16", help="of the KV cache: bf16 (the default) or fp8")
     p.add_argument(
         "--break-even", type=float, metavar="SPEEDUP", help="find the mean k that gains it: 1.10"
     )

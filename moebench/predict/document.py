@@ -4,11 +4,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from moebench.predict.serving.choices import engine_of, exchange_of
 from moebench.predict.serving.speedup import Speedup
 from moebench.predict.traffic import Typical
 from moebench.spec.schema import encode
 
-DEPLOYMENT_KEYS = ("level", "phase", "context", "tensor_parallel", "expert_parallel")
+DEPLOYMENT_KEYS = ("level", "phase", "context", "cached_prefix", "tokens_per_step")
+PARALLEL_KEYS = (
+    "tensor_parallel",
+    "expert_parallel",
+    "pipeline_parallel",
+    "redundant_experts",
+    "num_devices",
+)
 
 
 def document(**parts: Any) -> str:
@@ -30,19 +38,23 @@ def speedup_document(
 
 def row_of(row: Speedup) -> dict[str, Any]:
     """Flat table of one batch, with units in its keys."""
-    d, estimate = row.deployment, row.estimate
+    d, estimate, experts = row.deployment, row.estimate, row.prices.experts
     return {
         "model": d.model.name,
         "hardware": d.hardware.name,
         "router": row.router,
-        "kernel": row.prices.name,
-        "family": row.prices.experts.kernel.family,
+        "engine": ":".join(filter(None, engine_of(d))),
+        "kernel": row.prices.name or None,
+        "family": experts and experts.kernel.family,
         **{name: getattr(d, name) for name in DEPLOYMENT_KEYS},
+        **{name: getattr(d.parallel, name) for name in PARALLEL_KEYS},
+        "nodes": d.parallel.nodes_on(d.hardware),
+        "exchange": exchange_of(d),
         "dtype": d.expert_weights,
         "other_weights": d.other_weights,
         "kv_dtype": d.cache_dtype,
-        "is_calibrated": row.prices.experts.weights is None,
-        "num_layers": d.moe_layers + d.dense_layers,
+        "is_calibrated": experts and experts.weights is None,
+        "num_layers": d.layers,
         "num_moe_layers": d.moe_layers,
         "windowed_layers": d.windowed_layers,
         "batch": row.batch,

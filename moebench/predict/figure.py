@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from moebench.predict.text import Speedups
+from moebench.predict.cells import Speedups
 from moebench.report.figures import style
 
 MOST_TICKS = 14

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 from moebench.predict.serving.break_even import refuse_fixed_k
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.draft import Draft
+from moebench.predict.serving.no_router import NO_ROUTER
+from moebench.predict.serving.parallelism import Parallelism
 from moebench.routers.policy import Policy, policy
 from moebench.routers.top_k.policy import TopK, reachable_experts
 from moebench.spec.case import OperatingPoint
@@ -60,31 +63,60 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
             dtype=options.dtype,
             kv_dtype=options.kv_dtype,
             kernel=options.kernel,
-            tensor_parallel=options.tp,
-            expert_parallel=options.ep,
+            engine=options.engine,
+            parallel=_parallelism(options),
+            cached_prefix=options.cached_prefix,
+            draft=draft_of(options.draft) if options.draft else None,
             num_layers=options.layers,
             skew=options.skew,
         )
     except ValueError as error:
         option, colon, rest = str(error).partition(": found")
-        is_option = option in (
-            "context",
-            "tp",
-            "ep",
-            "layers",
-            "dtype",
-            "kv_dtype",
-            "skew",
-            "level",
-        )
+        is_option = option.replace("-", "_") in vars(options)
         named = f"--{option.replace('_', '-')}{colon}{rest}"
         raise ValueError(named if is_option else str(error)) from error
+
+
+def _parallelism(options: argparse.Namespace) -> Parallelism:
+    return Parallelism(
+        tensor_parallel=options.tp,
+        expert_parallel=options.ep,
+        gpus=options.gpus,
+        nodes=options.nodes,
+        pipeline_parallel=options.pp,
+        redundant_experts=options.redundant_experts,
+        exchange=options.exchange,
+        chunks=options.chunks,
+        has_two_batches=options.two_batches,
+    )
+
+
+def draft_of(description: str) -> Draft:
+    """A draft from "3:0.7": tokens drafted ahead, and the chance that each is kept."""
+    tokens, _, acceptance = description.partition(":")
+    try:
+        return Draft(int(tokens), float(acceptance))
+    except ValueError as error:
+        if str(error).startswith("draft:"):
+            raise
+        raise ValueError(
+            f"draft: found {description!r}, expected drafted tokens and the chance that each is "
+            "kept, as 3:0.7"
+        ) from error
 
 
 def routing_of(
     options: argparse.Namespace, router: str, deployment: Deployment
 ) -> tuple[Policy, OperatingPoint]:
     """A router and how it routes; --mean-k and --k-distribution are for adaptive ones."""
+    if deployment.is_dense:
+        for name in ("mean_k", "k_distribution", "k"):
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: found {getattr(options, name)} for "
+                    f"{deployment.model.name}, a dense model, which has no experts to choose from"
+                )
+        return NO_ROUTER, NO_ROUTER.operating_point(deployment.model)
     own, point = _routing_of(options, router, deployment.model)
     skew = point.skew or deployment.skew  # a router may have its own
     return own, replace(point, skew=skew, expert_shares=deployment.expert_shares)

@@ -1,46 +1,38 @@
-"""Predictions as tables for people: one case in full, several cases side by side, break-evens."""
+"""Text of one prediction in full, and labels and notes that other texts and figures share."""
 
 import textwrap
 from collections.abc import Callable, Sequence
 
-from moebench.predict.deployment_words import LEVEL_TITLES, asked, own_words, windows
-from moebench.predict.serving.break_even import BreakEven
+from moebench.predict.cells import (
+    BASIS_TITLES,
+    Speedups,
+    errors_cell,
+    latency_cell,
+    speedup_cell,
+    typical_cell,
+)
+from moebench.predict.deployment_words import LEVEL_TITLES, asked, windows
 from moebench.predict.serving.counts import counts_text
-from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.memory import cache_without_windows
 from moebench.predict.serving.speedup import Speedup
 from moebench.predict.traffic import Typical
 from moebench.terminal import text_table
-from moebench.units import Kind, text
+from moebench.units import text
 
-BASIS_TITLES = {
-    "seen": "seen",
-    "rows": "seen",
-    "shape": "unseen shape",
-    "sibling": "near device",
-    "device": "unseen device",
-    "relative": "related kernel",
-    "stranger": "unknown kernel",
-    "maker": "unmeasured maker",
-}
 _BASIS_NOTES = {
     "sibling": "; near device: same compute capability as a measured one",
     "shape": "; unseen shape: the device was measured, not this model's experts",
     "device": "; unseen device: neither it nor one like it was measured with such weights",
     "relative": "; related kernel: only other kernels of its family were measured",
 }
-NO_INTERVAL = "no interval"
 FOOTNOTE_WIDTH = 150
 NARROWEST_SHARE = 0.005
 """Stages with a smaller share of the latency at every batch are left out of the breakdown."""
 
-Speedups = Sequence[Speedup]
-"""Speedups of one case (a deployment and a router), by batch."""
-
 
 def case_text(rows: Speedups, typical: Sequence[Typical | None]) -> str:
     """Text of one case: header, table over batch, stages, notes."""
-    last, notes = rows[-1], [*_shared_experts([typical]), *_notes([rows])]
+    last, footnotes = rows[-1], [*shared_experts([typical]), *notes([rows])]
     sizes = {name: text(size, "size") for name, size in last.memory.items()}
     if windows(last.deployment):
         whole = text(cache_without_windows(last.deployment, last.batch), "size")
@@ -54,75 +46,14 @@ def case_text(rows: Speedups, typical: Sequence[Typical | None]) -> str:
         "",
         "share of the latency by stage",
         _stages(rows),
-        *[""] * bool(notes),
-        *notes,
-    ])  # fmt: skip
-
-
-def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typical | None]]) -> str:
-    """Text of several cases at the same batches: rows are batches, columns cases."""
-    labels = labels_of(cases)
-    heads = [rows[0] for rows in cases]
-    deployments = [head.deployment for head in heads]
-    by_batch = [*zip(*cases, strict=True)]
-
-    def table(cell: Callable[[Speedup], str], *more: Sequence[str]) -> str:
-        lines = [[str(rows[0].batch), *map(cell, rows)] for rows in by_batch]
-        return text_table(["batch", *labels], [*lines, *more], left=())
-
-    return "\n".join([
-        f"{asked(deployments)}; speedup over each model's own top-k [90 % interval]",
-        *dict.fromkeys(
-            f"{head.deployment.model.name}: {counts_text(head.deployment.model)}" for head in heads
-        ),
-        *(
-            f"{label}: {own}mean k {head.point.mean_k:.2f} ({head.point.source}); kernel "
-            f"{head.prices.name}, calibrated on {head.estimate.calibration}"
-            for label, own, head in zip(labels, own_words(deployments), heads, strict=True)
-        ),
-        *dict.fromkeys(line for one in deployments for line in windows(one)),
-        "",
-        "speedup",
-        table(_speedup, ["FLOPs say", *map(_promise, cases)]),
-        "",
-        "latency of a step",
-        table(
-            _latency,
-            ["memory", *(_range("size", [r.estimate.peak_memory for r in rows]) for rows in cases)],
-            ["energy", *(_range("energy", [r.energy.joules for r in rows]) for rows in cases)],
-            ["calibration", *map(_error_range, cases)],
-        ),
-        "",
-        *_shared_experts(typical),
-        *_notes(cases),
-    ])  # fmt: skip
-
-
-def break_even_text(cases: Sequence[Sequence[BreakEven]], deployments: Sequence[Deployment]) -> str:
-    """Text of the largest mean k that gains the target: rows are batches, columns cases."""
-    heads = [rows[0] for rows in cases]
-    keys = [(head.model, head.hardware, head.router) for head in heads]
-    lines = [[str(rows[0].batch), *map(_break_even, rows)] for rows in zip(*cases, strict=True)]
-    tops = sorted({
-        f"{head.model} has k = {head.top_k}"
-        + f", {head.base_mean_k:g} of them true experts" * (head.base_mean_k < head.top_k)
-        for head in heads
-    })  # fmt: skip
-    caveats = dict.fromkeys(caveat for head in heads for caveat in head.caveats)
-    return "\n".join([
-        f"mean k at which the step runs {heads[0].target:.2f}× as fast as with the model's own "
-        "top-k",
-        f"{asked(deployments)}; {', '.join(tops)}",
-        "",
-        text_table(["batch", *_labels(keys)], lines, left=()),
-        *[""] * bool(caveats),
-        *(f"⚠ {caveat.sentence}" for caveat in caveats),
+        *[""] * bool(footnotes),
+        *footnotes,
     ])  # fmt: skip
 
 
 def labels_of(cases: Sequence[Speedups]) -> list[str]:
     """Label of each case: what differs of model, hardware and router."""
-    return _labels([*map(_key, cases)])
+    return labels_of_keys([*map(_key, cases)])
 
 
 def figure_texts(cases: Sequence[Speedups]) -> tuple[str, str]:
@@ -151,43 +82,59 @@ def _router(row: Speedup) -> str:
     return row.router if is_own or len(support) > 1 else f"{row.router} k={support[0]}"
 
 
-def _labels(keys: Sequence[tuple[str, ...]]) -> list[str]:
+def labels_of_keys(keys: Sequence[tuple[str, ...]]) -> list[str]:
     differing = [i for i, names in enumerate(zip(*keys, strict=True)) if len(set(names)) > 1]
     return [", ".join(key[i] for i in differing) or key[-1] for key in keys]
 
 
-def _break_even(row: BreakEven) -> str:
-    missed = f"no: {row.largest_speedup:.2f}× at k = {row.smallest_k:g}"
-    return missed if row.mean_k is None else f"{row.mean_k:.2f}"
+def prices_text(row: Speedup) -> str:
+    """What a case's prices rest on: mean k and expert kernel, or the dense matmuls alone."""
+    if row.deployment.is_dense:
+        return f"a dense model; {row.estimate.calibration}"
+    return (
+        f"mean k {row.point.mean_k:.2f} ({row.point.source}); kernel {row.prices.name}, calibrated "
+        f"on {row.estimate.calibration}"
+    )
 
 
 def _header(row: Speedup) -> list[str]:
     """Lines above the table of one case: what runs, and what its prices rest on."""
-    d, prices = row.deployment, row.prices
-    error = (
-        "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
-        f"seen were this far off{_BASIS_NOTES.get(row.basis, '')}"
-    )
+    d, router = row.deployment, f" · {_router(row)}" * (not row.deployment.is_dense)
     hint = " (--level model composes the whole network)"
-    if row.low is None:
-        error = "measured error: none; no GPU of this maker was ever measured, so no interval"
     lines = [
-        f"{d.model.name} · {_router(row)} · {d.hardware.title}",
+        f"{d.model.name}{router} · {d.hardware.title}",
         f"{d.model.name}: {counts_text(d.model)}",
         asked([d]) + hint * (d.level == "moe" and not d.model.moe_level_only),
-        f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
-        f"expert kernel {prices.name} ({prices.experts.kernel.family} family), calibrated on "
-        f"{row.estimate.calibration}; weights cold",
-        error,
+        *_experts_lines(row),
+        *windows(d),
     ]
-    lines += windows(d)
     if d.level != "moe" or "shared" in row.estimate.by_stage:
-        origin = prices.dense.origin
-        lines.append(f"around the experts: {origin}; not calibrated: attention and communication")
+        origin = row.prices.dense.origin
+        around = "priced with" if d.is_dense else "around the experts:"
+        lines.append(f"{around} {origin}; not calibrated: attention and communication")
     return lines
 
 
-def _shared_experts(typical: Sequence[Sequence[Typical | None]]) -> list[str]:
+def _experts_lines(row: Speedup) -> list[str]:
+    """Lines on the routed experts of one case; none for a dense model."""
+    d, experts = row.deployment, row.prices.experts
+    if experts is None:
+        return []
+    error = (
+        "measured error: 90 % of the expert kernel's measured rows that such a calibration had not "
+        f"seen were this far off{_BASIS_NOTES.get(row.basis or '', '')}"
+    )
+    if row.low is None:
+        error = "measured error: none; no GPU of this maker was ever measured, so no interval"
+    return [
+        f"mean k {row.point.mean_k:.2f} of {d.model.num_experts} experts: {row.point.source}",
+        f"expert kernel {row.prices.name} ({experts.kernel.family} family), calibrated on "
+        f"{row.estimate.calibration}; weights cold",
+        error,
+    ]
+
+
+def shared_experts(typical: Sequence[Sequence[Typical | None]]) -> list[str]:
     """Footnote on how far sharing moves the predictions for uniform routing."""
     moved = [skewed for rows in typical for skewed in rows if skewed is not None]
     if not moved:
@@ -201,34 +148,34 @@ def _shared_experts(typical: Sequence[Sequence[Typical | None]]) -> list[str]:
 
 
 def _batches(rows: Speedups, typical: Sequence[Typical | None]) -> str:
-    has_energy = any(row.energy.joules is not None for row in rows)
-    has_typical = any(skewed is not None for skewed in typical)
-    titles = ["batch", "experts", "latency [90 %]", "speedup [90 %]", "FLOPs say"]
-    titles += ["typical skew"] * has_typical
-    titles += ["energy"] * has_energy + ["memory", "bound by", "measured error"]
-    lines = [
-        [
-            str(row.batch),
-            f"{row.estimate.distinct_experts:.1f}",
-            _latency(row),
-            _speedup(row),
-            f"{row.flops_promise:.2f}×",
-            *([_typical(skewed)] * has_typical),
-            *([text(row.energy.joules, "energy")] * has_energy),
-            text(row.estimate.peak_memory, "size"),
-            row.estimate.bound,
-            _errors(*row.calibration_error) + f" ({BASIS_TITLES[row.basis]})",
-        ]
-        for row, skewed in zip(rows, typical, strict=True)
+    """Table over batch; columns that would say nothing are left out."""
+    skewed = {id(row): one for row, one in zip(rows, typical, strict=True)}
+    has_experts = not rows[0].deployment.is_dense
+    columns: list[tuple[str, bool, Callable[[Speedup], str]]] = [
+        ("batch", True, lambda row: str(row.batch)),
+        ("experts", has_experts, lambda row: f"{row.estimate.distinct_experts:.1f}"),
+        ("latency [90 %]", True, latency_cell),
+        ("speedup [90 %]", has_experts, speedup_cell),
+        ("FLOPs say", has_experts, lambda row: f"{row.flops_promise:.2f}×"),
+        ("typical skew", any(typical), lambda row: typical_cell(skewed[id(row)])),
+        (
+            "energy",
+            any(row.energy.joules is not None for row in rows),
+            lambda row: text(row.energy.joules, "energy"),
+        ),
+        ("memory", True, lambda row: text(row.estimate.peak_memory, "size")),
+        ("bound by", True, lambda row: row.estimate.bound),
+        (
+            "measured error",
+            has_experts,
+            lambda row: (
+                f"{errors_cell(*row.calibration_error)} ({BASIS_TITLES[row.basis or 'seen']})"
+            ),
+        ),
     ]
-    return text_table(titles, lines, left=())
-
-
-def _typical(skewed: Typical | None) -> str:
-    """Change of the latency and the speedup under a typical skew."""
-    if skewed is None:
-        return "–"
-    return f"{100 * skewed.latency_change:+.0f} %, {skewed.speedup:.2f}×"
+    shown = [(title, cell) for title, is_shown, cell in columns if is_shown]
+    lines = [[cell(row) for _, cell in shown] for row in rows]
+    return text_table([title for title, _ in shown], lines, left=())
 
 
 def _stages(rows: Speedups) -> str:
@@ -241,47 +188,7 @@ def _stages(rows: Speedups) -> str:
     return text_table(["batch", *shown], lines, left=())
 
 
-def _latency(row: Speedup) -> str:
-    step = row.estimate
-    if step.latency_low is None:
-        return f"{text(step.latency, 'time')}, {NO_INTERVAL}"
-    low, high = text(step.latency_low, "time"), text(step.latency_high, "time")
-    if low.split()[-1] == high.split()[-1]:
-        low = low.split()[0]
-    return f"{text(step.latency, 'time')} [{low}, {high}]"
-
-
-def _speedup(row: Speedup) -> str:
-    if row.low is None or row.high is None:
-        return f"{row.value:.2f}×, {NO_INTERVAL}"
-    return f"{row.value:.2f}× [{row.low:.2f}, {row.high:.2f}]"
-
-
-def _errors(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return "none"
-    return f"{100 * low:.0f} to {100 * high:+.0f} %"
-
-
-def _error_range(rows: Speedups) -> str:
-    lows, highs = zip(*(row.calibration_error for row in rows), strict=True)
-    low = None if None in lows else min(lows)
-    high = None if None in highs else max(highs)
-    return f"{_errors(low, high)}, {BASIS_TITLES[rows[0].basis]}"
-
-
-def _promise(rows: Speedups) -> str:
-    low, high = (f"{end(row.flops_promise for row in rows):.2f}×" for end in (min, max))
-    return low if low == high else f"{low} to {high}"
-
-
-def _range(kind: Kind, values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    low, high = (text(end(known, default=None), kind) for end in (min, max))
-    return low if low == high else f"{low} to {high}"
-
-
-def _notes(cases: Sequence[Speedups]) -> list[str]:
+def notes(cases: Sequence[Speedups]) -> list[str]:
     """Footnotes of all cases, equal ones once, and why energies are missing."""
     reasons = {row.energy.missing for rows in cases for row in rows if row.energy.missing}
     caveats = dict.fromkeys(caveat for rows in cases for caveat in rows[0].estimate.caveats)

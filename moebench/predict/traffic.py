@@ -107,7 +107,7 @@ def under_typical_skew(
     None where a user said how they are shared, and outside decode, whose steps touch most experts.
     """
     d = rows[0].deployment
-    if d.phase != "decode" or d.skew or d.expert_shares or point.skew:
+    if d.is_dense or d.phase != "decode" or d.skew or d.expert_shares or point.skew:
         return (None,) * len(rows)
     skewed = speedups(
         replace(d, skew=TYPICAL_SKEW),

@@ -25,6 +25,7 @@ from moebench.predict.claims.verdict import (
     reach,
 )
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.speedup import speedups
 from moebench.records.results import Caveat
 from moebench.spec.case import Phase
@@ -142,7 +143,7 @@ def curve(paper: Paper, claim: Claim, hardware: str, phase: Phase) -> Curve:
         phase=phase,
         level="model",
         context=paper.sample_tokens or SAMPLE_TOKENS,
-        tensor_parallel=devices_for(model, machine),
+        parallel=Parallelism(devices_for(model, machine)),
     )
     rows = speedups(deployment, claim_policy(claim), BATCHES, claim_point(claim))
     ends = [(row.low, row.high) for row in rows if row.low is not None and row.high is not None]

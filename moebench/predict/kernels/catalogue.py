@@ -5,6 +5,8 @@ import re
 import tomllib
 from dataclasses import dataclass
 
+import numpy as np
+
 from moebench.predict.kernels import tiles as tile_rules
 from moebench.predict.kernels.layer import LayerCalls, LayerCases
 from moebench.predict.kernels.loads import Loads
@@ -72,7 +74,7 @@ class Kernel:
         is_vllm, is_triton = self.framework == "vllm", self.family == "triton"
         if is_triton:
             release = tile_rules.Release(self.framework, self.version, hardware.nvml_names)
-            local_experts = calls.num_experts // calls.expert_parallel
+            local_experts = np.ceil(calls.num_experts / calls.expert_parallel)
             sizes = (calls.num_tokens, local_experts, calls.inner_size)
             tiles = tile_rules.triton(release, self.dtype, *sizes)
         elif self.family == "trtllm-gen":

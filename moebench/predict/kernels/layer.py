@@ -9,7 +9,7 @@ seconds; every function works on arrays over cases.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class LayerCalls(OverCases):
     """Experts of the whole layer."""
     expert_parallel: Floats
     """Ranks that share the experts."""
+    delivered: Floats | None = field(default=None, kw_only=True)
+    """Token rows that reach the rank's kernel; None: every token, as in all measured tables."""
+    delivered_copies: Floats | None = field(default=None, kw_only=True)
+    """Slots of those rows, of this rank's experts or not; None: T k."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class LayerCases(LayerCalls):
     can_skip_sort: bool
     """vllm sorts nothing when 4 T k is at most N and there is no expert map."""
     handles_all_copies: bool
-    """Under expert parallelism vllm's Triton path activates, clears and sums all T k copies."""
+    """Under expert parallelism vllm's Triton path activates, clears and sums all slots of the rows
+    that it gets, T k where it gets every token."""
     loads_by_element: bool
     """Rows whose stride is no multiple of `ALIGNMENT` are loaded without vectors (Triton; others
     need 16 bytes alone, or pad)."""
@@ -124,12 +129,14 @@ def _layer_time(p: Parameters, m: HardwareSpec, cases: LayerCases, warm: bool) -
     tokens, hidden, inner = cases.num_tokens, cases.hidden_size, cases.inner_size
     copies, weight_bytes = cases.loads.copies, cases.weight_bytes
     is_parallel = cases.expert_parallel > 1
-    handled = np.where(is_parallel & cases.handles_all_copies, tokens * cases.top_k, copies)
+    rows = tokens if cases.delivered is None else cases.delivered
+    slots = tokens * cases.top_k if cases.delivered_copies is None else cases.delivered_copies
+    handled = np.where(is_parallel & cases.handles_all_copies, slots, copies)
     replayed = cases.loads.replayed * hidden * inner * cases.matrices * weight_bytes
     hit = warm / (1 + (replayed / (p.retention * m.cache)) ** 4)
     gated = cases.matrices - 1
     never = np.zeros(len(cases), dtype=bool)
-    first = _Gemm(hidden, gated * inner, tokens * hidden, handled, never, hit)
+    first = _Gemm(hidden, gated * inner, rows * hidden, handled, never, hit)
     is_misaligned = (inner % ALIGNMENT != 0) & cases.loads_by_element
     second = _Gemm(inner, hidden, copies * inner, handled, is_misaligned, hit)
     parts = [_grouped_matmul(p, m, cases, gemm) for gemm in (first, second)]
@@ -142,7 +149,7 @@ def _layer_time(p: Parameters, m: HardwareSpec, cases: LayerCases, warm: bool) -
     is_top1 = cases.top_k == 1
     is_small = 4 * tokens * cases.top_k <= cases.num_experts
     is_unsorted = cases.can_skip_sort & ~is_parallel & is_small
-    moved = (cases.matrices * inner + hidden) * handled + hidden * tokens
+    moved = (cases.matrices * inner + hidden) * handled + hidden * rows
     stages = {
         "launch": p.launch
         + p.sort * ~is_unsorted
@@ -155,8 +162,8 @@ def _layer_time(p: Parameters, m: HardwareSpec, cases: LayerCases, warm: bool) -
         "routing": p.copy * handled + p.expert * cases.num_experts / cases.expert_parallel,
     }
     if cases.dtype != "bfloat16":
-        rows = copies if cases.permutes_copies else tokens
-        groups = (rows * hidden + copies * inner) / SCALE_GROUP
+        quantised = copies if cases.permutes_copies else rows
+        groups = (quantised * hidden + copies * inner) / SCALE_GROUP
         clock, _ = processor(m)
         quantising = p.quantise * groups / (m.num_processors * clock)
         stages["elementwise"] = stages["elementwise"] + quantising

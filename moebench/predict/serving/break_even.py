@@ -46,6 +46,8 @@ def break_even(
     if not 1 < target < float("inf"):
         raise ValueError(f"--break-even: found {target}, expected a speedup above 1, e.g. 1.10")
     d, model = deployment, deployment.model
+    if d.is_dense:
+        raise ValueError(f"--break-even: {model.name} is a dense model, which has no router")
     policy(router)  # an unknown name has an error of its own
     refuse_fixed_k("--break-even", [router])
     try:
@@ -62,7 +64,8 @@ def break_even(
         priced = step_price(d, prices, own, d.routed_by(own), [batches[i]])
         return float(base.seconds[i] / priced.seconds[0])
 
-    rows, caveats = [], (*base.layer.caveats, *step_caveats(d, is_ragged=True, peaks={}))
+    assert base.routed is not None
+    rows, caveats = [], (*base.routed.layer.caveats, *step_caveats(d, is_ragged=True, peaks={}))
     for i, batch in enumerate(batches):
         most = speedup(smallest, i)
         low, high = smallest, base_point.mean_k

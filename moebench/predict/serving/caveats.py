@@ -39,10 +39,9 @@ def _converted(deployment: Deployment) -> tuple[Caveat, ...]:
     d = deployment
     if d.dtype is not None or d.phase == "train":
         return ()
-    pairs = (
-        (d.model.expert_weights, d.expert_weights),
-        (d.model.other_weights, d.other_weights),
-    )
+    pairs = [(d.model.other_weights, d.other_weights)]
+    if not d.is_dense:
+        pairs.insert(0, (d.model.expert_weights, d.expert_weights))
     converted = dict.fromkeys(
         (weight_type(name).name, run) for name, run in pairs if weight_type(name).name != run
     )

@@ -5,13 +5,23 @@ input are one kernel, and MLA decodes in its absorbed form.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass
 
+import numpy as np
+
+from moebench.predict.arrays import Floats, OverCases
 from moebench.predict.serving.deployment import Deployment
 from moebench.spec.case import DType, Workload
-from moebench.spec.layer import attended_tokens, attention_ops, dense_ffn_ops, head_ops
-from moebench.spec.model import ModelSpec
+from moebench.spec.layer import (
+    attention_ops,
+    cache_elements_per_token,
+    dense_ffn_ops,
+    head_ops,
+    query_width,
+    value_head_dim,
+)
 from moebench.spec.ops import Op, linear, rms_norm, shared_expert_ops
+from moebench.spec.weight_types import stored_bytes
 
 FUSED = (
     ("attention-query", "attention-key", "attention-value"),
@@ -19,34 +29,35 @@ FUSED = (
 )
 """Projections of one input (of GQA and of MLA), whose weights frameworks stack on loading."""
 SCORES = "attention-scores"
-WINDOWED = "windowed attention"
-"""Attention of a layer that looks back a window; a step's price adds it to "attention"."""
 ACTIVATIONS: DType = "bfloat16"
 """Dtype of everything but weights of matrix products and the cache, in any deployment."""
 
 
-def ops_by_stage(deployment: Deployment, batch: int) -> dict[str, tuple[Op, ...]]:
-    """Ops of the deployment's level by stage: those of one layer, of one dense layer, of the head.
+def ops_by_stage(deployment: Deployment, tokens: int, positions: int) -> dict[str, tuple[Op, ...]]:
+    """Ops of the deployment's level by stage, apart from attention's scores.
 
-    Sequences are split over expert-parallel groups; head and norms stay bfloat16.
+    Those of one layer, of one dense layer, of the head; `tokens` enter one rank's attention, and
+    `positions` of them its head. Head and norms stay bfloat16. "projections" holds the first norm,
+    the projections, the rotary embedding and the cache write, "norm" the further norms with the
+    residual additions.
     """
     d, model = deployment, deployment.rank
-    work = d.rank_workload(batch)
-    tokens = work.num_tokens
-    stages = {"shared": _quantised(shared_expert_ops(model, tokens, ACTIVATIONS), d.other_weights)}
+    stages: dict[str, tuple[Op, ...]] = {}
+    if d.moe_layers:
+        stages["shared"] = _quantised(
+            shared_expert_ops(model, tokens, ACTIVATIONS), d.other_weights
+        )
     if d.level != "moe":
-        norm, cache = rms_norm(model, tokens, ACTIVATIONS), d.cache_dtype
-        ops = _fused(_quantised(attention_ops(model, work, 0, cache), d.other_weights))
+        norm = rms_norm(model, tokens, ACTIVATIONS)
+        work = Workload(phase="prefill", level="decoder", batch=tokens, dtype=ACTIVATIONS)
+        ops = _fused(_quantised(attention_ops(model, work, 0, d.cache_dtype), d.other_weights))
         stages["projections"] = (norm, *(op for op in ops if op.name != SCORES))
-        stages["attention"] = (_scores(model, work, 0, cache),)
-        if d.windowed_layers:
-            stages[WINDOWED] = (_scores(model, work, model.attention.window, cache),)
         stages["norm"] = (norm,) * (model.norms_per_layer - 1)
-    if d.level == "model":
-        positions = tokens if d.phase == "train" else work.batch
+    if d.dense_layers:
         stages["dense layers"] = _quantised(
             dense_ffn_ops(model, tokens, ACTIVATIONS), d.other_weights
         )
+    if d.level == "model":
         stages["head"] = head_ops(model, positions, ACTIVATIONS)
     return stages
 
@@ -74,17 +85,47 @@ def _fused(ops: tuple[Op, ...]) -> tuple[Op, ...]:
     return ops
 
 
-def _scores(model: ModelSpec, work: Workload, window: int, cache_dtype: str) -> Op:
-    """Scores of a layer that looks back a window (0: everything); MLA decodes in absorbed form.
+@dataclass(frozen=True)
+class AttentionCalls(OverCases):
+    """Calls of attention on one rank; arrays over cases."""
+
+    sequences: Floats
+    new_tokens: Floats
+    """Tokens of each sequence that enter the step."""
+    context: Floats
+    """Tokens of each sequence that were in the cache before it."""
+    window: int = 0
+    """Tokens that a position looks back, itself included; 0: all."""
+
+
+@dataclass(frozen=True)
+class AttentionWork(OverCases):
+    """Work of attention's scores in one layer on one rank; arrays over cases."""
+
+    flops: Floats
+    bytes_moved: Floats
+
+
+def attention_work(deployment: Deployment, calls: AttentionCalls) -> AttentionWork:
+    """FLOPs and compulsory traffic of attention's scores; MLA decodes in absorbed form.
 
     There every head's query is as wide as the cached vector, and the cache is read once for all
-    heads.
+    heads. The formulas are those of `spec.layer.attention_ops`, for arrays.
 
     **Source**: DeepSeek-V2 (2405.04434), section 2.1.2.
     """
-    a = model.attention
-    (op,) = (op for op in attention_ops(model, work, window, cache_dtype) if op.name == SCORES)
-    if a.kind != "mla" or work.phase != "decode":
-        return op
-    width = a.num_heads * (2 * a.kv_rank + a.rope_head_dim)
-    return replace(op, flops=2.0 * work.num_tokens * attended_tokens(work, window) * width)
+    a, new, context = deployment.rank.attention, calls.new_tokens, calls.context
+    length, tokens = context + new, calls.sequences * new
+    growing, cached = new, length
+    if calls.window:
+        growing = np.minimum(new, np.maximum(0.0, calls.window - context))
+        cached = np.minimum(length, calls.window + new - 1)
+    seen = growing * (context + (growing + 1) / 2) + (new - growing) * calls.window
+    width = a.num_heads * (a.head_dim + a.rope_head_dim + value_head_dim(a))
+    if a.kind == "mla" and deployment.phase == "decode":
+        width = a.num_heads * (2 * a.kv_rank + a.rope_head_dim)
+    own = stored_bytes(ACTIVATIONS) * (query_width(a) + a.num_heads * value_head_dim(a))
+    cache = stored_bytes(deployment.cache_dtype) * cache_elements_per_token(a)
+    return AttentionWork(
+        2.0 * calls.sequences * seen * width, calls.sequences * cached * cache + tokens * own
+    )

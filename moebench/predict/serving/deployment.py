@@ -1,42 +1,35 @@
 """Deployment: a model on equal GPUs, one step of it, and the share that one GPU holds.
 
 Tensor parallelism splits heads and inner widths, so a rank *is* a narrower model, to which every
-formula of `moebench.spec.ops` applies. Expert parallelism spreads experts and sequences over groups
-of such ranks (attention runs data-parallel, as DeepSeek-V3 is served). The most loaded is priced.
+formula of `moebench.spec.ops` applies; `parallelism` says how GPUs share attention and experts. The
+most loaded rank is priced.
 """
 
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
-from moebench.predict.arrays import Floats
 from moebench.predict.kernels.weights import arithmetic
-from moebench.predict.serving.communication import link
+from moebench.predict.serving.draft import Draft
+from moebench.predict.serving.parallelism import Parallelism
+from moebench.predict.serving.ranks import WIDTHS, rank_model, split_of
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint, Phase, Workload
 from moebench.spec.hardware import HardwareSpec
-from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.schema import MOST_SIZE, check_range
 from moebench.spec.weight_types import weight_type
+from moebench.units import nearest
 
 DeploymentLevel = Literal["moe", "decoder", "model"]
 LEVELS: tuple[DeploymentLevel, ...] = ("moe", "decoder", "model")
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
-CACHE_DTYPES = ("bfloat16", "float8")
+CACHE_DTYPES = ("bfloat16", "float16", "float8")
+ENGINES = ("vllm", "sglang", "trtllm")
 TRAINED = ("bfloat16", "float16")
 """Types of weights in training."""
 PADDED = ("mxfp4",)
 """Types of which vllm splits an expert over ranks by whole groups, and does not refuse others."""
-WIDTHS = (
-    "intermediate_size",
-    "shared_intermediate_size",
-    "residual_intermediate_size",
-    "dense_intermediate_size",
-)
-"""Inner widths that tensor parallelism splits."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +49,14 @@ class Deployment:
     kv_dtype: str = "bfloat16"
     """Type of the KV cache."""
     kernel: str | None = None
-    """Short name of the expert kernel; None: vllm's choice on the device."""
-    tensor_parallel: int = 1
-    expert_parallel: int = 1
+    """Short name of the expert kernel; None: the engine's choice on the device."""
+    engine: str | None = None
+    """Engine, with its version after a colon ("vllm:0.11"); None: that of the kernel, else vllm."""
+    parallel: Parallelism = Parallelism()
+    cached_prefix: int = 0
+    """Prefill: tokens of each prompt that are in the cache already."""
+    draft: Draft | None = None
+    """Decode: tokens drafted ahead in each step, which the step verifies; None: none."""
     num_layers: int | None = None
     """Layers of a whole model; None: all."""
     skew: float = 0.0
@@ -72,11 +70,17 @@ class Deployment:
         if weight_type(self.kv_dtype, "kv_dtype").name not in CACHE_DTYPES:
             expected = " or ".join(CACHE_DTYPES)
             raise ValueError(f"kv_dtype: found {self.kv_dtype!r}, expected {expected}")
+        engine = (self.engine or ENGINES[0]).partition(":")[0]
+        if engine not in ENGINES:
+            raise ValueError(f"engine: found {self.engine!r}{nearest(engine, ENGINES)}")
         if not 1 <= self.context <= MOST_SIZE:
             raise ValueError(f"context: found {self.context}, expected 1 to {MOST_SIZE} tokens")
-        if not self.model.num_moe_layers:
+        if self.level == "moe" and self.is_dense:
             name = self.model.name
-            raise ValueError(f"{name}: found a dense model, expected at least one MoE layer")
+            raise ValueError(
+                f"{name}: found a dense model, expected at least one MoE layer at level 'moe'; "
+                "--level model and --level decoder price it"
+            )
         if self.hardware.kind != "gpu":
             name = self.hardware.name
             raise ValueError(f"{name}: found a CPU, expected a GPU; measure with the suite")
@@ -92,6 +96,7 @@ class Deployment:
         for weights in (self.expert_weights, self.other_weights):
             dtype = arithmetic(weights, self.hardware)
             self.hardware.check_priceable(dtype, self.num_devices)
+        self._check_tokens()
         self._check_ranks()
         self._check_layers()
 
@@ -112,22 +117,39 @@ class Deployment:
         point = router.operating_point(self.model, self.skew)
         return replace(point, expert_shares=self.expert_shares)
 
+    def _check_tokens(self) -> None:
+        cached, phase = self.cached_prefix, self.phase
+        if cached and phase != "prefill":
+            raise ValueError(f"cached-prefix: found {cached} in {phase}, expected a prefill")
+        if not 0 <= cached < self.context:
+            raise ValueError(
+                f"cached-prefix: found {cached}, expected less than the context of {self.context}"
+            )
+        if self.draft is not None and phase != "decode":
+            raise ValueError(f"draft: found one in {phase}, expected a decode")
+
     def _check_ranks(self) -> None:
-        tp, ep, model = self.tensor_parallel, self.expert_parallel, self.model
-        if min(tp, ep) < 1:
-            raise ValueError(f"tp and ep: found {tp} and {ep}, expected at least 1")
-        split = {"attention heads": model.attention.num_heads}
-        for name, size in (split | {width: getattr(model, width) for width in WIDTHS}).items():
-            if size % tp:
-                raise ValueError(f"tp: found {tp}, expected a divisor of {name} = {size}")
-        experts = f"num_experts = {model.num_experts}"
-        if model.num_experts % ep:
-            raise ValueError(f"ep: found {ep}, expected a divisor of {experts}")
-        link(self.hardware, tp * ep)
+        p, model = self.parallel, self.model
+        split = {"attention heads": (model.attention.num_heads, p.tensor_parallel)}
+        split |= {width: (getattr(model, width), split_of(p, width)) for width in WIDTHS}
+        for name, (size, ranks) in split.items():
+            if size % ranks:
+                of = "tp" if ranks == p.tensor_parallel else "gpus / ep"
+                raise ValueError(f"{of}: found {ranks}, expected a divisor of {name} = {size}")
+        experts = model.num_experts + p.redundant_experts
+        if self.is_dense and max(p.expert_parallel, 1 + p.redundant_experts) > 1:
+            raise ValueError(f"ep: found {p.expert_parallel}, expected 1: {model.name} is dense")
+        if not self.is_dense and p.expert_parallel > experts:
+            raise ValueError(f"ep: found {p.expert_parallel}, expected at most {experts} experts")
+        if p.pipeline_parallel > self.layers:
+            raise ValueError(
+                f"pp: found {p.pipeline_parallel}, expected at most {self.layers} layers"
+            )
+        p.nodes_on(self.hardware)
 
     def _check_layers(self) -> None:
         found, most = self.num_layers, self.model.num_layers
-        least = self.model.moe_layers_among(most)[0] + 1
+        least = 1 if self.is_dense else self.model.moe_layers_among(most)[0] + 1
         if found is not None and self.level != "model":
             raise ValueError(
                 f"layers: found {found} at level {self.level}, which is one layer; "
@@ -161,34 +183,45 @@ class Deployment:
 
     @property
     def rank(self) -> ModelSpec:
-        """Model that the fullest tensor-parallel rank computes."""
+        """Model that the fullest rank computes."""
         group = weight_type(self.expert_weights).group if self.expert_weights in PADDED else 1
-        return rank_model(self.model, self.tensor_parallel, group)
+        return rank_model(self.model, self.parallel, group)
 
     @property
     def num_devices(self) -> int:
-        """Number of GPUs, tensor-parallel times expert-parallel ranks."""
-        return self.tensor_parallel * self.expert_parallel
+        """Number of GPUs."""
+        return self.parallel.num_devices
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no layer of the model has experts."""
+        return not self.model.num_moe_layers
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that the step runs."""
+        return self.moe_layers + self.dense_layers
 
     @property
     def dense_layers(self) -> int:
         """Number of layers without experts that the step runs."""
         if self.level != "model":
-            return 0
+            return int(self.is_dense)
         return (self.num_layers or self.model.num_layers) - self.moe_layers
 
     @property
     def moe_layers(self) -> int:
         """Number of layers with experts that the step runs."""
         if self.level != "model":
-            return 1
+            return int(not self.is_dense)
         return len(self.model.moe_layers_among(self.num_layers or self.model.num_layers))
 
     @property
     def windowed_layers(self) -> float:
         """Number of layers that the step runs and whose attention looks back a window only.
 
-        Level "decoder" is the mean of the model's MoE layers, so it has a share of one.
+        Level "decoder" is the mean of the model's MoE layers, of all layers of a dense model, so it
+        has a share of one.
         """
         model = self.model
         if self.level == "moe":
@@ -197,68 +230,40 @@ class Deployment:
         windowed = {*model.attention.windowed_among(layers)}
         if self.level == "model":
             return len(windowed)
-        moe = {*model.moe_layers_among(layers)}
-        return len(windowed & moe) / len(moe)
+        alike = {*(range(layers) if self.is_dense else model.moe_layers_among(layers))}
+        return len(windowed & alike) / len(alike)
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of each sequence that enter a step."""
+        if self.phase == "decode":
+            return 1 + (self.draft.tokens if self.draft else 0)
+        return self.context - self.cached_prefix
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a decode step adds to each sequence: with a draft, the accepted ones too."""
+        return self.draft.tokens_per_step if self.draft else 1.0
 
     def workload(self, batch: int) -> Workload:
         """Workload of `batch` sequences on all devices."""
-        decodes = self.phase == "decode"
         return Workload(
             phase=self.phase,
             level="moe" if self.level == "moe" else "decoder",
             batch=batch,
-            sequence_length=1 if decodes else self.context,
-            context_length=self.context if decodes else 0,
+            sequence_length=self.new_tokens,
+            context_length=self.context if self.phase == "decode" else self.cached_prefix,
         )
 
     def rank_workload(self, batch: int) -> Workload:
-        """Workload of the expert-parallel group with the most sequences."""
-        return self.workload(math.ceil(batch / self.expert_parallel))
+        """Workload of the ranks with the most sequences."""
+        return self.workload(math.ceil(batch / self.parallel.replicas))
 
+    def head_positions(self, batch: int) -> int:
+        """Positions that need logits: all that are trained or written, else the last of each."""
+        return batch * (1 if self.phase == "prefill" else self.new_tokens)
 
-def rank_model(model: ModelSpec, tensor_parallel: int, group: int = 1) -> ModelSpec:
-    """Model that one tensor-parallel rank computes: fewer heads, narrower feed-forward networks.
-
-    The router and MLA's compressions are on every rank; key-value heads are copied where there
-    are fewer of them than ranks. The fullest rank's share of an expert is whole groups of columns.
-    """
-    a, tp = model.attention, tensor_parallel
-    heads = a.num_heads // tp
-    kv_heads = math.gcd(heads, max(1, a.num_kv_heads // tp))
-    return replace(
-        model,
-        attention=replace(a, num_heads=heads, num_kv_heads=kv_heads),
-        vocab_size=math.ceil(model.vocab_size / tp),
-        **{width: getattr(model, width) // tp for width in WIDTHS}
-        | {"intermediate_size": math.ceil(model.intermediate_size / tp / group) * group},
-    )
-
-
-def most_loaded_rank(
-    load: ExpertLoad, k_distribution: tuple[float, ...], expert_parallel: int
-) -> Floats:
-    """Expected assignments [experts / ranks] of the most loaded of ranks of consecutive experts.
-
-    In every step one of several ranks with equal expectations has the most assignments. Its lead
-    is the expected maximum of as many normals, whose variance is that of a rank's share of k
-    experts drawn without replacement; `k_distribution` has the chances of 0, 1, 2, ... experts.
-    """
-    counts = np.array(load.tokens_per_expert)
-    ranks = counts.reshape(expert_parallel, -1)
-    local: Floats = ranks[ranks.sum(axis=1).argmax()]
-    expected = float(local.sum())
-    if expert_parallel == 1 or not expected:
-        return local
-    num_experts, tokens = len(counts), load.num_tokens
-    k, chance = np.arange(len(k_distribution)), np.array(k_distribution)
-    share, mean_k = expected / load.num_assignments, float(chance @ k)
-    within = k * share * (1 - share) * (num_experts - k) / (num_experts - 1)
-    variance = tokens * float(chance @ within + share**2 * (chance @ (k - mean_k) ** 2))
-    from statistics import NormalDist  # with fractions and decimal, which nothing else needs
-
-    # Blom's approximation of the expected maximum of n standard normals.
-    normals = NormalDist().inv_cdf((expert_parallel - 0.375) / (expert_parallel + 0.25))
-    ahead = expected + normals * math.sqrt(max(variance, 0.0))
-    most = tokens * float(chance @ np.minimum(k, len(local)))
-    factor = min(ahead, most, load.num_assignments) / expected
-    return np.minimum(local * max(factor, 1.0), tokens)
+    def micro_batch(self, batch: int) -> int:
+        """Sequences that run through a pipeline together: one part for each stage in decode."""
+        parts = self.parallel.pipeline_parallel if self.phase == "decode" else 1
+        return math.ceil(batch / parts)

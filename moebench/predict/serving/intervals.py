@@ -12,8 +12,9 @@ import numpy as np
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.price import ratio_interval
 from moebench.predict.serving.communication import UNCERTAINTY as LINK_UNCERTAINTY
+from moebench.predict.serving.experts import shape_of
 from moebench.predict.serving.prices import ATTENTION_UNCERTAINTY, Library
-from moebench.predict.serving.step import StepPrice, shape_of
+from moebench.predict.serving.step import StepPrice
 
 ROUTER_UNCERTAINTY = 2.0
 """Factor by which a router's work beyond top-k may take more or less time than predicted."""
@@ -28,31 +29,28 @@ def factors(library: Library) -> Mapping[str, float]:
         **dict.fromkeys(dense, library.uncertainty),
         "router": ROUTER_UNCERTAINTY,
         "attention": ATTENTION_UNCERTAINTY,
-        "communication": LINK_UNCERTAINTY,
+        **dict.fromkeys(("all-reduce", "exchange", "pipeline"), LINK_UNCERTAINTY),
     }
 
 
 def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
     """Ends of the 90 % interval of each batch's latency."""
-    layer, passes = step.layer, step.expert_passes
     parts = [(step.part(name), factor) for name, factor in factors(step.prices.dense).items()]
     if "backward" in step.stages:
         parts.append((step.stages["backward"], BACKWARD_UNCERTAINTY))
-    down = [passes * (layer.seconds - layer.low), *(part * (1 - 1 / f) for part, f in parts)]
-    up = [passes * (layer.high - layer.seconds), *(part * (f - 1) for part, f in parts)]
+    down = [part * (1 - 1 / f) for part, f in parts]
+    up = [part * (f - 1) for part, f in parts]
+    if step.routed is not None:
+        layer, passes, place = step.routed.layer, step.expert_passes, step.distinct
+        down.append(passes * (layer.seconds - layer.low)[place])
+        up.append(passes * (layer.high - layer.seconds)[place])
     return step.seconds - _in_quadrature(down), step.seconds + _in_quadrature(up)
 
 
 def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
     """Ends of the 90 % interval of baseline latency over the router's, both at the same batches."""
     ratio = base.seconds / own.seconds
-    experts = base.experts / own.experts
-    shapes = [shape_of(own.deployment)] * len(ratio)
-    ends = ratio_interval(own.prices.experts, own.cases, base.cases, shapes, experts)
-    moved = [(base.seconds + own.experts * end - base.experts) / own.seconds for end in ends]
-    for end in (own.layer.low, own.layer.high):
-        change = end / own.layer.seconds - 1
-        moved.append((base.seconds + change * base.experts) / (own.seconds + change * own.experts))
+    moved = _moved_by_experts(own, base)
     for name, factor in factors(own.prices.dense).items():
         own_part, base_part = own.part(name), base.part(name)
         for more in (1 / factor - 1, factor - 1):
@@ -60,6 +58,24 @@ def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
     logs = np.log(np.array(moved) / ratio).reshape(-1, 2, len(ratio))
     down, up = np.maximum(0.0, -logs.min(axis=1)), np.maximum(0.0, logs.max(axis=1))
     return ratio * np.exp(-_in_quadrature(down)), ratio * np.exp(_in_quadrature(up))
+
+
+def _moved_by_experts(own: StepPrice, base: StepPrice) -> list[Floats]:
+    """Ratios of latencies with the expert kernels' errors: apart, then in common, low and high."""
+    if own.routed is None or base.routed is None or own.prices.experts is None:
+        return []
+    experts, place, layer = base.experts / own.experts, own.distinct, own.routed.layer
+    first = np.unique(place, return_index=True)[1]
+    shapes = [shape_of(own.deployment)] * len(first)
+    cases = own.routed.cases, base.routed.cases
+    ends = [
+        end[place] for end in ratio_interval(own.prices.experts, *cases, shapes, experts[first])
+    ]
+    moved = [(base.seconds + own.experts * end - base.experts) / own.seconds for end in ends]
+    for end in (layer.low, layer.high):
+        change = (end / layer.seconds - 1)[place]
+        moved.append((base.seconds + change * base.experts) / (own.seconds + change * own.experts))
+    return moved
 
 
 def _in_quadrature(deviations: Floats | list[Floats]) -> Floats:

@@ -5,6 +5,7 @@ layer runs (buffers for every assignment between dispatch and combine) and while
 training keeps every layer's for the backward pass, without recomputation.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -52,32 +53,41 @@ def rank_parameters(deployment: Deployment, router: Policy) -> RankParameters:
     """
     d, whole = deployment, deployment.model
     model = d.rank
-    local = whole.num_experts // d.expert_parallel
+    local = d.parallel.experts_of_rank(whole.num_experts)
     experts = local * model.expert_parameters
     shared = feed_forward_parameters(model, model.shared_intermediate_size)
     shared += feed_forward_parameters(model, model.residual_intermediate_size)
     # Gates and biases of the MoE half, with this router in place of the model's own.
     plain = moe_parameters(model, local) - experts - shared
-    plain += (router.parameters(whole) - router_parameters(whole)) / whole.num_moe_layers
+    if d.moe_layers:
+        plain += (router.parameters(whole) - router_parameters(whole)) / whole.num_moe_layers
     if d.level == "moe":
         return RankParameters(experts, shared, plain)
     attention = attention_parameters(model)
     norms = whole.norms_per_layer * norm_parameters(model)
-    if d.level == "decoder":
-        return RankParameters(experts, shared + attention, plain + norms)
-    dense = dense_parameters(model)
-    layers = d.moe_layers + d.dense_layers
+    others = d.moe_layers * shared + d.layers * attention
+    others += d.dense_layers * dense_parameters(model)
+    plain = d.moe_layers * plain + d.layers * norms
+    share = stage_share(d)
+    # The embeddings are on a pipeline's first stage, norm and head on its last.
+    outer = outer_parameters(model) / min(2, d.parallel.pipeline_parallel)
     return RankParameters(
-        d.moe_layers * experts,
-        d.moe_layers * shared + layers * attention + d.dense_layers * dense,
-        d.moe_layers * plain + layers * norms + outer_parameters(model),
+        share * d.moe_layers * experts,
+        share * others,
+        share * plain + outer * (d.level == "model"),
     )
+
+
+def stage_share(deployment: Deployment) -> float:
+    """Share of the layers in a pipeline's fullest stage."""
+    layers = deployment.layers
+    return math.ceil(layers / deployment.parallel.pipeline_parallel) / layers
 
 
 def cache_without_windows(deployment: Deployment, batch: int) -> Bytes:
     """Bytes of the rank's KV cache if every layer kept the whole context."""
     d = deployment
-    layers = d.moe_layers + d.dense_layers
+    layers = d.layers * stage_share(d)
     return layers * cache_memory(d.rank, d.rank_workload(batch), 0, d.cache_dtype)
 
 
@@ -94,15 +104,19 @@ def rank_memory(
     weights = sum(
         weight_type(name).bytes_per_element * count for name, count in zip(types, held, strict=True)
     )
-    layers, windowed = d.moe_layers + d.dense_layers, d.windowed_layers
+    share = stage_share(d)
+    layers, windowed = share * d.layers, share * d.windowed_layers
     model, trains = d.rank, d.phase == "train"
     work = d.rank_workload(batch)
     h, inner = model.hidden_size, model.intermediate_size
     experts = copies * (2 * h + model.expert_matrices * inner) + 2 * load.num_tokens * h
+    if d.dense_layers:
+        inner = model.dense_intermediate_size
+        experts = max(experts, work.num_tokens * (2 * h + model.expert_matrices * inner))
     a = model.attention
     heads = (a.num_heads + 2 * a.num_kv_heads) * (a.head_dim + a.rope_head_dim)
     attention = work.num_tokens * (heads + 3 * h) if d.level != "moe" else 0.0
-    positions = work.num_tokens if trains else work.batch
+    positions = d.head_positions(work.batch)
     logits = LOGIT_BYTES * positions * model.vocab_size if d.level == "model" else 0.0
     sizes = {
         "weights": weights,

@@ -19,8 +19,11 @@ from moebench.predict.kernels.dense import (
     dense_time,
     shipped_dense,
 )
-from moebench.predict.kernels.price import Calibrated, calibrated, default_kernel, kernel_named
+from moebench.predict.kernels.price import Calibrated, calibrated, kernel_named
 from moebench.predict.kernels.weights import MEASURED, nearest_measured
+from moebench.predict.serving.choices import kernel_of
+from moebench.predict.serving.communication import BYTES, ExchangeCalls, all_reduce, exchange, send
+from moebench.predict.serving.decoder import AttentionCalls, AttentionWork, attention_work
 from moebench.predict.serving.deployment import Deployment
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.ops import Op
@@ -55,9 +58,15 @@ class KernelPrices:
     """Parameters that price a deployment's kernels, and what they rest on."""
 
     name: str
-    """Short name of the expert kernel: "vllm-triton"."""
-    experts: Calibrated
+    """Short name of the expert kernel: "vllm-triton"; empty for a dense model."""
+    experts: Calibrated | None
+    """Prices of the routed experts; None for a dense model."""
     dense: Library
+
+    @property
+    def description(self) -> str:
+        """What the prices rest on, in words: the experts' where there are some."""
+        return self.dense.origin if self.experts is None else self.experts.description
 
 
 def kernel_prices(deployment: Deployment) -> KernelPrices:
@@ -66,17 +75,8 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
     Dense parameters are the device's own or its relatives': see `dense_parameters`.
     """
     d, hardware, known = deployment, deployment.hardware, shipped_dense()
-    name, own = d.kernel or default_kernel(hardware), known.get(hardware.name)
-    kernel_type = nearest_measured(d.expert_weights, hardware)
-    kernel = kernel_named(name, d.model.expert_matrices, kernel_type)
-    if hardware.gpu_maker not in (None, "NVIDIA") and kernel.family != "triton":
-        raise ValueError(
-            f"--kernel: found {name!r}, which runs on NVIDIA GPUs alone; expected vllm-triton or "
-            f"sglang-triton on {hardware.name}, a GPU of {hardware.gpu_maker}"
-        )
-    experts = calibrated(kernel, hardware, dense_here=own)
-    if d.expert_weights not in MEASURED:
-        experts = dataclasses.replace(experts, weights=d.expert_weights)
+    own = known.get(hardware.name)
+    name, experts = ("", None) if d.is_dense else _expert_prices(d, own)
     if own is not None:
         origin = f"dense matmuls of {hardware.name}"
         factor = DENSE_UNCERTAINTY if d.other_weights in MEASURED else RELATIVE_UNCERTAINTY
@@ -86,16 +86,62 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
     return KernelPrices(name, experts, Library(hardware, mean, origin, RELATIVE_UNCERTAINTY))
 
 
-def op_times(library: Library, ops: Sequence[Op]) -> Floats:
-    """Seconds of each op as one kernel of a replayed graph.
+def _expert_prices(
+    deployment: Deployment, dense_here: DenseParameters | None
+) -> tuple[str, Calibrated]:
+    """Short name of the deployment's expert kernel, and its calibration."""
+    d, hardware, name = deployment, deployment.hardware, kernel_of(deployment)
+    kernel_type = nearest_measured(d.expert_weights, hardware)
+    kernel = kernel_named(name, d.model.expert_matrices, kernel_type)
+    if hardware.gpu_maker not in (None, "NVIDIA") and kernel.family != "triton":
+        raise ValueError(
+            f"--kernel: found {name!r}, which runs on NVIDIA GPUs alone; expected vllm-triton or "
+            f"sglang-triton on {hardware.name}, a GPU of {hardware.gpu_maker}"
+        )
+    experts = calibrated(kernel, hardware, dense_here=dense_here)
+    if d.expert_weights not in MEASURED:
+        experts = dataclasses.replace(experts, weights=d.expert_weights)
+    return name, experts
 
-    A matrix product is priced with its tiles; anything else starts once and moves its bytes or
-    does its FLOPs, whichever takes longer.
-    """
+
+def attention_time(
+    prices: KernelPrices, deployment: Deployment, calls: AttentionCalls
+) -> tuple[Floats, AttentionWork]:
+    """Seconds of one layer's attention on one rank, without projections, and its work."""
+    library, work = prices.dense, attention_work(deployment, calls)
     hardware, p = library.hardware, library.parameters
     rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
     stream = hardware.memory_bandwidth * p.bandwidth
-    seconds = np.array([p.launch + max(op.flops / rate, op.bytes_moved / stream) for op in ops])
+    return p.launch + np.maximum(work.flops / rate, work.bytes_moved / stream), work
+
+
+def all_reduce_time(deployment: Deployment, ranks: int, tokens: Floats) -> Floats:
+    """Seconds in which ranks of one replica add up the hidden states of their tokens."""
+    d = deployment
+    nodes = d.parallel.nodes_of(ranks, d.hardware)
+    return all_reduce(d.hardware, ranks, tokens * d.model.hidden_size * BYTES, nodes)
+
+
+def exchange_time(deployment: Deployment, calls: ExchangeCalls) -> Floats:
+    """Seconds of one layer's dispatch and combine."""
+    return exchange(deployment.hardware, calls)
+
+
+def pipeline_time(deployment: Deployment, tokens: Floats) -> Floats:
+    """Seconds in which hidden states pass from each stage of a pipeline to the next."""
+    d, stages = deployment, deployment.parallel.pipeline_parallel
+    nodes = d.parallel.nodes_on(d.hardware)
+    return (stages - 1) * send(d.hardware, tokens * d.model.hidden_size * BYTES, nodes)
+
+
+def op_times(library: Library, ops: Sequence[Op]) -> Floats:
+    """Seconds of each op as one kernel of a replayed graph.
+
+    A matrix product is priced with its tiles; anything else starts once and moves its bytes.
+    """
+    hardware, p = library.hardware, library.parameters
+    stream = hardware.memory_bandwidth * p.bandwidth
+    seconds = np.array([p.launch + op.bytes_moved / stream for op in ops])
     for dtype in {op.dtype for op in ops}:
         here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
         if here:

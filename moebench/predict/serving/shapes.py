@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from moebench.predict.serving.deployment import WIDTHS, Deployment, rank_model
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.parallelism import Parallelism
+from moebench.predict.serving.ranks import WIDTHS, rank_model, split_of
 from moebench.records.results import Caveat
 from moebench.spec.layer import query_width, value_head_dim
 
@@ -42,7 +44,8 @@ def shape_caveats(deployment: Deployment) -> tuple[Caveat, ...]:
         seen = f"{', '.join(widths)}: no multiple of {rule.multiple} ({weights})"
         found.append(Caveat("unaligned-shape", seen, rule.consequence, _remedy(d)))
     if not _shares_key_value_heads(d):
-        seen = f"num_kv_heads = {d.model.attention.num_kv_heads} and tp = {d.tensor_parallel}"
+        tp = d.parallel.tensor_parallel
+        seen = f"num_kv_heads = {d.model.attention.num_kv_heads} and tp = {tp}"
         found.append(
             Caveat(
                 "unaligned-shape",
@@ -56,10 +59,10 @@ def shape_caveats(deployment: Deployment) -> tuple[Caveat, ...]:
 
 def unaligned(deployment: Deployment) -> list[tuple[str, str]]:
     """Type of the weights and width in words of each width of a rank that is not aligned."""
-    d, tp = deployment, deployment.tensor_parallel
-    model, whole = rank_model(d.model, tp), d.model
+    d, tp = deployment, deployment.parallel.tensor_parallel
+    model, whole = rank_model(d.model, d.parallel), d.model
     a = model.attention
-    names = WIDTHS if d.level == "model" else [name for name in WIDTHS if "dense" not in name]
+    names = WIDTHS if d.dense_layers else [name for name in WIDTHS if "dense" not in name]
     widths = [(name, getattr(whole, name), getattr(model, name), True) for name in names]
     if d.level != "moe":
         depth = a.num_heads * value_head_dim(a)
@@ -74,7 +77,9 @@ def unaligned(deployment: Deployment) -> list[tuple[str, str]]:
         weights = d.expert_weights if name == "intermediate_size" else d.other_weights
         rule = ALIGNMENTS.get(weights)
         if rule and size % rule.multiple and (is_depth or rule.applies_to_columns):
-            found.append((weights, f"{name} {total}" + f" / tp {tp} = {size}" * (tp > 1)))
+            ranks = split_of(d.parallel, name)
+            by = "tp" if ranks == tp else "ranks"
+            found.append((weights, f"{name} {total}" + f" / {by} {ranks} = {size}" * (ranks > 1)))
     rule = ALIGNMENTS.get(d.expert_weights)
     if rule and whole.hidden_size % rule.multiple:
         found.append((d.expert_weights, f"hidden_size {whole.hidden_size}"))
@@ -82,7 +87,7 @@ def unaligned(deployment: Deployment) -> list[tuple[str, str]]:
 
 
 def _shares_key_value_heads(deployment: Deployment) -> bool:
-    heads, tp = deployment.model.attention.num_kv_heads, deployment.tensor_parallel
+    heads, tp = deployment.model.attention.num_kv_heads, deployment.parallel.tensor_parallel
     is_mla = deployment.model.attention.kind == "mla"
     return is_mla or deployment.level == "moe" or heads % tp == 0 or tp % heads == 0
 
@@ -93,14 +98,14 @@ def _remedy(deployment: Deployment) -> str:
     sizes = [tp for tp in range(1, d.model.attention.num_heads + 1) if _fits(d, tp)]
     if not sizes:
         return "another type of weights (--dtype bf16); no --tp is aligned"
-    best = min(sizes, key=lambda tp: abs(math.log(tp / d.tensor_parallel)))
+    best = min(sizes, key=lambda tp: abs(math.log(tp / d.parallel.tensor_parallel)))
     return f"--tp {best}, the nearest that is aligned, with --ep for further GPUs"
 
 
 def _fits(deployment: Deployment, tp: int) -> bool:
     """Whether a deployment with another tp is possible and aligned."""
     try:
-        other = replace(deployment, tensor_parallel=tp, expert_parallel=1)
+        other = replace(deployment, parallel=Parallelism(tp))
     except ValueError:
         return False
     return not unaligned(other) and _shares_key_value_heads(other)

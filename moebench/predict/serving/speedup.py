@@ -4,23 +4,29 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from moebench.predict.arrays import Floats
 from moebench.predict.energy.calibration import LayerWork, energy_calibration, layer_energy
 from moebench.predict.kernels.intervals import Basis, shipped_widths
 from moebench.predict.kernels.weights import MEASURED
 from moebench.predict.serving.caveats import step_caveats
 from moebench.predict.serving.counts import model_caveats
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.experts import EXPERT_STAGES, shape_of
+from moebench.predict.serving.flops import step_flops
 from moebench.predict.serving.intervals import latency_interval, speedup_interval
 from moebench.predict.serving.memory import rank_memory
+from moebench.predict.serving.no_router import baseline
 from moebench.predict.serving.prices import KernelPrices, kernel_prices
-from moebench.predict.serving.step import EXPERT_STAGES, StepPrice, shape_of, step_flops, step_price
+from moebench.predict.serving.step import StepPrice, step_price
 from moebench.records.results import Caveat, Estimate
-from moebench.routers.policy import Policy, policy
+from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.weight_types import WEIGHT_TYPES
 from moebench.units import Bytes, Joules, Seconds
 
-SMALL_STAGES = ("launch", "routing", "router", "norm", "communication")
+SMALL_STAGES = ("launch", "routing", "router", "norm", "all-reduce", "exchange", "pipeline")
 """Stages of small kernels and collectives, which leave the multiprocessors mostly idle."""
 
 
@@ -58,8 +64,9 @@ class Speedup:
     energy: StepEnergy
     memory: Mapping[str, Bytes]
     """Peak memory by what it holds."""
-    basis: Basis
-    """Basis of the expert kernel's prices: how near measured rows come to this device and shape."""
+    basis: Basis | None
+    """Basis of the expert kernel's prices: how near measured rows come to this device and shape;
+    None for a dense model."""
     calibration_error: tuple[float | None, float | None]
     """Measured over predicted, minus 1: between these were 90 % of the expert kernels' measured
     rows that the calibration had not seen, at this basis, family and number of tokens."""
@@ -89,32 +96,27 @@ def speedups(
     """
     d = deployment
     point = point or d.routed_by(router)
-    prices, top = kernel_prices(d), policy("top-k")
+    prices, top = kernel_prices(d), baseline(d.model)
     base = step_price(d, prices, top, d.routed_by(top), batches)
     own = step_price(d, prices, router, point, batches)
     low, high = latency_interval(own)
     ratio = base.seconds / own.seconds
     ratio_low, ratio_high = speedup_interval(own, base)
-    bases = prices.experts.basis_of([shape_of(d)] * len(batches))
-    error_low, error_high = shipped_widths().latency_factors(
-        bases, prices.experts.kernel.family, own.cases.num_tokens
-    )
-    copies = own.cases.loads.copies
+    bases, error_low, error_high = _kernel_errors(own)
     memories = [
-        rank_memory(d, router, own.loads[i], float(copies[i]), batch)
-        for i, batch in enumerate(batches)
+        rank_memory(d, router, own.load(i), own.copies(i), batch) for i, batch in enumerate(batches)
     ]
     energies = [step_energy(own, i, (float(low[i]), float(high[i]))) for i in range(len(batches))]
     is_ragged = router.is_adaptive or d.model.num_free_experts > 0
     caveats = (
         *model_caveats(d.model),
-        *own.layer.caveats,
+        *(own.routed.layer.caveats if own.routed else ()),
         *step_caveats(d, is_ragged, {batches[i]: sum(m.values()) for i, m in enumerate(memories)}),
         *energies[0].caveats,
     )
     rows = []
     for i, batch in enumerate(batches):
-        energy, memory, load = energies[i], memories[i], own.loads[i]
+        energy, memory, load = energies[i], memories[i], own.load(i)
         flops = step_flops(d, router, load, batch)
         estimate = Estimate(
             latency=float(own.seconds[i]),
@@ -129,7 +131,7 @@ def speedups(
             assignments=load.num_assignments,
             distinct_experts=load.distinct_experts,
             hardware=d.hardware.name,
-            calibration=prices.experts.description,
+            calibration=prices.description,
             caveats=caveats,
             bytes_moved=float(own.bytes_moved[i]),
         )
@@ -143,7 +145,7 @@ def speedups(
             value=float(ratio[i]),
             low=_known(ratio_low[i]),
             high=_known(ratio_high[i]),
-            flops_promise=step_flops(d, top, base.loads[i], batch) / flops,
+            flops_promise=step_flops(d, top, base.load(i), batch) / flops,
             energy=energy,
             memory=memory,
             basis=bases[i],
@@ -158,17 +160,30 @@ def _known(end: float) -> float | None:
     return None if math.isnan(end) else float(end)
 
 
+def _kernel_errors(step: StepPrice) -> tuple[Sequence[Basis | None], Floats, Floats]:
+    """Basis and measured errors of the expert kernel at each step; None and NaN without one."""
+    calibration, routed, n = step.prices.experts, step.routed, len(step.steps)
+    if calibration is None or routed is None:
+        return [None] * n, np.full(n, np.nan), np.full(n, np.nan)
+    bases = calibration.basis_of([shape_of(step.deployment)] * n)
+    tokens = routed.cases.num_tokens[step.distinct]
+    return bases, *shipped_widths().latency_factors(bases, calibration.kernel.family, tokens)
+
+
 def _bound(step: StepPrice, i: int) -> str:
     """Name of the largest stage; of expert kernels, what bounds them."""
     experts = sum(float(step.stages[name][i]) for name in EXPERT_STAGES if name in step.stages)
     others = [name for name in step.stages if name not in (*EXPERT_STAGES, "backward")]
     largest = max(others, key=lambda name: float(step.stages[name][i]))
-    return step.layer.bound[i] if experts >= step.stages[largest][i] else largest
+    if step.routed is None or experts < step.stages[largest][i]:
+        return largest
+    return step.routed.layer.bound[int(step.distinct[i])]
 
 
 def step_energy(step: StepPrice, i: int, ends: tuple[Seconds, Seconds]) -> StepEnergy:
     """Energy at the i-th batch, the most loaded device's times the devices; `ends` of latency."""
-    d, weights = step.deployment, step.deployment.expert_weights
+    d = step.deployment
+    weights = d.other_weights if d.is_dense else d.expert_weights
     try:
         calibration = energy_calibration(d.hardware.name)
     except ValueError as error:

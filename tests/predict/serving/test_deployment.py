@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.predict.serving.communication import all_reduce, all_to_all
-from moebench.predict.serving.deployment import (
-    Deployment,
-    most_loaded_rank,
-    rank_model,
-)
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.flops import step_flops
 from moebench.predict.serving.memory import rank_memory, rank_parameters
-from moebench.predict.serving.step import step_flops
+from moebench.predict.serving.no_router import baseline
+from moebench.predict.serving.parallelism import Parallelism
+from moebench.predict.serving.ranks import most_loaded_rank, rank_model
 from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
@@ -23,6 +22,8 @@ from moebench.spec.model import load_model, model_names
 from moebench.spec.parameters import parameters
 
 MIXTRAL, H100 = load_model("mixtral-8x7b"), load_hardware("h100-sxm")
+WIDE = H100.interconnect and replace(H100.interconnect, devices=72)
+RACK = replace(H100, interconnect=WIDE)
 TOP_K = policy("top-k")
 WHOLE = Deployment(MIXTRAL, H100, level="model", context=1024)
 
@@ -54,7 +55,7 @@ def test_one_moe_layer_of_mixtral_is_counted_by_hand() -> None:
 def test_a_single_rank_holds_every_parameter_of_the_model(name: str) -> None:
     model = load_model(name)
     whole = replace(WHOLE, model=model)
-    assert sum(rank_parameters(whole, TOP_K)) == parameters(model)
+    assert sum(rank_parameters(whole, baseline(model))) == parameters(model)
 
 
 def test_training_adds_fourteen_bytes_a_parameter() -> None:
@@ -68,7 +69,7 @@ def test_training_adds_fourteen_bytes_a_parameter() -> None:
 
 @pytest.mark.parametrize(("tp", "ep"), [(2, 1), (8, 1), (1, 8), (2, 4), (4, 2)])
 def test_ranks_share_out_the_experts_and_each_holds_less(tp: int, ep: int) -> None:
-    split = replace(WHOLE, tensor_parallel=tp, expert_parallel=ep)
+    split = replace(WHOLE, parallel=Parallelism(tp, ep))
     layer = replace(split, level="moe")
     assert rank_parameters(layer, TOP_K)[0] * tp * ep == 8 * MIXTRAL.expert_parameters
     assert sum(rank_parameters(split, TOP_K)) < sum(rank_parameters(WHOLE, TOP_K))
@@ -79,14 +80,14 @@ def test_multi_head_latent_attention_caches_the_same_on_every_tensor_parallel_ra
     deep = Deployment(load_model("deepseek-v3"), H100, level="model", context=100)
     load = ExpertLoad.expected(3, 256, fixed_k(8))
     for ranks in (1, 8):
-        whole = replace(deep, tensor_parallel=ranks)
+        whole = replace(deep, parallel=Parallelism(ranks))
         assert rank_memory(whole, TOP_K, load, 24.0, 3)["cache"] == 61 * 3 * 101 * 576 * 2
 
 
 def test_more_ranks_than_key_value_heads_copy_them() -> None:
-    assert rank_model(MIXTRAL, 8).attention.num_kv_heads == 1
-    assert rank_model(MIXTRAL, 32).attention.num_kv_heads == 1
-    assert rank_model(MIXTRAL, 32).attention.num_heads == 1
+    assert rank_model(MIXTRAL, Parallelism(8)).attention.num_kv_heads == 1
+    assert rank_model(MIXTRAL, Parallelism(32)).attention.num_kv_heads == 1
+    assert rank_model(MIXTRAL, Parallelism(32)).attention.num_heads == 1
 
 
 @pytest.mark.parametrize(("top_k", "teraflops"), [(2, 6.56), (1, 3.68)])
@@ -103,7 +104,7 @@ def test_mixtrals_flops_on_256_tokens_are_the_published_ones(top_k: int, teraflo
 def test_the_most_loaded_rank_is_that_of_simulated_routing(tokens: int, ranks: int) -> None:
     experts, k = 64, 6
     load = ExpertLoad.expected(tokens, experts, fixed_k(k))
-    predicted = most_loaded_rank(load, fixed_k(k), ranks).sum()
+    predicted = most_loaded_rank(load, fixed_k(k), Parallelism(1, ranks)).sum()
     draws = np.random.default_rng(0).random((200, tokens, experts)).argsort(axis=2)[:, :, :k]
     shares = [[(draws // (experts // ranks) == r).sum(axis=(1, 2))] for r in range(ranks)]
     simulated = np.max(shares, axis=0).mean()
@@ -117,7 +118,7 @@ def test_the_most_loaded_rank_waits_for_no_more_than_everything(
 ) -> None:
     chances = geometric_k(mean, 16)
     load = ExpertLoad.expected(tokens, 16, chances, skew)
-    local = most_loaded_rank(load, chances, ranks)
+    local = most_loaded_rank(load, chances, Parallelism(1, ranks))
     assert len(local) == 16 // ranks and (local <= tokens * (1 + 1e-9)).all()
     assert load.num_assignments / ranks * (1 - 1e-9) <= local.sum()
     assert local.sum() <= load.num_assignments * (1 + 1e-9)
@@ -147,24 +148,29 @@ def test_one_device_says_nothing() -> None:
     ("changes", "message"),
     [
         ({"context": 0}, "context: found 0"),
-        ({"tensor_parallel": 3}, "expected a divisor of attention heads = 32"),
-        ({"expert_parallel": 3}, "expected a divisor of num_experts = 8"),
-        ({"expert_parallel": 0}, "tp and ep: found 1 and 0"),
-        ({"tensor_parallel": 4, "expert_parallel": 4}, "found 16 devices"),
+        ({"parallel": Parallelism(3)}, "expected a divisor of attention heads = 32"),
+        ({"parallel": Parallelism(1, 9), "hardware": RACK}, "expected at most 8 experts"),
+        (
+            {"parallel": Parallelism(4, 4)},
+            "nodes: found 1 of h100-sxm for 16 GPUs, expected at least 2",
+        ),
         ({"num_layers": 33, "level": "model"}, "layers: found 33, expected 1 to 32"),
         ({"num_layers": 3}, "they belong to --level model"),
         ({"skew": -1.0}, "skew: found -1.0"),
         ({"skew": math.nan}, "skew: found nan"),
         ({"phase": "train", "dtype": "float8"}, "expected bfloat16 in training"),
         ({"dtype": "int5"}, "dtype: found 'int5'"),
-        ({"kv_dtype": "int4"}, "kv_dtype: found 'int4', expected bfloat16 or float8"),
+        ({"kv_dtype": "int4"}, "kv_dtype: found 'int4', expected bfloat16 or float16 or float8"),
         ({"dtype": "float32"}, "no peak for dtype 'float32'"),
         ({"dtype": "fp8", "hardware": load_hardware("a100-sxm-80gb")}, "for dtype 'float8'"),
         (
-            {"hardware": replace(H100, interconnect=None), "tensor_parallel": 2},
+            {"hardware": replace(H100, interconnect=None), "parallel": Parallelism(2)},
             "no interconnect is known",
         ),
-        ({"hardware": load_hardware("h100-pcie"), "tensor_parallel": 4}, "expected at most 2"),
+        (
+            {"hardware": load_hardware("h100-pcie"), "parallel": Parallelism(4)},
+            "expected at least 2",
+        ),
     ],
 )
 def test_what_cannot_be_deployed_is_refused_with_the_reason(

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from moebench.predict.serving.decoder import WINDOWED, ops_by_stage
-from moebench.predict.serving.deployment import Deployment, rank_model
+from moebench.predict.serving.decoder import AttentionCalls, attention_work
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.flops import step_flops
+from moebench.predict.serving.parallelism import Parallelism
+from moebench.predict.serving.ranks import rank_model
 from moebench.predict.serving.speedup import speedups
-from moebench.predict.serving.step import step_flops
 from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import ModelSpec, load_model
@@ -55,16 +58,16 @@ def test_flops_of_a_windowed_layer_are_those_of_its_window() -> None:
 def test_a_windowed_latent_attention_reads_its_window() -> None:
     deep = load_model("deepseek-v3")
     deep = replace(deep, attention=replace(deep.attention, window=100))
-    stages = ops_by_stage(Deployment(deep, H100, level="decoder", context=999), 5)
-    (scores,) = stages[WINDOWED]
-    assert scores.flops == 2 * 5 * 100 * 128 * (576 + 512)
+    calls = AttentionCalls(np.array([5.0]), np.array([1.0]), np.array([999.0]), window=100)
+    work = attention_work(Deployment(deep, H100, level="decoder"), calls)
+    assert work.flops.tolist() == [2 * 5 * 100 * 128 * (576 + 512)]
 
 
 def test_a_residual_network_is_split_over_ranks_and_priced() -> None:
     arctic = replace(MIXTRAL, residual_intermediate_size=4864)
-    assert rank_model(arctic, 4).residual_intermediate_size == 1216
+    assert rank_model(arctic, Parallelism(4)).residual_intermediate_size == 1216
     with pytest.raises(ValueError, match="divisor of residual_intermediate_size = 4861"):
-        Deployment(replace(arctic, residual_intermediate_size=4861), H100, tensor_parallel=2)
+        Deployment(replace(arctic, residual_intermediate_size=4861), H100, parallel=Parallelism(2))
     (row,) = speedups(Deployment(arctic, H100), TOP_K, [1])
     assert row.estimate.by_stage["shared"] > 3 * 4096 * 4864 * 2 / H100.memory_bandwidth
 
@@ -77,7 +80,7 @@ def test_norms_beyond_two_are_priced() -> None:
     assert norms[1] == pytest.approx(3 * norms[0])
 
 
-def test_a_dense_model_is_refused() -> None:
+def test_a_dense_model_has_no_layer_with_experts() -> None:
     dense = replace(MIXTRAL, num_dense_layers=32, dense_intermediate_size=14336)
     with pytest.raises(ValueError, match="mixtral-8x7b: found a dense model"):
         Deployment(dense, H100)

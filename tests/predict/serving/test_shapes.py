@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.shapes import shape_caveats, unaligned
 from moebench.predict.serving.step import step_price
@@ -25,8 +26,8 @@ OSS = replace(
 POINT = TOP_K.operating_point(OSS)
 
 
-def of(model: ModelSpec, dtype: str, tp: int, **more: Any) -> Deployment:
-    return Deployment(model, H100, dtype=dtype, tensor_parallel=tp, **more)
+def of(model: ModelSpec, dtype: str, tp: int, ep: int = 1, **more: Any) -> Deployment:
+    return Deployment(model, H100, dtype=dtype, parallel=Parallelism(tp, ep), **more)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_the_tp_that_is_named_raises_no_caveat() -> None:
 
 
 def test_experts_of_parallel_groups_are_not_split() -> None:
-    assert not shape_caveats(of(QWEN, "fp8", 1, expert_parallel=8))
+    assert not shape_caveats(of(QWEN, "fp8", 1, 8))
 
 
 @pytest.mark.parametrize(("kv", "tp", "fine"), [(4, 8, True), (8, 4, True), (8, 5, False)])
@@ -103,4 +104,4 @@ def test_mxfp4_gives_the_fullest_rank_whole_groups() -> None:
     assert of(OSS, "mxfp4", 2).rank.intermediate_size == 1440
     assert of(OSS, "bf16", 8).rank.intermediate_size == 360
     step = step_price(of(OSS, "mxfp4", 8), kernel_prices(of(OSS, "mxfp4", 8)), TOP_K, POINT, [8])
-    assert step.cases.inner_size.tolist() == [384]
+    assert step.routed is not None and step.routed.cases.inner_size.tolist() == [384]

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.predict.serving.break_even import break_even
-from moebench.predict.serving.decoder import ops_by_stage
+from moebench.predict.serving.decoder import AttentionCalls, attention_work, ops_by_stage
 from moebench.predict.serving.deployment import LEVELS, Deployment
+from moebench.predict.serving.experts import EXPERT_STAGES
+from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.speedup import Speedup, speedups
-from moebench.predict.serving.step import EXPERT_STAGES, step_price
+from moebench.predict.serving.step import step_price
 from moebench.routers.policy import known_policies, policy
 from moebench.spec.hardware import hardware_names, load_hardware
 from moebench.spec.model import load_model
@@ -44,7 +46,9 @@ means = st.floats(1.0, 2.0)
 
 def deployed(fields: Mapping[str, Any]) -> Deployment:
     names = {"model": load_model(fields["model"]), "hardware": load_hardware(fields["hardware"])}
-    return Deployment(**{**fields, **names}, dtype="bfloat16")
+    own = {**fields, **names}
+    parallel = Parallelism(own.pop("tensor_parallel"), own.pop("expert_parallel"))
+    return Deployment(**own, dtype="bfloat16", parallel=parallel)
 
 
 def latencies(deployment: Deployment, mean: float) -> np.ndarray:
@@ -87,14 +91,17 @@ def test_a_step_is_never_below_its_roofline(fields: dict[str, Any], mean: float)
     priced = step_price(deployment, kernel_prices(deployment), router, point, BATCHES)
     machine = deployment.hardware
     compute = priced.flops / machine.peak_for("bfloat16")
-    shape = deployment.model.expert_parameters / deployment.tensor_parallel
-    weights = 2 * shape * priced.cases.loads.distinct
+    shape = deployment.rank.expert_parameters
+    assert priced.routed is not None
+    weights = 2 * shape * priced.routed.cases.loads.distinct
     read = deployment.moe_layers * weights
     if deployment.level != "moe":
-        layers = deployment.moe_layers + deployment.dense_layers
-        stages = [ops_by_stage(deployment, batch) for batch in BATCHES]
-        ops = [own["projections"] + own["attention"] for own in stages]
-        read = read + layers * np.array([sum(op.bytes_read for op in some) for some in ops])
+        works = [deployment.rank_workload(batch) for batch in BATCHES]
+        sizes = [(w.batch, w.sequence_length, w.context_length) for w in works]
+        ops = [ops_by_stage(deployment, w.num_tokens, 1)["projections"] for w in works]
+        read = read + deployment.layers * np.array([sum(op.bytes_read for op in o) for o in ops])
+        calls = AttentionCalls(*np.array(sizes, dtype=float).T)
+        read = read + deployment.layers * attention_work(deployment, calls).bytes_moved
     assert (priced.seconds >= compute).all()
     assert (priced.seconds >= read / machine.memory_bandwidth).all()
 
@@ -154,7 +161,7 @@ def test_tensor_parallel_ranks_hold_less_and_compute_less(name: str) -> None:
     computing = (*EXPERT_STAGES, "shared", "projections", "attention", "dense layers", "head")
     before: tuple[Speedup, ...] | None = None
     for tp in (1, 2, 4, 8):
-        whole = Deployment(load_model(name), H100, level="model", tensor_parallel=tp)
+        whole = Deployment(load_model(name), H100, level="model", parallel=Parallelism(tp))
         rows = speedups(whole, policy("top-k"), BATCHES)
         if before:
             assert (part(rows, computing) <= part(before, computing) * TILE_SWITCH).all()
@@ -162,7 +169,7 @@ def test_tensor_parallel_ranks_hold_less_and_compute_less(name: str) -> None:
                 a.estimate.peak_memory < b.estimate.peak_memory
                 for a, b in zip(rows, before, strict=True)
             )
-            assert (part(rows, ("communication",)) >= part(before, ("communication",))).all()
+            assert (part(rows, ("all-reduce",)) >= part(before, ("all-reduce",))).all()
         before = rows
 
 
@@ -170,7 +177,9 @@ def test_expert_parallel_groups_hold_less_and_the_matmuls_of_a_rank_shrink() -> 
     matmuls = ("first matmul", "second matmul")
     before: tuple[Speedup, ...] | None = None
     for ep in (1, 2, 4, 8):
-        whole = Deployment(load_model("deepseek-v3"), H100, level="model", expert_parallel=ep)
+        whole = Deployment(
+            load_model("deepseek-v3"), H100, level="model", parallel=Parallelism(1, ep)
+        )
         rows = speedups(whole, policy("top-k"), BATCHES)
         if before:
             assert (part(rows, matmuls) <= part(before, matmuls) * TILE_SWITCH).all()
@@ -219,19 +228,18 @@ def test_a_training_step_is_three_forward_passes() -> None:
 def test_latent_attention_decodes_on_compressed_vectors() -> None:
     """DeepSeek-V3: 128 heads, each 576 wide against the cache and 512 wide on the way out."""
     deep = Deployment(load_model("deepseek-v3"), H100, level="decoder", context=999)
-    stages = ops_by_stage(deep, 5)
-    (scores,) = stages["attention"]
-    assert scores.flops == 2 * 5 * 1000 * 128 * (576 + 512)
+    work = attention_work(deep, AttentionCalls(*np.array([[5.0], [1.0], [999.0]])))
+    assert work.flops.tolist() == [2 * 5 * 1000 * 128 * (576 + 512)]
     a, h = deep.model.attention, 7168
     down = h * (a.query_rank + 576)
     up = 128 * (1536 * (128 + 64) + 512 * (128 + 128) + 128 * h)
-    assert total_flops(stages["projections"]) == 2 * 5 * (down + up)
+    assert total_flops(ops_by_stage(deep, 5, 5)["projections"]) == 2 * 5 * (down + up)
 
 
 def test_a_step_that_does_not_fit_says_so() -> None:
     whole = Deployment(MIXTRAL, H100, level="model")
     for ranks, fits in ((1, False), (2, True)):
-        (row,) = speedups(replace(whole, tensor_parallel=ranks), policy("ada-k"), [1])
+        (row,) = speedups(replace(whole, parallel=Parallelism(ranks)), policy("ada-k"), [1])
         kinds = {caveat.kind for caveat in row.estimate.caveats}
         assert ("out-of-memory" not in kinds) == fits
 

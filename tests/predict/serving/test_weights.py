@@ -151,7 +151,7 @@ def test_a_checkpoint_that_a_gpu_cannot_multiply_is_converted_and_says_so() -> N
 def test_other_weights_are_read_in_their_own_bytes() -> None:
     """Query, key, value and output projections of Mixtral, in groups of 128 with 20 bits."""
     plain, packed = (
-        ops_by_stage(Deployment(MIXTRAL, H100, level="decoder", dtype=name), 1)["projections"]
+        ops_by_stage(Deployment(MIXTRAL, H100, level="decoder", dtype=name), 1, 1)["projections"]
         for name in ("bf16", "int4")
     )
     read = [sum(op.bytes_read for op in ops) for ops in (plain, packed)]

@@ -1,0 +1,53 @@
+"""Options of predict that say how a model is deployed: GPUs, engine, exchange, cache, drafting."""
+
+import argparse
+
+from moebench.predict.serving.parallelism import EXCHANGES
+
+
+def deployment_options(p: argparse.ArgumentParser) -> None:
+    """Add the options to a command line."""
+    p.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks of attention")
+    p.add_argument("--ep", type=int, default=1, help="expert-parallel groups")
+    p.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="in all; default: tp x ep x pp. --tp 4 --ep 4 --gpus 4 spreads the experts over the "
+        "GPUs that split attention",
+    )
+    p.add_argument("--nodes", type=int, metavar="N", help="that the GPUs stand in; default: 1")
+    p.add_argument("--pp", type=int, default=1, help="pipeline stages, which share out the layers")
+    p.add_argument(
+        "--redundant-experts",
+        type=int,
+        default=0,
+        metavar="R",
+        help="copies of busy experts beside the model's own",
+    )
+    p.add_argument(
+        "--exchange",
+        type=str.lower,
+        choices=EXCHANGES,
+        help="how tokens reach experts on other GPUs; default: the engine's, printed",
+    )
+    p.add_argument(
+        "--chunks", type=int, default=1, metavar="N", help="of tokens, exchanged while others run"
+    )
+    p.add_argument(
+        "--two-batches",
+        action="store_true",
+        help="two halves of the batch take turns to compute and to exchange",
+    )
+    p.add_argument(
+        "--engine", metavar="NAME[:VERSION]", help="vllm, sglang or trtllm; default: the kernel's"
+    )
+    p.add_argument("--kv-dtype", default="bf16", help="of the KV cache: bf16 (the default) or fp8")
+    p.add_argument(
+        "--cached-prefix", type=int, default=0, metavar="TOKENS", help="of each prompt; prefill"
+    )
+    p.add_argument(
+        "--draft",
+        metavar="N:ACCEPTANCE",
+        help="tokens drafted ahead in a decode step and the chance that each is kept: 3:0.7",
+    )

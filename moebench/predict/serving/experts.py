@@ -1,0 +1,137 @@
+"""The routed experts of one MoE layer in a step: their price, and the tokens that reach a rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.predict.arrays import Floats, Ints
+from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCalls, LayerCases, shape_label
+from moebench.predict.kernels.loads import expected_loads
+from moebench.predict.kernels.price import Calibrated, LayerPrice, price
+from moebench.predict.serving.choices import exchange_of
+from moebench.predict.serving.communication import ExchangeCalls
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.ranks import most_loaded_rank
+from moebench.routers.policy import Policy, policy
+from moebench.spec.case import OperatingPoint
+from moebench.spec.load import ExpertLoad
+from moebench.units import Seconds
+
+EXPERT_STAGES = ("launch", "first matmul", "second matmul", "elementwise", "routing")
+"""Stages of the measured kernel call."""
+DONE_ONCE = ("stack-weights",)
+"""Ops that a deployment runs once, when it loads the model."""
+
+
+@dataclass(frozen=True)
+class ExpertsPrice:
+    """Price of one layer's routed experts on the most loaded rank; arrays over distinct steps."""
+
+    layer: LayerPrice
+    cases: LayerCases
+    loads: Sequence[ExpertLoad]
+    """Load of the layer, all ranks together."""
+    exchange: ExchangeCalls | None
+    """Tokens that are exchanged; None where every rank has them already."""
+    flops: Floats
+    bytes_moved: Floats
+
+
+def experts_price(
+    deployment: Deployment,
+    calibration: Calibrated,
+    router: Policy,
+    point: OperatingPoint,
+    tokens: Ints,
+) -> ExpertsPrice:
+    """Price of one layer's routed experts for steps of so many tokens on all ranks."""
+    d, p = deployment, deployment.parallel
+    counts = tokens.tolist()
+    loads = [router.load(d.model, t, point) for t in counts]
+    local = [most_loaded_rank(load, point.k_distribution, p) for load in loads]
+    m, rank = d.model, d.rank
+    # Slots of the kernel's call: an adaptive router leaves some of the model's own k empty.
+    slots = m.top_k if router.is_adaptive else len(point.k_distribution) - 1
+    physical = m.num_experts + p.redundant_experts
+    sizes = (m.hidden_size, rank.intermediate_size, slots, physical, p.expert_parallel)
+    expected = expected_loads(local, counts)
+    exchange = _exchanged(d, local, counts)
+    calls = LayerCalls(
+        np.array(tokens, dtype=float),
+        *(np.full(len(tokens), float(size)) for size in sizes),
+        **_delivered(exchange, slots),
+    )
+    cases = calibration.cases(expected, calls)
+    layer = price(calibration, cases, [shape_of(d)] * len(tokens))
+    copies = cases.loads.copies
+    widths = 2 * rank.hidden_size + 2 * rank.expert_matrices * rank.intermediate_size
+    weights = cases.weight_bytes * rank.expert_parameters * cases.loads.distinct
+    return ExpertsPrice(
+        layer,
+        cases,
+        loads,
+        exchange,
+        2 * rank.expert_parameters * copies,
+        weights + ACTIVATION_BYTES * widths * copies,
+    )
+
+
+def _exchanged(
+    d: Deployment, local: Sequence[Floats], tokens: Sequence[int]
+) -> ExchangeCalls | None:
+    """What the most loaded rank gets from the others in a step."""
+    kind = exchange_of(d)
+    if kind is None:
+        return None
+    # Tokens that need one of the rank's experts at least.
+    absent = [
+        float(np.prod(1 - np.clip(counts / max(t, 1), 0.0, 1.0)))
+        for counts, t in zip(local, tokens, strict=True)
+    ]
+    p, every = d.parallel, np.array(tokens, dtype=float)
+    return ExchangeCalls(
+        kind=kind,
+        ranks=p.exchange_ranks,
+        nodes=p.nodes_of(p.stage_devices, d.hardware),
+        hidden_size=d.model.hidden_size,
+        dispatch_dtype="float8" if d.expert_weights == "float8" else "bfloat16",
+        tokens=every / p.exchange_ranks,
+        rows=every * (1 - np.array(absent)),
+        copies=np.array([float(np.sum(counts)) for counts in local]),
+    )
+
+
+def _delivered(exchange: ExchangeCalls | None, slots: int) -> dict[str, Floats]:
+    """Rows and slots that the rank's kernel gets; nothing where it gets every token."""
+    if exchange is None or exchange.kind == "allgather":
+        return {}
+    if exchange.kind == "deepep-ll":
+        return {"delivered": exchange.copies, "delivered_copies": exchange.copies}
+    return {"delivered": exchange.rows, "delivered_copies": exchange.rows * slots}
+
+
+def shape_of(deployment: Deployment) -> str:
+    """Name of the model's shape in calibrations."""
+    m = deployment.model
+    return shape_label(m.hidden_size, m.intermediate_size, m.top_k, m.num_experts)
+
+
+def router_time(
+    calibration: Calibrated, deployment: Deployment, router: Policy, tokens: int
+) -> Seconds:
+    """Time of the router outside the measured call, which starts at the router logits.
+
+    Counted are its matrix products and every op that top-k does not run. Each op is one kernel: the
+    fitted start of a matmul kernel, then the roofline of its traffic and FLOPs.
+    """
+    hardware, p = calibration.hardware, calibration.parameters
+    rate = hardware.peak_for("bfloat16") * p.tensor
+    stream = hardware.memory_bandwidth * p.bandwidth
+    plain = policy("top-k").ops(deployment.model, tokens, "bfloat16")
+    known = {*DONE_ONCE, *(op.name for op in plain if op.rows is None)}
+    return sum(
+        p.gemm + max(op.flops / rate, op.bytes_moved / stream)
+        for op in router.ops(deployment.model, tokens, "bfloat16")
+        if op.rows is not None or op.name not in known
+    )
