@@ -9,7 +9,7 @@ import torch
 
 from moebench.measure.environment import Environment
 from moebench.records.timings import Microbenchmarks
-from moebench.spec.hardware import HardwareSpec, Interconnect
+from moebench.spec.hardware import HardwareSpec, Interconnect, Network
 from moebench.units import BASE_UNIT, Kind, text
 
 
@@ -46,7 +46,7 @@ def hardware_toml(hardware: HardwareSpec, name: str) -> str:
     return tomli_w.dumps(_table(dataclasses.replace(hardware, name=name)))
 
 
-def _table(facts: HardwareSpec | Interconnect) -> dict[str, Any]:
+def _table(facts: HardwareSpec | Interconnect | Network) -> dict[str, Any]:
     """Fields with a value; quantities become strings with the unit of their annotation."""
     hints = typing.get_type_hints(type(facts), include_extras=True)
     known = {key: value for key, value in vars(facts).items() if value not in (None, "", ())}
@@ -54,7 +54,7 @@ def _table(facts: HardwareSpec | Interconnect) -> dict[str, Any]:
 
 
 def _written(value: Any, hint: Any) -> Any:
-    if isinstance(value, Interconnect):
+    if isinstance(value, Interconnect | Network):
         return _table(value)
     kinds = [
         part.__metadata__[0]

@@ -23,12 +23,20 @@ from moebench.units import (
 
 @dataclass(frozen=True)
 class Interconnect:
-    """The link between devices of one node, one direction."""
+    """The link between devices of one node or rack, one direction."""
 
     name: str
     bandwidth: Annotated[BytesPerSecond, "bandwidth"]
     devices: int = 8
-    """Number of devices that it joins: those of a node, or of a bridge."""
+    """Number of devices that it joins: those of a node, of a bridge, or of a rack."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The share of one device of what joins several nodes, one direction."""
+
+    name: str
+    bandwidth: Annotated[BytesPerSecond, "bandwidth"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class HardwareSpec:
     power_limit: Annotated[Watts, "power"] | None = None
     idle_power: Annotated[Watts, "power"] | None = None
     interconnect: Interconnect | None = None
+    network: Network | None = None
+    """What joins devices that the interconnect does not: InfiniBand or Ethernet."""
     launch_overhead: Annotated[Seconds, "time"] | None = None
     """Time of one small operation that moves almost no data; None where it was not measured."""
     note: str = ""

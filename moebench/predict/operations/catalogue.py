@@ -2,7 +2,25 @@
 
 from collections.abc import Mapping
 
+from moebench.predict.communication.collectives import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    ALL_TO_ALL,
+    REDUCE_SCATTER,
+)
+from moebench.predict.communication.custom import CUSTOM_ALL_REDUCE
+from moebench.predict.communication.exchange import LOW_LATENCY, NORMAL
+from moebench.predict.communication.nvlink import NVLINK
 from moebench.predict.operations.operation import Operation
 
-ALL: tuple[Operation, ...] = ()
+ALL: tuple[Operation, ...] = (
+    ALL_REDUCE,
+    ALL_GATHER,
+    REDUCE_SCATTER,
+    ALL_TO_ALL,
+    CUSTOM_ALL_REDUCE,
+    LOW_LATENCY,
+    NORMAL,
+    NVLINK,
+)
 OPERATIONS: Mapping[str, Operation] = {operation.name: operation for operation in ALL}

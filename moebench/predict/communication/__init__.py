@@ -1,0 +1,1 @@
+"""Communication between devices: collectives, and the exchange of tokens between experts."""
