@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from moebench.predict.attention.decode import DECODE
+from moebench.predict.attention.prefill import PREFILL
 from moebench.predict.communication.collectives import (
     ALL_GATHER,
     ALL_REDUCE,
@@ -14,6 +16,8 @@ from moebench.predict.communication.nvlink import NVLINK
 from moebench.predict.operations.operation import Operation
 
 ALL: tuple[Operation, ...] = (
+    DECODE,
+    PREFILL,
     ALL_REDUCE,
     ALL_GATHER,
     REDUCE_SCATTER,
