@@ -91,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kernel", help=f"one of {', '.join(KERNELS)}; default: vllm's choice")
     p.add_argument(
         "--dtype",
-        help="of the weights: bf16, fp16, fp8, int8, int4 (awq, gptq), mxfp4, nvfp4; default: the "
-        "checkpoint's own",
+        help="of the weights: bf16, fp16, fp8, int8, int8-weight-only, int4 (awq, gptq), w4afp8, "
+        "mxfp4, mxfp8, nvfp4; default: the checkpoint's own",
     )
     p.add_argument(
         "--break-even", type=float, metavar="SPEEDUP", help="find the mean k that gains it: 1.10"

@@ -43,6 +43,28 @@ WEIGHT_TYPES: Mapping[str, WeightType] = {
         ),
         WeightType("int8", 8, "int8", "SmoothQuant (2211.10438): one scale a row"),
         WeightType(
+            "int8-weight-only",
+            8,
+            "bfloat16",
+            "TensorRT-LLM, int8_wo: one scale a column, multiplied in 16 bits",
+        ),
+        WeightType(
+            "mxfp8",
+            8,
+            "float8",
+            "OCP Microscaling formats 1.0: E4M3 elements, E8M0 scale of 32",
+            32,
+            scale_bits=8,
+        ),
+        WeightType(
+            "w4afp8",
+            4,
+            "float8",
+            "TensorRT-LLM and sglang, W4AFP8: int4 weights in groups of 128 meet fp8 activations",
+            128,
+            scale_bits=16,
+        ),
+        WeightType(
             "int4",
             4,
             "bfloat16",
@@ -68,6 +90,10 @@ WEIGHT_TYPES: Mapping[str, WeightType] = {
 ALIASES: Mapping[str, str] = {
     **{"bf16": "bfloat16", "fp32": "float32", "fp8": "float8"},
     **dict.fromkeys(("fp8_e4m3", "fp8_e5m2", "float8_e4m3fn", "e4m3"), "float8"),
+    **dict.fromkeys(("fp8_block", "fp8-block", "fp8_ootb", "fp8_static"), "float8"),
+    **dict.fromkeys(("int8_wo", "int8_weight_only", "w8a16"), "int8-weight-only"),
+    **dict.fromkeys(("w4a16_mxfp4", "w4a8_mxfp4_mxfp8", "w4a8_mxfp4_fp8"), "mxfp4"),
+    **{"int4_wo": "int4", "w4a16_awq": "int4", "w4a16_gptq": "int4", "w4a4_nvfp4": "nvfp4"},
     **{"half": "float16", "fp16": "float16"},
     **{"awq": "int4", "gptq": "int4", "w4a16": "int4", "w8a8": "int8", "fp4": "nvfp4"},
 }

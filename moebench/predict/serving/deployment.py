@@ -26,7 +26,7 @@ LEVELS: tuple[DeploymentLevel, ...] = ("moe", "decoder", "model")
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
 CACHE_DTYPES = ("bfloat16", "float16", "float8")
 ENGINES = ("vllm", "sglang", "trtllm")
-TRAINED = ("bfloat16", "float16")
+TRAINED = ("bfloat16", "float16", "mxfp8")
 """Types of weights in training."""
 PADDED = ("mxfp4",)
 """Types of which vllm splits an expert over ranks by whole groups, and does not refuse others."""
@@ -92,7 +92,7 @@ class Deployment:
                 f"understood: {self.model.moe_level_only}"
             )
         if self.phase == "train" and self.expert_weights not in TRAINED:
-            raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 in training")
+            raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 or mxfp8 in training")
         for weights in (self.expert_weights, self.other_weights):
             dtype = arithmetic(weights, self.hardware)
             self.hardware.check_priceable(dtype, self.num_devices)

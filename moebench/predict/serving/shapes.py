@@ -28,6 +28,8 @@ class Alignment(NamedTuple):
 ALIGNMENTS: Mapping[str, Alignment] = {
     "float8": Alignment(128, "block-fp8 kernels of vllm and sglang refuse it", True),
     "int4": Alignment(128, "vllm's Marlin kernels refuse it: 128 weights share a scale"),
+    "w4afp8": Alignment(128, "kernels refuse it: 128 weights share a scale"),
+    "mxfp8": Alignment(32, "kernels refuse it: 32 weights share a scale"),
     "nvfp4": Alignment(16, "kernels refuse it: 16 weights share a scale"),
     "mxfp4": Alignment(32, "vllm gives ranks whole groups; the fullest rank is priced"),
 }

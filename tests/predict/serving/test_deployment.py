@@ -158,7 +158,7 @@ def test_one_device_says_nothing() -> None:
         ({"num_layers": 3}, "they belong to --level model"),
         ({"skew": -1.0}, "skew: found -1.0"),
         ({"skew": math.nan}, "skew: found nan"),
-        ({"phase": "train", "dtype": "float8"}, "expected bfloat16 in training"),
+        ({"phase": "train", "dtype": "float8"}, "expected bfloat16 or mxfp8 in training"),
         ({"dtype": "int5"}, "dtype: found 'int5'"),
         ({"kv_dtype": "int4"}, "kv_dtype: found 'int4', expected bfloat16 or float16 or float8"),
         ({"dtype": "float32"}, "no peak for dtype 'float32'"),

@@ -1,5 +1,6 @@
 """Types of weights: their bytes, the arithmetic on a device, and how sure a price of them is."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -43,11 +44,13 @@ def test_float16_is_priced_as_bfloat16() -> None:
 
 @pytest.mark.parametrize("level", ["moe", "model"])
 def test_narrower_weights_are_read_faster(level: str) -> None:
-    """64 tokens wait for weights: fewer bits a weight take less time, in order of the bits."""
+    """64 tokens wait for weights: fewer bits a weight take less time."""
     kinds = [name for name in PRICED if level == "moe" or not WEIGHT_TYPES[name].experts_only]
     order = sorted(kinds, key=stored_bytes)
     latencies = [row(name, level=level).estimate.latency for name in order]
-    assert latencies == sorted(latencies) and latencies[0] < 0.5 * latencies[-1]
+    # Types of about 8 bits run other kernels, which differ by less than 2 %.
+    assert all(more > 0.98 * less for less, more in itertools.pairwise(latencies))
+    assert latencies[0] < 0.5 * latencies[-1]
 
 
 @pytest.mark.parametrize("name", PRICED)
