@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from moebench.calibrate import published
 from moebench.calibrate.cells import RawTable
 from moebench.calibrate.energy_tables import NAMES, NUMBERS
 from moebench.calibrate.operations import kinds as operations
 from moebench.calibrate.operations.table import OperationKind
 from moebench.calibrate.tables import COLUMNS
+from moebench.validate.endtoend import validate_endtoend
 from moebench.validate.energy import validate_energy
 from moebench.validate.latencies import validate_latencies
 from moebench.validate.lines import Scored
@@ -35,6 +37,7 @@ KINDS = (
     Kind("layer latencies", COLUMNS["latency"], validate_latencies),
     Kind("top-k pairs", COLUMNS["pairs"], validate_latencies),
     Kind("dense matmuls", COLUMNS["gemm"], validate_latencies),
+    Kind("published end-to-end points", published.NEEDED, validate_endtoend),
     Kind("serving energy", (*NAMES, *NUMBERS), validate_energy),
 )
 

@@ -1,0 +1,175 @@
+"""Prices of published points: each metric as the steps that it is made of.
+
+Errors of the parts of one point are common to them (one device, one engine), so the ends of their
+intervals add up.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from moebench.calibrate.points import Setup, deployment_of
+from moebench.calibrate.published import Point
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.intervals import latency_interval
+from moebench.predict.serving.no_router import baseline
+from moebench.predict.serving.prices import kernel_prices
+from moebench.predict.serving.step import StepPrice, step_price
+from moebench.spec.case import Phase
+
+BLOCK = 64
+"""Tokens to which the context of a step is rounded, so that points share steps."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """A predicted quantity with its 90 % interval, in SI units."""
+
+    value: float
+    low: float
+    high: float
+
+    def __add__(self, other: "Price") -> "Price":
+        return Price(self.value + other.value, self.low + other.low, self.high + other.high)
+
+    def __mul__(self, factor: float) -> "Price":
+        return Price(factor * self.value, factor * self.low, factor * self.high)
+
+    def rate(self, count: float) -> "Price":
+        """Things a second, where this is the time of `count` of them."""
+        return Price(count / self.value, count / self.high, count / self.low)
+
+
+def point_price(point: Point) -> Price:
+    """The predicted value of a point in its own unit; a ValueError says why there is none."""
+    return METRIC_PRICES[point.metric](point) * (1 / point.scale)
+
+
+def _time_per_token(point: Point) -> Price:
+    """A decode step at the concurrency, with the prefills of other sequences mixed in."""
+    others = (_batch(point) - 1) / _length(point, "output_len")
+    return _decode(point) + _prefill(point, 1) * others
+
+
+def _first_token(point: Point) -> Price:
+    return _prefill(point, 1)
+
+
+def _static_prefill(point: Point) -> Price:
+    return _prefill(point, _batch(point))
+
+
+def _request(point: Point) -> Price:
+    """A static batch from its first prompt token to its last written one."""
+    written = _length(point, "output_len")
+    return _static_prefill(point) + _decode(point) * (written - 1)
+
+
+def _request_per_token(point: Point) -> Price:
+    written = _length(point, "output_len")
+    return (_first_token(point) + _time_per_token(point) * (written - 1)) * (1 / written)
+
+
+def _decode_rate(point: Point) -> Price:
+    return _decode(point).rate(_batch(point))
+
+
+def _output_rate(point: Point) -> Price:
+    return _request(point).rate(_batch(point) * _length(point, "output_len"))
+
+
+def _prefill_rate(point: Point) -> Price:
+    return _static_prefill(point).rate(_batch(point) * _length(point, "input_len"))
+
+
+def _train_rate(point: Point) -> Price:
+    tokens = _length(point, "input_len")
+    return _step(point, "train", tokens, _batch(point)).rate(_batch(point) * tokens)
+
+
+def _exchange(point: Point) -> Price:
+    step = _layer(point)
+    share = float((step.part("exchange") / step.seconds)[0])
+    if not share:
+        raise ValueError(f"column ep: found {point.ep}, whose tokens need no exchange")
+    return _price(step) * share
+
+
+def _expert_kernel(point: Point) -> Price:
+    routed = _layer(point).routed
+    assert routed is not None, "level moe has experts"
+    layer = routed.layer
+    return Price(float(layer.seconds[0]), float(layer.low[0]), float(layer.high[0]))
+
+
+def _moe_layer(point: Point) -> Price:
+    return _price(_layer(point))
+
+
+METRIC_PRICES: Mapping[str, Callable[[Point], Price]] = {
+    **dict.fromkeys(
+        ("tpot_median", "tpot", "tpot_mean", "itl_mean", "itl_median"), _time_per_token
+    ),
+    **dict.fromkeys(("ttft_median", "ttft", "ttft_mean"), _first_token),
+    **dict.fromkeys(("first_token_latency", "prefill_time"), _static_prefill),
+    "e2e_latency": _request,
+    "request_time_per_token": _request_per_token,
+    "decode_rate": _decode_rate,
+    "decode_throughput_per_node": _decode_rate,
+    "output_throughput_per_gpu": _output_rate,
+    "prefill_throughput_per_node": _prefill_rate,
+    "train_tokens_per_gpu": _train_rate,
+    "dispatch_plus_combine_per_layer": _exchange,
+    "moe_kernel_time": _expert_kernel,
+    "moe_layer_latency": _moe_layer,
+}
+
+
+def _batch(point: Point) -> float:
+    if point.batch is None:
+        raise ValueError("column batch_or_concurrency: found nothing, expected a number")
+    return point.batch
+
+
+def _length(point: Point, column: str) -> float:
+    found: float | None = getattr(point, column)
+    if found is None:
+        raise ValueError(f"column {column}: found nothing, expected tokens for {point.metric}")
+    return found
+
+
+def _decode(point: Point) -> Price:
+    """A step that writes one token of every sequence, at the mean context of the output."""
+    context = (point.input_len or 0) + _length(point, "output_len") / 2
+    return _step(point, "decode", context, _batch(point))
+
+
+def _prefill(point: Point, batch: float) -> Price:
+    return _step(point, "prefill", _length(point, "input_len"), batch)
+
+
+def _step(point: Point, phase: Phase, context: float, batch: float) -> Price:
+    whole = round(context)
+    if whole > BLOCK:
+        whole = BLOCK * round(whole / BLOCK)
+    return _priced(Setup.of(point), phase, max(1, whole), max(1, round(batch)))
+
+
+@functools.lru_cache(maxsize=8192)
+def _priced(setup: Setup, phase: Phase, context: int, batch: int) -> Price:
+    return _price(_step_price(deployment_of(setup, phase, context), batch))
+
+
+def _layer(point: Point) -> StepPrice:
+    """One MoE layer for the point's tokens, which are `batch` in decode."""
+    return _step_price(deployment_of(Setup.of(point), "decode", 1, "moe"), round(_batch(point)))
+
+
+def _step_price(deployment: Deployment, batch: int) -> StepPrice:
+    d, router = deployment, baseline(deployment.model)
+    return step_price(d, kernel_prices(d), router, d.routed_by(router), [batch])
+
+
+def _price(step: StepPrice) -> Price:
+    low, high = latency_interval(step)
+    return Price(float(step.seconds[0]), float(low[0]), float(high[0]))
