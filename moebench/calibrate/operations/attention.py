@@ -18,7 +18,7 @@ from moebench.calibrate.operations.table import (
 from moebench.predict.arrays import Floats
 from moebench.predict.attention.calls import DecodeCalls, PrefillCalls
 from moebench.predict.attention.decode import DECODE
-from moebench.predict.attention.kernels import decode_family, family_of, variant_of
+from moebench.predict.attention.kernels import decode_family, decodes_one, family_of, variant_of
 from moebench.predict.attention.prefill import PREFILL
 from moebench.predict.operations.operation import Software
 from moebench.spec.hardware import load_hardware
@@ -75,7 +75,9 @@ def choose_decode(row: Mapping[str, Any]) -> Chosen:
 
 
 def choose_prefill(row: Mapping[str, Any]) -> Chosen:
-    """The prefill kernel that a row is of."""
+    """The kernel that a row of prefill is of: of one new token it may be a decode kernel."""
+    if row["seq"] == 1 and decodes_one(row["framework"].lower(), _family(row)):
+        return choose_decode(row)
     return Chosen(PREFILL, _software(row, _family(row)))
 
 
@@ -86,8 +88,10 @@ def decode_calls(columns: Mapping[str, NDArray[Any]]) -> DecodeCalls:
     )
 
 
-def prefill_calls(columns: Mapping[str, NDArray[Any]]) -> PrefillCalls:
-    """Prefill calls of rows that are all of one software on one device; nothing is cached."""
+def prefill_calls(columns: Mapping[str, NDArray[Any]]) -> PrefillCalls | DecodeCalls:
+    """Calls of rows of prefill that are all of one kernel on one device; nothing is cached."""
+    if choose_prefill(_first(columns)).operation is DECODE:
+        return decode_calls(columns)
     tokens = _floats(columns["seq"])
     return PrefillCalls(
         tokens=tokens, prefix=0 * tokens, **_heads(columns), kernel=_family(_first(columns))
@@ -149,7 +153,7 @@ KINDS: tuple[OperationKind, ...] = tuple(
     OperationKind(
         name=f"attention-{phase}",
         columns=COLUMNS,
-        keys=KEYS,
+        keys=keys,
         choose=choose,
         calls=calls,
         shape=("heads", "kv_heads", "head_dim"),
@@ -158,9 +162,9 @@ KINDS: tuple[OperationKind, ...] = tuple(
         assumed=ASSUMED,
         conflict=_conflict,
     )
-    for phase, choose, calls in (
-        ("decode", choose_decode, decode_calls),
-        ("prefill", choose_prefill, prefill_calls),
+    for phase, keys, choose, calls in (
+        ("decode", KEYS, choose_decode, decode_calls),
+        ("prefill", (*KEYS, "seq"), choose_prefill, prefill_calls),
     )
 )
 """Kinds of tables of attention kernels."""

@@ -21,6 +21,8 @@ from moebench.spec.hardware import HardwareSpec
 
 OUTPUT = 2
 """Bytes of a query or an output: bfloat16."""
+GRANULE = 16
+"""Keys that a tensor-core instruction takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class DecodeParameters:
     bandwidth: float = parameter(0.9, 0.08, "", ceiling=1.0)
     """Share of the datasheet's bandwidth that streaming the cache reaches."""
     block_port: float = parameter(40.0, 0.5, "B/clock")
-    """Bytes that the blocks of one multiprocessor load, at most."""
+    """Bytes that one block loads, at most."""
     l2_port: float = parameter(32.0, 0.5, "B/clock")
     """L2 to each multiprocessor, when all of them read a cache that L2 holds (warm)."""
     retention: float = parameter(0.8, 0.3, "")
@@ -91,7 +93,7 @@ def decode_time(
         tile = np.select(limits, rules.tiles[:2], rules.tiles[2]).astype(float)
     parts = parts_of(rules, calls, tile, sms)
     waves = _waves(p, parts, sms)
-    # Blocks that share a multiprocessor share its loads and its tensor cores.
+    # Blocks on a multiprocessor share its tensor cores.
     shared = np.clip(parts.blocks / sms, 1, p.resident)
     keys = np.maximum(parts.keys, p.page)
     cache = calls.kv_bytes * calls.batch * keys * calls.kv_heads * widths
@@ -100,17 +102,12 @@ def decode_time(
     memory = cache * ((1 - hit) / stream + (hit + parts.readings - 1) / l2)
     steps = waves * parts.steps
     of_block = waves * np.minimum(parts.steps * tile, keys)
-    port = of_block * calls.kv_bytes * widths * shared / (p.block_port * clock)
-    products = (
-        steps
-        * tile
-        * parts.rows
-        * 2
-        * widths
-        * shared
-        * sms
-        / product_rate(p.tensor, p.float8, hardware, calls.kv_bytes)
-    )
+    port = of_block * calls.kv_bytes * widths / (p.block_port * clock)
+    rate = product_rate(p.tensor, p.float8, hardware, calls.kv_bytes) / sms
+    multiplied = parts.steps * tile
+    if not rules.whole_tiles:
+        multiplied = np.minimum(multiplied, np.ceil(parts.keys / GRANULE) * GRANULE)
+    products = waves * multiplied * shared * parts.rows * 2 * widths / rate
     working = norm(p.overlap, memory, port, products, steps * p.step)
     is_planned = calls.batch <= rules.most_scheduled
     is_parting = is_planned & np.isfinite(rules.most_scheduled)

@@ -39,6 +39,8 @@ class AttentionKernel:
     and the kernel that adds nothing up afterwards is the cheaper one."""
     tiles: tuple[int, int, int] | None = None
     """Keys of a tile with heads up to 64, up to 128 and wider; None: fitted."""
+    whole_tiles: bool = False
+    """Products are of whole tiles, of warp groups; others leave out keys beyond the end."""
     windows: Literal["cut", "masked", "apart"] = "cut"
     """Sliding windows in decode: only the window's keys are parted; all are, and blocks outside of
     it leave at once; or heads neither share keys nor part them."""
@@ -46,6 +48,8 @@ class AttentionKernel:
     """Queries of a prefill tile, ascending, as `rows`."""
     packs: bool = False
     """In prefill the heads of a group lie in one tile, beside the tokens."""
+    cuts_prefill: bool = True
+    """Prefill leaves out keys before a sliding window; False: it computes and masks them."""
     prefill_split: Literal["whole", "margin", "fill"] = "whole"
     """How prefill parts the keys of few tiles."""
 
@@ -63,6 +67,7 @@ KERNELS: Mapping[str, AttentionKernel] = {
     ),
     "fa3": AttentionKernel(
         "margin",
+        whole_tiles=True,
         most_parts=32,
         most_scheduled=992,
         windows="masked",
@@ -77,19 +82,30 @@ KERNELS: Mapping[str, AttentionKernel] = {
         packs=True,
         prefill_split="fill",
     ),
-    "flashinfer-cuda": AttentionKernel("fill", slots=2, rows=(8,), query_rows=(64,)),
-    "trtllm-gen": AttentionKernel("fill", least_keys=512, rows=(16, 32), query_rows=(128,)),
+    "flashinfer-cuda": AttentionKernel(
+        "fill", slots=2, rows=(8,), tiles=(64, 32, 16), query_rows=(64,)
+    ),
+    "trtllm-gen": AttentionKernel(
+        "fill", least_keys=512, rows=(16, 32), whole_tiles=True, query_rows=(128,)
+    ),
     "trtllm-fused": AttentionKernel(
-        "fill", least_keys=512, rows=(8, 16, 32), widest_group=32, query_rows=(128,)
+        "fill",
+        least_keys=512,
+        rows=(8, 16, 32),
+        widest_group=32,
+        whole_tiles=True,
+        query_rows=(128,),
     ),
     "xqa": AttentionKernel(
         "root", rows=(16, 32, 64), widest_group=32, windows="masked", query_rows=(64,)
     ),
-    "triton": AttentionKernel("whole", rows=(16,), query_rows=(64,)),
+    "triton": AttentionKernel("whole", rows=(16,), query_rows=(64,), cuts_prefill=False),
+    "triton-unified": AttentionKernel("whole", rows=(16,), query_rows=(64,)),
     "other": AttentionKernel("fill", query_rows=(128,)),
 }
 """By family. "trtllm-gen" is the library that FlashInfer and SGLang call on compute capability 10;
-"trtllm-fused" the same as TensorRT-LLM calls it, with rope and the write to the cache.
+"trtllm-fused" the same as TensorRT-LLM calls it, with rope and the write to the cache; "triton" is
+SGLang's, "triton-unified" vLLM's.
 
 **Source** the projects' public code: FlashAttention hopper/heuristics.h and flash_api.cpp,
 flash_prepare_scheduler.cu (10 % margin, 992 sequences), csrc/flash_attn/flash_api.cpp
@@ -105,6 +121,7 @@ NAMED = (
     ("trtllmprefill", "trtllm-gen"),
     ("trtllm_mha", "trtllm-gen"),
     ("trtllm_gen", "trtllm-gen"),
+    ("vllm_triton", "triton-unified"),
     ("triton", "triton"),
     ("xqa", "xqa"),
     ("flashinfer", "flashinfer"),
@@ -161,6 +178,11 @@ def decode_family(family: str, kv_dtype: str, group: float) -> str:
     return "flashinfer-cuda" if family == "flashinfer" and is_narrow else family
 
 
+def decodes_one(framework: str, family: str) -> bool:
+    """Whether prefill of a single token, with nothing cached, is left to the decode kernel."""
+    return family in ("fa2", "fa3", "flashinfer") or (framework, family) == ("vllm", "trtllm-gen")
+
+
 def variant_of(family: str, kv_dtype: str, is_windowed: bool) -> str:
     """The variant of a software that runs a family: "fa3 bf16", "fa3 fp8 window"."""
-    return f"{family} {kv_dtype}{' window' * is_windowed}"
+    return f"{family} {kv_dtype} window" if is_windowed else f"{family} {kv_dtype}"

@@ -57,6 +57,10 @@ class PrefillParameters:
     """Exponent by which tiles have fewer keys where heads are wider than 128."""
     tensor: float = parameter(0.65, 0.3, "", ceiling=1.0)
     """Share of the datasheet's tensor peak for bfloat16 products."""
+    wide: float = parameter(1.0, 0.3, "")
+    """Factor on products and softmax with heads twice as wide as 128."""
+    narrow: float = parameter(1.0, 0.3, "")
+    """Factor on products and softmax with heads half as wide as 128."""
     float8: float = parameter(0.8, 0.3, "", ceiling=1.0)
     """Further share where products take fp8 operands, of the fp8 peak."""
     exponentials: float = parameter(14.0, 0.5, "1/clock")
@@ -109,6 +113,8 @@ def prefill_time(
     products = 2 * widths * sms / product_rate(p.tensor, p.float8, hardware, calls.kv_bytes)
     softmax = 1 / (clock * p.exponentials)
     row = norm(p.together, products, np.full_like(products, softmax))
+    doublings = np.log2(calls.head_dim / 128)
+    row = row * p.wide ** np.maximum(doublings, 0) * p.narrow ** np.maximum(-doublings, 0)
     key = tiles.rows * row + p.step / tile
     places = sms * p.resident
     shared = np.clip(tiles.count / sms, 1, p.resident)
@@ -142,7 +148,7 @@ def _tiles(rules: AttentionKernel, calls: PrefillCalls, tile: Floats, sms: int) 
     count = calls.batch * (calls.kv_heads if rules.packs else calls.heads) * count
     own = np.minimum(rows / packed, calls.tokens)
     keys = calls.tokens + calls.prefix
-    is_windowed = (calls.window > 0) & (calls.window < keys)
+    is_windowed = (calls.window > 0) & (calls.window < keys) & rules.cuts_prefill
     # Tiles beyond the diagonal are computed whole: half of one on average, on either side.
     ahead = (own + tile) / 2
     full = np.ceil(keys / tile) * tile
