@@ -38,6 +38,7 @@ def most_probable(
     *,
     weight: Floats | float = 1.0,
     ceiling: Floats | float = np.inf,
+    starts: Sequence[Floats] = (),
     **solver: Any,
 ) -> Floats:
     """The most probable logarithms of parameters, given measurements and a log-normal prior.
@@ -45,10 +46,11 @@ def most_probable(
     Args:
         errors: log errors at some logarithms, each over its noise; large ones count linearly
             (soft-L1), so that one failed measurement does not drag the fit along.
-        mean: of the prior, where the search starts.
+        mean: of the prior, where the first search starts.
         spread: standard deviations of the prior.
         weight: of each error.
         ceiling: upper bounds of the logarithms.
+        starts: where further searches start; the most probable of all ends counts.
         solver: options of `scipy.optimize.least_squares`.
     """
     from scipy.optimize import least_squares  # a quarter of a second that predictions never need
@@ -58,8 +60,11 @@ def most_probable(
         soft = np.sign(error) * np.sqrt(2 * (np.sqrt(1 + error**2) - 1))
         return np.concatenate([weight * soft, (logs - mean) / spread])
 
-    found = least_squares(residuals, np.minimum(mean, ceiling), **solver)
-    return np.asarray(np.minimum(found.x, ceiling))
+    found = [
+        least_squares(residuals, np.minimum(start, ceiling), **solver) for start in (mean, *starts)
+    ]
+    best = min(found, key=lambda one: float(one.cost))
+    return np.asarray(np.minimum(best.x, ceiling))
 
 
 def fit_parameters(rows: Measured, prior: Prior) -> Parameters:

@@ -10,7 +10,7 @@ from moebench.calibrate.fit import most_probable, percentage_errors
 from moebench.calibrate.operations.table import OperationRows
 from moebench.predict.arrays import Floats
 from moebench.predict.operations.fits import OperationFit
-from moebench.predict.operations.nearest import Nearest, generic, nearest, parameters_of
+from moebench.predict.operations.nearest import Nearest, generic, logarithms, nearest, parameters_of
 
 ROWS = 800
 """Rows of a group that a fit uses."""
@@ -22,8 +22,11 @@ STEP = 0.04
 """Step of the derivatives, of logarithms: tiles and splits are steps that smaller ones miss."""
 
 
-def fit_rows(rows: OperationRows, prior: Nearest) -> Any:
-    """The most probable parameters of a group, given a prior."""
+def fit_rows(rows: OperationRows, prior: Nearest, starts: Sequence[Floats] = ()) -> Any:
+    """The most probable parameters of a group, given a prior.
+
+    `starts`: logarithms where further searches start, beside the prior's mean.
+    """
     operation, thin = rows.operation, thinned(rows, ROWS)
     ceiling = np.log([facts["ceiling"] for facts in operation.facts.values()])
 
@@ -35,6 +38,7 @@ def fit_rows(rows: OperationRows, prior: Nearest) -> Any:
         prior.mean,
         prior.spread,
         ceiling=ceiling,
+        starts=starts,
         x_scale=prior.spread,
         max_nfev=30,
         diff_step=STEP,
@@ -55,6 +59,9 @@ def fit_groups(
 ) -> list[OperationFit]:
     """Fits of all groups of one operation with enough rows; the others' fits are each one's prior.
 
+    The second fit also starts where the first ended: the others may run a kernel of another kind,
+    from whose parameters no search finds this one's.
+
     `tables` are names and checksums of the tables that the rows are of.
     """
     used = [rows for rows in groups if rows.usable.sum() >= LEAST_ROWS]
@@ -63,7 +70,8 @@ def fit_groups(
     for number, rows in enumerate(used):
         others = [*alone[:number], *alone[number + 1 :]]
         prior = nearest(rows.operation, rows.software, rows.hardware, others)
-        found.append(as_fit(rows, fit_rows(rows, prior), tables))
+        own = np.array(logarithms(rows.operation, alone[number].parameters))
+        found.append(as_fit(rows, fit_rows(rows, prior, (own,)), tables))
     return found
 
 

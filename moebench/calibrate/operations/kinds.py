@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from moebench.calibrate.cells import RawTable
-from moebench.calibrate.operations import attention, communication
+from moebench.calibrate.operations import attention, communication, mla
 from moebench.calibrate.operations.table import OperationKind, groups_of, read_operations
 from moebench.predict.operations.price import priced
 
-KINDS: Sequence[OperationKind] = (*attention.KINDS, *communication.KINDS)
+KINDS: Sequence[OperationKind] = (*attention.KINDS, *communication.KINDS, *mla.KINDS)
 """Every kind; two kinds may have the same columns (prefill and decode)."""
 
 

@@ -1,1 +1,1 @@
-"""Attention kernels: decode and prefill with keys shared by groups of query heads."""
+"""Attention kernels and blocks: keys shared by groups of query heads, or compressed (MLA)."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from moebench.predict.attention.decode import DECODE
+from moebench.predict.attention.mla import MLA_DECODE, MLA_PREFILL
+from moebench.predict.attention.mla_block import MLA_DECODE_BLOCK, MLA_PREFILL_BLOCK
 from moebench.predict.attention.prefill import PREFILL
 from moebench.predict.communication.collectives import (
     ALL_GATHER,
@@ -18,6 +20,10 @@ from moebench.predict.operations.operation import Operation
 ALL: tuple[Operation, ...] = (
     DECODE,
     PREFILL,
+    MLA_DECODE,
+    MLA_PREFILL,
+    MLA_DECODE_BLOCK,
+    MLA_PREFILL_BLOCK,
     ALL_REDUCE,
     ALL_GATHER,
     REDUCE_SCATTER,
