@@ -51,7 +51,9 @@ def operation_document(table: OperationTable, scores: Scores, skipped: Skipped) 
     """The JSON document of a table of operations; suspect rows are scored apart."""
     priced, is_pairs = np.isfinite(scores.predicted), table.kind.is_pairs
     good = priced & table.usable
-    columns = {name: [*map(str, table.columns[name])] for name in table.kind.groups}
+    always = [name for name in ("system", "framework", "version") if name in table.columns]
+    names = dict.fromkeys([*always, *table.kind.groups])
+    columns = {name: table.labels([name]).tolist() for name in names}
     return {
         "schema": SCHEMA,
         "table": str(table.path),

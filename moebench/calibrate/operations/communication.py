@@ -167,8 +167,8 @@ KINDS = (
         size="tokens",
         conflict=_too_many("topk_high"),
         members=(
-            {"topk": "topk_high", "latency_us": "latency_us_high"},
-            {"topk": "topk_low", "latency_us": "latency_us_low"},
+            {"topk_high": "topk", "latency_us_high": "latency_us"},
+            {"topk_low": "topk", "latency_us_low": "latency_us"},
         ),
     ),
     OperationKind(
