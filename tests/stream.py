@@ -1,5 +1,6 @@
 """An operation whose parameters are known, and a table of it: what fits and scores must find."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,25 @@ KIND = OperationKind(
     ("system", "framework", "version"),
     "bytes",
     {"suspect": "0"},
+)
+
+
+PAIRS = dataclasses.replace(
+    KIND,
+    name="stream-pairs",
+    columns={
+        **{name: KIND.columns[name] for name in ("system", "framework", "version")},
+        **dict.fromkeys(("topk_low", "topk_high"), KIND.columns["bytes"]),
+        **dict.fromkeys(("latency_us_low", "latency_us_high"), KIND.columns["latency_us"]),
+    },
+    calls=lambda columns: KIND.calls({"bytes": columns["topk"] * 1e9}),
+    shape=("topk_high",),
+    size="topk_high",
+    assumed={},
+    members=(
+        {"topk_high": "topk", "latency_us_high": "latency_us"},
+        {"topk_low": "topk", "latency_us_low": "latency_us"},
+    ),
 )
 
 

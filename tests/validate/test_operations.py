@@ -1,37 +1,19 @@
 """Tables of operations: their document, the lines of --rows, what is left out, and pairs."""
 
 import csv
-import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stream import KIND, SHARE, START, write
+from stream import KIND, PAIRS, SHARE, START, write
 
 from moebench.calibrate.operations import kinds
 from moebench.spec.hardware import load_hardware
 from moebench.validate import cli as validate
 
 F = {"n", "mape", "median_ape", "p90_ape", "bias", "coverage90"}
-PAIRS = dataclasses.replace(
-    KIND,
-    name="stream-pairs",
-    columns={
-        **{name: KIND.columns[name] for name in ("system", "framework", "version")},
-        **dict.fromkeys(("topk_low", "topk_high"), KIND.columns["bytes"]),
-        **dict.fromkeys(("latency_us_low", "latency_us_high"), KIND.columns["latency_us"]),
-    },
-    calls=lambda columns: KIND.calls({"bytes": columns["topk"] * 1e9}),
-    shape=("topk_high",),
-    size="topk_high",
-    assumed={},
-    members=(
-        {"topk_high": "topk", "latency_us_high": "latency_us"},
-        {"topk_low": "topk", "latency_us_low": "latency_us"},
-    ),
-)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from moebench.calibrate.operations.files import write_intervals, write_operation
 from moebench.calibrate.operations.fit import fit_groups, joined
 from moebench.calibrate.operations.kinds import kind_of
 from moebench.calibrate.operations.left_out import Holdout, bounds_of, leave_out
+from moebench.calibrate.operations.ratios import pairs_of, ratio_bounds
 from moebench.calibrate.operations.table import (
     OperationRows,
     OperationTable,
@@ -51,6 +52,7 @@ def calibrate_operations(
                 names = origin.setdefault(rows.operation.name, [])
                 names += [source] if source not in names else []
     bounds = {}
+    pairs = [one for table in tables if table.kind.is_pairs for one in pairs_of(table)]
     for name, sources in origin.items():
         own = joined([rows for rows in groups if rows.operation.name == name])
         fits = fit_groups(own, sources)
@@ -75,5 +77,7 @@ def calibrate_operations(
                             f"(P90 {error.p90_ape:.1f}) on {len(good)} rows"
                         )
             bounds[name] = bounds_of(found_errors)
+            if own_pairs := [one for one in pairs if one.larger.operation.name == name]:
+                bounds[f"{name}-ratio"] = ratio_bounds(own, own_pairs)
     if with_intervals:
         terminal.show(write_intervals(bounds, folder))
