@@ -46,7 +46,7 @@ VERSION, RUNS = re.compile(rf"(?<![\d.]){RELEASE}"), re.compile(rf"\bruns {RELEA
 MOST_VALUE = 1e15
 
 
-def _optional(reader: Reader) -> Reader:
+def optional(reader: Reader) -> Reader:
     """A reader for which an empty cell is None."""
     return lambda text: reader(text) if text.strip() else None
 
@@ -69,9 +69,9 @@ READERS: Mapping[str, Reader] = {
     "id": str,
     "source": str,
     **dict.fromkeys(("model", "hardware", "phase"), read_name),
-    **dict.fromkeys(("num_gpus", "tp", "ep"), _optional(COUNT)),
+    **dict.fromkeys(("num_gpus", "tp", "ep"), optional(COUNT)),
     **dict.fromkeys(("dtype", "kv_dtype", "framework", "note"), str),
-    **dict.fromkeys(("batch_or_concurrency", "input_len", "output_len"), _optional(LENGTH)),
+    **dict.fromkeys(("batch_or_concurrency", "input_len", "output_len"), optional(LENGTH)),
     "metric": _metric,
     "unit": _unit,
     "value": number_between(1e-12, MOST_VALUE),
@@ -157,7 +157,7 @@ def _conflict(row: Mapping[str, Any]) -> Conflict | None:
 
 def _point(number: int, row: Mapping[str, Any]) -> Point:
     """The point of a row; numbers of GPUs that are not stated are the least that fit the others."""
-    own = {name: _stated(value) for name, value in row.items()}
+    own = {name: stated(value) for name, value in row.items()}
     tp, ep = own.pop("tp"), own.pop("ep")
     gpus = own.pop("num_gpus") or max(tp or 1, ep or 1)
     return Point(
@@ -170,7 +170,7 @@ def _point(number: int, row: Mapping[str, Any]) -> Point:
     )
 
 
-def _stated(value: Any) -> Any:
+def stated(value: Any) -> Any:
     """A cell's value; the table's frame has NaN for None."""
     return None if value is None or value != value else value  # noqa: PLR0124 (NaN)
 

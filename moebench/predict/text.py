@@ -12,6 +12,8 @@ from moebench.predict.cells import (
     typical_cell,
 )
 from moebench.predict.deployment_words import LEVEL_TITLES, asked, windows
+from moebench.predict.serving.attention import attention_origin
+from moebench.predict.serving.choices import engine_of
 from moebench.predict.serving.counts import counts_text
 from moebench.predict.serving.memory import cache_without_windows
 from moebench.predict.serving.speedup import Speedup
@@ -111,7 +113,8 @@ def _header(row: Speedup) -> list[str]:
     if d.level != "moe" or "shared" in row.estimate.by_stage:
         origin = row.prices.dense.origin
         around = "priced with" if d.is_dense else "around the experts:"
-        lines.append(f"{around} {origin}; not calibrated: attention and communication")
+        engine = " ".join(filter(None, engine_of(d)))
+        lines.append(f"engine {engine}; {around} {origin}; {attention_origin(d)}")
     return lines
 
 

@@ -69,11 +69,13 @@ def operation_document(table: OperationTable, scores: Scores, skipped: Skipped) 
 
 def _baselines(scores: Scores) -> dict[str, Any]:
     """Figures of the ratio that FLOPs promise, and of no change at all."""
-    found = {}
-    for name, value in (("flops", 8 / 6), ("no_change", 1.0)):
-        flat = np.full(len(scores), value)
-        found[name] = Scores(flat, scores.measured, flat, flat, scores.num_tokens).figures(True)
-    return found
+    return {"flops": flat_scores(scores, 8 / 6), "no_change": flat_scores(scores, 1.0)}
+
+
+def flat_scores(scores: Scores, value: float) -> dict[str, Any]:
+    """Figures of one value as the prediction of every row."""
+    flat = np.full(len(scores), value)
+    return Scores(flat, scores.measured, flat, flat, scores.num_tokens).figures(True)
 
 
 def _groups(

@@ -6,15 +6,15 @@ stand-in; `skipped` counts those without a price, by reason.
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from moebench import terminal
 from moebench.calibrate.point_prices import Price, point_price
 from moebench.calibrate.points import Setup
-from moebench.calibrate.published import Point, PublishedTable, read_published
+from moebench.calibrate.published import PublishedTable, read_published
 from moebench.validate.documents import SCHEMA
 from moebench.validate.lines import PricedLines, Scored
 from moebench.validate.scores import Scores
@@ -28,6 +28,16 @@ FIGURES = {
 }  # fmt: skip
 
 
+class Numbered(Protocol):
+    """A row of a table that knows its number in the file."""
+
+    @property
+    def row(self) -> int: ...
+
+
+Row = TypeVar("Row", bound=Numbered)
+
+
 def validate_endtoend(options: argparse.Namespace) -> Scored:
     """Score every point of a table that the product can express."""
     if options.leave_out is not None:
@@ -37,7 +47,10 @@ def validate_endtoend(options: argparse.Namespace) -> Scored:
     table = read_published(options.table)
     for problem in table.problems:
         terminal.say(f"{table.path}: {problem}")
-    scores, reasons = point_scores(table, point_price)
+    measured = np.array([point.value for point in table.points])
+    batches = np.array([point.batch or np.nan for point in table.points])
+    scores = Scores.waiting(measured, batches)
+    reasons = priced_one_by_one(scores, table.points, point_price)
     for row, reason in reasons.items():
         terminal.say(f"{table.path}: row {row} (line {row + 1}), {reason}; not priced")
     lines = PricedLines.waiting(table.last_row, table.problems)
@@ -54,23 +67,29 @@ def validate_endtoend(options: argparse.Namespace) -> Scored:
     return Scored(lines, document, endtoend_text(document), code)
 
 
-def point_scores(
-    table: PublishedTable, price: Callable[[Point], Price]
-) -> tuple[Scores, dict[int, str]]:
-    """Predictions of every point in its own unit; why some have none, by number of the row."""
-    points = table.points
-    measured = np.array([point.value for point in points])
-    scores = Scores.waiting(measured, np.array([point.batch or np.nan for point in points]))
+def priced_one_by_one(
+    scores: Scores, rows: Sequence[Row], price: Callable[[Row], Price]
+) -> dict[int, str]:
+    """Fill in the predictions of every row; why some have none, by number of the row."""
     reasons = {}
-    for index, point in enumerate(points):
+    for index, row in enumerate(rows):
         try:
-            found = price(point)
+            found = price(row)
         except ValueError as error:
-            reasons[point.row] = str(error)
+            reasons[row.row] = str(error)
             continue
         here = np.array([index])
         scores.fill(here, *(np.array([v]) for v in (found.value, found.low, found.high)))
-    return scores, reasons
+    return reasons
+
+
+def split(scores: Scores, labels: Sequence[str], with_correlation: bool = False) -> dict[str, Any]:
+    """Figures of the priced rows with each label."""
+    names, priced = np.array(labels), np.isfinite(scores.predicted)
+    return {
+        label: scores[priced & (names == label)].figures(with_correlation)
+        for label in sorted(set(names[priced].tolist()))
+    }
 
 
 def endtoend_document(
@@ -85,13 +104,6 @@ def endtoend_document(
     )
     covered = stand_ins.pop("", 0)
 
-    def split(key: Callable[[Point], str]) -> dict[str, Any]:
-        labels = np.array([key(point) for point in points])
-        return {
-            label: scores[priced & (labels == label)].figures()
-            for label in sorted(set(labels[priced].tolist()))
-        }
-
     return {
         "schema": SCHEMA,
         "table": str(table.path),
@@ -102,10 +114,10 @@ def endtoend_document(
         "stand_ins": dict(stand_ins),
         "skipped": dict(Counter(reasons.values())),
         "overall": scores[priced].figures(),
-        "metrics": split(lambda point: f"{point.metric}, {point.phase}"),
-        "groups": split(lambda point: point.group),
-        "sources": split(lambda point: point.source),
-        "engines": split(lambda point: point.engine.partition(":")[0]),
+        "metrics": split(scores, [f"{point.metric}, {point.phase}" for point in points]),
+        "groups": split(scores, [point.group for point in points]),
+        "sources": split(scores, [point.source for point in points]),
+        "engines": split(scores, [point.engine.partition(":")[0] for point in points]),
     }
 
 

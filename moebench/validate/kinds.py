@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from moebench.calibrate import published
+from moebench.calibrate import published, published_topk
 from moebench.calibrate.cells import RawTable
 from moebench.calibrate.energy_tables import NAMES, NUMBERS
 from moebench.calibrate.operations import kinds as operations
@@ -19,6 +19,7 @@ from moebench.validate.energy import validate_energy
 from moebench.validate.latencies import validate_latencies
 from moebench.validate.lines import Scored
 from moebench.validate.operations import validate_operations
+from moebench.validate.routing_changes import validate_routing_changes
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ KINDS = (
     Kind("top-k pairs", COLUMNS["pairs"], validate_latencies),
     Kind("dense matmuls", COLUMNS["gemm"], validate_latencies),
     Kind("published end-to-end points", published.NEEDED, validate_endtoend),
+    Kind("published changes of routing", published_topk.NEEDED, validate_routing_changes),
     Kind("serving energy", (*NAMES, *NUMBERS), validate_energy),
 )
 

@@ -1,9 +1,10 @@
-"""Settling claims: count FLOPs, predict speedups, decide.
+"""Settling claims: count FLOPs, predict speedups, solve for what is not stated, decide.
 
 Papers do not say which phase they timed, so both are predicted for the whole model: decode with a
 context as long as the paper's sample, and prefill of such samples.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from moebench.predict.claims.verdict import (
     ClaimVerdict,
     Reach,
     batches_in_words,
+    fitting_batches,
     flops_verdict,
     holds,
     reach,
@@ -65,6 +67,8 @@ class Curve:
     caveats: tuple[Caveat, ...]
     reach: tuple[Reach, ...] = ()
     """How far the prediction reaches the claimed speedup; empty if none is claimed."""
+    solved: tuple[tuple[int, int], ...] = ()
+    """Ranges of batches, first and last, at which the interval holds the claimed speedup."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,28 @@ def with_reach(curve: Curve, claim: Claim) -> Curve:
         return curve
     ends = zip(curve.low, curve.high, curve.fits, strict=True)
     reached = [reach(claimed, low, high) if fits else "no room" for low, high, fits in ends]
-    return replace(curve, reach=tuple(reached))
+    n = sum(curve.fits)  # the smallest batches are those that fit
+    solved = fitting_batches(claimed, curve.batches[:n], curve.low[:n], curve.high[:n]) if n else ()
+    return replace(curve, reach=tuple(reached), solved=solved)
+
+
+def common_batches(settled: Sequence[Settled], phase: Phase) -> tuple[tuple[int, int], ...]:
+    """Ranges of batches that fit all claimed speedups of a paper at once, on its own GPU.
+
+    A paper that does not state its batch has measured its table at one of them, if its speedups
+    are those of the whole model.
+    """
+    ranges = [
+        curve.solved
+        for one in settled
+        for curve in one.curves
+        if one.claim.value and curve.hardware == one.paper.hardware and curve.phase == phase
+    ]
+    common: list[tuple[int, int]] = [(BATCHES[0], BATCHES[-1])] if ranges else []
+    for own in ranges:
+        pairs = [(max(a, c), min(b, d)) for (a, b), (c, d) in itertools.product(common, own)]
+        common = sorted(pair for pair in pairs if pair[0] <= pair[1])
+    return tuple(common)
 
 
 def speed_verdict(paper: Paper, claim: Claim, curves: Sequence[Curve]) -> ClaimVerdict:

@@ -4,8 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from moebench import terminal
-from moebench.predict.claims.settle import PHASES, Curve, Settled, held_batches
-from moebench.predict.claims.verdict import holds
+from moebench.predict.claims.settle import (
+    PHASES,
+    Curve,
+    Settled,
+    common_batches,
+    held_batches,
+)
+from moebench.predict.claims.verdict import holds, ranges_in_words
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import load_model
 from moebench.spec.schema import encode
@@ -17,7 +23,8 @@ FLOPS_TITLES = (
     "verdict",
 )  # fmt: skip
 SPEED_TITLES = (
-    "claim", "model", "mean k", "claimed", "FLOPs say", "phase", "predicted", "verdict",
+    "claim", "model", "mean k", "claimed", "FLOPs say", "phase", "predicted", "fits at batch",
+    "verdict",
     "H100", "H200", "B200",
 )  # fmt: skip
 UNPRICED_TITLES = ("claim", "quantity", "claimed", "FLOPs say", "verdict")
@@ -33,6 +40,8 @@ How a verdict is decided
   lies below the whole interval. It cannot hold if it lies above the interval at every batch of
   both phases. The verdict is for the paper's GPU. The last columns are for other GPUs: batches
   at which the claim would hold, or the predicted range if no speed is claimed.
+- "Fits at batch" solves for the batch, which no paper states: between these batches the interval
+  has the claimed speedup inside, neither more nor less.
 - Every speedup is of the whole model, composed of its layers, over its own top-k with the same
   kernel, on the fewest GPUs that hold the bf16 weights. Decode writes one token a sequence;
   prefill takes whole sequences in one step; the batch is the number of sequences. Batches that do
@@ -55,6 +64,7 @@ def render(settled: Sequence[Settled]) -> str:
     parts = [
         table(FLOPS_TITLES, flops_rows(settled)),
         table(SPEED_TITLES, speed_rows(settled)),
+        *common_in_words(settled),
         table(UNPRICED_TITLES, unpriced_rows(settled)),
         *(curves_in_words(one) for one in settled if one.curves),
         "\n".join(["What the predictions rest on", *caveats]),
@@ -101,11 +111,25 @@ def speed_rows(settled: Sequence[Settled]) -> list[list[str]]:
                     _times(one.flops_say),
                     phase,
                     f"{_short(own.hardware)} {_range(own)}",
+                    ranges_in_words(own.solved) if own.reach and one.paper.hardware else "–",
                     held(own) if own.reach and one.paper.hardware else _verdict(one),
                     *(held_batches(curve) if curve.reach else _range(curve) for curve in newer),
                 ]
             )
     return rows
+
+
+def common_in_words(settled: Sequence[Settled]) -> list[str]:
+    """Sentences on the batches that fit all speedups of a paper at once, where it has several."""
+    found = []
+    for name in dict.fromkeys(one.paper.name for one in settled):
+        own = [one for one in settled if one.paper.name == name and one.curves and one.claim.value]
+        if len(own) > 1 and own[0].paper.hardware:
+            words = [f"{phase} {ranges_in_words(common_batches(own, phase))}" for phase in PHASES]
+            found.append(
+                f"{name}: batches that fit all {len(own)} speedups at once: {'; '.join(words)}"
+            )
+    return found
 
 
 def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:

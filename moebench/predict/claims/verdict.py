@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from moebench.predict.claims.papers import Rounded
 
 Reach = Literal["surely", "holds", "beyond", "no room"]
+SOLVED = 2000
+"""Batches among which those that fit a claim are looked for, on a logarithmic scale."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,28 @@ def reach(claimed: Rounded, low: float, high: float) -> Reach:
 def holds(reached: Reach) -> bool:
     """Whether the claim holds; a step that does not fit into memory shows nothing."""
     return reached in ("surely", "holds")
+
+
+def fitting_batches(
+    claimed: Rounded, batches: Sequence[int], low: Sequence[float], high: Sequence[float]
+) -> tuple[tuple[int, int], ...]:
+    """Ranges of the batches at which the interval [low, high] holds the claimed speedup itself.
+
+    Between the batches, the ends of the interval go straight over the logarithm of the batch.
+    """
+    grid = np.unique(np.round(np.geomspace(batches[0], batches[-1], SOLVED)).astype(int))
+    logs = np.log(batches)
+    ends = [np.interp(np.log(grid), logs, end) for end in (low, high)]
+    inside = (ends[0] <= claimed.high) & (claimed.low <= ends[1])
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]])))
+    return tuple(
+        (int(grid[first]), int(grid[end - 1])) for first, end in edges.reshape(-1, 2).tolist()
+    )
+
+
+def ranges_in_words(ranges: Sequence[tuple[int, int]]) -> str:
+    """Ranges of batches in words: "2 to 6, 40"; "none" if there is no range."""
+    return ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in ranges) or "none"
 
 
 def batches_in_words(batches: Sequence[int], chosen: Sequence[bool]) -> str:

@@ -1,111 +1,118 @@
-"""Price of communication between the devices of one node: all-reduce and all-to-all.
+"""Communication of a step: all-reduce, exchange of tokens between experts, pipeline transfers.
 
-The price is a latency for every step of a ring and the bytes that cross one device's link, as NCCL
-estimates them to choose between its protocols. Frameworks have faster paths for small messages
-(one-shot all-reduce, DeepEP), so the interval is wide.
-
-**Source**: NCCL, src/graph/tuning.cc (base and per-step latencies of the ring, LL and Simple) and
-src/graph/topo.h (20.0 to 20.6 GB/s of a link's 25 GB/s).
+Prices are those of fitted operations. DeepEP is priced as its kernels alone take, whatever the
+engine: in a replayed graph no host stands between them.
 """
-
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from moebench.predict.arrays import Floats, OverCases
-from moebench.predict.serving.parallelism import Exchange
-from moebench.spec.hardware import HardwareSpec
-from moebench.units import Seconds
+from moebench.predict.arrays import Floats
+from moebench.predict.communication.collectives import (
+    ALL_GATHER,
+    REDUCE_SCATTER,
+    CollectiveCalls,
+)
+from moebench.predict.communication.custom import CUSTOM_ALL_REDUCE
+from moebench.predict.communication.exchange import (
+    LOW_LATENCY,
+    NORMAL,
+    ExchangeCalls,
+    value_bytes,
+)
+from moebench.predict.communication.nvlink import NVLINK
+from moebench.predict.communication.paths import ASSUMED_LINK, ASSUMED_NETWORK
+from moebench.predict.serving.choices import engine_of
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.experts import Exchanged
+from moebench.predict.serving.operations import Release, Span, nothing, operation_of, span_of
 
-LINK_SHARE = 0.8
-"""Share of a link's raw bandwidth that payload reaches."""
 BYTES = 2
 """Bytes of an activation, in bfloat16."""
-SCALE_BYTES = 4 / 128
-"""Bytes of scale for each fp8 activation: a float32 for 128 of them (DeepEP)."""
-NETWORK_BANDWIDTH = 50e9
-"""Bytes a second and GPU between nodes: 400 Gb/s InfiniBand, as in NVIDIA's DGX H100."""
-UNCERTAINTY = 2.0
-"""Factor by which communication may take more or less time than predicted; an assumption."""
+DEEPEP = Release("sglang")
+"""Whose rows of DeepEP are the kernels alone."""
+TRANSFER_START = 1e-5
+"""Seconds of a transfer between pipeline stages before its first byte: NCCL's send and receive in
+its LL protocol; an assumption."""
+TRANSFER_SHARE = 0.8
+"""Share of the link that such a transfer reaches; an assumption."""
+TRANSFER_UNCERTAINTY = 2.0
+"""Factor either way; nothing like it was measured."""
 
 
-class Protocol(NamedTuple):
-    """Protocol of NCCL: seconds, and the share of the bandwidth that is left to payload."""
-
-    base: Seconds
-    step: tuple[Seconds, Seconds]
-    """Time of a ring step over NVLink, and over PCIe."""
-    share: float
-
-
-PROTOCOLS = (
-    Protocol(base=6.6e-6, step=(0.6e-6, 1.0e-6), share=0.5),  # LL: a flag with each datum
-    Protocol(base=8.4e-6, step=(3.4e-6, 5.7e-6), share=1.0),  # Simple
-)
+def all_reduce_time(deployment: Deployment, ranks: int, tokens: Floats) -> Span:
+    """Seconds in which ranks of one replica add up the hidden states of their tokens."""
+    d = deployment
+    if ranks == 1:
+        return nothing(len(tokens))
+    operation = operation_of(CUSTOM_ALL_REDUCE, Release(*engine_of(d)), "graph", d.hardware)
+    return span_of(operation, _collective(d, ranks, tokens))
 
 
-@dataclass(frozen=True)
-class ExchangeCalls(OverCases):
-    """Dispatch and combine of expert parallelism in one layer; arrays over cases."""
-
-    kind: Exchange
-    ranks: int
-    nodes: int
-    hidden_size: int
-    dispatch_dtype: str
-    """Type of the activations on their way to the experts; they come back in bfloat16."""
-    tokens: Floats
-    """Tokens of one rank."""
-    rows: Floats
-    """Tokens that need one of the most loaded rank's experts at least, its own included."""
-    copies: Floats
-    """Assignments to the most loaded rank's experts, its own tokens' included."""
-
-
-def all_reduce(hardware: HardwareSpec, num_devices: int, payload: Floats, nodes: int = 1) -> Floats:
-    """Seconds of a ring all-reduce: every device gets the sum of all devices' `payload` bytes."""
-    steps = 2 * (num_devices - 1)
-    return _collective(hardware, num_devices, steps, steps / num_devices * payload, nodes)
-
-
-def all_to_all(
-    hardware: HardwareSpec, num_devices: int, crossing: Floats, nodes: int = 1
-) -> Floats:
-    """Seconds of an all-to-all that moves `crossing` bytes through the busiest device's link."""
-    return _collective(hardware, num_devices, 1, crossing, nodes)
+def exchange_time(deployment: Deployment, exchanged: Exchanged) -> Span:
+    """Seconds of one layer's dispatch and combine."""
+    d, kind = deployment, exchanged.kind
+    if kind == "allgather":
+        calls = _collective(d, d.parallel.exchange_ranks, exchanged.tokens)
+        nccl = (
+            operation_of(one, Release("nccl"), "", d.hardware)
+            for one in (ALL_GATHER, REDUCE_SCATTER)
+        )
+        gather, scatter = (span_of(one, calls) for one in nccl)
+        return gather.and_then(scatter)
+    if kind == "nvlink":
+        operation, release, variant = NVLINK, Release("trtllm"), "NVLinkOneSided"
+    elif kind == "deepep-ll":
+        operation, release, variant = LOW_LATENCY, DEEPEP, "deepep_ll"
+    else:
+        operation, release, variant = NORMAL, DEEPEP, "deepep_normal"
+    narrow = d.expert_weights == "float8"
+    dispatch, combine = (
+        span_of(
+            operation_of(operation, release, f"{variant} {phase}", d.hardware),
+            _exchange_calls(d, exchanged, dtype, phase == "combine"),
+        )
+        for phase, dtype in (("dispatch", "fp8" if narrow else "bf16"), ("combine", "bf16"))
+    )
+    return dispatch.and_then(combine)
 
 
-def exchange(hardware: HardwareSpec, calls: ExchangeCalls) -> Floats:
-    """Seconds of dispatch and combine together."""
-    n, size = calls.ranks, float(calls.hidden_size * BYTES)
-    if calls.kind == "allgather":
-        crossing = calls.tokens * (n - 1) * size
-        return 2 * _collective(hardware, n, n - 1, crossing, calls.nodes)
-    if calls.kind == "deepep-ll":
-        narrow = calls.hidden_size * (1 + SCALE_BYTES)
-        there = narrow if calls.dispatch_dtype == "float8" else size
-        crossing = calls.copies * (1 - 1 / n)
-        times = (all_to_all(hardware, n, crossing * each, calls.nodes) for each in (there, size))
-        return np.asarray(sum(times))
-    crossing = calls.rows * (1 - 1 / n) * size
-    return 2 * all_to_all(hardware, n, crossing, calls.nodes)
+def pipeline_time(deployment: Deployment, tokens: Floats) -> Span:
+    """Seconds in which hidden states pass from each stage of a pipeline to the next."""
+    d, p = deployment, deployment.parallel
+    wire = d.hardware.interconnect or ASSUMED_LINK
+    bandwidth = wire.bandwidth
+    if p.nodes_on(d.hardware) > 1:
+        bandwidth = d.hardware.network.bandwidth if d.hardware.network else ASSUMED_NETWORK
+    payload = tokens * d.model.hidden_size * BYTES
+    each = TRANSFER_START + payload / (TRANSFER_SHARE * bandwidth)
+    seconds = (p.pipeline_parallel - 1) * each
+    return Span(seconds, seconds / TRANSFER_UNCERTAINTY, seconds * TRANSFER_UNCERTAINTY)
 
 
-def send(hardware: HardwareSpec, payload: Floats, nodes: int = 1) -> Floats:
-    """Seconds in which one device sends its bytes to another, the next stage of a pipeline."""
-    return _collective(hardware, 2, 1, payload, nodes)
+def _collective(d: Deployment, ranks: int, tokens: Floats) -> CollectiveCalls:
+    """A collective whose whole buffer holds the hidden states of some tokens."""
+    size = np.maximum(tokens * d.model.hidden_size * BYTES, 1.0)
+    nodes = d.parallel.nodes_of(ranks, d.hardware)
+    return CollectiveCalls(size, np.full(len(size), float(ranks)), np.full(len(size), float(nodes)))
 
 
-def _collective(
-    hardware: HardwareSpec, num_devices: int, steps: int, crossing: Floats, nodes: int
-) -> Floats:
-    """Seconds of a collective of some ring steps in its fastest protocol; 0 for one device."""
-    wire = hardware.interconnect
-    if num_devices == 1 or wire is None:
-        return np.zeros_like(crossing)
-    column, bandwidth = 0 if "nvlink" in wire.name.lower() else 1, LINK_SHARE * wire.bandwidth
-    if nodes > 1:
-        column, bandwidth = 1, LINK_SHARE * NETWORK_BANDWIDTH
-    times = [p.base + steps * p.step[column] + crossing / (bandwidth * p.share) for p in PROTOCOLS]
-    return np.asarray(np.min(times, axis=0))
+def _exchange_calls(
+    d: Deployment, exchanged: Exchanged, dtype: str, is_combine: bool
+) -> ExchangeCalls:
+    p, tokens = d.parallel, exchanged.tokens
+    shared = {
+        "hidden": float(d.model.hidden_size),
+        "experts": float(d.model.num_experts + p.redundant_experts),
+        "top_k": exchanged.mean_k,
+        "ranks": float(p.exchange_ranks),
+        "nodes": float(p.nodes_of(p.stage_devices, d.hardware)),
+        "width": value_bytes(dtype),
+        "sms": 0.0,
+        "is_combine": float(is_combine),
+    }
+    mean_copies = np.maximum(tokens * exchanged.mean_k / p.exchange_ranks, 1e-9)
+    return ExchangeCalls(
+        tokens=tokens / p.exchange_ranks,
+        load=np.maximum(exchanged.copies / mean_copies, 1.0),
+        **{name: np.full(len(tokens), value) for name, value in shared.items()},
+    )

@@ -10,8 +10,8 @@ from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCalls, LayerCa
 from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
 from moebench.predict.serving.choices import exchange_of
-from moebench.predict.serving.communication import ExchangeCalls
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.parallelism import Exchange
 from moebench.predict.serving.ranks import most_loaded_rank
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
@@ -25,6 +25,21 @@ DONE_ONCE = ("stack-weights",)
 
 
 @dataclass(frozen=True)
+class Exchanged:
+    """Tokens of one layer that ranks exchange in a step; arrays over distinct steps."""
+
+    kind: Exchange
+    tokens: Floats
+    """Tokens of all ranks together."""
+    mean_k: float
+    """Mean copies of a token."""
+    rows: Floats
+    """Tokens that need one of the most loaded rank's experts at least, its own included."""
+    copies: Floats
+    """Assignments to the most loaded rank's experts, its own tokens' included."""
+
+
+@dataclass(frozen=True)
 class ExpertsPrice:
     """Price of one layer's routed experts on the most loaded rank; arrays over distinct steps."""
 
@@ -32,7 +47,7 @@ class ExpertsPrice:
     cases: LayerCases
     loads: Sequence[ExpertLoad]
     """Load of the layer, all ranks together."""
-    exchange: ExchangeCalls | None
+    exchanged: Exchanged | None
     """Tokens that are exchanged; None where every rank has them already."""
     flops: Floats
     bytes_moved: Floats
@@ -56,11 +71,11 @@ def experts_price(
     physical = m.num_experts + p.redundant_experts
     sizes = (m.hidden_size, rank.intermediate_size, slots, physical, p.expert_parallel)
     expected = expected_loads(local, counts)
-    exchange = _exchanged(d, local, counts)
+    exchanged = _exchanged(d, local, counts, point.mean_k)
     calls = LayerCalls(
         np.array(tokens, dtype=float),
         *(np.full(len(tokens), float(size)) for size in sizes),
-        **_delivered(exchange, slots),
+        **_delivered(exchanged, slots),
     )
     cases = calibration.cases(expected, calls)
     layer = price(calibration, cases, [shape_of(d)] * len(tokens))
@@ -71,44 +86,36 @@ def experts_price(
         layer,
         cases,
         loads,
-        exchange,
+        exchanged,
         2 * rank.expert_parameters * copies,
         weights + ACTIVATION_BYTES * widths * copies,
     )
 
 
 def _exchanged(
-    d: Deployment, local: Sequence[Floats], tokens: Sequence[int]
-) -> ExchangeCalls | None:
+    d: Deployment, local: Sequence[Floats], tokens: Sequence[int], mean_k: float
+) -> Exchanged | None:
     """What the most loaded rank gets from the others in a step."""
     kind = exchange_of(d)
     if kind is None:
         return None
-    # Tokens that need one of the rank's experts at least.
+    # Tokens that need none of the rank's experts.
     absent = [
         float(np.prod(1 - np.clip(counts / max(t, 1), 0.0, 1.0)))
         for counts, t in zip(local, tokens, strict=True)
     ]
-    p, every = d.parallel, np.array(tokens, dtype=float)
-    return ExchangeCalls(
-        kind=kind,
-        ranks=p.exchange_ranks,
-        nodes=p.nodes_of(p.stage_devices, d.hardware),
-        hidden_size=d.model.hidden_size,
-        dispatch_dtype="float8" if d.expert_weights == "float8" else "bfloat16",
-        tokens=every / p.exchange_ranks,
-        rows=every * (1 - np.array(absent)),
-        copies=np.array([float(np.sum(counts)) for counts in local]),
-    )
+    every = np.array(tokens, dtype=float)
+    copies = np.array([float(np.sum(counts)) for counts in local])
+    return Exchanged(kind, every, mean_k, every * (1 - np.array(absent)), copies)
 
 
-def _delivered(exchange: ExchangeCalls | None, slots: int) -> dict[str, Floats]:
+def _delivered(exchanged: Exchanged | None, slots: int) -> dict[str, Floats]:
     """Rows and slots that the rank's kernel gets; nothing where it gets every token."""
-    if exchange is None or exchange.kind == "allgather":
+    if exchanged is None or exchanged.kind == "allgather":
         return {}
-    if exchange.kind == "deepep-ll":
-        return {"delivered": exchange.copies, "delivered_copies": exchange.copies}
-    return {"delivered": exchange.rows, "delivered_copies": exchange.rows * slots}
+    if exchanged.kind == "deepep-ll":
+        return {"delivered": exchanged.copies, "delivered_copies": exchanged.copies}
+    return {"delivered": exchanged.rows, "delivered_copies": exchanged.rows * slots}
 
 
 def shape_of(deployment: Deployment) -> str:

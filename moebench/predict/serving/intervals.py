@@ -1,8 +1,9 @@
 """90 % intervals of whole steps: independent sources of error, each the same in all layers.
 
-Expert kernels have calibrated widths, every other stage an assumed factor with its reason. A source
-of error is the same in a router's step and in its baseline's, so it is changed in both at once.
-This makes intervals of speedups narrower than those of latencies. Deviations add in quadrature.
+Expert kernels and fitted operations have calibrated widths, every other stage an assumed factor
+with its reason. A source of error is the same in a router's step and in its baseline's, so it is
+changed in both at once. This makes intervals of speedups narrower than those of latencies.
+Deviations add in quadrature.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,7 @@ import numpy as np
 
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.price import ratio_interval
-from moebench.predict.serving.communication import UNCERTAINTY as LINK_UNCERTAINTY
 from moebench.predict.serving.experts import shape_of
-from moebench.predict.serving.prices import ATTENTION_UNCERTAINTY, Library
 from moebench.predict.serving.step import StepPrice
 
 ROUTER_UNCERTAINTY = 2.0
@@ -22,24 +21,26 @@ BACKWARD_UNCERTAINTY = 1.5
 """Factor by which a backward pass may take more or less time: only forward ones were measured."""
 
 
-def factors(library: Library) -> Mapping[str, float]:
-    """Factor by which each stage outside the expert kernels may take more or less time."""
+def stage_ends(step: StepPrice) -> Mapping[str, tuple[Floats, Floats]]:
+    """Relative errors down and up of each stage outside the expert kernels, -0.2 and 0.25."""
+    library = step.prices.dense
     dense = ("shared", "projections", "norm", "dense layers", "head")
-    return {
-        **dict.fromkeys(dense, library.uncertainty),
-        "router": ROUTER_UNCERTAINTY,
-        "attention": ATTENTION_UNCERTAINTY,
-        **dict.fromkeys(("all-reduce", "exchange", "pipeline"), LINK_UNCERTAINTY),
-    }
+    factors = dict.fromkeys(dense, library.uncertainty) | {"router": ROUTER_UNCERTAINTY}
+    every = np.ones(len(step.steps))
+    ends = {name: ((1 / f - 1) * every, (f - 1) * every) for name, f in factors.items()}
+    for name, span in step.spans.items():
+        seconds = np.maximum(span.seconds, 1e-30)
+        ends[name] = span.low / seconds - 1, span.high / seconds - 1
+    return {name: both for name, both in ends.items() if name in step.stages}
 
 
 def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
-    """Ends of the 90 % interval of each batch's latency."""
-    parts = [(step.part(name), factor) for name, factor in factors(step.prices.dense).items()]
+    """Ends of the 90 % interval of each step's latency."""
+    parts = [(step.part(name), *ends) for name, ends in stage_ends(step).items()]
     if "backward" in step.stages:
-        parts.append((step.stages["backward"], BACKWARD_UNCERTAINTY))
-    down = [part * (1 - 1 / f) for part, f in parts]
-    up = [part * (f - 1) for part, f in parts]
+        f = BACKWARD_UNCERTAINTY
+        parts.append((step.stages["backward"], np.array(1 / f - 1), np.array(f - 1)))
+    down, up = [part * low for part, low, _ in parts], [part * high for part, _, high in parts]
     if step.routed is not None:
         layer, passes, place = step.routed.layer, step.expert_passes, step.distinct
         down.append(passes * (layer.seconds - layer.low)[place])
@@ -48,12 +49,12 @@ def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
 
 
 def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:
-    """Ends of the 90 % interval of baseline latency over the router's, both at the same batches."""
+    """Ends of the 90 % interval of baseline latency over the router's, both of the same steps."""
     ratio = base.seconds / own.seconds
     moved = _moved_by_experts(own, base)
-    for name, factor in factors(own.prices.dense).items():
+    for name, ends in {**stage_ends(base), **stage_ends(own)}.items():
         own_part, base_part = own.part(name), base.part(name)
-        for more in (1 / factor - 1, factor - 1):
+        for more in ends:
             moved.append((base.seconds + more * base_part) / (own.seconds + more * own_part))
     logs = np.log(np.array(moved) / ratio).reshape(-1, 2, len(ratio))
     down, up = np.maximum(0.0, -logs.min(axis=1)), np.maximum(0.0, logs.max(axis=1))

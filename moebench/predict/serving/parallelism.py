@@ -35,7 +35,8 @@ class Parallelism:
     gpus: int | None = None
     """GPUs in all; None: tensor_parallel x expert_parallel x pipeline_parallel."""
     nodes: int | None = None
-    """Nodes that the GPUs stand in; None: one."""
+    """Nodes that the GPUs stand in; None: as few as the hardware's link allows, more than one only
+    where its file names a network."""
     pipeline_parallel: int = 1
     """Stages that share out the layers."""
     redundant_experts: int = 0
@@ -123,7 +124,7 @@ class Parallelism:
             raise ValueError(
                 f"{hardware.name}: no interconnect is known, so {n} devices cannot be priced"
             )
-        nodes = self.nodes or 1
+        nodes = self.nodes or (math.ceil(n / wire.devices) if hardware.network else 1)
         if n / nodes > wire.devices:
             raise ValueError(
                 f"nodes: found {nodes} of {hardware.name} for {n} GPUs, expected at least "

@@ -1,4 +1,4 @@
-"""Prices of the kernels that a deployment runs: routed experts, dense matmuls, attention, others.
+"""Prices of the kernels that a deployment runs: routed experts, dense matmuls, small kernels.
 
 Weights come from DRAM: since the last step the whole model was read. Dense matmuls have fitted
 parameters for the devices of data/kernels/dense.toml; other devices take those of the nearest
@@ -22,17 +22,10 @@ from moebench.predict.kernels.dense import (
 from moebench.predict.kernels.price import Calibrated, calibrated, kernel_named
 from moebench.predict.kernels.weights import MEASURED, nearest_measured
 from moebench.predict.serving.choices import kernel_of
-from moebench.predict.serving.communication import BYTES, ExchangeCalls, all_reduce, exchange, send
-from moebench.predict.serving.decoder import AttentionCalls, AttentionWork, attention_work
 from moebench.predict.serving.deployment import Deployment
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.ops import Op
 
-ATTENTION_TENSOR = 0.6
-"""Share of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
-(2307.08691): 50 to 73 % on A100; Shah et al., FlashAttention-3 (2407.08608): up to 75 % on H100."""
-ATTENTION_UNCERTAINTY = 1.5
-"""Factor by which attention may take more or less time: no row of it was measured here."""
 DENSE_UNCERTAINTY = 1.25
 """Factor for dense matmuls on a fitted device, whose mean errors are 7 to 11 %: 90 % of normal
 errors lie within 2.06 times the mean absolute one."""
@@ -102,36 +95,6 @@ def _expert_prices(
     if d.expert_weights not in MEASURED:
         experts = dataclasses.replace(experts, weights=d.expert_weights)
     return name, experts
-
-
-def attention_time(
-    prices: KernelPrices, deployment: Deployment, calls: AttentionCalls
-) -> tuple[Floats, AttentionWork]:
-    """Seconds of one layer's attention on one rank, without projections, and its work."""
-    library, work = prices.dense, attention_work(deployment, calls)
-    hardware, p = library.hardware, library.parameters
-    rate = hardware.peak_for("bfloat16") * ATTENTION_TENSOR
-    stream = hardware.memory_bandwidth * p.bandwidth
-    return p.launch + np.maximum(work.flops / rate, work.bytes_moved / stream), work
-
-
-def all_reduce_time(deployment: Deployment, ranks: int, tokens: Floats) -> Floats:
-    """Seconds in which ranks of one replica add up the hidden states of their tokens."""
-    d = deployment
-    nodes = d.parallel.nodes_of(ranks, d.hardware)
-    return all_reduce(d.hardware, ranks, tokens * d.model.hidden_size * BYTES, nodes)
-
-
-def exchange_time(deployment: Deployment, calls: ExchangeCalls) -> Floats:
-    """Seconds of one layer's dispatch and combine."""
-    return exchange(deployment.hardware, calls)
-
-
-def pipeline_time(deployment: Deployment, tokens: Floats) -> Floats:
-    """Seconds in which hidden states pass from each stage of a pipeline to the next."""
-    d, stages = deployment, deployment.parallel.pipeline_parallel
-    nodes = d.parallel.nodes_on(d.hardware)
-    return (stages - 1) * send(d.hardware, tokens * d.model.hidden_size * BYTES, nodes)
 
 
 def op_times(library: Library, ops: Sequence[Op]) -> Floats:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from moebench.predict.arrays import Floats, Ints, OverCases
-from moebench.predict.serving.decoder import AttentionCalls, ops_by_stage
+from moebench.predict.serving.attention import attention_time
+from moebench.predict.serving.communication import all_reduce_time, exchange_time, pipeline_time
+from moebench.predict.serving.decoder import AttentionCalls, attention_work, ops_by_stage
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.experts import (
     EXPERT_STAGES,
@@ -23,15 +25,8 @@ from moebench.predict.serving.experts import (
     router_time,
 )
 from moebench.predict.serving.flops import BACKWARD
-from moebench.predict.serving.prices import (
-    KernelPrices,
-    Library,
-    all_reduce_time,
-    attention_time,
-    exchange_time,
-    op_times,
-    pipeline_time,
-)
+from moebench.predict.serving.operations import Span, nothing
+from moebench.predict.serving.prices import KernelPrices, Library, op_times
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
@@ -73,6 +68,8 @@ class StepPrice:
     steps: Steps
     stages: Mapping[str, Floats]
     """Seconds, which add up; those of `EXPERT_STAGES` are all layers' expert kernels."""
+    spans: Mapping[str, Span]
+    """Stages whose interval was measured with their operation, forward."""
     routed: ExpertsPrice | None
     """One layer's expert kernels, forward, for each distinct number of tokens; None: none."""
     distinct: Ints
@@ -142,6 +139,7 @@ def step_price(
     place = place.reshape(-1)
     each, routed = _without_attention(d, prices, (router, point), *sizes)
     stages = {name: seconds[place] for name, seconds in each.stages.items()}
+    spans = {name: Span(*(end[place] for end in span)) for name, span in each.spans.items()}
     flops, moved = each.flops[place], each.bytes_moved[place]
     own = -(-sequences // d.parallel.replicas)
     context = steps.contexts if decodes else np.full(len(steps), d.cached_prefix)
@@ -154,9 +152,11 @@ def step_price(
             calls = AttentionCalls(
                 own.astype(float), new.astype(float), context.astype(float), window
             )
-            seconds, work = attention_time(prices, d, calls)
-            stages["attention"] = stages.get("attention", 0.0) + count * seconds
+            work = attention_work(d, calls)
+            span = attention_time(prices.dense, d, calls, work).times(count)
+            spans["attention"] = spans.get("attention", nothing(len(steps))).and_then(span)
             flops, moved = flops + count * work.flops, moved + count * work.bytes_moved
+    stages |= {name: span.seconds for name, span in spans.items()}
     if d.phase == "train":
         stages["backward"] = BACKWARD * np.sum(list(stages.values()), axis=0)
         flops, moved = (1 + BACKWARD) * flops, (1 + BACKWARD) * moved
@@ -165,6 +165,7 @@ def step_price(
         prices=prices,
         steps=steps,
         stages={name: stages[name] for name in STAGES if name in stages and stages[name].any()},
+        spans=spans,
         routed=routed,
         distinct=place,
         expert_passes=d.moe_layers * (1 + BACKWARD * (d.phase == "train")),
@@ -178,6 +179,7 @@ class _Part:
     """Stages, FLOPs and bytes of a part of a step; arrays over distinct steps."""
 
     stages: dict[str, Floats]
+    spans: dict[str, Span]
     flops: Floats
     bytes_moved: Floats
 
@@ -215,12 +217,12 @@ def _without_attention(
         moved = moved + count * np.array([sum(op.bytes_moved for op in some) for some in ops])
     payload = mine.astype(float)
     after_attention = d.layers * (d.level != "moe") + d.dense_layers
-    stages["all-reduce"] = after_attention * all_reduce_time(d, p.tensor_parallel, payload)
-    stages["all-reduce"] += moe * all_reduce_time(d, p.summing_ranks, payload)
-    if routed is not None and routed.exchange is not None:
-        stages["exchange"] = moe * exchange_time(d, routed.exchange)
-    stages["pipeline"] = pipeline_time(d, payload)
-    return _Part(stages, flops, moved), routed
+    split = all_reduce_time(d, p.tensor_parallel, payload).times(after_attention)
+    summed = all_reduce_time(d, p.summing_ranks, payload).times(moe)
+    spans = {"all-reduce": split.and_then(summed), "pipeline": pipeline_time(d, payload)}
+    if routed is not None and routed.exchanged is not None:
+        spans["exchange"] = exchange_time(d, routed.exchanged).times(moe)
+    return _Part(stages, spans, flops, moved), routed
 
 
 def _totals(library: Library, ops: Sequence[Sequence[Op]]) -> Floats:

@@ -1,10 +1,18 @@
 """Laws of a verdict: it never says more than an interval carries."""
 
+import math
+
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moebench.predict.claims.papers import Rounded
-from moebench.predict.claims.verdict import batches_in_words, flops_verdict, reach
+from moebench.predict.claims.verdict import (
+    batches_in_words,
+    fitting_batches,
+    flops_verdict,
+    ranges_in_words,
+    reach,
+)
 
 RATIOS = st.floats(0.5, 2.0)
 ORDER = {"beyond": 0, "holds": 1, "surely": 2}
@@ -73,3 +81,32 @@ def test_batches_in_words_say_which_and_no_others(chosen: list[bool]) -> None:
 def test_all_and_none_are_said_so() -> None:
     assert batches_in_words([1, 2], [True, True]) == "all"
     assert batches_in_words([1, 2], [False, False]) == "none"
+
+
+def test_the_batches_that_fit_are_those_whose_interval_has_the_claim() -> None:
+    """A speedup that falls from 2 to 1 over 1 to 256 is 1.5 at 16, half way by the logarithm."""
+    batches, middle = [1, 256], [2.0, 1.0]
+    low, high = [0.9 * one for one in middle], [1.1 * one for one in middle]
+    exact = fitting_batches(Rounded(1.5, 0.0), batches, middle, middle)
+    assert exact == () or all(abs(b - 16) <= 1 for pair in exact for b in pair)
+    ((first, last),) = fitting_batches(Rounded(1.5, 0.0), batches, low, high)
+    for batch, end in ((first, low), (last, high)):
+        assert abs(end[0] + (end[1] - end[0]) * math.log(batch, 256) - 1.5) < 0.05
+    assert fitting_batches(Rounded(3.0, 0.0), batches, low, high) == ()
+
+
+@given(claim=RATIOS, wider=st.floats(0, 0.5))
+def test_a_wider_interval_fits_at_more_batches(claim: float, wider: float) -> None:
+    batches, low, high = [1, 8, 64], [1.2, 1.0, 1.1], [1.5, 1.1, 1.3]
+
+    def fitting(by: float) -> int:
+        ends = [one - by for one in low], [one + by for one in high]
+        ranges = fitting_batches(Rounded(claim, 0.005), batches, *ends)
+        return sum(b - a + 1 for a, b in ranges)
+
+    assert fitting(wider) >= fitting(0.0)
+
+
+def test_ranges_in_words() -> None:
+    assert ranges_in_words([(2, 6), (40, 40)]) == "2 to 6, 40"
+    assert ranges_in_words([]) == "none"

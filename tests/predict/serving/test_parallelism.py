@@ -99,8 +99,8 @@ def test_a_token_is_dispatched_once(exchange: str) -> None:
     parallel = Parallelism(1, 8, exchange=exchange)  # type: ignore[arg-type]
     d = replace(WHOLE, level="moe", parallel=parallel, kernel="vllm-triton")
     routed = step(d, [4096]).routed
-    assert routed is not None and routed.exchange is not None
-    copies, rows = float(routed.exchange.copies[0]), float(routed.exchange.rows[0])
+    assert routed is not None and routed.exchanged is not None
+    copies, rows = float(routed.exchanged.copies[0]), float(routed.exchanged.rows[0])
     delivered, slots = routed.cases.delivered, routed.cases.delivered_copies
     if exchange == "allgather":
         assert delivered is None and slots is None

@@ -169,7 +169,9 @@ def test_tensor_parallel_ranks_hold_less_and_compute_less(name: str) -> None:
                 a.estimate.peak_memory < b.estimate.peak_memory
                 for a, b in zip(rows, before, strict=True)
             )
-            assert (part(rows, ("all-reduce",)) >= part(before, ("all-reduce",))).all()
+            # Large messages of more ranks are added up in the switches (NVLink SHARP).
+            summed = part(rows, ("all-reduce",)), part(before, ("all-reduce",))
+            assert (summed[0] >= 0.9 * summed[1]).all()
         before = rows
 
 

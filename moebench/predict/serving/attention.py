@@ -1,0 +1,91 @@
+"""Price of attention in a step: the engine's kernels where rows of such were fitted."""
+
+import numpy as np
+
+from moebench.predict.attention.calls import DecodeCalls, PrefillCalls
+from moebench.predict.attention.decode import DECODE
+from moebench.predict.attention.kernels import decode_family, default_family, variant_of
+from moebench.predict.attention.prefill import PREFILL
+from moebench.predict.operations.fits import shipped_operation_fits
+from moebench.predict.operations.price import PricedOperation
+from moebench.predict.serving.choices import engine_of
+from moebench.predict.serving.decoder import AttentionCalls, AttentionWork
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.operations import Release, Span, operation_of, span_of
+from moebench.predict.serving.prices import Library
+from moebench.spec.layer import value_head_dim
+from moebench.spec.weight_types import stored_bytes
+
+ASSUMED_TENSOR = 0.6
+"""Share of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
+(2307.08691): 50 to 73 % on A100; Shah et al., FlashAttention-3 (2407.08608): up to 75 % on H100."""
+ASSUMED_UNCERTAINTY = 1.5
+"""Factor either way where no row of such attention was measured."""
+
+
+def attention_time(
+    library: Library, deployment: Deployment, calls: AttentionCalls, work: AttentionWork
+) -> Span:
+    """Seconds of one layer's attention on one rank, without projections."""
+    operation = fitted_attention(deployment, calls.window > 0)
+    if operation is None:
+        return _assumed(library, work)
+    return span_of(operation, _grouped_calls(deployment, calls))
+
+
+def attention_origin(deployment: Deployment) -> str:
+    """What attention's price rests on, in words."""
+    operation = fitted_attention(deployment)
+    return f"attention: {operation.origin}" if operation else "attention is not calibrated"
+
+
+def fitted_attention(deployment: Deployment, is_windowed: bool = False) -> PricedOperation | None:
+    """The engine's attention kernel; None where no row of such was ever fitted."""
+    d, (engine, version) = deployment, engine_of(deployment)
+    operation = DECODE if d.phase == "decode" else PREFILL
+    if d.model.attention.kind == "mla" or not shipped_operation_fits(operation):
+        return None
+    variant = variant_of(_family(d), _kv_type(d), is_windowed)
+    return operation_of(operation, Release(engine, version), variant, d.hardware)
+
+
+def _family(d: Deployment) -> str:
+    """Family of the kernel."""
+    a, family = d.rank.attention, default_family(engine_of(d)[0], d.hardware)
+    if d.phase != "decode":
+        return family
+    return decode_family(family, _kv_type(d), a.num_heads / a.num_kv_heads)
+
+
+def _kv_type(d: Deployment) -> str:
+    return "fp8" if d.cache_dtype == "float8" else "bf16"
+
+
+def _assumed(library: Library, work: AttentionWork) -> Span:
+    """Attention starts like a dense matmul, and moves its bytes or does its FLOPs."""
+    hardware, p = library.hardware, library.parameters
+    rate = hardware.peak_for("bfloat16") * ASSUMED_TENSOR
+    stream = hardware.memory_bandwidth * p.bandwidth
+    seconds = p.launch + np.maximum(work.flops / rate, work.bytes_moved / stream)
+    return Span(seconds, seconds / ASSUMED_UNCERTAINTY, seconds * ASSUMED_UNCERTAINTY)
+
+
+def _grouped_calls(d: Deployment, calls: AttentionCalls) -> DecodeCalls | PrefillCalls:
+    """Calls of grouped-query attention on one rank.
+
+    The drafted tokens of a sequence are priced as further heads, whose queries share its keys.
+    """
+    a, n, new = d.rank.attention, len(calls), calls.new_tokens
+    common = {
+        "batch": calls.sequences,
+        "kv_heads": np.full(n, float(a.num_kv_heads)),
+        "head_dim": np.full(n, float(a.head_dim)),
+        "value_dim": np.full(n, float(value_head_dim(a))),
+        "window": np.full(n, float(calls.window)),
+        "kv_bytes": np.full(n, stored_bytes(d.cache_dtype)),
+    }
+    heads = np.full(n, float(a.num_heads))
+    if d.phase == "decode":
+        keys = calls.context + new
+        return DecodeCalls(keys=keys, heads=heads * new, kernel=_family(d), **common)
+    return PrefillCalls(tokens=new, prefix=calls.context, heads=heads, kernel=_family(d), **common)
