@@ -5,7 +5,8 @@ import argparse
 from moebench import terminal
 from moebench.predict.comparison_text import break_even_text, comparison_text
 from moebench.predict.document import document, speedup_document
-from moebench.predict.options import batch_range, deployment_of, refuse_beside, routing_of
+from moebench.predict.options import BEST, batch_range, deployment_of, refuse_beside, routing_of
+from moebench.predict.serving.overlap import best_chunks
 from moebench.predict.serving.speedup import speedups
 from moebench.predict.text import case_text, figure_texts, labels_of
 from moebench.predict.traffic import under_typical_skew, with_traffic
@@ -35,6 +36,8 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         for model in options.model or ["mixtral-8x7b"]
         for hardware in options.hardware or ["h100-sxm"]
     ]
+    if options.chunks == BEST:
+        deployments = [best_chunks(one, max(batches)) for one in deployments]
     for model in dict.fromkeys(one.model for one in deployments):
         for sentence in stated_differences(model):
             terminal.say(f"warning: {sentence}")

@@ -32,7 +32,10 @@ def deployment_options(p: argparse.ArgumentParser) -> None:
         help="how tokens reach experts on other GPUs; default: the engine's, printed",
     )
     p.add_argument(
-        "--chunks", type=int, default=1, metavar="N", help="of tokens, exchanged while others run"
+        "--chunks",
+        default="1",
+        metavar="N|best",
+        help="of tokens, exchanged while others compute; best: the fastest at the largest batch",
     )
     p.add_argument(
         "--two-batches",

@@ -52,6 +52,7 @@ def devices_of(deployment: Deployment) -> str:
     parts += [f"{p.redundant_experts} redundant experts"] * (p.redundant_experts > 0)
     if exchange := exchange_of(d):
         parts.append(f"exchange {exchange}")
+        parts += [f"{p.chunks} chunks"] * (p.chunks > 1) + ["two batches"] * p.has_two_batches
     return f"{d.num_devices} devices ({', '.join(parts)})"
 
 

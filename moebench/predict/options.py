@@ -17,6 +17,8 @@ from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec, load_model
 
 LARGEST_BATCH = 2**20
+BEST = "best"
+"""Value of --chunks that stands for the fastest number."""
 
 
 def batch_range(description: str) -> list[int]:
@@ -86,9 +88,17 @@ def _parallelism(options: argparse.Namespace) -> Parallelism:
         pipeline_parallel=options.pp,
         redundant_experts=options.redundant_experts,
         exchange=options.exchange,
-        chunks=options.chunks,
+        chunks=_chunks(options.chunks),
         has_two_batches=options.two_batches,
     )
+
+
+def _chunks(description: str) -> int:
+    """Number of chunks; 1 where the best is looked for later."""
+    try:
+        return 1 if description == BEST else int(description)
+    except ValueError as error:
+        raise ValueError(f"chunks: found {description!r}, expected a number or {BEST!r}") from error
 
 
 def draft_of(description: str) -> Draft:

@@ -11,7 +11,7 @@ from moebench.predict.kernels.loads import expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
 from moebench.predict.serving.choices import exchange_of
 from moebench.predict.serving.deployment import Deployment
-from moebench.predict.serving.parallelism import Exchange
+from moebench.predict.serving.parallelism import Exchange, Parallelism
 from moebench.predict.serving.ranks import most_loaded_rank
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
@@ -56,15 +56,20 @@ class ExpertsPrice:
 def experts_price(
     deployment: Deployment,
     calibration: Calibrated,
-    router: Policy,
-    point: OperatingPoint,
+    routing: tuple[Policy, OperatingPoint],
     tokens: Ints,
+    parts: Ints,
 ) -> ExpertsPrice:
-    """Price of one layer's routed experts for steps of so many tokens on all ranks."""
-    d, p = deployment, deployment.parallel
-    counts = tokens.tolist()
-    loads = [router.load(d.model, t, point) for t in counts]
-    local = [most_loaded_rank(load, point.k_distribution, p) for load in loads]
+    """Price of one layer's routed experts for steps of so many tokens on all ranks.
+
+    Where the tokens run in equal parts it is the price of one of them; loads are of all tokens.
+    """
+    d, p, (router, point) = deployment, deployment.parallel, routing
+    chunk = -(-tokens // parts)
+    counts = chunk.tolist()
+    loads = [router.load(d.model, t, point) for t in tokens.tolist()]
+    own = [router.load(d.model, t, point) for t in counts] if (parts > 1).any() else loads
+    local = [most_loaded_rank(load, point.k_distribution, p) for load in own]
     m, rank = d.model, d.rank
     # Slots of the kernel's call: an adaptive router leaves some of the model's own k empty.
     slots = m.top_k if router.is_adaptive else len(point.k_distribution) - 1
@@ -73,7 +78,7 @@ def experts_price(
     expected = expected_loads(local, counts)
     exchanged = _exchanged(d, local, counts, point.mean_k)
     calls = LayerCalls(
-        np.array(tokens, dtype=float),
+        np.array(chunk, dtype=float),
         *(np.full(len(tokens), float(size)) for size in sizes),
         **_delivered(exchanged, slots),
     )
@@ -116,6 +121,11 @@ def _delivered(exchanged: Exchanged | None, slots: int) -> dict[str, Floats]:
     if exchanged.kind == "deepep-ll":
         return {"delivered": exchanged.copies, "delivered_copies": exchanged.copies}
     return {"delivered": exchanged.rows, "delivered_copies": exchanged.rows * slots}
+
+
+def chunks_of(parallel: Parallelism, tokens: Ints) -> Ints:
+    """Chunks in which steps of so many tokens run their experts: none without a token."""
+    return np.clip(tokens, 1, parallel.chunks)
 
 
 def shape_of(deployment: Deployment) -> str:

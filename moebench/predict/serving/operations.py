@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moebench.predict.arrays import Floats
+from moebench.predict.arrays import Floats, Ints
 from moebench.predict.operations.fits import shipped_operation_fits
 from moebench.predict.operations.operation import Calls, Operation, Software
 from moebench.predict.operations.price import PricedOperation, priced
@@ -20,9 +20,9 @@ class Span(NamedTuple):
     low: Floats
     high: Floats
 
-    def times(self, count: float) -> "Span":
+    def times(self, count: Floats | Ints | float) -> "Span":
         """As many calls; their errors are the same."""
-        return Span(*(count * each for each in self))
+        return Span(*(np.asarray(count * each) for each in self))
 
     def and_then(self, other: "Span") -> "Span":
         """One after the other; errors of one engine on one device are taken to be common."""

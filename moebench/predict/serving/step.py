@@ -21,11 +21,14 @@ from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.experts import (
     EXPERT_STAGES,
     ExpertsPrice,
+    chunks_of,
     experts_price,
     router_time,
 )
 from moebench.predict.serving.flops import BACKWARD
 from moebench.predict.serving.operations import Span, nothing
+from moebench.predict.serving.overlap import exposed
+from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.prices import KernelPrices, Library, op_times
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint
@@ -74,8 +77,8 @@ class StepPrice:
     """One layer's expert kernels, forward, for each distinct number of tokens; None: none."""
     distinct: Ints
     """Place of each step among those of `routed`."""
-    expert_passes: float
-    """Runs of one layer's expert kernels in a step: layers, thrice in training."""
+    expert_passes: Floats
+    """Runs of one layer's expert kernels in a step: layers, thrice in training, for each chunk."""
     flops: Floats
     bytes_moved: Floats
     """Bytes from and to the rank's DRAM."""
@@ -141,7 +144,8 @@ def step_price(
     stages = {name: seconds[place] for name, seconds in each.stages.items()}
     spans = {name: Span(*(end[place] for end in span)) for name, span in each.spans.items()}
     flops, moved = each.flops[place], each.bytes_moved[place]
-    own = -(-sequences // d.parallel.replicas)
+    batches = batches_of(d.parallel, sequences)
+    own = -(-sequences // (batches * d.parallel.replicas))
     context = steps.contexts if decodes else np.full(len(steps), d.cached_prefix)
     layers = d.layers if d.level != "moe" else 0
     for count, window in (
@@ -153,13 +157,20 @@ def step_price(
                 own.astype(float), new.astype(float), context.astype(float), window
             )
             work = attention_work(d, calls)
-            span = attention_time(prices.dense, d, calls, work).times(count)
+            runs: Floats = np.asarray(count * batches, dtype=float)
+            span = attention_time(prices.dense, d, calls, work).times(runs)
             spans["attention"] = spans.get("attention", nothing(len(steps))).and_then(span)
-            flops, moved = flops + count * work.flops, moved + count * work.bytes_moved
+            flops, moved = flops + runs * work.flops, moved + runs * work.bytes_moved
+    if "exchange" in spans:
+        beside = [*stages.values(), *(spans[one].seconds for one in spans if one != "exchange")]
+        if d.parallel.chunks > 1:
+            beside = [stages[name] for name in EXPERT_STAGES]
+        spans["exchange"] = _exposed(spans["exchange"], beside, each.parts[place])
     stages |= {name: span.seconds for name, span in spans.items()}
     if d.phase == "train":
         stages["backward"] = BACKWARD * np.sum(list(stages.values()), axis=0)
         flops, moved = (1 + BACKWARD) * flops, (1 + BACKWARD) * moved
+    passes: Floats = np.full(len(steps), d.moe_layers * (1 + BACKWARD * (d.phase == "train")))
     return StepPrice(
         deployment=d,
         prices=prices,
@@ -168,7 +179,7 @@ def step_price(
         spans=spans,
         routed=routed,
         distinct=place,
-        expert_passes=d.moe_layers * (1 + BACKWARD * (d.phase == "train")),
+        expert_passes=passes * each.parts[place],
         flops=flops,
         bytes_moved=moved,
     )
@@ -180,6 +191,8 @@ class _Part:
 
     stages: dict[str, Floats]
     spans: dict[str, Span]
+    parts: Ints
+    """Runs of each layer's experts: chunks, or two batches."""
     flops: Floats
     bytes_moved: Floats
 
@@ -193,36 +206,52 @@ def _without_attention(
 ) -> tuple[_Part, ExpertsPrice | None]:
     """All of a step but attention's scores, and its routed experts."""
     d, p = deployment, deployment.parallel
-    own = -(-sequences // p.replicas)
-    tokens, mine = sequences * new, own * new
+    batches = batches_of(p, sequences)
+    half = -(-sequences // batches)
+    own = -(-half // p.replicas)
+    tokens, mine = half * new, own * new
+    parts = batches * chunks_of(p, tokens)
     stages: dict[str, Floats] = {}
     flops, moved = np.zeros(len(new)), np.zeros(len(new))
     routed, moe = None, d.moe_layers
     if prices.experts is not None:
-        routed = experts_price(d, prices.experts, *routing, tokens)
-        time = routed.layer.time.stages
-        stages = {name: moe * time[name] for name in EXPERT_STAGES}
+        routed = experts_price(d, prices.experts, routing, sequences * new, parts)
+        time, passes = routed.layer.time.stages, moe * parts
+        stages = {name: passes * time[name] for name in EXPERT_STAGES}
         router = [router_time(prices.experts, d, routing[0], t) for t in mine.tolist()]
-        stages["router"] = moe * np.array(router)
-        flops, moved = flops + moe * routed.flops, moved + moe * routed.bytes_moved
+        stages["router"] = batches * moe * np.array(router)
+        flops, moved = flops + passes * routed.flops, moved + passes * routed.bytes_moved
     positions = own if d.phase == "prefill" else mine
     others = [
         ops_by_stage(d, *each) for each in zip(mine.tolist(), positions.tolist(), strict=True)
     ]
     counts = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
     for name in others[0]:
-        count, ops = counts.get(name, d.layers), [stage_ops[name] for stage_ops in others]
+        count, ops = counts.get(name, d.layers) * batches, [stage_ops[name] for stage_ops in others]
         stages[name] = count * _totals(prices.dense, ops)
         flops = flops + count * np.array([total_flops(some) for some in ops])
         moved = moved + count * np.array([sum(op.bytes_moved for op in some) for some in ops])
     payload = mine.astype(float)
     after_attention = d.layers * (d.level != "moe") + d.dense_layers
-    split = all_reduce_time(d, p.tensor_parallel, payload).times(after_attention)
-    summed = all_reduce_time(d, p.summing_ranks, payload).times(moe)
-    spans = {"all-reduce": split.and_then(summed), "pipeline": pipeline_time(d, payload)}
+    split = all_reduce_time(d, p.tensor_parallel, payload).times(after_attention * batches)
+    summed = all_reduce_time(d, p.summing_ranks, payload).times(moe * batches)
+    passed = pipeline_time(d, payload).times(batches)
+    spans = {"all-reduce": split.and_then(summed), "pipeline": passed}
     if routed is not None and routed.exchanged is not None:
-        spans["exchange"] = exchange_time(d, routed.exchanged).times(moe)
-    return _Part(stages, spans, flops, moved), routed
+        spans["exchange"] = exchange_time(d, routed.exchanged).times(moe * parts)
+    return _Part(stages, spans, parts, flops, moved), routed
+
+
+def batches_of(parallel: Parallelism, sequences: Ints) -> Ints:
+    """Batches that take turns to compute and to exchange: two where there are two sequences."""
+    return np.where(parallel.has_two_batches & (sequences > 1), 2, 1)
+
+
+def _exposed(exchange: Span, computing: Sequence[Floats], parts: Ints) -> Span:
+    """The part of an exchange that computing does not hide."""
+    beside = np.asarray(np.sum(computing, axis=0))
+    share = exposed(beside, exchange.seconds, parts.astype(float)) / exchange.seconds
+    return Span(*(share * each for each in exchange))
 
 
 def _totals(library: Library, ops: Sequence[Sequence[Op]]) -> Floats:

@@ -13,6 +13,7 @@ from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.draft import Draft
 from moebench.predict.serving.memory import rank_parameters
 from moebench.predict.serving.no_router import NO_ROUTER, baseline
+from moebench.predict.serving.overlap import best_chunks, exposed
 from moebench.predict.serving.parallelism import EXCHANGES, Parallelism, parallelism_of
 from moebench.predict.serving.prices import kernel_prices, op_times
 from moebench.predict.serving.ranks import most_loaded_rank
@@ -228,3 +229,33 @@ def test_what_cannot_be_shared_out_is_refused(fields: dict[str, int], message: s
 def test_what_a_step_cannot_have_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Deployment(**{"model": DEEP, "hardware": H100, "level": "model", **fields})  # type: ignore
+
+
+WIDE = replace(WHOLE, parallel=Parallelism(1, 32))
+
+
+def test_a_single_part_hides_nothing_and_many_at_most_the_smaller_half() -> None:
+    computing, exchange = np.array([3.0, 1.0]), np.array([1.0, 3.0])
+    assert (exposed(computing, exchange, np.array([1.0, 1.0])) == exchange).all()
+    whole = computing + exposed(computing, exchange, np.array([1e9, 1e9]))
+    assert whole == pytest.approx(np.maximum(computing, exchange))
+
+
+@pytest.mark.parametrize("changes", [{"chunks": 4}, {"has_two_batches": True}])
+def test_overlap_pays_where_the_exchange_is_long_and_costs_where_weights_are_read(
+    changes: dict[str, int],
+) -> None:
+    overlapped = replace(WIDE, parallel=replace(WIDE.parallel, **changes))  # type: ignore[arg-type]
+    plain, other = step(WIDE, [64, 8192]), step(overlapped, [64, 8192])
+    assert other.seconds[0] > plain.seconds[0] and other.seconds[1] < plain.seconds[1]
+    assert other.seconds[1] > plain.seconds[1] / 2
+    assert [other.load(i) for i in (0, 1)] == [plain.load(i) for i in (0, 1)]
+    one, two = step(replace(WIDE), [1]), step(overlapped, [1])
+    assert one.seconds == pytest.approx(two.seconds) or changes == {"chunks": 4}
+
+
+def test_the_best_number_of_chunks_is_at_least_as_fast_as_any() -> None:
+    best = best_chunks(WIDE, 4096)
+    for chunks in (1, 2, 8):
+        other = replace(WIDE, parallel=replace(WIDE.parallel, chunks=chunks))
+        assert step(best, [4096]).seconds <= step(other, [4096]).seconds
