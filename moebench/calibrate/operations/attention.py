@@ -119,7 +119,8 @@ def _family(row: Mapping[str, Any]) -> str:
 
 
 def _decode_family(row: Mapping[str, Any]) -> str:
-    return decode_family(_family(row), _kv_type(row["kv_dtype"]), row["heads"] / row["kv_heads"])
+    kv_dtype, group = _kv_type(row["kv_dtype"]), row["heads"] / row["kv_heads"]
+    return decode_family(_family(row), kv_dtype, group, load_hardware(row["system"]))
 
 
 def _software(row: Mapping[str, Any], family: str) -> Software:

@@ -70,6 +70,14 @@ KERNELS: Mapping[str, AttentionKernel] = {
         whole_tiles=True,
         most_parts=32,
         most_scheduled=992,
+        packs=True,
+        prefill_split="margin",
+    ),
+    "fa3-planned": AttentionKernel(
+        "margin",
+        whole_tiles=True,
+        most_parts=32,
+        most_scheduled=992,
         windows="masked",
         packs=True,
         prefill_split="margin",
@@ -96,14 +104,15 @@ KERNELS: Mapping[str, AttentionKernel] = {
         whole_tiles=True,
         query_rows=(128,),
     ),
-    "xqa": AttentionKernel(
-        "root", rows=(16, 32, 64), widest_group=32, windows="masked", query_rows=(64,)
-    ),
+    "xqa": AttentionKernel("root", rows=(8, 16, 32), windows="masked", query_rows=(64,)),
+    "xqa-whole": AttentionKernel("whole", rows=(8, 16, 32), windows="masked", query_rows=(64,)),
+    "mmha": AttentionKernel("fill", rows=(16,), widest_group=1, windows="masked", query_rows=(64,)),
     "triton": AttentionKernel("whole", rows=(16,), query_rows=(64,), cuts_prefill=False),
     "triton-unified": AttentionKernel("whole", rows=(16,), query_rows=(64,)),
     "other": AttentionKernel("fill", query_rows=(128,)),
 }
-"""By family. "trtllm-gen" is the library that FlashInfer and SGLang call on compute capability 10;
+"""By family. "fa3-planned" is vLLM's: its parts are planned ahead, without a thought of windows.
+"trtllm-gen" is the library that FlashInfer and SGLang call on compute capability 10;
 "trtllm-fused" the same as TensorRT-LLM calls it, with rope and the write to the cache; "triton" is
 SGLang's, "triton-unified" vLLM's.
 
@@ -130,6 +139,9 @@ NAMED = (
 TENSOR_GROUP = 4
 """Heads of a group from which SGLang takes FlashInfer's decode kernel with tensor cores; fp8 caches
 always do."""
+XQA_GROUP = 32
+"""Heads of a group up to which TensorRT-LLM takes XQA; its older kernel has each head read its keys
+for itself."""
 
 
 def kernel(family: str) -> AttentionKernel:
@@ -145,6 +157,8 @@ def family_of(framework: str, source: str, hardware: HardwareSpec) -> str:
     A name that says nothing is what the framework runs on such a GPU by default.
     """
     framework, source = framework.lower(), source.lower()
+    if "fa3" in source and framework == "vllm":
+        return "fa3-planned"
     if framework == "trtllm" and "flashinfer" not in source:
         return "trtllm-fused" if mma_generation(hardware) == "tcgen05" else "xqa"
     for part, family in NAMED:
@@ -153,34 +167,41 @@ def family_of(framework: str, source: str, hardware: HardwareSpec) -> str:
     return default_family(framework, hardware) if "flash" in source or not source else "other"
 
 
-def default_family(framework: str, hardware: HardwareSpec) -> str:
+def default_family(framework: str, hardware: HardwareSpec, kv_dtype: str = "bf16") -> str:
     """The family that a framework takes where nothing is chosen."""
     generation = mma_generation(hardware)
     if framework == "trtllm":
         return "trtllm-fused" if generation == "tcgen05" else "xqa"
     if generation == "tcgen05":
         return "trtllm-gen"
-    if framework == "sglang":
-        return (
-            "flashinfer"
-            if hardware.compute_capability != "8.0" and generation != "wgmma"
-            else ("fa3")
-        )
-    return {"wgmma": "fa3"}.get(generation, "fa2")
+    if generation == "wgmma":
+        return "fa3-planned" if framework == "vllm" else "fa3"
+    if framework == "sglang":  # its FlashAttention runs on A100 too, FlashInfer on graphics chips
+        return "fa3" if hardware.compute_capability == "8.0" else "flashinfer"
+    return "flashinfer" if kv_dtype == "fp8" else "fa2"
 
 
-def decode_family(family: str, kv_dtype: str, group: float) -> str:
+def decode_family(family: str, kv_dtype: str, group: float, hardware: HardwareSpec) -> str:
     """The family that decodes where a framework's attention is of `family`.
 
     `group` is the number of query heads on a key-value head.
     """
-    is_narrow = kv_dtype != "fp8" and group < TENSOR_GROUP
-    return "flashinfer-cuda" if family == "flashinfer" and is_narrow else family
+    if family == "flashinfer" and kv_dtype != "fp8" and group < TENSOR_GROUP:
+        return "flashinfer-cuda"
+    if family != "xqa":
+        return family
+    if not 1 < group <= XQA_GROUP:
+        return "mmha"
+    is_old = mma_generation(hardware) == "mma.sync"
+    return "xqa-whole" if kv_dtype == "fp8" and is_old else "xqa"
 
 
 def decodes_one(framework: str, family: str) -> bool:
     """Whether prefill of a single token, with nothing cached, is left to the decode kernel."""
-    return family in ("fa2", "fa3", "flashinfer") or (framework, family) == ("vllm", "trtllm-gen")
+    return family in ("fa2", "fa3", "fa3-planned", "flashinfer") or (framework, family) == (
+        "vllm",
+        "trtllm-gen",
+    )
 
 
 def variant_of(family: str, kv_dtype: str, is_windowed: bool) -> str:

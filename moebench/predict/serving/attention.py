@@ -51,10 +51,11 @@ def fitted_attention(deployment: Deployment, is_windowed: bool = False) -> Price
 
 def _family(d: Deployment) -> str:
     """Family of the kernel."""
-    a, family = d.rank.attention, default_family(engine_of(d)[0], d.hardware)
+    a, kv_dtype = d.rank.attention, _kv_type(d)
+    family = default_family(engine_of(d)[0], d.hardware, kv_dtype)
     if d.phase != "decode":
         return family
-    return decode_family(family, _kv_type(d), a.num_heads / a.num_kv_heads)
+    return decode_family(family, kv_dtype, a.num_heads / a.num_kv_heads, d.hardware)
 
 
 def _kv_type(d: Deployment) -> str:

@@ -101,8 +101,8 @@ def test_a_window_is_never_slower_in_prefill_and_wider_ones_never_faster(family:
 
 
 def test_a_window_wider_than_the_keys_changes_nothing_where_heads_still_share_them() -> None:
-    calls = decode_calls("fa3", window=1e6)
-    assert np.array_equal(decode(calls), decode(decode_calls("fa3")))
+    calls = decode_calls("fa3-planned", window=1e6)
+    assert np.array_equal(decode(calls), decode(decode_calls("fa3-planned")))
 
 
 def test_an_fp8_cache_is_faster_where_reading_binds_and_at_most_twice_as_fast(family: str) -> None:
@@ -150,19 +150,20 @@ def test_flash_attention_3_of_one_sequence_uses_every_multiprocessor() -> None:
 
 
 def test_heads_beyond_the_widest_group_read_for_themselves() -> None:
-    shared = decode_calls("xqa", heads=32, kv_heads=1)
-    apart = decode_calls("xqa", heads=64, kv_heads=1)
-    parts = [
-        parts_of(KERNELS["xqa"], calls, np.full(len(GRID), 64.0), 132) for calls in (shared, apart)
-    ]
-    assert set(parts[0].readings) == {1.0}
-    assert set(parts[1].readings) == {64.0}
+    rules, tile = KERNELS["trtllm-fused"], np.full(len(GRID), 64.0)
+    shared, apart = (
+        parts_of(rules, decode_calls("trtllm-fused", heads=heads, kv_heads=1), tile, 132)
+        for heads in (32, 64)
+    )
+    assert set(shared.readings) == {1.0}
+    assert set(apart.readings) == {64.0}
 
 
 @pytest.mark.parametrize(
     ("framework", "source", "system", "expected"),
     [
-        ("vllm", "vllm_flash_attn_fa3", "h200-sxm", "fa3"),
+        ("vllm", "vllm_flash_attn_fa3", "h200-sxm", "fa3-planned"),
+        ("sglang", "fa3", "h200-sxm", "fa3"),
         ("vllm", "vllm_flash_attn_fa2", "l40s", "fa2"),
         ("vllm", "vllm_flash_attn", "a100-sxm-80gb", "fa2"),
         ("vllm", "vllm_flashinfer_trtllmdecode", "b300-sxm", "trtllm-gen"),
