@@ -109,7 +109,9 @@ def groups_of(
         try:
             hardware = load_hardware(system)
             column = "moe_dtype"
-            measured = dtype if dtype in MEASURED else nearest_measured(dtype, hardware)
+            is_own = dtype in MEASURED and dtype in hardware.peak
+            measured = dtype if is_own else nearest_measured(dtype, hardware)
+            measured = measured if measured in hardware.peak else "bfloat16"
             hardware.peak_for(measured)
         except ValueError as error:
             skipped[f"column {column}: {error}"] += indices

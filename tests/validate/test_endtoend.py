@@ -80,9 +80,10 @@ def test_a_static_batch_is_its_prefill_and_its_steps(tmp_path: Path) -> None:
 
 
 def test_types_of_weights_have_stand_ins_that_are_named() -> None:
-    assert weights_of("int8-weight-only").name == "int8"
+    assert not weights_of("int8-weight-only").stand_in
     assert not weights_of("FP8").stand_in and not weights_of("").stand_in
-    assert weights_of("mxfp8").name == "float8" and "mxfp8" in weights_of("mxfp8").stand_in
+    assert weights_of("fp8 dynamic").name == "float8" and weights_of("fp8 dynamic").stand_in
+    assert weights_of("mxfp8", is_trained=True).name == "bfloat16"
     with pytest.raises(ValueError, match="column dtype: found 'ternary'"):
         weights_of("ternary")
 
@@ -114,7 +115,7 @@ def test_points_without_a_price_have_a_reason_and_keep_their_line(
         ROW | {"hardware": "h9000"},
         ROW | {"unit": "ms"},
         ROW | {"metric": "tpot", "unit": "ms", "output_len": ""},
-        ROW | {"dtype": "mxfp8"},
+        ROW | {"dtype": "fp8 dynamic"},
     ]
     path, written = table(tmp_path / "t.csv", rows), tmp_path / "r.csv"
     assert validate.main([str(path), "--json", "--rows", str(written)]) == 0

@@ -125,17 +125,18 @@ def test_rows_in_another_unit_are_named_and_not_scored(
     assert "rows 3-4, 6, column latency_us: not in microseconds; not priced" in err
 
 
-def test_a_dtype_without_a_peak_is_refused_by_row_and_column(
+def test_weights_without_a_rate_on_the_device_are_widened_and_others_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
         row | {"moe_dtype": "bfloat16"} for row in a_table(system="a100_sxm", latency_us="4000")
     ]
     rows[1] = rows[1] | {"moe_dtype": "fp8"}
-    assert validate.main([str(write(tmp_path / "t.csv", rows)), "--json"]) == 1
+    rows[2] = rows[2] | {"moe_dtype": "fp7"}
+    assert validate.main([str(write(tmp_path / "t.csv", rows)), "--json"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out)["n"] == 6
-    assert "row 2 (line 3), column moe_dtype: a100-sxm-80gb: no peak for dtype 'float8'" in err
+    assert "row 3 (line 4), column moe_dtype: found 'fp7'" in err
 
 
 def test_ragged_rows_blank_lines_and_byte_marks_do_not_shift_columns(

@@ -111,8 +111,13 @@ class Calibrated:
 
 
 def with_weights(cases: LayerCases, weights: str, hardware: HardwareSpec) -> LayerCases:
-    """The cases with another type of weights: bytes of a weight and dtype of the arithmetic."""
+    """The cases with another type of weights: bytes of a weight and dtype of the arithmetic.
+
+    Weights whose arithmetic has no rate in the datasheet are widened to bfloat16.
+    """
     dtype = arithmetic(weights, hardware)
+    if dtype not in hardware.peak:
+        dtype = "bfloat16"
     return dataclasses.replace(cases, dtype=dtype, weight_bytes=stored_bytes(weights))
 
 
