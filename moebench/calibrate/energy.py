@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from moebench.calibrate.energy_tables import EnergyRows
 from moebench.calibrate.fit import most_probable
 from moebench.predict.arrays import Floats, Mask, OverCases
 from moebench.predict.energy.calibration import (
     SHARED,
-    UNSEEN_PRECISION,
     EnergyErrors,
     EnergyIntervals,
+    widening,
 )
 from moebench.predict.energy.cases import Names
 from moebench.predict.energy.parameters import METADATA, PARAMETERS, EnergyParameters
@@ -94,8 +95,16 @@ class EnergyLeftOut(OverCases):
     rows: EnergyRows
     errors: Mapping[str, Floats]
     """log(measured / predicted) of `QUANTITIES` and of `seconds`."""
-    is_precision_fitted: Mask
-    """Whether the fit had another backbone with the row's weight precision."""
+    labels: Names
+    """What each row was left out with: its backbone or its GPU."""
+    largest: Floats
+    """Weights of the largest backbone that was fitted on the row's GPU, else on any."""
+
+    @property
+    def narrowed(self) -> Mapping[str, Floats]:
+        """Errors as they would be within the sizes that were fitted."""
+        factor = widening(self.rows.cases, self.largest)
+        return {name: error / factor for name, error in self.errors.items()}
 
 
 def log_errors(parameters: Mapping[str, EnergyParameters], rows: EnergyRows) -> dict[str, Floats]:
@@ -124,23 +133,33 @@ def leave_out(rows: EnergyRows, labels: Names) -> EnergyLeftOut:
     from the other GPUs and its own datasheet.
     """
     errors = {name: np.full(len(rows), np.nan) for name in (*QUANTITIES, "seconds")}
-    is_fitted = np.zeros(len(rows), dtype=np.bool_)
+    largest = np.empty(len(rows))
     for label in sorted(set(labels[rows.is_moe].tolist())):
         out = rows.is_moe & (labels == label)
         rest = rows[labels != label]
         for name, error in log_errors(fit_energy(rest), rows[out]).items():
             errors[name][out] = error
-        is_fitted[out] = np.isin(rows.cases.precision[out], rest.cases.precision[rest.is_moe])
-    return EnergyLeftOut(rows, errors, is_fitted)[rows.is_moe]
+        for gpu in set(rows.gpus[out].tolist()):
+            largest[out & (rows.gpus == gpu)] = largest_backbone(rest, gpu)
+    return EnergyLeftOut(rows, errors, labels, largest)[rows.is_moe]
+
+
+def largest_backbone(rows: EnergyRows, gpu: str) -> float:
+    """Weights of the largest backbone with experts on a GPU, else on any."""
+    moe = rows[rows.is_moe]
+    here = moe.gpus == gpu
+    return float(moe.cases.parameters[here if here.any() else slice(None)].max())
 
 
 def error_intervals(left_out: EnergyLeftOut, gpu: str) -> EnergyIntervals:
     """90 % intervals for predictions on a GPU, from the errors on rows left out.
 
-    Only rows whose precision was fitted count, and many rows of one backbone less than in
-    proportion.
+    Many rows of one backbone count less than in proportion. Few labels show little of how labels
+    differ, so quantiles are widened as those of a further draw from a normal sample of n:
+    t sqrt(1 + 1 / n) over the quantile of a known distribution.
     """
-    left_out = left_out[left_out.is_precision_fitted]
+    n = len(set(left_out.labels.tolist()))
+    wide = float(stdtrit(n - 1, 0.95) / ndtri(0.95)) * np.sqrt(1 + 1 / n)
     weight = 1 / np.sqrt(left_out.rows.group_sizes)
     weight *= np.where((left_out.rows.gpus == gpu) | (gpu == SHARED), 1, OTHER_GPU)
 
@@ -148,9 +167,9 @@ def error_intervals(left_out: EnergyLeftOut, gpu: str) -> EnergyIntervals:
         order = np.argsort(error)
         share = np.cumsum(weight[order]) - 0.5 * weight[order]
         low, high = np.interp([0.05, 0.95], share / weight.sum(), error[order])
-        return min(float(low), 0.0), max(float(high), 0.0)
+        return min(float(wide * low), 0.0), max(float(wide * high), 0.0)
 
-    return EnergyIntervals(**{name: ends(left_out.errors[name]) for name in QUANTITIES})
+    return EnergyIntervals(**{name: ends(left_out.narrowed[name]) for name in QUANTITIES})
 
 
 def left_out_ends(left_out: EnergyLeftOut, quantity: str) -> tuple[Floats, Floats]:
@@ -162,7 +181,7 @@ def left_out_ends(left_out: EnergyLeftOut, quantity: str) -> tuple[Floats, Float
         name, gpu = rows.backbones[here][0], str(rows.gpus[here][0])
         others = left_out[(rows.backbones != name) & has_company(rows)]
         low[here], high[here] = getattr(error_intervals(others, gpu), quantity)
-    factor = np.where(left_out.is_precision_fitted, 1.0, UNSEEN_PRECISION)
+    factor = widening(rows.cases, left_out.largest)
     return low * factor, high * factor
 
 

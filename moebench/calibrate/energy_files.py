@@ -15,6 +15,7 @@ from moebench.calibrate.energy import (
     error_intervals,
     fit_energy,
     has_company,
+    largest_backbone,
     leave_out,
     left_out_ends,
     mean_of_others,
@@ -56,6 +57,7 @@ def calibrate_energy(paths: Sequence[Path], models: Path, out: Path) -> int:
             others = by_backbone[has_company(by_backbone.rows)]
         origin = Origin(
             len(own),
+            largest_backbone(own, gpu),
             tuple(np.unique(own.backbones).tolist()),
             tuple(PRECISIONS[i] for i in np.unique(own.cases.precision)),
             tuple(table.path.name for table in tables),
@@ -128,7 +130,10 @@ def left_out_text(left_out: EnergyLeftOut) -> str:
         for name in np.unique(rows.backbones[rows.gpus == gpu]).tolist()
     }
     groups |= {gpu: rows.gpus == gpu for gpu in gpus}
-    groups["precision of another backbone"] = left_out.is_precision_fitted
+    groups["several GPUs"] = rows.cases.num_gpus > 1
+    groups |= {
+        f"{gpu}, several GPUs": (rows.gpus == gpu) & (rows.cases.num_gpus > 1) for gpu in gpus
+    }
     groups["all"] = np.full(len(rows), True)
 
     columns: list[tuple[str, Floats, int | None]] = [

@@ -40,7 +40,9 @@ from moebench.spec.schema import MOST_SIZE
 from moebench.units import nearest
 
 NAMES = ("source", "task", "model_id", "backbone", "weight_precision", "gpu")
-GPU_COUNTS = ("num_gpus", "data_parallel")
+GPU_COUNTS = ("num_gpus", "data_parallel", "expert_parallel")
+ASSUMED = {"expert_parallel": "1"}
+"""Columns that may be left out: without ranks of experts, every GPU holds a part of each expert."""
 NUMBERS = (
     *GPU_COUNTS,
     "mean_batch_size",
@@ -117,6 +119,9 @@ class EnergyTable:
 
 
 def _energy_conflict(row: Mapping[str, Any]) -> Conflict | None:
+    if row["expert_parallel"] > row["num_gpus"]:
+        expected = f"at most num_gpus = {row['num_gpus']:g}"
+        return "expert_parallel", f"{row['expert_parallel']:g}", expected
     watts = row["power_w_per_gpu"] * row["num_gpus"]
     joules = row["energy_j_per_output_token"]
     if 0.9 < watts / (joules * row["output_throughput_tok_per_s"]) < 1.1:
@@ -133,7 +138,7 @@ def read_energy_table(path: Path, backbones: Mapping[str, Backbone]) -> EnergyTa
         **dict.fromkeys(NUMBERS, number_between(LEAST, MOST)),
         **dict.fromkeys(GPU_COUNTS, number_between(1, MOST_SIZE, whole=True)),
     }
-    values = read_values(cells, readers, _energy_conflict)
+    values = read_values(cells, readers, _energy_conflict, ASSUMED)
     reasons = {problem.row: problem.reason for problem in reversed(values.problems)}
     servings: dict[int, Serving] = {}
     for number, row in numbered_rows(values.frame):
@@ -198,5 +203,6 @@ def _serving(row: Mapping[str, Any], backbones: Mapping[str, Backbone]) -> Servi
         batch=row["mean_batch_size"],
         output_tokens=row["mean_output_tokens_per_request"],
         data_parallel=int(row["data_parallel"]),
+        expert_parallel=int(row["expert_parallel"]),
         old_engine=row["source"] == OLD_ENGINE,
     )

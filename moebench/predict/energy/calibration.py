@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from moebench.predict.arrays import Floats
-from moebench.predict.energy.cases import PRECISIONS, Cases
+from moebench.predict.energy.cases import Cases
 from moebench.predict.energy.parameters import EnergyParameters
 from moebench.predict.energy.power import bounded, limits
 from moebench.records.results import Caveat
@@ -29,8 +29,9 @@ LARGEST = 1e12
 """Upper bound of a coefficient, in its own unit."""
 WIDEST = 20.0
 """Upper bound of an interval's ends, in logarithms."""
-UNSEEN_PRECISION = 2.0
-"""Factor on an interval, in logarithms, if no kernel of the weights' precision was fitted."""
+BEYOND = 0.3
+"""Share by which an interval grows, in logarithms, for a backbone twice as large as the largest one
+that was fitted; growth stops there. Assumed: left-out backbones show no trend with size."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Origin:
     """Tables and rows that a fit rests on."""
 
     rows: int
+    largest: float
+    """Weights of the largest backbone with routed experts."""
     backbones: tuple[str, ...]
     precisions: tuple[str, ...]
     tables: tuple[str, ...]
@@ -56,7 +59,7 @@ class EnergyErrors:
 
 @dataclass(frozen=True)
 class EnergyIntervals:
-    """Quantiles of log(measured / predicted), 5 % and 95 %, on backbones left out of the fit."""
+    """90 % intervals of log(measured / predicted) for a backbone that was not fitted."""
 
     power_given_throughput: tuple[float, ...]
     power: tuple[float, ...]
@@ -120,11 +123,6 @@ class EnergyCalibration:
             ),
         )
 
-    def interval_factor(self, cases: Cases) -> Floats:
-        """[cases] factor on the logarithms of an interval's ends."""
-        fitted = np.array([name in self.fit.origin.precisions for name in PRECISIONS])
-        return np.where(fitted[cases.precision], 1.0, UNSEEN_PRECISION)
-
 
 @functools.cache
 def shipped_energy() -> Mapping[str, EnergyFit]:
@@ -162,13 +160,18 @@ def energy_calibration(name: str) -> EnergyCalibration:
     return EnergyCalibration(hardware, "device", nearest_fit)
 
 
+def widening(cases: Cases, largest: Floats | float) -> Floats:
+    """[cases] factor on the logarithms of an interval's ends, beyond the sizes that were fitted."""
+    return np.asarray(1 + BEYOND * np.clip(np.log2(cases.parameters / largest), 0.0, 1.0))
+
+
 def power_interval(
     calibration: EnergyCalibration, cases: Cases, watts: Floats, is_given: bool
 ) -> tuple[Floats, Floats]:
     """90 % interval of a GPU's power; `is_given`: `watts` rest on the measured throughput."""
     ends = calibration.fit.intervals
     chosen = ends.power_given_throughput if is_given else ends.power
-    low, high = np.exp(np.outer(chosen, calibration.interval_factor(cases)))
+    low, high = np.exp(np.outer(chosen, widening(cases, calibration.fit.origin.largest)))
     idle, limit = limits(calibration.hardware)
     return np.clip(watts * low, idle, watts), np.clip(watts * high, watts, limit)
 
@@ -178,7 +181,7 @@ def energy_interval(
 ) -> tuple[Floats, Floats]:
     """90 % interval of energy per token, predicted without a measured throughput."""
     ends = calibration.fit.intervals.energy_per_token
-    low, high = np.exp(np.outer(ends, calibration.interval_factor(cases)))
+    low, high = np.exp(np.outer(ends, widening(cases, calibration.fit.origin.largest)))
     return joules * low, joules * high
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -76,6 +77,8 @@ class Serving:
     """Mean tokens written a request."""
     data_parallel: int = 1
     """Copies of all weights except the experts."""
+    expert_parallel: int = 1
+    """Ranks among which whole experts are divided; 1: every GPU holds a part of each expert."""
     old_engine: bool = False
     """Whether a serving engine of early 2024 (vLLM 0.4) ran, whose host costs more time."""
 
@@ -97,6 +100,12 @@ class Cases(OverCases):
     """[cases] FLOPs of one token in its experts, summed over GPUs."""
     other_flops: Floats
     """[cases] FLOPs of one token in all other weights."""
+    row_bytes: Floats
+    """[cases] bytes of a token's activations between its experts' kernels, on every GPU: gathered
+    and summed rows of hidden size (3), gate and up written and read, their product too (6 widths).
+    With whole experts on ranks the kernels still pass over the rows of all ranks' experts."""
+    parameters: Floats
+    """[cases] weights of the backbone, all experts included."""
     weight_memory: Floats
     """[cases] bytes of weights that one GPU holds."""
     context_flops: Floats
@@ -104,6 +113,10 @@ class Cases(OverCases):
     cache_bytes: Floats
     """[cases] bytes of one token of context, on one GPU, replicas included."""
     num_gpus: Floats
+    expert_ranks: Floats
+    largest_rank: Floats
+    """[cases] how far the most loaded rank is above the mean, in standard deviations (Blom, 1958:
+    expected maximum of normal variables)."""
     batch: Floats
     output_tokens: Floats
     precision: Ints
@@ -129,9 +142,15 @@ def cases_of(servings: Sequence[Serving]) -> Cases:
 def _case(one: Serving) -> dict[str, float]:
     """Numbers of one serving by their names in `Cases`."""
     b = one.backbone
-    for name in ("num_gpus", "batch", "output_tokens", "data_parallel"):
+    for name in ("num_gpus", "batch", "output_tokens", "data_parallel", "expert_parallel"):
         if not getattr(one, name) > 0:
             raise ValueError(f"{name}: found {getattr(one, name)}, expected a positive number")
+    if one.expert_parallel > one.num_gpus:
+        raise ValueError(
+            f"expert_parallel: found {one.expert_parallel}, expected at most num_gpus = "
+            f"{one.num_gpus}"
+        )
+    ranks = one.expert_parallel
     layers, embedding = b.moe_layers + b.dense_layers, float(b.vocab_size * b.hidden_size)
     per_expert = float(EXPERT_MATRICES * b.hidden_size * b.intermediate_size)
     routed = b.moe_layers * b.num_experts * per_expert
@@ -142,6 +161,7 @@ def _case(one: Serving) -> dict[str, float]:
     other = other_weight * others * one.data_parallel / one.num_gpus
     experts = b.moe_layers * b.num_experts * expert / one.num_gpus
     chosen = b.moe_layers * b.top_k * per_expert
+    width = b.intermediate_size * one.expert_parallel / one.num_gpus
     # A latent cache, smaller than keys and values of all KV heads, has no heads to split; ranks
     # beyond the number of shards hold replicas.
     is_latent = b.cache_elements_per_token < 0.9 * 2 * b.kv_heads * b.head_dim * layers
@@ -154,12 +174,16 @@ def _case(one: Serving) -> dict[str, float]:
         "top_k": b.top_k,
         "expert_bytes": expert,
         "other_bytes": other,
+        "row_bytes": ACTIVATION_BYTES * b.moe_layers * b.top_k * (3 * b.hidden_size + 6 * width),
         "expert_flops": 2 * chosen,
         "other_flops": 2 * max(b.active_parameters - embedding - chosen, float(b.hidden_size)),
+        "parameters": b.total_parameters,
         "weight_memory": experts + other,
         "context_flops": 4.0 * b.attention_heads * b.head_dim * layers,
         "cache_bytes": ACTIVATION_BYTES * b.cache_elements_per_token / shards,
         "num_gpus": one.num_gpus,
+        "expert_ranks": ranks,
+        "largest_rank": NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25)),
         "batch": one.batch,
         "output_tokens": one.output_tokens,
     }

@@ -49,7 +49,7 @@ class EnergyParameters:
     moe_time: float = parameter(4e-5, 0.6, "s", 0.3)
     """Time of an MoE layer's further small kernels: routing, sorting, combining."""
     fp8_moe_time: float = parameter(4e-5, 0.6, "s", 0.3)
-    """Time of quantising the activations of an MoE layer."""
+    """Busy time of quantising the activations of an MoE layer."""
     link_time: float = parameter(2e-5, 0.6, "s", 0.3)
     """Time of one collective between GPUs, without its bytes."""
     link_bandwidth: float = parameter(0.5, 0.5, "of interconnect", 0.2)
@@ -68,6 +68,8 @@ class EnergyParameters:
     """Host time of preparing one request with an image."""
     video_time: float = parameter(0.1, 1.0, "s", 0.3)
     """Host time of preparing one request with a video."""
+    expert_skew: float = parameter(0.5, 0.7, "")
+    """Squared coefficient of variation of the experts' popularity."""
     text_prompt: float = parameter(300.0, 0.5, "token")
     """Length of the prompt of a chat or a question."""
     code_prompt: float = parameter(1000.0, 0.7, "token")

@@ -30,13 +30,19 @@ class StepTraffic:
     other_bytes: Floats
     cache_bytes: Floats
     link_bytes: Floats
+    row_bytes: Floats
+    """Bytes of activations between the experts' kernels."""
     expert_flops: Floats
     other_flops: Floats
+    uneven_experts: Floats
+    """Experts that the most loaded rank reads beyond the mean rank's, over the mean."""
+    uneven_tokens: Floats
+    """The same of rows of tokens."""
 
     @property
     def bytes(self) -> Floats:
         """Bytes from DRAM."""
-        return self.expert_bytes + self.other_bytes + self.cache_bytes
+        return self.expert_bytes + self.row_bytes + self.other_bytes + self.cache_bytes
 
     @property
     def flops(self) -> Floats:
@@ -52,7 +58,7 @@ def step_traffic(parameters: EnergyParameters, hardware: HardwareSpec, cases: Ca
 
     One request is admitted for each that ends, running / output tokens of them a step. If these
     are fewer than one, some steps have a prompt and touch nearly all experts; the others have none.
-    Tokens choose experts independently and evenly.
+    Tokens choose experts independently, some experts more often than others (`expert_skew`).
     """
     prompt = np.array([getattr(parameters, PROMPT[task]) for task in TASKS])[cases.task]
     context = prompt + cases.output_tokens / 2
@@ -63,10 +69,8 @@ def step_traffic(parameters: EnergyParameters, hardware: HardwareSpec, cases: Ca
     admitted = running / cases.output_tokens
     mixed = -np.expm1(-admitted)
     tokens = running + prompt * admitted
-    log_missed = np.log1p(-np.minimum(cases.top_k / cases.experts, 1 - 1e-9))
-    missed = (1 - mixed) * np.exp(running * log_missed)
-    missed = missed + mixed * np.exp((running + prompt * admitted / mixed) * log_missed)
-    touched = (1 - missed) * (cases.top_k > 0)
+    touched = _touched(parameters, cases, running) * (1 - mixed)
+    touched = touched + _touched(parameters, cases, running + prompt * admitted / mixed) * mixed
     context_flops = running * context + prompt * admitted * prompt / 2
     n = cases.num_gpus
     return StepTraffic(
@@ -77,10 +81,39 @@ def step_traffic(parameters: EnergyParameters, hardware: HardwareSpec, cases: Ca
         expert_bytes=cases.moe_layers * cases.experts * touched * cases.expert_bytes / n,
         other_bytes=cases.other_bytes,
         cache_bytes=running * context * cases.cache_bytes,
+        row_bytes=tokens * cases.row_bytes,
         link_bytes=2 * cases.layers * tokens * cases.hidden * ACTIVATION_BYTES * 2 * (n - 1) / n,
         expert_flops=tokens * cases.expert_flops / n,
         other_flops=(tokens * cases.other_flops + context_flops * cases.context_flops) / n,
+        **_unevenness(parameters, cases, tokens, touched),
     )
+
+
+def _touched(parameters: EnergyParameters, cases: Cases, tokens: Floats) -> Floats:
+    """Share of experts that some of these tokens choose; exactly top_k / experts of one token.
+
+    Tokens miss an expert at a rate that is gamma-distributed over experts.
+    """
+    skew = parameters.expert_skew
+    log_missed = np.log1p(-np.minimum(cases.top_k / cases.experts, 1 - 1e-9))
+    rate = np.expm1(-skew * log_missed)
+    return np.asarray(-np.expm1(-np.log1p(tokens * rate) / skew) * (cases.top_k > 0))
+
+
+def _unevenness(
+    parameters: EnergyParameters, cases: Cases, tokens: Floats, touched: Floats
+) -> dict[str, Floats]:
+    """Excess of the most loaded rank over the mean, as a share: of experts read and of tokens.
+
+    Experts are spread over ranks by chance, so a rank's sum varies as 1 / sqrt(its experts).
+    """
+    own = cases.largest_rank / np.sqrt(cases.experts / cases.expert_ranks)
+    missed = 1 / np.maximum(touched, 1e-9) - 1
+    each = np.maximum(tokens * cases.top_k / cases.experts, 1e-9)
+    return {
+        "uneven_experts": np.minimum(own * np.sqrt(missed), missed),
+        "uneven_tokens": own * np.sqrt(1 / each + parameters.expert_skew),
+    }
 
 
 @dataclass(frozen=True)
@@ -92,7 +125,8 @@ class StepTime:
     others: Floats
     """Time in which multiprocessors are busy with dense weights, cache and prompts."""
     layers: Floats
-    """Time of small kernels and collectives, which draw little power."""
+    """Time of small kernels, of collectives, and of waiting in them for the most loaded rank, which
+    draw little power."""
     host: Floats
 
     @property
@@ -134,12 +168,13 @@ def step_time(
     grouped = traffic.expert_flops / (peak * min(p.expert_tensor, 1.0))
     memory = traffic.other_bytes / (bandwidth * min(p.other_bandwidth, 1.0))
     memory = memory + traffic.cache_bytes / (bandwidth * min(p.cache_bandwidth, 1.0))
+    rows = traffic.row_bytes / (bandwidth * min(p.other_bandwidth, 1.0))
     dense = traffic.other_flops / (peak * min(p.tensor, 1.0))
     link = hardware.interconnect.bandwidth if hardware.interconnect is not None else bandwidth
     layers = cases.layers * (
         p.layer_time + 2 * p.link_time * (cases.num_gpus > 1) + p.old_layer_time * cases.old_engine
     )
-    layers = layers + cases.moe_layers * (p.moe_time + p.fp8_moe_time * is_block)
+    layers = layers + cases.moe_layers * p.moe_time
     layers = layers + traffic.link_bytes / (link * min(p.link_bandwidth, 1.0))
     preparing = {"image-chat": p.image_time, "video-chat": p.video_time}
     request = np.array([preparing.get(task, 0.0) for task in TASKS])[cases.task]
@@ -148,4 +183,7 @@ def step_time(
     host = host + request / cases.num_gpus * traffic.running / cases.output_tokens
     prompts = cases.layers * p.mixed_layer_time * traffic.mixed
     experts, others = np.hypot(reading, grouped), np.hypot(memory, dense) + prompts
+    most = np.hypot(reading * (1 + traffic.uneven_experts), grouped * (1 + traffic.uneven_tokens))
+    layers = layers + np.minimum(most, experts * cases.expert_ranks) - experts
+    experts = experts + rows + cases.moe_layers * p.fp8_moe_time * is_block
     return StepTime(experts, others, layers, host)

@@ -148,15 +148,67 @@ def test_bytes_of_a_step_are_those_counted_by_hand() -> None:
     assert traffic.link_bytes[0] == 0
 
 
-def test_distinct_experts_follow_an_actual_draw() -> None:
-    rng = np.random.default_rng(0)
-    draws = [
-        len({e for _ in range(16) for e in rng.choice(128, 8, replace=False)}) for _ in range(400)
-    ]
-    cases = cases_of([serving(batch=16.0, output_tokens=1e9)])
+def drawn(skew: float, **changes: Any) -> Any:
+    """Traffic of 16 sequences without prompts, with all the memory they need."""
+    cases = cases_of([serving(batch=16.0, output_tokens=1e9, **changes)])
     hardware = dataclasses.replace(load_hardware("b200-sxm"), memory_capacity=1e18)
-    traffic = step_traffic(EnergyParameters(), hardware, cases)
-    assert traffic.touched[0] * 128 == pytest.approx(np.mean(draws), rel=0.01)
+    return step_traffic(EnergyParameters(expert_skew=skew), hardware, cases)
+
+
+def test_experts_and_their_most_loaded_rank_follow_an_actual_draw() -> None:
+    """Even popularity; 8 ranks of 16 experts."""
+    rng = np.random.default_rng(0)
+    touched = np.zeros((400, 128))
+    for row in touched:
+        for _ in range(16):
+            row[rng.choice(128, 8, replace=False)] = 1
+    ranks = touched.reshape(400, 8, 16).sum(2)
+    traffic = drawn(1e-6, num_gpus=8, expert_parallel=8)
+    assert traffic.touched[0] == pytest.approx(touched.mean(), rel=0.01)
+    excess = ranks.max(1).mean() / ranks.mean() - 1
+    assert traffic.uneven_experts[0] == pytest.approx(excess, rel=0.1)
+
+
+def test_distinct_experts_follow_a_draw_of_uneven_popularity() -> None:
+    """A token misses an expert by a gamma-distributed rate, in the mean as often as k of E miss."""
+    rng, skew = np.random.default_rng(0), 1.2
+    rate = rng.gamma(1 / skew, (1 - 8 / 128) ** -skew - 1, size=200_000)
+    assert np.exp(-rate).mean() == pytest.approx(1 - 8 / 128, rel=1e-3)
+    traffic = drawn(skew)
+    assert traffic.touched[0] == pytest.approx(-np.expm1(-16 * rate).mean(), rel=0.01)
+    assert traffic.touched[0] < drawn(1e-6).touched[0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(one=servings, gpu=st.sampled_from(GPUS), ranks=st.sampled_from([2, 4, 8]))
+def test_whole_experts_on_ranks_are_never_faster_than_parts_of_each(
+    one: Serving, gpu: str, ranks: int
+) -> None:
+    """The most loaded rank keeps the others waiting, at less power given the same time."""
+    model = energy_calibration(gpu)
+    parts, whole = (dataclasses.replace(one, num_gpus=ranks, expert_parallel=n) for n in (1, ranks))
+    cases = cases_of([parts, whole])
+    seconds = step_seconds(model.parameters, model.hardware, cases)
+    assert seconds[1] >= seconds[0] * (1 - 1e-12)
+    traffic = step_traffic(model.parameters, model.hardware, cases)
+    time = step_time(model.parameters, model.hardware, traffic)
+    assert time.seconds[1] <= time.seconds[0] + (ranks - 1) * time.experts[1] * (1 + 1e-9)
+
+
+def test_ranks_of_experts_are_at_most_the_gpus() -> None:
+    with pytest.raises(ValueError, match="expert_parallel: found 8, expected at most num_gpus"):
+        cases_of([serving(num_gpus=4, expert_parallel=8)])
+
+
+def test_a_backbone_larger_than_any_fitted_has_a_wider_interval() -> None:
+    model = energy_calibration("b200-sxm")
+    largest = model.fit.origin.largest
+    sizes = [largest / 2, largest, 1.5 * largest, 2 * largest, 8 * largest]
+    backbones = [dataclasses.replace(QWEN, total_parameters=size) for size in sizes]
+    cases = cases_of([serving(backbone=one, num_gpus=8) for one in backbones])
+    low, high = energy_interval(model, cases, np.ones(len(sizes)))
+    width = np.log(high / low)
+    assert width[0] == width[1] < width[2] < width[3] == width[4]
 
 
 def test_requests_whose_cache_does_not_fit_wait() -> None:
