@@ -11,6 +11,7 @@ from moebench.predict.operations.price import PricedOperation
 from moebench.predict.serving.choices import engine_of
 from moebench.predict.serving.decoder import AttentionCalls, AttentionWork
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.mla import mla_attention_time, mla_block
 from moebench.predict.serving.operations import Release, Span, operation_of, span_of
 from moebench.predict.serving.prices import Library
 from moebench.spec.layer import value_head_dim
@@ -27,6 +28,8 @@ def attention_time(
     library: Library, deployment: Deployment, calls: AttentionCalls, work: AttentionWork
 ) -> Span:
     """Seconds of one layer's attention on one rank, without projections."""
+    if deployment.model.attention.kind == "mla":
+        return mla_attention_time(deployment, calls)
     operation = fitted_attention(deployment, calls.window > 0)
     if operation is None:
         return _assumed(library, work)
@@ -35,15 +38,17 @@ def attention_time(
 
 def attention_origin(deployment: Deployment) -> str:
     """What attention's price rests on, in words."""
+    if deployment.model.attention.kind == "mla":
+        return f"attention with its projections: {mla_block(deployment).origin}"
     operation = fitted_attention(deployment)
     return f"attention: {operation.origin}" if operation else "attention is not calibrated"
 
 
 def fitted_attention(deployment: Deployment, is_windowed: bool = False) -> PricedOperation | None:
-    """The engine's attention kernel; None where no row of such was ever fitted."""
+    """The engine's kernel of grouped-query attention; None where no row of such was ever fitted."""
     d, (engine, version) = deployment, engine_of(deployment)
     operation = DECODE if d.phase == "decode" else PREFILL
-    if d.model.attention.kind == "mla" or not shipped_operation_fits(operation):
+    if not shipped_operation_fits(operation):
         return None
     variant = variant_of(_family(d), _kv_type(d), is_windowed)
     return operation_of(operation, Release(engine, version), variant, d.hardware)

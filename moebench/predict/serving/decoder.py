@@ -37,9 +37,8 @@ def ops_by_stage(deployment: Deployment, tokens: int, positions: int) -> dict[st
     """Ops of the deployment's level by stage, apart from attention's scores.
 
     Those of one layer, of one dense layer, of the head; `tokens` enter one rank's attention, and
-    `positions` of them its head. Head and norms stay bfloat16. "projections" holds the first norm,
-    the projections, the rotary embedding and the cache write, "norm" the further norms with the
-    residual additions.
+    `positions` of them its head. Head and norms stay bfloat16. "projections" holds them, the rotary
+    embedding and the cache write, "norm" a layer's norms with the residual additions.
     """
     d, model = deployment, deployment.rank
     stages: dict[str, tuple[Op, ...]] = {}
@@ -51,8 +50,8 @@ def ops_by_stage(deployment: Deployment, tokens: int, positions: int) -> dict[st
         norm = rms_norm(model, tokens, ACTIVATIONS)
         work = Workload(phase="prefill", level="decoder", batch=tokens, dtype=ACTIVATIONS)
         ops = _fused(_quantised(attention_ops(model, work, 0, d.cache_dtype), d.other_weights))
-        stages["projections"] = (norm, *(op for op in ops if op.name != SCORES))
-        stages["norm"] = (norm,) * (model.norms_per_layer - 1)
+        stages["projections"] = tuple(op for op in ops if op.name != SCORES)
+        stages["norm"] = (norm,) * model.norms_per_layer
     if d.dense_layers:
         stages["dense layers"] = _quantised(
             dense_ffn_ops(model, tokens, ACTIVATIONS), d.other_weights

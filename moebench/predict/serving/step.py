@@ -26,6 +26,7 @@ from moebench.predict.serving.experts import (
     router_time,
 )
 from moebench.predict.serving.flops import BACKWARD
+from moebench.predict.serving.mla import mla_projections_time
 from moebench.predict.serving.operations import Span, nothing
 from moebench.predict.serving.overlap import exposed
 from moebench.predict.serving.parallelism import Parallelism
@@ -225,10 +226,12 @@ def _without_attention(
     others = [
         ops_by_stage(d, *each) for each in zip(mine.tolist(), positions.tolist(), strict=True)
     ]
+    is_mla = d.model.attention.kind == "mla"
     counts = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
     for name in others[0]:
         count, ops = counts.get(name, d.layers) * batches, [stage_ops[name] for stage_ops in others]
-        stages[name] = count * _totals(prices.dense, ops)
+        if name != "projections" or not is_mla:
+            stages[name] = count * _totals(prices.dense, ops)
         flops = flops + count * np.array([total_flops(some) for some in ops])
         moved = moved + count * np.array([sum(op.bytes_moved for op in some) for some in ops])
     payload = mine.astype(float)
@@ -237,6 +240,9 @@ def _without_attention(
     summed = all_reduce_time(d, p.summing_ranks, payload).times(moe * batches)
     passed = pipeline_time(d, payload).times(batches)
     spans = {"all-reduce": split.and_then(summed), "pipeline": passed}
+    if is_mla and d.level != "moe":
+        around = mla_projections_time(d, own.astype(float), new.astype(float))
+        spans["projections"] = around.times(d.layers * batches)
     if routed is not None and routed.exchanged is not None:
         spans["exchange"] = exchange_time(d, routed.exchanged).times(moe * parts)
     return _Part(stages, spans, parts, flops, moved), routed

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moebench.predict.attention.mla_products import MlaBlockCalls
 from moebench.predict.serving.choices import exchange_of
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.draft import Draft
 from moebench.predict.serving.memory import rank_parameters
+from moebench.predict.serving.mla import mla_block
 from moebench.predict.serving.no_router import NO_ROUTER, baseline
 from moebench.predict.serving.overlap import best_chunks, exposed
 from moebench.predict.serving.parallelism import EXCHANGES, Parallelism, parallelism_of
@@ -259,3 +261,23 @@ def test_the_best_number_of_chunks_is_at_least_as_fast_as_any() -> None:
     for chunks in (1, 2, 8):
         other = replace(WIDE, parallel=replace(WIDE.parallel, chunks=chunks))
         assert step(best, [4096]).seconds <= step(other, [4096]).seconds
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_latent_attention_is_the_block_that_was_fitted(phase: str) -> None:
+    """Cut in two, attention and all else of a layer add up to one call of the block."""
+    d = replace(WHOLE, phase=phase, level="decoder", context=2000)  # type: ignore[arg-type]
+    found = step(d, [3])
+    new, prefix = (1, 2000) if phase == "decode" else (2000, 0)
+    sizes = {"batch": 3, "new_tokens": new, "prefix": prefix, "heads": 128, "hidden_size": 7168}
+    sizes |= {
+        "query_rank": 1536,
+        "kv_rank": 512,
+        "plain_width": 128,
+        "rope_width": 64,
+        "value_width": 128,
+    }
+    columns = {name: np.array([float(size)]) for name, size in sizes.items()}
+    calls = MlaBlockCalls(**columns, kv_bytes=np.array([2.0]), weights=np.array(["float8"]))
+    block = mla_block(d).seconds(calls)
+    assert found.stages["attention"] + found.stages["projections"] == pytest.approx(block)
