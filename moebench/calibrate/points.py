@@ -28,7 +28,6 @@ SHAPE = re.compile(r"moe-(\d+)-(\d+)-(\d+)-(\d+)")
 """A layer named by hidden size, inner size, experts and top-k."""
 LAYER = "-moe-layer"
 """Ending of the name of one layer of a model."""
-WEIGHT_ONLY = re.compile(r"[-_ ]?(weight[-_ ]only|wo|block|weights?)$")
 BITS: tuple[tuple[str, str], ...] = (
     ("mxfp8", "float8"),
     ("fp8", "float8"),
@@ -64,9 +63,8 @@ def _weights_named(text: str) -> Weights:
     name = text.strip().lower()
     if not name or name in ("unstated", "nan"):
         return Weights(None)
-    for known in (name, WEIGHT_ONLY.sub("", name)):
-        if known in WEIGHT_TYPES or known in ALIASES:
-            return Weights(ALIASES.get(known, known))
+    if name in WEIGHT_TYPES or name in ALIASES:
+        return Weights(ALIASES.get(name, name))
     for letters, found in BITS:
         if letters in name.replace("-", "").replace(" ", ""):
             return Weights(found, f"{text} weights are priced as {found}")

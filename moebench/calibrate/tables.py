@@ -27,6 +27,7 @@ from moebench.calibrate.cells import (
 )
 from moebench.predict.arrays import Floats, Ints
 from moebench.spec.schema import MOST, MOST_SIZE
+from moebench.spec.weight_types import weight_type
 
 TableKind = Literal["latency", "pairs", "gemm"]
 
@@ -39,15 +40,6 @@ COLUMNS: Mapping[TableKind, tuple[str, ...]] = {
 }
 ASSUMED: Mapping[str, str] = {"gated": "1", "slow_tactic": "0", "split": "", "moe_dtype": ""}
 """Columns of MoE layers that may be left out, and what is then assumed."""
-DTYPES = {
-    **dict.fromkeys(("", "bfloat16", "float16"), "bfloat16"),
-    **dict.fromkeys(("fp8", "fp8_block", "float8"), "float8"),
-    **dict.fromkeys(("int8", "int8_wo"), "int8"),
-    **dict.fromkeys(("int4", "int4_wo", "w4afp8"), "int4"),
-    **dict.fromkeys(("mxfp4", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), "mxfp4"),
-    "nvfp4": "nvfp4",
-}
-"""Weight types of `moe_dtype`; float16 runs at bfloat16's speed."""
 MOST_APART = 10
 """Ratio of a pair's two latencies; beyond it, one of them is in another unit."""
 DISTRIBUTION = re.compile(r"balanced|power_law_(\d+(\.\d+)?)")
@@ -62,9 +54,12 @@ def _read_distribution(text: str) -> str:
 
 
 def _read_dtype(text: str) -> str:
-    if text.strip() not in DTYPES:
-        raise ValueError("one of " + ", ".join(filter(None, DTYPES)))
-    return DTYPES[text.strip()]
+    """Read a type of weights; none is bfloat16, and float16 runs at its speed."""
+    try:
+        name = weight_type(text.strip() or "bfloat16").name
+    except ValueError as error:
+        raise ValueError(f"a type of weights ({error})") from None
+    return "bfloat16" if name == "float16" else name
 
 
 COUNT = number_between(1, MOST_SIZE, whole=True)

@@ -83,7 +83,7 @@ def test_types_of_weights_have_stand_ins_that_are_named() -> None:
     assert not weights_of("int8-weight-only").stand_in
     assert not weights_of("FP8").stand_in and not weights_of("").stand_in
     assert weights_of("fp8 dynamic").name == "float8" and weights_of("fp8 dynamic").stand_in
-    assert weights_of("mxfp8", is_trained=True).name == "bfloat16"
+    assert weights_of("nvfp4", is_trained=True).name == "bfloat16"
     with pytest.raises(ValueError, match="column dtype: found 'ternary'"):
         weights_of("ternary")
 
