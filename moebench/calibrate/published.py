@@ -43,6 +43,8 @@ ENGINES = {"trt": "trtllm", "tensorrt-llm": "trtllm", "trt-llm": "trtllm", "tens
 RELEASE = r"v?(\d+\.\d+(?:\.\d+)?(?:\.?(?:rc|post|dev)\d+)*)"
 VERSION, RUNS = re.compile(rf"(?<![\d.]){RELEASE}"), re.compile(rf"\bruns {RELEASE},")
 """Release in the words of `framework`, or in a note such as "median of 3 runs 0.5.9"."""
+GROUP_BATCH = re.compile(r"batch given for one EP group of (\d+)")
+"""Note of a training row whose batch is not that of all its GPUs."""
 MOST_VALUE = 1e15
 
 
@@ -156,8 +158,13 @@ def _conflict(row: Mapping[str, Any]) -> Conflict | None:
 
 
 def _point(number: int, row: Mapping[str, Any]) -> Point:
-    """The point of a row; numbers of GPUs that are not stated are the least that fit the others."""
+    """The point of a row; numbers of GPUs that are not stated are the least that fit the others.
+
+    Replicas beyond the group that a batch is of change nothing per GPU and are left out.
+    """
     own = {name: stated(value) for name, value in row.items()}
+    if (group := GROUP_BATCH.search(row["note"])) is not None and own["num_gpus"]:
+        own["num_gpus"] = min(own["num_gpus"], float(group[1]))
     tp, ep = own.pop("tp"), own.pop("ep")
     gpus = own.pop("num_gpus") or max(tp or 1, ep or 1)
     return Point(

@@ -131,3 +131,12 @@ def test_points_without_a_price_have_a_reason_and_keep_their_line(
         assert why in line["reason"] and bool(line["reason"]) == bool(why)
         assert bool(line["predicted"] and line["low"] and line["high"]) != bool(why)
     assert float(lines[0]["measured"]) == 3000 and 300 < float(lines[0]["predicted"]) < 30000
+
+
+def test_a_batch_of_one_expert_group_is_priced_on_that_group(tmp_path: Path) -> None:
+    own = {"phase": "train", "metric": "train_tokens_per_gpu", "dtype": "bfloat16", "tp": "1"}
+    own |= {"num_gpus": "64", "ep": "8", "batch_or_concurrency": "32"}
+    group = point(tmp_path, note="MBS 4; batch given for one EP group of 8", **own)
+    assert group.num_gpus == 8 and point(tmp_path, **own).num_gpus == 64
+    alone = point(tmp_path, **own | {"num_gpus": "8"})
+    assert point_price(group).value == pytest.approx(point_price(alone).value)

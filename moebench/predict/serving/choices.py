@@ -30,10 +30,11 @@ def exchange_of(deployment: Deployment) -> Exchange | None:
 
     Within a node vllm and sglang gather all tokens, which needs no further library; over several
     they are run with DeepEP, whose low-latency kernels are for decode. GPUs that split an expert's
-    width and hold all experts can only gather.
+    width and hold all experts can only gather. Trainers send a token once to each GPU that needs
+    it.
 
     **Source**: vllm, `VLLM_ALL2ALL_BACKEND` (allgather_reducescatter); sglang, `--moe-a2a-backend`;
-    TensorRT-LLM, `MnnvlMoe`.
+    TensorRT-LLM, `MnnvlMoe`; Megatron-LM, `--moe-token-dispatcher-type alltoall` and `flex`.
     """
     d, p = deployment, deployment.parallel
     if d.is_dense or p.exchange_ranks == 1:
@@ -42,6 +43,8 @@ def exchange_of(deployment: Deployment) -> Exchange | None:
         return "allgather"
     if p.exchange is not None:
         return p.exchange
+    if d.phase == "train":
+        return "deepep-normal"
     wire = d.hardware.interconnect
     if engine_of(d)[0] == "trtllm" and wire is not None and wire.devices >= RACK:
         return "nvlink"
