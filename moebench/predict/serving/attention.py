@@ -17,6 +17,8 @@ from moebench.predict.serving.prices import Library
 from moebench.spec.layer import value_head_dim
 from moebench.spec.weight_types import stored_bytes
 
+CHUNK = 32768
+"""Calls that are priced at a time, so that temporaries stay in cache."""
 ASSUMED_TENSOR = 0.6
 """Share of the tensor peak that fused attention reaches on long sequences. Dao, FlashAttention-2
 (2307.08691): 50 to 73 % on A100; Shah et al., FlashAttention-3 (2407.08608): up to 75 % on H100."""
@@ -28,7 +30,18 @@ def attention_time(
     library: Library, deployment: Deployment, calls: AttentionCalls, work: AttentionWork
 ) -> Span:
     """Seconds of one layer's attention on one rank, without projections."""
-    if deployment.model.attention.kind == "mla":
+    starts = range(0, max(len(calls), 1), CHUNK)
+    parts = [
+        _attention_time(library, deployment, calls[i : i + CHUNK], work[i : i + CHUNK])
+        for i in starts
+    ]
+    return parts[0] if len(parts) == 1 else Span(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _attention_time(
+    library: Library, deployment: Deployment, calls: AttentionCalls, work: AttentionWork
+) -> Span:
+    if deployment.is_mla:
         return mla_attention_time(deployment, calls)
     operation = fitted_attention(deployment, calls.window > 0)
     if operation is None:
@@ -38,7 +51,7 @@ def attention_time(
 
 def attention_origin(deployment: Deployment) -> str:
     """What attention's price rests on, in words."""
-    if deployment.model.attention.kind == "mla":
+    if deployment.is_mla:
         return f"attention with its projections: {mla_block(deployment).origin}"
     operation = fitted_attention(deployment)
     return f"attention: {operation.origin}" if operation else "attention is not calibrated"
@@ -52,6 +65,15 @@ def fitted_attention(deployment: Deployment, is_windowed: bool = False) -> Price
         return None
     variant = variant_of(_family(d), _kv_type(d), is_windowed)
     return operation_of(operation, Release(engine, version), variant, d.hardware)
+
+
+def writes_cache(deployment: Deployment) -> bool:
+    """Whether the attention kernel's price holds rotary embedding and cache write: TensorRT-LLM's.
+
+    **Source**: README of the reference data on serving, trap 9.
+    """
+    d = deployment
+    return engine_of(d)[0] == "trtllm" and not d.is_mla and fitted_attention(d) is not None
 
 
 def _family(d: Deployment) -> str:

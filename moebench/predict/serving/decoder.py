@@ -28,17 +28,20 @@ FUSED = (
     ("attention-query-down", "attention-key-value-down"),
 )
 """Projections of one input (of GQA and of MLA), whose weights frameworks stack on loading."""
-SCORES = "attention-scores"
+SCORES, ROTARY = "attention-scores", "rotary-and-cache"
 ACTIVATIONS: DType = "bfloat16"
 """Dtype of everything but weights of matrix products and the cache, in any deployment."""
 
 
-def ops_by_stage(deployment: Deployment, tokens: int, positions: int) -> dict[str, tuple[Op, ...]]:
+def ops_by_stage(
+    deployment: Deployment, tokens: int, positions: int, fused: str = ""
+) -> dict[str, tuple[Op, ...]]:
     """Ops of the deployment's level by stage, apart from attention's scores.
 
     Those of one layer, of one dense layer, of the head; `tokens` enter one rank's attention, and
     `positions` of them its head. Head and norms stay bfloat16. "projections" holds them, the rotary
-    embedding and the cache write, "norm" a layer's norms with the residual additions.
+    embedding and the cache write, "norm" a layer's norms with the residual additions. An op of the
+    name `fused` is left out, because the attention kernel runs it.
     """
     d, model = deployment, deployment.rank
     stages: dict[str, tuple[Op, ...]] = {}
@@ -50,7 +53,7 @@ def ops_by_stage(deployment: Deployment, tokens: int, positions: int) -> dict[st
         norm = rms_norm(model, tokens, ACTIVATIONS)
         work = Workload(phase="prefill", level="decoder", batch=tokens, dtype=ACTIVATIONS)
         ops = _fused(_quantised(attention_ops(model, work, 0, d.cache_dtype), d.other_weights))
-        stages["projections"] = tuple(op for op in ops if op.name != SCORES)
+        stages["projections"] = tuple(op for op in ops if op.name not in (SCORES, fused))
         stages["norm"] = (norm,) * model.norms_per_layer
     if d.dense_layers:
         stages["dense layers"] = _quantised(

@@ -5,6 +5,7 @@ formula of `moebench.spec.ops` applies; `parallelism` says how GPUs share attent
 most loaded rank is priced.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -181,7 +182,7 @@ class Deployment:
         """Name of the type of keys and values in the cache."""
         return weight_type(self.kv_dtype).name
 
-    @property
+    @functools.cached_property
     def rank(self) -> ModelSpec:
         """Model that the fullest rank computes."""
         group = weight_type(self.expert_weights).group if self.expert_weights in PADDED else 1
@@ -196,6 +197,11 @@ class Deployment:
     def is_dense(self) -> bool:
         """Whether no layer of the model has experts."""
         return not self.model.num_moe_layers
+
+    @property
+    def is_mla(self) -> bool:
+        """Whether attention is multi-head latent attention."""
+        return self.model.attention.kind == "mla"
 
     @property
     def layers(self) -> int:

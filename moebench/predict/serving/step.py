@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from moebench.predict.arrays import Floats, Ints, OverCases
-from moebench.predict.serving.attention import attention_time
+from moebench.predict.serving.attention import attention_time, writes_cache
 from moebench.predict.serving.communication import all_reduce_time, exchange_time, pipeline_time
-from moebench.predict.serving.decoder import AttentionCalls, attention_work, ops_by_stage
+from moebench.predict.serving.decoder import ROTARY, AttentionCalls, attention_work, ops_by_stage
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.experts import (
     EXPERT_STAGES,
@@ -139,9 +139,9 @@ def step_price(
     decodes = d.phase == "decode"
     sequences = -(-steps.batches // (d.parallel.pipeline_parallel if decodes else 1))
     new = np.full(len(steps), d.new_tokens) if decodes else steps.contexts - d.cached_prefix
-    sizes, place = np.unique(np.stack([sequences, new]), axis=1, return_inverse=True)
-    place = place.reshape(-1)
-    each, routed = _without_attention(d, prices, (router, point), *sizes)
+    radix = int(new.max(initial=0)) + 1
+    sizes, place = np.unique(sequences * radix + new, return_inverse=True)
+    each, routed = _without_attention(d, prices, (router, point), sizes // radix, sizes % radix)
     stages = {name: seconds[place] for name, seconds in each.stages.items()}
     spans = {name: Span(*(end[place] for end in span)) for name, span in each.spans.items()}
     flops, moved = each.flops[place], each.bytes_moved[place]
@@ -223,14 +223,15 @@ def _without_attention(
         stages["router"] = batches * moe * np.array(router)
         flops, moved = flops + passes * routed.flops, moved + passes * routed.bytes_moved
     positions = own if d.phase == "prefill" else mine
+    fused = ROTARY if writes_cache(d) else ""
     others = [
-        ops_by_stage(d, *each) for each in zip(mine.tolist(), positions.tolist(), strict=True)
+        ops_by_stage(d, *each, fused)
+        for each in zip(mine.tolist(), positions.tolist(), strict=True)
     ]
-    is_mla = d.model.attention.kind == "mla"
     counts = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
     for name in others[0]:
         count, ops = counts.get(name, d.layers) * batches, [stage_ops[name] for stage_ops in others]
-        if name != "projections" or not is_mla:
+        if name != "projections" or not d.is_mla:
             stages[name] = count * _totals(prices.dense, ops)
         flops = flops + count * np.array([total_flops(some) for some in ops])
         moved = moved + count * np.array([sum(op.bytes_moved for op in some) for some in ops])
@@ -240,7 +241,7 @@ def _without_attention(
     summed = all_reduce_time(d, p.summing_ranks, payload).times(moe * batches)
     passed = pipeline_time(d, payload).times(batches)
     spans = {"all-reduce": split.and_then(summed), "pipeline": passed}
-    if is_mla and d.level != "moe":
+    if d.is_mla and d.level != "moe":
         around = mla_projections_time(d, own.astype(float), new.astype(float))
         spans["projections"] = around.times(d.layers * batches)
     if routed is not None and routed.exchanged is not None:
