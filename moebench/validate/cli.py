@@ -1,10 +1,12 @@
-"""`python -m moebench.validate TABLE`: score the GPU model against measured latencies.
+"""`python -m moebench.validate TABLE`: score the GPU model against measured tables.
 
     python -m moebench.validate latencies.csv.gz --calibration rows:40 --json
-    python -m moebench.validate latencies.csv.gz --leave-out device --plot figures/
+    python -m moebench.validate attention.csv.gz --leave-out device --plot figures/
+    python -m moebench.validate published.csv --rows predictions.csv
 
-Tables of layer latencies, of top-k pairs (the ratio is scored) and of dense matmuls. Everything
-is in percent. Predictions are warm, because the tables are measured without flushing L2.
+A table is told by its columns (see `kinds`). Everything is in percent; `--rows` writes predictions
+in the units of the table. Kernels are priced warm, because the tables are measured without flushing
+L2; end-to-end points are priced cold.
 """
 
 import argparse
@@ -29,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _validate(options: argparse.Namespace) -> int:
     if options.run is not None:
         return validate_run(options.run, options.earlier, options.json)
-    scored = kind_of(read_cells(options.table)).score(options)
+    kind = kind_of(read_cells(options.table))
+    for name in kind.unused(options):
+        terminal.say(f"--{name}: not used for a table of {kind.title}")
+    scored = kind.score(options)
     if options.rows is not None:
         scored.lines.write(options.rows)
         if scored.refusal:
@@ -51,8 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         "latencies.csv.gz --calibration rows:40",
     )
     parser.add_argument(
-        "table", type=Path, nargs="?", help="latencies, top-k pairs or dense matmuls"
-    )
+        "table", type=Path, nargs="?",
+        help="measured layer latencies, top-k pairs, dense matmuls, attention, MLA, collectives, "
+        "exchange of tokens, serving energy, or published points; told by its columns",
+    )  # fmt: skip
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="score the predictions of a suite run instead"
     )
@@ -65,11 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "others; or the spec sheet alone (default: shipped)",
     )  # fmt: skip
     parser.add_argument(
-        "--leave-out", choices=("device", "shapes", "both", "backbone"),
+        "--leave-out", choices=("device", "shapes", "both", "backbone", "source", "group"),
         help="fit the table itself without each device in turn, without a quarter of its model "
         "shapes at a time, or without both, and score what was left out; with rows:N, N rows of "
         "the device (and of other shapes) are known all the same; shipped parameters stay out. "
-        "Of a table of energy: each backbone",
+        "Of a table of energy: each backbone; of published points: each source, or each group of "
+        "model and GPU",
     )  # fmt: skip
     parser.add_argument(
         "--fits", type=Path, metavar="TABLE",

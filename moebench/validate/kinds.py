@@ -4,7 +4,7 @@ A table is told by its columns, so its file may have any name.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,14 @@ from moebench.validate.lines import Scored
 from moebench.validate.operations import validate_operations
 from moebench.validate.routing_changes import validate_routing_changes
 
+DEFAULTS: Mapping[str, object] = {
+    "calibration": "shipped", "fits": None, "gemm": None, "models": None, "given": "none",
+    "seed": 0, "plot": None,
+}  # fmt: skip
+"""Options of which a table may have no use, and their values where they are not given."""
+ENERGY = ("fits", "models", "given")
+LATENCIES = ("calibration", "fits", "gemm", "seed", "plot")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -32,15 +40,25 @@ class Kind:
     """Columns that the table needs."""
     score: Callable[[argparse.Namespace], Scored]
     """Scores the table that the options name."""
+    takes: tuple[str, ...] = ()
+    """Options that the score depends on, besides the table."""
+
+    def unused(self, options: argparse.Namespace) -> list[str]:
+        """Options that were given and that the score does not depend on."""
+        return [
+            name
+            for name, default in DEFAULTS.items()
+            if name not in self.takes and getattr(options, name) != default
+        ]
 
 
 KINDS = (
-    Kind("layer latencies", COLUMNS["latency"], validate_latencies),
-    Kind("top-k pairs", COLUMNS["pairs"], validate_latencies),
-    Kind("dense matmuls", COLUMNS["gemm"], validate_latencies),
+    Kind("layer latencies", COLUMNS["latency"], validate_latencies, LATENCIES),
+    Kind("top-k pairs", COLUMNS["pairs"], validate_latencies, LATENCIES),
+    Kind("dense matmuls", COLUMNS["gemm"], validate_latencies, LATENCIES),
     Kind("published end-to-end points", published.NEEDED, validate_endtoend),
     Kind("published changes of routing", published_topk.NEEDED, validate_routing_changes),
-    Kind("serving energy", (*NAMES, *NUMBERS), validate_energy),
+    Kind("serving energy", (*NAMES, *NUMBERS), validate_energy, ENERGY),
 )
 
 
@@ -66,4 +84,4 @@ def kind_of(cells: RawTable) -> Kind:
 
 def _of_operations(kind: OperationKind) -> Kind:
     columns = tuple(name for name in kind.columns if name not in kind.assumed)
-    return Kind(kind.name, columns, partial(validate_operations, kind))
+    return Kind(kind.name, columns, partial(validate_operations, kind), ("plot",))
