@@ -7,7 +7,8 @@
 The first runs microbenchmarks here (under two minutes) and keeps them and the prices fitted to them
 for the suites. The second writes a file for each kernel, dense.toml from dense matmuls and, with
 `--intervals`, intervals.toml, as in moebench/data/kernels; of tables of attention or communication
-a file for each operation and software, as in moebench/data/operations. The third writes a file for
+a file for each operation and software, as in moebench/data/operations; of tables of published
+end-to-end points engine.toml, as in moebench/data. The third writes a file for
 each GPU and one for all others, as in moebench/data/energy.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
+from moebench.calibrate.engine import calibrate_engines, published_tables
 from moebench.calibrate.from_tables import calibrate
 from moebench.calibrate.operations.from_tables import calibrate_operations, operation_tables
 from moebench.calibrate.tables import read_table
@@ -31,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--from", dest="tables", metavar="TABLE", type=Path, action="append",
-        help="measured layer latencies, top-k pairs, dense matmuls, attention, communication; may "
-        "be repeated. Left out: calibrate this machine",
+        help="measured layer latencies, top-k pairs, dense matmuls, attention, communication or "
+        "published end-to-end points; may be repeated. Left out: calibrate this machine",
     )  # fmt: skip
     parser.add_argument(
         "--energy", metavar="TABLE", type=Path, nargs="+",
@@ -64,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
     """Exit status of fitting measured tables: 0 done, 3 some rows could not be read."""
+    if engines := published_tables(paths):
+        make_folder(out)
+        calibrate_engines(engines, out)
+        return 3 if any(table.problems for table in engines) else 0
     operations, others = operation_tables(paths)
     if operations and others:
         raise ValueError(

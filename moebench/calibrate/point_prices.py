@@ -6,17 +6,24 @@ intervals add up.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from moebench.calibrate.loops import load_of
 from moebench.calibrate.points import Setup, deployment_of
 from moebench.calibrate.published import Point
+from moebench.predict.arrays import Floats
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.intervals import latency_interval
+from moebench.predict.serving.load import Load, Quantity, served
 from moebench.predict.serving.no_router import baseline
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.step import StepPrice, step_price
 from moebench.spec.case import Phase
 
+UNSTATED_OUTPUT = 128
+"""Tokens of an output where a time to first token does not state it; it hardly matters."""
 BLOCK = 64
 """Tokens to which the context of a step is rounded, so that points share steps."""
 
@@ -47,12 +54,35 @@ def point_price(point: Point) -> Price:
 
 def _time_per_token(point: Point) -> Price:
     """A decode step at the concurrency, with the prefills of other sequences mixed in."""
-    others = (_batch(point) - 1) / _length(point, "output_len")
-    return _decode(point) + _prefill(point, 1) * others
+    return _served(replace(point, output_len=_length(point, "output_len")), "tpot")
 
 
 def _first_token(point: Point) -> Price:
-    return _prefill(point, 1)
+    return _served(point, "ttft")
+
+
+def _served(point: Point, quantity: Quantity) -> Price:
+    """Time per token or to first token of a closed loop; outputs that are not stated are short."""
+    loop = replace(point, batch=_batch(point), input_len=_length(point, "input_len"))
+    load = load_of([replace(loop, output_len=point.output_len or UNSTATED_OUTPUT)])
+    sizes = (load.concurrency, load.input, load.output)
+    return _loop(Setup.of(point), *(int(size[0]) for size in sizes))[quantity]
+
+
+@functools.lru_cache(maxsize=8192)
+def _loop(setup: Setup, concurrency: int, prompt: int, output: int) -> Mapping[Quantity, Price]:
+    d = deployment_of(setup, "decode", 1)
+    router = baseline(d.model)
+    load = Load(*(np.array([size]) for size in (concurrency, prompt, output)))
+    price = served(d, kernel_prices(d), (router, d.routed_by(router)), load)
+    values: dict[Quantity, Floats] = {
+        "tpot": price.served.time_per_token,
+        "ttft": price.served.first_token,
+    }
+    return {
+        name: Price(*(float(each[0]) for each in (value, *price.interval(name, value))))
+        for name, value in values.items()
+    }
 
 
 def _static_prefill(point: Point) -> Price:

@@ -135,6 +135,7 @@ class PublishedTable:
     """The well-formed rows of a table of published measurements."""
 
     path: Path
+    sha256: str
     points: tuple[Point, ...]
     problems: tuple[Problem, ...]
     last_row: int
@@ -146,7 +147,7 @@ def read_published(path: Path) -> PublishedTable:
     cells = read_cells(path)
     values = read_values(cells, READERS, _conflict, ASSUMED)
     points = tuple(_point(number, row) for number, row in numbered_rows(values.frame))
-    return PublishedTable(path, points, values.problems, cells.last_row)
+    return PublishedTable(path, cells.sha256, points, values.problems, cells.last_row)
 
 
 def _conflict(row: Mapping[str, Any]) -> Conflict | None:

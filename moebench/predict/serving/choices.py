@@ -1,11 +1,17 @@
 """What an engine chooses by itself where a deployment does not say: its kernel and its exchange."""
 
+from moebench.predict.kernels.catalogue import mma_generation
 from moebench.predict.kernels.price import default_kernel
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.parallelism import Exchange
 
 ENGINE_KERNELS = {"sglang": "sglang-triton", "trtllm": "trtllm-cutlass"}
 """Expert kernels of engines besides vllm, whose choice depends on the device."""
+GENERATED = "vllm-trtllm-gen"
+"""Kernel that TensorRT-LLM runs where there are such kernels, compute capability 10.
+
+**Source**: TensorRT-LLM, `moe_backend` (TRTLLM on Blackwell); DeepSeek-R1's published times per
+token there are those of no slower kernel."""
 RACK = 16
 """Least GPUs of one link at which TensorRT-LLM has its own exchange over it: NVLink of GB200."""
 
@@ -22,6 +28,8 @@ def engine_of(deployment: Deployment) -> tuple[str, str | None]:
 def kernel_of(deployment: Deployment) -> str:
     """Short name of the expert kernel."""
     d = deployment
+    if engine_of(d)[0] == "trtllm" and mma_generation(d.hardware) == "tcgen05":
+        return d.kernel or GENERATED
     return d.kernel or ENGINE_KERNELS.get(engine_of(d)[0]) or default_kernel(d.hardware)
 
 

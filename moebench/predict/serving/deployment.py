@@ -27,6 +27,8 @@ LEVELS: tuple[DeploymentLevel, ...] = ("moe", "decoder", "model")
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")
 CACHE_DTYPES = ("bfloat16", "float16", "float8")
 ENGINES = ("vllm", "sglang", "trtllm")
+MOST_OVERHEAD = 10.0
+"""Seconds."""
 TRAINED = ("bfloat16", "float16", "mxfp8")
 """Types of weights in training."""
 PADDED = ("mxfp4",)
@@ -58,6 +60,8 @@ class Deployment:
     """Prefill: tokens of each prompt that are in the cache already."""
     draft: Draft | None = None
     """Decode: tokens drafted ahead in each step, which the step verifies; None: none."""
+    engine_overhead: float | None = None
+    """Seconds of a step of a whole model that no kernel explains; None: the engine's."""
     num_layers: int | None = None
     """Layers of a whole model; None: all."""
     skew: float = 0.0
@@ -85,6 +89,11 @@ class Deployment:
         if self.hardware.kind != "gpu":
             name = self.hardware.name
             raise ValueError(f"{name}: found a CPU, expected a GPU; measure with the suite")
+        if self.engine_overhead is not None and not 0 <= self.engine_overhead <= MOST_OVERHEAD:
+            raise ValueError(
+                f"engine-overhead: found {self.engine_overhead:g} s, expected 0 to "
+                f"{MOST_OVERHEAD:g} s"
+            )
         check_range(self, "skew")
         self._check_shares()
         if self.level != "moe" and self.model.moe_level_only:

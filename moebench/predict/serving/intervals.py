@@ -12,8 +12,10 @@ import numpy as np
 
 from moebench.predict.arrays import Floats
 from moebench.predict.kernels.price import ratio_interval
+from moebench.predict.serving.engine import shipped_engines
 from moebench.predict.serving.experts import shape_of
 from moebench.predict.serving.step import StepPrice
+from moebench.predict.serving.work import ENGINE_STAGE
 
 ROUTER_UNCERTAINTY = 2.0
 """Factor by which a router's work beyond top-k may take more or less time than predicted."""
@@ -45,7 +47,12 @@ def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
         layer, passes, place = step.routed.layer, step.expert_passes, step.distinct
         down.append(passes * (layer.seconds - layer.low)[place])
         up.append(passes * (layer.high - layer.seconds)[place])
-    return step.seconds - _in_quadrature(down), step.seconds + _in_quadrature(up)
+    low, high = step.seconds - _in_quadrature(down), step.seconds + _in_quadrature(up)
+    if ENGINE_STAGE not in step.stages:
+        return low, high
+    # A whole model's step is no surer than the published ones that were left out.
+    least, most = np.exp(shipped_engines().bounds["tpot"])
+    return np.minimum(low, step.seconds * least), np.maximum(high, step.seconds * most)
 
 
 def speedup_interval(own: StepPrice, base: StepPrice) -> tuple[Floats, Floats]:

@@ -2,10 +2,10 @@
 
 Level "moe" is one MoE layer: router, routed and shared experts, communication between ranks.
 Level "decoder" adds norms and attention. Level "model" is *composed* of equal layers, the leading
-dense ones, final norm and LM head; the sum was never measured.
+dense ones, final norm and LM head, and has the engine's stage: see `engine`.
 
-Not counted anywhere: embedding lookup, sampling, the optimizer's step, and in training the
-exchange of gradients between replicas.
+Not counted anywhere: embedding lookup, the optimizer's step, and in training the exchange of
+gradients between replicas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from moebench.predict.serving.attention import attention_time, writes_cache
 from moebench.predict.serving.communication import all_reduce_time, exchange_time, pipeline_time
 from moebench.predict.serving.decoder import ROTARY, AttentionCalls, attention_work, ops_by_stage
 from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.engine import StepWork
 from moebench.predict.serving.experts import (
     EXPERT_STAGES,
     ExpertsPrice,
@@ -31,6 +32,7 @@ from moebench.predict.serving.operations import Span, nothing
 from moebench.predict.serving.overlap import exposed
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.prices import KernelPrices, Library, op_times
+from moebench.predict.serving.work import ENGINE_STAGE, in_engine, step_work
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
@@ -48,6 +50,7 @@ STAGES = (
     "all-reduce",
     "exchange",
     "pipeline",
+    ENGINE_STAGE,
     "backward",
 )
 """Stages of a step in the order of tables."""
@@ -79,10 +82,13 @@ class StepPrice:
     distinct: Ints
     """Place of each step among those of `routed`."""
     expert_passes: Floats
-    """Runs of one layer's expert kernels in a step: layers, thrice in training, for each chunk."""
+    """Runs of one layer's expert kernels in a step: layers, thrice in training, for each chunk,
+    with what these kernels take more in an engine."""
     flops: Floats
     bytes_moved: Floats
     """Bytes from and to the rank's DRAM."""
+    work: StepWork
+    """What the step asks of an engine."""
 
     @property
     def seconds(self) -> Floats:
@@ -168,6 +174,9 @@ def step_price(
             beside = [stages[name] for name in EXPERT_STAGES]
         spans["exchange"] = _exposed(spans["exchange"], beside, each.parts[place])
     stages |= {name: span.seconds for name, span in spans.items()}
+    asked, factor = step_work(d, own, new, stages), np.ones(len(steps))
+    if d.level == "model" and d.phase != "train":
+        stages, factor = in_engine(d, asked, stages)
     if d.phase == "train":
         stages["backward"] = BACKWARD * np.sum(list(stages.values()), axis=0)
         flops, moved = (1 + BACKWARD) * flops, (1 + BACKWARD) * moved
@@ -180,9 +189,10 @@ def step_price(
         spans=spans,
         routed=routed,
         distinct=place,
-        expert_passes=passes * each.parts[place],
+        expert_passes=passes * each.parts[place] * factor,
         flops=flops,
         bytes_moved=moved,
+        work=asked,
     )
 
 

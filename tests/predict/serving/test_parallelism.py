@@ -142,7 +142,7 @@ def test_a_dense_model_is_its_parts() -> None:
     whole, layer = step(d), step(replace(d, level="decoder"))
     for name in ("attention", "projections", "norm", "dense layers"):
         assert whole.stages[name] == pytest.approx(80 * layer.stages[name])
-    assert {*whole.stages} - {*layer.stages} == {"head"} and whole.routed is None
+    assert {*whole.stages} - {*layer.stages} == {"head", "engine"} and whole.routed is None
     products = [
         linear("up", "shared", 16, 2 * 28672, 8192, "bfloat16"),
         linear("down", "shared", 16, 8192, 28672, "bfloat16"),

@@ -48,8 +48,10 @@ def test_narrower_weights_are_read_faster(level: str) -> None:
     kinds = [name for name in PRICED if level == "moe" or not WEIGHT_TYPES[name].experts_only]
     order = sorted(kinds, key=stored_bytes)
     latencies = [row(name, level=level).estimate.latency for name in order]
-    # Types of about 8 bits run other kernels, which differ by less than 2 %.
-    assert all(more > 0.98 * less for less, more in itertools.pairwise(latencies))
+    # Types of about as many bits run other kernels, which differ by less than 2 %; in an engine
+    # those of nvfp4 take a fifth more than their bytes.
+    least = 0.98 if level == "moe" else 0.8
+    assert all(more > least * less for less, more in itertools.pairwise(latencies))
     assert latencies[0] < 0.5 * latencies[-1]
 
 
