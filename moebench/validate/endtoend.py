@@ -7,6 +7,7 @@ stand-in; `skipped` counts those without a price, by reason.
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from moebench.calibrate.point_prices import Price, point_price
 from moebench.calibrate.points import Setup
 from moebench.calibrate.published import PublishedTable, read_published
 from moebench.validate.documents import SCHEMA
+from moebench.validate.figures import draw_devices
 from moebench.validate.lines import PricedLines, Scored
 from moebench.validate.scores import Scores
 
@@ -60,6 +62,9 @@ def validate_endtoend(options: argparse.Namespace) -> Scored:
         lines.fill(rows, scores)
     if len(reasons) == len(table.points):
         return Scored(lines, refusal=f"{table.path}: nothing could be priced")
+    if options.plot is not None:
+        for path in _draw(table, scores, options.plot):
+            terminal.say(path)
     document = endtoend_document(table, scores, reasons)
     code = 3 if table.problems else 0
     if len(reasons) > MOST_SKIPPED * len(table.points):
@@ -119,6 +124,16 @@ def endtoend_document(
         "sources": split(scores, [point.source for point in points]),
         "engines": split(scores, [point.engine.partition(":")[0] for point in points]),
     }
+
+
+def _draw(table: PublishedTable, scores: Scores, folder: Path) -> list[Path]:
+    """A figure of each GPU, a panel for each model and metric."""
+    points = table.points
+    systems = np.array([point.hardware for point in points])
+    labels = np.array([f"{point.model} {point.metric}" for point in points])
+    shown = np.isfinite(scores.predicted) & np.isfinite(scores.num_tokens)
+    titles = "published end-to-end points", "sequences"
+    return draw_devices(scores, (systems, labels, shown), titles, folder)
 
 
 def endtoend_text(document: Mapping[str, Any]) -> str:

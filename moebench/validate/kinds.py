@@ -56,7 +56,7 @@ KINDS = (
     Kind("layer latencies", COLUMNS["latency"], validate_latencies, LATENCIES),
     Kind("top-k pairs", COLUMNS["pairs"], validate_latencies, LATENCIES),
     Kind("dense matmuls", COLUMNS["gemm"], validate_latencies, LATENCIES),
-    Kind("published end-to-end points", published.NEEDED, validate_endtoend),
+    Kind("published end-to-end points", published.NEEDED, validate_endtoend, ("plot",)),
     Kind("published changes of routing", published_topk.NEEDED, validate_routing_changes),
     Kind("serving energy", (*NAMES, *NUMBERS), validate_energy, ENERGY),
 )
