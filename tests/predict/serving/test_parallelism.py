@@ -277,6 +277,7 @@ def test_latent_attention_is_the_block_that_was_fitted(phase: str) -> None:
         "plain_width": 128,
         "rope_width": 64,
         "value_width": 128,
+        "splits": 1,
     }
     columns = {name: np.array([float(size)]) for name, size in sizes.items()}
     calls = MlaBlockCalls(**columns, kv_bytes=np.array([2.0]), weights=np.array(["float8"]))
