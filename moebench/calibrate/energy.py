@@ -95,8 +95,6 @@ class EnergyLeftOut(OverCases):
     rows: EnergyRows
     errors: Mapping[str, Floats]
     """log(measured / predicted) of `QUANTITIES` and of `seconds`."""
-    labels: Names
-    """What each row was left out with: its backbone or its GPU."""
     largest: Floats
     """Weights of the largest backbone that was fitted on the row's GPU, else on any."""
 
@@ -141,7 +139,7 @@ def leave_out(rows: EnergyRows, labels: Names) -> EnergyLeftOut:
             errors[name][out] = error
         for gpu in set(rows.gpus[out].tolist()):
             largest[out & (rows.gpus == gpu)] = largest_backbone(rest, gpu)
-    return EnergyLeftOut(rows, errors, labels, largest)[rows.is_moe]
+    return EnergyLeftOut(rows, errors, largest)[rows.is_moe]
 
 
 def largest_backbone(rows: EnergyRows, gpu: str) -> float:
@@ -154,20 +152,22 @@ def largest_backbone(rows: EnergyRows, gpu: str) -> float:
 def error_intervals(left_out: EnergyLeftOut, gpu: str) -> EnergyIntervals:
     """90 % intervals for predictions on a GPU, from the errors on rows left out.
 
-    Many rows of one backbone count less than in proportion. Few labels show little of how labels
-    differ, so quantiles are widened as those of a further draw from a normal sample of n:
-    t sqrt(1 + 1 / n) over the quantile of a known distribution.
+    Many rows of one backbone count less than in proportion. On which side the next backbone lies
+    is not known, so an interval is symmetrical. Few groups show little of how groups differ, so it
+    is widened as that of a further draw from a normal sample of n: t sqrt(1 + 1 / n) over the
+    quantile of a known distribution.
     """
-    n = len(set(left_out.labels.tolist()))
+    n = len(set(left_out.rows.groups.tolist()))
     wide = float(stdtrit(n - 1, 0.95) / ndtri(0.95)) * np.sqrt(1 + 1 / n)
     weight = 1 / np.sqrt(left_out.rows.group_sizes)
     weight *= np.where((left_out.rows.gpus == gpu) | (gpu == SHARED), 1, OTHER_GPU)
 
     def ends(error: Floats) -> tuple[float, float]:
-        order = np.argsort(error)
+        size = np.abs(error)
+        order = np.argsort(size)
         share = np.cumsum(weight[order]) - 0.5 * weight[order]
-        low, high = np.interp([0.05, 0.95], share / weight.sum(), error[order])
-        return min(float(wide * low), 0.0), max(float(wide * high), 0.0)
+        end = float(wide * np.interp(0.9, share / weight.sum(), size[order]))
+        return -end, end
 
     return EnergyIntervals(**{name: ends(left_out.narrowed[name]) for name in QUANTITIES})
 

@@ -1,6 +1,7 @@
 """Scores of the energy model on a measured table of serving power and energy."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from moebench import terminal
 from moebench.calibrate.backbones import Backbones
-from moebench.calibrate.cells import NothingRead
+from moebench.calibrate.cells import NothingRead, rows_in_words
 from moebench.calibrate.energy import leave_out, left_out_ends, mean_of_others
 from moebench.calibrate.energy_tables import EnergyRows, EnergyTable, read_energy_table
 from moebench.predict.arrays import Floats
@@ -49,6 +50,8 @@ def validate_energy(options: argparse.Namespace) -> Scored:
     is_given = options.given == "throughput"
     try:
         table = read_energy_table(options.table, facts)
+        if options.leave_out is None:
+            table = with_energy(table)
     except NothingRead as error:
         lines = PricedLines.waiting(error.last_row)
         lines.explain(error.reasons)
@@ -70,6 +73,30 @@ def validate_energy(options: argparse.Namespace) -> Scored:
     if table.unpriced > MOST_SKIPPED * table.total:
         code = 1
     return Scored(lines, document, energy_text(document), code)
+
+
+def with_energy(table: EnergyTable) -> EnergyTable:
+    """The table without the GPUs of whose maker no energy was ever measured; they get a reason."""
+    reasons: dict[int, str] = {}
+    keep = np.full(len(table.rows), True)
+    for gpu in sorted(set(table.rows.gpus.tolist())):
+        try:
+            energy_calibration(gpu)
+        except ValueError as error:
+            out = table.rows.gpus == gpu
+            keep &= ~out
+            reasons |= dict.fromkeys(table.row_numbers[out].tolist(), str(error))
+            terminal.say(f"{table.path}: {rows_in_words(table.row_numbers[out])}, {error}")
+    reasons |= table.reasons
+    if not keep.any():
+        raise NothingRead(table.path, reasons, table.last_row)
+    return dataclasses.replace(
+        table,
+        rows=table.rows[keep],
+        row_numbers=table.row_numbers[keep],
+        reasons=reasons,
+        unpriced=table.unpriced + int((~keep).sum()),
+    )
 
 
 def energy_scores(rows: EnergyRows, is_given: bool) -> EnergyScores:

@@ -91,6 +91,31 @@ def test_a_bad_row_is_named_and_hides_no_other(
     assert "row 2" in error and f"column {column}" in error and value in error
 
 
+def test_a_gpu_of_an_unmeasured_maker_is_named_and_hides_no_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = tmp_path / "lines.csv"
+    rows = [ROW, ROW | {"gpu": "mi325x"}, ROW | {"gpu": "H200"}]
+    code, found, error = score(capsys, tmp_path, rows, "--rows", str(lines))
+    assert code == 0 and found["n"] == 2
+    assert "row 2" in error and "no energy was ever measured on a GPU of AMD" in error
+    first, second, third = csv.DictReader(io.StringIO(lines.read_text()))
+    assert second["predicted"] == "" and "AMD" in second["reason"]
+    for one in (first, third):
+        low, middle, high = (float(one[name]) for name in ("low", "predicted", "high"))
+        assert low < middle < high and one["reason"] == ""
+    assert score(capsys, tmp_path, rows[1:2])[0] == 2
+
+
+def test_more_ranks_of_experts_than_gpus_are_a_bad_row(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = [ROW | {"expert_parallel": ranks} for ranks in ("1", "2", "4")]
+    code, found, error = score(capsys, tmp_path, rows)
+    assert code == 3 and found["n"] == 2
+    assert "column expert_parallel: found '4', expected at most num_gpus = 2" in error
+
+
 def test_facts_of_shipped_models_are_those_of_a_table_of_models(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

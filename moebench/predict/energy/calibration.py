@@ -29,7 +29,7 @@ LARGEST = 1e12
 """Upper bound of a coefficient, in its own unit."""
 WIDEST = 20.0
 """Upper bound of an interval's ends, in logarithms."""
-BEYOND = 0.3
+BEYOND = 0.5
 """Share by which an interval grows, in logarithms, for a backbone twice as large as the largest one
 that was fitted; growth stops there. Assumed: left-out backbones show no trend with size."""
 
