@@ -41,9 +41,12 @@ COLLECTIVES: Mapping[str, Operation] = {
     "alltoall": ALL_TO_ALL,
 }
 LIBRARY = "nccl"
+GRAPH = "graph"
+"""Mode of a framework's all-reduce that is the kernel alone; `eager` adds the host's work."""
 BYTES = number_between(1, 1e15, whole=True)
 DEVICES_OF_A_NODE = 8
 """Where a table says nothing of nodes: what servers hold (a rack's NVLink joins more by itself)."""
+CONGESTED_NODES = 8
 FOUR_BIT = ("nvfp4", "fp4")
 
 
@@ -56,7 +59,8 @@ def _collective(row: Mapping[str, Any]) -> Chosen:
         return Chosen(operation, Software(library, row["version"]))
     if operation is ALL_REDUCE:
         operation = CUSTOM_ALL_REDUCE
-    return Chosen(operation, Software(library, row["version"], row["mode"]))
+    mode = row["mode"].lower()
+    return Chosen(operation, Software(library, row["version"], "" if mode == GRAPH else mode))
 
 
 def _collective_calls(columns: Mapping[str, Any]) -> CollectiveCalls:
@@ -112,6 +116,12 @@ def _width(phase: str, dtype: str) -> float:
     return 2.0 if phase == "combine" and dtype not in ("fp4", "fp8") else value_bytes(dtype)
 
 
+def _uncongested(columns: Mapping[str, Any]) -> Any:
+    """Rows that show a law: the one network of 8 nodes was congested."""
+    is_low_latency = np.array(["_ll" in str(backend) for backend in columns["backend"]])
+    return is_low_latency | (columns["nodes"].astype(float) < CONGESTED_NODES)
+
+
 def _too_many(name: str) -> Any:
     def conflict(row: Mapping[str, Any]) -> Conflict | None:
         if row[name] > row["experts"]:
@@ -152,6 +162,7 @@ KINDS = (
         groups=("framework", "backend", "phase", "ranks"),
         size="tokens",
         conflict=_too_many("topk"),
+        fitted=_uncongested,
     ),
     OperationKind(
         name="deepep-pairs",

@@ -57,7 +57,10 @@ def thinned(rows: OperationRows, count: int) -> OperationRows:
 def fit_groups(
     groups: Sequence[OperationRows], tables: Sequence[tuple[str, str]] = ()
 ) -> list[OperationFit]:
-    """Fits of all groups of one operation with enough rows; the others' fits are each one's prior.
+    """Fits of all groups of one operation with enough rows, of which some are others' priors.
+
+    The prior of a fit is what the same kernel has in other releases, software and devices; another
+    kernel, a combine beside a dispatch, has other parameters, and as a prior it misleads.
 
     The second fit also starts where the first ended: the others may run a kernel of another kind,
     from whose parameters no search finds this one's.
@@ -68,7 +71,14 @@ def fit_groups(
     alone = [as_fit(rows, fit_rows(rows, generic(rows.operation)), tables) for rows in used]
     found = []
     for number, rows in enumerate(used):
-        others = [*alone[:number], *alone[number + 1 :]]
+        others = [
+            fit
+            for fit in (*alone[:number], *alone[number + 1 :])
+            if fit.software.variant == rows.software.variant
+        ]
+        if not others:
+            found.append(alone[number])
+            continue
         prior = nearest(rows.operation, rows.software, rows.hardware, others)
         own = np.array(logarithms(rows.operation, alone[number].parameters))
         found.append(as_fit(rows, fit_rows(rows, prior, (own,)), tables))

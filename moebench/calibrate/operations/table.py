@@ -92,6 +92,8 @@ class OperationKind:
     assumed: Mapping[str, str] = field(default_factory=dict)
     """Columns that may be left out, and the text that is then assumed."""
     conflict: Callable[[Mapping[str, Any]], Conflict | None] = lambda row: None
+    fitted: Callable[[Mapping[str, Any]], Mask | bool] = lambda columns: True
+    """Rows that may be fitted, of those that are not suspect."""
     members: tuple[Mapping[str, str], ...] = ({},)
     """Of a table of pairs: for each member, the plain names of its columns
     ({"topk_high": "topk", "latency_us_high": "latency_us"}), larger k first."""
@@ -192,7 +194,7 @@ def groups_of(
                 kind.calls(here),
                 here["latency_us"].astype(float) * 1e-6,
                 shapes[rows],
-                table.usable[rows],
+                table.usable[rows] & kind.fitted(here),
             )
         )
     return found, {reason: np.array(sorted(rows)) for reason, rows in skipped.items()}

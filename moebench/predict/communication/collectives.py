@@ -57,6 +57,8 @@ class CollectiveParameters:
     own_share: float = parameter(0.9, 0.6, "")
     """Rate of a rank's own part, and of one peer's, over that of all peers together: with two ranks
     half of the channels copy within the device."""
+    host_power: float = parameter(0.35, 0.5, "")
+    """Power with which a PCIe link slows as more than two ranks send through the same hosts."""
     switch_start: float = parameter(60e-6, 0.5, "s")
     """Start of an all-reduce inside the switches."""
     switch_share: float = parameter(0.6, 0.3, "", ceiling=1.0)
@@ -127,6 +129,7 @@ def _ring(
 ) -> Floats:
     """Seconds of the fastest protocol; `moved` crosses the link, and is a rank's own part."""
     crossing, own = moved
+    crowd = 1.0 if ways.is_direct else (2 / np.maximum(ways.local, 2)) ** p.host_power
     outside = network / (ways.network * p.network_share)
     times = []
     for start, step, share in (
@@ -134,7 +137,7 @@ def _ring(
         (p.ll128_start, p.ll128_step, p.ll128_share),
         (p.simple_start, p.simple_step, p.simple_share),
     ):
-        rate = ways.link * share
+        rate = ways.link * share * crowd
         work = joined(crossing / rate, own / (rate * p.own_share), outside, power=OVERLAP)
         times.append(start + steps * step + work)
     return np.asarray(np.min(times, axis=0))

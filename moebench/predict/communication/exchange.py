@@ -21,7 +21,9 @@ from moebench.spec.hardware import HardwareSpec
 DEFAULT_SMS = 20
 """Multiprocessors that DeepEP gives to its normal kernels where nothing else is set."""
 OVERLAP = 1.5
-"""Power of the norm that joins link, network and multiprocessors, all busy at the same time."""
+"""Power of the norm of the low-latency kernels, whose parts overlap in part."""
+BINDING = 4.0
+"""Power of the norm of the normal kernels: long pipelines run at the rate of the slowest part."""
 TYPICAL_HIDDEN = 4096.0
 """Hidden size at which the time of a token on a multiprocessor is stated."""
 SCALE_SHARE = 1 / 32
@@ -108,28 +110,30 @@ class NormalParameters:
     """A call that moves nothing; with a framework around it, the host's work."""
     latency: float = parameter(1e-9, 0.7, "s/B")
     """The first token's way through one warp, for each of its bytes."""
-    sm_rate: float = parameter(30e9, 0.5, "B/s")
+    sm_rate: float = parameter(20e9, 0.25, "B/s")
     """What one multiprocessor copies, of 8 ranks."""
-    copy_bytes: float = parameter(2500.0, 1.0, "B")
+    copy_bytes: float = parameter(1500.0, 0.6, "B")
     """Work of a copy beside its bytes, as bytes."""
-    token_copies: float = parameter(1.0, 0.8, "")
+    token_copies: float = parameter(1.5, 0.7, "")
     """Work of a token before it is copied, or after, in copies."""
-    token_bytes: float = parameter(2500.0, 1.0, "B")
+    token_bytes: float = parameter(3000.0, 0.7, "B")
     """Work of a token beside its bytes, as bytes: finding the ranks of its experts."""
-    rank_power: float = parameter(0.35, 0.5, "")
+    token_hiding: float = parameter(2.0, 0.5, "", ceiling=8.0)
+    """Power of the norm that joins the work of tokens and of copies, by different warps: 1 adds."""
+    rank_power: float = parameter(0.6, 0.3, "")
     """Power of the number of ranks with which a multiprocessor's rate grows: each has its warps."""
-    link_share: float = parameter(0.9, 0.15, "", ceiling=1.2)
+    link_share: float = parameter(0.8, 0.15, "", ceiling=1.0)
     """Share of the link that payload reaches."""
-    fill: float = parameter(10e-6, 0.7, "s")
+    fill: float = parameter(10e-6, 0.5, "s")
     """Until all channels are full."""
-    fill_tokens: float = parameter(200.0, 0.7, "tokens")
+    fill_tokens: float = parameter(150.0, 0.6, "tokens")
     """Tokens with which they are half full."""
     network_start: float = parameter(12e-6, 0.7, "s")
     """For every doubling of the nodes."""
     network_share: float = parameter(0.9, 0.2, "", ceiling=1.0)
-    """Share of the network that payload reaches between two nodes."""
-    congestion: float = parameter(0.15, 0.8, "")
-    """Power with which that share falls as the nodes become more than two."""
+    """Share of the network that payload reaches, on a network that is not congested."""
+    relay: float = parameter(2.5, 0.4, "")
+    """Work of what crosses the network, in copies: multiprocessors at both ends pass it on."""
 
 
 def normal_time(
@@ -147,11 +151,12 @@ def normal_time(
     leaving = np.minimum(nodes, ways.domains) * (1 - 1 / ways.domains)
     sms = np.where(calls.sms > 0, calls.sms, DEFAULT_SMS)
     rate = sms * p.sm_rate * (np.minimum(ways.local, 8) / 8) ** p.rank_power
-    copied = copies * (payload + p.copy_bytes) + p.token_copies * payload + p.token_bytes
+    per_token = p.token_copies * payload + p.token_bytes
+    per_copy = (copies + p.relay * leaving) * (payload + p.copy_bytes)
+    copied = joined(per_copy, per_token, power=p.token_hiding)
     inside = copies * (1 - 1 / ways.local) * payload / (ways.link * p.link_share)
-    share = p.network_share * (2 / np.maximum(ways.domains, 2)) ** p.congestion
-    outside = leaving * payload / (ways.network * share)
-    work = tokens * joined(copied / rate, inside, outside, power=2.0)
+    outside = leaving * payload / (ways.network * p.network_share)
+    work = tokens * joined(copied / rate, inside, outside, power=BINDING)
     start = p.start + p.latency * payload + p.network_start * np.log2(ways.domains)
     return np.asarray(start + work + p.fill * tokens / (tokens + p.fill_tokens))
 

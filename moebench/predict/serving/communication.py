@@ -44,7 +44,7 @@ def all_reduce_time(deployment: Deployment, ranks: int, tokens: Floats) -> Span:
     d = deployment
     if ranks == 1:
         return nothing(len(tokens))
-    operation = operation_of(CUSTOM_ALL_REDUCE, Release(*engine_of(d)), "graph", d.hardware)
+    operation = operation_of(CUSTOM_ALL_REDUCE, Release(*engine_of(d)), "", d.hardware)
     return span_of(operation, _collective(d, ranks, tokens))
 
 

@@ -30,9 +30,9 @@ SIZES = 2.0 ** np.arange(7, 31)
 def seconds(
     operation: Operation, machine: HardwareSpec, size: object, ranks: object, nodes: object = 1.0
 ) -> np.ndarray:
-    own = "vllm" if operation is CUSTOM_ALL_REDUCE else "nccl"
+    own = ("vllm", "0.24.0") if operation is CUSTOM_ALL_REDUCE else ("nccl",)
     arrays = np.broadcast_arrays(*(np.asarray(x, dtype=float) for x in (size, ranks, nodes)))
-    return priced(operation, Software(own), machine).seconds(CollectiveCalls(*arrays))
+    return priced(operation, Software(*own), machine).seconds(CollectiveCalls(*arrays))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
@@ -41,8 +41,8 @@ def seconds(
 def test_more_bytes_are_never_faster(operation: Operation, name: str, ranks: int) -> None:
     times = seconds(operation, load_hardware(name), SIZES, ranks)
     assert np.isfinite(times).all() and (times > 0).all()
-    # The change from one kernel to the next is where a later start is not yet worth it.
-    slack = 0.75 if operation is CUSTOM_ALL_REDUCE else 1.0
+    # Two shots or switches may be faster than one shot just before a framework turns to them.
+    slack = 0.5 if operation is CUSTOM_ALL_REDUCE else 1.0
     assert (np.diff(times) >= (slack - 1) * times[:-1] - 1e-15).all()
 
 
@@ -50,14 +50,14 @@ def test_more_bytes_are_never_faster(operation: Operation, name: str, ranks: int
 def test_a_faster_link_or_network_is_never_slower(operation: Operation) -> None:
     machine = load_hardware("h100-sxm")
     assert machine.interconnect is not None and machine.network is not None
-    link = replace(
-        machine, interconnect=replace(machine.interconnect, bandwidth=900e9), name="faster"
-    )
-    network = replace(machine, network=replace(machine.network, bandwidth=100e9), name="faster")
-    for ranks in (2, 8, 64):
-        base = seconds(operation, replace(machine, name="faster"), SIZES, ranks)
-        assert (seconds(operation, link, SIZES, ranks) <= base * (1 + 1e-12)).all()
-        assert (seconds(operation, network, SIZES, ranks) <= base * (1 + 1e-12)).all()
+    link = replace(machine, interconnect=replace(machine.interconnect, bandwidth=900e9))
+    network = replace(machine, network=replace(machine.network, bandwidth=100e9))
+    price = priced(operation, Software("nccl"), machine)
+    for ranks in (2.0, 8.0, 64.0):
+        calls = CollectiveCalls(SIZES, np.full(len(SIZES), ranks), np.ones(len(SIZES)))
+        base = price.seconds(calls) * (1 + 1e-12)
+        for faster in (link, network):
+            assert (replace(price, hardware=faster).seconds(calls) <= base).all()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
@@ -96,7 +96,7 @@ def test_the_custom_kernels_are_for_small_messages() -> None:
     h100 = load_hardware("h100-sxm")
     own, nccl = (seconds(op, h100, SIZES, 8) for op in (CUSTOM_ALL_REDUCE, ALL_REDUCE))
     assert (own[SIZES <= 65536] < 0.6 * nccl[SIZES <= 65536]).all()
-    assert own[-1] == pytest.approx(nccl[-1], rel=0.1)
+    assert own[-1] == pytest.approx(nccl[-1], rel=0.25)
 
 
 def test_more_than_two_ranks_over_pcie_use_nccl() -> None:
