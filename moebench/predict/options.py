@@ -15,14 +15,15 @@ from moebench.spec.case import OperatingPoint
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec, load_model
+from moebench.units import quantity
 
 LARGEST_BATCH = 2**20
 BEST = "best"
 """Value of --chunks that stands for the fastest number."""
 
 
-def batch_range(description: str) -> list[int]:
-    """Batches from "8", "1,8,64" or "1:1000" (1, 2, 4, ... 512, 1000), each up to a limit."""
+def sizes_range(description: str, option: str = "--batch") -> list[int]:
+    """Sizes from "8", "1,8,64" or "1:1000" (1, 2, 4, ... 512, 1000), each up to a limit."""
     first, colon, last = description.partition(":")
     try:
         batches = [int(part) for part in description.split(",")] if not colon else [int(first)]
@@ -33,7 +34,7 @@ def batch_range(description: str) -> list[int]:
         batches.append(min(batches[-1] * 2, end))
     if min(batches) < 1 or max(*batches, end) > LARGEST_BATCH or end < batches[0] * bool(colon):
         raise ValueError(
-            f"--batch: found {description!r}, expected 8, 1,8,64 or 1:1024 up to {LARGEST_BATCH}"
+            f"{option}: found {description!r}, expected 8, 1,8,64 or 1:1024 up to {LARGEST_BATCH}"
         )
     return batches
 
@@ -66,6 +67,7 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
             kv_dtype=options.kv_dtype,
             kernel=options.kernel,
             engine=options.engine,
+            engine_overhead=_overhead(options.engine_overhead),
             parallel=_parallelism(options),
             cached_prefix=options.cached_prefix,
             draft=draft_of(options.draft) if options.draft else None,
@@ -99,6 +101,16 @@ def _chunks(description: str) -> int:
         return 1 if description == BEST else int(description)
     except ValueError as error:
         raise ValueError(f"chunks: found {description!r}, expected a number or {BEST!r}") from error
+
+
+def _overhead(description: str | None) -> float | None:
+    """Seconds of "2 ms"; None where nothing was given."""
+    try:
+        return None if description is None else quantity(description, "time")
+    except ValueError as error:
+        raise ValueError(
+            f"engine-overhead: found {description!r}, expected a time such as '2 ms'"
+        ) from error
 
 
 def draft_of(description: str) -> Draft:
