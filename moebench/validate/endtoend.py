@@ -56,7 +56,8 @@ def validate_endtoend(options: argparse.Namespace) -> Scored:
     scores = Scores.waiting(measured, batches)
     price: Callable[[Point], Price] = point_price
     if options.leave_out is not None:
-        price = left_out_price(table.points, options.leave_out)
+        more = () if options.fits is None else read_published(options.fits).points
+        price = left_out_price(table.points, options.leave_out, more)
     reasons = priced_one_by_one(scores, table.points, price)
     for row, reason in reasons.items():
         terminal.say(f"{table.path}: row {row} (line {row + 1}), {reason}; not priced")
