@@ -25,7 +25,7 @@ BASES: tuple[Basis, ...] = get_args(Basis)
 
 OTHER_VERSION = 0.1
 """Weight of a fit of another release of the same kernel, of the very release being 1."""
-OTHER_SOFTWARE = 0.01
+OTHER_SOFTWARE = 0.0015
 """Weight of a fit of the same variant of other software: often one library that both call."""
 OTHER_VARIANT = 0.001
 """Weight of a fit of another kernel of the same software."""
@@ -33,7 +33,7 @@ STRANGER = 0.0002
 """Weight of a fit of another kernel of other software."""
 SAME_DEVICE = 300.0
 SAME_CAPABILITY = 100.0
-SAME_GENERATION = 30.0
+SAME_GENERATION = 10.0
 """Weights of fits on this device, on one of its compute capability, and on one whose tensor cores
 take the same instruction; those on any other device count 1. So a dozen far fits do not drown a
 near one: priced from all fits but as a device of H100's capability, H100's own rows err by 4 to 7 %
