@@ -82,7 +82,7 @@ def test_f08_windowed_layers_read_and_keep_their_window() -> None:
         speedups(whole(model, context=131072), TOP_K, [1]) for model in (GPT_OSS_120B, full)
     )
     ratio = every.estimate.by_stage["attention"] / some.estimate.by_stage["attention"]
-    assert 1.9 < ratio < 2.0
+    assert 1.5 < ratio < 2.0  # a windowed layer still starts its kernel
 
 
 def test_f11_every_second_layer_has_experts() -> None:

@@ -113,7 +113,7 @@ def test_compute_at_many_tokens_is_that_of_the_arithmetic() -> None:
     assert 0.8 * wide < narrow <= wide
 
 
-def test_an_fp8_cache_is_half_as_large_and_read_in_half_the_time() -> None:
+def test_an_fp8_cache_is_half_as_large_and_read_in_little_more_than_half_the_time() -> None:
     plain, half = (row("bf16", level="model", context=32768, kv_dtype=kv) for kv in ("bf16", "fp8"))
     assert half.memory["cache"] == plain.memory["cache"] / 2
     windows = replace(MIXTRAL, attention=replace(MIXTRAL.attention, window=64))
@@ -121,7 +121,7 @@ def test_an_fp8_cache_is_half_as_large_and_read_in_half_the_time() -> None:
     short = Deployment(windows, H100, level="model", kv_dtype="fp8")
     assert rank_memory(short, TOP_K, load, 2.0, 1)["cache"] == 32 * 64 * 2 * 8 * 128
     stages = [found.estimate.by_stage["attention"] for found in (plain, half)]
-    assert stages[1] == pytest.approx(stages[0] / 2, rel=0.02)
+    assert 0.5 * 0.98 < stages[1] / stages[0] < 0.7  # a kernel's start is not halved
 
 
 def test_types_of_the_checkpoint_are_the_default_and_training_is_bfloat16() -> None:
