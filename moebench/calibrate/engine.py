@@ -19,7 +19,7 @@ from moebench import terminal
 from moebench.calibrate.cells import read_cells
 from moebench.calibrate.fit import most_probable, percentage_errors
 from moebench.calibrate.kernel_files import COMMAND, rounded, write_toml
-from moebench.calibrate.loops import Loop, loops_of, usable
+from moebench.calibrate.loops import BatchWork, Loop, loops_of, usable
 from moebench.calibrate.published import NEEDED, PublishedTable, read_published
 from moebench.predict.arrays import Floats
 from moebench.predict.parameters import metadata
@@ -33,7 +33,7 @@ from moebench.predict.serving.engine import (
     WeightFactors,
     typical_factors,
 )
-from moebench.predict.serving.load import ServedWork, served_time
+from moebench.predict.serving.load import served_time
 
 NOISE = 0.12
 """Log error of the form that the loss takes for granted."""
@@ -66,6 +66,8 @@ class Fit:
         one, two = (self.weights.get(name, typical_factors(name)) for name in loop.weights)
         own = self.engines.get(loop.engine, self.common)
         engine = Engine(loop.engine[0], own, (one, two), "")
+        if isinstance(loop.work, BatchWork):
+            return loop.work.seconds(engine)
         found = served_time(engine, loop.work)
         return np.where(loop.is_first_token, found.first_token, found.time_per_token)
 
@@ -128,17 +130,21 @@ def _joined(loops: Sequence[Loop]) -> list[Loop]:
     """One loop for each engine and kind of weights, so that a fit prices them in one call."""
     kinds: dict[Any, list[Loop]] = defaultdict(list)
     for loop in loops:
-        kinds[loop.engine, loop.weights].append(loop)
+        kinds[loop.engine, loop.weights, type(loop.work)].append(loop)
     return [
         dataclasses.replace(
             own[0],
-            work=ServedWork.concatenate([loop.work for loop in own]),
+            work=_concatenated([loop.work for loop in own]),
             is_first_token=np.concatenate([loop.is_first_token for loop in own]),
             seconds=np.concatenate([loop.seconds for loop in own]),
             weight=np.concatenate([loop.weight for loop in own]),
         )
         for own in kinds.values()
     ]
+
+
+def _concatenated(works: Sequence[Any]) -> Any:
+    return type(works[0]).concatenate(works)
 
 
 def log_error(fit: Fit, loop: Loop) -> Floats:

@@ -1,23 +1,32 @@
-"""Closed loops of served models among published points, and the kernels that each of them runs."""
+"""Served models among published points: closed loops, static batches, and the kernels they run."""
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from moebench.calibrate.points import Setup, deployment_of
-from moebench.calibrate.published import Point
-from moebench.predict.arrays import Floats, Ints, Mask
+from moebench.calibrate.published import METRICS, Point
+from moebench.predict.arrays import Floats, Ints, Mask, OverCases
 from moebench.predict.serving.choices import engine_of
-from moebench.predict.serving.engine import era
+from moebench.predict.serving.deployment import Deployment
+from moebench.predict.serving.engine import Engine, StepWork, era
 from moebench.predict.serving.load import CHUNKS, Load, ServedWork, served_work
 from moebench.predict.serving.no_router import baseline
 from moebench.predict.serving.prices import kernel_prices
+from moebench.predict.serving.step import Steps, step_price
 
 PER_TOKEN = ("tpot_median", "tpot", "tpot_mean", "itl_mean", "itl_median")
 FIRST_TOKEN = ("ttft_median", "ttft", "ttft_mean")
+STATIC: Mapping[str, Literal["prefill", "step", "request"]] = {
+    **dict.fromkeys(("first_token_latency", "prefill_time"), "prefill"),
+    "decode_rate": "step",
+    **dict.fromkeys(("e2e_latency", "output_throughput_per_gpu"), "request"),
+}
+"""Metrics of static batches, and what was timed."""
 MEAN_LENGTH = 0.9
 """Mean over nominal length in closed loops: InferenceMAX draws both from 0.8 to 1.0 of it."""
 CLOSED_LOOP = "closed loop"
@@ -31,8 +40,27 @@ from which on the larger one holds more than a queue of prefills."""
 
 
 @dataclass(frozen=True)
+class BatchWork(OverCases):
+    """What static batches ask of an engine; arrays over points."""
+
+    prompt: StepWork
+    """Prefill of the whole batch."""
+    prefills: Floats
+    """Prefills that were timed, 0 or 1."""
+    decode: StepWork
+    """A decode step of the batch in the middle of its outputs."""
+    steps: Floats
+    """Decode steps that were timed."""
+
+    def seconds(self, engine: Engine) -> Floats:
+        """Seconds that an engine takes."""
+        prefills = self.prefills * engine.prefill(self.prompt)
+        return prefills + self.steps * engine.decode(self.decode)
+
+
+@dataclass(frozen=True)
 class Loop:
-    """Closed loops of one setup that were measured; arrays over points."""
+    """Closed loops, or static batches, of one setup that were measured; arrays over points."""
 
     engine: tuple[str, str]
     """Name and era."""
@@ -40,7 +68,7 @@ class Loop:
     """Types of dense weights and of experts."""
     group: str
     """Model, GPU and engine, which are left out together."""
-    work: ServedWork
+    work: ServedWork | BatchWork
     is_first_token: Mask
     seconds: Floats
     rows: Ints
@@ -49,16 +77,17 @@ class Loop:
 
 
 def loops_of(points: Iterable[Point]) -> list[Loop]:
-    """Closed loops among published points, by setup; what the product cannot express is skipped."""
-    by_setup: dict[Setup, list[Point]] = defaultdict(list)
+    """Loops and batches among published points, by setup; what has no price is skipped."""
+    by_setup: dict[tuple[Setup, bool], list[Point]] = defaultdict(list)
     for point in points:
         known = point.batch and point.input_len and point.output_len
-        if point.metric in (*PER_TOKEN, *FIRST_TOKEN) and known:
-            by_setup[Setup.of(point)].append(point)
+        is_static = point.metric in STATIC
+        if known and (is_static or point.metric in (*PER_TOKEN, *FIRST_TOKEN)):
+            by_setup[Setup.of(point), is_static].append(point)
     found = []
-    for setup, own in by_setup.items():
+    for (setup, is_static), own in by_setup.items():
         try:
-            found.append(_loop(setup, own))
+            found.append(_batches(setup, own) if is_static else _loop(setup, own))
         except ValueError:
             continue
     return found
@@ -75,21 +104,57 @@ def load_of(points: Sequence[Point]) -> Load:
 
 def _loop(setup: Setup, points: Sequence[Point]) -> Loop:
     d = deployment_of(setup, "decode", 1)
-    name, version = engine_of(d)
     router = baseline(d.model)
     routing = router, d.routed_by(router)
-    load = load_of(points)
-    work, _ = served_work(d, kernel_prices(d), routing, load, CHUNKS.get(name, CHUNKS["vllm"]))
+    budget = CHUNKS.get(engine_of(d)[0], CHUNKS["vllm"])
+    work, _ = served_work(d, kernel_prices(d), routing, load_of(points), budget)
+    return _measured(d, setup, points, work)
+
+
+def _batches(setup: Setup, points: Sequence[Point]) -> Loop:
+    d = deployment_of(setup, "decode", 1)
+    router, load = baseline(d.model), load_of(points)
+    routing, prices = (router, d.routed_by(router)), kernel_prices(d)
+    middle = load.input + load.output // 2
+    decode = step_price(d, prices, *routing, Steps(load.concurrency, middle)).work
+    fill = dataclasses.replace(d, phase="prefill")
+    prompt = step_price(fill, prices, *routing, Steps(load.concurrency, load.input)).work
+    kinds = [STATIC[point.metric] for point in points]
+    written = load.output.astype(float)
+    prefills = np.array([float(kind in ("prefill", "request")) for kind in kinds])
+    steps = np.select(
+        [[kind == name for kind in kinds] for name in ("prefill", "step")], [0.0, 1.0], written - 1
+    )
+    return _measured(d, setup, points, BatchWork(prompt, prefills, decode, steps))
+
+
+def _measured(
+    d: Deployment, setup: Setup, points: Sequence[Point], work: ServedWork | BatchWork
+) -> Loop:
+    name, version = engine_of(d)
     return Loop(
         engine=(name, era(name, version)),
         weights=(d.other_weights, d.other_weights if d.is_dense else d.expert_weights),
         group=f"{setup.model} on {setup.hardware} with {name}",
         work=work,
-        is_first_token=np.array([point.metric in FIRST_TOKEN for point in points]),
-        seconds=np.array([point.value * point.scale for point in points]),
+        is_first_token=np.array([_is_first(point) for point in points]),
+        seconds=np.array([_seconds(point) for point in points]),
         rows=np.array([point.row for point in points]),
         weight=np.ones(len(points)),
     )
+
+
+def _is_first(point: Point) -> bool:
+    return point.metric in FIRST_TOKEN or STATIC.get(point.metric) == "prefill"
+
+
+def _seconds(point: Point) -> float:
+    """Time of what was measured; a rate is that of a batch's step or of its whole output."""
+    value = point.value * point.scale
+    if METRICS[point.metric] == "s":
+        return value
+    written = 1.0 if STATIC[point.metric] == "step" else point.output_len or 1.0
+    return (point.batch or 1.0) * written / value
 
 
 def usable(loops: Iterable[Loop]) -> list[Loop]:
@@ -100,6 +165,9 @@ def usable(loops: Iterable[Loop]) -> list[Loop]:
     """
     kept = []
     for loop in loops:
+        if isinstance(loop.work, BatchWork):
+            kept.append(loop)
+            continue
         decode, load = loop.work.decode, loop.work.load
         least = 0.6 * (decode.dense + decode.experts) + 0.5 * decode.attention
         keys = np.stack([load.concurrency, load.input, load.output], axis=1)

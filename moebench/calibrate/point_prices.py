@@ -73,7 +73,7 @@ def _served(point: Point, quantity: Quantity) -> Price:
 def _loop(setup: Setup, concurrency: int, prompt: int, output: int) -> Mapping[Quantity, Price]:
     d = deployment_of(setup, "decode", 1)
     router = baseline(d.model)
-    load = Load(*(np.array([size]) for size in (concurrency, prompt, output)))
+    load = Load(np.array([concurrency]), np.array([prompt]), np.array([output]))
     price = served(d, kernel_prices(d), (router, d.routed_by(router)), load)
     values: dict[Quantity, Floats] = {
         "tpot": price.served.time_per_token,

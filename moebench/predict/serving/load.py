@@ -65,6 +65,8 @@ class Load(OverCases):
     """Tokens of a prompt."""
     output: Ints
     """Tokens that a request writes."""
+    cached: int = 0
+    """Tokens of each prompt that are in the cache already."""
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "input", "output"):
@@ -72,6 +74,11 @@ class Load(OverCases):
             if len(found) and not 1 <= found.min() <= found.max() <= MOST_SIZE:
                 wrong = found.min() if found.min() < 1 else found.max()
                 raise ValueError(f"{name}: found {wrong}, expected 1 to {MOST_SIZE}")
+        if not 0 <= self.cached < self.input.min(initial=MOST_SIZE):
+            raise ValueError(
+                f"cached-prefix: found {self.cached}, expected less than the {self.input.min()} "
+                "tokens of a prompt"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,8 @@ class ServedPrice:
     served: Served
     decode: StepPrice
     """Kernels of the decode steps."""
+    cache_room: Bytes
+    """Bytes of a GPU that are left to caches; 0: the weights alone do not fit."""
 
     def interval(self, quantity: Quantity, values: Floats) -> tuple[Floats, Floats]:
         """Ends of the 90 % interval of times per token or to first token."""
@@ -184,10 +193,13 @@ def served(
         load: closed loops.
         chunk: tokens that a step prefills at most; None: the engine's own.
     """
+    if chunk is not None and not 1 <= chunk <= MOST_SIZE:
+        raise ValueError(f"prefill-budget: found {chunk}, expected 1 to {MOST_SIZE} tokens")
     engine = engine_for(deployment)
     budget = chunk or CHUNKS.get(engine.name, CHUNKS["vllm"])
     work, decode = served_work(deployment, prices, routing, load, budget)
-    return ServedPrice(deployment, engine, served_time(engine, work), decode)
+    room = cache_room(deployment, routing[0])
+    return ServedPrice(deployment, engine, served_time(engine, work), decode, room)
 
 
 def served_work(
@@ -202,11 +214,12 @@ def served_work(
     running = running_requests(d, routing[0], load)
     middle = np.maximum(1, load.input + load.output // 2)
     decode = step_price(d, prices, *routing, Steps(running.astype(np.int64), middle))
-    fill = replace(d, phase="prefill", draft=None)
-    one = np.ones(len(load), dtype=np.int64)
-    chunks = -(-load.input // budget)
-    prompts = np.maximum(1, budget // load.input) * d.parallel.replicas
-    parts = -(-load.input // chunks)
+    most = int(load.input.max())
+    fill = replace(d, phase="prefill", draft=None, context=most, cached_prefix=load.cached)
+    one, new = np.ones(len(load), dtype=np.int64), load.input - load.cached
+    chunks = -(-new // budget)
+    prompts = np.maximum(1, budget // new) * d.parallel.replicas
+    parts = load.cached - (-new // chunks)
     steps = Steps(
         np.concatenate([one, one, prompts]), np.concatenate([parts, load.input, load.input])
     )
