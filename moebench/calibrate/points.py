@@ -39,6 +39,8 @@ BITS: tuple[tuple[str, str], ...] = (
     ("16", "bfloat16"),
 )
 """Types whose names have these letters are priced as the second, a stand-in."""
+EIGHT_BITS, WIDENED = ("float8", "mxfp8"), "int8-weight-only"
+"""Types that need a rate of the GPU, and one of as many bits that any GPU widens (Marlin)."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,12 @@ class Setup(NamedTuple):
         return cls(*(getattr(point, name) for name in cls._fields))
 
     def weights(self, phase: str) -> Weights:
-        """The type of weights of a step."""
-        return weights_of(self.dtype, phase == "train")
+        """The type of weights of a step, or what stands in for it on this GPU."""
+        found = weights_of(self.dtype, phase == "train")
+        if found.name in EIGHT_BITS and "float8" not in load_hardware(self.hardware).peak:
+            why = f"{found.name} weights are widened on {self.hardware}, priced as wider ones"
+            return Weights("bfloat16" if phase == "train" else WIDENED, why)
+        return found
 
 
 def deployment_of(

@@ -140,3 +140,11 @@ def test_a_batch_of_one_expert_group_is_priced_on_that_group(tmp_path: Path) -> 
     assert group.num_gpus == 8 and point(tmp_path, **own).num_gpus == 64
     alone = point(tmp_path, **own | {"num_gpus": "8"})
     assert point_price(group).value == pytest.approx(point_price(alone).value)
+
+
+def test_eight_bits_on_a_gpu_without_their_rate_are_widened(tmp_path: Path) -> None:
+    fp8, int8 = (
+        point_price(point(tmp_path, hardware="a100-sxm-80gb", dtype=dtype)).value
+        for dtype in ("fp8", "int8-weight-only")
+    )
+    assert fp8 == int8
