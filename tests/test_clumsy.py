@@ -16,7 +16,7 @@ TABLE = "system,m,n,k,latency_us\nl40s,64,4096,4096,50\n"
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("validate text.csv", "text.csv: found the columns 'hello', expected those of layer"),
+        ("validate text.csv", "text.csv: found the columns 'hello', expected those of a table of"),
         ("validate gemm.csv --plot text.csv", "text.csv: cannot be written: found a file"),
         ("validate folder", "folder: cannot be read: Is a directory"),
         ("calibrate --from nowhere.csv", "nowhere.csv: cannot be read: No such file"),

@@ -5,12 +5,15 @@ import argparse
 from moebench import terminal
 from moebench.predict.comparison_text import break_even_text, comparison_text
 from moebench.predict.document import document, speedup_document
-from moebench.predict.options import BEST, batch_range, deployment_of, refuse_beside, routing_of
+from moebench.predict.options import BEST, deployment_of, refuse_beside, routing_of, sizes_range
 from moebench.predict.serving.overlap import best_chunks
 from moebench.predict.serving.speedup import speedups
 from moebench.predict.text import case_text, figure_texts, labels_of
 from moebench.predict.traffic import under_typical_skew, with_traffic
 from moebench.spec.stated import stated_differences
+
+UNSERVED = {"batch", "context", "phase", "level", "break_even", "plot", "cached_prefix"}
+"""Options that a served load has no use for."""
 
 
 def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
@@ -30,11 +33,14 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
             refuse_beside(flag, "prices nothing", given - {name, "json", "model"})
             return models.answer(name, options.model or ["mixtral-8x7b"], as_json=options.json)
     if options.concurrency is not None:
-        others = given & {"batch", "break_even", "context", "layers", "phase", "plot"}
-        others |= {"level"} & given if options.level == "decoder" else set()
-        refuse_beside("--concurrency", "says the load of a whole model", others)
+        why = "asks for a served load of a whole model, of prompts and outputs of given lengths"
+        refuse_beside("--concurrency", why, given & UNSERVED)
         options.level = "model"
-    batches = batch_range(options.batch)
+    elif others := given & {"input", "output", "prefill_chunk"}:
+        raise ValueError(f"--{min(others).replace('_', '-')}: only beside --concurrency")
+    batches = sizes_range(
+        options.concurrency or options.batch, "--concurrency" if options.concurrency else "--batch"
+    )
     options.router = options.router or ["ada-k"]
     deployments = [
         with_traffic(deployment_of(options, model, hardware), options, batches)
@@ -52,11 +58,9 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         for router in (["none"] if one.is_dense else options.router)
     ]
     if options.concurrency is not None:
-        from moebench.predict.served import answer_served
+        from moebench.predict.served_answer import served_answer
 
-        return answer_served(options, asked)
-    for name in sorted(given & {"input", "output", "prefill_budget"}):
-        raise ValueError(f"--{name.replace('_', '-')}: expected beside --concurrency")
+        return served_answer(options, asked, batches)
     if options.break_even is not None:
         from moebench.predict.serving.break_even import break_even
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.predict.answer import answer
-from moebench.predict.deployment_options import deployment_options
+from moebench.predict.deployment_options import deployment_options, load_options
 from moebench.predict.kernels.price import KERNELS
 from moebench.predict.serving.deployment import LEVELS, PHASES
 
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--layers", type=int, help="of --level model; default: all")
     deployment_options(p)
+    load_options(p)
     p.add_argument(
         "--operating-point", choices=("published",), help="the paper's mean k (the default)"
     )

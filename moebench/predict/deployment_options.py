@@ -5,6 +5,23 @@ import argparse
 from moebench.predict.serving.parallelism import EXCHANGES
 
 
+def load_options(p: argparse.ArgumentParser) -> None:
+    """Add the options of a served load to a command line."""
+    p.add_argument(
+        "--concurrency",
+        metavar="C|C,C|C:C",
+        help="in place of --batch: requests in flight of a served load in steady state",
+    )
+    p.add_argument("--input", default="1024", metavar="TOKENS", help="of a prompt; 1024")
+    p.add_argument("--output", default="1024", metavar="TOKENS", help="that a request writes; 1024")
+    p.add_argument(
+        "--prefill-chunk",
+        type=int,
+        metavar="TOKENS",
+        help="that a step prefills at most; default: the engine's",
+    )
+
+
 def deployment_options(p: argparse.ArgumentParser) -> None:
     """Add the options to a command line."""
     p.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks of attention")
@@ -45,6 +62,11 @@ def deployment_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--engine", metavar="NAME[:VERSION]", help="vllm, sglang or trtllm; default: the kernel's"
     )
+    p.add_argument(
+        "--engine-overhead",
+        metavar="TIME",
+        help="of a step, that no kernel explains: '2 ms'; default: fitted to published points",
+    )
     p.add_argument("--kv-dtype", default="bf16", help="of the KV cache: bf16 (the default) or fp8")
     p.add_argument(
         "--cached-prefix", type=int, default=0, metavar="TOKENS", help="of each prompt; prefill"
@@ -53,29 +75,4 @@ def deployment_options(p: argparse.ArgumentParser) -> None:
         "--draft",
         metavar="N:ACCEPTANCE",
         help="tokens drafted ahead in a decode step and the chance that each is kept: 3:0.7",
-    )
-    p.add_argument(
-        "--engine-overhead",
-        type=float,
-        metavar="MS",
-        help="of a whole model's step, that no kernel explains; default: the engine's, as fitted",
-    )
-    p.add_argument(
-        "--concurrency",
-        metavar="C|C,C|C:C",
-        help="serve the whole model with so many requests in flight: time to first token, time per "
-        "token, tokens a second",
-    )
-    for name in ("input", "output"):
-        p.add_argument(
-            f"--{name}",
-            default="1024",
-            metavar="N|N,N|N:N",
-            help=f"tokens of each served request's {name}; 1024",
-        )
-    p.add_argument(
-        "--prefill-budget",
-        type=int,
-        metavar="TOKENS",
-        help="that a served step prefills at most, longer prompts in chunks; default: 8192",
     )

@@ -15,32 +15,28 @@ from moebench.spec.case import OperatingPoint
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec, load_model
+from moebench.units import quantity
 
 LARGEST_BATCH = 2**20
 BEST = "best"
 """Value of --chunks that stands for the fastest number."""
 
 
-def batch_range(description: str) -> list[int]:
-    """Batches from "8", "1,8,64" or "1:1000" (1, 2, 4, ... 512, 1000), each up to a limit."""
-    return number_range(description, "--batch")
-
-
-def number_range(description: str, option: str) -> list[int]:
-    """Numbers from "8", "1,8,64" or "1:1000" (1, 2, 4, ... 512, 1000), each up to a limit."""
+def sizes_range(description: str, option: str = "--batch") -> list[int]:
+    """Sizes from "8", "1,8,64" or "1:1000" (1, 2, 4, ... 512, 1000), each up to a limit."""
     first, colon, last = description.partition(":")
     try:
-        numbers = [int(part) for part in description.split(",")] if not colon else [int(first)]
-        end = int(last) if colon else numbers[-1]
+        batches = [int(part) for part in description.split(",")] if not colon else [int(first)]
+        end = int(last) if colon else batches[-1]
     except ValueError:
-        numbers, end = [0], 0
-    while colon and 0 < numbers[-1] < min(end, LARGEST_BATCH):
-        numbers.append(min(numbers[-1] * 2, end))
-    if min(numbers) < 1 or max(*numbers, end) > LARGEST_BATCH or end < numbers[0] * bool(colon):
+        batches, end = [0], 0
+    while colon and 0 < batches[-1] < min(end, LARGEST_BATCH):
+        batches.append(min(batches[-1] * 2, end))
+    if min(batches) < 1 or max(*batches, end) > LARGEST_BATCH or end < batches[0] * bool(colon):
         raise ValueError(
             f"{option}: found {description!r}, expected 8, 1,8,64 or 1:1024 up to {LARGEST_BATCH}"
         )
-    return numbers
+    return batches
 
 
 def probabilities(description: str, most: int) -> tuple[float, ...]:
@@ -71,11 +67,9 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
             kv_dtype=options.kv_dtype,
             kernel=options.kernel,
             engine=options.engine,
-            engine_overhead=None
-            if options.engine_overhead is None
-            else 1e-3 * options.engine_overhead,
+            engine_overhead=_overhead(options.engine_overhead),
             parallel=_parallelism(options),
-            cached_prefix=0 if options.concurrency else options.cached_prefix,
+            cached_prefix=options.cached_prefix,
             draft=draft_of(options.draft) if options.draft else None,
             num_layers=options.layers,
             skew=options.skew,
@@ -107,6 +101,16 @@ def _chunks(description: str) -> int:
         return 1 if description == BEST else int(description)
     except ValueError as error:
         raise ValueError(f"chunks: found {description!r}, expected a number or {BEST!r}") from error
+
+
+def _overhead(description: str | None) -> float | None:
+    """Seconds of "2 ms"; None where nothing was given."""
+    try:
+        return None if description is None else quantity(description, "time")
+    except ValueError as error:
+        raise ValueError(
+            f"engine-overhead: found {description!r}, expected a time such as '2 ms'"
+        ) from error
 
 
 def draft_of(description: str) -> Draft:

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fits", type=Path, metavar="TABLE",
         help="fit kernels to these latencies in place of the shipped parameters; with backbones "
-        "left out, more energy to fit (dense models)",
+        "left out, more energy to fit (dense models); with sources or groups, more points",
     )  # fmt: skip
     parser.add_argument(
         "--gemm", type=Path, help="dense matmuls of devices that were never calibrated"

@@ -15,9 +15,10 @@ import numpy as np
 from moebench import terminal
 from moebench.calibrate.point_prices import Price, point_price
 from moebench.calibrate.points import Setup
-from moebench.calibrate.published import PublishedTable, read_published
+from moebench.calibrate.published import Point, PublishedTable, read_published
 from moebench.validate.documents import SCHEMA
 from moebench.validate.figures import draw_devices
+from moebench.validate.left_out_points import LABELS, left_out_price
 from moebench.validate.lines import PricedLines, Scored
 from moebench.validate.scores import Scores
 
@@ -42,9 +43,10 @@ Row = TypeVar("Row", bound=Numbered)
 
 def validate_endtoend(options: argparse.Namespace) -> Scored:
     """Score every point of a table that the product can express."""
-    if options.leave_out is not None:
+    if options.leave_out not in (None, *LABELS):
+        expected = " or ".join(map(repr, LABELS))
         raise ValueError(
-            f"--leave-out: found {options.leave_out!r} for a table of published points"
+            f"--leave-out: found {options.leave_out!r}, expected {expected} of published points"
         )
     table = read_published(options.table)
     for problem in table.problems:
@@ -52,7 +54,11 @@ def validate_endtoend(options: argparse.Namespace) -> Scored:
     measured = np.array([point.value for point in table.points])
     batches = np.array([point.batch or np.nan for point in table.points])
     scores = Scores.waiting(measured, batches)
-    reasons = priced_one_by_one(scores, table.points, point_price)
+    price: Callable[[Point], Price] = point_price
+    if options.leave_out is not None:
+        more = () if options.fits is None else read_published(options.fits).points
+        price = left_out_price(table.points, options.leave_out, more)
+    reasons = priced_one_by_one(scores, table.points, price)
     for row, reason in reasons.items():
         terminal.say(f"{table.path}: row {row} (line {row + 1}), {reason}; not priced")
     lines = PricedLines.waiting(table.last_row, table.problems)
@@ -66,6 +72,8 @@ def validate_endtoend(options: argparse.Namespace) -> Scored:
         for path in _draw(table, scores, options.plot):
             terminal.say(path)
     document = endtoend_document(table, scores, reasons)
+    if options.leave_out is not None:
+        document["leave_out"] = options.leave_out
     code = 3 if table.problems else 0
     if len(reasons) > MOST_SKIPPED * len(table.points):
         code = 1
@@ -146,9 +154,10 @@ def endtoend_text(document: Mapping[str, Any]) -> str:
         for name, one in entries
     ]
     total = document["n"] + sum(document["skipped"].values())
+    left_out = f", {document['leave_out']} left out" if "leave_out" in document else ""
+    head = f"{document['table']}{left_out}, {document['n']} of {total} points scored"
     lines = [
-        f"{document['table']}, {document['n']} of {total} points scored, {document['covered']} "
-        "without a stand-in; percent",
+        f"{head}, {document['covered']} without a stand-in; percent",
         terminal.text_table(["", "n", *FIGURES.values()], rows),
     ]
     lines += [f"stand-in in {count}: {why}" for why, count in document["stand_ins"].items()]

@@ -27,6 +27,7 @@ DEFAULTS: Mapping[str, object] = {
 }  # fmt: skip
 """Options of which a table may have no use, and their values where they are not given."""
 ENERGY = ("fits", "models", "given")
+POINTS = ("fits", "plot")
 LATENCIES = ("calibration", "fits", "gemm", "seed", "plot")
 
 
@@ -56,7 +57,7 @@ KINDS = (
     Kind("layer latencies", COLUMNS["latency"], validate_latencies, LATENCIES),
     Kind("top-k pairs", COLUMNS["pairs"], validate_latencies, LATENCIES),
     Kind("dense matmuls", COLUMNS["gemm"], validate_latencies, LATENCIES),
-    Kind("published end-to-end points", published.NEEDED, validate_endtoend, ("plot",)),
+    Kind("published end-to-end points", published.NEEDED, validate_endtoend, POINTS),
     Kind("published changes of routing", published_topk.NEEDED, validate_routing_changes),
     Kind("serving energy", (*NAMES, *NUMBERS), validate_energy, ENERGY),
 )

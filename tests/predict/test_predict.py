@@ -13,7 +13,7 @@ from moebench.predict.cli import main
 from moebench.predict.kernels.catalogue import KernelFit, shipped_fits
 from moebench.predict.kernels.intervals import Basis
 from moebench.predict.kernels.price import KERNELS, kernel_named
-from moebench.predict.options import batch_range
+from moebench.predict.options import sizes_range
 from moebench.predict.text import BASIS_TITLES
 from moebench.routers.policy import known_policies
 from moebench.version import PACKAGE
@@ -34,7 +34,7 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, o
     [("8", [8]), ("1,8,64", [1, 8, 64]), ("1:9", [1, 2, 4, 8, 9]), ("3:3", [3])],
 )
 def test_batches_are_a_list_or_a_doubling_range(description: str, batches: list[int]) -> None:
-    assert batch_range(description) == batches
+    assert sizes_range(description) == batches
 
 
 @pytest.mark.parametrize(

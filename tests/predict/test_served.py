@@ -1,4 +1,4 @@
-"""The verb with --concurrency: every load of the ranges, each router's speedup, what is refused."""
+"""The command line of a served load: what it prints, what waits, what it refuses."""
 
 import json
 
@@ -6,73 +6,76 @@ import pytest
 
 from moebench.predict.cli import main
 
-DEEP = (
-    *("--model", "deepseek-v3", "--hardware", "b200-sxm", "--tp", "8", "--engine", "sglang"),
-    *("--mean-k", "6"),
-)
-
-ROUTERS = ("--router", "ada-k", "--router", "top-k")
-
-
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main([*arguments]) == 0
-    return capsys.readouterr().out
+LLAMA = "--model llama-3.1-8b --hardware h100-sxm"
 
 
 def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = json.loads(printed(capsys, *arguments, "--json"))["rows"]
+    assert main([*" ".join(arguments).split(), "--json"]) == 0
+    found: list[dict[str, float]] = json.loads(capsys.readouterr().out)["served"]
     return found
 
 
-def test_every_load_of_the_ranges_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    found = rows(capsys, *DEEP, "--concurrency", "4:16", "--input", "1024,8192", "--output", "256")
-    assert len(found) == 3 * 2
+def test_every_combination_of_lengths_and_concurrencies(capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(capsys, LLAMA, "--concurrency 1:4 --input 512,1024 --output 64")
+    asked = [(row["concurrency"], row["input"], row["output"]) for row in found]
+    assert asked == [(c, i, 64) for c in (1, 2, 4) for i in (512, 1024)]
     for row in found:
-        assert 0 < row["first_token_low_s"] < row["first_token_s"] < row["first_token_high_s"]
-        assert 0 < row["per_token_low_s"] < row["per_token_s"] < row["per_token_high_s"]
-        assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
-        assert row["step_s"] <= row["per_token_s"] and row["running"] == row["concurrency"]
+        assert row["time_per_token_low_s"] < row["time_per_token_s"] < row["time_per_token_high_s"]
+        assert row["speedup"] == 1 and row["running"] == row["concurrency"]
 
 
-def test_text_says_the_engine_the_start_and_each_router(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    found = printed(capsys, *DEEP, "--concurrency", "64", *ROUTERS)
-    assert "engine sglang: " in found and "rounds that start together" in found
-    assert found.count("deepseek-v3 · ") == 2 and "1.00× [1.00, 1.00]" in found
+def test_more_requests_wait_longer_and_write_more(capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(capsys, LLAMA, "--concurrency 1:256")
+    for name in ("time_per_token_s", "tokens_per_second_per_gpu"):
+        values = [row[name] for row in found]
+        assert values == sorted(values)
 
 
-def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    dense = ("--model", "llama-3.1-70b", "--hardware", "b200-sxm", "--dtype", "fp8")
-    found = printed(capsys, *dense, "--concurrency", "128", "--input", "8192")
-    assert "requests fit into memory" in found and "the others wait" in found
-    found = printed(capsys, "--model", "mixtral-8x7b", "--concurrency", "1")
-    assert "the weights leave no room" in found
-
-
-def test_host_time_and_a_cached_prefix_are_options(capsys: pytest.CaptureFixture[str]) -> None:
-    load = (*DEEP, "--concurrency", "16", "--input", "8192")
-    (plain,), (slow,) = rows(capsys, *load), rows(capsys, *load, "--engine-overhead", "10")
-    assert slow["step_s"] > plain["step_s"] + 5e-3
-    (cached,) = rows(capsys, *load, "--cached-prefix", "7168")
-    assert cached["first_token_s"] < 0.8 * plain["first_token_s"]
-    assert cached["step_s"] == plain["step_s"]
+def test_a_router_has_its_speedup_over_the_models_own(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "--model qwen3-30b-a3b --mean-k 4 --concurrency 4"
+    (own,) = rows(capsys, asked, "--router ada-k")
+    (base,) = rows(capsys, "--model qwen3-30b-a3b --router top-k --concurrency 4")
+    assert own["speedup"] == pytest.approx(base["time_per_token_s"] / own["time_per_token_s"])
+    assert own["speedup_low"] < own["speedup"] < own["speedup_high"] and own["speedup"] > 1.05
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("asked", "note"),
     [
-        (("--concurrency", "0"), "--concurrency: found '0'"),
-        (("--concurrency", "1", "--cached-prefix", "1024"), "--cached-prefix: found 1024"),
-        (("--concurrency", "1", "--prefill-budget", "0"), "prefill-budget: found 0"),
-        (("--concurrency", "1", "--batch", "2"), "--batch: not beside --concurrency"),
-        (("--concurrency", "1", "--level", "decoder"), "--level: not beside --concurrency"),
-        (("--input", "8"), "--input: expected beside --concurrency"),
-        (("--engine-overhead", "-1"), "--engine-overhead: found"),
+        (f"{LLAMA} --concurrency 16,4096 --input 8192", "caches fit into memory; the other"),
+        ("--model llama-3.1-70b --concurrency 2", "the weights leave no room for a cache"),
     ],
 )
-def test_what_a_load_cannot_have_is_refused(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+def test_what_does_not_fit_is_said(
+    asked: str, note: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments]) == 2
+    assert main(asked.split()) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("⚠")]
+    assert len(said) == 1 and note in said[0]
+
+
+def test_an_engines_time_a_step_is_settable(capsys: pytest.CaptureFixture[str]) -> None:
+    slow, fast = (
+        rows(capsys, LLAMA, f"--concurrency 1 --engine-overhead {ms}ms")[0]["time_per_token_s"]
+        for ms in (3, 1)
+    )
+    assert slow - fast == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("--concurrency 0", "--concurrency: found '0'"),
+        ("--concurrency 4 --input x", "--input: found 'x'"),
+        ("--concurrency 4 --prefill-chunk 0", "--prefill-chunk: found 0, expected at least 1"),
+        ("--concurrency 4 --batch 8", "--batch: not beside --concurrency"),
+        ("--output 8", "--output: only beside --concurrency"),
+        ("--engine-overhead 3", "--engine-overhead: found '3', expected a time"),
+        ("--engine-overhead 1h", "--engine-overhead: found 3600 s, expected 0 to 10 s"),
+    ],
+)
+def test_bad_loads_are_refused(
+    asked: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(asked.split()) == 2
     assert message in capsys.readouterr().err

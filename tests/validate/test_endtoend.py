@@ -6,27 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_rows import ROW, table
 
 from moebench.calibrate.point_prices import METRIC_PRICES, point_price
 from moebench.calibrate.points import model_of, weights_of
 from moebench.calibrate.published import METRICS, SECONDS, Point, read_published
 from moebench.validate import cli as validate
-
-ROW = {
-    "id": "a", "source": "somebody", "model": "mixtral-8x7b", "hardware": "h100-sxm",
-    "num_gpus": "2", "tp": "2", "ep": "1", "dtype": "fp8", "kv_dtype": "fp8",
-    "framework": "TensorRT-LLM 0.9", "phase": "prefill+decode", "batch_or_concurrency": "64",
-    "input_len": "128", "output_len": "128", "metric": "output_throughput_per_gpu",
-    "unit": "tok/s/GPU", "value": "3000", "note": "",
-}  # fmt: skip
-
-
-def table(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def point(tmp_path: Path, **changes: str) -> Point:

@@ -28,6 +28,7 @@ from moebench.predict.attention.mla_software import (
     decode_variant,
     is_absorbed,
     prefill_variant,
+    splits_sequences,
     with_weights,
 )
 from moebench.predict.operations.operation import Software
@@ -101,6 +102,13 @@ def _cache_bytes(columns: Mapping[str, Any]) -> Floats:
     return np.array([stored_bytes(name) for name in columns["kv_dtype"].tolist()])
 
 
+def _splits(columns: Mapping[str, Any]) -> Floats:
+    """Whether kernels part sequences; rows of one group run one variant."""
+    first = {name: column[0] for name, column in columns.items() if len(column)}
+    splits = not first or splits_sequences(_decode_variant(first))
+    return np.full(len(columns["batch"]), float(splits))
+
+
 def _decode_calls(columns: Mapping[str, Any]) -> MlaDecodeCalls:
     batch, seq = _floats(columns, "batch"), _floats(columns, "seq")
     one = np.ones(len(batch))
@@ -112,6 +120,7 @@ def _decode_calls(columns: Mapping[str, Any]) -> MlaDecodeCalls:
         (KV_RANK + ROPE_WIDTH) * one,
         KV_RANK * one,
         _cache_bytes(columns),
+        _splits(columns),
         0 * one,
     )
 
@@ -145,6 +154,7 @@ def _block_calls(columns: Mapping[str, Any]) -> MlaBlockCalls:
         ROPE_WIDTH * one,
         VALUE_WIDTH * one,
         _cache_bytes(columns),
+        _splits(columns),
         columns["gemm_type"].astype(np.str_),
     )
 

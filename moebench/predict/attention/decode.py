@@ -27,11 +27,14 @@ GRANULE = 16
 
 @dataclass(frozen=True)
 class DecodeParameters:
-    """Parameters of one decode attention kernel on one device; SI units."""
+    """Parameters of one decode attention kernel on one device.
 
-    start: float = parameter(8e-6, 0.5, "s")
+    What is a chain of instructions takes as many clocks on any device.
+    """
+
+    start: float = parameter(14000.0, 0.5, "clock")
     """Start and end of the call, with the small kernels around it."""
-    sequence: float = parameter(4e-9, 1.0, "s")
+    sequence: float = parameter(7.0, 1.0, "clock")
     """Each sequence of the batch: its entry in the schedule and the page table."""
     bandwidth: float = parameter(0.9, 0.08, "", ceiling=1.0)
     """Share of the datasheet's bandwidth that streaming the cache reaches."""
@@ -53,9 +56,9 @@ class DecodeParameters:
     """Share of the datasheet's tensor peak for bfloat16 products; narrow tiles reach little."""
     float8: float = parameter(0.5, 0.4, "", ceiling=1.0)
     """Further share where products take fp8 operands, of the fp8 peak."""
-    step: float = parameter(3e-7, 0.8, "s")
+    step: float = parameter(500.0, 0.8, "clock")
     """One step of a block beyond its loads and products: softmax and synchronisation."""
-    block: float = parameter(2e-6, 0.7, "s")
+    block: float = parameter(3500.0, 0.7, "clock")
     """Start and end of one block: its schedule, its queries, its first load."""
     parting_block: float = parameter(1.4, 0.3, "")
     """Factor on a block of a kernel that could part keys over a planned schedule."""
@@ -67,11 +70,11 @@ class DecodeParameters:
     """Exponent of the norm over loads, products and steps."""
     block_overlap: float = parameter(0.3, 0.6, "")
     """Exponent, less one, of the norm over those and the blocks' starts and ends."""
-    merge: float = parameter(1.5e-6, 0.7, "s")
+    merge: float = parameter(2700.0, 0.7, "clock")
     """Kernel that adds up the parts of sequences, where there are any."""
-    part: float = parameter(3e-8, 0.8, "s")
+    part: float = parameter(50.0, 0.8, "clock")
     """Each part in that kernel."""
-    regroup: float = parameter(4e-6, 0.5, "s")
+    regroup: float = parameter(7000.0, 0.5, "clock")
     """Kernel that puts the heads of groups back in order, where there is one."""
 
 
@@ -108,15 +111,15 @@ def decode_time(
     if not rules.whole_tiles:
         multiplied = np.minimum(multiplied, np.ceil(parts.keys / GRANULE) * GRANULE)
     products = waves * multiplied * shared * parts.rows * 2 * widths / rate
-    working = norm(p.overlap, memory, port, products, steps * p.step)
+    working = norm(p.overlap, memory, port, products, steps * p.step / clock)
     is_planned = calls.batch <= rules.most_scheduled
     is_parting = is_planned & np.isfinite(rules.most_scheduled)
-    blocks = p.block * np.where(is_parting, p.parting_block, 1.0) * waves
+    blocks = p.block / clock * np.where(is_parting, p.parting_block, 1.0) * waves
     body = norm(1 + p.block_overlap, working, blocks)
     outputs = OUTPUT * calls.batch * calls.heads * widths / stream
     merge = (parts.count > 1) * (p.merge + parts.count * p.part)
-    seconds = p.start + calls.batch * p.sequence + body + outputs + merge
-    return np.asarray(seconds + parts.is_regrouped * p.regroup)
+    start = p.start + calls.batch * p.sequence + merge + parts.is_regrouped * p.regroup
+    return np.asarray(start / clock + body + outputs)
 
 
 def _waves(p: DecodeParameters, parts: Parts, sms: int) -> Floats:

@@ -81,6 +81,8 @@ class MlaDecodeCalls(OverCases):
     """Width of its compressed part."""
     kv_bytes: Floats
     """Bytes of a cached number: 2 for bfloat16, 1 for fp8."""
+    splits: Floats
+    """1 where the kernel parts long sequences among thread blocks, 0 where it does not."""
     beside: Floats
     """Bytes of other data that each replay reads: the weights of a whole block, else 0."""
 
@@ -100,7 +102,8 @@ def mla_decode_time(
     groups = np.maximum(1, query_rows / rows)
     padded = np.maximum(c.keys - (c.new_tokens - 1) / 2, p.tile)
     whole = c.batch * groups
-    split = np.clip(sms * p.resident / whole, 1, np.maximum(1, c.keys / p.chunk))
+    most = np.where(c.splits > 0, np.maximum(1, c.keys / p.chunk), 1)
+    split = np.clip(sms * p.resident / whole, 1, most)
     active = np.minimum(1, whole * split / sms)
     busy = np.minimum(1, p.ahead * active)
     cached = c.batch * padded * c.key_width * c.kv_bytes

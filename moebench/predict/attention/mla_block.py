@@ -58,7 +58,15 @@ def mla_decode_block_time(
         p,
         hardware,
         MlaDecodeCalls(
-            c.batch, c.new_tokens, keys, c.heads, width, c.kv_rank, c.kv_bytes, matmuls.weight_bytes
+            c.batch,
+            c.new_tokens,
+            keys,
+            c.heads,
+            width,
+            c.kv_rank,
+            c.kv_bytes,
+            c.splits,
+            matmuls.weight_bytes,
         ),
         warm,
     )

@@ -72,6 +72,8 @@ class MlaBlockCalls(OverCases):
     """Width of a value head."""
     kv_bytes: Floats
     """Bytes of a cached number: 2 for bfloat16, 1 for fp8."""
+    splits: Floats
+    """Of absorbed attention: 1 where its kernel parts long sequences, 0 where it does not."""
     weights: NDArray[np.str_]
     """Types of the projections' weights; that of the products around attention is bfloat16."""
 

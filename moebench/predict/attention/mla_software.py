@@ -15,6 +15,10 @@ XQA_HEADS = 128
 
 **Source**: NVIDIA/TensorRT-LLM, cpp/kernels/xqa/mla_sm120.cu.
 """
+UNSPLIT = "unsplit"
+"""TensorRT-LLM's kernel for other tensor cores than Hopper's and data-centre Blackwell's: one
+sequence takes as long alone as with one for every multiprocessor (A100: 15.5 ms at 131,072 keys,
+whatever the batch up to 16)."""
 
 
 def prefill_variant(hardware: HardwareSpec, cache: str) -> str:
@@ -31,7 +35,12 @@ def decode_variant(framework: str, hardware: HardwareSpec, cache: str, heads: in
         return f"{variant}, triton"
     has_xqa = (hardware.compute_capability or "").startswith("12.") and heads == XQA_HEADS
     is_xqa = has_xqa and weight_type(cache).name == "float8"
-    return f"{variant}, {'xqa' if is_xqa else 'unsplit'}"
+    return f"{variant}, {'xqa' if is_xqa else UNSPLIT}"
+
+
+def splits_sequences(variant: str) -> bool:
+    """Whether a variant's decode kernel parts long sequences among thread blocks."""
+    return UNSPLIT not in variant
 
 
 def with_weights(variant: str, weights: str) -> str:

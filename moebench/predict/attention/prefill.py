@@ -30,11 +30,14 @@ FEW_STEPS = 4
 
 @dataclass(frozen=True)
 class PrefillParameters:
-    """Parameters of one prefill attention kernel on one device; SI units."""
+    """Parameters of one prefill attention kernel on one device.
 
-    start: float = parameter(8e-6, 0.5, "s")
+    What is a chain of instructions takes as many clocks on any device.
+    """
+
+    start: float = parameter(14000.0, 0.5, "clock")
     """Start and end of the call, with the small kernels around it."""
-    sequence: float = parameter(1e-8, 1.0, "s")
+    sequence: float = parameter(17.0, 1.0, "clock")
     """Each sequence of the batch: its entry in the schedule and the page table."""
     bandwidth: float = parameter(0.85, 0.1, "", ceiling=1.0)
     """Share of the datasheet's bandwidth."""
@@ -67,9 +70,9 @@ class PrefillParameters:
     """Scores that one multiprocessor takes through the softmax in a clock."""
     together: float = parameter(3.0, 0.5, "")
     """Exponent of the norm over products and exponentials, which other warps may hide."""
-    step: float = parameter(1e-7, 1.0, "s")
+    step: float = parameter(170.0, 1.0, "clock")
     """One step of a block beyond both: synchronisation."""
-    block: float = parameter(2e-6, 0.7, "s")
+    block: float = parameter(3500.0, 0.7, "clock")
     """Start and end of one block: its queries and outputs."""
     resident: float = parameter(1.2, 0.4, "")
     """Blocks of one multiprocessor at a time."""
@@ -79,7 +82,7 @@ class PrefillParameters:
     """Exponent, less one, of the norm over computing and moving."""
     partials: float = parameter(1.0, 0.4, "")
     """Bytes of partial outputs over the least, where keys are parted."""
-    merge: float = parameter(2e-6, 0.6, "s")
+    merge: float = parameter(3500.0, 0.6, "clock")
     """Kernel that adds up the parts."""
 
 
@@ -115,13 +118,13 @@ def prefill_time(
     row = norm(p.together, products, np.full_like(products, softmax))
     doublings = np.log2(calls.head_dim / 128)
     row = row * p.wide ** np.maximum(doublings, 0) * p.narrow ** np.maximum(-doublings, 0)
-    key = tiles.rows * row + p.step / tile
+    key = tiles.rows * row + p.step / clock / tile
     places = sms * p.resident
     shared = np.clip(tiles.count / sms, 1, p.resident)
     uneven = 1 + p.imbalance
     longest = tiles.longest * shared
     computing = key * norm(uneven, tiles.count / sms * tiles.mean, longest)
-    blocks = p.block * norm(uneven, tiles.count / places, np.ones_like(key))
+    blocks = p.block / clock * norm(uneven, tiles.count / places, np.ones_like(key))
     tokens = calls.batch * calls.tokens
     queries = tokens * calls.heads * widths
     cached = calls.batch * _keys_read(calls) * calls.kv_heads * widths
@@ -130,8 +133,9 @@ def prefill_time(
     moving = moved * ((1 - hit) / stream + hit / (sms * p.l2_port * clock))
     partial = p.partials * PARTIAL * tokens * calls.heads * calls.value_dim / stream
     around = p.cache_passes * tokens * calls.kv_heads * widths + p.query_passes * queries
-    seconds = p.start + calls.batch * p.sequence + norm(1 + p.overlap, computing, moving)
-    return np.asarray(seconds + blocks + tiles.is_parted * (partial + p.merge) + around / stream)
+    start = p.start + calls.batch * p.sequence + tiles.is_parted * p.merge
+    body = norm(1 + p.overlap, computing, moving) + blocks
+    return np.asarray(start / clock + body + tiles.is_parted * partial + around / stream)
 
 
 def _keys_read(calls: PrefillCalls) -> Floats:

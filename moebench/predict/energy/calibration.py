@@ -1,7 +1,8 @@
 """Shipped coefficients of the energy model, GPU by GPU, with intervals; energy of one layer.
 
 `energy_calibration("h100-sxm")` gives a GPU's own coefficients if its rows were fitted. Any other
-GPU gets those of a GPU of the same architecture, else the shared ones, with a wider interval.
+GPU gets those of a GPU of the same architecture or with the same tensor instruction, else the
+shared ones, with a wider interval.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from moebench.predict.arrays import Floats
 from moebench.predict.energy.cases import Cases
 from moebench.predict.energy.parameters import EnergyParameters
 from moebench.predict.energy.power import bounded, limits
+from moebench.predict.kernels.catalogue import mma_generation
 from moebench.records.results import Caveat
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.schema import from_mapping, read_toml
@@ -151,13 +153,15 @@ def energy_calibration(name: str) -> EnergyCalibration:
     if hardware.name in fits:
         return EnergyCalibration(hardware, "gpu", fits[hardware.name])
     shared = fits[SHARED]
-    relatives = (
-        fit
-        for gpu, fit in fits.items()
-        if gpu != SHARED and load_hardware(gpu).architecture == hardware.architecture
+    own = {gpu: load_hardware(gpu) for gpu in fits if gpu != SHARED}
+    relatives = [gpu for gpu, one in own.items() if one.architecture == hardware.architecture]
+    instruction = mma_generation(hardware)
+    if instruction != "mma.sync":  # It serves chips as unlike as A100 and RTX.
+        relatives += [gpu for gpu, one in own.items() if mma_generation(one) == instruction]
+    fit = fits[relatives[0]] if relatives else shared
+    return EnergyCalibration(
+        hardware, "device", dataclasses.replace(fit, intervals=shared.intervals)
     )
-    nearest_fit = dataclasses.replace(next(relatives, shared), intervals=shared.intervals)
-    return EnergyCalibration(hardware, "device", nearest_fit)
 
 
 def widening(cases: Cases, largest: Floats | float) -> Floats:

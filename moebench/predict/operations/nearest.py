@@ -19,13 +19,13 @@ from moebench.spec.hardware import HardwareSpec, load_hardware
 
 Basis = Literal["fitted", "version", "sibling", "device", "software", "maker"]
 """What parameters rest on: fits of this very kernel on the device; of another version or kernel of
-this software there; of this software on a device of the same compute capability; on other devices;
-of other software; on GPUs of other makers, for which no error was ever measured."""
+this software there; of this software on a sibling of the device (see `is_sibling`); on other
+devices; of other software; on GPUs of other makers, for which no error was ever measured."""
 BASES: tuple[Basis, ...] = get_args(Basis)
 
 OTHER_VERSION = 0.1
 """Weight of a fit of another release of the same kernel, of the very release being 1."""
-OTHER_SOFTWARE = 0.01
+OTHER_SOFTWARE = 0.0015
 """Weight of a fit of the same variant of other software: often one library that both call."""
 OTHER_VARIANT = 0.001
 """Weight of a fit of another kernel of the same software."""
@@ -33,7 +33,7 @@ STRANGER = 0.0002
 """Weight of a fit of another kernel of other software."""
 SAME_DEVICE = 300.0
 SAME_CAPABILITY = 100.0
-SAME_GENERATION = 30.0
+SAME_GENERATION = 10.0
 """Weights of fits on this device, on one of its compute capability, and on one whose tensor cores
 take the same instruction; those on any other device count 1. So a dozen far fits do not drown a
 near one: priced from all fits but as a device of H100's capability, H100's own rows err by 4 to 7 %
@@ -101,8 +101,17 @@ def basis_of(software: Software, hardware: HardwareSpec, fits: Sequence[Operatio
         return "fitted"
     if here:
         return "version"
-    is_sibling = any(hardware.is_built_like(machines[fit.system]) for fit in own)
-    return "sibling" if is_sibling else "device"
+    return "sibling" if any(is_sibling(hardware, machines[fit.system]) for fit in own) else "device"
+
+
+def is_sibling(one: HardwareSpec, other: HardwareSpec) -> bool:
+    """Whether libraries run the same kernels on both: one compute capability, or one instruction.
+
+    `mma.sync` is no sign of it: it serves chips from A100 to RTX Blackwell, of unlike libraries.
+    """
+    instruction = mma_generation(one)
+    is_one_family = instruction in ("wgmma", "tcgen05") and instruction == mma_generation(other)
+    return one.is_built_like(other) or is_one_family
 
 
 def software_weight(one: Software, other: Software) -> float:

@@ -20,6 +20,12 @@ TRAINING = Caveat(
     "a backward pass is priced as twice the forward one; the optimizer's step is not priced",
     "measure the training step on the device with the suite",
 )
+DRAFTING = Caveat(
+    "drafting-not-priced",
+    "a draft is given by its length and acceptance alone",
+    "the step verifies the drafted tokens; the time to draft them is not in it",
+    "add what the drafter takes a step: --engine-overhead",
+)
 
 
 def step_caveats(
@@ -31,6 +37,8 @@ def step_caveats(
         found.append(RAGGED)
     if deployment.phase == "train":
         found.append(TRAINING)
+    if deployment.draft is not None:
+        found.append(DRAFTING)
     return (*found, *_out_of_memory(deployment, peaks))
 
 

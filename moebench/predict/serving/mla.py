@@ -20,7 +20,12 @@ from moebench.predict.attention.mla_products import (
     block_matmuls,
     surrounding_time,
 )
-from moebench.predict.attention.mla_software import decode_variant, prefill_variant, with_weights
+from moebench.predict.attention.mla_software import (
+    decode_variant,
+    prefill_variant,
+    splits_sequences,
+    with_weights,
+)
 from moebench.predict.operations.price import PricedOperation
 from moebench.predict.serving.choices import engine_of
 from moebench.predict.serving.decoder import AttentionCalls
@@ -55,7 +60,15 @@ def mla_attention_time(deployment: Deployment, calls: AttentionCalls) -> Span:
             keys = np.minimum(keys, calls.window + new - 1)
         width = (a.kv_rank + a.rope_head_dim) * one
         decode = MlaDecodeCalls(
-            calls.sequences, new, keys, a.num_heads * one, width, a.kv_rank * one, kv_bytes, 0 * one
+            calls.sequences,
+            new,
+            keys,
+            a.num_heads * one,
+            width,
+            a.kv_rank * one,
+            kv_bytes,
+            splits_sequences(block.software.variant) * one,
+            0 * one,
         )
         return _span(block, mla_decode_time(block.parameters, d.hardware, decode))
     prefill = MlaPrefillCalls(
@@ -86,6 +99,7 @@ def mla_projections_time(deployment: Deployment, sequences: Floats, new_tokens: 
         rope_width=a.rope_head_dim * one,
         value_width=a.value_head_dim * one,
         kv_bytes=stored_bytes(d.cache_dtype) * one,
+        splits=splits_sequences(block.software.variant) * one,
         weights=np.full(len(one), d.other_weights),
     )
     p, matmuls = block.parameters, block_matmuls(d.hardware, calls, decodes)

@@ -6,7 +6,7 @@ relative, which are shares of the datasheet's peak and bandwidth.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,17 +97,30 @@ def _expert_prices(
     return name, experts
 
 
-def op_times(library: Library, ops: Sequence[Op]) -> Floats:
-    """Seconds of each op as one kernel of a replayed graph.
+@dataclass(frozen=True)
+class OpsPrice:
+    """Price of some ops, one kernel of a replayed graph each; arrays over numbers of tokens."""
+
+    seconds: Floats
+    flops: Floats
+    bytes_moved: Floats
+
+
+def ops_price(library: Library, ops: Callable[[int], Sequence[Op]], tokens: Floats) -> OpsPrice:
+    """Price of the ops of so many tokens, all of whose figures are linear in the tokens.
 
     A matrix product is priced with its tiles; anything else starts once and moves its bytes.
     """
     hardware, p = library.hardware, library.parameters
     stream = hardware.memory_bandwidth * p.bandwidth
-    seconds = np.array([p.launch + op.bytes_moved / stream for op in ops])
-    for dtype in {op.dtype for op in ops}:
-        here = [i for i, op in enumerate(ops) if op.rows and op.dtype == dtype]
-        if here:
-            sizes = np.array([(ops[i].rows, ops[i].n, ops[i].k) for i in here], dtype=float)
-            seconds[here] = dense_time(p, hardware, MatmulShapes(*sizes.T), dtype, warm=False)
-    return seconds
+    seconds, flops, moved = np.zeros((3, len(tokens)))
+    for one, two in zip(ops(1), ops(2), strict=True):
+        flops = flops + one.flops + (tokens - 1) * (two.flops - one.flops)
+        each = one.bytes_moved + (tokens - 1) * (two.bytes_moved - one.bytes_moved)
+        moved = moved + each
+        if one.rows is None or one.n is None or one.k is None:
+            seconds = seconds + p.launch + each / stream
+            continue
+        sizes = (one.rows * tokens, np.full(len(tokens), one.n), np.full(len(tokens), one.k))
+        seconds = seconds + dense_time(p, hardware, MatmulShapes(*sizes), one.dtype, warm=False)
+    return OpsPrice(seconds, flops, moved)

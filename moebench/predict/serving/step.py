@@ -36,12 +36,12 @@ from moebench.predict.serving.mla import mla_projections_time
 from moebench.predict.serving.operations import Span, nothing
 from moebench.predict.serving.overlap import exposed
 from moebench.predict.serving.parallelism import Parallelism
-from moebench.predict.serving.prices import KernelPrices, Library, op_times
+from moebench.predict.serving.prices import KernelPrices, ops_price
 from moebench.predict.serving.work import ENGINE_STAGE, in_engine, step_work
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
-from moebench.spec.ops import Op, total_flops
+from moebench.spec.ops import Op
 
 STAGES = (
     *EXPERT_STAGES,
@@ -245,17 +245,18 @@ def _without_attention(
         flops, moved = flops + passes * routed.flops, moved + passes * routed.bytes_moved
     positions = own if d.phase == "prefill" else mine
     fused = ROTARY if writes_cache(d) else ""
-    others = [
-        ops_by_stage(d, *each, fused)
-        for each in zip(mine.tolist(), positions.tolist(), strict=True)
-    ]
     counts = {"shared": moe, "dense layers": d.dense_layers, "head": 1}
-    for name in others[0]:
-        count, ops = counts.get(name, d.layers) * batches, [stage_ops[name] for stage_ops in others]
+    for name in ops_by_stage(d, 1, 1):
+
+        def ops(tokens: int, name: str = name) -> Sequence[Op]:
+            return ops_by_stage(d, tokens, tokens, fused)[name]
+
+        rows = positions if name == "head" else mine
+        price = ops_price(prices.dense, ops, rows.astype(float))
+        count = counts.get(name, d.layers) * batches
         if name != "projections" or not d.is_mla:
-            stages[name] = count * _totals(prices.dense, ops)
-        flops = flops + count * np.array([total_flops(some) for some in ops])
-        moved = moved + count * np.array([sum(op.bytes_moved for op in some) for some in ops])
+            stages[name] = count * price.seconds
+        flops, moved = flops + count * price.flops, moved + count * price.bytes_moved
     payload = mine.astype(float)
     after_attention = d.layers * (d.level != "moe") + d.dense_layers
     split = all_reduce_time(d, p.tensor_parallel, payload).times(after_attention * batches)
@@ -285,11 +286,3 @@ def _exposed(exchange: Span, computing: Sequence[Floats], parts: Ints) -> Span:
     beside = np.asarray(np.sum(computing, axis=0))
     share = exposed(beside, exchange.seconds, parts.astype(float)) / exchange.seconds
     return Span(*(share * each for each in exchange))
-
-
-def _totals(library: Library, ops: Sequence[Sequence[Op]]) -> Floats:
-    """Seconds of each list of ops; all ops are priced in one call."""
-    flat = [op for some in ops for op in some]
-    ends = np.cumsum([0, *(len(some) for some in ops)])
-    seconds = np.concatenate([[0.0], np.cumsum(op_times(library, flat))])
-    return np.asarray(seconds[ends[1:]] - seconds[ends[:-1]])

@@ -34,10 +34,12 @@ GRID = [
 ]
 BATCH, NEW, PREFIX, HEADS = np.array(GRID, dtype=float).T
 ONE = np.ones(len(GRID))
-DECODE = MlaDecodeCalls(BATCH, NEW, PREFIX + NEW, HEADS, 576 * ONE, 512 * ONE, 2 * ONE, 0 * ONE)
+DECODE = MlaDecodeCalls(
+    BATCH, NEW, PREFIX + NEW, HEADS, 576 * ONE, 512 * ONE, 2 * ONE, ONE, 0 * ONE
+)
 PREFILL = MlaPrefillCalls(BATCH, NEW, PREFIX, HEADS, 192 * ONE, 128 * ONE, 2 * ONE)
 DEEPSEEK_V3 = MlaBlockCalls(
-    BATCH, NEW, PREFIX, HEADS, *(size * ONE for size in (7168, 1536, 512, 128, 64, 128, 2)),
+    BATCH, NEW, PREFIX, HEADS, *(size * ONE for size in (7168, 1536, 512, 128, 64, 128, 2, 1)),
     np.full(len(GRID), "bfloat16"),
 )  # fmt: skip
 CALLS = (
@@ -96,6 +98,16 @@ def test_a_long_cache_is_read_once_for_all_heads_of_a_tile() -> None:
     found = seconds(MLA_DECODE, DECODE)[here]
     reading = 1024 * 30001 * 1152 / (H100.memory_bandwidth * parameters.bandwidth)
     assert (found > reading).all() and (found < 1.1 * reading).all()
+
+
+def test_a_kernel_that_parts_no_sequence_takes_as_long_for_one_as_for_many() -> None:
+    """A100, TensorRT-LLM 1.0.0: 15.5 ms at 131,072 keys, for 1 sequence as for 16."""
+    unsplit = dataclasses.replace(DECODE, splits=0 * ONE)
+    times = seconds(MLA_DECODE, unsplit)
+    long = (NEW == 1) & (PREFIX == 30000) & (HEADS == 16)
+    one, three = times[long & (BATCH == 1)], times[long & (BATCH == 3)]
+    assert three == pytest.approx(one, rel=0.01)
+    assert (one > 5 * seconds(MLA_DECODE, DECODE)[long & (BATCH == 1)]).all()
 
 
 def test_a_block_of_all_heads_has_the_published_weights() -> None:

@@ -272,6 +272,19 @@ def test_a_gpu_never_measured_gets_a_wider_interval_and_says_so() -> None:
         energy_calibration("h1000")
 
 
+@pytest.mark.parametrize(
+    ("gpu", "relative"),
+    [
+        ("h200-sxm", "h100-sxm"), ("a100-sxm-80gb", "a100-sxm-40gb"), ("gb200", "b200-sxm"),
+        ("b300-sxm", "b200-sxm"), ("l40s", "shared"), ("rtx-pro-6000", "shared"),
+    ],
+)  # fmt: skip
+def test_a_gpu_without_rows_takes_coefficients_of_a_relative(gpu: str, relative: str) -> None:
+    found, fits = energy_calibration(gpu), shipped_energy()
+    assert found.parameters == fits[relative].parameters
+    assert found.fit.intervals == fits["shared"].intervals
+
+
 def test_shipped_coefficients_are_physically_possible() -> None:
     for name, fit in shipped_energy().items():
         p = fit.parameters

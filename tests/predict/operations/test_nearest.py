@@ -59,6 +59,16 @@ def test_a_sibling_takes_shares_of_its_own_data_sheet() -> None:
     )
 
 
+def test_b300_runs_the_kernels_of_b200_but_l40s_not_those_of_a100() -> None:
+    """Capabilities 10.3 and 10.0 have tcgen05; 8.9 and 8.0 share `mma.sync` with many others."""
+    for device, measured, expected in (
+        ("b300-sxm", "b200-sxm", "sibling"),
+        ("gb300", "b200-sxm", "sibling"),
+        ("l40s", "a100-sxm-80gb", "device"),
+    ):
+        assert basis_of(FA3, load_hardware(device), [fit(FA3, measured)]) == expected
+
+
 def test_the_nearer_fit_weighs_more() -> None:
     h200 = load_hardware("h200-sxm")
     near, far = fit(FA3, "h100-sxm", share=0.9), fit(FA3, "a100-sxm-80gb", share=0.5)

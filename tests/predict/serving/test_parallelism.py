@@ -17,7 +17,7 @@ from moebench.predict.serving.mla import mla_block
 from moebench.predict.serving.no_router import NO_ROUTER, baseline
 from moebench.predict.serving.overlap import best_chunks, exposed
 from moebench.predict.serving.parallelism import EXCHANGES, Parallelism, parallelism_of
-from moebench.predict.serving.prices import kernel_prices, op_times
+from moebench.predict.serving.prices import kernel_prices, ops_price
 from moebench.predict.serving.ranks import most_loaded_rank
 from moebench.predict.serving.speedup import speedups
 from moebench.predict.serving.step import StepPrice, Steps, step_price
@@ -25,7 +25,7 @@ from moebench.routers.policy import policy
 from moebench.spec.hardware import load_hardware
 from moebench.spec.load import ExpertLoad, fixed_k
 from moebench.spec.model import load_model
-from moebench.spec.ops import linear
+from moebench.spec.ops import Op, linear
 
 H100, TOP_K = load_hardware("h100-sxm"), policy("top-k")
 DEEP, LLAMA = load_model("deepseek-v3"), load_model("llama-3.1-70b")
@@ -143,11 +143,12 @@ def test_a_dense_model_is_its_parts() -> None:
     for name in ("attention", "projections", "norm", "dense layers"):
         assert whole.stages[name] == pytest.approx(80 * layer.stages[name])
     assert {*whole.stages} - {*layer.stages} == {"head", "engine"} and whole.routed is None
-    products = [
-        linear("up", "shared", 16, 2 * 28672, 8192, "bfloat16"),
-        linear("down", "shared", 16, 8192, 28672, "bfloat16"),
-    ]
-    matmuls = op_times(kernel_prices(d).dense, products).sum()
+
+    def products(tokens: int) -> list[Op]:
+        up = linear("up", "shared", tokens, 2 * 28672, 8192, "bfloat16")
+        return [up, linear("down", "shared", tokens, 8192, 28672, "bfloat16")]
+
+    (matmuls,) = ops_price(kernel_prices(d).dense, products, np.array([16.0])).seconds
     assert matmuls < layer.stages["dense layers"][1] < 1.1 * matmuls
 
 
@@ -276,6 +277,7 @@ def test_latent_attention_is_the_block_that_was_fitted(phase: str) -> None:
         "plain_width": 128,
         "rope_width": 64,
         "value_width": 128,
+        "splits": 1,
     }
     columns = {name: np.array([float(size)]) for name, size in sizes.items()}
     calls = MlaBlockCalls(**columns, kv_bytes=np.array([2.0]), weights=np.array(["float8"]))

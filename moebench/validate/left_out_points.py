@@ -1,0 +1,69 @@
+"""Published points priced by engines that were fitted without their source, or their group.
+
+Only times of closed loops are fitted, so the shipped price of any other point has not used it.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from moebench.calibrate.engine import fit_engines
+from moebench.calibrate.loops import Loop, loops_of, usable
+from moebench.calibrate.point_prices import Price, point_price
+from moebench.calibrate.published import Point
+
+LABELS: Mapping[str, Callable[[Point], str]] = {
+    "source": lambda point: point.source,
+    "group": lambda point: point.group,
+}
+"""What `--leave-out` leaves out together: all points of a source, or of a model on a GPU."""
+
+
+def left_out_price(
+    points: Sequence[Point], holdout: str, more: Sequence[Point] = ()
+) -> Callable[[Point], Price]:
+    """A function that prices each of the points; its interval is the shipped one, moved along.
+
+    Args:
+        points: of one table.
+        holdout: what is left out together, of `LABELS`.
+        more: of other tables, which are fitted too, as far as they are not left out.
+    """
+    seconds = left_out_seconds(points, holdout, more)
+
+    def price(point: Point) -> Price:
+        shipped = point_price(point)
+        if point.row not in seconds:
+            return shipped
+        return shipped * (seconds[point.row] / point.scale / shipped.value)
+
+    return price
+
+
+def left_out_seconds(
+    points: Sequence[Point], holdout: str, more: Sequence[Point]
+) -> dict[int, float]:
+    """Seconds of closed loops by their row, each from a fit without its label."""
+    loops, others = (_by_label(each, LABELS[holdout]) for each in (points, more))
+    if len(loops | others) < 2:
+        raise ValueError(
+            f"--leave-out {holdout}: found one {holdout} of closed loops, expected two"
+        )
+    found: dict[int, float] = {}
+    for label, own in loops.items():
+        known = [each for part in (loops, others) for name, each in part.items() if name != label]
+        fit = fit_engines(usable(loop for each in known for loop in each))
+        for loop in own:
+            predicted = np.asarray(fit.predicted(loop)).tolist()
+            found |= dict(zip(loop.rows.tolist(), predicted, strict=True))
+    return found
+
+
+def _by_label(points: Sequence[Point], label: Callable[[Point], str]) -> dict[str, list[Loop]]:
+    """Closed loops by the label of their points, as far as there are any."""
+    by_label: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        by_label[label(point)].append(point)
+    loops = {name: loops_of(own) for name, own in by_label.items()}
+    return {name: own for name, own in loops.items() if own}
