@@ -194,7 +194,7 @@ def served(
         chunk: tokens that a step prefills at most; None: the engine's own.
     """
     if chunk is not None and not 1 <= chunk <= MOST_SIZE:
-        raise ValueError(f"prefill-budget: found {chunk}, expected 1 to {MOST_SIZE} tokens")
+        raise ValueError(f"prefill-chunk: found {chunk}, expected 1 to {MOST_SIZE} tokens")
     engine = engine_for(deployment)
     budget = chunk or CHUNKS.get(engine.name, CHUNKS["vllm"])
     work, decode = served_work(deployment, prices, routing, load, budget)
