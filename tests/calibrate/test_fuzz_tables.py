@@ -102,7 +102,8 @@ def judge(folder: Path, kind: str, text: bytes, packed: bool) -> None:
         path.write_text(table_text("energy", [], "none"), encoding="utf-8")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        code, out, err = score(path, "--models", str(models))
+        facts = ("--models", str(models)) if kind in ("energy", "models") else ()
+        code, out, err = score(path, *facts)
     lines = err.splitlines()
     assert code in (0, 1, 2, 3)
     named = rf"{re.escape(str(folder))}/\S+: "
