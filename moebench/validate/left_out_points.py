@@ -1,6 +1,6 @@
 """Published points priced by engines that were fitted without their source, or their group.
 
-Only times of closed loops are fitted, so the shipped price of any other point has not used it.
+Closed loops and static batches are fitted; the shipped price of any other point has not used it.
 """
 
 from collections import defaultdict
@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from moebench.calibrate.engine import fit_engines
+from moebench.calibrate.engine import fit_engines, log_error
 from moebench.calibrate.loops import Loop, loops_of, usable
 from moebench.calibrate.point_prices import Price, point_price
-from moebench.calibrate.published import Point
+from moebench.calibrate.published import METRICS, Point
 
 LABELS: Mapping[str, Callable[[Point], str]] = {
     "source": lambda point: point.source,
@@ -30,21 +30,22 @@ def left_out_price(
         holdout: what is left out together, of `LABELS`.
         more: of other tables, which are fitted too, as far as they are not left out.
     """
-    seconds = left_out_seconds(points, holdout, more)
+    longer = left_out_ratios(points, holdout, more)
 
     def price(point: Point) -> Price:
         shipped = point_price(point)
-        if point.row not in seconds:
+        if point.row not in longer:
             return shipped
-        return shipped * (seconds[point.row] / point.scale / shipped.value)
+        ratio = longer[point.row] if METRICS[point.metric] == "s" else 1 / longer[point.row]
+        return shipped * (point.value * ratio / shipped.value)
 
     return price
 
 
-def left_out_seconds(
+def left_out_ratios(
     points: Sequence[Point], holdout: str, more: Sequence[Point]
 ) -> dict[int, float]:
-    """Seconds of closed loops by their row, each from a fit without its label."""
+    """Predicted over measured seconds by row, each from a fit without the point's label."""
     loops, others = (_by_label(each, LABELS[holdout]) for each in (points, more))
     if len(loops | others) < 2:
         raise ValueError(
@@ -55,8 +56,8 @@ def left_out_seconds(
         known = [each for part in (loops, others) for name, each in part.items() if name != label]
         fit = fit_engines(usable(loop for each in known for loop in each))
         for loop in own:
-            predicted = np.asarray(fit.predicted(loop)).tolist()
-            found |= dict(zip(loop.rows.tolist(), predicted, strict=True))
+            ratios = np.exp(log_error(fit, loop)).tolist()
+            found |= dict(zip(loop.rows.tolist(), ratios, strict=True))
     return found
 
 
