@@ -9,7 +9,7 @@ from moebench.calibrate.fit import percentage_errors
 from moebench.calibrate.operations.files import write_intervals, write_operation
 from moebench.calibrate.operations.fit import fit_groups, joined
 from moebench.calibrate.operations.kinds import kind_of
-from moebench.calibrate.operations.left_out import Holdout, bounds_of, leave_out
+from moebench.calibrate.operations.left_out import Holdout, bounds_by_software, leave_out
 from moebench.calibrate.operations.ratios import pairs_of, ratio_bounds
 from moebench.calibrate.operations.table import (
     OperationRows,
@@ -17,6 +17,8 @@ from moebench.calibrate.operations.table import (
     groups_of,
     read_operations,
 )
+from moebench.predict.operations.nearest import Basis
+from moebench.predict.operations.price import Bounds
 
 
 def operation_tables(paths: Sequence[Path]) -> tuple[list[OperationTable], list[Path]]:
@@ -51,7 +53,7 @@ def calibrate_operations(
                 source = (table.path.name, table.sha256)
                 names = origin.setdefault(rows.operation.name, [])
                 names += [source] if source not in names else []
-    bounds = {}
+    bounds: dict[str, dict[Basis, Bounds]] = {}
     pairs = [one for table in tables if table.kind.is_pairs for one in pairs_of(table)]
     for name, sources in origin.items():
         own = joined([rows for rows in groups if rows.operation.name == name])
@@ -76,7 +78,7 @@ def calibrate_operations(
                             f"{one.rows.hardware.name} ({one.basis}): {error.mape:.1f} % "
                             f"(P90 {error.p90_ape:.1f}) on {len(good)} rows"
                         )
-            bounds[name] = bounds_of(found_errors)
+            bounds |= bounds_by_software(name, found_errors)
             if own_pairs := [one for one in pairs if one.larger.operation.name == name]:
                 bounds[f"{name}-ratio"] = ratio_bounds(own, own_pairs)
     if with_intervals:

@@ -9,7 +9,6 @@ import numpy as np
 from moebench.calibrate.operations.fit import fit_groups, without
 from moebench.calibrate.operations.table import OperationRows
 from moebench.predict.arrays import Floats
-from moebench.predict.operations.fits import OperationFit
 from moebench.predict.operations.nearest import BASES, Basis
 from moebench.predict.operations.price import REGIMES, Bounds, PricedOperation, priced
 
@@ -75,16 +74,17 @@ def _shapes(groups: Sequence[OperationRows]) -> Iterator[LeftOut]:
 
 
 def bounds_of(found: Sequence[LeftOut]) -> dict[Basis, Bounds]:
-    """Bounds of every basis that left-out rows speak of; a less sure basis is never narrower.
+    """Bounds of every basis that left-out rows speak of.
 
-    Rows of one device err together: bounds of an unseen device are symmetrical, and as wide as the
-    software and device with the largest errors needs, if it is one of few.
+    Errors on unseen shapes count by row. Rows of one device err together, so errors on unseen
+    devices count by group, and their bounds are symmetrical: whether the next device is faster or
+    slower than its data sheet says is not known.
     """
     by_basis: dict[Basis, Bounds] = {}
     for basis in BASES:
-        members = [one for one in found if one.basis == basis]
+        members = [one for one in found if one.basis == basis and one.rows.usable.any()]
         if members:
-            by_basis[basis] = _bounds(members, is_symmetrical=basis != "fitted")
+            by_basis[basis] = _bounds(members, is_own=basis == "fitted")
     if "sibling" not in by_basis and {"fitted", "device"} <= by_basis.keys():
         by_basis["sibling"] = tuple(
             (low + SIBLING_SHARE * (far_low - low), high + SIBLING_SHARE * (far_high - high))
@@ -95,13 +95,27 @@ def bounds_of(found: Sequence[LeftOut]) -> dict[Basis, Bounds]:
     return {basis: by_basis[basis] for basis in BASES if basis in by_basis}
 
 
-def _bounds(members: Sequence[LeftOut], is_symmetrical: bool) -> Bounds:
+def bounds_by_software(operation: str, found: Sequence[LeftOut]) -> dict[str, dict[Basis, Bounds]]:
+    """Bounds of an operation, and of each software that runs it by itself.
+
+    A software with rows of one device alone takes the bounds of unseen devices from all.
+    """
+    together = bounds_of(found)
+    bounds = {operation: together}
+    names = sorted({one.rows.software.name for one in found})
+    for name in names if len(names) > 1 else []:
+        own = [one for one in found if one.rows.software.name == name]
+        if not any(one.basis == "device" for one in own):
+            own += [one for one in found if one.basis == "device"]
+        bounds[f"{operation}.{name}"] = bounds_of(own)
+    return bounds
+
+
+def _bounds(members: Sequence[LeftOut], is_own: bool) -> Bounds:
+    counts = [int(one.rows.usable.sum()) for one in members]
     errors = np.concatenate([one.log_error[one.rows.usable] for one in members])
     seconds = np.concatenate([one.seconds[one.rows.usable] for one in members])
-    # Every group counts the same, however many rows it has.
-    weights = np.concatenate(
-        [np.full(n, 1 / max(n, 1)) for n in (int(one.rows.usable.sum()) for one in members)]
-    )
+    weights = np.concatenate([np.full(n, 1.0 if is_own else 1 / max(n, 1)) for n in counts])
     regimes = np.searchsorted(REGIMES, seconds)
     ends = []
     for regime in range(len(REGIMES) + 1):
@@ -109,7 +123,7 @@ def _bounds(members: Sequence[LeftOut], is_symmetrical: bool) -> Bounds:
         if here.sum() < LEAST_RESIDUALS:
             here = np.ones(len(errors), dtype=bool)
         values, shares = errors[here], weights[here]
-        if is_symmetrical:
+        if not is_own:
             values, shares = np.concatenate([values, -values]), np.concatenate([shares, shares])
         ends.append(_quantiles(values, shares))
     return tuple(ends)
@@ -121,13 +135,3 @@ def _quantiles(values: Floats, weights: Floats) -> tuple[float, float]:
     share = np.cumsum(weights[order]) / weights.sum()
     low, high = np.interp([(1 - LEVEL) / 2, (1 + LEVEL) / 2], share, values[order])
     return float(min(low, -0.002)), float(max(high, 0.002))
-
-
-def fits_of(groups: Sequence[OperationRows]) -> list[OperationFit]:
-    """Fits of groups of several operations."""
-    names = dict.fromkeys(rows.operation.name for rows in groups)
-    return [
-        fit
-        for name in names
-        for fit in fit_groups([rows for rows in groups if rows.operation.name == name])
-    ]

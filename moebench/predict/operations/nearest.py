@@ -18,9 +18,9 @@ from moebench.predict.operations.operation import Operation, Software
 from moebench.spec.hardware import HardwareSpec, load_hardware
 
 Basis = Literal["fitted", "version", "sibling", "device", "software", "maker"]
-"""What parameters rest on: fits of this very kernel on the device; of another version or kernel of
-this software there; of this software on a sibling of the device (see `is_sibling`); on other
-devices; of other software; on GPUs of other makers, for which no error was ever measured."""
+"""What parameters rest on: fits of this very kernel on the device; of another release of it there;
+of this kernel on a sibling of the device (see `is_sibling`); on other devices; of other software or
+kernels; on GPUs of other makers, for which no error was ever measured."""
 BASES: tuple[Basis, ...] = get_args(Basis)
 
 OTHER_VERSION = 0.1
@@ -93,7 +93,8 @@ def basis_of(software: Software, hardware: HardwareSpec, fits: Sequence[Operatio
     machines = {system: load_hardware(system) for system in {fit.system for fit in fits}}
     if fits and hardware.gpu_maker not in {one.gpu_maker for one in machines.values()}:
         return "maker"
-    own = [fit for fit in fits if fit.software.name == software.name]
+    kernel = (software.name, software.variant)
+    own = [fit for fit in fits if (fit.software.name, fit.software.variant) == kernel]
     if not own:
         return "software"
     here = [fit for fit in own if fit.system == hardware.name]

@@ -41,7 +41,7 @@ class PricedOperation:
 
     def interval(self, seconds: Floats) -> tuple[Floats, Floats]:
         """Ends of the 90 % interval of predicted seconds; NaN for a maker never measured."""
-        ends = np.array(bounds(self.operation.name, self.basis))
+        ends = np.array(bounds(self.operation.name, self.basis, self.software.name))
         low, high = ends[np.searchsorted(REGIMES, seconds)].T
         return seconds * np.exp(low), seconds * np.exp(high)
 
@@ -63,11 +63,15 @@ def priced(
     return PricedOperation(operation, software, hardware, parameters, found.basis, found.origin)
 
 
-def bounds(operation: str, basis: Basis) -> Bounds:
-    """Ends of the interval of an operation's logarithms; NaN for a maker never measured."""
+def bounds(operation: str, basis: Basis, software: str = "") -> Bounds:
+    """Ends of the interval of an operation's logarithms; NaN for a maker never measured.
+
+    Those of a software by itself come before those of all software together.
+    """
     if basis == "maker":
         return ((np.nan, np.nan),) * (len(REGIMES) + 1)
-    known = shipped_bounds().get(operation, {})
+    shipped = shipped_bounds()
+    known = {**shipped.get(operation, {}), **shipped.get(f"{operation}.{software}", {})}
     # A basis that was never scored is at least as unsure as every surer one.
     surer = [known[one] for one in BASES[: BASES.index(basis) + 1] if one in known]
     if not surer:
@@ -92,7 +96,7 @@ def ratio_interval(price: PricedOperation, ratio: Floats, apart: Floats) -> tupl
 
 @functools.cache
 def shipped_bounds() -> Mapping[str, Mapping[Basis, Bounds]]:
-    """Bounds by operation and basis, data/operations/intervals.toml."""
+    """Bounds by operation, or operation and software, and by basis: intervals.toml."""
     path = FOLDER / INTERVALS
     if not path.exists():
         return {}
