@@ -37,7 +37,7 @@ from moebench.predict.serving.operations import Span, nothing
 from moebench.predict.serving.overlap import exposed
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.prices import KernelPrices, ops_price
-from moebench.predict.serving.work import ENGINE_STAGE, in_engine, step_work
+from moebench.predict.serving.work import ENGINE_STAGE, beside_experts, in_engine, step_work
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
@@ -185,6 +185,8 @@ def step_price(
             beside = [stages[name] for name in EXPERT_STAGES]
         spans["exchange"] = _exposed(spans["exchange"], beside, each.parts[place])
     stages |= {name: span.seconds for name, span in spans.items()}
+    if d.level == "model" and decodes:
+        stages = beside_experts(d, stages)
     asked, factor = step_work(d, own, new, stages), np.ones(len(steps))
     if d.level == "model" and d.phase != "train":
         stages, factor = in_engine(d, asked, stages)

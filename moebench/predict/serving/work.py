@@ -12,6 +12,7 @@ from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.engine import Engine, StepWork, compute_share, engine
 from moebench.predict.serving.experts import EXPERT_STAGES
 from moebench.spec.hardware import HardwareSpec
+from moebench.spec.parameters import feed_forward_parameters
 from moebench.spec.weight_types import stored_bytes
 
 DENSE_STAGES = ("projections", "shared", "dense layers")
@@ -26,6 +27,9 @@ EXPERT_KERNELS = 9
 SHARED_KERNELS = 3
 ENGINE_STAGE = "engine"
 """Stage of a step's time that no kernel explains."""
+PADDED_TILES = 0.5
+"""Rows of an expert, over those of a dense product, at which arithmetic takes as long as streaming:
+its last tile is half empty, and few rows fill the one tile in part."""
 TYPICAL_CLOCK = 1.8e9
 """Hz, of a GPU whose clock is not known."""
 QUANTISED = ("float8", "nvfp4", "int8")
@@ -37,6 +41,22 @@ def engine_for(deployment: Deployment) -> Engine:
     d = deployment
     found = engine(*engine_of(d), d.other_weights, None if d.is_dense else d.expert_weights)
     return replace(found, overhead=d.engine_overhead)
+
+
+def beside_experts(deployment: Deployment, stages: dict[str, Floats]) -> dict[str, Floats]:
+    """Stages of a decode step whose shared experts run on a stream beside the routed ones.
+
+    They then take no more than their weights' share of the memory bandwidth.
+
+    **Source**: vllm, `VLLM_DISABLE_SHARED_EXPERTS_STREAM`; sglang, `alt_stream` and the fusion of
+    shared with routed experts; TensorRT-LLM, `maybe_execute_in_parallel`.
+    """
+    d = deployment
+    if "shared" not in stages or d.is_dense:
+        return stages
+    held = feed_forward_parameters(d.rank, d.rank.shared_intermediate_size)
+    read = d.moe_layers * held * stored_bytes(d.other_weights) / d.hardware.memory_bandwidth
+    return stages | {"shared": np.minimum(stages["shared"], read)}
 
 
 def step_work(
@@ -71,7 +91,7 @@ def step_work(
         network=total(NETWORK_STAGES),
         other=total(tuple(name for name in stages if name not in known)),
         dense_compute=compute_share(tokens, ridge(d.other_weights, hardware)),
-        expert_compute=compute_share(per_expert, ridge_of_experts),
+        expert_compute=compute_share(per_expert, PADDED_TILES * ridge_of_experts),
         sequences=sequences.astype(float),
         kernels=np.full(len(tokens), float(kernels_of(d))),
         elements=tokens * d.model.hidden_size * d.layers / clocks,

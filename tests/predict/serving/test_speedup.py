@@ -203,8 +203,9 @@ def test_a_model_is_its_layers_and_its_head() -> None:
     layer = speedups(replace(deep, level="decoder"), policy("top-k"), BATCHES)
     for row, other in zip(whole, layer, strict=True):
         a, b = row.estimate.by_stage, other.estimate.by_stage
-        for name, count in (("attention", 61), ("projections", 61), ("shared", 58), ("launch", 58)):
+        for name, count in (("attention", 61), ("projections", 61), ("launch", 58)):
             assert a[name] == pytest.approx(count * b[name])
+        assert a["shared"] < 58 * b["shared"], "they run beside the routed experts"
         assert {"head", "dense layers", "engine"} == set(a) - set(b)
     fewer = speedups(replace(deep, num_layers=4), policy("top-k"), BATCHES)
     assert fewer[0].estimate.by_stage["launch"] == pytest.approx(
