@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moebench.predict.arrays import Floats, OverCases
+from moebench.predict.arrays import Floats, Ints, OverCases
 from moebench.predict.parameters import metadata, parameter
 from moebench.spec.schema import from_mapping, read_toml
 from moebench.version import PACKAGE
@@ -31,11 +31,12 @@ MIXING = ("vllm", "trtllm")
 
 **Source**: vllm, `enable_chunked_prefill` (on by default); TensorRT-LLM, in-flight batching;
 sglang, `--enable-mixed-chunk` (off by default)."""
-LOOKS: Mapping[str, float] = {"sglang": 30.0}
-"""Decode steps after which an engine looks for new requests, as benchmarks run it; others: one.
+LOOKS: Mapping[str, tuple[float, float]] = {"sglang": (10.0, 30.0)}
+"""Decode steps after which an engine looks for new requests, as benchmarks run it with fewer than
+`MANY` requests in flight and with more; others: one.
 
-**Source**: InferenceMAX, `--scheduler-recv-interval` of 10 to 30 for DeepSeek-R1; sglang's default
-is 1."""
+**Source**: InferenceMAX, `--scheduler-recv-interval` for DeepSeek-R1; sglang's default is 1."""
+MANY = 16
 ELEMENTWISE = 28.0
 """Bytes of activations that the elementwise kernels of a layer move for each element of the hidden
 state: two norms with residuals, quantisation, activation, copies (14 accesses of 2 B)."""
@@ -129,30 +130,34 @@ class Engine:
     overhead: float | None = None
     """Seconds of a step that no kernel explains, as given; None: as fitted."""
 
-    @property
-    def admission(self) -> float:
+    def admission(self, concurrency: Ints) -> Floats:
         """Decode steps that a new request waits for the engine to look at it, on average."""
-        return self.parameters.admission * LOOKS.get(self.name, 1.0) / 2
+        few, many = LOOKS.get(self.name, (1.0, 1.0))
+        return self.parameters.admission * np.where(concurrency < MANY, few, many) / 2
 
     @property
     def mixes(self) -> bool:
         """Whether prefills run in the steps of other sequences' decodes."""
         return self.name in MIXING
 
-    def factors_of(self, work: StepWork) -> tuple[Floats, Floats]:
-        """Factors of the times of dense products and of experts."""
+    def factors_of(self, work: StepWork) -> tuple[Floats | float, Floats | float]:
+        """Factors of the times of dense products and of experts; 1 for types that were measured."""
         dense, experts = self.factors
         share, other = work.dense_compute, work.expert_compute
         return (
-            dense.dense_stream ** (1 - share) * dense.dense_compute**share,
-            experts.expert_stream ** (1 - other) * experts.expert_compute**other,
+            1.0
+            if dense == PLAIN
+            else dense.dense_stream ** (1 - share) * dense.dense_compute**share,
+            1.0
+            if experts == PLAIN
+            else experts.expert_stream ** (1 - other) * experts.expert_compute**other,
         )
 
     def decode(self, work: StepWork) -> Floats:
         """Seconds of a decode step."""
         dense, experts = self.factors_of(work)
         kernels = dense * work.dense + experts * work.experts
-        return kernels + work.attention + work.network + work.other + self._host(work)
+        return kernels + work.attention + work.network + work.other + self.host(work)
 
     def prefill(self, work: StepWork) -> Floats:
         """Seconds of a step of prefills alone."""
@@ -169,9 +174,9 @@ class Engine:
         if not self.mixes:
             return np.zeros(len(work))
         dense, experts = self.factors_of(work)
-        return dense * work.dense + experts * work.experts + work.network + self._host(work)
+        return dense * work.dense + experts * work.experts + work.network + self.host(work)
 
-    def _host(self, work: StepWork) -> Floats:
+    def host(self, work: StepWork) -> Floats:
         """Seconds of a decode step that no kernel explains."""
         if self.overhead is not None:
             return np.full(len(work), self.overhead)

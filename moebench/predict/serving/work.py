@@ -1,5 +1,6 @@
 """What the steps of a deployment ask of an engine, and their stages as it runs them."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -104,11 +105,16 @@ def in_engine(
     """Stages of steps as the engine runs them, and the factor of the experts' kernels."""
     own = engine_for(deployment)
     dense, experts = own.factors_of(work)
-    factors = dict.fromkeys(DENSE_STAGES, dense) | dict.fromkeys(EXPERT_STAGES, experts)
-    found = {name: seconds * factors.get(name, 1.0) for name, seconds in stages.items()}
-    whole = own.decode(work) if deployment.phase == "decode" else own.prefill(work)
-    found[ENGINE_STAGE] = whole - np.sum(list(found.values()), axis=0)
-    return found, experts
+    found = dict(stages)
+    for names, factor in ((DENSE_STAGES, dense), (EXPERT_STAGES, experts)):
+        for name in names:
+            if name in found and not isinstance(factor, float):
+                found[name] = found[name] * factor
+    if deployment.phase == "decode":
+        found[ENGINE_STAGE] = own.host(work)
+    else:
+        found[ENGINE_STAGE] = own.prefill(work) - functools.reduce(np.add, found.values())
+    return found, np.broadcast_to(experts, len(work))
 
 
 def ridge(weights: str, hardware: HardwareSpec) -> float:
