@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from moebench.compare.intervals import Vector
 from moebench.report.figures.style import BAND, INK, MUTED, png, styled
@@ -54,8 +54,8 @@ def draw_accuracy(
             axis.set_yscale("log", base=2)
             axis.set_ylim(*SHOWN)
             axis.set_yticks([0.5, 0.7, 1.0, 1.4, 2.0], ["0.5", "0.7", "1", "1.4", "2"])
-            axis.xaxis.set_major_locator(LogLocator(base=4.0, numticks=12))
-            axis.xaxis.set_major_formatter("{x:.0f}")
+            axis.xaxis.set_major_locator(LogLocator(base=4.0, numticks=8))
+            axis.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
             axis.xaxis.set_minor_locator(NullLocator())
         for axis in axes[: len(names)][-COLUMNS:]:
             axis.xaxis.set_tick_params(labelbottom=True)
