@@ -20,6 +20,7 @@ from moebench.calibrate.engine import calibrate_engines, published_tables
 from moebench.calibrate.from_tables import calibrate
 from moebench.calibrate.operations.from_tables import calibrate_operations, operation_tables
 from moebench.calibrate.tables import read_table
+from moebench.calibrate.training import calibrate_trainers
 from moebench.files import make_folder
 from moebench.units import text
 
@@ -69,6 +70,7 @@ def _calibrate_tables(paths: Sequence[Path], out: Path, intervals: bool) -> int:
     if engines := published_tables(paths):
         make_folder(out)
         calibrate_engines(engines, out)
+        calibrate_trainers(engines, out)
         return 3 if any(table.problems for table in engines) else 0
     operations, others = operation_tables(paths)
     if operations and others:

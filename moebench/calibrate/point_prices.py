@@ -5,6 +5,7 @@ intervals add up.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,12 +21,17 @@ from moebench.predict.serving.load import Load, Quantity, served
 from moebench.predict.serving.no_router import baseline
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.step import StepPrice, step_price
+from moebench.predict.serving.trainer import TrainerKernels, shipped_trainer, trainer_kernels
+from moebench.predict.serving.training import trainer_experts_time
 from moebench.spec.case import Phase
 
 UNSTATED_OUTPUT = 128
 """Tokens of an output where a time to first token does not state it; it hardly matters."""
 BLOCK = 64
 """Tokens to which the context of a step is rounded, so that points share steps."""
+TRAINER_UNCERTAINTY = 1.5
+"""Factor by which a trainer's experts may take more or less time beside an engine's than predicted:
+one GPU was measured, in one library's two kernels."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,14 @@ def _train_rate(point: Point) -> Price:
     return _step(point, "train", tokens, _batch(point)).rate(_batch(point) * tokens)
 
 
+def trained_deployment(point: Point) -> tuple[Deployment, int]:
+    """The deployment that trains a point, and its batch."""
+    whole, batch = _rounded(_length(point, "input_len")), max(1, round(_batch(point)))
+    return deployment_of(Setup.of(point), "train", whole), batch
+
+
 def _exchange(point: Point) -> Price:
-    step = _layer(point)
+    step = layer_of(point)
     share = float((step.part("exchange") / step.seconds)[0])
     if not share:
         raise ValueError(f"column ep: found {point.ep}, whose tokens need no exchange")
@@ -126,14 +138,30 @@ def _exchange(point: Point) -> Price:
 
 
 def _expert_kernel(point: Point) -> Price:
-    routed = _layer(point).routed
+    step = layer_of(point)
+    routed = step.routed
     assert routed is not None, "level moe has experts"
     layer = routed.layer
-    return Price(float(layer.seconds[0]), float(layer.low[0]), float(layer.high[0]))
+    if (kernels := trainer_kernels(point.framework)) is None:
+        return Price(float(layer.seconds[0]), float(layer.low[0]), float(layer.high[0]))
+    return _trained_experts(step, kernels)
+
+
+def _trained_experts(step: StepPrice, kernels: TrainerKernels) -> Price:
+    """Experts of one layer in a trainer's kernels, forward."""
+    routed = step.routed
+    assert routed is not None, "level moe has experts"
+    parameters, layer = shipped_trainer().parameters, routed.layer
+    engine = float(layer.seconds[0])
+    seconds = float(trainer_experts_time(step.deployment, kernels, parameters, routed)[0])
+    more, own = abs(seconds - engine), seconds / engine
+    down = math.hypot(own * (engine - float(layer.low[0])), more * (1 - 1 / TRAINER_UNCERTAINTY))
+    up = math.hypot(own * (float(layer.high[0]) - engine), more * (TRAINER_UNCERTAINTY - 1))
+    return Price(seconds, seconds - down, seconds + up)
 
 
 def _moe_layer(point: Point) -> Price:
-    return _price(_layer(point))
+    return _price(layer_of(point))
 
 
 METRIC_PRICES: Mapping[str, Callable[[Point], Price]] = {
@@ -179,10 +207,12 @@ def _prefill(point: Point, batch: float) -> Price:
 
 
 def _step(point: Point, phase: Phase, context: float, batch: float) -> Price:
+    return _priced(Setup.of(point), phase, _rounded(context), max(1, round(batch)))
+
+
+def _rounded(context: float) -> int:
     whole = round(context)
-    if whole > BLOCK:
-        whole = BLOCK * round(whole / BLOCK)
-    return _priced(Setup.of(point), phase, max(1, whole), max(1, round(batch)))
+    return max(1, BLOCK * round(whole / BLOCK) if whole > BLOCK else whole)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -190,7 +220,7 @@ def _priced(setup: Setup, phase: Phase, context: int, batch: int) -> Price:
     return _price(_step_price(deployment_of(setup, phase, context), batch))
 
 
-def _layer(point: Point) -> StepPrice:
+def layer_of(point: Point) -> StepPrice:
     """One MoE layer for the point's tokens, which are `batch` in decode."""
     return _step_price(deployment_of(Setup.of(point), "decode", 1, "moe"), round(_batch(point)))
 

@@ -19,6 +19,7 @@ from moebench.predict.serving.deployment import (
     DeploymentLevel,
 )
 from moebench.predict.serving.parallelism import Parallelism, parallelism_of
+from moebench.predict.serving.trainer import Training
 from moebench.spec.case import Phase
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.model import ModelSpec, load_model, model_names, shipped_model
@@ -42,6 +43,8 @@ BITS: tuple[tuple[str, str], ...] = (
 EIGHT_BITS, WIDENED = ("float8", "mxfp8"), "int8-weight-only"
 """Types that need a rate of the GPU, and one of as many bits that any GPU widens (Marlin)."""
 
+FOUR_BITS = ("nvfp4", "mxfp4")
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -55,10 +58,11 @@ class Weights:
 
 @functools.cache
 def weights_of(text: str, is_trained: bool = False) -> Weights:
-    """The type of a published name, or one that stands in for it; training is in 16 bits."""
+    """The type of a published name, or one that stands in for it; training is in 8 bits or more."""
     found = _weights_named(text)
     if is_trained and found.name not in (None, *TRAINED):
-        return Weights("bfloat16", f"training in {text} is priced as bfloat16")
+        name = "mxfp8" if found.name in FOUR_BITS else "bfloat16"
+        return Weights(name, f"training in {text} is priced as {name}")
     return found
 
 
@@ -120,6 +124,8 @@ class Setup(NamedTuple):
     dtype: str
     kv_dtype: str
     engine: str
+    copies: int = 1
+    is_sharded: bool = False
 
     @classmethod
     def of(cls, point: Point) -> "Setup":
@@ -153,6 +159,7 @@ def deployment_of(
         kv_dtype=cache_type(setup.kv_dtype, setup.weights(phase).name, hardware),
         engine=setup.engine if setup.engine.partition(":")[0] in ENGINES else None,
         parallel=_parallelism(setup, hardware),
+        training=Training(copies=setup.copies, is_sharded=setup.is_sharded),
     )
 
 

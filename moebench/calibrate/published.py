@@ -45,6 +45,7 @@ VERSION, RUNS = re.compile(rf"(?<![\d.]){RELEASE}"), re.compile(rf"\bruns {RELEA
 """Release in the words of `framework`, or in a note such as "median of 3 runs 0.5.9"."""
 GROUP_BATCH = re.compile(r"batch given for one EP group of (\d+)")
 """Note of a training row whose batch is not that of all its GPUs."""
+TRAINING_RATE = "train_tokens_per_gpu"
 MOST_VALUE = 1e15
 
 
@@ -108,6 +109,8 @@ class Point:
     unit: str
     value: float
     note: str
+    copies: int = 1
+    """Times that these GPUs are there in training, each with a batch of its own."""
 
     @property
     def engine(self) -> str:
@@ -115,6 +118,11 @@ class Point:
         name, rest = _engine(self.framework)
         stated = VERSION.search(rest) or RUNS.search(self.note)
         return f"{name}:{stated[1]}" if stated else name
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the framework's words name FSDP, which spreads weights over all GPUs."""
+        return "fsdp" in self.framework.lower()
 
     @property
     def group(self) -> str:
@@ -161,19 +169,26 @@ def _conflict(row: Mapping[str, Any]) -> Conflict | None:
 def _point(number: int, row: Mapping[str, Any]) -> Point:
     """The point of a row; numbers of GPUs that are not stated are the least that fit the others.
 
-    Replicas beyond the group that a batch is of change nothing per GPU and are left out.
+    In training, GPUs beyond the group that shares experts and attention are copies of it, with
+    their part of the batch where it is that of all.
     """
     own = {name: stated(value) for name, value in row.items()}
-    if (group := GROUP_BATCH.search(row["note"])) is not None and own["num_gpus"]:
-        own["num_gpus"] = min(own["num_gpus"], float(group[1]))
     tp, ep = own.pop("tp"), own.pop("ep")
-    gpus = own.pop("num_gpus") or max(tp or 1, ep or 1)
+    gpus, copies = own.pop("num_gpus") or max(tp or 1, ep or 1), 1
+    if own["metric"] == TRAINING_RATE:
+        of_batch = GROUP_BATCH.search(row["note"])
+        group = float(of_batch[1]) if of_batch else max(tp or 1, ep or 1)
+        copies = max(1, int(gpus // group))
+        if of_batch is None and own["batch_or_concurrency"]:
+            own["batch_or_concurrency"] = max(1.0, own["batch_or_concurrency"] / copies)
+        gpus = min(gpus, group)
     return Point(
         row=number,
         num_gpus=int(gpus),
         tp=int(tp or (1 if ep == gpus else gpus)),
         ep=int(ep or 1),
         batch=own.pop("batch_or_concurrency"),
+        copies=copies,
         **own,
     )
 

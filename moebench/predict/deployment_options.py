@@ -1,8 +1,9 @@
-"""Options of predict that say how a model is deployed: GPUs, engine, exchange, cache, drafting."""
+"""Options of predict that say how a model is deployed: GPUs, engine, exchange, cache, training."""
 
 import argparse
 
 from moebench.predict.serving.parallelism import EXCHANGES
+from moebench.predict.serving.trainer import RECOMPUTES
 
 
 def load_options(p: argparse.ArgumentParser) -> None:
@@ -70,6 +71,18 @@ def deployment_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--kv-dtype", default="bf16", help="of the KV cache: bf16 (the default) or fp8")
     p.add_argument(
         "--cached-prefix", type=int, default=0, metavar="TOKENS", help="of each prompt; prefill"
+    )
+    p.add_argument(
+        "--micro-batches",
+        type=int,
+        metavar="N",
+        help="train: of --batch sequences between two steps of the optimizer; default: 4M tokens",
+    )
+    p.add_argument(
+        "--recompute",
+        choices=RECOMPUTES,
+        default="none",
+        help="train: what the backward pass computes again; none",
     )
     p.add_argument(
         "--draft",

@@ -19,7 +19,9 @@ def asked(deployments: Sequence[Deployment]) -> str:
         "decode": f"against {d.context} cached tokens a sequence",
         "prefill": f"of {d.context} tokens a sequence"
         + f", {d.cached_prefix} of them cached" * bool(d.cached_prefix),
-        "train": f"of {d.context} tokens a sequence, forward and backward, without the optimizer",
+        "train": f"of {d.context} tokens a sequence, forward and backward"
+        + f", {d.training.recompute} recomputation" * (d.training.recompute != "none")
+        + _optimizer(d),
     }[d.phase]
     if d.phase == "decode" and d.level == "moe":
         context = "of one token a sequence"
@@ -35,6 +37,17 @@ def asked(deployments: Sequence[Deployment]) -> str:
     types = f", {weights_of(d)}" if len(weights) == 1 else ""
     step = f"{d.phase} {context}, {level}{types}, {devices_of(d)}"
     return f"{step}, {traffic(d)}" if traffic(d) else step
+
+
+def _optimizer(deployment: Deployment) -> str:
+    """The optimizer's share of a training step, in words."""
+    if deployment.level != "model":
+        return ", without the optimizer"
+    batches = deployment.training.micro_batches
+    return (
+        f", with a step of the optimizer for {batches or 'so many batches as hold 4M tokens'}"
+        + (" batches" * bool(batches))
+    )
 
 
 def devices_of(deployment: Deployment) -> str:

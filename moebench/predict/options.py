@@ -9,6 +9,7 @@ from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.draft import Draft
 from moebench.predict.serving.no_router import NO_ROUTER
 from moebench.predict.serving.parallelism import Parallelism
+from moebench.predict.serving.trainer import Training
 from moebench.routers.policy import Policy, policy
 from moebench.routers.top_k.policy import TopK, reachable_experts
 from moebench.spec.case import OperatingPoint
@@ -71,6 +72,7 @@ def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Dep
             parallel=_parallelism(options),
             cached_prefix=options.cached_prefix,
             draft=draft_of(options.draft) if options.draft else None,
+            training=Training(options.micro_batches, options.recompute),
             num_layers=options.layers,
             skew=options.skew,
         )

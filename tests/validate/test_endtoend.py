@@ -68,7 +68,7 @@ def test_types_of_weights_have_stand_ins_that_are_named() -> None:
     assert not weights_of("int8-weight-only").stand_in
     assert not weights_of("FP8").stand_in and not weights_of("").stand_in
     assert weights_of("fp8 dynamic").name == "float8" and weights_of("fp8 dynamic").stand_in
-    assert weights_of("nvfp4", is_trained=True).name == "bfloat16"
+    assert weights_of("nvfp4", is_trained=True).name == "mxfp8"
     with pytest.raises(ValueError, match="column dtype: found 'ternary'"):
         weights_of("ternary")
 
@@ -122,9 +122,28 @@ def test_a_batch_of_one_expert_group_is_priced_on_that_group(tmp_path: Path) -> 
     own = {"phase": "train", "metric": "train_tokens_per_gpu", "dtype": "bfloat16", "tp": "1"}
     own |= {"num_gpus": "64", "ep": "8", "batch_or_concurrency": "32"}
     group = point(tmp_path, note="MBS 4; batch given for one EP group of 8", **own)
-    assert group.num_gpus == 8 and point(tmp_path, **own).num_gpus == 64
+    every = point(tmp_path, **own | {"batch_or_concurrency": "256"})
+    assert (group.num_gpus, group.copies, group.batch) == (8, 8, 32)
+    assert (every.num_gpus, every.copies, every.batch) == (8, 8, 32)
+    assert point_price(group).value == pytest.approx(point_price(every).value)
+    # Copies send each other their gradients.
     alone = point(tmp_path, **own | {"num_gpus": "8"})
-    assert point_price(group).value == pytest.approx(point_price(alone).value)
+    assert alone.copies == 1 and point_price(group).value <= point_price(alone).value
+
+
+def test_a_trainers_experts_take_longer_than_an_engines(tmp_path: Path) -> None:
+    """VeOmni, pull request 460: 28.9 ms in Triton, 11.4 with grouped_mm."""
+    layer = {"model": "qwen3-next-moe-layer", "num_gpus": "1", "tp": "1", "ep": "1", "unit": "ms"}
+    layer |= {"dtype": "bfloat16", "batch_or_concurrency": "32768", "metric": "moe_kernel_time"}
+    layer |= {"hardware": "h100-sxm"}
+    own = {
+        framework: point_price(point(tmp_path, framework=framework, **layer))
+        for framework in ("VeOmni Triton group gemm", "torch grouped_mm", "vllm")
+    }
+    triton, torch, engine = own.values()
+    assert triton.value == pytest.approx(28.9, rel=0.1)
+    assert torch.value == pytest.approx(11.4, rel=0.1)
+    assert engine.value < torch.low < torch.value < torch.high
 
 
 def test_eight_bits_on_a_gpu_without_their_rate_are_widened(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ RAGGED = Caveat(
 TRAINING = Caveat(
     "backward-not-measured",
     "only forward passes were measured",
-    "a backward pass is priced as twice the forward one; the optimizer's step is not priced",
+    "a backward pass is priced from the forward one: matrix products twice, attention 2.5 times, "
+    "communication once; what a trainer adds in a whole model is fitted to six published points",
     "measure the training step on the device with the suite",
 )
 DRAFTING = Caveat(

@@ -14,6 +14,7 @@ from moebench.predict.kernels.weights import arithmetic
 from moebench.predict.serving.draft import Draft
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.ranks import WIDTHS, rank_model, split_of
+from moebench.predict.serving.trainer import Training
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint, Phase, Workload
 from moebench.spec.hardware import HardwareSpec
@@ -29,7 +30,7 @@ CACHE_DTYPES = ("bfloat16", "float16", "float8")
 ENGINES = ("vllm", "sglang", "trtllm")
 MOST_OVERHEAD = 10.0
 """Seconds."""
-TRAINED = ("bfloat16", "float16", "mxfp8")
+TRAINED = ("bfloat16", "float16", "float8", "mxfp8")
 """Types of weights in training."""
 PADDED = ("mxfp4",)
 """Types of which vllm splits an expert over ranks by whole groups, and does not refuse others."""
@@ -62,6 +63,8 @@ class Deployment:
     """Decode: tokens drafted ahead in each step, which the step verifies; None: none."""
     engine_overhead: float | None = None
     """Seconds of a step of a whole model that no kernel explains; None: the engine's."""
+    training: Training = Training()
+    """Train: how batches are trained."""
     num_layers: int | None = None
     """Layers of a whole model; None: all."""
     skew: float = 0.0
@@ -102,7 +105,9 @@ class Deployment:
                 f"understood: {self.model.moe_level_only}"
             )
         if self.phase == "train" and self.expert_weights not in TRAINED:
-            raise ValueError(f"dtype: found {self.dtype!r}, expected bfloat16 or mxfp8 in training")
+            raise ValueError(
+                f"dtype: found {self.dtype!r}, expected bfloat16, float8 or mxfp8 in training"
+            )
         for weights in (self.expert_weights, self.other_weights):
             dtype = arithmetic(weights, self.hardware)
             self.hardware.check_priceable(dtype, self.num_devices)

@@ -15,6 +15,7 @@ from moebench.predict.kernels.price import ratio_interval
 from moebench.predict.serving.engine import shipped_engines
 from moebench.predict.serving.experts import shape_of
 from moebench.predict.serving.step import StepPrice
+from moebench.predict.serving.trainer import shipped_trainer
 from moebench.predict.serving.work import ENGINE_STAGE
 
 ROUTER_UNCERTAINTY = 2.0
@@ -48,10 +49,14 @@ def latency_interval(step: StepPrice) -> tuple[Floats, Floats]:
         down.append(passes * (layer.seconds - layer.low)[place])
         up.append(passes * (layer.high - layer.seconds)[place])
     low, high = step.seconds - _in_quadrature(down), step.seconds + _in_quadrature(up)
-    if ENGINE_STAGE not in step.stages:
+    if "optimizer" in step.stages:
+        bounds = shipped_trainer().bounds
+    elif ENGINE_STAGE in step.stages:
+        bounds = shipped_engines().bounds["tpot"]
+    else:
         return low, high
     # A whole model's step is no surer than the published ones that were left out.
-    least, most = np.exp(shipped_engines().bounds["tpot"])
+    least, most = np.exp(bounds)
     return np.minimum(low, step.seconds * least), np.maximum(high, step.seconds * most)
 
 

@@ -4,8 +4,7 @@ Level "moe" is one MoE layer: router, routed and shared experts, communication b
 Level "decoder" adds norms and attention. Level "model" is *composed* of equal layers, the leading
 dense ones, final norm and LM head, and has the engine's stage: see `engine`.
 
-Not counted anywhere: embedding lookup, the optimizer's step, and in training the exchange of
-gradients between replicas.
+Training: see `training`. Not counted anywhere: embedding lookup.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,12 +30,17 @@ from moebench.predict.serving.experts import (
     experts_price,
     router_time,
 )
-from moebench.predict.serving.flops import BACKWARD
 from moebench.predict.serving.mla import mla_projections_time
 from moebench.predict.serving.operations import Span, nothing
 from moebench.predict.serving.overlap import exposed
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.prices import KernelPrices, ops_price
+from moebench.predict.serving.training import (
+    TRAINING_STAGES,
+    BatchWork,
+    in_training,
+    passes_of,
+)
 from moebench.predict.serving.work import ENGINE_STAGE, beside_experts, in_engine, step_work
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint
@@ -56,7 +60,7 @@ STAGES = (
     "exchange",
     "pipeline",
     ENGINE_STAGE,
-    "backward",
+    *TRAINING_STAGES,
 )
 """Stages of a step in the order of tables."""
 
@@ -108,7 +112,7 @@ class StepPrice:
 
     def part(self, name: str) -> Floats:
         """Seconds of a stage outside the expert kernels, with its share of a backward pass."""
-        passes = 1 + BACKWARD * ("backward" in self.stages)
+        passes = passes_of(self.deployment, name)
         return passes * self.stages.get(name, np.zeros(len(self.steps)))
 
     @property
@@ -191,9 +195,12 @@ def step_price(
     if d.level == "model" and d.phase != "train":
         stages, factor = in_engine(d, asked, stages)
     if d.phase == "train":
-        stages["backward"] = BACKWARD * np.sum(list(stages.values()), axis=0)
-        flops, moved = (1 + BACKWARD) * flops, (1 + BACKWARD) * moved
-    passes: Floats = np.full(len(steps), d.moe_layers * (1 + BACKWARD * (d.phase == "train")))
+        copies = np.zeros(len(steps)) if routed is None else routed.cases.loads.copies[place]
+        trained = BatchWork(sequences.astype(float), each.parts[place] * copies)
+        stages, factor = in_training(d, router, trained, stages)
+        passes = passes_of(d, "") / (d.parallel.pipeline_parallel if d.level == "model" else 1)
+        flops, moved = passes * flops, passes * moved
+    repeats = d.moe_layers * passes_of(d, "first matmul")
     return StepPrice(
         deployment=d,
         prices=prices,
@@ -202,7 +209,7 @@ def step_price(
         spans=spans,
         routed=routed,
         distinct=place,
-        expert_passes=passes * each.parts[place] * factor,
+        expert_passes=repeats * each.parts[place] * factor,
         flops=flops,
         bytes_moved=moved,
         work=asked,

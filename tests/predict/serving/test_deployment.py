@@ -134,7 +134,7 @@ def test_the_most_loaded_rank_waits_for_no_more_than_everything(
         ({"num_layers": 3}, "they belong to --level model"),
         ({"skew": -1.0}, "skew: found -1.0"),
         ({"skew": math.nan}, "skew: found nan"),
-        ({"phase": "train", "dtype": "float8"}, "expected bfloat16 or mxfp8 in training"),
+        ({"phase": "train", "dtype": "int8"}, "expected bfloat16, float8 or mxfp8 in"),
         ({"dtype": "int5"}, "dtype: found 'int5'"),
         ({"kv_dtype": "int4"}, "kv_dtype: found 'int4', expected bfloat16 or float16 or float8"),
         ({"dtype": "float32"}, "no peak for dtype 'float32'"),
