@@ -147,7 +147,7 @@ def _network_start(p: CollectiveParameters, ways: Paths) -> Floats:
     return np.asarray(p.network_start * np.log2(ways.domains))
 
 
-_nccl = partial(Operation, parameters=CollectiveParameters)
+_nccl = partial(Operation, parameters=CollectiveParameters, over_link=True)
 ALL_REDUCE = _nccl("all-reduce", time=all_reduce_time)
 ALL_GATHER = _nccl("all-gather", time=half_reduce_time)
 REDUCE_SCATTER = _nccl("reduce-scatter", time=half_reduce_time)

@@ -73,5 +73,5 @@ def _switched(below: Floats, above: Floats, ratio: Floats) -> Floats:
 
 
 CUSTOM_ALL_REDUCE = Operation(
-    "custom-all-reduce", CustomAllReduceParameters, custom_all_reduce_time
+    "custom-all-reduce", CustomAllReduceParameters, custom_all_reduce_time, over_link=True
 )

@@ -161,5 +161,7 @@ def normal_time(
     return np.asarray(start + work + p.fill * tokens / (tokens + p.fill_tokens))
 
 
-LOW_LATENCY = Operation("low-latency-exchange", LowLatencyParameters, low_latency_time)
-NORMAL = Operation("normal-exchange", NormalParameters, normal_time)
+LOW_LATENCY = Operation(
+    "low-latency-exchange", LowLatencyParameters, low_latency_time, over_link=True
+)
+NORMAL = Operation("normal-exchange", NormalParameters, normal_time, over_link=True)

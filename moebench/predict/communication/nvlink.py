@@ -60,4 +60,4 @@ def nvlink_time(
     return np.asarray(start + calls.tokens * work)
 
 
-NVLINK = Operation("nvlink-exchange", NvlinkParameters, nvlink_time)
+NVLINK = Operation("nvlink-exchange", NvlinkParameters, nvlink_time, over_link=True)

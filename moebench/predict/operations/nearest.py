@@ -85,11 +85,18 @@ def nearest(
     closest = fits[int(weights.argmax())]
     others = f" and {len(fits) - 1} more fits" if len(fits) > 1 else ""
     origin = f"{closest.software} on {closest.system}{others}, as shares of the data sheet"
-    return Nearest(mean, spread, basis_of(software, hardware, fits), origin)
+    basis = basis_of(software, hardware, fits, over_link=operation.over_link)
+    return Nearest(mean, spread, basis, origin)
 
 
-def basis_of(software: Software, hardware: HardwareSpec, fits: Sequence[OperationFit]) -> Basis:
-    """How near the nearest fits come."""
+def basis_of(
+    software: Software,
+    hardware: HardwareSpec,
+    fits: Sequence[OperationFit],
+    *,
+    over_link: bool = False,
+) -> Basis:
+    """How near the nearest fits come; `over_link`: a sibling is joined by the same link, too."""
     machines = {system: load_hardware(system) for system in {fit.system for fit in fits}}
     if fits and hardware.gpu_maker not in {one.gpu_maker for one in machines.values()}:
         return "maker"
@@ -102,7 +109,10 @@ def basis_of(software: Software, hardware: HardwareSpec, fits: Sequence[Operatio
         return "fitted"
     if here:
         return "version"
-    return "sibling" if any(is_sibling(hardware, machines[fit.system]) for fit in own) else "device"
+    siblings = [machines[fit.system] for fit in own if is_sibling(hardware, machines[fit.system])]
+    if over_link:
+        siblings = [one for one in siblings if _link(one) == _link(hardware)]
+    return "sibling" if siblings else "device"
 
 
 def is_sibling(one: HardwareSpec, other: HardwareSpec) -> bool:

@@ -37,6 +37,8 @@ class Operation:
     """Dataclass of its parameters, made with `moebench.predict.parameters.parameter`."""
     time: Callable[[Any, HardwareSpec, Calls, bool], Floats]
     """Seconds of calls, of parameters, machine, calls and `warm` (data left in L2 by replays)."""
+    over_link: bool = False
+    """Whether it runs over the link between devices, so that servers of one kind err together."""
 
     @property
     def facts(self) -> Mapping[str, Mapping[str, Any]]:

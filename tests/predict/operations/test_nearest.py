@@ -69,6 +69,13 @@ def test_b300_runs_the_kernels_of_b200_but_l40s_not_those_of_a100() -> None:
         assert basis_of(FA3, load_hardware(device), [fit(FA3, measured)]) == expected
 
 
+def test_over_a_link_a_sibling_stands_in_a_server_of_its_kind() -> None:
+    """GB200's link joins 72 devices, B200's and B300's eight."""
+    for device, expected in (("gb200", "device"), ("b300-sxm", "sibling")):
+        found = basis_of(FA3, load_hardware(device), [fit(FA3, "b200-sxm")], over_link=True)
+        assert found == expected
+
+
 def test_the_nearer_fit_weighs_more() -> None:
     h200 = load_hardware("h200-sxm")
     near, far = fit(FA3, "h100-sxm", share=0.9), fit(FA3, "a100-sxm-80gb", share=0.5)
