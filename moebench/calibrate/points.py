@@ -124,6 +124,7 @@ class Setup(NamedTuple):
     dtype: str
     kv_dtype: str
     engine: str
+    pp: int = 1
     copies: int = 1
     is_sharded: bool = False
 
@@ -167,6 +168,7 @@ def _parallelism(setup: Setup, hardware: HardwareSpec) -> Parallelism:
     """How a point's GPUs share the work, on as few nodes as they fit into."""
     gpus = max(setup.num_gpus, setup.tp, setup.ep)
     wire, found = hardware.interconnect, parallelism_of(gpus, setup.tp, setup.ep)
+    found = replace(found, pipeline_parallel=setup.pp)
     if wire is None or gpus <= wire.devices:
         return found
     return replace(found, nodes=math.ceil(gpus / wire.devices))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from moebench.calibrate.cells import (
     Conflict,
@@ -45,6 +45,12 @@ VERSION, RUNS = re.compile(rf"(?<![\d.]){RELEASE}"), re.compile(rf"\bruns {RELEA
 """Release in the words of `framework`, or in a note such as "median of 3 runs 0.5.9"."""
 GROUP_BATCH = re.compile(r"batch given for one EP group of (\d+)")
 """Note of a training row whose batch is not that of all its GPUs."""
+PIPELINE, MICRO_BATCH = re.compile(r"\bPP ?=? ?(\d+)"), re.compile(r"\bMBS ?=? ?(\d+)")
+"""Pipeline stages, and sequences that a GPU takes at once, in the note of a training row."""
+SHARDED = ("fsdp", "torchtitan", "veomni", "zero-3", "zero3")
+"""Words, in lower case, of trainers that spread weights over all data-parallel GPUs.
+
+**Source**: torchtitan and VeOmni train with PyTorch's fully_shard; DeepSpeed, ZeRO stage 3."""
 TRAINING_RATE = "train_tokens_per_gpu"
 MOST_VALUE = 1e15
 
@@ -109,6 +115,7 @@ class Point:
     unit: str
     value: float
     note: str
+    pp: int = 1
     copies: int = 1
     """Times that these GPUs are there in training, each with a batch of its own."""
 
@@ -121,8 +128,8 @@ class Point:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the framework's words name FSDP, which spreads weights over all GPUs."""
-        return "fsdp" in self.framework.lower()
+        """Whether the trainer spreads weights over all data-parallel GPUs."""
+        return any(name in self.framework.lower() for name in SHARDED)
 
     @property
     def group(self) -> str:
@@ -174,23 +181,42 @@ def _point(number: int, row: Mapping[str, Any]) -> Point:
     """
     own = {name: stated(value) for name, value in row.items()}
     tp, ep = own.pop("tp"), own.pop("ep")
-    gpus, copies = own.pop("num_gpus") or max(tp or 1, ep or 1), 1
+    gpus, layout = int(own.pop("num_gpus") or max(tp or 1, ep or 1)), _Layout()
     if own["metric"] == TRAINING_RATE:
-        of_batch = GROUP_BATCH.search(row["note"])
-        group = float(of_batch[1]) if of_batch else max(tp or 1, ep or 1)
-        copies = max(1, int(gpus // group))
-        if of_batch is None and own["batch_or_concurrency"]:
-            own["batch_or_concurrency"] = max(1.0, own["batch_or_concurrency"] / copies)
-        gpus = min(gpus, group)
+        batch = own["batch_or_concurrency"]
+        layout = _layout(gpus, int(tp or 1), int(ep or 1), batch, row["note"])
+        gpus, own["batch_or_concurrency"] = gpus // layout.copies, layout.batch
     return Point(
         row=number,
-        num_gpus=int(gpus),
+        num_gpus=gpus,
         tp=int(tp or (1 if ep == gpus else gpus)),
         ep=int(ep or 1),
         batch=own.pop("batch_or_concurrency"),
-        copies=copies,
+        pp=layout.pp,
+        copies=layout.copies,
         **own,
     )
+
+
+class _Layout(NamedTuple):
+    """How GPUs train: pipeline stages, copies of them all, and the batch of one copy."""
+
+    pp: int = 1
+    copies: int = 1
+    batch: float | None = None
+
+
+def _layout(gpus: int, tp: int, ep: int, batch: float | None, note: str) -> _Layout:
+    """The layout of a training row; what its note says and does not fit its GPUs is left out."""
+    of_batch, stages, micro = (each.search(note) for each in (GROUP_BATCH, PIPELINE, MICRO_BATCH))
+    group = int(of_batch[1]) if of_batch else max(tp, ep)
+    group = group if gpus % group == 0 else gpus
+    pp = int(stages[1]) if stages and gpus % (group * int(stages[1])) == 0 else 1
+    copies = gpus // (group * pp)
+    if batch is None or of_batch is not None:
+        return _Layout(pp, copies, batch)
+    at_once = int(micro[1]) * group / tp if micro else batch
+    return _Layout(pp, copies, max(1.0, min(batch / copies, at_once)))
 
 
 def stated(value: Any) -> Any:

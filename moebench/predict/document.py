@@ -10,6 +10,7 @@ from moebench.predict.traffic import Typical
 from moebench.spec.schema import encode
 
 DEPLOYMENT_KEYS = ("level", "phase", "context", "cached_prefix", "tokens_per_step")
+TRAINING_KEYS = ("micro_batches", "recompute")
 PARALLEL_KEYS = (
     "tensor_parallel",
     "expert_parallel",
@@ -49,6 +50,7 @@ def row_of(row: Speedup) -> dict[str, Any]:
         **{name: getattr(d, name) for name in DEPLOYMENT_KEYS},
         **{name: getattr(d.parallel, name) for name in PARALLEL_KEYS},
         "nodes": d.parallel.nodes_on(d.hardware),
+        **{name: getattr(d.training, name) for name in TRAINING_KEYS},
         "exchange": exchange_of(d),
         "dtype": d.expert_weights,
         "other_weights": d.other_weights,

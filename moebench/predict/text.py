@@ -17,6 +17,7 @@ from moebench.predict.serving.choices import engine_of
 from moebench.predict.serving.counts import counts_text
 from moebench.predict.serving.memory import cache_without_windows
 from moebench.predict.serving.speedup import Speedup
+from moebench.predict.serving.trainer import shipped_trainer
 from moebench.predict.traffic import Typical
 from moebench.terminal import text_table
 from moebench.units import text
@@ -113,8 +114,10 @@ def _header(row: Speedup) -> list[str]:
     if d.level != "moe" or "shared" in row.estimate.by_stage:
         origin = row.prices.dense.origin
         around = "priced with" if d.is_dense else "around the experts:"
-        engine = " ".join(filter(None, engine_of(d)))
-        lines.append(f"engine {engine}; {around} {origin}; {attention_origin(d)}")
+        engine = "engine " + " ".join(filter(None, engine_of(d)))
+        if d.phase == "train":
+            engine = f"trainer: {shipped_trainer().points} published points of training"
+        lines.append(f"{engine}; {around} {origin}; {attention_origin(d)}")
     return lines
 
 

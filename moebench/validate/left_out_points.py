@@ -1,6 +1,7 @@
-"""Published points priced by engines that were fitted without their source, or their group.
+"""Published points priced by engines or trainers fitted without their source, or their group.
 
-Closed loops and static batches are fitted; the shipped price of any other point has not used it.
+Engines are fitted to closed loops and static batches, trainers to training; the shipped price of
+any other point has not used it.
 """
 
 from collections import defaultdict
@@ -12,6 +13,7 @@ from moebench.calibrate.engine import fit_engines, log_error
 from moebench.calibrate.loops import Loop, loops_of, usable
 from moebench.calibrate.point_prices import Price, point_price
 from moebench.calibrate.published import METRICS, Point
+from moebench.calibrate.training import left_out_training
 
 LABELS: Mapping[str, Callable[[Point], str]] = {
     "source": lambda point: point.source,
@@ -30,7 +32,9 @@ def left_out_price(
         holdout: what is left out together, of `LABELS`.
         more: of other tables, which are fitted too, as far as they are not left out.
     """
-    longer = left_out_ratios(points, holdout, more)
+    longer = left_out_training(points, LABELS[holdout])
+    if len(longer) < len(points):
+        longer |= left_out_ratios(points, holdout, more)
 
     def price(point: Point) -> Price:
         shipped = point_price(point)

@@ -131,6 +131,25 @@ def test_a_batch_of_one_expert_group_is_priced_on_that_group(tmp_path: Path) -> 
     assert alone.copies == 1 and point_price(group).value <= point_price(alone).value
 
 
+@pytest.mark.parametrize(
+    ("gpus", "note", "found"),
+    [
+        ("64", "", (8, 1, 8, 32.0)),
+        ("64", "MBS 1; PP 4", (32, 4, 2, 8.0)),
+        ("64", "MBS 2, PP 3", (8, 1, 8, 16.0)),
+        ("64", "MBS 4; batch given for one EP group of 8; PP 2", (16, 2, 4, 256.0)),
+        ("12", "", (12, 1, 1, 256.0)),
+    ],
+)
+def test_the_gpus_of_a_training_row_are_copies_of_a_group(
+    gpus: str, note: str, found: tuple[float, ...], tmp_path: Path
+) -> None:
+    own = {"phase": "train", "metric": "train_tokens_per_gpu", "tp": "1", "ep": "8"}
+    own |= {"batch_or_concurrency": "256", "num_gpus": gpus, "note": note}
+    one = point(tmp_path, **own)
+    assert (one.num_gpus, one.pp, one.copies, one.batch) == found
+
+
 def test_a_trainers_experts_take_longer_than_an_engines(tmp_path: Path) -> None:
     """VeOmni, pull request 460: 28.9 ms in Triton, 11.4 with grouped_mm."""
     layer = {"model": "qwen3-next-moe-layer", "num_gpus": "1", "tp": "1", "ep": "1", "unit": "ms"}

@@ -2,7 +2,8 @@
 
 Weights and cache are exact counts. Activations are those that a serving framework holds while one
 layer runs (buffers for every assignment between dispatch and combine) and while the head runs;
-training keeps every layer's for the backward pass, without recomputation.
+training keeps every layer's for the backward pass, or each layer's input if it computes the rest
+again. Data-parallel ranks share out the optimizer's states.
 """
 
 import math
@@ -78,6 +79,18 @@ def rank_parameters(deployment: Deployment, router: Policy) -> RankParameters:
     )
 
 
+def sharing_groups(deployment: Deployment) -> tuple[int, int]:
+    """Ranks that hold the same experts, and that hold the same other weights."""
+    d = deployment
+    return d.training.copies, d.training.copies * d.parallel.replicas
+
+
+def own_states(deployment: Deployment, held: RankParameters) -> float:
+    """Parameters whose optimizer's states a rank keeps."""
+    same_experts, same_others = sharing_groups(deployment)
+    return held.experts / same_experts + (held.others + held.plain) / same_others
+
+
 def stage_share(deployment: Deployment) -> float:
     """Share of the layers in a pipeline's fullest stage."""
     layers = deployment.layers
@@ -118,14 +131,15 @@ def rank_memory(
     attention = work.num_tokens * (heads + 3 * h) if d.level != "moe" else 0.0
     positions = d.head_positions(work.batch)
     logits = LOGIT_BYTES * positions * model.vocab_size if d.level == "model" else 0.0
+    kept = layers * 2.0 * (experts + attention)
+    if d.training.recompute == "full":
+        kept = layers * 2.0 * work.num_tokens * h + 2.0 * (experts + attention)
     sizes = {
         "weights": weights,
         "cache": (layers - windowed) * cache_memory(model, work, 0, d.cache_dtype)
         + windowed * cache_memory(model, work, a.window, d.cache_dtype),
         "gradients": GRADIENT_BYTES * sum(held) * trains,
-        "optimizer": OPTIMIZER_BYTES * sum(held) * trains,
-        "activations": layers * 2.0 * (experts + attention) + logits
-        if trains
-        else max(2.0 * max(experts, attention), logits),
+        "optimizer": OPTIMIZER_BYTES * own_states(d, held) * trains,
+        "activations": kept + logits if trains else max(2.0 * max(experts, attention), logits),
     }
     return {name: size for name, size in sizes.items() if size}

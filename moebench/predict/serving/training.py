@@ -17,7 +17,12 @@ from moebench.predict.kernels.layer import ACTIVATION_BYTES
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.experts import EXPERT_STAGES, ExpertsPrice
 from moebench.predict.serving.flops import BACKWARD
-from moebench.predict.serving.memory import RankParameters, rank_parameters
+from moebench.predict.serving.memory import (
+    RankParameters,
+    own_states,
+    rank_parameters,
+    sharing_groups,
+)
 from moebench.predict.serving.trainer import GLOBAL_TOKENS, TrainerKernels, TrainerParameters
 from moebench.predict.serving.work import NETWORK_STAGES, kernels_of
 from moebench.routers.policy import Policy
@@ -199,17 +204,10 @@ def launches_of(deployment: Deployment) -> float:
     return passes * (UNFUSED * kernels_of(d) + experts)
 
 
-def sharing_groups(deployment: Deployment) -> tuple[int, int]:
-    """Ranks that hold the same experts, and the same other weights, with what they have of both."""
-    d = deployment
-    return d.training.copies, d.training.copies * d.parallel.replicas
-
-
 def optimizer_time(deployment: Deployment, held: RankParameters) -> float:
-    """Seconds of the optimizer's step, whose states are spread over the ranks of each group."""
-    same_experts, same_others = sharing_groups(deployment)
-    own = held.experts / same_experts + (held.others + held.plain) / same_others
-    return OPTIMIZER_TRAFFIC * own / (STREAM * deployment.hardware.memory_bandwidth)
+    """Seconds of the optimizer's step on a rank's share of its states."""
+    moved = OPTIMIZER_TRAFFIC * own_states(deployment, held)
+    return moved / (STREAM * deployment.hardware.memory_bandwidth)
 
 
 def sharing_time(deployment: Deployment, held: RankParameters) -> float:

@@ -1,12 +1,13 @@
 """Training: counts of the optimizer's traffic, and what more batches, GPUs or recomputing do."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from moebench.predict.serving.deployment import Deployment
-from moebench.predict.serving.memory import rank_parameters
+from moebench.predict.serving.memory import rank_memory, rank_parameters
 from moebench.predict.serving.no_router import baseline
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.prices import kernel_prices
@@ -82,6 +83,20 @@ def test_recomputing_is_never_faster(level: str) -> None:
         seconds(level=level, recompute=how) for how in ("none", "selective", "full")
     )
     assert none < some < full < 1.5 * none
+
+
+def test_memory_holds_fewer_states_and_activations() -> None:
+    """Twelve bytes of AdamW's states, spread over the ranks that have the same weights."""
+
+    def memory(**training: object) -> Mapping[str, float]:
+        own = replace(WHOLE, training=Training(**training))  # type: ignore[arg-type]
+        load = step(own).load(0)
+        return rank_memory(own, baseline(QWEN), load, 4096.0 * 8, 8)
+
+    once, copied = memory(), memory(copies=4)
+    assert once["optimizer"] == 12 * (HELD.experts + (HELD.others + HELD.plain) / 8)
+    assert copied["optimizer"] == once["optimizer"] / 4
+    assert memory(recompute="full")["activations"] < 0.2 * once["activations"]
 
 
 def test_fsdp_is_never_faster_than_a_copy_of_the_weights() -> None:
