@@ -150,19 +150,23 @@ def left_out_training(points: Iterable[Point], label: Label) -> dict[int, float]
     }
 
 
-def bounds_of(trained: Sequence[Trained]) -> tuple[float, float]:
-    """90 % interval of log(measured / predicted) of left-out steps, as if around nothing."""
-    steps = [one for one in trained if isinstance(one, WholeStep)]
+def bounds_of(
+    trained: Sequence[Trained], left_out: Sequence[Sequence[TrainerParameters]]
+) -> tuple[float, float]:
+    """90 % interval of log(measured / predicted) of left-out steps, as if around nothing.
+
+    `left_out` are parameters for each point by several labels, of which the widest errors count.
+    """
     widths = [0.0]
-    for label in LABELS if steps else ():
-        fits = left_out_parameters(trained, label)
+    for fits in left_out:
         errors = [
             log_error(fit, one)
             for fit, one in zip(fits, trained, strict=True)
             if isinstance(one, WholeStep)
         ]
-        student = STUDENT[min(len(errors), len(STUDENT)) - 1]
-        widths.append(student * float(np.sqrt(np.mean(np.square(errors)))))
+        if errors:
+            student = STUDENT[min(len(errors), len(STUDENT)) - 1]
+            widths.append(student * float(np.sqrt(np.mean(np.square(errors)))))
     return -max(widths), max(widths)
 
 
@@ -173,8 +177,9 @@ def calibrate_trainers(tables: Sequence[PublishedTable], folder: Path) -> None:
         return
     fit = fit_trainer(trained)
     terminal.show(_figures("fitted", trained, [fit] * len(trained)))
-    for title, label in zip(("model and GPU", "model"), LABELS, strict=True):
-        terminal.show(_figures(f"{title} left out", trained, left_out_parameters(trained, label)))
+    left_out = [left_out_parameters(trained, label) for label in LABELS]
+    for title, fits in zip(("model and GPU", "model"), left_out, strict=True):
+        terminal.show(_figures(f"{title} left out", trained, fits))
     used = {one.point.id for one in trained}
     own = [table for table in tables if used & {point.id for point in table.points}]
     values: dict[str, Any] = {
@@ -182,7 +187,7 @@ def calibrate_trainers(tables: Sequence[PublishedTable], folder: Path) -> None:
         "source": ", ".join(f"{table.path.name} {table.sha256[:12]}" for table in own),
         "points": len(trained),
         "parameters": dataclasses.asdict(fit),
-        "bounds": list(bounds_of(trained)),
+        "bounds": list(bounds_of(trained, left_out)),
     }
     terminal.show(write_toml(folder / FILE.name, rounded(values)))
 
