@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.calibrate.engine import calibrate_engines, published_tables
 from moebench.calibrate.from_tables import calibrate
 from moebench.calibrate.operations.from_tables import calibrate_operations, operation_tables
+from moebench.calibrate.published.engine import calibrate_engines, published_tables
+from moebench.calibrate.published.training import calibrate_trainers
 from moebench.calibrate.tables import read_table
-from moebench.calibrate.training import calibrate_trainers
 from moebench.files import make_folder
 from moebench.units import text
 

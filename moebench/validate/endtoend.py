@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from moebench import terminal
-from moebench.calibrate.point_prices import Price, point_price
-from moebench.calibrate.points import Setup
-from moebench.calibrate.published import Point, PublishedTable, read_published
+from moebench.calibrate.published.points import Setup
+from moebench.calibrate.published.prices import Price, point_price
+from moebench.calibrate.published.tables import Point, PublishedTable, read_published
 from moebench.validate.documents import SCHEMA
 from moebench.validate.figures import draw_devices
 from moebench.validate.left_out_points import LABELS, left_out_price

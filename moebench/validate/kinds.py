@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from moebench.calibrate import published, published_topk
 from moebench.calibrate.cells import RawTable
 from moebench.calibrate.energy_tables import NAMES, NUMBERS
 from moebench.calibrate.operations import kinds as operations
 from moebench.calibrate.operations.table import OperationKind
+from moebench.calibrate.published import routing_tables, tables
 from moebench.calibrate.tables import COLUMNS
 from moebench.validate.endtoend import validate_endtoend
 from moebench.validate.energy import validate_energy
@@ -57,8 +57,8 @@ KINDS = (
     Kind("layer latencies", COLUMNS["latency"], validate_latencies, LATENCIES),
     Kind("top-k pairs", COLUMNS["pairs"], validate_latencies, LATENCIES),
     Kind("dense matmuls", COLUMNS["gemm"], validate_latencies, LATENCIES),
-    Kind("published end-to-end points", published.NEEDED, validate_endtoend, POINTS),
-    Kind("published changes of routing", published_topk.NEEDED, validate_routing_changes),
+    Kind("published end-to-end points", tables.NEEDED, validate_endtoend, POINTS),
+    Kind("published changes of routing", routing_tables.NEEDED, validate_routing_changes),
     Kind("serving energy", (*NAMES, *NUMBERS), validate_energy, ENERGY),
 )
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from moebench.calibrate.engine import fit_engines, log_error
-from moebench.calibrate.loops import Loop, loops_of, usable
-from moebench.calibrate.point_prices import Price, point_price
-from moebench.calibrate.published import METRICS, Point
-from moebench.calibrate.training import left_out_training
+from moebench.calibrate.published.engine import fit_engines, log_error
+from moebench.calibrate.published.loops import Loop, loops_of, usable
+from moebench.calibrate.published.prices import Price, point_price
+from moebench.calibrate.published.tables import METRICS, Point
+from moebench.calibrate.published.training import left_out_training
 
 LABELS: Mapping[str, Callable[[Point], str]] = {
     "source": lambda point: point.source,

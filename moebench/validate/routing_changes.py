@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from moebench import terminal
-from moebench.calibrate.point_prices import Price
-from moebench.calibrate.published_topk import RoutingChange, RoutingTable, read_routing_changes
-from moebench.calibrate.routing_prices import routing_price
+from moebench.calibrate.published.prices import Price
+from moebench.calibrate.published.routing_prices import routing_price
+from moebench.calibrate.published.routing_tables import (
+    RoutingChange,
+    RoutingTable,
+    read_routing_changes,
+)
 from moebench.validate.documents import SCHEMA, flat_scores
 from moebench.validate.endtoend import FIGURES, priced_one_by_one, split
 from moebench.validate.lines import PricedLines, Scored

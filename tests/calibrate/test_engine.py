@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from published_rows import ROW
 
-from moebench.calibrate.engine import Fit, bounds_of, fit_engines, log_error
-from moebench.calibrate.loops import Loop, loops_of, usable
-from moebench.calibrate.published import Point
+from moebench.calibrate.published.engine import Fit, bounds_of, fit_engines, log_error
+from moebench.calibrate.published.loops import Loop, loops_of, usable
+from moebench.calibrate.published.tables import Point
 from moebench.predict.serving.engine import CURRENT, EngineParameters
 
 

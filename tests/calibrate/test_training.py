@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from published_rows import ROW, table
 
-from moebench.calibrate.published import read_published
-from moebench.calibrate.training import (
+from moebench.calibrate.published.tables import read_published
+from moebench.calibrate.published.training import (
     LABELS,
     Trained,
     bounds_of,

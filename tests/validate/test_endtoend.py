@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from published_rows import ROW, table
 
-from moebench.calibrate.point_prices import METRIC_PRICES, point_price
-from moebench.calibrate.points import model_of, weights_of
-from moebench.calibrate.published import METRICS, SECONDS, Point, read_published
+from moebench.calibrate.published.points import model_of, weights_of
+from moebench.calibrate.published.prices import METRIC_PRICES, point_price
+from moebench.calibrate.published.tables import METRICS, SECONDS, Point, read_published
 from moebench.validate import cli as validate
 
 

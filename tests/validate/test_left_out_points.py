@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from published_rows import ROW, table
 
-from moebench.calibrate.published import read_published
+from moebench.calibrate.published.tables import read_published
 from moebench.validate import cli as validate
 from moebench.validate.left_out_points import left_out_price
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moebench.calibrate.published_topk import RoutingChange, read_routing_changes
-from moebench.calibrate.routing_prices import mean_of_two, routing_price
+from moebench.calibrate.published.routing_prices import mean_of_two, routing_price
+from moebench.calibrate.published.routing_tables import RoutingChange, read_routing_changes
 from moebench.validate import cli as validate
 
 ROW = {

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from moebench.calibrate.published import Point
+from moebench.calibrate.published.tables import Point
 from moebench.predict.kernels.catalogue import mma_generation
 from moebench.predict.serving.deployment import (
     ENGINES,

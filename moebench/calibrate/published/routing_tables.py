@@ -17,7 +17,7 @@ from moebench.calibrate.cells import (
     read_name,
     read_values,
 )
-from moebench.calibrate.published import COUNT, LENGTH, optional, stated
+from moebench.calibrate.published.tables import COUNT, LENGTH, optional, stated
 from moebench.spec.schema import MOST_SIZE
 
 LEVELS = {"moe": "moe", "moe-layer": "moe", "layer": "moe", "decoder": "decoder", "model": "model"}

@@ -19,8 +19,8 @@ from moebench import terminal
 from moebench.calibrate.cells import read_cells
 from moebench.calibrate.fit import most_probable, percentage_errors
 from moebench.calibrate.kernel_files import COMMAND, rounded, write_toml
-from moebench.calibrate.loops import BatchWork, Loop, loops_of, usable
-from moebench.calibrate.published import NEEDED, PublishedTable, read_published
+from moebench.calibrate.published.loops import BatchWork, Loop, loops_of, usable
+from moebench.calibrate.published.tables import NEEDED, PublishedTable, read_published
 from moebench.predict.arrays import Floats
 from moebench.predict.parameters import metadata
 from moebench.predict.serving.engine import (

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from moebench.calibrate.points import Setup, deployment_of, model_of
-from moebench.calibrate.published_topk import RoutingChange
+from moebench.calibrate.published.points import Setup, deployment_of, model_of
+from moebench.calibrate.published.routing_tables import RoutingChange
 from moebench.predict.claims.settle import SAMPLE_TOKENS, devices_for
 from moebench.predict.serving.deployment import DeploymentLevel
 from moebench.predict.serving.intervals import speedup_interval

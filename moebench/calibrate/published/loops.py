@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from moebench.calibrate.points import Setup, deployment_of
-from moebench.calibrate.published import METRICS, Point
+from moebench.calibrate.published.points import Setup, deployment_of
+from moebench.calibrate.published.tables import METRICS, Point
 from moebench.predict.arrays import Floats, Ints, Mask, OverCases
 from moebench.predict.serving.choices import engine_of
 from moebench.predict.serving.deployment import Deployment

@@ -15,8 +15,8 @@ import numpy as np
 from moebench import terminal
 from moebench.calibrate.fit import most_probable
 from moebench.calibrate.kernel_files import COMMAND, rounded, write_toml
-from moebench.calibrate.point_prices import layer_of, trained_deployment
-from moebench.calibrate.published import TRAINING_RATE, Point, PublishedTable
+from moebench.calibrate.published.prices import layer_of, trained_deployment
+from moebench.calibrate.published.tables import TRAINING_RATE, Point, PublishedTable
 from moebench.predict.arrays import Floats
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.experts import ExpertsPrice

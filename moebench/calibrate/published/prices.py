@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moebench.calibrate.loops import load_of
-from moebench.calibrate.points import Setup, deployment_of
-from moebench.calibrate.published import Point
+from moebench.calibrate.published.loops import load_of
+from moebench.calibrate.published.points import Setup, deployment_of
+from moebench.calibrate.published.tables import Point
 from moebench.predict.arrays import Floats
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.intervals import latency_interval

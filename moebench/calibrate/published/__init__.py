@@ -1,0 +1,1 @@
+"""Published points of served models, training and routing: reading, pricing, fitting engines."""
