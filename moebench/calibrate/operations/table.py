@@ -42,7 +42,7 @@ class OperationRows(OverCases):
     """Indices into the table's well-formed rows."""
     calls: Calls
     seconds: Floats
-    """As measured."""
+    """Measured latency."""
     shapes: NDArray[Any]
     """What is left out together, in words: heads, or hidden size and experts."""
     usable: Mask
@@ -75,7 +75,7 @@ class OperationKind:
     """A kind of table: its columns, and how its rows become calls."""
 
     name: str
-    """As documents name it: "attention-decode"."""
+    """Name of the kind in documents: "attention-decode"."""
     columns: Mapping[str, Reader]
     """Needed columns; numbers are read by `number_between`, names by `read_name`."""
     keys: tuple[str, ...]
@@ -95,7 +95,7 @@ class OperationKind:
     fitted: Callable[[Mapping[str, Any]], Mask | bool] = lambda columns: True
     """Rows that may be fitted, of those that are not suspect."""
     members: tuple[Mapping[str, str], ...] = ({},)
-    """Of a table of pairs: for each member, the plain names of its columns
+    """Plain names of the columns of each member of the pairs that a table holds
     ({"topk_high": "topk", "latency_us_high": "latency_us"}), larger k first."""
 
     @property

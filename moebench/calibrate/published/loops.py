@@ -18,6 +18,7 @@ from moebench.predict.serving.load import CHUNKS, Load, ServedWork, served_work
 from moebench.predict.serving.no_router import baseline
 from moebench.predict.serving.prices import kernel_prices
 from moebench.predict.serving.step import Steps, step_price
+from moebench.predict.serving.work import factor_types
 
 PER_TOKEN = ("tpot_median", "tpot", "tpot_mean", "itl_mean", "itl_median")
 FIRST_TOKEN = ("ttft_median", "ttft", "ttft_mean")
@@ -132,9 +133,10 @@ def _measured(
     d: Deployment, setup: Setup, points: Sequence[Point], work: ServedWork | BatchWork
 ) -> Loop:
     name, version = engine_of(d)
+    dense_weights, expert_weights = factor_types(d)
     return Loop(
         engine=(name, era(name, version)),
-        weights=(d.other_weights, d.other_weights if d.is_dense else d.expert_weights),
+        weights=(dense_weights, expert_weights or dense_weights),
         group=f"{setup.model} on {setup.hardware} with {name}",
         work=work,
         is_first_token=np.array([_is_first(point) for point in points]),

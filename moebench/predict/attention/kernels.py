@@ -111,7 +111,7 @@ KERNELS: Mapping[str, AttentionKernel] = {
     "triton-unified": AttentionKernel("whole", rows=(16,), query_rows=(64,)),
     "other": AttentionKernel("fill", query_rows=(128,)),
 }
-"""By family. "fa3-planned" is vLLM's: its parts are planned ahead, without a thought of windows.
+"""Scheduling by family of kernels. "fa3-planned" is vLLM's: its parts know no windows.
 "trtllm-gen" is the library that FlashInfer and SGLang call on compute capability 10;
 "trtllm-fused" the same as TensorRT-LLM calls it, with rope and the write to the cache; "triton" is
 SGLang's, "triton-unified" vLLM's.

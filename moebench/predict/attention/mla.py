@@ -40,7 +40,7 @@ class MlaDecodeParameters:
     rows: float = parameter(64.0, 0.5, "rows")
     """Query rows of one thread block: fewer heads cost as much, more read the cache again."""
     narrow: float = parameter(24.0, 0.4, "rows")
-    """The same up to 32 query rows, for which some kernels have a tile of their own."""
+    """Query rows of one thread block up to 32 of them, where some kernels have a smaller tile."""
     tile: float = parameter(80.0, 0.4, "keys")
     """Keys that are read at once: fewer cost as much."""
     chunk: float = parameter(128.0, 1.5, "keys")

@@ -39,7 +39,7 @@ class ProductParameters:
     matmul: float = parameter(1.0, 0.15, "")
     """Time of bfloat16 matmuls over that of the device's dense library."""
     narrow_matmul: float = parameter(1.3, 0.4, "")
-    """The same for matmuls in one byte or less, with their scales."""
+    """Time of matmuls in one byte or less, with their scales, over that of the dense library."""
     quantise: float = parameter(2e-6, 0.6, "s")
     """Start of casting one projection's activations to one byte or less, and of its scales."""
     elementwise: float = parameter(2.0, 0.6, "")
@@ -73,7 +73,7 @@ class MlaBlockCalls(OverCases):
     kv_bytes: Floats
     """Bytes of a cached number: 2 for bfloat16, 1 for fp8."""
     splits: Floats
-    """Of absorbed attention: 1 where its kernel parts long sequences, 0 where it does not."""
+    """1 where the kernel of absorbed attention parts long sequences, 0 where it does not."""
     weights: NDArray[np.str_]
     """Types of the projections' weights; that of the products around attention is bfloat16."""
 

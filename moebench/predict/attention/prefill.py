@@ -47,7 +47,7 @@ class PrefillParameters:
     """Bytes moved by kernels around, for each number of the new keys and values: writing the cache,
     casting it."""
     query_passes: float = parameter(0.5, 1.3, "B")
-    """The same for each number of queries and outputs: rope, casting to fp8."""
+    """Bytes moved by kernels around for each number of queries and outputs: rope, casts."""
     l2_port: float = parameter(32.0, 0.5, "B/clock")
     """L2 to each multiprocessor, for operands that L2 holds (warm)."""
     retention: float = parameter(0.6, 0.4, "")

@@ -82,12 +82,21 @@ class WeightFactors:
 
 
 PLAIN = WeightFactors(1.0, 1.0, 1.0, 1.0)
-"""Factors of 16-bit types, whose dense kernels and experts were measured."""
+"""Factors of 16-bit types, whose dense kernels and experts were measured, and of experts whose own
+kernel was."""
+
+
+PLAIN_TYPES = (None, "bfloat16", "float16")
 
 
 def typical_factors(weights: str | None) -> WeightFactors:
     """Factors of a type of weights before any point of it."""
-    return PLAIN if weights in (None, "bfloat16", "float16") else WeightFactors()
+    return PLAIN if weights in PLAIN_TYPES else WeightFactors()
+
+
+def of_era(weights: str, own: str) -> str:
+    """Name of a type's factors in an era before the current one: "float8 of 2024"."""
+    return weights if weights in PLAIN_TYPES else f"{weights} of {own}"
 
 
 @dataclass(frozen=True)
@@ -255,7 +264,7 @@ class EngineFile:
     source: str
     engine: tuple[EngineFit, ...]
     weights: Mapping[str, WeightFactors]
-    """Factors by type of weights."""
+    """Factors by type of weights, of engines before 2025 apart: "float8 of 2024"."""
     prior: Mapping[str, EngineParameters]
     """Typical parameters of an era without points."""
     bounds: Mapping[str, tuple[float, float]]

@@ -69,7 +69,7 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
     """
     d, hardware, known = deployment, deployment.hardware, shipped_dense()
     own = known.get(hardware.name)
-    name, experts = ("", None) if d.is_dense else _expert_prices(d, own)
+    name, experts = ("", None) if d.is_dense else expert_prices(d)
     if own is not None:
         origin = f"dense matmuls of {hardware.name}"
         factor = DENSE_UNCERTAINTY if d.other_weights in MEASURED else RELATIVE_UNCERTAINTY
@@ -79,11 +79,10 @@ def kernel_prices(deployment: Deployment) -> KernelPrices:
     return KernelPrices(name, experts, Library(hardware, mean, origin, RELATIVE_UNCERTAINTY))
 
 
-def _expert_prices(
-    deployment: Deployment, dense_here: DenseParameters | None
-) -> tuple[str, Calibrated]:
+def expert_prices(deployment: Deployment) -> tuple[str, Calibrated]:
     """Short name of the deployment's expert kernel, and its calibration."""
     d, hardware, name = deployment, deployment.hardware, kernel_of(deployment)
+    dense_here = shipped_dense().get(hardware.name)
     kernel_type = nearest_measured(d.expert_weights, hardware)
     kernel = kernel_named(name, d.model.expert_matrices, kernel_type)
     if hardware.gpu_maker not in (None, "NVIDIA") and kernel.family != "triton":

@@ -7,11 +7,22 @@ from dataclasses import replace
 import numpy as np
 
 from moebench.predict.arrays import Floats, Ints
+from moebench.predict.kernels.intervals import UNSEEN
 from moebench.predict.kernels.weights import arithmetic
 from moebench.predict.serving.choices import engine_of
+from moebench.predict.serving.decoder import ACTIVATIONS
 from moebench.predict.serving.deployment import Deployment
-from moebench.predict.serving.engine import Engine, StepWork, compute_share, engine
+from moebench.predict.serving.engine import (
+    EARLY,
+    Engine,
+    StepWork,
+    compute_share,
+    engine,
+    era,
+    of_era,
+)
 from moebench.predict.serving.experts import EXPERT_STAGES
+from moebench.predict.serving.prices import expert_prices
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.parameters import feed_forward_parameters
 from moebench.spec.weight_types import stored_bytes
@@ -39,9 +50,25 @@ QUANTISED = ("float8", "nvfp4", "int8")
 
 def engine_for(deployment: Deployment) -> Engine:
     """The engine of a deployment, with the types of its weights."""
+    found = engine(*engine_of(deployment), *factor_types(deployment))
+    return replace(found, overhead=deployment.engine_overhead)
+
+
+def factor_types(deployment: Deployment) -> tuple[str, str | None]:
+    """Types of dense weights and of experts whose factors price them; None: no experts.
+
+    Experts whose own kernel was measured, on the device or on a sibling, need no factor: it would
+    be that of another kernel. Engines before 2025 ran other kernels, with factors of their own.
+    """
     d = deployment
-    found = engine(*engine_of(d), d.other_weights, None if d.is_dense else d.expert_weights)
-    return replace(found, overhead=d.engine_overhead)
+    dense, experts = d.other_weights, None if d.is_dense else d.expert_weights
+    if era(*engine_of(d)) == EARLY:
+        return of_era(dense, EARLY), experts and of_era(experts, EARLY)
+    if experts is not None:
+        _, price = expert_prices(d)
+        if price.weights is None and price.basis not in (*UNSEEN, "maker"):
+            experts = ACTIVATIONS
+    return dense, experts
 
 
 def beside_experts(deployment: Deployment, stages: dict[str, Floats]) -> dict[str, Floats]:
