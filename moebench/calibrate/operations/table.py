@@ -20,7 +20,6 @@ from moebench.calibrate.cells import (
 )
 from moebench.predict.arrays import Floats, Ints, Mask, OverCases
 from moebench.predict.operations.operation import Calls, Operation, Software
-from moebench.predict.operations.price import PricedOperation
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.schema import MOST_SIZE
 
@@ -52,9 +51,6 @@ class OperationRows(OverCases):
         """log(measured / predicted), warm, as tables are measured."""
         predicted = self.operation.time(parameters, self.hardware, self.calls, True)
         return np.log(self.seconds / predicted)
-
-    def log_error_of(self, price: PricedOperation) -> Floats:
-        return self.log_error(price.parameters)
 
 
 @dataclass(frozen=True)

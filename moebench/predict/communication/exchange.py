@@ -35,7 +35,7 @@ class ExchangeCalls(OverCases):
     """Dispatches, or combines, of one MoE layer."""
 
     tokens: Floats
-    """Of one rank."""
+    """Tokens of one rank."""
     hidden: Floats
     experts: Floats
     """Over all ranks."""

@@ -37,7 +37,7 @@ class StepTraffic:
     uneven_experts: Floats
     """Experts that the most loaded rank reads beyond the mean rank's, over the mean."""
     uneven_tokens: Floats
-    """The same of rows of tokens."""
+    """Tokens that the most loaded rank computes beyond the mean rank's, over the mean."""
 
     @property
     def bytes(self) -> Floats:

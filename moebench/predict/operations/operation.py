@@ -32,7 +32,7 @@ class Operation:
     """A kernel or collective and the form of its time."""
 
     name: str
-    """As files and tables name it: "attention-decode"."""
+    """Name in files and tables: "attention-decode"."""
     parameters: type
     """Dataclass of its parameters, made with `moebench.predict.parameters.parameter`."""
     time: Callable[[Any, HardwareSpec, Calls, bool], Floats]

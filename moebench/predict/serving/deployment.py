@@ -282,8 +282,3 @@ class Deployment:
     def head_positions(self, batch: int) -> int:
         """Positions that need logits: all that are trained or written, else the last of each."""
         return batch * (1 if self.phase == "prefill" else self.new_tokens)
-
-    def micro_batch(self, batch: int) -> int:
-        """Sequences that run through a pipeline together: one part for each stage in decode."""
-        parts = self.parallel.pipeline_parallel if self.phase == "decode" else 1
-        return math.ceil(batch / parts)

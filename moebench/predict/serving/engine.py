@@ -62,7 +62,7 @@ class EngineParameters:
     elementwise: float = parameter(10.0, 0.4, "B/clock", varies=0.15)
     """Rate at which one multiprocessor runs the elementwise kernels of a prefill."""
     request: float = parameter(20e-3, 0.4, "s", varies=0.1)
-    """Of a request outside the engine's steps: client, tokenisation, detokenisation."""
+    """Time of a request outside the engine's steps: client, tokenisation, detokenisation."""
     admission: float = parameter(1.0, 0.3, "", varies=0.1)
     """Wait of a new request over half of the decode steps between two looks at the queue."""
 
@@ -133,7 +133,7 @@ class Engine:
     name: str
     parameters: EngineParameters
     factors: tuple[WeightFactors, WeightFactors]
-    """Of the dense weights' type, and of the experts'."""
+    """Factors of the dense weights' type, and of the experts'."""
     origin: str
     """What the parameters rest on, in words."""
     overhead: float | None = None

@@ -135,7 +135,7 @@ class ServedPrice:
     """Served loads of a deployment and what they rest on."""
 
     deployment: Deployment
-    """Of a decode step."""
+    """Deployment of a decode step."""
     engine: Engine
     served: Served
     decode: StepPrice

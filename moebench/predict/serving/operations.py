@@ -21,7 +21,7 @@ class Span(NamedTuple):
     high: Floats
 
     def times(self, count: Floats | Ints | float) -> "Span":
-        """As many calls; their errors are the same."""
+        """Span of as many calls, whose errors are the same."""
         return Span(*(np.asarray(count * each) for each in self))
 
     def and_then(self, other: "Span") -> "Span":

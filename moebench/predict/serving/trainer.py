@@ -76,7 +76,7 @@ class Training:
     is_sharded: bool = False
     """Whether weights are spread over all data-parallel GPUs and gathered for each pass (FSDP)."""
     parameters: TrainerParameters | None = None
-    """Of the trainer; None: the fitted ones."""
+    """Parameters of the trainer; None: the fitted ones."""
 
     def __post_init__(self) -> None:
         for name, found in (("micro-batches", self.micro_batches), ("copies", self.copies)):
