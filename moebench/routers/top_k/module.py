@@ -89,8 +89,10 @@ class TopKRouter(Router):
         aux_loss = self.balance_loss(logits, indices) if self.training else None
         return Choice(weights, indices, self.num_experts, aux_loss=aux_loss)
 
-    def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> AuxiliaryLoss:
-        """The Switch balance loss: its coefficient at balance."""
+    def balance_loss(
+        self, logits: ChoiceScores, indices: Int[Tensor, "chosen slots"]
+    ) -> AuxiliaryLoss:
+        """The Switch balance loss of the chosen experts: its coefficient at balance."""
         factors = BALANCE_COEFFICIENT * balance_factors(self.num_experts, indices)
         return AuxiliaryLoss(factors, mean_probabilities(logits, self.gate), self.reduction)
 
