@@ -67,16 +67,17 @@ class LayerUse:
 class KAgainstLoss:
     """Whether harder text takes more experts: a window's mean k against its own loss.
 
-    Windows with as many assignments as others have a correlation of 0, on average, whatever their
-    loss; Ada-K claims a positive one.
+    The loss is that of the base on the same text (of the model itself where it has no base), so
+    that experts which a router saves do not make text look harder. Ada-K claims a positive
+    correlation.
     """
 
     spearman: SignedInterval
-    """Rank correlation over windows with a 95 % interval (Bonett and Wright, 2000)."""
+    """Rank correlation over windows with a 95 % interval."""
     mean_k_by_loss: tuple[float, ...]
     """Mean k per layer of windows in equal groups from the lowest to the highest loss."""
-    token_spearman: float | None
-    """Rank correlation over single tokens of k and of the base's own loss; None: k is constant."""
+    token_spearman: float
+    """Rank correlation over single tokens of k, summed over layers, and the next byte's loss."""
 
 
 @dataclass(frozen=True)
