@@ -27,20 +27,21 @@ from moebench.routers.gate import (
 from moebench.routers.operating_point import NEVER
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Router, SlotExperts, router
-from moebench.routers.top_k.module import TopKRouter
+from moebench.routers.top_k.module import BALANCE_COEFFICIENT, TopKRouter
 from moebench.spec.model import ModelSpec
 
 
-class AdaMoERouter(TopKRouter):
-    """One linear map to true and null experts, then top-k over both."""
+class NullExpertRouter(TopKRouter):
+    """Top-k over the columns of true and null experts, whatever made their logits.
 
-    def __init__(self, model: ModelSpec, policy: AdaMoE, dtype: torch.dtype) -> None:
-        nulls, dtype = policy.null_experts(model), product_dtype(model.gate, dtype)
-        weight = random_weight(model.num_experts + nulls, model.hidden_size, dtype)
-        super().__init__(model, policy.slots(model), weight, nulls)
-        self.add_logit_bias()
-        self.num_null_experts, self.alpha = nulls, policy.alpha
-        self.reduction = policy.aux_reduction
+    The loss of a language model never reads a null column: the weights are those of true experts
+    alone. Logits of null experts learn from the balance loss and from nothing else.
+    """
+
+    alpha: float = BALANCE_COEFFICIENT
+    """Coefficient of Equation 6; a builder sets the policy's, and a schedule may change it."""
+    weights_of_columns: tuple[float, float] = (1.0, 1.0)
+    """Weights of true and of null columns in Equation 6, see `column_weights`."""
 
     def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
@@ -68,10 +69,11 @@ class AdaMoERouter(TopKRouter):
         return torch.where(is_true, own.gather(1, places), indices)
 
     def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> AuxiliaryLoss:
-        """The sum alpha (n + m) f_i P_i over columns, null experts' f replaced by their mean.
+        """The sum alpha (n + m) w_i f_i P_i over columns, null experts' f replaced by their mean.
 
         f_i is the share of tokens that select i, so f sums to top_k. The mean makes the loss blind
-        to which null expert a token takes: they are not balanced against one another.
+        to which null expert a token takes: they are not balanced against one another. The column
+        weights w are 1, as published, or those of the target load (`column_weights`).
 
         **Source** Equation 6. The released Mixtral code averages over an empty slice, which leaves
         plain balancing of all n + m columns; this is the equation.
@@ -80,8 +82,45 @@ class AdaMoERouter(TopKRouter):
         counts = torch.bincount(indices.flatten(), minlength=choices)
         shares = counts / max(1, logits.shape[0])
         shares[n:] = shares[n:].mean()
+        true_weight, null_weight = self.weights_of_columns
+        shares[:n] *= true_weight
+        shares[n:] *= null_weight
         probabilities = mean_probabilities(logits, self.gate)
         return AuxiliaryLoss(self.alpha * choices * shares, probabilities, self.reduction)
+
+
+def column_weights(
+    target_load: float, slots: int, num_experts: int, num_null_experts: int
+) -> tuple[float, float]:
+    """Weights of true and of null columns under which the balance loss is least at a target load.
+
+    With n true and m null experts, K slots and the target r, the weight of a true column is
+    (K / (n + m)) / (r / n), and of a null one (K / (n + m)) / ((K - r) / m): a column's share f at
+    perfect balance over its share at the target. All w f are then equal at the target, so that the
+    softmax behind P has no gradient left, and the loss is alpha K as at perfect balance. At
+    r = K n / (n + m) both weights are 1, which is Equation 6.
+
+    **Source** Our own; the paper has one target for all layers, that of perfect balance.
+    """
+    if not 0 < target_load < slots:
+        raise ValueError(
+            f"adamoe: target_loads: found {target_load:g}, expected more than 0 and less than the "
+            f"{slots} slots of a token"
+        )
+    at_balance = slots / (num_experts + num_null_experts)
+    true, null = target_load / num_experts, (slots - target_load) / num_null_experts
+    return at_balance / true, at_balance / null
+
+
+class AdaMoERouter(NullExpertRouter):
+    """One linear map to true and null experts, then top-k over both."""
+
+    def __init__(self, model: ModelSpec, policy: AdaMoE, dtype: torch.dtype) -> None:
+        nulls, dtype = policy.null_experts(model), product_dtype(model.gate, dtype)
+        weight = random_weight(model.num_experts + nulls, model.hidden_size, dtype)
+        super().__init__(model, policy.slots(model), weight, nulls)
+        self.add_logit_bias()
+        self.alpha, self.reduction = policy.alpha, policy.aux_reduction
 
     @torch.no_grad()
     def start_from_base(
@@ -94,7 +133,7 @@ class AdaMoERouter(TopKRouter):
 
         Null rows are copies of the true ones, as published; but the published start, without
         biases, is not the base model: ties between a row and its copy decide what runs. Moving the
-        biases to 0 during training frees the choice.
+        biases to 0 during training frees the choice (`moebench.routers.adamoe.train`).
         """
         if self.gate.has_correction_bias and self.gate.score == "softmax":
             raise ValueError(
@@ -120,4 +159,9 @@ class AdaMoERouter(TopKRouter):
 @router("adamoe")
 def build(model: ModelSpec, policy: Policy, num_layers: int, dtype: torch.dtype) -> list[Router]:
     options = cast(AdaMoE, policy)
-    return [AdaMoERouter(model, options, dtype) for _ in range(num_layers)]
+    routers = [AdaMoERouter(model, options, dtype) for _ in range(num_layers)]
+    sizes = options.slots(model), model.num_experts, options.null_experts(model)
+    for built, target in zip(routers, options.targets(num_layers), strict=True):
+        if target is not None:
+            built.weights_of_columns = column_weights(target, *sizes)
+    return list(routers)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from moebench.routers.policy import Policy, PublishedMean, Reduction, register
 from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reachable_experts
+from moebench.spec.gate import Gate
 from moebench.spec.load import null_expert_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, traffic
@@ -13,6 +14,21 @@ from moebench.spec.parameters import choices, router_parameters
 MOST_NULL_EXPERTS = 4096
 FEWEST_NULL_EXPERTS = 8
 """Fewest null experts by default: those of Mixtral (Table 1; the paper also tries 16 and 32)."""
+
+
+def null_choice_ops(
+    gate: Gate, num_tokens: int, columns_and_slots: tuple[int, int], dtype: str
+) -> tuple[Op, ...]:
+    """From the logits of true and null experts to a routing of true ones."""
+    columns, slots = columns_and_slots
+    pairs = num_tokens * slots
+    # Comparison, readable indices, masking; guards as configured.
+    guards = gate.renormalise + (gate.num_groups > 1)
+    return (
+        choice_op(gate, num_tokens, columns, slots, dtype),
+        flatten_op(pairs, drops=True),
+        traffic("drop-nulls", "router", 3 * pairs, 3 * pairs, "float32", launches=3 + guards),
+    )
 
 
 @register
@@ -43,7 +59,28 @@ class AdaMoE(Policy):
     """Coefficient of the balance loss; the paper's second epoch uses 1e-4 (Table 5). The authors'
     LoRA code divides f by top_k, so that its 1e-3 is 1e-3 / top_k here."""
     aux_reduction: Reduction = "pooled"
-    """How the balance loss is reduced over layers; the released Mixtral code pools them."""
+    """How the balance loss is reduced over layers; the released Mixtral code pools them. Layers of
+    different target loads need "mean" or "sum": pooled, their loads can cancel."""
+    target_loads: tuple[float, ...] = ()
+    """Mean true experts per token at which the balance loss is least: none, as published (perfect
+    balance over all columns), one for all layers, or one a layer."""
+
+    def targets(self, num_layers: int) -> tuple[float | None, ...]:
+        """The target load of each layer."""
+        given = len(self.target_loads)
+        if given not in (0, 1, num_layers):
+            raise ValueError(
+                f"{self.name}: target_loads: found {given}, expected none, one, or one for each of "
+                f"{num_layers} layers"
+            )
+        if given > 1 and self.aux_reduction == "pooled":
+            raise ValueError(
+                f'{self.name}: aux_reduction: found "pooled" with a target load for each layer, '
+                'expected "mean" or "sum": pooled, the loads of two layers can cancel'
+            )
+        if given == num_layers:
+            return self.target_loads
+        return (self.target_loads or (None,)) * num_layers
 
     def null_experts(self, model: ModelSpec) -> int:
         """Number of null experts; an error where there is none."""
@@ -71,14 +108,9 @@ class AdaMoE(Policy):
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         columns, slots = choices(model) + self.null_experts(model), self.slots(model)
-        pairs = num_tokens * slots
-        # Comparison, readable indices, masking; guards as configured.
-        guards = model.gate.renormalise + (model.gate.num_groups > 1)
         return (
             logits_op(model.gate, "router", (num_tokens, columns, model.hidden_size), dtype),
-            choice_op(model.gate, num_tokens, columns, slots, dtype),
-            flatten_op(pairs, drops=True),
-            traffic("drop-nulls", "router", 3 * pairs, 3 * pairs, "float32", launches=3 + guards),
+            *null_choice_ops(model.gate, num_tokens, (columns, slots), dtype),
         )
 
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:

@@ -7,7 +7,8 @@ G   gate of a layer: z = G h, or z = W_r x + G h            [num_experts, state_
 then top-k over z as usual
 
 The state belongs to a token and ends with it: nothing is carried from step to step. It is not
-detached between layers, which the paper found worse than no recurrence (Table 5).
+detached between layers, which the paper found worse than no recurrence (Table 5); that and its
+other ablations are options of the policy. No code was released for any but the tanh cell.
 """
 
 from typing import cast
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from moebench.routers.adamoe.module import NullExpertRouter
 from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.gate import product_dtype, random_weight
 from moebench.routers.policy import Policy
@@ -40,17 +42,17 @@ class RMoERouter(TopKRouter):
     """Projection and gate of one layer around the shared cell; the paper's form has no `weight`."""
 
     def __init__(
-        self, model: ModelSpec, policy: RMoE, cell: nn.GRUCell, dtype: torch.dtype
+        self, model: ModelSpec, policy: RMoE, cell: nn.RNNCellBase, projection: nn.Parameter
     ) -> None:
-        logits_dtype = product_dtype(model.gate, dtype)
-        projection = random_weight(policy.state_size, model.hidden_size, dtype)
-        gate = random_weight(model.num_experts, policy.state_size, logits_dtype)
+        logits_dtype, nulls = product_dtype(model.gate, projection.dtype), policy.num_null_experts
+        gate = random_weight(model.num_experts + nulls, policy.state_size, logits_dtype)
         shape = model.num_experts, model.hidden_size
         weight = random_weight(*shape, logits_dtype) if policy.residual else None
-        super().__init__(model, policy.experts_per_token(model), weight)
+        super().__init__(model, policy.experts_per_token(model), weight, nulls)
         self.reduction = policy.aux_reduction
-        self.is_residual, self.cell = policy.residual, cell
-        self.projection, self.recurrent_gate = projection, gate
+        self.is_residual, self.is_detached = policy.residual, policy.detached
+        self.is_recurrent = policy.recurrence != "none"
+        self.cell, self.projection, self.recurrent_gate = cell, projection, gate
         if policy.residual:
             self.add_logit_bias()
         with torch.no_grad():
@@ -60,7 +62,10 @@ class RMoERouter(TopKRouter):
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Logits, and the state for the layer above; no state means zeros (the first layer)."""
-        state = self.cell(linear(x, self.projection), state)
+        below = state if self.is_recurrent else None
+        if below is not None and self.is_detached:
+            below = below.detach()
+        state = self.cell(linear(x, self.projection), below)
         logits = linear(state.to(self.recurrent_gate.dtype), self.recurrent_gate)
         if self.is_residual:
             logits = super().scores(x)[0] + logits
@@ -90,8 +95,28 @@ class RMoERouter(TopKRouter):
         self.recurrent_gate.zero_()
 
 
+class RMoENullExpertRouter(RMoERouter, NullExpertRouter):
+    """Logits of a recurrent state over true and null experts, chosen and balanced as in AdaMoE.
+
+    The balance loss is Equation 6 of AdaMoE with the coefficient of RMoE's, which it is without
+    null experts: both sum f over the slots.
+    """
+
+    balance_loss = NullExpertRouter.balance_loss
+
+
 @router("rmoe")
 def build(model: ModelSpec, policy: Policy, num_layers: int, dtype: torch.dtype) -> list[Router]:
     options = cast(RMoE, policy)
-    cell = nn.GRUCell(options.state_size, options.state_size, dtype=dtype)
-    return [RMoERouter(model, options, cell, dtype) for _ in range(num_layers)]
+    size, kind = options.state_size, RMoERouter
+    cell_kind = nn.RNNCell if options.recurrence == "tanh" else nn.GRUCell
+    cell = cell_kind(size, size, dtype=dtype)
+    projections = [
+        random_weight(size, model.hidden_size, dtype)
+        for _ in range(1 if options.shared_projector else num_layers)
+    ]
+    if options.shared_projector:
+        projections *= num_layers
+    if options.num_null_experts:
+        kind = RMoENullExpertRouter
+    return [kind(model, options, cell, projection) for projection in projections]

@@ -68,6 +68,7 @@ class TopKRouter(Router):
         super().__init__()
         self.gate, self.num_experts, self.top_k = model.gate, model.num_experts, top_k
         self.model_top_k, self.base_top_k = model.top_k, 0
+        self.num_null_experts = num_null_experts
         columns = self.num_experts + num_null_experts
         self.register_parameter("weight", weight)
         self.register_parameter("bias", None)
