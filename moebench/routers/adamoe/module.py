@@ -27,7 +27,7 @@ from moebench.routers.gate import (
 from moebench.routers.operating_point import NEVER
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Router, SlotExperts, router
-from moebench.routers.top_k.module import BALANCE_COEFFICIENT, TopKRouter
+from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
 
 
@@ -38,7 +38,7 @@ class NullExpertRouter(TopKRouter):
     alone. Logits of null experts learn from the balance loss and from nothing else.
     """
 
-    alpha: float = BALANCE_COEFFICIENT
+    alpha: float
     """Coefficient of Equation 6; a builder sets the policy's, and a schedule may change it."""
     weights_of_columns: tuple[float, float] = (1.0, 1.0)
     """Weights of true and of null columns in Equation 6, see `column_weights`."""

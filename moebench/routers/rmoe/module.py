@@ -49,7 +49,7 @@ class RMoERouter(TopKRouter):
         shape = model.num_experts, model.hidden_size
         weight = random_weight(*shape, logits_dtype) if policy.residual else None
         super().__init__(model, policy.experts_per_token(model), weight, nulls)
-        self.reduction = policy.aux_reduction
+        self.reduction, self.balance_coefficient = policy.aux_reduction, policy.balance_coefficient
         self.is_residual, self.is_detached = policy.residual, policy.detached
         self.is_recurrent = policy.recurrence != "none"
         self.cell, self.projection, self.recurrent_gate = cell, projection, gate
@@ -103,6 +103,12 @@ class RMoENullExpertRouter(RMoERouter, NullExpertRouter):
     """
 
     balance_loss = NullExpertRouter.balance_loss
+
+    def __init__(
+        self, model: ModelSpec, policy: RMoE, cell: nn.RNNCellBase, projection: nn.Parameter
+    ) -> None:
+        super().__init__(model, policy, cell, projection)
+        self.alpha = policy.balance_coefficient
 
 
 @router("rmoe")

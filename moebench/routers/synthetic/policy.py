@@ -19,8 +19,9 @@ class Balanced(TopK):
     name: ClassVar[str] = "balanced"
 
     def __post_init__(self) -> None:
-        if self.aux_reduction != TopK.aux_reduction:
-            raise ValueError("aux_reduction: found one for balanced, which learns nothing")
+        for option in ("aux_reduction", "balance_coefficient"):
+            if getattr(self, option) != getattr(TopK, option):
+                raise ValueError(f"{option}: found one for balanced, which learns nothing")
 
     def parameters(self, model: ModelSpec) -> int:
         """No parameters: nothing is learned."""

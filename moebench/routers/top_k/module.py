@@ -40,9 +40,6 @@ from moebench.routers.top_k.policy import TopK
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 
-BALANCE_COEFFICIENT = 0.01
-"""Coefficient of the Switch balance loss in training, as in OLMoE, which divides by the layers."""
-
 
 def take_over(name: str, own: Tensor | None, base: Tensor | None) -> None:
     """Copy a base router's tensor over our own; both are None where the gate has none."""
@@ -61,6 +58,8 @@ class TopKRouter(Router):
     selection_bias: Tensor
     reduction: Reduction = "mean"
     """How its auxiliary loss is reduced over the layers; a builder sets the policy's choice."""
+    balance_coefficient: float = TopK.balance_coefficient
+    """See `TopK`; a builder sets the policy's."""
 
     def __init__(
         self, model: ModelSpec, top_k: int, weight: nn.Parameter | None, num_null_experts: int = 0
@@ -94,7 +93,7 @@ class TopKRouter(Router):
         self, logits: ChoiceScores, indices: Int[Tensor, "chosen slots"]
     ) -> AuxiliaryLoss:
         """The Switch balance loss of the chosen experts: its coefficient at balance."""
-        factors = BALANCE_COEFFICIENT * balance_factors(self.num_experts, indices)
+        factors = self.balance_coefficient * balance_factors(self.num_experts, indices)
         return AuxiliaryLoss(factors, mean_probabilities(logits, self.gate), self.reduction)
 
     def best(self, logits: ChoiceScores) -> SlotExperts:
@@ -143,5 +142,6 @@ def build(model: ModelSpec, policy: Policy, num_layers: int, dtype: torch.dtype)
     routers = [TopKRouter(model, top_k, random_weight(*shape, dtype)) for _ in range(num_layers)]
     for built in routers:
         built.reduction = options.aux_reduction
+        built.balance_coefficient = options.balance_coefficient
         built.add_logit_bias()
     return list(routers)

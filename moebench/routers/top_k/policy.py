@@ -57,6 +57,8 @@ class TopK(Policy):
     """Experts per token; the model's own if left out."""
     aux_reduction: Reduction = "mean"
     """How the balance loss of training is reduced over layers; megablocks divides by them."""
+    balance_coefficient: float = 0.01
+    """Coefficient of the Switch balance loss in training, as in OLMoE and in RMoE."""
 
     def experts_per_token(self, model: ModelSpec) -> int:
         """The given `top_k`, or the model's own; an error where no token can have as many."""
