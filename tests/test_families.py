@@ -9,7 +9,7 @@ import torch
 from moebench.routers.auxiliary import auxiliary_loss
 from moebench.routers.policy import policy
 from moebench.routers.routing import build_routers
-from moebench.routers.top_k.module import BALANCE_COEFFICIENT
+from moebench.routers.top_k.policy import TopK
 from moebench.spec.model import ModelSpec
 
 pytest.importorskip("transformers", reason="families are compared with transformers' own code")
@@ -59,4 +59,4 @@ def test_the_pooled_balance_loss_is_transformers_own(tiny: ModelSpec) -> None:
     expected = load_balancing_loss_func(tuple(logits), 8, 3)
     routers = build_routers(policy("top-k", {"aux_reduction": "pooled"}), model, 4, torch.float32)
     parts = [r.train().route(x).aux_loss for r, x in zip(routers, logits, strict=True)]
-    torch.testing.assert_close(3 * auxiliary_loss(parts) / BALANCE_COEFFICIENT, expected)
+    torch.testing.assert_close(3 * auxiliary_loss(parts) / TopK.balance_coefficient, expected)
