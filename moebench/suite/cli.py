@@ -14,7 +14,8 @@ from pathlib import Path
 from moebench import terminal
 from moebench.records.manifest import recorded_arguments
 from moebench.suite.routers_run import run_routers_suite, write_hardware
-from moebench.suite.source import kept_source, suite_names, suite_source
+from moebench.suite.source import kept_source, suite_source
+from moebench.suite_files import suite_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +107,11 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
             terminal.say(f"note: {note}")
     else:
         source = suite_source(options.suite)
+    if source.kind == "training":
+        raise ValueError(
+            f"{source.where}: a list of trainings: python -m moebench.train base --suite "
+            f"{options.suite}"
+        )
     if source.kind == "experts":
         from moebench.suite.experts_run import run_experts_suite
 

@@ -12,8 +12,7 @@ from moebench.records.manifest import recorded_suite
 from moebench.spec.model import ModelSpec, load_model, model_names
 from moebench.spec.schema import parse_toml
 from moebench.spec.shipped import check_subject
-from moebench.units import nearest, same_name
-from moebench.version import PACKAGE
+from moebench.suite_files import suite_path
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,10 @@ class SuiteSource:
         return model
 
 
-def suite_directory() -> Path:
-    """Folder of the shipped suites: inside the package of a wheel, beside it in a checkout."""
-    inside = PACKAGE / "suites"
-    return inside if inside.is_dir() else PACKAGE.parent / "suites"
-
-
-def suite_names() -> tuple[str, ...]:
-    """Names of the suites that ship with moebench."""
-    return tuple(sorted(path.stem for path in suite_directory().glob("*.toml")))
-
-
 def suite_source(name: str) -> SuiteSource:
     """A suite by its shipped name, or from a TOML file."""
+    path = suite_path(name)
     is_own = name.lower().endswith(".toml")
-    known = same_name(name, suite_names())
-    if not is_own and known not in suite_names():
-        raise ValueError(
-            f"unknown suite {name!r}{nearest(name, suite_names())}; a suite of yours is a TOML "
-            f"file such as {suite_directory() / 'smoke.toml'}"
-        )
-    path = Path(name) if is_own else suite_directory() / f"{known}.toml"
     if not re.fullmatch(r"\w[\w .+-]*", path.stem):
         raise ValueError(f"{path}: expected a file name of letters, digits, '-', '_' and '.'")
     text = text_of(path)

@@ -411,7 +411,7 @@ def test_code_from_outside_runs_only_where_the_users_own_suite_names_it(
     with_router(suite, "Raising", tmp_path, monkeypatch)
     assert predict(["--router", "failing_routers:Raising"]) == 2
     assert "unknown router 'failing_routers:Raising'" in capfd.readouterr().err
-    monkeypatch.setattr("moebench.suite.source.suite_directory", lambda: tmp_path)
+    monkeypatch.setattr("moebench.suite_files.suite_directory", lambda: tmp_path)
     with pytest.raises(ValueError, match="unknown router 'failing_routers:Raising'"):
         load_suite("one-cell")
     assert "failing_routers" not in sys.modules

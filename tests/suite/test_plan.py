@@ -6,8 +6,10 @@ import pytest
 
 from moebench.suite.experts_plan import load_experts_suite, planned_cells
 from moebench.suite.plan import CellChoice, cells
-from moebench.suite.source import suite_names, suite_source
+from moebench.suite.source import suite_source
 from moebench.suite.suite_file import load_suite
+from moebench.suite_files import suite_names
+from moebench.train.plan import training_suite
 
 SUITE = """
 schema = 1
@@ -53,6 +55,10 @@ def test_every_shipped_suite_loads_and_its_cells_differ(name: str, kind: str) ->
         for is_full in (False, True):
             keys = [cell.key for cell in planned_cells(suite, is_full)]
             assert len(set(keys)) == len(keys) > 0
+        return
+    if suite_source(name).kind == "training":
+        names = [(run.recipe, tuple(run.options.items())) for run in training_suite(name).run]
+        assert len(set(names)) == len(names) > 0
         return
     found = cells(load_suite(name), kind)  # type: ignore[arg-type]
     keys = [cell.key for cell in found]

@@ -1,0 +1,155 @@
+"""The text that a language model is trained on: real files, split by file into three parts.
+
+A token is a byte. By default the text is the source of the Python standard library that runs the
+program: it is always there, and no network is needed. Which part a file belongs to follows from
+the hash of its content, so that equal files never stand on both sides of a split.
+"""
+
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+Part = Literal["train", "validation", "test"]
+Windows = Int[Tensor, "windows length"]
+SHARES = 20
+"""Of this many shares of the files one is for validation and one for the test."""
+PIECE = 1 << 14
+"""Bytes of a piece: a text of one file is split by pieces, for want of files."""
+NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+"""Folders of the standard library that are no library source."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The bytes of a text in three parts, [bytes] of uint8 each."""
+
+    name: str
+    """Path as the user gave it, or "python-stdlib"."""
+    sha256: str
+    """Hash over the hashes of all files, in their order in the parts."""
+    parts: dict[Part, Tensor]
+    num_files: dict[Part, int]
+
+    def batch(self, seed: int, step: int, shape: tuple[int, int]) -> Windows:
+        """Windows of one training step, [batch, length + 1]; a function of seed and step alone.
+
+        Windows of an epoch do not overlap but for the byte that is the last target of one and the
+        first input of the next. Each epoch starts them at another byte and orders them anew.
+        """
+        batch, length = shape
+        data = self.parts["train"]
+        per_epoch = (len(data) - length - 1) // length
+        if per_epoch < batch:
+            raise ValueError(
+                f"{self.name}: found {len(data)} bytes for training, expected at least "
+                f"{(batch + 1) * length + 1} for a batch of {batch} windows of {length}"
+            )
+        windows = []
+        for number in range(step * batch, (step + 1) * batch):
+            epoch, place = divmod(number, per_epoch)
+            first, order = self._epoch(seed, epoch, per_epoch, length)
+            start = first + int(order[place]) * length
+            windows.append(data[start : start + length + 1])
+        return torch.stack(windows).long()
+
+    def windows(self, part: Part, count: int, length: int) -> Windows:
+        """`count` windows that do not overlap, evenly spread over a part, [count, length + 1]."""
+        data = self.parts[part]
+        if len(data) < count * (length + 1):
+            raise ValueError(
+                f"{self.name}: found {len(data)} bytes of {part} text, expected at least "
+                f"{count * (length + 1)} for {count} windows of {length} and a target"
+            )
+        return torch.stack([data[s : s + length + 1] for s in self.starts(part, count)]).long()
+
+    def starts(self, part: Part, count: int) -> list[int]:
+        """First byte of each of `count` windows in a part."""
+        return [len(self.parts[part]) * i // count for i in range(count)]
+
+    @staticmethod
+    def _epoch(seed: int, epoch: int, windows: int, length: int) -> tuple[int, np.ndarray]:
+        """First byte and order of the windows of an epoch."""
+        key = (seed, epoch, windows, length)
+        if key not in _EPOCHS:
+            _EPOCHS.clear()
+            generator = np.random.default_rng((seed, epoch))
+            _EPOCHS[key] = int(generator.integers(length)), generator.permutation(windows)
+        return _EPOCHS[key]
+
+
+_EPOCHS: dict[tuple[int, int, int, int], tuple[int, np.ndarray]] = {}
+"""The order of the epoch in use: drawing it takes milliseconds, and a batch asks 16 times."""
+
+
+def load_text(path: Path | None = None) -> Text:
+    """The text of a file or of all files of a folder; None: the Python standard library's source.
+
+    A ValueError names the file that is not UTF-8 text, or says that there is none.
+    """
+    if path is None:
+        return _split("python-stdlib", _library_sources())
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if not files:
+            raise ValueError(f"{path}: found an empty folder, expected text files")
+        return _split(str(path), map(_read, files))
+    data = _read(path)
+    return _split(str(path), (data[i : i + PIECE] for i in range(0, len(data), PIECE)))
+
+
+def _library_sources() -> Iterator[bytes]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(root.rglob("*.py")):
+        if NOT_SOURCE.isdisjoint(file.relative_to(root).parts):
+            yield file.read_bytes()
+
+
+def _read(file: Path) -> bytes:
+    """The bytes of a text file; a ValueError where they are no UTF-8 text."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
+    place = data.find(0)
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        place = error.start if place < 0 else min(place, error.start)
+    if place >= 0:
+        raise ValueError(f"{file}: found a binary file (byte {place}), expected UTF-8 text")
+    return data
+
+
+def _split(name: str, files: Iterable[bytes]) -> Text:
+    """Sort files into parts by the hash of their content; equal files count once."""
+    by_hash = {sha256(data).digest(): data for data in files if data}
+    parts: dict[Part, list[bytes]] = {"train": [], "validation": [], "test": []}
+    whole = sha256()
+    for digest, data in sorted(by_hash.items()):
+        share = int.from_bytes(digest[:4]) % SHARES
+        part: Part = "validation" if share == 0 else "test" if share == 1 else "train"
+        parts[part].append(data)
+        whole.update(digest)
+    return Text(
+        name,
+        whole.hexdigest(),
+        {part: _joined(pieces) for part, pieces in parts.items()},
+        {part: len(pieces) for part, pieces in parts.items()},
+    )
+
+
+def _joined(pieces: Sequence[bytes]) -> Tensor:
+    """The bytes of a part, [bytes] of uint8."""
+    return (
+        torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8)
+        if pieces
+        else (torch.empty(0, dtype=torch.uint8))
+    )
