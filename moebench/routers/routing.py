@@ -188,6 +188,13 @@ class Router(nn.Module, ABC):
         choice = choice._replace(weights=choice.weights.to(dtype or scores.dtype))
         return Routing.bounded(choice) if bounded else Routing.from_slots(*choice)
 
+    def route_steps(self, scores: ChoiceScores, num_steps: int) -> Routing:
+        """The routing of a stream of steps of equally many tokens, each as if it came alone.
+
+        It differs from `route` only where a token's experts depend on the others of its step.
+        """
+        return self.route(scores)
+
     def forward(
         self, x: Hidden, state: RouterState = None, bounded: bool = False
     ) -> tuple[Routing, RouterState]:

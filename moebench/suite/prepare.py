@@ -59,7 +59,7 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
             for router in built:
                 # Only the first layer sees the same input whatever the router.
                 inputs, state = _router_inputs(ready, routers) if routers else first_inputs
-                routing = _imposed(router, case.operating_point, inputs, state)
+                routing = _imposed(router, case.operating_point, inputs, state, num_steps)
                 loads.append(step_loads(routing, num_steps).cpu().numpy())
                 histograms.append(k_histogram(routing))
                 lag1 = lag1 if routers else lag1_correlation(routing)
@@ -91,11 +91,13 @@ def captured(cell: ReadyCell, cases: Sequence[ReadyCase]) -> ReadyCell:
 
 
 @torch.inference_mode()
-def _imposed(router: Router, point: OperatingPoint, inputs: Tensor, state: RouterState) -> Routing:
-    """Bring a router to its operating point over a stream, and route the stream."""
+def _imposed(
+    router: Router, point: OperatingPoint, inputs: Tensor, state: RouterState, num_steps: int
+) -> Routing:
+    """Bring a router to its operating point over a stream, and route the stream's steps."""
     scores, _ = router.eval().scores(inputs, state)
     router.impose(scores, point)
-    return router.route(scores)
+    return router.route_steps(scores, num_steps)
 
 
 @torch.inference_mode()

@@ -253,15 +253,20 @@ def test_an_imposed_router_loads_experts_as_declared(
         allowed = {"adamoe": 0.06, "rmoe": 0.12}[declared.name] if nulls else 0.006
         assert variation / 2 < allowed
         for tokens in (1, 4):
-            expected = declared.load(model, tokens, point).distinct_experts
-            touched = (step_loads(routing, STREAM // tokens) > 0).sum(1).double()
-            assert float(touched.mean()) == pytest.approx(expected, rel=0.03)
+            expected = declared.load(model, tokens, point)
+            steps = router.route_steps(scores, STREAM // tokens)
+            touched = (step_loads(steps, STREAM // tokens) > 0).sum(1).double()
+            assert float(touched.mean()) == pytest.approx(expected.distinct_experts, rel=0.03)
+            # What others load within the groups of a token's gate is declared for equal popularity.
+            within = 0.01 if declared.is_causal else 0.04
+            assert steps.num_assignments / STREAM == pytest.approx(expected.mean_k, rel=within)
 
 
 def test_later_tokens_do_not_change_earlier_routes(
     routers: list[Router], declared: Policy, model: ModelSpec
 ) -> None:
-    assert declared.is_causal
+    if not declared.is_causal:
+        pytest.skip("a token sees its whole step")
     xs = inputs(model, 12)
     changed = [torch.cat((x[:6], torch.randn_like(x[6:]))) for x in xs]
     for before, after in zip(
@@ -275,8 +280,8 @@ def test_tokens_may_come_one_by_one(
     routers: list[Router], declared: Policy, model: ModelSpec
 ) -> None:
     """Prefill and token-by-token decoding route alike: no router remembers the sequence."""
-    if declared.name == "balanced":
-        pytest.skip("turns are taken within a step")
+    if declared.name == "balanced" or not declared.is_causal:
+        pytest.skip("a token's experts depend on the others of its step")
     xs = inputs(model, 6)
     together = route_layers(routers, xs)[1]
     for token in range(6):
