@@ -42,6 +42,7 @@ FORMS = [
     ("rmoe", {"recurrence": "none", "detached": True}),
     ("rmoe", {"num_null_experts": 8}),
     ("ada-k", {"weights": "paper"}),
+    ("ada-k", {"max_k": 3}),
 ]
 
 

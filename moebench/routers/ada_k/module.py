@@ -5,9 +5,11 @@ a   allocator logits, W_a x; a_n is the logit of n experts  [tokens, num_experts
 k   argmax(a), counted from 1                               [tokens]
 the k largest z of each token
 
-The published inference samples k from softmax(a); here it is the argmax, so that a benchmark
-repeats. Weights follow the base model's convention, or Equation 2 of the paper, which renormalises
-over the chosen experts and changes Qwen1.5-MoE and DeepSeek-MoE even where k is their own.
+The published inference samples k from softmax(a); by default it is the argmax, so that a benchmark
+repeats. With an action cap, `max_k`, the allocator has that many rows. Training draws counts,
+stores them and routes by them (`choose_counts`). Weights follow the base model's convention, or
+Equation 2 of the paper, which renormalises over the chosen experts and changes Qwen1.5-MoE and
+DeepSeek-MoE even where k is their own.
 """
 
 from typing import cast
@@ -17,19 +19,38 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from moebench.routers.ada_k.policy import AdaK
+from moebench.routers.ada_k.policy import AdaK, Decode
 from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.gate import product_dtype, random_weight, slot_weights
 from moebench.routers.operating_point import impose_counts
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
 from moebench.routers.top_k.module import TopKRouter
-from moebench.routers.top_k.policy import reachable_experts
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 
+CountLogits = Float[Tensor, "tokens counts"]
 OWN_K_BIAS = 12.0
 """Bias on the base model's k: against logits of 0 every token runs k experts."""
+
+
+def decoded_counts(
+    logits: CountLogits, decode: Decode, generator: torch.Generator | None = None
+) -> Int[Tensor, " tokens"]:
+    """Experts per token by the logits of an allocator: the likeliest count, a draw, or the mean.
+
+    A draw compares one uniform number a token with the cumulated probabilities; the mean is
+    rounded to the nearest count.
+    """
+    if decode == "argmax":
+        return logits.argmax(1) + 1
+    probabilities = logits.softmax(1)
+    if decode == "rounded-mean":
+        counts = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+        return (probabilities * counts).sum(1).round().long()
+    below = probabilities[:, :-1].cumsum(1)
+    draws = torch.rand(len(logits), 1, device=logits.device, generator=generator)
+    return (below <= draws).sum(1) + 1
 
 
 class AdaKRouter(TopKRouter):
@@ -38,42 +59,50 @@ class AdaKRouter(TopKRouter):
     count_bias: Tensor
 
     def __init__(self, model: ModelSpec, policy: AdaK, dtype: torch.dtype) -> None:
-        shape, dtype = (model.num_experts, model.hidden_size), product_dtype(model.gate, dtype)
-        super().__init__(model, reachable_experts(model), random_weight(*shape, dtype))
+        hidden, dtype = model.hidden_size, product_dtype(model.gate, dtype)
+        weight = random_weight(model.num_experts, hidden, dtype)
+        super().__init__(model, policy.slots(model), weight)
         self.add_logit_bias()
-        self.allocator = random_weight(*shape, dtype)
-        self.register_buffer("count_bias", torch.zeros(model.num_experts))
+        self.num_counts, self.decode = policy.num_counts(model), policy.decode
+        self.generator: torch.Generator | None = None
+        """Where draws come from, for decode "sampled"; None: torch's own."""
+        self.allocator = random_weight(self.num_counts, hidden, dtype)
+        self.register_buffer("count_bias", torch.zeros(self.num_counts))
         self.weights_gate, self.regularisation = policy.weights_gate(model), policy.regularisation
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Router logits and allocator logits side by side, from one product."""
         # Two parameters, because training freezes one of them; stacking them costs a small copy.
         weight = torch.cat((self.weight, self.allocator))
-        bias = None if self.bias is None else pad(self.bias, (0, self.num_experts))
+        bias = None if self.bias is None else pad(self.bias, (0, self.num_counts))
         return linear(x.to(weight.dtype), weight, bias), state
 
     def choose(self, scores: ChoiceScores) -> Choice:
+        return self.choose_counts(scores, self.slots_of_token(scores))
+
+    def choose_counts(self, scores: ChoiceScores, counts: Int[Tensor, " tokens"]) -> Choice:
+        """The choice with given counts, such as the stored ones of a sampled forward."""
         fp32 = scores.float()
-        logits, counts = fp32[:, : self.num_experts], self.slots_of_token(fp32)
+        logits = fp32[:, : self.num_experts]
         indices = self.best(logits)
         keep = torch.arange(self.top_k, device=scores.device) < counts[:, None]
         weights = slot_weights(logits, indices, self.weights_gate, keep)
         aux_loss = self.expected_count_loss(fp32) if self.training else None
         return Choice(weights, indices, self.num_experts, keep, aux_loss)
 
-    def allocator_logits(self, scores: ChoiceScores) -> Float[Tensor, "tokens counts"]:
+    def allocator_logits(self, scores: ChoiceScores) -> CountLogits:
         """Logits of running 1, 2, ... experts, biased."""
         return scores.float()[:, self.num_experts :] + self.count_bias
 
     def slots_of_token(self, scores: ChoiceScores) -> Int[Tensor, " tokens"]:
         """Experts that each token runs, k; at most as many as its gate's groups hold."""
-        counts = self.allocator_logits(scores).argmax(1) + 1
-        return counts.clamp(max=self.top_k) if self.top_k < self.num_experts else counts
+        counts = decoded_counts(self.allocator_logits(scores), self.decode, self.generator)
+        return counts.clamp(max=self.top_k) if self.top_k < self.num_counts else counts
 
     def expected_count_loss(self, scores: ChoiceScores) -> AuxiliaryLoss:
         """Lambda times the mean expected count, of which Equation 10 takes the mean over layers."""
         probabilities = self.allocator_logits(scores).softmax(1).sum(0) / max(1, scores.shape[0])
-        counts = torch.arange(1, self.num_experts + 1, device=scores.device)
+        counts = torch.arange(1, self.num_counts + 1, device=scores.device)
         factors = (self.regularisation * counts).to(probabilities.dtype)
         return AuxiliaryLoss(factors, probabilities, "mean")
 
@@ -91,6 +120,11 @@ class AdaKRouter(TopKRouter):
 
     @torch.no_grad()
     def impose(self, scores: ChoiceScores, point: OperatingPoint) -> None:
+        if self.decode != "argmax":
+            raise ValueError(
+                f"ada-k: decode: found {self.decode!r}, expected 'argmax', the only one that an "
+                "operating point can be imposed on"
+            )
         impose_counts(scores.float()[:, self.num_experts :], self.count_bias, point)
         super().impose(scores, point)
 
