@@ -24,9 +24,9 @@ class LearnedLayer:
     """
     expert_marginals: tuple[float, ...]
     """Probability that a token runs each expert; they sum to the layer's mean k."""
-    lag_correlation: float | None
+    lag_correlation: float | None = None
     """Correlation of k with that of the next token; None: k is constant."""
-    below_correlation: float | None
+    below_correlation: float | None = None
     """Correlation of k with that of the same token a layer below; None: none, or constant."""
 
 
