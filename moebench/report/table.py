@@ -86,10 +86,10 @@ def build_table(
         section = sections.get(key, TableSection(workload.level, workload.label, detail, ()))
         sections[key] = replace(section, rows=(*section.rows, row))
     levels = list(dict.fromkeys(section.level for section in sections.values()))
-    return _with_marks(columns, sorted(sections.values(), key=lambda s: levels.index(s.level)))
+    return with_marks(columns, sorted(sections.values(), key=lambda s: levels.index(s.level)))
 
 
-def _with_marks(columns: Sequence[Column], sections: Sequence[TableSection]) -> ReportTable:
+def with_marks(columns: Sequence[Column], sections: Sequence[TableSection]) -> ReportTable:
     """Number the notes in reading order; a note shared by a whole column goes to its head."""
     rows = [row for section in sections for row in section.rows]
     texts: dict[str, list[str]] = {}

@@ -1,0 +1,131 @@
+"""The table of a pareto run: a row each router and operating point, in groups of a router.
+
+Measured and predicted numbers have columns of their own. A number that is missing is a dash whose
+footnote says why.
+"""
+
+from collections.abc import Callable, Sequence
+
+from moebench.records.quality import SignedInterval
+from moebench.report.notation import DASH, percent
+from moebench.report.pareto.entries import Entry, families
+from moebench.report.table import (
+    Column,
+    Note,
+    ReportTable,
+    RowCells,
+    TableCell,
+    TableSection,
+    with_marks,
+)
+from moebench.units import text
+
+FIRST = (
+    Column("router", "router", is_text=True),
+    Column("seeds", "seeds"),
+    Column("mean_k", "mean k"),
+    Column("saved", "assignments saved"),
+    Column("loss", "test loss (nats/byte)"),
+    Column("over_base", "less the base's (95 %)"),
+)
+LAST = (
+    Column("flops", "FLOP per token"),
+    Column("tokens", "tokens trained"),
+    Column("seconds", "training time"),
+    Column("joules", "training energy"),
+)
+LEGEND = (
+    "mean k: routed experts a token and layer on the test windows. less the base's: the test loss "
+    "less that of the base on the same windows, with its 95 % interval over windows and, where "
+    "there are several, over seeds; the base has one seed, so that it holds for this base. time at "
+    "a batch: measured time of a decode step over that of the base in the same rounds, with its "
+    "95 % interval, below 1 is faster. predicted: computed for a machine that nothing was measured "
+    "on. tokens trained: after the base; energy: gross, of the router's training."
+)
+
+
+def pareto_table(entries: Sequence[Entry]) -> ReportTable:
+    """The table of all entries; the base comes first."""
+    batches = sorted({batch for entry in entries for batch in entry.latency_ratios})
+    machines = list(dict.fromkeys(name for e in entries for name in e.predicted_ratios))
+    columns = (
+        *FIRST,
+        *(Column(f"measured {batch}", f"time at batch {batch}") for batch in batches),
+        *(Column(f"predicted {name}", f"predicted time {name}") for name in machines),
+        *LAST,
+    )
+    groups = [("base", [entry for entry in entries if entry.is_base])]
+    for name in families(entries):
+        groups.append((name, [e for e in entries if e.family == name and not e.is_base]))
+    sections = [
+        TableSection("quality", name, "", tuple(_row(entry, batches, machines) for entry in own))
+        for name, own in groups
+        if own
+    ]
+    return with_marks(columns, sections)
+
+
+def _row(entry: Entry, batches: Sequence[int], machines: Sequence[str]) -> RowCells:
+    quality = entry.quality
+    remarks = tuple(Note(note, note) for note in entry.notes)
+    row = {
+        "router": TableCell(entry.title, remarks),
+        "seeds": TableCell(str(len(quality.test.spread.seeds))),
+        "mean_k": TableCell(f"{entry.use.mean_k:.3f}"),
+        "saved": TableCell(percent(entry.saved)),
+        "loss": TableCell(f"{quality.test.nats_per_byte.value:.4f}"),
+        "over_base": _difference(entry.over_base, quality.test.over_base_missing),
+        "flops": _number(entry.flops_per_token, entry.flops_missing, _count),
+        "tokens": TableCell(_count(quality.router_tokens)),
+        "seconds": _number(
+            entry.training_seconds, entry.seconds_missing, lambda v: text(v, "time")
+        ),
+        "joules": _number(entry.training_joules, entry.joules_missing, lambda v: text(v, "energy")),
+    }
+    for batch in batches:
+        ratio = entry.latency_ratios.get(batch)
+        row[f"measured {batch}"] = _times(ratio, entry.latency_missing)
+    for name in machines:
+        row[f"predicted {name}"] = _number(
+            entry.predicted_ratios.get(name), entry.predicted_missing, lambda v: f"{v:.2f}×"
+        )
+    return row
+
+
+def _count(value: float) -> str:
+    return text(value, "count")
+
+
+def _number(value: float | None, missing: str | None, shown: Callable[[float], str]) -> TableCell:
+    """A number, or a dash whose note is the reason."""
+    if value is not None:
+        return TableCell(shown(value))
+    reason = missing or "not measured"
+    return TableCell(DASH, (Note(reason, reason),))
+
+
+def _difference(difference: SignedInterval | None, missing: str | None) -> TableCell:
+    if difference is None:
+        return _number(None, missing, str)
+    return TableCell(difference_text(difference), _interval_notes(difference))
+
+
+def _times(ratio: SignedInterval | None, missing: str | None) -> TableCell:
+    if ratio is None:
+        return _number(None, missing, str)
+    if ratio.low is None or ratio.high is None:
+        return TableCell(f"{ratio.value:.2f}×", _interval_notes(ratio))
+    return TableCell(f"{ratio.value:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]")
+
+
+def _interval_notes(interval: SignedInterval) -> tuple[Note, ...]:
+    """Why an interval is missing."""
+    return (Note(interval.missing, interval.missing),) if interval.missing else ()
+
+
+def difference_text(difference: SignedInterval) -> str:
+    """A difference with its interval: "+0.0021 [+0.0009, +0.0033]"."""
+    shown = f"{difference.value:+.4f}"
+    if difference.low is not None and difference.high is not None:
+        shown += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+    return shown.replace("-", "−")
