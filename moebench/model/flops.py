@@ -38,6 +38,7 @@ NOT_MATRIX_PRODUCTS = frozenset(
         ("eq", "ne", "lt", "le", "gt", "ge", "minimum", "maximum", "where", "logical_and"),
         ("__or__", "any", "cumprod"),
         ("sum", "mean", "amax", "argmax", "cumsum", "bincount", "softmax", "logsumexp", "rms_norm"),
+        ("cumprod", "round", "special_entr", "__rshift__", "__and__", "__xor__"),
         ("sort", "argsort", "topk", "repeat", "repeat_interleave", "tril", "outer", "one_hot"),
         ("ones_like", "pad", "triu"),
         ("index_select", "index_add", "scatter", "scatter_add", "embedding_bag", "view_as"),

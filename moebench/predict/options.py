@@ -10,6 +10,7 @@ from moebench.predict.serving.draft import Draft
 from moebench.predict.serving.no_router import NO_ROUTER
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.trainer import Training
+from moebench.routers.fixed_k.policy import FixedK
 from moebench.routers.policy import Policy, policy
 from moebench.routers.top_k.policy import TopK, reachable_experts
 from moebench.spec.case import OperatingPoint
@@ -155,7 +156,7 @@ def _routing_of(
         raise ValueError("--operating-point published excludes --mean-k and --k-distribution")
     own = policy(router)
     routers = [policy(name) for name in options.router]
-    if options.k is not None and not any(isinstance(one, TopK) for one in routers):
+    if options.k is not None and not any(isinstance(one, TopK | FixedK) for one in routers):
         names = ", ".join(options.router)
         raise ValueError(
             f"--k: found {options.k} for {names}, expected a router with a fixed k, as top-k; "
@@ -166,8 +167,10 @@ def _routing_of(
             one.is_adaptive for one in routers
         ):
             refuse_fixed_k("--mean-k and --k-distribution", options.router)
-        if options.k is not None and isinstance(own, TopK):
-            own = policy(router, {"top_k": options.k})
+        if options.k is not None and isinstance(own, TopK | FixedK):
+            own = policy(
+                router, {"top_k": options.k} if isinstance(own, TopK) else {"k": [options.k]}
+            )
         return own, own.operating_point(model)
     if distribution is not None and distribution != "geometric":
         if mean is not None:

@@ -183,6 +183,19 @@ def _tilted(
         low, high = (middle, high) if float(weights @ k) < mean else (low, middle)
 
 
+def floor_or_ceiling_k(mean: float, largest: int) -> tuple[float, ...]:
+    """Probabilities of 0, 1, ... experts: the mean rounded down or up, and nothing else.
+
+    Of all distributions with that mean it has the least variance. A mean outside 1..largest is
+    refused.
+    """
+    if not 1 <= mean <= largest:
+        raise ValueError(f"mean k: found {mean}, expected 1 to {largest}")
+    below = math.floor(mean)
+    more = (mean - below,) if mean > below else ()
+    return (*([0.0] * below), 1 - sum(more), *more)
+
+
 def fixed_k(k: int) -> tuple[float, ...]:
     """Distribution in which every token runs exactly k experts."""
     return (*([0.0] * k), 1.0)

@@ -10,10 +10,10 @@ from moebench.routers.policy import policy
 from moebench.routers.routing import Router, build_routers
 from moebench.routers.thresholds import ThresholdRouter, threshold_for
 from moebench.spec.case import OperatingPoint
-from moebench.spec.model import ModelSpec
+from moebench.spec.model import ModelSpec, load_model
 
 Z1, Z2, Z3 = [2.0, 1.0, 0.0, -1.0], [0.5, 0.4, 0.3, 0.2], [-1.0, 3.0, 3.0, 0.0]
-RIVALS = ["top-p"]
+RIVALS = ["top-p", "skip", "entropy-k", "random-k"]
 
 
 def rival(model: ModelSpec, name: str, **options: Any) -> ThresholdRouter:
@@ -50,6 +50,116 @@ def test_top_p_with_the_papers_weights_does_not_renormalise(tiny: ModelSpec) -> 
     torch.testing.assert_close(paper.weights, torch.tensor([0.64391, 0.23688]), atol=1e-5, rtol=0)
     base = rival(tiny, "top-p", p=0.7).route(torch.tensor([Z1]))
     assert float(base.weights.sum()) == pytest.approx(1)
+
+
+def test_skipping_by_hand(tiny: ModelSpec) -> None:
+    """Beta = 1/2: second experts of .3 against .5 stay, of .1 against .4 are skipped."""
+    logits = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.4, 0.1, 0.1, 0.1]]).log()
+    routing = rival(tiny, "skip", beta=0.5).route(logits)
+    assert routing.experts_per_token().tolist() == [2, 1]
+    weights = routing.slots[0]
+    torch.testing.assert_close(weights, torch.tensor([[0.625, 0.375], [1.0, 0.0]]))
+
+
+def test_a_second_expert_is_skipped_strictly_below_beta(tiny: ModelSpec) -> None:
+    """The released code has p_2 < beta p_1; for z1 the ratio is exp(-1)."""
+    router, z1 = rival(tiny, "skip"), torch.tensor([Z1])
+    ratio = router.needs(z1)[0, 0]
+    assert float(ratio) == pytest.approx(0.36788, abs=1e-5)
+    for beta, k in ((ratio, 2), (torch.nextafter(ratio, torch.tensor(1.0)), 1)):
+        router.thresholds.fill_(beta)
+        assert counts(router, [Z1]) == [k]
+
+
+def test_skipping_half_is_the_median_ratio(tiny: ModelSpec) -> None:
+    """The paper's beta of a layer, from logits: exp(z_2 - z_1) is the ratio of probabilities."""
+    router, scores = rival(tiny, "skip"), torch.randn(1001, 4)
+    router.set_mean(scores, 1.5)
+    best = scores.topk(2, dim=1).values
+    ratios = (best[:, 1] - best[:, 0]).exp().sort().values
+    assert ratios[499] < router.thresholds[0] <= ratios[501]
+
+
+def test_entropy_adds_an_expert_for_every_so_many_nats(tiny: ModelSpec) -> None:
+    """Four equal experts have log 4 nats, two log 2, a certain one 0: 1 + floor(H / t)."""
+    logits = [[0.0] * 4, [0.0, 0.0, -90.0, -90.0], [0.0, -90.0, -90.0, -90.0]]
+    assert counts(rival(tiny, "entropy-k", nats=0.6, max_k=4), logits) == [3, 2, 1]
+    assert counts(rival(tiny, "entropy-k", nats=0.4, max_k=4), logits) == [4, 2, 1]
+    assert counts(rival(tiny, "entropy-k", nats=0.6), logits) == [2, 2, 1], "at most max_k"
+
+
+def test_random_counts_are_even_and_know_nothing_of_the_token(tiny: ModelSpec) -> None:
+    """Uniform draws, without correlation to the token's best logit, layer, or seed."""
+    build = lambda seed: build_routers(policy("random-k", {"seed": seed}), tiny, 2, torch.float32)  # noqa: E731
+    scores = torch.randn(20_000, 4)
+    own, other = (
+        [router.needs(scores)[:, 0] + 1 for router in build(seed)]  # type: ignore[operator]
+        for seed in (0, 1)
+    )
+    draws = torch.stack([*own, *other])
+    assert float(draws.min()) >= 0 and float(draws.max()) < 1
+    for draw in draws:
+        tenths = torch.histc(draw, 10, 0, 1) / len(draw)
+        assert float((tenths - 0.1).abs().max()) < 0.01, "5 standard deviations"
+    seen = torch.stack((scores.amax(1), scores[:, 0], scores.softmax(1).square().sum(1)))
+    correlations = torch.corrcoef(torch.cat((draws, seen)))[: len(draws)]
+    assert float((correlations - torch.eye(4, 7)).abs().max()) < 0.035, "5 standard deviations"
+
+
+def test_random_counts_are_those_below_and_above_the_mean(tiny: ModelSpec) -> None:
+    router, scores = rival(tiny, "random-k", max_k=4), torch.randn(1000, 4)
+    router.set_mean(scores, 2.3)
+    assert torch.bincount(router.slots_of_token(scores)).tolist() == [0, 0, 700, 300]
+    assert policy("random-k", {"mean_k": 2.25, "max_k": 4}).k_distribution(tiny)[0] == (
+        *(0.0, 0.0, 0.75, 0.25),
+    )
+
+
+def test_a_random_count_survives_the_rounding_of_another_kernel(tiny: ModelSpec) -> None:
+    """Relative errors of 1e-7 change the draw of fewer than one token in a thousand."""
+    router, scores = rival(tiny, "random-k"), torch.randn(20_000, 4)
+    changed = router.needs(scores) != router.needs(scores * (1 + 1e-7 * torch.randn(20_000, 4)))
+    assert float(changed.float().mean()) < 1e-3
+
+
+def test_a_layer_may_have_a_k_of_its_own(tiny: ModelSpec) -> None:
+    fixed = policy("fixed-k", {"k": [1, 3]})
+    routers = [router.eval() for router in build_routers(fixed, tiny, 2, torch.float32)]
+    point, scores = fixed.operating_point(tiny), torch.randn(4096, 4)
+    assert point.k_distribution == (0.0, 0.5, 0.0, 0.5)
+    for router, k in zip(routers, (1, 3), strict=True):
+        router.impose(scores, point)
+        assert set(router.route(scores).experts_per_token().tolist()) == {k}
+        with pytest.raises(ValueError, match="mean k is"):
+            router.impose(scores, OperatingPoint((0.0, 0.5, 0.5), "imposed", "for a test"))
+    assert fixed.load(tiny, 1, point).distinct_experts == pytest.approx(2)
+    alone = [policy("fixed-k", {"k": [k]}) for k in (1, 3)]
+    distinct = [one.load(tiny, 4, one.operating_point(tiny)).distinct_experts for one in alone]
+    assert fixed.load(tiny, 4, point).distinct_experts == pytest.approx(sum(distinct) / 2)
+
+
+def test_a_k_for_some_of_the_layers_is_refused(tiny: ModelSpec) -> None:
+    with pytest.raises(ValueError, match="k: found 3 values, expected 1, or 2"):
+        build_routers(policy("fixed-k", {"k": [1, 2, 1]}), tiny, 2, torch.float32)
+    with pytest.raises(ValueError, match=r"k\[1\]: found 5, expected 1 to 4"):
+        policy("fixed-k", {"k": [1, 5]}).k_distribution(tiny)
+
+
+def test_the_same_k_in_every_layer_is_top_k(tiny: ModelSpec) -> None:
+    scores = torch.randn(50, 4)
+    found, expected = (
+        build_routers(policy(name, options), tiny, 2, torch.float32)[1].eval().route(scores)
+        for name, options in (("fixed-k", {"k": [1]}), ("top-k", {"top_k": 1}))
+    )
+    assert torch.equal(found.expert_indices, expected.expert_indices)
+    assert torch.equal(found.weights, expected.weights)
+
+
+def test_the_published_mean_of_skipping_is_of_two_experts() -> None:
+    mixtral = load_model("mixtral-8x7b")
+    assert policy("skip").operating_point(mixtral).mean_k == pytest.approx(1.5)
+    with pytest.raises(ValueError, match="2 experts at most, found 4; give mean_k"):
+        policy("skip", {"max_k": 4}).operating_point(mixtral)
 
 
 @pytest.mark.parametrize("name", RIVALS)

@@ -10,6 +10,8 @@ from moebench.routers.routing import Router, build_routers
 from moebench.spec.gate import Gate
 from moebench.spec.model import ModelSpec
 
+PAPERS = ("ada-k", "adamoe", "rmoe")
+RIVALS = ("entropy-k", "fixed-k", "random-k", "skip", "top-p")
 BASES = {
     "mixtral": (8, 2, Gate("softmax", True)),
     "qwen3": (64, 8, Gate("softmax", True)),
@@ -49,7 +51,8 @@ def plug_in(name: str, base: ModelSpec, dtype: torch.dtype = torch.float32) -> R
         "ada-k": {},
         "adamoe": {"top_k": base.top_k + 2, "num_null_experts": 5},
         "rmoe": {"residual": True},
-    }[name]
+        "fixed-k": {},
+    }.get(name, {"max_k": base.top_k + 1})
     return build_routers(policy(name, options), base, 1, dtype)[0]
 
 
@@ -64,7 +67,7 @@ def is_refused(name: str, base: ModelSpec) -> bool:
     return name == "adamoe" and base.gate.score == "softmax" and base.gate.has_correction_bias
 
 
-@pytest.mark.parametrize("name", ["ada-k", "adamoe", "rmoe"])
+@pytest.mark.parametrize("name", [*PAPERS, *RIVALS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_step_zero_is_the_base_model_to_the_bit(
     name: str, base: ModelSpec, dtype: torch.dtype

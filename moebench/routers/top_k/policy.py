@@ -22,7 +22,7 @@ def logits_op(gate: Gate, name: str, sizes: tuple[int, int, int], dtype: str) ->
     return linear(name, "router", *sizes, own)
 
 
-def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: str) -> Op:
+def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: float, dtype: str) -> Op:
     """From logits to weighted slots: scores in fp32, top-k, weights. Launches more than work.
 
     `num_choices` includes null experts; `slots` are a token's candidates before dropping.
@@ -39,7 +39,7 @@ def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: int, dtype: 
     return traffic("choice", "router", read, written, "float32", launches=launches)
 
 
-def flatten_op(num_slots: int, *, drops: bool) -> Op:
+def flatten_op(num_slots: float, *, drops: bool) -> Op:
     """From slots to a routing sorted by expert; with `drops` the kept slots are gathered."""
     return traffic(
         "flatten", "router", 8 * num_slots, 6 * num_slots, "float32", launches=7 if drops else 4
