@@ -11,6 +11,7 @@ H >= t.
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from moebench.routers.entropy_k.policy import EntropyK
 from moebench.routers.policy import Policy
@@ -22,7 +23,7 @@ from moebench.spec.model import ModelSpec
 class EntropyKRouter(ThresholdRouter):
     """Runs a further expert for each share of entropy that reaches the threshold."""
 
-    places: torch.Tensor
+    places: Tensor
 
     def __init__(self, model: ModelSpec, policy: EntropyK, dtype: torch.dtype) -> None:
         super().__init__(model, policy, dtype)
@@ -30,7 +31,7 @@ class EntropyKRouter(ThresholdRouter):
 
     def needs(self, scores: ChoiceScores) -> Needs:
         """H / 1, H / 2, ... for the 2nd, 3rd, ... expert; the threshold is t."""
-        entropy = torch.special.entr(self.probabilities(scores)).sum(1, keepdim=True)
+        entropy: Tensor = torch.special.entr(self.probabilities(scores)).sum(1, keepdim=True)
         return entropy / self.places
 
 

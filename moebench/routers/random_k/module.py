@@ -52,7 +52,8 @@ class RandomKRouter(ThresholdRouter):
         mixed = (steps * first).sum(1, keepdim=True)
         mixed = (mixed ^ (mixed >> 29)) * second[:1]
         bits = (mixed >> (64 - BITS - 8)) & (2**BITS - 1)
-        return bits.float() / 2**BITS - self.places
+        uniform: Tensor = bits.float() / 2**BITS
+        return uniform - self.places
 
 
 @router("random-k")
