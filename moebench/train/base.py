@@ -15,6 +15,7 @@ from moebench.routers.routing import Router, Routing, build_routers
 from moebench.spec.model import ModelSpec
 from moebench.train.checkpoint import restore
 from moebench.train.optimiser import Optimiser, Schedule
+from moebench.train.routing_metrics import routing_metrics
 from moebench.train.run import Trained
 from moebench.train.text import Windows
 
@@ -110,7 +111,7 @@ class BaseRecipe:
             "loss": float(loss.detach()),
             "auxiliary_loss": float(balance.detach()),
             "gradient_norm": norm,
-            "mean_k": mean_k(routings),
+            **routing_metrics(routings),
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -131,8 +132,3 @@ def mean_loss(network: Network, windows: Windows, routers: Sequence[Router] | No
         total += float(losses.double().sum())
     network.train(was_training)
     return total / windows[:, 1:].numel()
-
-
-def mean_k(routings: Sequence[Routing]) -> float:
-    """Mean routed experts per token, over layers."""
-    return sum(r.num_assignments / r.num_tokens for r in routings) / len(routings)

@@ -14,9 +14,17 @@ from moebench.records.manifest import now
 from moebench.records.training import TrainingManifest
 from moebench.spec.model import ModelSpec
 from moebench.spec.schema import encode
+from moebench.train.adamoe import (
+    ADAMOE_FLAGS,
+    AdaMoEOptions,
+    AdaMoERecipe,
+    FineTuningOptions,
+    with_null_experts,
+)
 from moebench.train.base import BaseOptions, BaseRecipe, build_network, load_network
 from moebench.train.loop import Budget, Recipe, train
 from moebench.train.plan import scaled_up, training_suite
+from moebench.train.rmoe import RMOE_FLAGS, RMoEOptions, twin_options
 from moebench.train.run import Trained, TrainingRun, load_trained
 from moebench.train.text import Text, load_text
 
@@ -56,8 +64,10 @@ class RecipeKind:
     build: Callable[[Start], Recipe]
     router: str = "top-k"
     """Router of the checkpoint that it makes."""
-    router_options: Callable[[Any], Mapping[str, Any]] = lambda options: {}
+    router_options: Callable[[Any, ModelSpec], Mapping[str, Any]] = lambda options, model: {}
     needs_base: bool = False
+    ends_early: bool = True
+    """Whether a validation loss that rises ends it; not where a twin has the same tokens."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Options that have a flag, with their help."""
 
@@ -65,14 +75,20 @@ class RecipeKind:
         """Add a flag for each option of the recipe that has one."""
         for option in dataclasses.fields(self.options):
             if option.name in self.flags:
-                flag = "--" + option.name.replace("_", "-")
+                flag, dest = "--" + option.name.replace("_", "-"), f"option_{option.name}"
+                meaning = self.flags[option.name]
+                if isinstance(option.default, bool):
+                    parser.add_argument(flag, dest=dest, action="store_true", help=meaning)
+                    continue
                 kind = type(option.default) if option.default is not None else str
+                default = "none" if option.default in ("", None) else option.default
                 parser.add_argument(
                     flag,
-                    dest=f"option_{option.name}",
+                    dest=dest,
                     type=kind,
                     default=option.default,
-                    help=f"{self.flags[option.name]} (default: {option.default})",
+                    metavar="TEXT" if kind is str else "N",
+                    help=f"{meaning} (default: {default})",
                 )
 
 
@@ -85,12 +101,62 @@ def _base(start: Start) -> Recipe:
     return BaseRecipe(network, start.options, start.num_steps)
 
 
+def _from_scratch(start: Start) -> Recipe:
+    if start.base is not None:
+        raise ValueError(
+            f"{start.manifest.recipe}: found --base, expected none: it is trained from scratch"
+        )
+    return _base(start)
+
+
+def _adamoe(start: Start) -> Recipe:
+    assert start.base is not None
+    network = with_null_experts(start.base, start.options)
+    return AdaMoERecipe(network, start.options, start.num_steps)
+
+
+_RATE = {"learning_rate": "peak of the schedule"}
 RECIPES: dict[str, RecipeKind] = {
     "base": RecipeKind(
         "Train a small MoE language model with its own top-k; with --base, train one further.",
         BaseOptions,
         _base,
-        flags={"learning_rate": "peak of the schedule"},
+        flags=_RATE,
+    ),
+    "adamoe": RecipeKind(
+        "Add AdaMoE's null experts to a trained model, and train all of it further.",
+        AdaMoEOptions,
+        _adamoe,
+        "adamoe",
+        lambda options, model: options.router_options(),
+        needs_base=True,
+        ends_early=False,
+        flags=_RATE | ADAMOE_FLAGS,
+    ),
+    "adamoe-twin": RecipeKind(
+        "Train a trained model further as adamoe does, without null experts.",
+        FineTuningOptions,
+        _base,
+        needs_base=True,
+        ends_early=False,
+        flags=_RATE,
+    ),
+    "rmoe": RecipeKind(
+        "Train a small MoE language model with RMoE's recurrent router.",
+        RMoEOptions,
+        _from_scratch,
+        "rmoe",
+        lambda options, model: options.router_options(),
+        ends_early=False,
+        flags=_RATE | RMOE_FLAGS,
+    ),
+    "rmoe-twin": RecipeKind(
+        "Train the model that rmoe is compared with: top-k under RMoE's balance loss.",
+        BaseOptions,
+        _from_scratch,
+        router_options=lambda options, model: twin_options(model),
+        ends_early=False,
+        flags=_RATE,
     ),
 }
 
@@ -151,7 +217,7 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
         recipe=asked.recipe,
         options=encode(asked.options),
         router=kind.router,
-        router_options=dict(kind.router_options(asked.options)),
+        router_options=dict(kind.router_options(asked.options, model)),
         model=model,
         seed=asked.seed,
         tokens=asked.tokens,
@@ -168,7 +234,7 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
     )
     with TrainingRun(asked.out / manifest.run, manifest) as run:
         recipe = kind.build(Start(run.manifest, base, num_steps, asked.options))
-        train(recipe, run, text, Budget(num_steps))
+        train(recipe, run, text, Budget(num_steps, ends_early=kind.ends_early))
     return run
 
 
