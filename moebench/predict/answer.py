@@ -5,7 +5,15 @@ import argparse
 from moebench import terminal
 from moebench.predict.comparison_text import break_even_text, comparison_text
 from moebench.predict.document import document, speedup_document
-from moebench.predict.options import BEST, deployment_of, refuse_beside, routing_of, sizes_range
+from moebench.predict.learned import learned_caveats, with_caveats
+from moebench.predict.options import (
+    BEST,
+    deployment_of,
+    learned_of,
+    refuse_beside,
+    routing_of,
+    sizes_range,
+)
 from moebench.predict.serving.overlap import best_chunks
 from moebench.predict.serving.speedup import speedups
 from moebench.predict.text import case_text, figure_texts, labels_of
@@ -57,9 +65,13 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         for one in deployments
         for router in (["none"] if one.is_dense else options.router)
     ]
+    learned = learned_of(options)
     if options.concurrency is not None:
         from moebench.predict.served_answer import served_answer
 
+        for model in dict.fromkeys(one.model for one in deployments):
+            for caveat in learned_caveats(learned, model) if learned else ():
+                terminal.say(f"warning: {caveat.sentence}")
         return served_answer(options, asked, batches)
     if options.break_even is not None:
         from moebench.predict.serving.break_even import break_even
@@ -77,7 +89,8 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     cases, typical = [], []
     for deployment, router in asked:
         own, point = routing_of(options, router, deployment)
-        cases.append(speedups(deployment, own, batches, point))
+        caveats = learned_caveats(learned, deployment.model) if learned else ()
+        cases.append(with_caveats(speedups(deployment, own, batches, point), caveats))
         typical.append(under_typical_skew(cases[-1], own, point))
     if options.plot is not None:
         from moebench.predict.figure import draw_forecasts

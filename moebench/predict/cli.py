@@ -67,8 +67,11 @@ def parser() -> argparse.ArgumentParser:
     deployment_options(p)
     load_options(p)
     p.add_argument(
-        "--operating-point", choices=("published",), help="the paper's mean k (the default)"
+        "--operating-point",
+        metavar="published|learned:NAME",
+        help="the paper's mean k (the default), or what a trained router did: a name or TOML file",
     )
+    p.add_argument("--strict", action="store_true", help="refuse a point learnt at other sizes")
     p.add_argument("--mean-k", type=float, help="mean experts per token of the adaptive routers")
     p.add_argument(
         "--k-distribution",

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import replace
 
+from moebench.predict.learned import PUBLISHED, asked_point, learned_policy, learned_routing
 from moebench.predict.serving.break_even import refuse_fixed_k
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.draft import Draft
@@ -15,6 +16,7 @@ from moebench.routers.policy import Policy, policy
 from moebench.routers.top_k.policy import TopK, reachable_experts
 from moebench.spec.case import OperatingPoint
 from moebench.spec.hardware import load_hardware
+from moebench.spec.learned_point import LearnedPoint
 from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec, load_model
 from moebench.units import quantity
@@ -135,7 +137,7 @@ def routing_of(
 ) -> tuple[Policy, OperatingPoint]:
     """A router and how it routes; --mean-k and --k-distribution are for adaptive ones."""
     if deployment.is_dense:
-        for name in ("mean_k", "k_distribution", "k"):
+        for name in ("mean_k", "k_distribution", "k", "operating_point"):
             if getattr(options, name) is not None:
                 raise ValueError(
                     f"--{name.replace('_', '-')}: found {getattr(options, name)} for "
@@ -153,8 +155,14 @@ def _routing_of(
     """A router and its distribution of k."""
     mean, distribution = options.mean_k, options.k_distribution
     if options.operating_point and (mean is not None or distribution is not None):
-        raise ValueError("--operating-point published excludes --mean-k and --k-distribution")
+        raise ValueError(
+            f"--operating-point {options.operating_point} excludes --mean-k and --k-distribution"
+        )
     own = policy(router)
+    point = learned_of(options)
+    if point is not None and own.name == point.router:
+        own = learned_policy(point, model)
+        return own, learned_routing(point, own, model)
     routers = [policy(name) for name in options.router]
     if options.k is not None and not any(isinstance(one, TopK | FixedK) for one in routers):
         names = ", ".join(options.router)
@@ -180,14 +188,19 @@ def _routing_of(
     if mean is not None:
         own = policy(router, {"mean_k": mean})
     try:
-        point = own.operating_point(model)
+        imposed = own.operating_point(model)
     except ValueError as error:
         hint = "" if mean is not None else " with --mean-k"
         raise ValueError(f"{error}{hint}") from error
     if distribution == "geometric":
-        chances = geometric_k(point.mean_k, reachable_experts(model))
+        chances = geometric_k(imposed.mean_k, reachable_experts(model))
         return own, OperatingPoint(chances, "imposed", "geometric with that mean")
-    return own, point
+    return own, imposed
+
+
+def learned_of(options: argparse.Namespace) -> LearnedPoint | None:
+    """The learned operating point of a command line; None: the papers' or the given one."""
+    return asked_point(options.operating_point, options.strict, (PUBLISHED,))
 
 
 def refuse_beside(flag: str, why: str, given: Iterable[str]) -> None:

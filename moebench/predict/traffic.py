@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from moebench.files import text_of
+from moebench.predict.learned import check_learned
+from moebench.predict.options import learned_of
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup, speedups
 from moebench.routers.policy import Policy, policy
+from moebench.spec.carried_point import carried_shares
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import TYPICAL_SKEW, skew_of_distinct
 
@@ -23,6 +26,17 @@ def with_traffic(
     """A deployment whose experts are shared as the command line says; one way at most."""
     d = deployment
     given = [name for name in NAMES if getattr(options, name)]
+    point = None if d.is_dense else learned_of(options)
+    if point is not None:
+        if given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')}: not beside {options.operating_point}, which "
+                "says how experts are shared"
+            )
+        names = [policy(name).name for name in options.router]
+        check_learned(point, names, d.model, is_strict=options.strict)
+        shares = carried_shares(point, d.model.num_experts)
+        return replace(d, expert_shares=shares, traffic=f"shares of learned:{point.name}")
     if len(given) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
         raise ValueError(f"{second}: not beside {first}, which says the same")

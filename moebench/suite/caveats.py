@@ -17,7 +17,7 @@ UNEXPLAINED = 0.05
 def cell_caveats(cell: ReadyCell, ready: ReadyCase, cache_bytes: Bytes) -> tuple[Caveat, ...]:
     """Caveats of a case that are known before it is timed; the cache is the last-level cache."""
     load = ready.load(cell.workload.num_tokens)
-    caveats = [*cell.cell.caveats]
+    caveats = [*cell.cell.caveats, *cell.cell.point_caveats]
     active = cell.active_weight_bytes(load)
     if active < 4 * cache_bytes:
         caveats.append(

@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         default="quick",
         help="quick: about 9 s a case where there is a counter; full: about 40 s",
     )
+    parser.add_argument(
+        "--operating-point",
+        metavar="learned:NAME",
+        help="what a trained router did, for routers of its kind: a name or TOML file",
+    )
+    parser.add_argument("--strict", action="store_true", help="refuse a point of other sizes")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="take up a run's directory")
     calibration = parser.add_mutually_exclusive_group()
@@ -113,6 +119,8 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
             f"{options.suite}"
         )
     if source.kind == "experts":
+        if options.operating_point or options.strict:
+            raise ValueError("--operating-point: only for a suite of routers, which route")
         from moebench.suite.experts_run import run_experts_suite
 
         return run_experts_suite(options, source, argv)

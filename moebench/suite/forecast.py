@@ -4,6 +4,7 @@ Everything here is known before anything runs; the suite writes it to disk befor
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from moebench.experts.catalogue import executing
 from moebench.predict.layers.calibration import Calibration
@@ -71,7 +72,9 @@ def forecast_cells(
             memory = memories[case.key]
             ops = case_ops(case, policy, model, load)
             prices = calibration.replayed() if case.launch == "graph" else calibration
-            estimates[case.key] = estimate(ops, load, case.num_layers, memory, prices)
+            found = estimate(ops, load, case.num_layers, memory, prices)
+            caveats = (*found.caveats, *cell.point_caveats)
+            estimates[case.key] = replace(found, caveats=caveats)
     return estimates
 
 

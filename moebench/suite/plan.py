@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
+from moebench.predict.learned import learned_caveats, learned_routing, shared_experts
 from moebench.records.results import Caveat
 from moebench.routers.policy import Policy
-from moebench.spec.case import Case, RouterSpec, Workload
+from moebench.spec.case import Case, OperatingPoint, RouterSpec, Workload
+from moebench.spec.learned_point import LearnedPoint
 from moebench.spec.schema import MOST
 from moebench.suite.suite_file import DeviceKind, MeasurePlan, Suite, workloads
 from moebench.terminal import Bar
@@ -41,6 +43,8 @@ class Cell:
     """Case of the smaller fixed k, if the suite has one."""
     caveats: tuple[Caveat, ...] = ()
     """Caveats of all measurements of the cell."""
+    point_caveats: tuple[Caveat, ...] = ()
+    """Caveats of its operating points, for measurements and predictions."""
 
     @property
     def workload(self) -> Workload:
@@ -101,6 +105,8 @@ class CellChoice:
     """Names or labels of routers to run; the baseline always runs. Empty: all routers."""
     backends: tuple[str, ...] = ()
     """Expert backends instead of the suite's, each with all cells."""
+    learned: LearnedPoint | None = None
+    """Operating point of the routers of its kind, whose experts' shares hold for all routers."""
     is_eager: bool = False
     """No CUDA graphs, where decode on a GPU would otherwise be replayed as one."""
 
@@ -128,7 +134,11 @@ def cells(suite: Suite, kind: DeviceKind, choice: CellChoice = CellChoice()) -> 
     on_device = workloads(suite.file, kind)
     if not on_device:
         raise ValueError(f"suite {suite.name}: none of its workloads is for a {kind}")
-    planned = tuple(_cell(suite, chosen, workload, num_layers) for workload in on_device)
+    points = _points(suite, choice.learned)
+    planned = tuple(_cell(suite, chosen, workload, num_layers, points) for workload in on_device)
+    if choice.learned is not None:
+        doubts = learned_caveats(choice.learned, suite.model)
+        planned = tuple(replace(cell, point_caveats=doubts) for cell in planned)
     planned = _with_backends(planned, choice.backends or (suite.backend(kind),))
     if kind == "cpu" or choice.is_eager:
         return planned
@@ -141,14 +151,34 @@ def cells(suite: Suite, kind: DeviceKind, choice: CellChoice = CellChoice()) -> 
     )
 
 
-def _cell(suite: Suite, chosen: Sequence[int], workload: Workload, num_layers: int) -> Cell:
+def _points(suite: Suite, learned: LearnedPoint | None) -> tuple[OperatingPoint, ...]:
+    """How each router of a suite routes."""
+    model = suite.model
+    points = [own.operating_point(model, suite.file.skew) for own in suite.policies]
+    if learned is None:
+        return tuple(points)
+    return tuple(
+        learned_routing(learned, own, model)
+        if own.name == learned.router
+        else shared_experts(learned, point, model)
+        for own, point in zip(suite.policies, points, strict=True)
+    )
+
+
+def _cell(
+    suite: Suite,
+    chosen: Sequence[int],
+    workload: Workload,
+    num_layers: int,
+    points: Sequence[OperatingPoint],
+) -> Cell:
     file = suite.file
     cases = tuple(
         Case(
             model=suite.model.name,
             router=RouterSpec(file.router[i].name, file.router[i].options, file.router[i].label),
             workload=workload,
-            operating_point=suite.policies[i].operating_point(suite.model, file.skew),
+            operating_point=points[i],
             backend=file.backend,
             launch="eager",
             num_layers=num_layers,

@@ -11,6 +11,7 @@ from moebench import terminal
 from moebench.compare.noise import load_noise_floor
 from moebench.files import OutputError, make_folder
 from moebench.predict.layers.calibration import from_datasheet
+from moebench.predict.learned import asked_point, check_learned
 from moebench.predict.serving.counts import model_caveats
 from moebench.records.manifest import Manifest, PlannedCell, run_id
 from moebench.records.record import Record
@@ -94,15 +95,20 @@ def _machine(
 def _predict(options: argparse.Namespace, suite: Suite) -> int:
     """The predicted columns for a named machine; nothing is built."""
     hardware = load_hardware(options.predict)
-    planned = cells(suite, hardware.kind, _choice(options))
+    planned = cells(suite, hardware.kind, _choice(options, suite))
     calibration = from_datasheet(hardware, suite.file.dtype)
     records = predictions("predicted", planned, forecast_cells(planned, suite.model, calibration))
     source = f"predicted for {hardware.title}; calibration: {calibration.name}"
     return _show_predicted(records, source, options.json)
 
 
-def _choice(options: argparse.Namespace) -> CellChoice:
-    return CellChoice(options.layers, tuple(options.only), options.experts, options.eager)
+def _choice(options: argparse.Namespace, suite: Suite) -> CellChoice:
+    learned = asked_point(options.operating_point, options.strict)
+    if learned is not None:
+        names = [own.name for own in suite.policies]
+        check_learned(learned, names, suite.model, is_strict=options.strict)
+    only = tuple(options.only)
+    return CellChoice(options.layers, only, options.experts, learned, options.eager)
 
 
 def _show_predicted(records: Sequence[Record], source: str, as_json: bool) -> int:
@@ -132,7 +138,7 @@ def _measure(
     make_current(device)
     kind: DeviceKind = "gpu" if device.type == "cuda" else "cpu"
     planned, notes = runnable_cells(
-        cells(suite, kind, _choice(options)), device, is_asked=bool(options.experts)
+        cells(suite, kind, _choice(options, suite)), device, is_asked=bool(options.experts)
     )
     check_feasible(suite, planned, available_memory(device))
     if resumed is None and not options.dry_run:
