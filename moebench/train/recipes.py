@@ -5,15 +5,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from moebench.measure.environment import describe_machine
 from moebench.records.manifest import now
 from moebench.records.training import TrainingManifest
+from moebench.routers.ada_k.train import AdaKTraining
 from moebench.spec.model import ModelSpec
 from moebench.spec.schema import encode
+from moebench.train.ada_k import ADA_K_FLAGS, AdaKRecipe
 from moebench.train.adamoe import (
     ADAMOE_FLAGS,
     AdaMoEOptions,
@@ -68,11 +70,14 @@ class RecipeKind:
     needs_base: bool = False
     ends_early: bool = True
     """Whether a validation loss that rises ends it; not where a twin has the same tokens."""
+    trained: Literal["everything", "router"] = "everything"
+    """What the optimiser changes."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Options that have a flag, with their help."""
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add a flag for each option of the recipe that has one."""
+        hints = get_type_hints(self.options)
         for option in dataclasses.fields(self.options):
             if option.name in self.flags:
                 flag, dest = "--" + option.name.replace("_", "-"), f"option_{option.name}"
@@ -80,7 +85,15 @@ class RecipeKind:
                 if isinstance(option.default, bool):
                     parser.add_argument(flag, dest=dest, action="store_true", help=meaning)
                     continue
-                kind = type(option.default) if option.default is not None else str
+                hint = hints[option.name]
+                if get_origin(hint) is Literal:
+                    words = get_args(hint)
+                    meaning += f" (default: {option.default})"
+                    parser.add_argument(
+                        flag, dest=dest, choices=words, default=option.default, help=meaning
+                    )
+                    continue
+                kind = next(t for t in (*get_args(hint), hint) if t is not type(None))
                 default = "none" if option.default in ("", None) else option.default
                 parser.add_argument(
                     flag,
@@ -113,6 +126,18 @@ def _adamoe(start: Start) -> Recipe:
     assert start.base is not None
     network = with_null_experts(start.base, start.options)
     return AdaMoERecipe(network, start.options, start.num_steps)
+
+
+def _ada_k(start: Start) -> Recipe:
+    assert start.base is not None
+    warm_steps = start.options.warm_steps
+    if start.num_steps <= warm_steps:
+        per_step = start.manifest.batch * start.manifest.window
+        raise ValueError(
+            f"tokens: found {start.manifest.tokens}, expected more than {warm_steps * per_step}, "
+            f"which the warm start's {warm_steps} steps take"
+        )
+    return AdaKRecipe(load_network(start.base), start.options, start.manifest.seed)
 
 
 _RATE = {"learning_rate": "peak of the schedule"}
@@ -157,6 +182,16 @@ RECIPES: dict[str, RecipeKind] = {
         router_options=lambda options, model: twin_options(model),
         ends_early=False,
         flags=_RATE,
+    ),
+    "ada-k": RecipeKind(
+        "Train Ada-K's allocators on a base by PPO; everything else stays frozen.",
+        AdaKTraining,
+        _ada_k,
+        router="ada-k",
+        router_options=lambda options, model: options.router_options,
+        needs_base=True,
+        ends_early=False,
+        flags=ADA_K_FLAGS,
     ),
 }
 
@@ -228,6 +263,7 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
         base=base.folder.name if base is not None else None,
         base_sha256=base.sha256 if base is not None else None,
         base_tokens=base.manifest.tokens_done if base is not None else 0,
+        trained=kind.trained,
         environment=encode(describe_machine(torch.device("cpu"))),
         argv=tuple(argv),
         started_at=now(),

@@ -12,14 +12,14 @@ is linear algebra on stored x, without another forward of the model. No code was
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from moebench.routers.ada_k.module import CountLogits
-from moebench.routers.ada_k.policy import AdaK, Decode
+from moebench.routers.ada_k.policy import Decode
 from moebench.routers.gate import gate_scores
 from moebench.routers.routing import ChoiceScores
 from moebench.spec.gate import Gate
@@ -63,9 +63,10 @@ class AdaKTraining:
         check_range(self, "warm_steps", least=0 if self.warm_start == "none" else 1)
 
     @property
-    def policy(self) -> AdaK:
-        """The router that is trained."""
-        return AdaK(regularisation=self.regularisation, max_k=self.max_k, decode=self.decode)
+    def router_options(self) -> dict[str, Any]:
+        """Options of the router that is trained, as `AdaK` has them; without those left out."""
+        names = "regularisation", "max_k", "decode"
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
 def cumulated_probabilities(
