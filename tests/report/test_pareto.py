@@ -6,6 +6,7 @@ from pathlib import Path
 from report.pages import PageText
 from report.pareto_case import coloured_texts, pareto_entries, pareto_shown
 
+from moebench.records.training import TrainingManifest
 from moebench.report.document import markdown, page
 from moebench.report.pareto.coloured import coloured_page, mean_k, shown_lines
 from moebench.report.pareto.drawings import pareto_pictures
@@ -13,6 +14,8 @@ from moebench.report.pareto.entries import frontier, representatives
 from moebench.report.pareto.output import BY_BYTE, terminal_text, write_shown
 from moebench.report.pareto.sections import VERDICTS, pareto_blocks
 from moebench.report.pareto.table import pareto_table
+from moebench.report.pareto.training_curves import curve_titles
+from moebench.spec.model import load_model
 
 HOSTILE = '<script>alert("x")</script>&amp;'
 
@@ -122,3 +125,16 @@ def test_the_report_is_written(tmp_path: Path) -> None:
     assert {path.name for path in paths} >= {"report.md", "report.html", BY_BYTE, "loss-by-k.png"}
     assert all(path.stat().st_size > 0 for path in paths)
     assert all(entry.title in terminal_text(shown) for entry in shown.entries)
+
+
+def test_a_curve_is_named_by_the_options_in_which_its_trainings_differ() -> None:
+    common = {"run": "r", "recipe": "ada-k", "router": "ada-k", "router_options": {}}
+    rest = {"tokens": 1, "batch": 1, "window": 1, "text": "t", "text_sha256": "0"}
+    model = load_model("olmoe-1b-7b")
+    runs = [
+        TrainingManifest(
+            **common, **rest, model=model, seed=seed, options={"clip": 0.2, "lambda": weight}
+        )
+        for weight, seed in ((0.01, 1), (0.02, 1), (0.02, 2))
+    ]
+    assert curve_titles(runs) == ["ada-k, lambda 0.01", "ada-k, lambda 0.02", "ada-k, lambda 0.02"]

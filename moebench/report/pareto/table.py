@@ -50,7 +50,7 @@ def pareto_table(entries: Sequence[Entry]) -> ReportTable:
     machines = list(dict.fromkeys(name for e in entries for name in e.predicted_ratios))
     columns = (
         *FIRST,
-        *(Column(f"measured {batch}", f"time at batch {batch}") for batch in batches),
+        *(Column(f"measured {batch}", f"measured time at batch {batch}") for batch in batches),
         *(Column(f"predicted {name}", f"predicted time {name}") for name in machines),
         *LAST,
     )
