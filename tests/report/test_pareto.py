@@ -84,7 +84,7 @@ def test_text_of_a_file_stays_text_on_the_pages() -> None:
     entries = [replace(entry, title=HOSTILE) for entry in shown.entries[:2]]
     entries[1] = replace(entries[1], flops_per_token=None, flops_missing=HOSTILE)
     texts = {HOSTILE: replace(coloured_texts()["ada-k, k 1.5"], text=HOSTILE * 40)}
-    texts[HOSTILE] = replace(texts[HOSTILE], k=((1, 2) * (len(HOSTILE) * 20),))
+    texts[HOSTILE] = replace(texts[HOSTILE], k=((1,) * (len(HOSTILE) * 40),))
     hostile = replace(shown, title=HOSTILE, entries=entries, texts=texts, rests_on=HOSTILE)
     report = PageText(page(HOSTILE, pareto_blocks(hostile, (), ())))
     coloured = PageText(coloured_page(HOSTILE, texts, HOSTILE))
