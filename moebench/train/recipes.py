@@ -268,8 +268,9 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
         argv=tuple(argv),
         started_at=now(),
     )
+    # Before its folder is made, so that options that cannot be leave none behind.
+    recipe = kind.build(Start(manifest, base, num_steps, asked.options))
     with TrainingRun(asked.out / manifest.run, manifest) as run:
-        recipe = kind.build(Start(run.manifest, base, num_steps, asked.options))
         train(recipe, run, text, Budget(num_steps, ends_early=kind.ends_early))
     return run
 

@@ -128,6 +128,22 @@ def test_a_training_that_is_taken_up_goes_through_the_same_states(
             assert torch.equal(second.tensors()[name], tensor), name
 
 
+def test_what_was_trained_is_loaded_as_it_was(base: Trained, batches: list[torch.Tensor]) -> None:
+    """Without `start_from_base`: the tensors and the router's options say all."""
+    recipe = recipe_on(base)
+    for step, batch in enumerate(batches):
+        recipe.step(batch, step)
+    options = OPTIONS.router_options()
+    manifest = replace(base.manifest, router="adamoe", router_options=options)
+    loaded = load_network(replace(base, manifest=manifest, tensors=recipe.tensors()))
+    with torch.no_grad():
+        found, routings = loaded.losses(batches[0])
+        expected, own = recipe.network.eval().losses(batches[0])
+    assert torch.equal(found, expected)
+    for routing, other in zip(routings, own, strict=True):
+        assert torch.equal(routing.token_indices, other.token_indices)
+
+
 def test_a_base_with_another_router_is_refused(
     model: ModelSpec, batches: list[torch.Tensor]
 ) -> None:
