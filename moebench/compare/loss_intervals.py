@@ -65,7 +65,7 @@ def text_loss(losses: Losses, base: Losses | None, seeds: tuple[int, ...]) -> Te
 
 
 def gain_split(
-    same_k: Losses, layer_k: Losses, own: Losses, mean_k: tuple[float, float, float]
+    same_k: Losses, layer_k: Losses, own: Losses, mean_k: tuple[float, ...]
 ) -> GainSplit:
     """How much of a router's gain over a random k a fixed k per layer has, and what is left.
 
@@ -75,19 +75,24 @@ def gain_split(
         own: Losses of the router.
         mean_k: Mean k that the three reached; more than 1 % apart is refused.
     """
-    if max(mean_k) > 1.01 * min(mean_k):
+    if len(mean_k) != 3 or max(mean_k) > 1.01 * min(mean_k):
         raise ValueError(f"mean_k: found {mean_k}, expected three equal mean k (within 1 %)")
     return GainSplit(
         window_interval(same_k - layer_k),
         window_interval(layer_k - own),
         float(same_k.mean()),
         float(layer_k.mean()),
-        mean_k,
+        (mean_k[0], mean_k[1], mean_k[2]),
     )
 
 
 def rank_correlation(first: Losses, second: Losses) -> float:
-    """Spearman's rank correlation of two vectors, with mean ranks for equal values."""
+    """Spearman's rank correlation of two vectors, with mean ranks for equal values.
+
+    It is 0 where one of them does not vary.
+    """
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
 
 
