@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from moebench.routers.policy import policy
+from moebench.routers.random_k.module import STEPS
 from moebench.routers.routing import Router, build_routers
 from moebench.routers.thresholds import ThresholdRouter, threshold_for
+from moebench.routers.top_p.policy import TopP
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec, load_model
 
@@ -104,6 +106,16 @@ def test_random_counts_are_even_and_know_nothing_of_the_token(tiny: ModelSpec) -
     seen = torch.stack((scores.amax(1), scores[:, 0], scores.softmax(1).square().sum(1)))
     correlations = torch.corrcoef(torch.cat((draws, seen)))[: len(draws)]
     assert float((correlations - torch.eye(4, 7)).abs().max()) < 0.035, "5 standard deviations"
+
+
+def test_tokens_that_differ_by_one_step_of_the_hash_draw_independently(tiny: ModelSpec) -> None:
+    """The difference of their draws, on a circle, has no direction: a linear hash has only one."""
+    router = rival(tiny, "random-k")
+    scores = torch.randint(-128, 128, (20_000, 4)) / STEPS
+    step = torch.tensor([1 / STEPS, 0.0, 0.0, 0.0])
+    turns = router.needs(scores + step)[:, 0] - router.needs(scores)[:, 0]
+    direction = torch.polar(torch.ones(len(turns)), 2 * torch.pi * turns).mean()
+    assert float(direction.abs()) < 0.035, "5 standard deviations"
 
 
 def test_random_counts_are_those_below_and_above_the_mean(tiny: ModelSpec) -> None:
@@ -224,6 +236,21 @@ def test_tokens_of_equal_need_stay_together_on_the_nearer_side() -> None:
         return int((needs >= threshold_for(needs, count)).sum())
 
     assert [reaching(count) for count in range(6)] == [0, 1, 1, 4, 4, 5]
+
+
+def test_an_expert_runs_only_if_those_before_it_do(tiny: ModelSpec) -> None:
+    """Needs that rise again count no further: of (-1, 5, 5) none, of (5, -1, 5) one."""
+
+    class Given(ThresholdRouter):
+        def needs(self, scores: torch.Tensor) -> torch.Tensor:
+            return scores[:, :3]
+
+    router = Given(tiny, TopP(max_k=4), torch.float32).eval()
+    scores = torch.tensor([[-1.0, 5.0, 5.0, 0.0], [5.0, -1.0, 5.0, 0.0], [5.0, 5.0, 1.0, 0.0]])
+    router.thresholds.fill_(0.0)
+    assert router.slots_of_token(scores).tolist() == [1, 2, 4]
+    router.set_mean(scores, 2.0)
+    assert router.slots_of_token(scores).tolist() == [1, 2, 3]
 
 
 def test_a_group_limit_caps_how_many(tiny: ModelSpec) -> None:
