@@ -36,7 +36,7 @@ NOT_MATRIX_PRODUCTS = frozenset(
         ("add_", "sub_", "mul_", "div_", "exp", "log", "sin", "cos"),
         ("tanh", "tanh_", "sigmoid", "sigmoid_", "silu", "unsafe_chunk"),
         ("eq", "ne", "lt", "le", "gt", "ge", "minimum", "maximum", "where", "logical_and"),
-        ("__or__", "any", "cumprod"),
+        ("__or__", "any", "cumprod", "cummin"),
         ("sum", "mean", "amax", "argmax", "cumsum", "bincount", "softmax", "logsumexp", "rms_norm"),
         ("cumprod", "round", "special_entr", "__rshift__", "__and__", "__xor__"),
         ("sort", "argsort", "topk", "repeat", "repeat_interleave", "tril", "outer", "one_hot"),

@@ -19,6 +19,8 @@ from moebench.train.routing_metrics import routing_metrics
 from moebench.train.run import Trained
 from moebench.train.text import Windows
 
+OF_TRAINING = ("adam.", "training.")
+"""How names of tensors begin that belong to the training and not to the network."""
 EVALUATION_BATCH = 32
 """Windows of one forward pass of an evaluation."""
 
@@ -85,7 +87,7 @@ def load_network(trained: Trained) -> Network:
     m = trained.manifest
     network = build_network(m.model, m.router, m.router_options, m.seed)
     weights = dict(network.named_weights())
-    found = {name: t for name, t in trained.tensors.items() if not name.startswith("adam.")}
+    found = {name: t for name, t in trained.tensors.items() if not name.startswith(OF_TRAINING)}
     restore(weights, found, trained.folder)
     return network.eval()
 

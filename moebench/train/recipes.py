@@ -26,6 +26,7 @@ from moebench.train.adamoe import (
 from moebench.train.base import BaseOptions, BaseRecipe, build_network, load_network
 from moebench.train.loop import Budget, Recipe, train
 from moebench.train.plan import scaled_up, training_suite
+from moebench.train.regression_k import RegressionKOptions, RegressionKRecipe
 from moebench.train.rmoe import RMOE_FLAGS, RMoEOptions, twin_options
 from moebench.train.run import Trained, TrainingRun, load_trained
 from moebench.train.text import Text, load_text
@@ -140,6 +141,11 @@ def _ada_k(start: Start) -> Recipe:
     return AdaKRecipe(load_network(start.base), start.options, start.manifest.seed)
 
 
+def _regression_k(start: Start) -> Recipe:
+    assert start.base is not None
+    return RegressionKRecipe(load_network(start.base), start.options)
+
+
 _RATE = {"learning_rate": "peak of the schedule"}
 RECIPES: dict[str, RecipeKind] = {
     "base": RecipeKind(
@@ -165,6 +171,16 @@ RECIPES: dict[str, RecipeKind] = {
         needs_base=True,
         ends_early=False,
         flags=_RATE,
+    ),
+    "regression-k": RecipeKind(
+        "Measure what one expert fewer costs on a trained model, and fit a router to it.",
+        RegressionKOptions,
+        _regression_k,
+        "regression-k",
+        lambda options, model: {"least_cost": options.least_cost},
+        needs_base=True,
+        ends_early=False,
+        flags={"least_cost": "predicted rise in nats from which on an expert runs"},
     ),
     "rmoe": RecipeKind(
         "Train a small MoE language model with RMoE's recurrent router.",
