@@ -11,11 +11,18 @@ from typing import Annotated, Any, Literal
 from moebench.routers.policy import known_policies
 from moebench.spec.hardware import load_hardware
 from moebench.spec.model import model_names
-from moebench.spec.schema import from_mapping, read_toml
+from moebench.spec.schema import check_range, from_mapping, read_toml
 from moebench.units import Flops, nearest
 from moebench.version import PACKAGE
 
-Quantity = Literal["speedup", "expert-speedup", "flops-saved", "training-time", "training-memory"]
+Quantity = Literal[
+    "speedup",
+    "expert-speedup",
+    "flops-saved",
+    "training-time",
+    "training-memory",
+    "router-training",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,25 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class RouterTraining:
+    """How a router is trained on a frozen model."""
+
+    source: str
+    devices: int
+    """GPUs."""
+    samples: int
+    longest: int
+    """Most tokens of a sample."""
+    batch: int
+    """Samples."""
+    epochs: int
+    """Updates of PPO on each batch."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "devices", "samples", "longest", "batch", "epochs", least=1)
+
+
+@dataclass(frozen=True)
 class Claim:
     """One claim: a published number, or the fact that none was published."""
 
@@ -72,7 +98,8 @@ class Claim:
     router: str
     """Policy that prices the claim; a router without a policy is never priced."""
     printed: str = ""
-    """Number as printed: a ratio to the baseline, or the share saved; "" if none is claimed."""
+    """Number as printed: a ratio to the baseline, the share saved, or hours of training a router;
+    "" if none is claimed."""
     model: str | None = None
     """Name of a shipped model."""
     k: str | None = None
@@ -88,6 +115,8 @@ class Claim:
     flops_ratio: float | None = None
     """Time over the baseline's, or speedup, by the paper's arithmetic, without a model to count."""
     flops_source: str = ""
+    training: RouterTraining | None = None
+    """Recipe of a router's training."""
     missing: tuple[str, ...] = ()
     """What a test of this claim would need, beyond what the paper leaves unstated."""
     note: str = ""
@@ -96,6 +125,10 @@ class Claim:
         _ = self.value, self.mean_k  # raise if they are no numbers
         if self.quantity == "flops-saved" and not (self.printed.endswith("%") and self.model):
             raise ValueError("quantity: flops-saved needs a model and printed = a percentage")
+        if self.quantity == "router-training" and not (
+            self.training and self.model and self.printed
+        ):
+            raise ValueError("quantity: router-training needs a model, hours and a training table")
         if self.k_shares and abs(sum(self.k_shares) - 1) > 1e-6:
             raise ValueError(f"k_shares: found {self.k_shares}, expected shares that sum to 1")
         if self.model is not None:
@@ -146,6 +179,8 @@ class Paper:
                 raise ValueError("hardware_source: missing, expected where the paper says so")
         if self.sample_tokens is not None and not self.sample_source:
             raise ValueError("sample_source: missing, expected where the paper says so")
+        if any(one.training for one in self.claim) and None in (self.hardware, self.sample_tokens):
+            raise ValueError("training: expected hardware and sample_tokens beside it")
 
 
 def load_papers() -> tuple[Paper, ...]:

@@ -17,6 +17,7 @@ from moebench.predict.claims.arithmetic import (
     time_ratio,
 )
 from moebench.predict.claims.papers import Claim, Paper
+from moebench.predict.claims.router_training import TrainingCost, router_training
 from moebench.predict.claims.verdict import (
     ClaimVerdict,
     Reach,
@@ -24,6 +25,7 @@ from moebench.predict.claims.verdict import (
     fitting_batches,
     flops_verdict,
     holds,
+    hours_verdict,
     reach,
 )
 from moebench.predict.serving.deployment import Deployment
@@ -34,7 +36,7 @@ from moebench.spec.case import Phase
 from moebench.spec.hardware import HardwareSpec, load_hardware
 from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.parameters import parameters
-from moebench.units import BYTES_PER_ELEMENT
+from moebench.units import BYTES_PER_ELEMENT, Seconds
 
 NEWER = ("h100-sxm", "h200-sxm", "b200-sxm")
 BATCHES = tuple(2**power for power in range(13))
@@ -43,6 +45,7 @@ SAMPLE_TOKENS = 256
 FULL = 0.9
 """Share of memory that weights may take; the rest is for cache and activations."""
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
+HOUR: Seconds = 3600.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Settled:
     """Value of the claimed quantity if it followed FLOPs."""
     curves: tuple[Curve, ...]
     verdict: ClaimVerdict
+    training: TrainingCost | None = None
 
 
 def settle_claim(paper: Paper, claim: Claim) -> Settled:
@@ -91,6 +95,8 @@ def settle_claim(paper: Paper, claim: Claim) -> Settled:
         assert claimed is not None
         verdict = flops_verdict(claimed, counted.low, counted.high, counted.ceiling)
         return Settled(paper, claim, counted, counted.value, (), verdict)
+    if claim.quantity == "router-training":
+        return _settle_training(paper, claim)
     if claim.quantity != "speedup" or claim.model is None:
         ratio = time_ratio(claim)
         verdict = ClaimVerdict("not testable", "missing " + "; ".join(claim.missing))
@@ -104,6 +110,15 @@ def settle_claim(paper: Paper, claim: Claim) -> Settled:
     )
     verdict = speed_verdict(paper, claim, curves)
     return Settled(paper, claim, counted, 1 / (1 - counted.value), curves, verdict)
+
+
+def _settle_training(paper: Paper, claim: Claim) -> Settled:
+    """Claimed hours of a router's training, settled on copies of the model on the fewest GPUs."""
+    assert paper.hardware and claim.model and claim.value
+    split = devices_for(load_model(claim.model), load_hardware(paper.hardware))
+    cost = router_training(paper, claim, split)
+    verdict = hours_verdict(claim.value, cost.low / HOUR, cost.high / HOUR)
+    return Settled(paper, claim, None, None, (), verdict, cost)
 
 
 def with_reach(curve: Curve, claim: Claim) -> Curve:

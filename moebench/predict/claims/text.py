@@ -5,6 +5,7 @@ from typing import Any
 
 from moebench import terminal
 from moebench.predict.claims.settle import (
+    HOUR,
     PHASES,
     Curve,
     Settled,
@@ -27,6 +28,9 @@ SPEED_TITLES = (
     "verdict",
     "H100", "H200", "B200",
 )  # fmt: skip
+TRAINING_TITLES = (
+    "claim", "model", "GPUs", "claimed", "predicted", "EFLOP", "energy at most", "verdict",
+)  # fmt: skip
 UNPRICED_TITLES = ("claim", "quantity", "claimed", "FLOPs say", "verdict")
 HOW = """\
 How a verdict is decided
@@ -46,6 +50,12 @@ How a verdict is decided
   kernel, on the fewest GPUs that hold the bf16 weights. Decode writes one token a sequence;
   prefill takes whole sequences in one step; the batch is the number of sequences. Batches that do
   not fit into memory do not count. Experts run in a fused kernel, never in a loop over experts.
+- Hours of training a router on a frozen model: its forward passes as a trainer runs them, on copies
+  of the model on the fewest GPUs that hold it, with samples of the greatest length. From: samples
+  as short as those for which the paper counts FLOPs, at the lower end of the 90 % interval. To: the
+  longest, with the network run again in each epoch, at the upper end. The claim promises at most
+  these hours. It holds if it is at least the lower end, surely if at least the upper one. "Energy
+  at most" is the GPUs' power limit over the predicted time.
 - Training time and memory are the router's over top-k's, by FLOPs of the layers alone.
 - Not testable: nothing is claimed, or the verdict names what is missing."""
 
@@ -65,6 +75,7 @@ def render(settled: Sequence[Settled]) -> str:
         table(FLOPS_TITLES, flops_rows(settled)),
         table(SPEED_TITLES, speed_rows(settled)),
         *common_in_words(settled),
+        table(TRAINING_TITLES, training_rows(settled)),
         table(UNPRICED_TITLES, unpriced_rows(settled)),
         *(curves_in_words(one) for one in settled if one.curves),
         "\n".join(["What the predictions rest on", *caveats]),
@@ -132,6 +143,24 @@ def common_in_words(settled: Sequence[Settled]) -> list[str]:
     return found
 
 
+def training_rows(settled: Sequence[Settled]) -> list[list[str]]:
+    """Rows on claimed hours of a router's training, beside the predicted ones."""
+    return [
+        [
+            _title(one),
+            claim.model or "–",
+            f"{claim.training.devices} x {_short(one.paper.hardware)}",
+            f"{claim.printed} h",
+            f"{cost.seconds / HOUR:.2f} h [{cost.low / HOUR:.2f}, {cost.high / HOUR:.2f}]",
+            f"{cost.flops / 1e18:.2f}",
+            "–" if cost.most_energy is None else f"{cost.most_energy / 3.6e6:.1f} kWh",
+            f"{one.verdict.answer}: {one.verdict.reason}",
+        ]
+        for one in settled
+        if (cost := one.training) and (claim := one.claim).training and one.paper.hardware
+    ]
+
+
 def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
     """Rows on claims that cannot be priced from what the papers state."""
     return [
@@ -143,7 +172,7 @@ def unpriced_rows(settled: Sequence[Settled]) -> list[list[str]]:
             _verdict(one),
         ]
         for one in settled
-        if not one.curves and one.claim.quantity != "flops-saved"
+        if not one.curves and not one.training and one.claim.quantity != "flops-saved"
     ]
 
 
@@ -199,6 +228,7 @@ def document(settled: Sequence[Settled]) -> dict[str, Any]:
                 "verdict": one.verdict.answer,
                 "reason": one.verdict.reason,
                 "curves": encode(one.curves),
+                "training_cost": encode(one.training),
             }
             for one in settled
         ],

@@ -32,6 +32,15 @@ def flops_verdict(claimed: Rounded, low: float, high: float, ceiling: float | No
     return ClaimVerdict("cannot hold", f"the architecture saves {side}")
 
 
+def hours_verdict(claimed: Rounded, low: float, high: float) -> ClaimVerdict:
+    """Verdict on hours that a training took, which are predicted to be `low` to `high`."""
+    if claimed.high < low:
+        return ClaimVerdict("cannot hold", f"it takes {low:.2f} h at the least")
+    surely = "surely, " if claimed.low >= high else ""
+    most, least = claimed.value / low, claimed.value / high
+    return ClaimVerdict("holds", f"{surely}{least:.1f} to {most:.0f} times the predicted hours")
+
+
 def reach(claimed: Rounded, low: float, high: float) -> Reach:
     """How far a predicted speedup in [low, high] reaches the claimed one."""
     if claimed.high <= low:
