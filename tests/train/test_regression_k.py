@@ -1,17 +1,19 @@
 """Regression-k on a language model: what is measured is what leaving an expert out costs."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from moebench.records.quality import SignedInterval
+from moebench.records.training import TrainingManifest
 from moebench.routers.policy import policy
 from moebench.routers.routing import build_routers
 from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
-from moebench.train.base import Network, build_network
+from moebench.train.base import Network, build_network, load_network, mean_loss
 from moebench.train.layer_costs import LayerCost, layer_costs, static_k
 from moebench.train.regression_k import (
     RegressionKOptions,
@@ -19,7 +21,9 @@ from moebench.train.regression_k import (
     costed,
     measured_costs,
     set_shared_mean,
+    trained_fits,
 )
+from moebench.train.run import Trained
 
 
 @pytest.fixture
@@ -68,7 +72,25 @@ def test_the_base_stays_as_it_is_and_the_fit_is_what_is_restored(
     for name, tensor in again.tensors().items():
         tensor.copy_(recipe.tensors()[name])
     assert again.validation_loss(batch) == loss
-    assert len(recipe.fits) == 2
+    manifest = TrainingManifest(
+        run="made-for-tests",
+        recipe="regression-k",
+        options={},
+        router="regression-k",
+        router_options={"least_cost": 0.0},
+        model=base.language_model.model,
+        seed=1,
+        tokens=1,
+        batch=4,
+        window=16,
+        text="none",
+        text_sha256="0",
+    )
+    found = Trained(Path(), manifest, recipe.tensors(), "")
+    for saved, fit in zip(trained_fits(found), recipe.fits, strict=True):
+        assert torch.equal(saved.weight, fit.weight)
+        assert torch.equal(saved.r_squared, fit.r_squared)
+    assert mean_loss(load_network(found), batch) == loss
 
 
 def test_one_threshold_serves_all_layers(base: Network) -> None:
