@@ -9,6 +9,7 @@ from moebench.records.manifest import read_manifest, run_kind
 from moebench.records.run import load_run
 from moebench.report.backends import report_experts
 from moebench.report.output import run_summary, terminal_report, write_report
+from moebench.report.pareto.output import report_pareto
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    if run_kind(read_manifest(options.run)) == "experts":
+    manifest = read_manifest(options.run)
+    if manifest.get("kind") == "pareto":
+        return report_pareto(options.run, options.json)
+    if run_kind(manifest) == "experts":
         return report_experts(options.run, options.json)
     run = load_run(options.run)
     terminal.write_beside(lambda: write_report(run))

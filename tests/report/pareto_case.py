@@ -1,9 +1,23 @@
 """A small, plausible pareto run for the tests of its report: what a law gives, with noise."""
 
+import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
+from moebench.records.checksum import Line
+from moebench.records.pareto_run import (
+    CellTime,
+    LatencyCell,
+    NotTrained,
+    ParetoManifest,
+    ParetoRecord,
+    ParetoRun,
+    PredictedRatio,
+    TrainingCost,
+)
 from moebench.records.quality import Quality, SeedSpread, SignedInterval, TextLoss
+from moebench.records.results import Interval, Ratio
 from moebench.records.router_use import (
     ColouredText,
     DistinctExperts,
@@ -13,6 +27,7 @@ from moebench.records.router_use import (
     RouterUse,
 )
 from moebench.report.pareto.entries import Curve, Entry, Shown, Verdict
+from moebench.report.pareto.reading import entry, shown_run
 
 BASE_K, EXPERTS, LAYERS = 2.0, 8, 4
 CLASSES = {
@@ -116,76 +131,122 @@ def router_use(mean_k: float, is_adaptive: bool, noise: random.Random) -> Router
     )
 
 
-def pareto_entries() -> list[Entry]:
+CELLS = (
+    *(LatencyCell("decode", batch, 256) for batch in (1, 16, 256)),
+    LatencyCell("prefill", 4, 256),
+    LatencyCell("train", 16, 256),
+)
+SHARE_OF_EXPERTS = (0.05, 0.5, 0.9, 0.9, 0.7)
+"""Share of the time of each cell that experts take."""
+
+
+def pareto_records() -> list[ParetoRecord]:
     """The base and all routers."""
     noise = random.Random(1)
-    entries = [
-        Entry(
-            "base",
-            "top-k",
-            True,
-            BASE_K,
-            quality(None, 1, 0),
-            router_use(2.0, False, noise),
-            {b: interval(1.0, 1e-9) for b in (1, 16, 256)},
-            None,
-            {"H100": 1.0, "B200": 1.0},
-            None,
-            1.31e6,
-            None,
-            None,
-            None,
-            "the base's own training",
-            "the base's own training",
-        )
-    ]
+    records = [record("base", "top-k", "base", None, 2.0, noise)]
     for family, (slope, points) in RIVALS.items():
         for k in points:
             saved = 1 - k / BASE_K
             over = 0.09 * slope * saved**1.5 if slope > 0 else 0.01 * slope
             over += noise.gauss(0, 0.0006)
             is_trained = family in ("ada-k", "adamoe", "rmoe", "regression-k")
-            floor = {1: 0.05, 16: 0.5, 256: 0.9}
-            ratios = {
-                b: interval(1.03 - 0.6 * share * saved + noise.gauss(0, 0.005), 0.012)
-                for b, share in floor.items()
-            }
-            is_adaptive = family not in ("fixed-k", "rmoe")
-            entries.append(
-                Entry(
-                    f"{family}, k {k:g}",
-                    family,
-                    False,
-                    BASE_K,
-                    quality(over, 3 if is_trained else 1, 3_000_000 if is_trained else 0),
-                    router_use(k, is_adaptive, noise),
-                    ratios,
-                    None,
-                    {"H100": 1.01 - 0.5 * saved, "B200": 1.015 - 0.45 * saved},
-                    None,
-                    1.31e6 * (0.4 + 0.6 * k / BASE_K),
-                    None,
-                    400.0 if is_trained else 0.0,
-                    None,
-                    None,
-                    "no energy counter on this machine",
-                )
+            recipe = family if is_trained else None
+            records.append(record(f"{family}, k {k:g}", family, recipe, over, k, noise))
+    return records
+
+
+def record(
+    setting: str,
+    router: str,
+    recipe: str | None,
+    over: float | None,
+    k: float,
+    noise: random.Random,
+) -> ParetoRecord:
+    """A router's record; `over` is its loss less the base's, None for the base."""
+    saved, is_base = 1 - k / BASE_K, over is None
+    seeds = 3 if recipe and not is_base else 1
+    times, predictions = [], []
+    for cell, share in zip(CELLS, SHARE_OF_EXPERTS, strict=True):
+        value = 1.03 - 0.6 * share * saved + noise.gauss(0, 0.005)
+        speedup = Ratio("speedup", router, "base", 1 / value, 0.99 / value, 1.01 / value, None, 20)
+        times.append(
+            CellTime(
+                cell,
+                Interval(1e-3 * value, 9e-4, 1.2e-3, 0.95),
+                None,
+                None if is_base else speedup,
+                None,
+                "no energy counter on this machine",
             )
-    return entries
+        )
+    for hardware, gain in (("H100", 0.5), ("B200", 0.45)):
+        for batch in (1, 16, 256):
+            ratio = 1.0 if is_base else 1.01 - gain * saved * (0.4 + 0.1 * math.log2(batch) / 1.6)
+            predictions.append(PredictedRatio("tiny", hardware, batch, ratio, None))
+    tokens = 3_000_000 if seeds > 1 else 0
+    missing = "no energy counter on this machine"
+    text = coloured_text() if router in ("ada-k", "top-p") and k in (1.4, 1.5) else None
+    return ParetoRecord(
+        setting=setting,
+        router=router,
+        options={},
+        recipe=recipe,
+        runs=("tiny-base-1",),
+        twin=None,
+        calibrated_k=None,
+        base_k=int(BASE_K),
+        quality=quality(over, seeds, tokens),
+        use=router_use(k, router not in ("fixed-k", "rmoe", "top-k"), noise),
+        mean_k_by_seed=(k,) * seeds,
+        test_window_losses=((0.95,) * 512,) * seeds,
+        flops_per_token=1.31e6 * (0.4 + 0.6 * k / BASE_K),
+        flops_missing=None,
+        base_flops_per_token=1.31e6,
+        times=tuple(times),
+        predictions=tuple(predictions),
+        training=TrainingCost(tokens, 400.0, 1e12, None, None, missing) if tokens else None,
+        text=text,
+    )
 
 
-def coloured_texts() -> dict[str, ColouredText]:
-    """A piece of source text with the experts of two routers."""
+def pareto_entries() -> list[Entry]:
+    """The base and all routers, as tables and figures show them."""
+    return [entry(each) for each in pareto_records()]
+
+
+def coloured_text() -> ColouredText:
+    """A piece of source text with experts drawn at random, letters with more than others."""
     text = Path(__file__).read_text(encoding="utf-8")[:1500]
     noise = random.Random(2)
-    result = {}
-    for name, high in (("ada-k, k 1.5", 0.5), ("top-p, k 1.4", 0.4)):
-        layers = tuple(
-            tuple(1 + (noise.random() < high + 0.3 * (c.isalpha() - 0.5)) for c in text)
-            for _ in range(LAYERS)
-        )
-        result[name] = ColouredText(text, 1024, layers, (1.0,) * len(text), 2)
-    return result
+    layers = tuple(
+        tuple(1 + (noise.random() < 0.5 + 0.3 * (c.isalpha() - 0.5)) for c in text)
+        for _ in range(LAYERS)
+    )
+    return ColouredText(text, 1024, layers, (1.0,) * len(text), 2)
+
+
+def pareto_run(directory: Path) -> ParetoRun:
+    """A run in memory, as `load_pareto_run` gives it."""
+    manifest = ParetoManifest(
+        run="20261129T071000Z-abc1234",
+        suite="pareto",
+        suite_sha256="0",
+        title="Quality against cost: tiny",
+        command="python -m moebench.suite pareto",
+        environment={"fingerprint": "f"},
+        started_at="2026-11-29T07:10:00+00:00",
+        machine="AMD EPYC, 2 cores",
+        training_suite="tiny",
+        training_folder="results/train",
+        trainings={"tiny-base-20000000-s1": 20_000_000},
+        text="python stdlib 3.12",
+        text_sha256="ab12cd34" * 8,
+        not_trained=(NotTrained("adamoe with rmoe's state", ("x-1",), 3_000_000, "no time left"),),
+        settings=("never reached",),
+    )
+    lines = tuple(Line("", b"", each, None) for each in pareto_records())
+    return ParetoRun(directory, manifest, lines)
 
 
 def curves() -> list[Curve]:
@@ -207,36 +268,21 @@ def curves() -> list[Curve]:
     return result
 
 
+VERDICTS = (
+    Verdict(
+        "Ada-K: 25 % fewer assignments within 0.002 nats/byte",
+        "did not hold",
+        "at 25 % fewer: +0.0065 [+0.0053, +0.0077]",
+    ),
+    Verdict(
+        "AdaMoE: 14.5 % fewer at no worse loss than the base fine-tuned alike",
+        "could not be resolved",
+        "+0.0023 ± 0.0012; would need 4,000 windows",
+    ),
+    Verdict("RMoE: lower loss than its twin at equal tokens", "held", "−0.0014 [−0.0026, −0.0002]"),
+)
+
+
 def pareto_shown() -> Shown:
     """Everything that a report shows."""
-    return Shown(
-        "Quality against cost: tiny",
-        "AMD EPYC, 2 cores · float32 · run 20261129T071000Z-abc1234 · done",
-        "Measured on AMD EPYC, 2 cores, float32. Text python stdlib 3.12 (sha256 ab12cd34...), "
-        "512 windows of 256 bytes of each part; base of one seed, 20 M tokens. To repeat it: "
-        "python -m moebench.suite pareto",
-        (
-            Verdict(
-                "Ada-K: 25 % fewer assignments within 0.002 nats/byte",
-                "did not hold",
-                "at 25 % fewer: +0.0065 [+0.0053, +0.0077]",
-            ),
-            Verdict(
-                "AdaMoE: 14.5 % fewer at no worse loss than the base fine-tuned alike",
-                "could not be resolved",
-                "+0.0023 ± 0.0012; would need 4,000 windows",
-            ),
-            Verdict(
-                "RMoE: lower loss than its twin at equal tokens",
-                "held",
-                "−0.0014 [−0.0026, −0.0002]",
-            ),
-        ),
-        pareto_entries(),
-        curves(),
-        coloured_texts(),
-        ("adamoe with rmoe's state: left out for lack of time",),
-        (),
-        {"machine": "AMD EPYC, 2 cores", "base tokens": "20 M", "text sha256": "ab12cd34" * 8},
-        "python -m moebench.suite pareto",
-    )
+    return replace(shown_run(pareto_run(Path("run")), VERDICTS), curves=curves())

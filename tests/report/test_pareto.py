@@ -3,10 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from report.pages import PageText
-from report.pareto_case import coloured_texts, pareto_entries, pareto_shown
+from report.pareto_case import coloured_text, pareto_entries, pareto_run, pareto_shown
 
+from moebench.records.checksum import append_lines, write_document
+from moebench.records.manifest import MANIFEST
+from moebench.records.pareto_run import PARETO_RECORDS
 from moebench.records.training import TrainingManifest
+from moebench.report.cli import main
 from moebench.report.document import markdown, page
 from moebench.report.pareto.coloured import coloured_page, mean_k, shown_lines
 from moebench.report.pareto.drawings import pareto_pictures
@@ -16,6 +21,7 @@ from moebench.report.pareto.sections import VERDICTS, pareto_blocks
 from moebench.report.pareto.table import pareto_table
 from moebench.report.pareto.training_curves import curve_titles
 from moebench.spec.model import load_model
+from moebench.spec.schema import encode
 
 HOSTILE = '<script>alert("x")</script>&amp;'
 
@@ -31,13 +37,19 @@ def test_every_entry_is_a_row_of_the_table() -> None:
 def test_measured_and_predicted_times_have_columns_of_their_own() -> None:
     """A value that is only measured, or only predicted, shows in no column of the other kind."""
     entry = pareto_entries()[1]
-    only_measured = replace(entry, predicted_ratios={}, predicted_missing="not asked for")
-    only_predicted = replace(entry, latency_ratios={}, latency_missing="not timed")
+    only_measured = replace(
+        entry,
+        predicted_ratios={},
+        predicted_missing=dict.fromkeys(entry.predicted_ratios, "not asked for"),
+    )
+    only_predicted = replace(
+        entry, latency_ratios={}, latency_missing=dict.fromkeys(entry.latency_ratios, "not timed")
+    )
     table = pareto_table([only_measured, only_predicted])
     measured, predicted = (row for section in table.sections for row in section.rows)
     titles = {column.key: column.title for column in table.columns}
-    times = [key for key, title in titles.items() if "time " in title]
-    assert len(times) == 5
+    times = [key for key, title in titles.items() if key.startswith(("measured", "predicted"))]
+    assert len(times) == 11
     for key in times:
         is_prediction = key.startswith("predicted")
         assert titles[key].startswith("predicted") == is_prediction
@@ -69,7 +81,12 @@ def test_what_it_rests_on_is_below_every_figure() -> None:
     """And a run without latency, text or curves says which figures it lacks."""
     shown = pareto_shown()
     bare = [
-        replace(e, latency_ratios={}, latency_missing="not timed", predicted_ratios={})
+        replace(
+            e,
+            latency_ratios={},
+            latency_missing=dict.fromkeys(e.latency_ratios, "not timed"),
+            predicted_ratios={},
+        )
         for e in shown.entries[:3]
     ]
     few = replace(shown, entries=bare, texts={}, curves=())
@@ -83,7 +100,7 @@ def test_text_of_a_file_stays_text_on_the_pages() -> None:
     shown = pareto_shown()
     entries = [replace(entry, title=HOSTILE) for entry in shown.entries[:2]]
     entries[1] = replace(entries[1], flops_per_token=None, flops_missing=HOSTILE)
-    texts = {HOSTILE: replace(coloured_texts()["ada-k, k 1.5"], text=HOSTILE * 40)}
+    texts = {HOSTILE: replace(coloured_text(), text=HOSTILE * 40)}
     texts[HOSTILE] = replace(texts[HOSTILE], k=((1,) * (len(HOSTILE) * 40),))
     hostile = replace(shown, title=HOSTILE, entries=entries, texts=texts, rests_on=HOSTILE)
     report = PageText(page(HOSTILE, pareto_blocks(hostile, (), ())))
@@ -94,7 +111,7 @@ def test_text_of_a_file_stays_text_on_the_pages() -> None:
 
 
 def test_coloured_lines_keep_every_byte_and_its_k() -> None:
-    text = coloured_texts()["ada-k, k 1.5"]
+    text = coloured_text()
     cells = [cell for line in shown_lines(text) for cell in line]
     assert len(cells) == len(text.text)
     assert [k for _, k in cells] == mean_k(text)
@@ -138,3 +155,17 @@ def test_a_curve_is_named_by_the_options_in_which_its_trainings_differ() -> None
         for weight, seed in ((0.01, 1), (0.02, 1), (0.02, 2))
     ]
     assert curve_titles(runs) == ["ada-k, lambda 0.01", "ada-k, lambda 0.02", "ada-k, lambda 0.02"]
+
+
+def test_the_command_reports_a_run_on_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pareto_run(tmp_path)
+    write_document(tmp_path / MANIFEST, encode(run.manifest))
+    append_lines(tmp_path / PARETO_RECORDS, run.records[:2])
+    assert main([str(tmp_path)]) == 0
+    assert "fixed-k, k 1" in capsys.readouterr().out
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "No figure “Loss curves”: no training kept its curve." in report
+    assert "adamoe with rmoe's state: no time left" in report
+    assert "never reached: was not evaluated" in report

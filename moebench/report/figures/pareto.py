@@ -16,11 +16,9 @@ from moebench.report.figures.pareto_style import (
 )
 from moebench.report.figures.style import INK, WIDTH
 from moebench.report.notation import percent
-from moebench.report.pareto.entries import Entry, families, frontier
+from moebench.report.pareto.entries import Entry, PredictedCase, families, frontier
 
 LOSS = "test loss − base (nats/byte)"
-BATCHES = (1, 16, 256)
-MACHINES = ("H100", "B200")
 
 
 def loss_against_k(entries: Sequence[Entry]) -> Figure | str:
@@ -29,7 +27,7 @@ def loss_against_k(entries: Sequence[Entry]) -> Figure | str:
         return "no router was compared with the base"
     figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
     axes = figure.subplots()
-    _points(axes, entries, [entry.use.mean_k for entry in entries], is_filled=True)
+    _points(axes, entries, [entry.mean_k for entry in entries], is_filled=True)
     loss_axis(axes, entries)
     axes.set_ylabel(LOSS)
     axes.set_xlabel("mean k: routed experts a token and layer")
@@ -46,16 +44,16 @@ def _saved_scale(base_k: float) -> tuple[Callable[[Any], Any], Callable[[Any], A
 
 
 def loss_against_time(entries: Sequence[Entry]) -> Figure | str:
-    """Figure of the difference of loss against measured time, a panel for each batch."""
-    batches = [b for b in BATCHES if any(b in entry.latency_ratios for entry in entries)]
-    if not batches:
-        reasons = dict.fromkeys(e.latency_missing for e in entries if e.latency_missing)
-        return "; ".join(filter(None, reasons)) or "no latency was measured"
+    """Figure of the difference of loss against measured time, a panel for each decode batch."""
+    cells = dict.fromkeys(c for e in entries for c in e.latency_ratios if c.phase == "decode")
+    if not cells:
+        reasons = dict.fromkeys(why for e in entries for why in e.latency_missing.values())
+        return "; ".join(reasons) or "no latency was measured"
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-    grid = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
-    for axes, batch in zip(grid, batches, strict=True):
-        own = [entry for entry in entries if batch in entry.latency_ratios]
-        ratios = [entry.latency_ratios[batch] for entry in own]
+    grid = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
+    for axes, cell in zip(grid, sorted(cells, key=lambda c: c.batch), strict=True):
+        own = [entry for entry in entries if cell in entry.latency_ratios]
+        ratios = [entry.latency_ratios[cell] for entry in own]
         _points(axes, own, [ratio.value for ratio in ratios], is_filled=True)
         for entry, ratio in zip(own, ratios, strict=True):
             if ratio.low is not None and ratio.high is not None and entry.over_base:
@@ -64,7 +62,7 @@ def loss_against_time(entries: Sequence[Entry]) -> Figure | str:
                 axes.errorbar(
                     ratio.value, entry.over_base.value, xerr=ends, color=colour, lw=0.8, alpha=0.6
                 )
-        axes.set_title(f"{batch} token{'s' * (batch > 1)} a step")
+        axes.set_title(cell.title)
         axes.axvline(1, color=INK, linewidth=0.8)
     _finish(figure, grid, entries, "measured time / that of the base")
     put_legend(figure, family_handles(entries))
@@ -72,19 +70,24 @@ def loss_against_time(entries: Sequence[Entry]) -> Figure | str:
 
 
 def loss_against_prediction(entries: Sequence[Entry]) -> Figure | str:
-    """Figure of the difference of loss against predicted time, a panel for each machine."""
-    machines = list(dict.fromkeys(name for entry in entries for name in entry.predicted_ratios))
-    if not machines:
-        reasons = dict.fromkeys(e.predicted_missing for e in entries if e.predicted_missing)
-        return "; ".join(filter(None, reasons)) or "nothing was predicted"
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-    grid = figure.subplots(1, len(machines), sharey=True, squeeze=False)[0]
-    for axes, machine in zip(grid, machines, strict=True):
-        own = [entry for entry in entries if machine in entry.predicted_ratios]
-        _points(axes, own, [entry.predicted_ratios[machine] for entry in own], is_filled=False)
-        axes.set_title(f"{machine} (predicted)")
-        axes.axvline(1, color=INK, linewidth=0.8)
-    _finish(figure, grid, entries, "PREDICTED time / that of the base")
+    """Figure of the difference of loss against predicted time: hardware down, batches across."""
+    cases = list(dict.fromkeys(case for entry in entries for case in entry.predicted_ratios))
+    if not cases:
+        reasons = dict.fromkeys(why for e in entries for why in e.predicted_missing.values())
+        return "; ".join(reasons) or "nothing was predicted"
+    cases = [case for case in cases if case.model == cases[0].model]
+    rows = list(dict.fromkeys(case.hardware for case in cases))
+    columns = sorted({case.batch for case in cases})
+    figure = Figure(figsize=(WIDTH, 0.8 + 3.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), sharey=True, squeeze=False)
+    for row, hardware in zip(grid, rows, strict=True):
+        for axes, batch in zip(row, columns, strict=True):
+            case = PredictedCase(cases[0].model, hardware, batch)
+            own = [entry for entry in entries if case in entry.predicted_ratios]
+            _points(axes, own, [entry.predicted_ratios[case] for entry in own], is_filled=False)
+            axes.set_title(f"{hardware}, batch {batch}\n(predicted)")
+            axes.axvline(1, color=INK, linewidth=0.8)
+        _finish(figure, row, entries, f"PREDICTED time of {cases[0].model} / that of the base")
     put_legend(figure, family_handles(entries, is_filled=False))
     return figure
 

@@ -82,7 +82,7 @@ def _heat(entries: Sequence[Entry], table: Sequence[Sequence[float]], names: lis
 
 
 def _with_k(entry: Entry) -> str:
-    return f"{shown(entry.title)} (k {entry.use.mean_k:.2f})"
+    return f"{shown(entry.title)} (k {entry.mean_k:.2f})"
 
 
 def k_by_place(entries: Sequence[Entry]) -> Figure | str:

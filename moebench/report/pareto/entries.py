@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from moebench.records.pareto_run import LatencyCell
 from moebench.records.quality import Quality, SignedInterval
 from moebench.records.router_use import ColouredText, LayerUse, RouterUse
 from moebench.units import Flops, Joules, Seconds
@@ -11,6 +12,15 @@ WITHIN_NATS = 0.002
 """Difference of loss in nats a byte that Ada-K's aim allows."""
 CLAIMED_SHARE = 0.75
 """Share of the base's assignments that is left by Ada-K's aim of 25 % fewer."""
+
+
+@dataclass(frozen=True)
+class PredictedCase:
+    """What a predicted time is of."""
+
+    model: str
+    hardware: str
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -25,13 +35,16 @@ class Entry:
     """Experts a token of the base in each layer."""
     quality: Quality
     use: RouterUse
-    latency_ratios: Mapping[int, SignedInterval] = field(default_factory=dict)
-    """Measured time over that of the base, by tokens a step."""
-    latency_missing: str | None = None
+    mean_k: float
+    """Mean over layers and seeds."""
+    latency_ratios: Mapping[LatencyCell, SignedInterval] = field(default_factory=dict)
+    """Measured time over that of the base."""
+    latency_missing: Mapping[LatencyCell, str] = field(default_factory=dict)
     """Why a measured ratio is missing."""
-    predicted_ratios: Mapping[str, float] = field(default_factory=dict)
-    """Predicted time over that of the base, by machine."""
-    predicted_missing: str | None = None
+    predicted_ratios: Mapping[PredictedCase, float] = field(default_factory=dict)
+    """Predicted time over that of the base."""
+    predicted_missing: Mapping[PredictedCase, str] = field(default_factory=dict)
+    """Why a predicted ratio is missing."""
     flops_per_token: Flops | None = None
     flops_missing: str | None = None
     training_seconds: Seconds | None = None
@@ -49,7 +62,7 @@ class Entry:
     @property
     def saved(self) -> float:
         """Share of the base's assignments that the router does not make."""
-        return 1 - self.use.mean_k / self.base_k
+        return 1 - self.mean_k / self.base_k
 
     @property
     def is_constant(self) -> bool:
@@ -86,7 +99,7 @@ def representatives(entries: Sequence[Entry]) -> list[Entry]:
     chosen = [entry for entry in entries if entry.is_base]
     for name in families(entries):
         own = [entry for entry in entries if entry.family == name and not entry.is_base]
-        chosen.append(min(own, key=lambda e: abs(e.use.mean_k / e.base_k - CLAIMED_SHARE)))
+        chosen.append(min(own, key=lambda e: abs(e.mean_k / e.base_k - CLAIMED_SHARE)))
     return chosen
 
 

@@ -33,7 +33,7 @@ def gain_blocks(entries: Sequence[Entry]) -> list[Block]:
         rows.append(
             (
                 entry.title,
-                f"{entry.use.mean_k:.3f}",
+                f"{entry.mean_k:.3f}",
                 f"{whole:+.4f}".replace("-", "−"),
                 difference_text(layers),
                 difference_text(tokens),

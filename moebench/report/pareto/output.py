@@ -3,20 +3,36 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from moebench import terminal
 from moebench.files import replace_file
+from moebench.records.pareto_run import load_pareto_run
 from moebench.report.document import markdown, page
 from moebench.report.pareto.coloured import coloured_page
 from moebench.report.pareto.drawings import pareto_pictures
 from moebench.report.pareto.entries import Entry, Shown
+from moebench.report.pareto.reading import shown_run
 from moebench.report.pareto.sections import pareto_blocks
 from moebench.report.pareto.table import LEGEND, pareto_table
 from moebench.report.table import fill
+from moebench.spec.schema import encode
 from moebench.terminal import text_table
 from moebench.units import printable
 
 BY_BYTE = "k-by-byte.html"
-ON_A_TERMINAL = ("router", "mean_k", "saved", "over_base", "measured ", "predicted ")
+ON_A_TERMINAL = ("router", "mean_k", "saved", "over_base", "measured decode", "predicted ")
 """Starts of the keys of the columns that a terminal shows; report.md has all."""
+
+
+def report_pareto(directory: Path, as_json: bool) -> int:
+    """Write the report of a run into its directory, and print it; 0."""
+    run = load_pareto_run(directory)
+    shown = shown_run(run, ())
+    terminal.write_beside(lambda: write_shown(directory, shown))
+    if as_json:
+        terminal.show_json({"directory": str(directory), "records": encode(run.records)})
+    else:
+        terminal.show(terminal_text(shown))
+    return 0
 
 
 def write_shown(directory: Path, shown: Shown) -> tuple[Path, ...]:

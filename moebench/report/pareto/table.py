@@ -6,9 +6,10 @@ footnote says why.
 
 from collections.abc import Callable, Sequence
 
+from moebench.records.pareto_run import LatencyCell
 from moebench.records.quality import SignedInterval
 from moebench.report.notation import DASH, percent
-from moebench.report.pareto.entries import Entry, families
+from moebench.report.pareto.entries import Entry, PredictedCase, families
 from moebench.report.table import (
     Column,
     Note,
@@ -34,44 +35,46 @@ LAST = (
     Column("seconds", "training time"),
     Column("joules", "training energy"),
 )
+PREDICTED = "predicted time"
 LEGEND = (
     "mean k: routed experts a token and layer on the test windows. less the base's: the test loss "
     "less that of the base on the same windows, with its 95 % interval over windows and, where "
-    "there are several, over seeds; the base has one seed, so that it holds for this base. time at "
-    "a batch: measured time of a decode step over that of the base in the same rounds, with its "
-    "95 % interval, below 1 is faster. predicted: computed for a machine that nothing was measured "
-    "on. tokens trained: after the base; energy: gross, of the router's training."
+    "there are several, over seeds; the base has one seed, so that it holds for this base. "
+    "measured time: that of a step over the base's in the same rounds, with its 95 % interval; "
+    "below 1 is faster. predicted time: computed for a machine that nothing was measured on. "
+    "tokens trained: after the base; energy: gross, of the router's training."
 )
 
 
 def pareto_table(entries: Sequence[Entry]) -> ReportTable:
     """The table of all entries; the base comes first."""
-    batches = sorted({batch for entry in entries for batch in entry.latency_ratios})
-    machines = list(dict.fromkeys(name for e in entries for name in e.predicted_ratios))
+    cells = list(dict.fromkeys(c for e in entries for c in (*e.latency_ratios, *e.latency_missing)))
+    cases = predicted_cases(entries)
+    cases = [case for case in cases if case.model == cases[0].model]
     columns = (
         *FIRST,
-        *(Column(f"measured {batch}", f"measured time at batch {batch}") for batch in batches),
-        *(Column(f"predicted {name}", f"predicted time {name}") for name in machines),
+        *(Column(_measured(cell), f"measured time, {cell.title}") for cell in cells),
+        *(Column(_predicted(case), f"{PREDICTED} {_where(case)}") for case in cases),
         *LAST,
     )
     groups = [("base", [entry for entry in entries if entry.is_base])]
     for name in families(entries):
         groups.append((name, [e for e in entries if e.family == name and not e.is_base]))
     sections = [
-        TableSection("quality", name, "", tuple(_row(entry, batches, machines) for entry in own))
+        TableSection("quality", name, "", tuple(_row(entry, cells, cases) for entry in own))
         for name, own in groups
         if own
     ]
     return with_marks(columns, sections)
 
 
-def _row(entry: Entry, batches: Sequence[int], machines: Sequence[str]) -> RowCells:
+def _row(entry: Entry, cells: Sequence[LatencyCell], cases: Sequence[PredictedCase]) -> RowCells:
     quality = entry.quality
     remarks = tuple(Note(note, note) for note in entry.notes)
     row = {
         "router": TableCell(entry.title, remarks),
         "seeds": TableCell(str(len(quality.test.spread.seeds))),
-        "mean_k": TableCell(f"{entry.use.mean_k:.3f}"),
+        "mean_k": TableCell(f"{entry.mean_k:.3f}"),
         "saved": TableCell(percent(entry.saved)),
         "loss": TableCell(f"{quality.test.nats_per_byte.value:.4f}"),
         "over_base": _difference(entry.over_base, quality.test.over_base_missing),
@@ -82,14 +85,36 @@ def _row(entry: Entry, batches: Sequence[int], machines: Sequence[str]) -> RowCe
         ),
         "joules": _number(entry.training_joules, entry.joules_missing, lambda v: text(v, "energy")),
     }
-    for batch in batches:
-        ratio = entry.latency_ratios.get(batch)
-        row[f"measured {batch}"] = _times(ratio, entry.latency_missing)
-    for name in machines:
-        row[f"predicted {name}"] = _number(
-            entry.predicted_ratios.get(name), entry.predicted_missing, lambda v: f"{v:.2f}×"
-        )
+    for cell in cells:
+        reason = entry.latency_missing.get(cell)
+        row[_measured(cell)] = _times(entry.latency_ratios.get(cell), reason)
+    for case in cases:
+        row[_predicted(case)] = predicted_cell(entry, case)
     return row
+
+
+def predicted_cases(entries: Sequence[Entry]) -> list[PredictedCase]:
+    """Every case of which an entry has a predicted time, or a reason for none."""
+    each = (case for e in entries for case in (*e.predicted_ratios, *e.predicted_missing))
+    return list(dict.fromkeys(each))
+
+
+def predicted_cell(entry: Entry, case: PredictedCase) -> TableCell:
+    """The predicted ratio of a case, or a dash with its reason."""
+    ratio, reason = entry.predicted_ratios.get(case), entry.predicted_missing.get(case)
+    return _number(ratio, reason, lambda value: f"{value:.2f}×")
+
+
+def _measured(cell: LatencyCell) -> str:
+    return f"measured {cell.phase} {cell.batch} {cell.length}"
+
+
+def _predicted(case: PredictedCase) -> str:
+    return f"predicted {case.model} {_where(case)}"
+
+
+def _where(case: PredictedCase) -> str:
+    return f"{case.hardware}, batch {case.batch}"
 
 
 def _count(value: float) -> str:

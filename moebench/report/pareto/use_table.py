@@ -40,7 +40,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     ]
     return (
         entry.title,
-        f"{entry.use.mean_k:.3f}",
+        f"{entry.mean_k:.3f}",
         _correlation(against.spearman) if against else DASH,
         _decimals(against.token_spearman) if against else DASH,
         _mean([layer.lag_correlation for layer in layers]),
