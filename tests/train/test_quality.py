@@ -75,6 +75,24 @@ def test_a_batch_changes_nothing_but_for_routers_that_depend_on_it(
     assert [group.tolist() for group in spread_groups(5, 2)] == [[0, 3], [1, 4], [2]]
 
 
+def test_tokens_at_one_position_of_a_batch_are_one_decode_batch(
+    built: tuple[LanguageModel, list[Router], Tensor],
+) -> None:
+    language_model, _, windows = built
+    torch.manual_seed(5)
+    routers = build_routers(policy("oea", {"own_k": 1}), language_model.model, 2, torch.float32)
+    alone, together = (evaluate(language_model, routers, windows, grouped, b) for b in (1, 5))
+    assert alone.is_batch_aware and (alone.k == 1).all()
+    # A lowest layer sees the same input in every batch: its tokens' own experts are the union.
+    for group in spread_groups(WINDOWS, 5):
+        own, both = alone.visits[0, group], together.visits[0, group]
+        assert (own.any(0) == both.any(0)).all()
+        assert (both.sum(-1) == np.minimum(2, own.any(0).sum(-1))).all()
+    use = router_use(together, alone, None, (None, None))
+    assert [distinct.batch_tokens for distinct in use.layers[0].distinct] == [5]
+    assert [getattr(router, "positions", None) for router in routers] == [1, 1]
+
+
 def drawn(visits: np.ndarray, losses: np.ndarray | None = None) -> Evaluation:
     """An evaluation of routing that was drawn rather than run."""
     first = np.where(visits.any(-1), visits.argmax(-1), visits.shape[-1])
