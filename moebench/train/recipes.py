@@ -207,6 +207,7 @@ RECIPES: dict[str, RecipeKind] = {
         router_options=lambda options, model: options.router_options,
         needs_base=True,
         ends_early=False,
+        trained="router",
         flags=ADA_K_FLAGS,
     ),
 }
