@@ -44,12 +44,21 @@ LINES = [command for command in commands() if command.startswith("python ")]
 SMOKE = "python -m moebench.suite smoke"
 ABOUT_A_TABLE = [line for line in LINES if line.endswith(" TABLE")]
 ABOUT_A_RUN = [line for line in LINES if line.endswith((" RUN", " RUN_B"))]
+TRAINING = [line for line in LINES if "moebench.train " in line]
+SHORT = {
+    "base": "--tokens 8192",
+    "ada-k": "--tokens 49152 --warm-steps 10",
+    "adamoe": "--tokens 8192",
+    "rmoe": "--tokens 8192",
+    "regression-k": "--tokens 24576",
+}
+"""Budgets of a few steps in place of a training's own."""
 TOO_LONG = ("--selftest",)
 """Minutes by design; test_selftest.py runs it in small."""
 MEASURING = [
     line
     for line in LINES
-    if line not in (SMOKE, *ABOUT_A_RUN, *ABOUT_A_TABLE)
+    if line not in (SMOKE, *ABOUT_A_RUN, *ABOUT_A_TABLE, *TRAINING)
     and not any(option in line for option in (*QUICK, *TOO_LONG))
 ]
 INSTEAD = {
@@ -118,6 +127,19 @@ def test_a_command_of_the_pages_that_measures_runs(line: str, tmp_path: Path) ->
     done = run(line, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(BUSY)
+def test_the_trainings_run_one_after_the_other(tmp_path: Path) -> None:
+    """Each with a budget of a few steps, the base first: the others start from it."""
+    whole = [line for line in TRAINING if "--help" not in line]
+    assert [line.split()[3] for line in whole] == list(SHORT)
+    for line in whole:
+        (base,) = [*tmp_path.glob("results/train/tiny-base-*")] or ["none yet"]
+        done = run(f"{line.replace('BASE', str(base))} {SHORT[line.split()[3]]}", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "done" in done.stdout
 
 
 @pytest.mark.slow
