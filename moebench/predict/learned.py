@@ -114,7 +114,7 @@ def learned_caveats(point: LearnedPoint, model: ModelSpec) -> tuple[Caveat, ...]
 
 
 def with_caveats(rows: Sequence[Speedup], caveats: tuple[Caveat, ...]) -> tuple[Speedup, ...]:
-    """The same predictions with further caveats, first."""
+    """Predictions with further caveats put before their own."""
     return tuple(
         replace(row, estimate=replace(row.estimate, caveats=(*caveats, *row.estimate.caveats)))
         for row in rows

@@ -108,7 +108,7 @@ class ParetoRecord:
     """Experts a token of the base."""
     quality: Quality
     use: RouterUse
-    """Of the first seed."""
+    """What the router of the first seed did."""
     mean_k_by_seed: tuple[float, ...]
     test_window_losses: tuple[tuple[float, ...], ...]
     """Mean loss of each test window in nats a byte, [seeds][windows], from which settings are

@@ -20,7 +20,7 @@ from torch import Tensor
 Part = Literal["train", "validation", "test"]
 Windows = Int[Tensor, "windows length"]
 SHARES = 20
-"""Of this many shares of the files one is for validation and one for the test."""
+"""Number of shares of the files, of which one is for validation and one for the test."""
 PIECE = 1 << 14
 """Bytes of a piece: a text of one file is split by pieces, for want of files."""
 NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}

@@ -37,13 +37,13 @@ class TrainingCost:
     """What training a router costs on all GPUs together."""
 
     seconds: Seconds
-    """Of samples of the greatest length, with what the routers read kept for the epochs."""
+    """Time with samples of the greatest length, and what the routers read kept for the epochs."""
     low: Seconds
     """With samples as short as the paper's own, at the lower end of the prediction's interval."""
     high: Seconds
-    """Of the longest samples without anything kept, at the upper end of the interval."""
+    """Time with the longest samples and nothing kept, at the upper end of the interval."""
     flops: Flops
-    """Of `seconds`, closed form."""
+    """FLOPs of the training behind `seconds`, closed form."""
     most_energy: Joules | None
     """Energy of `seconds` at the GPUs' power limit, which it cannot exceed."""
 
