@@ -58,7 +58,7 @@ def learned_layers(
         marginals = mean * np.asarray(shares, dtype=float) / sum(shares)
         layers.append(
             LearnedLayer(
-                depth=round((index + 0.5) / len(k_histograms), DIGITS),
+                depth=(index + 0.5) / len(k_histograms),
                 k_quantiles=quantiles,
                 expert_marginals=tuple(marginals.round(DIGITS).tolist()),
                 lag_correlation=None if lag is None else round(lag, DIGITS),

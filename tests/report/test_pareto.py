@@ -78,7 +78,7 @@ def test_verdicts_come_before_figures_and_table() -> None:
 
 
 def test_what_it_rests_on_is_below_every_figure() -> None:
-    """And a run without latency, text or curves says which figures it lacks."""
+    """A run without latency, text or curves says which figures it lacks."""
     shown = pareto_shown()
     bare = [
         replace(
@@ -158,8 +158,9 @@ def test_a_curve_is_named_by_the_options_in_which_its_trainings_differ() -> None
 
 
 def test_the_command_reports_a_run_on_disk(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where no folder of trainings lies
     run = pareto_run(tmp_path)
     write_document(tmp_path / MANIFEST, encode(run.manifest))
     append_lines(tmp_path / PARETO_RECORDS, run.records[:2])

@@ -117,7 +117,7 @@ def test_the_tanh_cell_is_its_equation(tiny: ModelSpec) -> None:
 
 
 def test_a_detached_state_teaches_no_layer_below(tiny: ModelSpec) -> None:
-    """The same logits; the projection of the layer below has no gradient from them."""
+    """Logits are unchanged, and the projection of the layer below has no gradient from them."""
     xs = [torch.randn(7, 32) for _ in range(2)]
     seen = []
     for detached in (False, True):

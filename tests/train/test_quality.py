@@ -12,11 +12,11 @@ from moebench.routers.routing import Router, build_routers
 from moebench.routers.thresholds import ThresholdRouter
 from moebench.spec.attention import Attention
 from moebench.spec.gate import Gate
-from moebench.spec.learned_point import NUM_QUANTILES, LearnedPoint
+from moebench.spec.learned_point import LearnedPoint
 from moebench.spec.model import ModelSpec
 from moebench.train.diversity import expert_cosines, mean_cosine, shared_information
 from moebench.train.equal_k import EqualK
-from moebench.train.learned_layers import k_quantiles, learned_layers
+from moebench.train.learned_layers import learned_layers
 from moebench.train.quality import Evaluation, evaluate, spread_groups
 from moebench.train.router_use import ClassifiedWindows, coloured_text, router_use
 
@@ -173,12 +173,6 @@ def test_learned_layers_keep_the_mean_and_the_marginals() -> None:
     assert point.mean_k == pytest.approx(evaluation.mean_k.mean(), abs=1e-5)
     assert [layer.depth for layer in layers] == pytest.approx([1 / 6, 1 / 2, 5 / 6])
     assert layers[0].expert_marginals == pytest.approx((0.9, 0.5, 0.3, 0.2, 0.1), abs=0.05)
-
-
-def test_quantiles_of_a_known_count() -> None:
-    assert k_quantiles(np.array([2] * 30 + [1] * 70)).tolist() == [1.0] * 70 + [2.0] * 30
-    odd = k_quantiles(np.array([1, 2, 1]))
-    assert odd.mean() == pytest.approx(4 / 3) and len(odd) == NUM_QUANTILES
 
 
 def test_coloured_text_lies_beside_its_counts() -> None:

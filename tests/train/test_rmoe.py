@@ -52,7 +52,7 @@ def test_the_twins_other_weights_start_from_the_same_numbers(model: ModelSpec) -
 
 
 def test_the_twin_has_the_balance_loss_of_rmoe(model: ModelSpec) -> None:
-    """Of the same logits in two layers; top-k's own default is a mean of half the size."""
+    """Both losses are of equal logits in two layers; top-k's own default is half as large."""
     logits, losses = [torch.randn(30, 4) for _ in range(2)], []
     for router, options in (
         ("rmoe", RMoEOptions(state_size=8).router_options()),

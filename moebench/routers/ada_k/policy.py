@@ -10,7 +10,6 @@ from moebench.spec.load import geometric_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, traffic
 from moebench.spec.parameters import choices, router_parameters
-from moebench.units import Flops
 
 _TABLE = "Yue et al., ICLR 2025, Table 3 (Act)"
 Decode = Literal["argmax", "sampled", "rounded-mean"]
@@ -85,15 +84,6 @@ class AdaK(Policy):
             choice_op(gate, num_tokens, n, slots, dtype),
             flatten_op(num_tokens * slots, drops=True),
         )
-
-    def update_flops(self, model: ModelSpec, num_tokens: int) -> Flops:
-        """FLOPs of one PPO epoch on stored router inputs, over all layers.
-
-        Each allocator's product, and as much for the gradient of its weight; stored inputs need
-        no gradient.
-        """
-        products = 2 * 2.0 * num_tokens * self.num_counts(model) * model.hidden_size
-        return model.num_moe_layers * products
 
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:
         mean, source = self.mean_or_published(self.mean_k, model)
