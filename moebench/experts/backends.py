@@ -14,9 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights
+from moebench.routers.routing import Routing
 from moebench.units import nearest
 
 
@@ -30,9 +32,29 @@ def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
 
 
 def execution(name: str) -> Experts:
-    """The function of a backend, whether or not it runs here."""
+    """The function of a backend, whether or not it runs here.
+
+    It refuses experts with biases or a clamped activation if they are beyond it.
+    """
     experts: Experts = _part(name, name.replace("-", "_"))
-    return experts
+    if EXPERT_BACKENDS[name].takes_biases:
+        return experts
+
+    def plain_experts(x: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
+        check_takes(name, weights)
+        return experts(x, routing, weights)
+
+    return plain_experts
+
+
+def check_takes(name: str, weights: ExpertWeights) -> None:
+    """Refuse experts with biases or a clamped activation where a backend would leave them out."""
+    if not weights.is_plain and not EXPERT_BACKENDS[name].takes_biases:
+        others = ", ".join(row.name for row in EXPERT_BACKENDS.values() if row.takes_biases)
+        raise ValueError(
+            f"expert backend {name!r}: found experts with biases or a clamped activation, which "
+            f"only these take: {others}"
+        )
 
 
 def why_not(name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:

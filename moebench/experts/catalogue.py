@@ -19,6 +19,8 @@ class ExpertBackend(ExpertCalls):
     has_gradients: bool = True
     is_gated_only: bool = False
     """Whether experts of two matrices are beyond it."""
+    takes_biases: bool = False
+    """Whether it takes experts with biases and gpt-oss's clamped activation."""
     takes_slots: bool = False
     """Whether it takes the router's dense slots (`Routing.slots`) and sorts them itself."""
     owns_process: bool = False
@@ -35,10 +37,16 @@ EXPERT_BACKENDS = {
     backend.name: backend
     for backend in (
         ExpertBackend(
-            "loop", Launches(matmul=(0, 1), dispatch=(0, 2), combine=(1, 6)), dtypes=WITH_FP64
+            "loop",
+            Launches(matmul=(0, 1), dispatch=(0, 2), combine=(1, 6)),
+            dtypes=WITH_FP64,
+            takes_biases=True,
         ),
         ExpertBackend(
-            "grouped", Launches(matmul=(0, 1), dispatch=(1, 0), combine=(8, 0)), dtypes=WITH_FP64
+            "grouped",
+            Launches(matmul=(0, 1), dispatch=(1, 0), combine=(8, 0)),
+            dtypes=WITH_FP64,
+            takes_biases=True,
         ),
         # Experts of few rows are gathered, activated and joined in one operation each; the four
         # launches more of an expert of many rows do not count beside its matmuls.

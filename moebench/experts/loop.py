@@ -15,7 +15,8 @@ def loop(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
         if mine.numel() == 0:
             continue
         tokens = routing.token_indices[mine]
-        output = feed_forward(x[tokens], gate_up, down)
+        further = weights.biases(expert), weights.clamp
+        output = feed_forward(x[tokens], gate_up, down, *further)
         weight = routing.weights[mine].to(x.dtype)
         y = y.index_add(0, tokens, weight.unsqueeze(1) * output)
     return y

@@ -12,7 +12,7 @@ experts' weights, unless the backend is for inference only.
 
 import importlib.util
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -24,14 +24,40 @@ from moebench.spec.model import ModelSpec
 from moebench.units import Bytes
 
 Built = TypeVar("Built")
+Bias = Tensor | None
+"""Bias of one matmul; None: it has none."""
+
+
+class Clamp(NamedTuple):
+    """Limits of a clamped SwiGLU: (up + 1) * gate * sigmoid(alpha * gate), as gpt-oss has it.
+
+    `gate` is at most `limit`, and `up` between -`limit` and `limit`.
+
+    **Source**: transformers 5.23, modeling_gpt_oss.py, `GptOssExperts._apply_gate`.
+    """
+
+    alpha: float = 1.702
+    limit: float = 7.0
+    is_interleaved: bool = False
+    """Whether gate and up take turns among the columns; False: gate first."""
 
 
 class ExpertWeights(nn.Module):
     """The routed experts of one layer, stacked; uninitialised as built.
 
     `gate_up` is [experts, 2 * intermediate, hidden], gate above up, or without gate
-    [experts, intermediate, hidden]; `down` is [experts, hidden, intermediate].
+    [experts, intermediate, hidden]; `down` is [experts, hidden, intermediate]. gpt-oss has biases
+    on both matmuls and a clamped activation: backends with `takes_biases` in the catalogue run it.
     """
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_bias: Tensor | None
+    """[experts, 2 * intermediate], or None."""
+    down_bias: Tensor | None
+    """[experts, hidden], or None."""
+    clamp: Clamp | None
+    """Limits of the activation; None: it has none."""
 
     def __init__(self, model: ModelSpec, dtype: torch.dtype) -> None:
         super().__init__()
@@ -39,6 +65,10 @@ class ExpertWeights(nn.Module):
         width = inner * (model.expert_matrices - 1)
         self.gate_up = nn.Parameter(torch.empty(experts, width, hidden, dtype=dtype))
         self.down = nn.Parameter(torch.empty(experts, hidden, inner, dtype=dtype))
+        for name, size in (("gate_up_bias", width), ("down_bias", hidden)):
+            bias = torch.empty(experts, size, dtype=dtype) if model.has_expert_bias else None
+            self.register_parameter(name, None if bias is None else nn.Parameter(bias))
+        self.clamp = Clamp() if model.activation == "clamped-swiglu" else None
         self._layouts: dict[str, tuple[tuple[int, ...], object]] = {}
 
     @property
@@ -48,6 +78,15 @@ class ExpertWeights(nn.Module):
     @property
     def is_gated(self) -> bool:
         return self.gate_up.shape[1] == 2 * self.down.shape[2]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the experts have neither biases nor a clamped activation."""
+        return self.clamp is None and self.gate_up_bias is None and self.down_bias is None
+
+    def biases(self, expert: int) -> tuple[Bias, Bias]:
+        """Biases of one expert's two matmuls."""
+        return of_expert(self.gate_up_bias, expert), of_expert(self.down_bias, expert)
 
     def cached_layout(self, name: str, build: Callable[["ExpertWeights"], Built]) -> Built:
         """The weights in a backend's layout: built on its first call, cached until they change.
@@ -86,6 +125,11 @@ class ExpertWeights(nn.Module):
         return float(sum(_bytes(layout) for _, layout in self._layouts.values()))
 
 
+def of_expert(biases: Bias, expert: int) -> Bias:
+    """One expert's row of stacked biases, where there are any."""
+    return None if biases is None else biases[expert]
+
+
 def _bytes(layout: object) -> int:
     if isinstance(layout, Tensor):
         return layout.numel() * layout.element_size()
@@ -103,23 +147,48 @@ def not_installed(package: str) -> str | None:
 
 
 def feed_forward(
-    x: Hidden, gate_up: Float[Tensor, "width hidden"], down: Float[Tensor, "hidden intermediate"]
+    x: Hidden,
+    gate_up: Float[Tensor, "width hidden"],
+    down: Float[Tensor, "hidden intermediate"],
+    biases: tuple[Bias, Bias] = (None, None),
+    clamp: Clamp | None = None,
 ) -> Hidden:
     """One expert's output: down (SiLU(gate x) * up x), or down relu(up x)^2 with two matrices.
 
     **Source**: SwiGLU, Shazeer (2002.05202), equation 6; squared ReLU, So et al. (2109.08668).
     """
-    hidden = functional.linear(x, gate_up)
-    return functional.linear(activation(hidden, down.shape[1]), down)
+    hidden = functional.linear(x, gate_up, biases[0])
+    return functional.linear(activation(hidden, down.shape[1], clamp), down, biases[1])
 
 
 def activation(
-    hidden: Float[Tensor, "tokens width"], intermediate_size: int
+    hidden: Float[Tensor, "tokens width"], intermediate_size: int, clamp: Clamp | None = None
 ) -> Float[Tensor, "tokens intermediate"]:
     """SiLU(gate) * up of a first matmul twice as wide, or relu(hidden)^2 of one that is not."""
     if hidden.shape[1] == intermediate_size:
         return functional.relu(hidden).square()
+    if clamp is not None:
+        gate, up = clamped(hidden, clamp)
+        return (up + 1) * (gate * torch.sigmoid(clamp.alpha * gate))
     gate, up = hidden.chunk(2, dim=-1)
     activated = functional.silu(gate)
     # In place only without autograd, which needs SiLU's result for the gradient of `up`.
     return activated * up if torch.is_grad_enabled() else activated.mul_(up)
+
+
+def gate_and_up(
+    hidden: Float[Tensor, "tokens width"], clamp: Clamp
+) -> tuple[Float[Tensor, "tokens intermediate"], Float[Tensor, "tokens intermediate"]]:
+    """Views of both halves of a first matmul."""
+    if clamp.is_interleaved:
+        return hidden[:, ::2], hidden[:, 1::2]
+    gate, up = hidden.chunk(2, dim=-1)
+    return gate, up
+
+
+def clamped(
+    hidden: Float[Tensor, "tokens width"], clamp: Clamp
+) -> tuple[Float[Tensor, "tokens intermediate"], Float[Tensor, "tokens intermediate"]]:
+    """Gate and up within their limits."""
+    gate, up = gate_and_up(hidden, clamp)
+    return gate.clamp(max=clamp.limit), up.clamp(-clamp.limit, clamp.limit)

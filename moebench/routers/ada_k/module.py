@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from moebench.routers.ada_k.policy import AdaK, Decode
 from moebench.routers.auxiliary import AuxiliaryLoss
@@ -71,11 +71,11 @@ class AdaKRouter(TopKRouter):
         self.weights_gate, self.regularisation = policy.weights_gate(model), policy.regularisation
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
-        """Router logits and allocator logits side by side, from one product."""
+        """Router logits and allocator logits side by side, from one product where it may be."""
         # Two parameters, because training freezes one of them; stacking them costs a small copy.
         weight = torch.cat((self.weight, self.allocator))
         bias = None if self.bias is None else pad(self.bias, (0, self.num_counts))
-        return linear(x.to(weight.dtype), weight, bias), state
+        return self.product(x, weight, bias), state
 
     def choose(self, scores: ChoiceScores) -> Choice:
         return self.choose_counts(scores, self.slots_of_token(scores))

@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from moebench.routers.gate import random_weight
 from moebench.routers.policy import Policy
@@ -33,10 +33,10 @@ class RegressionKRouter(ThresholdRouter):
         self.cost_bias = nn.Parameter(torch.zeros(further), requires_grad=False)
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
-        """Router logits and predicted costs side by side, from one product."""
+        """Router logits and predicted costs side by side, from one product where it may be."""
         weight = torch.cat((self.weight, self.cost_weight))
         bias = None if self.bias is None else pad(self.bias, (0, self.top_k - 1))
-        return linear(x.to(weight.dtype), weight, bias), state
+        return self.product(x, weight, bias), state
 
     def needs(self, scores: ChoiceScores) -> Needs:
         """Predicted costs in nats; that of a further expert counts at most as the one before it."""

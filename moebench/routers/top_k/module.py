@@ -80,7 +80,21 @@ class TopKRouter(Router):
             self.bias = nn.Parameter(zeros)
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
-        return linear(x.to(self.weight.dtype), self.weight, self.bias), state
+        return self.product(x, self.weight, self.bias), state
+
+    def product(
+        self, x: Hidden, weight: Float[Tensor, "columns hidden"], bias: Tensor | None
+    ) -> ChoiceScores:
+        """Logits of the base's rows and of further ones below them.
+
+        On a checkpoint these are two products: a wider one may round otherwise, and the base's
+        logits would no longer be its own to the bit.
+        """
+        x, n = x.to(weight.dtype), self.num_experts
+        if not self.base_top_k or len(weight) == n:
+            return linear(x, weight, bias)
+        own, further = (None, None) if bias is None else (bias[:n], bias[n:])
+        return torch.cat((linear(x, weight[:n], own), linear(x, weight[n:], further)), dim=1)
 
     def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
