@@ -65,6 +65,30 @@ class TextLoss:
 
 
 @dataclass(frozen=True)
+class ShiftedLoss:
+    """Loss on a text of another domain, on which nothing was trained and no option was chosen."""
+
+    text: str
+    """Name of the text."""
+    text_sha256: str
+    loss: TextLoss
+    """Loss on its test part, and the difference to the base on the same windows."""
+    num_windows: int
+    """Windows of that part, as long as those of the text at home."""
+    mean_k_by_seed: tuple[float, ...]
+    """Experts a token there, mean over layers: a router is not set anew for another domain."""
+
+    def __post_init__(self) -> None:
+        check_number(self, "num_windows", least=1)
+        seeds = len(self.loss.spread.seeds)
+        if len(self.mean_k_by_seed) != seeds:
+            raise ValueError(
+                f"mean_k_by_seed: found {len(self.mean_k_by_seed)} numbers, expected one for each "
+                f"of {seeds} seeds"
+            )
+
+
+@dataclass(frozen=True)
 class Quality:
     """What a language model with a router loses on a text, and what it was trained on.
 
@@ -88,6 +112,8 @@ class Quality:
     text_sha256: str
     batch_windows: int | None = None
     """Windows of a decode batch, where the choice depends on the batch (`oea`); else None."""
+    shifted: ShiftedLoss | None = None
+    """Loss on a text of another domain; None: none was asked for."""
 
     def __post_init__(self) -> None:
         check_number(self, "num_windows", "window_bytes", least=1)

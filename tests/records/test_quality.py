@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from moebench.records.quality import Quality, SeedSpread, SignedInterval, TextLoss
+from moebench.records.quality import Quality, SeedSpread, ShiftedLoss, SignedInterval, TextLoss
 from moebench.spec.learned_point import NUM_QUANTILES, LearnedLayer, LearnedPoint
 from moebench.spec.schema import decode, encode
 
@@ -19,6 +19,11 @@ BASE = TextLoss(
 def test_a_quality_comes_back_from_json() -> None:
     quality = Quality(LOSS, BASE, 512, 256, 20_000_000, 0, "python-stdlib", "ab", batch_windows=16)
     assert decode(Quality, json.loads(json.dumps(encode(quality))), "x") == quality
+    there = ShiftedLoss("gcide", "cd", LOSS, 512, (1.5, 1.6))
+    quality = dataclasses.replace(quality, shifted=there)
+    assert decode(Quality, json.loads(json.dumps(encode(quality))), "x") == quality
+    with pytest.raises(ValueError, match="found 1 numbers, expected one for each of 2 seeds"):
+        dataclasses.replace(there, mean_k_by_seed=(1.5,))
 
 
 @pytest.mark.parametrize(

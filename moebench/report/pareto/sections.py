@@ -15,6 +15,7 @@ from moebench.report.document import (
 )
 from moebench.report.pareto.entries import Shown
 from moebench.report.pareto.gain import gain_blocks
+from moebench.report.pareto.shifted import shifted_blocks
 from moebench.report.pareto.table import LEGEND, pareto_table
 from moebench.report.pareto.use_table import use_blocks
 
@@ -34,6 +35,7 @@ def pareto_blocks(
         Heading("Figures"),
         *pictures[1:],
         *([Bullets(missing)] if missing else []),
+        *shifted_blocks(shown.entries),
         *gain_blocks(shown.entries),
         *use_blocks(shown.entries),
         *listed("What gave no number", shown.failures),
