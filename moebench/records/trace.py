@@ -152,10 +152,11 @@ class Trace:
 
 def _fills_slots(experts: Experts, k: NDArray[np.uint8], num_experts: int) -> bool:
     """Whether each token's first k slots hold different experts and the others none."""
-    filled = np.arange(experts.shape[2])[None, None] < np.asarray(k[..., None], np.int64)
-    if ((experts < num_experts) != filled).any() or experts.max() > num_experts:
+    filled = np.arange(experts.shape[-1]) < k[..., None]
+    chosen: NDArray[np.bool_] = np.less(experts, num_experts)
+    if (chosen != filled).any() or experts.max() > num_experts:
         return False
-    ordered = np.sort(experts, axis=-1)
+    ordered: NDArray[np.integer] = np.sort(experts, axis=-1)
     return not ((np.diff(ordered, axis=-1) == 0) & (ordered[..., 1:] < num_experts)).any()
 
 
