@@ -27,6 +27,8 @@ from moebench.records.router_use import GainSplit
 
 NUM_BLOCKS = 32
 """Blocks of neighbouring windows: t of 31 degrees of freedom is 4 % wider than a normal law."""
+MOST_SEEDS = 100
+"""More trainings than anybody makes of one setting."""
 
 Losses = NDArray[np.float64]
 """Mean loss of each window in nats a byte: [windows], or [seeds, windows]."""
@@ -44,6 +46,24 @@ def window_interval(losses: Losses) -> SignedInterval:
     if seeds > 1:
         parts.append((float(by_seed.mean(axis=1).var(ddof=1)) / seeds, seeds - 1.0))
     return _interval(mean, parts)
+
+
+def seeds_for(losses: Losses, half: float) -> int | None:
+    """Fewest seeds with which the interval reaches `half` to either side, if all spread as these.
+
+    None: one seed has no spread, or the windows alone, or `MOST_SEEDS` seeds, leave it wider.
+    """
+    seeds, windows = losses.shape
+    if seeds < 2 or windows < 2 or half <= 0:
+        return None
+    freedom = _num_blocks(windows) - 1.0
+    over_windows = _variance(np.mean, losses.mean(axis=0))
+    of_one = float(losses.mean(axis=1).var(ddof=1))
+    for count in range(2, MOST_SEEDS + 1):
+        found = _interval(0.0, [(over_windows, freedom), (of_one / count, count - 1.0)])
+        if found.high is not None and found.high <= half:
+            return count
+    return None
 
 
 def text_loss(losses: Losses, base: Losses | None, seeds: tuple[int, ...]) -> TextLoss:

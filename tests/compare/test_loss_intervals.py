@@ -8,6 +8,7 @@ from moebench.compare.loss_intervals import (
     gain_split,
     rank_correlation,
     rank_correlation_interval,
+    seeds_for,
     text_loss,
     window_interval,
 )
@@ -62,6 +63,20 @@ def test_seeds_that_differ_widen_the_interval_and_it_covers() -> None:
         found += covers(window_interval(seeds), 0.0)
         assert width(window_interval(seeds)) >= width(window_interval(seeds.mean(axis=0)))
     assert found >= 0.93 * 300
+
+
+def test_seeds_for_is_the_count_at_which_students_interval_fits() -> None:
+    """Seeds at -0.001, 0 and 0.001 with no noise of windows: t(n - 1) 0.001 / sqrt(n) is known."""
+    losses = np.array([-1e-3, 0.0, 1e-3])[:, None] + np.zeros((3, 64))
+    for half in (2.6e-3, 1e-3, 3e-4):
+        count = seeds_for(losses, half)
+        assert count is not None
+        halves = [stats.t.ppf(0.975, n - 1) * 1e-3 / n**0.5 for n in (count - 1, count) if n > 1]
+        assert halves[-1] <= half < halves[0]
+    assert seeds_for(losses, 1e-6) is None
+    assert seeds_for(losses[:1], 1e-3) is None
+    windows = losses + np.random.default_rng(1).normal(0, 0.1, 64)  # wider than any half asked for
+    assert seeds_for(windows, 1e-3) is None
 
 
 def test_the_base_has_no_difference_and_one_window_no_interval() -> None:

@@ -49,12 +49,31 @@ def test_measured_and_predicted_times_have_columns_of_their_own() -> None:
     measured, predicted = (row for section in table.sections for row in section.rows)
     titles = {column.key: column.title for column in table.columns}
     times = [key for key, title in titles.items() if key.startswith(("measured", "predicted"))]
-    assert len(times) == 11
+    assert len(times) == 17
     for key in times:
         is_prediction = key.startswith("predicted")
         assert titles[key].startswith("predicted") == is_prediction
         assert (measured[key].text == "–") == is_prediction
         assert (predicted[key].text == "–") != is_prediction
+
+
+def test_predictions_of_every_model_have_columns_and_their_caveats_a_footnote() -> None:
+    """Caveats that differ in their figures alone share one."""
+    table = pareto_table(pareto_entries())
+    titles = {c.title: c.marks for c in table.columns if c.key.startswith("predicted")}
+    own, carried = titles["predicted time tiny, H100, batch 1"], "predicted time mixtral-8x7b, "
+    assert own == ""
+    marks = {mark for title, mark in titles.items() if title.startswith(carried)}
+    (mark,) = marks
+    assert [note for note in table.footnotes if "carried-over" in note] == [
+        note for note in table.footnotes if note.startswith(f"{mark} ")
+    ]
+
+
+def test_a_terminal_shows_predictions_for_the_first_model_alone() -> None:
+    text = terminal_text(pareto_shown())
+    assert "predicted time tiny" in text
+    assert "predicted time mixtral" not in text
 
 
 def test_every_dash_has_a_footnote_with_its_reason() -> None:
@@ -129,7 +148,7 @@ def test_a_frontier_has_no_point_that_another_beats() -> None:
 def test_representatives_are_the_base_and_one_of_each_family() -> None:
     chosen = representatives(pareto_entries())
     assert chosen[0].is_base
-    assert len({entry.family for entry in chosen[1:]}) == len(chosen) - 1 == 10
+    assert len({entry.family for entry in chosen[1:]}) == len(chosen) - 1 == 11
     assert next(e for e in chosen if e.family == "ada-k").use.mean_k == 1.5
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from moebench.records.pareto_run import LatencyCell
 from moebench.records.quality import Quality, SignedInterval
 from moebench.records.router_use import ColouredText, LayerUse, RouterUse
+from moebench.report.pareto.comparing import Compared
 from moebench.units import Flops, Joules, Seconds
 
 WITHIN_NATS = 0.002
@@ -45,8 +47,12 @@ class Entry:
     """Predicted time over that of the base."""
     predicted_missing: Mapping[PredictedCase, str] = field(default_factory=dict)
     """Why a predicted ratio is missing."""
+    predicted_caveats: Mapping[PredictedCase, tuple[str, ...]] = field(default_factory=dict)
+    """What must be known to read a predicted ratio."""
     flops_per_token: Flops | None = None
     flops_missing: str | None = None
+    training_flops: Flops | None = None
+    training_flops_missing: str | None = None
     training_seconds: Seconds | None = None
     training_joules: Joules | None = None
     seconds_missing: str | None = None
@@ -127,13 +133,18 @@ class Curve:
     """Tokens and validation loss where it was measured."""
 
 
+Outcome: TypeAlias = Literal["held", "did not hold", "could not be resolved"]
+HELD: Outcome = "held"
+NOT_HELD: Outcome = "did not hold"
+NOT_RESOLVED: Outcome = "could not be resolved"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A claim and whether this run bears it out."""
 
     claim: str
-    outcome: str
-    """held, did not hold, or could not be resolved."""
+    outcome: Outcome
     found: str
     """What was found, with figures."""
 
@@ -148,6 +159,10 @@ class Shown:
     rests_on: str
     """Machine, text, windows, seeds, tokens and command, as sentences."""
     verdicts: Sequence[Verdict]
+    twins: Sequence[Compared]
+    """Routers beside their twins."""
+    rivals: Sequence[Compared]
+    """Ada-K beside its rivals at equal mean k."""
     entries: Sequence[Entry]
     curves: Sequence[Curve]
     texts: Mapping[str, ColouredText]

@@ -12,21 +12,22 @@ from moebench.report.pareto.drawings import pareto_pictures
 from moebench.report.pareto.entries import Entry, Shown
 from moebench.report.pareto.reading import shown_run
 from moebench.report.pareto.sections import pareto_blocks
-from moebench.report.pareto.table import LEGEND, pareto_table
+from moebench.report.pareto.table import LEGEND, pareto_table, predicted_cases
 from moebench.report.table import fill
 from moebench.spec.schema import encode
 from moebench.terminal import text_table
 from moebench.units import printable
 
 BY_BYTE = "k-by-byte.html"
-ON_A_TERMINAL = ("router", "mean_k", "saved", "over_base", "measured decode", "predicted ")
-"""Starts of the keys of the columns that a terminal shows; report.md has all."""
+ON_A_TERMINAL = ("router", "mean_k", "saved", "over_base", "measured decode")
+"""Starts of the keys of the columns that a terminal shows, beside predictions for the first model;
+report.md has all."""
 
 
 def report_pareto(directory: Path, as_json: bool) -> int:
     """Write the report of a run into its directory, and print it; 0."""
     run = load_pareto_run(directory)
-    shown = shown_run(run, ())
+    shown = shown_run(run)
     terminal.write_beside(lambda: write_shown(directory, shown))
     if as_json:
         terminal.show_json({"directory": str(directory), "records": encode(run.records)})
@@ -63,7 +64,9 @@ def terminal_text(shown: Shown) -> str:
 def _text_table(entries: Sequence[Entry]) -> str:
     """Columns of the table that fit a terminal, with the notes of all."""
     table = pareto_table(entries)
-    columns = [column for column in table.columns if column.key.startswith(ON_A_TERMINAL)]
+    predicted = (f"predicted {case.model} " for case in predicted_cases(entries)[:1])
+    starts = (*ON_A_TERMINAL, *predicted)
+    columns = [column for column in table.columns if column.key.startswith(starts)]
     rows: list[Sequence[str] | str] = []
     for section in table.sections:
         cells = [[row[column.key] for column in columns] for row in section.rows]

@@ -1,19 +1,20 @@
 """From a run on disk to what its report shows."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from moebench.records.pareto_run import ParetoRecord, ParetoRun
 from moebench.records.quality import SignedInterval
 from moebench.records.results import Ratio
 from moebench.report.conditions import flat_facts
-from moebench.report.pareto.entries import Entry, PredictedCase, Shown, Verdict
+from moebench.report.pareto.comparing import against_rivals, beside_twins
+from moebench.report.pareto.entries import Entry, PredictedCase, Shown
 from moebench.report.pareto.training_curves import training_curves
+from moebench.report.pareto.verdicts import verdicts
 
 FEW_ROUNDS = "too few rounds for an interval"
 
 
-def shown_run(run: ParetoRun, verdicts: Sequence[Verdict]) -> Shown:
+def shown_run(run: ParetoRun) -> Shown:
     """Everything that the report of a run shows."""
     m, records = run.manifest, run.records
     folders = [Path(m.training_folder) / name for name in m.trainings]
@@ -28,7 +29,9 @@ def shown_run(run: ParetoRun, verdicts: Sequence[Verdict]) -> Shown:
         m.title,
         f"{m.machine} · suite {m.suite} · run {m.run} · {m.status}",
         rests_on(run),
-        verdicts,
+        verdicts(run),
+        beside_twins(run),
+        against_rivals(run),
         [entry(record) for record in records],
         training_curves(here),
         {r.setting: r.text for r in records if r.text is not None},
@@ -96,8 +99,15 @@ def entry(record: ParetoRecord) -> Entry:
             for p in record.predictions
             if p.ratio is None
         },
+        predicted_caveats={
+            PredictedCase(p.model, p.hardware, p.batch): p.caveats
+            for p in record.predictions
+            if p.caveats
+        },
         flops_per_token=record.flops_per_token,
         flops_missing=record.flops_missing,
+        training_flops=training.flops if training else None,
+        training_flops_missing=training.flops_missing if training else untimed,
         training_seconds=training.seconds if training else None,
         training_joules=training.joules if training else None,
         seconds_missing=untimed,

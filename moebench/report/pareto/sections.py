@@ -13,6 +13,7 @@ from moebench.report.document import (
     facts_grid,
     listed,
 )
+from moebench.report.pareto.comparison_tables import rival_blocks, twin_blocks
 from moebench.report.pareto.entries import Shown
 from moebench.report.pareto.gain import gain_blocks
 from moebench.report.pareto.shifted import shifted_blocks
@@ -35,6 +36,8 @@ def pareto_blocks(
         Heading("Figures"),
         *pictures[1:],
         *([Bullets(missing)] if missing else []),
+        *twin_blocks(shown.twins),
+        *rival_blocks(shown.rivals),
         *shifted_blocks(shown.entries),
         *gain_blocks(shown.entries),
         *use_blocks(shown.entries),
@@ -49,8 +52,6 @@ def pareto_blocks(
 
 
 def _verdicts(shown: Shown) -> list[Block]:
-    if not shown.verdicts:
-        return [Heading(VERDICTS), Paragraph("No claim was judged: the run has not got that far.")]
     rows = [(verdict.claim, verdict.outcome, verdict.found) for verdict in shown.verdicts]
     return [Heading(VERDICTS), Grid(("claim", "outcome", "what was found"), rows, (0, 1, 2))]
 

@@ -5,6 +5,7 @@ footnote says why.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from moebench.records.pareto_run import LatencyCell
 from moebench.records.quality import SignedInterval
@@ -32,6 +33,7 @@ FIRST = (
 LAST = (
     Column("flops", "FLOP per token"),
     Column("tokens", "tokens trained"),
+    Column("training_flops", "training FLOP"),
     Column("seconds", "training time"),
     Column("joules", "training energy"),
 )
@@ -42,7 +44,8 @@ LEGEND = (
     "there are several, over seeds; the base has one seed, so that it holds for this base. "
     "measured time: that of a step over the base's in the same rounds, with its 95 % interval; "
     "below 1 is faster. predicted time: computed for a machine that nothing was measured on. "
-    "tokens trained: after the base; energy: gross, of the router's training."
+    "tokens trained: after the base, by each seed; training FLOP, time and energy: summed over "
+    "seeds; energy: gross."
 )
 
 
@@ -50,11 +53,10 @@ def pareto_table(entries: Sequence[Entry]) -> ReportTable:
     """The table of all entries; the base comes first."""
     cells = list(dict.fromkeys(c for e in entries for c in (*e.latency_ratios, *e.latency_missing)))
     cases = predicted_cases(entries)
-    cases = [case for case in cases if case.model == cases[0].model]
     columns = (
         *FIRST,
         *(Column(_measured(cell), f"measured time, {cell.title}") for cell in cells),
-        *(Column(_predicted(case), f"{PREDICTED} {_where(case)}") for case in cases),
+        *(Column(_predicted(case), f"{PREDICTED} {case.model}, {_where(case)}") for case in cases),
         *LAST,
     )
     groups = [("base", [entry for entry in entries if entry.is_base])]
@@ -80,6 +82,7 @@ def _row(entry: Entry, cells: Sequence[LatencyCell], cases: Sequence[PredictedCa
         "over_base": _difference(entry.over_base, quality.test.over_base_missing),
         "flops": _number(entry.flops_per_token, entry.flops_missing, _count),
         "tokens": TableCell(_count(quality.router_tokens)),
+        "training_flops": _number(entry.training_flops, entry.training_flops_missing, _count),
         "seconds": _number(
             entry.training_seconds, entry.seconds_missing, lambda v: text(v, "time")
         ),
@@ -102,7 +105,11 @@ def predicted_cases(entries: Sequence[Entry]) -> list[PredictedCase]:
 def predicted_cell(entry: Entry, case: PredictedCase) -> TableCell:
     """The predicted ratio of a case, or a dash with its reason."""
     ratio, reason = entry.predicted_ratios.get(case), entry.predicted_missing.get(case)
-    return _number(ratio, reason, lambda value: f"{value:.2f}×")
+    cell = _number(ratio, reason, lambda value: f"{value:.2f}×")
+    caveats = entry.predicted_caveats.get(case, ()) if ratio is not None else ()
+    # Caveats that differ in their figures alone share a footnote.
+    notes = (Note(caveat.split(":")[0], caveat) for caveat in caveats)
+    return replace(cell, notes=(*cell.notes, *notes))
 
 
 def _measured(cell: LatencyCell) -> str:

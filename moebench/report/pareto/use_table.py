@@ -41,23 +41,24 @@ def _row(entry: Entry) -> tuple[str, ...]:
     return (
         entry.title,
         f"{entry.mean_k:.3f}",
-        _correlation(against.spearman) if against else DASH,
+        correlation_text(against.spearman) if against else DASH,
         _decimals(against.token_spearman) if against else DASH,
-        _mean([layer.lag_correlation for layer in layers]),
-        _mean([layer.below_correlation for layer in layers]),
-        _mean(shared),
-        _mean([layer.expert_cosine for layer in layers], 3),
+        mean_text([layer.lag_correlation for layer in layers]),
+        mean_text([layer.below_correlation for layer in layers]),
+        mean_text(shared),
+        mean_text([layer.expert_cosine for layer in layers], 3),
     )
 
 
-def _correlation(interval: SignedInterval) -> str:
+def correlation_text(interval: SignedInterval) -> str:
+    """A correlation with its interval: "0.31 [0.22, 0.40]"."""
     if interval.low is None or interval.high is None:
         return _decimals(interval.value)
     ends = f"{_decimals(interval.low)}, {_decimals(interval.high)}"
     return f"{_decimals(interval.value)} [{ends}]"
 
 
-def _mean(values: Sequence[float | None], digits: int = 2) -> str:
+def mean_text(values: Sequence[float | None], digits: int = 2) -> str:
     """Mean of the values that there are; a dash where there is none."""
     known = [value for value in values if value is not None]
     return _decimals(sum(known) / len(known), digits) if known else DASH
