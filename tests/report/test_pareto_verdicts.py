@@ -284,6 +284,26 @@ def test_harder_text_takes_more_experts_where_the_correlation_is_above_zero(
     assert verdict.outcome == outcome
 
 
+def test_the_parts_of_a_gain_and_the_cosines_are_told_with_their_figures() -> None:
+    own = ada_k(0.0)
+    gain = own.use.gain
+    assert gain is not None
+    layers, tokens = SignedInterval(0.003, 0.002, 0.004), SignedInterval(0.001, -0.001, 0.003)
+    gain = replace(gain, about_layers_nats=layers, about_tokens_nats=tokens)
+    own = replace(own, use=replace(own.use, gain=gain))
+    (told,) = found(run_of(base(), own), "Ada-K: its gain")
+    assert told.outcome == NOT_RESOLVED
+    assert "+0.0010 [−0.0010, +0.0030] about tokens" in told.found
+    assert "25.0 % of the summed gain is about tokens" in told.found
+    rmoe = point("rmoe", [0.0, 0.0], [2.0, 2.0], None, "rmoe-twin")
+    twin = point("rmoe-twin", [0.0, 0.0], [2.0, 2.0])
+    diverse = tuple(replace(layer, expert_cosine=0.2) for layer in rmoe.use.layers)
+    rmoe = replace(rmoe, use=replace(rmoe.use, layers=diverse))
+    (told,) = found(run_of(base(), rmoe, twin), "RMoE: experts more diverse")
+    assert told.outcome == NOT_RESOLVED
+    assert told.found.startswith("0.200 against 0.310 (rmoe, rmoe-twin)")
+
+
 def test_a_run_without_records_resolves_nothing() -> None:
     judged = verdicts(run_of())
     assert {verdict.outcome for verdict in judged} == {NOT_RESOLVED}
