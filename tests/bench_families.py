@@ -5,6 +5,7 @@ It prints Markdown; with `--write` it writes results/families/transformers-VERSI
 
 import argparse
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,8 @@ def layer_cells(name: str) -> Mapping[str, str]:
     """How two of the family's decoder layers and ours differ."""
     if why_not := why_not_executed(name):
         return {"layers, prefill": f"– {why_not}", "layers, cached": "–"}
-    found = layers_difference(name)
+    with tempfile.TemporaryDirectory() as folder:
+        found = layers_difference(name, Path(folder))
     return {"layers, prefill": number(found.prefill), "layers, cached": number(found.cached)}
 
 

@@ -1,8 +1,9 @@
 """What differs between a family of transformers and ours: random weights, equal inputs."""
 
 import inspect
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from families import FAMILIES, read_by_us, transformers_config, transformers_module
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from moebench.experts.backends import load_backend
 from moebench.model.attention import KVCache
-from moebench.model.decoder import Layer, StepMode, build_decoder
+from moebench.model.checkpoint.files import Checkpoint, open_checkpoint
+from moebench.model.checkpoint.layers import base_gates, load_decoder
+from moebench.model.decoder import StepMode
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, Routing, build_routers
 from moebench.spec.model import ModelSpec
@@ -124,52 +127,24 @@ def gate_difference(name: str, hidden_size: int = 128) -> GateDifference:
         )
 
 
-PLACES = {
-    "attention.query": ("self_attn.q_proj",),
-    "attention.key": ("self_attn.k_proj",),
-    "attention.value": ("self_attn.v_proj",),
-    "attention.output": ("self_attn.o_proj",),
-    "attention.query_norm": ("self_attn.q_norm", "self_attn.query_layernorm"),
-    "attention.key_norm": ("self_attn.k_norm", "self_attn.key_layernorm"),
-    "attention_norm": ("input_layernorm",),
-    "moe_norm": ("post_attention_layernorm",),
-    "shared.gate": ("mlp.shared_expert_gate",),
-}
-SHARED_PLACES = ("mlp.shared_expert", "mlp.shared_experts", "mlp.shared_mlp", "shared_mlp")
-NEIGHBOURS = ("ernie4_5_moe",)
-"""Families that rotate neighbouring dimensions: the same network with the rows in another order."""
+def saved_family(name: str, folder: Path) -> tuple[Any, Any]:
+    """A tiny model of transformers with random weights, saved as a checkpoint; and its config."""
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    config = transformers_config(name, (16, 4))
+    theirs = AutoModel.from_config(config).eval()
+    fill(theirs)
+    theirs.save_pretrained(folder)
+    return theirs, config
 
 
-def copy_layer(name: str, ours: Layer, theirs: nn.Module) -> None:
-    """Copy the weights of one decoder layer, but its router."""
-    tensors = dict(theirs.named_parameters())
-    for own, tensor in ours.named_parameters():
-        module, _, kind = own.rpartition(".")
-        if module == "experts":
-            (source,) = (t for key, t in tensors.items() if key.endswith(f"experts.{kind}_proj"))
-            if source.shape != tensor.shape:  # Aria and gpt-oss: inputs before outputs
-                source = source.transpose(1, 2)
-        elif module.startswith("shared.") and module != "shared.gate":
-            source = shared_weight(tensors, module.removeprefix("shared."))
-        else:
-            source = next(
-                tensors[f"{p}.{kind}"] for p in PLACES[module] if f"{p}.{kind}" in tensors
-            )
-        if name in NEIGHBOURS and own.startswith(("attention.query.", "attention.key.")):
-            pairs = source.unflatten(0, (-1, 8, 2))
-            source = pairs.transpose(1, 2).flatten(0, 2)
-        tensor.data.copy_(source)
-
-
-def shared_weight(tensors: Mapping[str, Tensor], kind: str) -> Tensor:
-    """A matrix of the shared experts: gate above up, or down."""
-    place = next(p for p in SHARED_PLACES if any(key.startswith(f"{p}.") for key in tensors))
-    granite = {"gate_up": f"{place}.input_linear.weight", "down": f"{place}.output_linear.weight"}
-    if granite[kind] in tensors:
-        return tensors[granite[kind]]
-    if kind == "down":
-        return tensors[f"{place}.down_proj.weight"]
-    return torch.cat([tensors[f"{place}.{part}_proj.weight"] for part in ("gate", "up")])
+def loaded_routers(checkpoint: Checkpoint, layers: Sequence[int]) -> list[Router]:
+    """Our top-k of some layers, put onto the checkpoint's."""
+    routers = build_routers(policy("top-k"), checkpoint.model, len(layers), torch.float32)
+    for router, gate in zip(routers, base_gates(checkpoint, layers), strict=True):
+        gate.put_onto(router.eval())
+    return routers
 
 
 class LayersDifference(NamedTuple):
@@ -181,22 +156,14 @@ class LayersDifference(NamedTuple):
 
 
 @torch.no_grad()
-def layers_difference(name: str) -> LayersDifference:
-    """Compare two decoder layers of a family with ours: equal weights, equal inputs."""
-    from transformers import AutoModel, DynamicCache
+def layers_difference(name: str, folder: Path) -> LayersDifference:
+    """Compare two decoder layers of a family with ours, loaded from a checkpoint; equal inputs."""
+    from transformers import DynamicCache
 
-    torch.manual_seed(0)
-    config = transformers_config(name, (16, 4))
-    theirs = AutoModel.from_config(config).eval()
-    fill(theirs)
-    model = read_by_us(name, config)
-    decoder = build_decoder(model, 2, torch.float32)
-    routers = []
-    for layer, block in zip(decoder.layers, theirs.layers, strict=True):
-        assert isinstance(layer, Layer)
-        copy_layer(name, layer, block)
-        (router,) = (m for m in block.modules() if type(m).__name__ == FAMILIES[name].router)
-        routers.append(top_k_router(model, router, correction_bias(block)))
+    theirs, config = saved_family(name, folder)
+    checkpoint = open_checkpoint(str(folder))
+    model, decoder = checkpoint.model, load_decoder(checkpoint, (0, 1), torch.float32)
+    routers = loaded_routers(checkpoint, (0, 1))
     outputs: list[Tensor] = []
     last = theirs.layers[-1]
     last.register_forward_hook(

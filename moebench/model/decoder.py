@@ -148,7 +148,7 @@ class Decoder(nn.Module):
             x, normed = self._before_router(index, x, mode)
             routing, state = router(normed, state, mode.bounded)
             mode.mark("router")
-            x = self._layer(index).mix(x, normed, routing, experts, mode.mark)
+            x = self.layer(index).mix(x, normed, routing, experts, mode.mark)
             routings.append(routing)
         return x, state, routings
 
@@ -156,7 +156,7 @@ class Decoder(nn.Module):
         self, index: int, x: Tensor, mode: StepMode
     ) -> tuple[SequenceStates, Hidden]:
         """The residual stream of a layer up to its router, and its normed tokens."""
-        layer = self._layer(index)
+        layer = self.layer(index)
         if mode.level == "decoder":
             if self.has_no_attention:
                 check_executed(self.model, "decoder")
@@ -171,14 +171,15 @@ class Decoder(nn.Module):
         mode.mark("norm")
         return x, normed
 
-    def _layer(self, index: int) -> Layer:
+    def layer(self, index: int) -> Layer:
+        """One layer of the stack, counted from its first."""
         layer = self.layers[index]
         assert isinstance(layer, Layer)
         return layer
 
     def expert_weights(self) -> list[ExpertWeights]:
         """The routed experts of each layer."""
-        return [self._layer(index).experts for index in range(len(self.layers))]
+        return [self.layer(index).experts for index in range(len(self.layers))]
 
     def weight_bytes(self, level: Level) -> Bytes:
         """Size of the parameters that a level runs, without routers."""

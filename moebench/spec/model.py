@@ -1,7 +1,7 @@
 """The network: its sizes, which of its layers have experts, and where its shapes come from."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Annotated, Any, Literal, cast
@@ -227,3 +227,25 @@ def scaled_down(model: ModelSpec, factor: int) -> ModelSpec:
     narrow: dict[str, Any] = {width: getattr(model, width) // factor for width in (*widths, *more)}
     narrow |= {"total_parameters": 0.0, "active_parameters": 0.0}
     return replace(model, name=f"{model.name}/{factor}", attention=attention, **narrow)
+
+
+def of_layers(model: ModelSpec, layers: Sequence[int]) -> ModelSpec:
+    """The network of some of a model's layers with experts alone, in their order."""
+    attention = model.attention
+    far = {*attention.windowed_among(model.num_layers)}
+    windowed = tuple(place for place, layer in enumerate(layers) if layer in far)
+    if not windowed:
+        attention = replace(attention, window=0, full_attention_step=0, windowed_layers=())
+    else:
+        attention = replace(attention, full_attention_step=0, windowed_layers=windowed)
+    return replace(
+        model,
+        name=f"{model.name}/layers-{'-'.join(map(str, layers))}",
+        num_layers=len(layers),
+        attention=attention,
+        num_dense_layers=0,
+        moe_layer_step=1,
+        moe_layers=(),
+        total_parameters=0.0,
+        active_parameters=0.0,
+    )
