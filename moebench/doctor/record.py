@@ -1,7 +1,8 @@
-"""Records of measurements of the instruments themselves: the figures, and where they are from.
+"""Records of measurements of the instruments themselves, and of training: the figures, and where they are from.
 
     results/selftest/<machine>/<UTC time>-<commit>.json       python -m moebench.doctor --selftest
     results/instruments/<machine>/<UTC time>-<commit>-*.json  python tests/bench_instruments.py ...
+    results/training/<machine>/<UTC time>-<commit>.json       python tests/bench_training.py ...
 
 Beside each lies its table in Markdown. No record holds a host name or a path.
 """
