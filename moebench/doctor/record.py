@@ -1,4 +1,4 @@
-"""Records of measurements of the instruments themselves, and of training: the figures, and where they are from.
+"""Records of measured instruments and of training: the figures, and where they are from.
 
     results/selftest/<machine>/<UTC time>-<commit>.json       python -m moebench.doctor --selftest
     results/instruments/<machine>/<UTC time>-<commit>-*.json  python tests/bench_instruments.py ...
