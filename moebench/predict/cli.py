@@ -68,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
     load_options(p)
     p.add_argument(
         "--operating-point",
-        metavar="published|learned:NAME",
-        help="the paper's mean k (the default), or what a trained router did: a name or TOML file",
+        metavar="published|learned:NAME|trace:FILE",
+        help="the paper's mean k (the default), or what a router did: a name, TOML file or trace",
     )
     p.add_argument("--strict", action="store_true", help="refuse a point learnt at other sizes")
     p.add_argument("--mean-k", type=float, help="mean experts per token of the adaptive routers")

@@ -1,14 +1,15 @@
-"""`--operating-point learned:NAME`: how a trained router routed, in place of a published mean.
+"""`--operating-point learned:NAME` or `trace:FILE`: how a router routed, for its published mean.
 
 Its distribution of k is for routers of its kind. Its experts' shares are for all routers of a
 comparison, since experts that some tokens prefer are preferred whatever the router.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from moebench.predict.serving.speedup import Speedup
 from moebench.records.results import Caveat
+from moebench.records.trace_point import load_traced
 from moebench.routers.policy import Policy, policy
 from moebench.spec.carried_point import carried_mean, carried_point, carried_shares, difference
 from moebench.spec.case import OperatingPoint
@@ -18,22 +19,26 @@ from moebench.spec.model import ModelSpec
 
 OPTION = "--operating-point"
 PUBLISHED = "published"
+LOADERS: Mapping[str, Callable[[str], LearnedPoint]] = {
+    "learned": load_learned,
+    "trace": load_traced,
+}
 
 
 def asked_point(
     value: str | None, is_strict: bool, others: tuple[str, ...] = ()
 ) -> LearnedPoint | None:
-    """The learned point that a command line asks for; None for one of the `others`."""
+    """The learned or traced point that a command line asks for; None for one of the `others`."""
     kind, _, name = (value or "").partition(":")
-    if value is not None and value not in others and (kind != "learned" or not name):
-        expected = ", ".join((*others, "learned:NAME", "learned:FILE.toml"))
+    if value is not None and value not in others and (kind not in LOADERS or not name):
+        expected = ", ".join((*others, "learned:NAME", "learned:FILE.toml", "trace:FILE"))
         raise ValueError(f"{OPTION}: found {value!r}, expected one of {expected}")
-    if kind != "learned":
+    if kind not in LOADERS:
         if is_strict:
             raise ValueError(f"--strict: only beside {OPTION} learned:NAME, which it holds to")
         return None
     try:
-        return load_learned(name)
+        return LOADERS[kind](name)
     except ValueError as error:
         raise ValueError(f"{OPTION}: {error}") from error
 
@@ -45,7 +50,7 @@ def check_learned(
     known = sorted(set(routers))
     if point.router not in known:
         raise ValueError(
-            f"{OPTION}: learned:{point.name} is of router {point.router!r}, expected one of the "
+            f"{OPTION}: {point.label} is of router {point.router!r}, expected one of the "
             f"routers that are compared: {', '.join(known)}"
         )
     what = difference(point, model)
@@ -59,6 +64,15 @@ def learned_policy(point: LearnedPoint, model: ModelSpec) -> Policy:
     if own.is_adaptive:
         own = policy(point.router, {"mean_k": carried_mean(point, model.top_k)})
     return own
+
+
+def is_of_kind(point: LearnedPoint, own: Policy, model: ModelSpec) -> bool:
+    """Whether a router does what that of the point did: same kind, and same k where k is fixed."""
+    if own.name != point.router or own.is_adaptive:
+        return own.name == point.router
+    chances, _ = own.k_distribution(model)
+    mean = sum(k * chance for k, chance in enumerate(chances))
+    return abs(mean - carried_mean(point, model.top_k)) < 1e-3
 
 
 def learned_routing(point: LearnedPoint, own: Policy, model: ModelSpec) -> OperatingPoint:
@@ -83,8 +97,8 @@ def shared_experts(
 
 def learned_caveats(point: LearnedPoint, model: ModelSpec) -> tuple[Caveat, ...]:
     """Why numbers at a learned point are to be read with care."""
-    name = f"learned:{point.name}"
     means = [point.top_k * sum(one.k_quantiles) / NUM_QUANTILES for one in point.layers]
+    depth = f"{len(means)} layers of {min(means):.2f} to {max(means):.2f} experts a token"
     found = []
     if (what := difference(point, model)) is not None:
         found.append(
@@ -93,7 +107,7 @@ def learned_caveats(point: LearnedPoint, model: ModelSpec) -> tuple[Caveat, ...]
                 what,
                 f"k / top_k and the share of the busiest part of the experts are kept: mean k "
                 f"{carried_mean(point, model.top_k):.3g}; no router learnt this here",
-                "a point learnt on a model of these sizes; --strict refuses others",
+                "a point of a model of these sizes; --strict refuses others",
             )
         )
     correlations = [one.lag_correlation for one in point.layers if one.lag_correlation is not None]
@@ -104,8 +118,7 @@ def learned_caveats(point: LearnedPoint, model: ModelSpec) -> tuple[Caveat, ...]
         found.append(
             Caveat(
                 "mean-over-depth",
-                f"{name}: {len(means)} layers of {min(means):.2f} to {max(means):.2f} experts a "
-                f"token at top_k = {point.top_k}{along}",
+                f"{point.label}: {depth} at top_k = {point.top_k}{along}",
                 "each layer gets the mean over depth, and tokens choose independently",
                 "measure the trained router itself (python -m moebench.suite pareto)",
             )

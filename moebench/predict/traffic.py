@@ -36,7 +36,7 @@ def with_traffic(
         names = [policy(name).name for name in options.router]
         check_learned(point, names, d.model, is_strict=options.strict)
         shares = carried_shares(point, d.model.num_experts)
-        return replace(d, expert_shares=shares, traffic=f"shares of learned:{point.name}")
+        return replace(d, expert_shares=shares, traffic=f"shares of {point.label}")
     if len(given) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
         raise ValueError(f"{second}: not beside {first}, which says the same")

@@ -80,7 +80,10 @@ def operating_points(cases: Sequence[Case]) -> str:
     marginals = "uniform" if skews == [0.0] else f"power law, exponent {_listed(map(str, skews))}"
     if all(point.expert_shares for point in points.values()):
         shared = {max(point.expert_shares) for point in points.values()}
-        marginals = f"as learned, the busiest {_listed(percent(share) for share in shared)}"
+        origins = sorted({point.origin for point in points.values()} - {"imposed"})
+        marginals = (
+            f"as {_listed(origins)}, the busiest {_listed(percent(share) for share in shared)}"
+        )
     return "; ".join(parts) + f"; expert marginals {marginals}"
 
 

@@ -20,8 +20,8 @@ def carried_point(point: LearnedPoint, model: ModelSpec, fewest: int, most: int)
     """How a router that runs `fewest` to `most` experts a token would route on a model."""
     return OperatingPoint(
         carried_counts(point, model.top_k, fewest, most),
-        "learned",
-        f"learned:{point.name}: {point.source}",
+        point.origin,
+        f"{point.label}: {point.source}",
         expert_shares=carried_shares(point, model.num_experts),
     )
 
@@ -43,7 +43,7 @@ def carried_counts(point: LearnedPoint, top_k: int, fewest: int, most: int) -> t
     mean = float(counts.mean())
     if not fewest <= mean <= most:
         raise ValueError(
-            f"learned:{point.name}: found a mean of {mean:.4g} experts a token at top_k = {top_k}, "
+            f"{point.label}: found a mean of {mean:.4g} experts a token at top_k = {top_k}, "
             f"expected {fewest} to {most}, which is what the router can run"
         )
     low, high = -float(counts.max()), float(most)
@@ -82,4 +82,5 @@ def difference(point: LearnedPoint, model: ModelSpec) -> str | None:
     if own == others:
         return None
     learnt, used = (f"{experts} experts, top-{k}" for experts, k in (own, others))
-    return f"learned:{point.name} was learnt on {learnt}; {model.name} has {used}"
+    verb = "learnt" if point.origin == "learned" else "recorded"
+    return f"{point.label} was {verb} on {learnt}; {model.name} has {used}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moebench.files import replace_file
 from moebench.spec.learned_point import NUM_QUANTILES, LearnedLayer, LearnedPoint
@@ -66,6 +67,14 @@ def learned_layers(
             )
         )
     return tuple(layers)
+
+
+def correlation(first: NDArray[np.number], second: NDArray[np.number]) -> float | None:
+    """Pearson's correlation over all entries; None where one of them does not vary."""
+    a, b = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
+    if not a.size or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def k_quantiles(histogram: Sequence[float], top_k: int) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ alike.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 NUM_QUANTILES = 100
 """Values of a layer's quantile function of k."""
@@ -46,6 +47,8 @@ class LearnedPoint:
     """Tokens that it was measured on."""
     text_sha256: str
     layers: tuple[LearnedLayer, ...]
+    origin: Literal["learned", "traced"] = "learned"
+    """Whether it was made from a training's evaluation, or from a trace of a checkpoint."""
 
     def __post_init__(self) -> None:
         for index, layer in enumerate(self.layers):
@@ -68,6 +71,11 @@ class LearnedPoint:
                     f"{where}.expert_marginals: found a sum of {sum(layer.expert_marginals):g}, "
                     f"expected the mean k of its quantiles, {mean:g}"
                 )
+
+    @property
+    def label(self) -> str:
+        """What messages call it: learned:tiny-ada-k, trace:mixtral.safetensors."""
+        return f"{'trace' if self.origin == 'traced' else self.origin}:{self.name}"
 
     @property
     def mean_k(self) -> float:

@@ -68,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--operating-point",
-        metavar="learned:NAME",
-        help="what a trained router did, for routers of its kind: a name or TOML file",
+        metavar="learned:NAME|trace:FILE",
+        help="what a router did, for routers of its kind: a name, TOML file or trace",
     )
     parser.add_argument("--strict", action="store_true", help="refuse a point of other sizes")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from moebench.experts.catalogue import EXPERT_BACKENDS, executing
-from moebench.predict.learned import learned_caveats, learned_routing, shared_experts
+from moebench.predict.learned import is_of_kind, learned_caveats, learned_routing, shared_experts
 from moebench.records.results import Caveat
 from moebench.routers.policy import Policy
 from moebench.spec.case import Case, OperatingPoint, RouterSpec, Workload
@@ -159,7 +159,7 @@ def _points(suite: Suite, learned: LearnedPoint | None) -> tuple[OperatingPoint,
         return tuple(points)
     return tuple(
         learned_routing(learned, own, model)
-        if own.name == learned.router
+        if is_of_kind(learned, own, model)
         else shared_experts(learned, point, model)
         for own, point in zip(suite.policies, points, strict=True)
     )

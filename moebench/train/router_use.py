@@ -15,6 +15,7 @@ from moebench.records.router_use import (
     LayerUse,
     RouterUse,
 )
+from moebench.spec.learned_file import correlation
 from moebench.train.diversity import shared_information
 from moebench.train.quality import Evaluation, spread_groups
 from moebench.train.text import Windows
@@ -82,14 +83,6 @@ def coloured_text(
         losses_nats=tuple(evaluation.losses[window].astype(float).round(4).tolist()),
         largest_k=int(evaluation.k.max()),
     )
-
-
-def correlation(first: NDArray[np.number], second: NDArray[np.number]) -> float | None:
-    """Pearson's correlation over all entries; None where one of them does not vary."""
-    a, b = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _layer_use(
