@@ -1,5 +1,7 @@
 """The command line of `python -m moebench.train RECIPE`: train a language model, or a router on it.
 
+`python -m moebench.train export` writes a trained base as a checkpoint.
+
 A training that was cut off is taken up again by the same command.
 """
 
@@ -42,10 +44,28 @@ def _parser() -> argparse.ArgumentParser:
         )
         own.add_argument("--out", type=Path, default=Path("results/train"), metavar="DIR")
         recipe.add_options(own)
+    meaning = "Write a finished base as a checkpoint in the Hugging Face layout."
+    export = recipes.add_parser("export", help=meaning, description=meaning)
+    export.add_argument("--base", type=Path, required=True, metavar="RUN", help="the training")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     return parser
 
 
+def _export(options: argparse.Namespace) -> int:
+    from moebench.train.export import export_base
+    from moebench.train.run import load_trained
+
+    number = export_base(load_trained(options.base), options.out)
+    if options.json:
+        terminal.show_json({"folder": str(options.out), "parameters": number})
+    else:
+        terminal.show(f"{options.out}: {number:,} parameters; a token is a byte")
+    return 0
+
+
 def _run(options: argparse.Namespace, argv: list[str]) -> int:
+    if options.recipe == "export":
+        return _export(options)
     from moebench.train.recipes import asked_training, run_training
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
