@@ -19,18 +19,22 @@ _HOMES = {
     "Record": "records.record",
     "Routing": "routers.routing",
     "Workload": "spec.case",
+    "apply_router": "model.huggingface.apply",
     "build_routers": "routers.routing",
     "compare_runs": "compare.runs",
     "hardware_names": "spec.hardware",
     "load_backend": "experts.backends",
     "load_hardware": "spec.hardware",
     "load_model": "spec.model",
+    "load_router": "model.huggingface.router_file",
     "load_run": "records.run",
     "load_suite": "suite.suite_file",
     "model_names": "spec.model",
     "policy": "routers.policy",
     "predict_layer": "predict.calls",
     "predict_model": "predict.calls",
+    "remove_router": "model.huggingface.apply",
+    "save_router": "model.huggingface.router_file",
 }
 """Every public name, and the module that defines it."""
 

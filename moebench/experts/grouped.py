@@ -116,10 +116,9 @@ class FeedForwards(torch.autograd.Function):
 
 def multiply(rows: Tensor, matrix: Tensor, bias: Bias, out: Tensor) -> None:
     """Write the rows times a matrix [outputs, inputs], plus its bias."""
-    if bias is None:
-        torch.mm(rows, matrix.t(), out=out)
-    else:
-        torch.addmm(bias, rows, matrix.t(), out=out)
+    torch.mm(rows, matrix.t(), out=out)
+    if bias is not None:
+        out.add_(bias)
 
 
 def activation_backward(

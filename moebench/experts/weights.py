@@ -157,8 +157,13 @@ def feed_forward(
 
     **Source**: SwiGLU, Shazeer (2002.05202), equation 6; squared ReLU, So et al. (2109.08668).
     """
-    hidden = functional.linear(x, gate_up, biases[0])
-    return functional.linear(activation(hidden, down.shape[1], clamp), down, biases[1])
+    hidden = plus(functional.linear(x, gate_up), biases[0])
+    return plus(functional.linear(activation(hidden, down.shape[1], clamp), down), biases[1])
+
+
+def plus(product: Float[Tensor, "tokens outputs"], bias: Bias) -> Float[Tensor, "tokens outputs"]:
+    """A product and its bias, rounded before the sum and after it as gpt-oss's own code does."""
+    return product if bias is None else product + bias
 
 
 def activation(

@@ -54,6 +54,15 @@ class Policy(ABC):
     published: ClassVar[Mapping[str, PublishedMean]] = {}
     """Published mean k by model name."""
 
+    @property
+    def replaces_base(self) -> bool:
+        """Whether its form has no place for the weights of a pretrained router."""
+        return False
+
+    def identity_options(self, model: ModelSpec) -> Mapping[str, Any]:
+        """Options under which it starts as a pretrained model's own router, beside the defaults."""
+        return {}
+
     @abstractmethod
     def parameters(self, model: ModelSpec) -> int:
         """Router parameters of all MoE layers; parameters that layers share count once."""

@@ -59,7 +59,7 @@ class ThresholdRouter(TopKRouter):
 
     def choose(self, scores: ChoiceScores) -> Choice:
         fp32 = scores.float()
-        logits, counts = fp32[:, : self.num_experts], self.slots_of_token(fp32)
+        logits, counts = self.true_logits(fp32), self.slots_of_token(fp32)
         indices = self.best(logits)
         keep = torch.arange(self.top_k, device=scores.device) < counts[:, None]
         weights = slot_weights(logits, indices, self.weights_gate, keep)

@@ -83,7 +83,7 @@ class AdaKRouter(TopKRouter):
     def choose_counts(self, scores: ChoiceScores, counts: Int[Tensor, " tokens"]) -> Choice:
         """The choice with given counts, such as the stored ones of a sampled forward."""
         fp32 = scores.float()
-        logits = fp32[:, : self.num_experts]
+        logits = self.true_logits(fp32)
         indices = self.best(logits)
         keep = torch.arange(self.top_k, device=scores.device) < counts[:, None]
         weights = slot_weights(logits, indices, self.weights_gate, keep)

@@ -49,7 +49,7 @@ class NullExpertRouter(TopKRouter):
         is_true = indices < self.num_experts
         # A null slot reads the last true expert's score, which its mask then removes.
         readable = indices.clamp(max=self.num_experts - 1)
-        weights = slot_weights(logits[:, : self.num_experts], readable, self.gate, is_true)
+        weights = slot_weights(self.true_logits(logits), readable, self.gate, is_true)
         aux_loss = self.balance_loss(logits, indices) if self.training else None
         return Choice(weights, readable, self.num_experts, is_true, aux_loss)
 
@@ -121,6 +121,7 @@ class AdaMoERouter(NullExpertRouter):
         super().__init__(model, policy.slots(model), weight, nulls)
         self.add_logit_bias()
         self.alpha, self.reduction = policy.alpha, policy.aux_reduction
+        self.copies_rows = policy.start == "copied-rows"
 
     @torch.no_grad()
     def start_from_base(
@@ -132,8 +133,9 @@ class AdaMoERouter(NullExpertRouter):
         """Fill the surplus slots with null experts that every token chooses, forbid the others.
 
         Null rows are copies of the true ones, as published; but the published start, without
-        biases, is not the base model: ties between a row and its copy decide what runs. Moving the
-        biases to 0 during training frees the choice (`moebench.routers.adamoe.train`).
+        biases (`start` "copied-rows"), is not the base model: ties between a row and its copy
+        decide what runs. Moving the biases to 0 during training frees the choice
+        (`moebench.routers.adamoe.train`).
         """
         if self.gate.has_correction_bias and self.gate.score == "softmax":
             raise ValueError(
@@ -141,7 +143,7 @@ class AdaMoERouter(NullExpertRouter):
                 "to start from: null experts change the scores that it is added to"
             )
         n, surplus = self.num_experts, self.top_k - self.model_top_k
-        if not 0 <= surplus <= self.num_null_experts:
+        if not self.copies_rows and not 0 <= surplus <= self.num_null_experts:
             raise ValueError(
                 f"adamoe: top_k: found {self.top_k}, expected {self.model_top_k} to "
                 f"{self.model_top_k + self.num_null_experts} to start from a top-{self.model_top_k}"
@@ -152,6 +154,8 @@ class AdaMoERouter(NullExpertRouter):
         self.weight[n:].copy_(weight[copies])
         if self.bias is not None and logit_bias is not None:
             self.bias[n:].copy_(logit_bias[copies])
+        if self.copies_rows:
+            return
         self.selection_bias[n : n + surplus] = -NEVER
         self.selection_bias[n + surplus :] = NEVER
 

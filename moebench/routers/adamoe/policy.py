@@ -1,7 +1,7 @@
 """AdaMoE (Zeng et al., EMNLP Findings 2024): null experts make a fixed top-k adaptive."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from moebench.routers.policy import Policy, PublishedMean, Reduction, register
 from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reachable_experts
@@ -64,6 +64,10 @@ class AdaMoE(Policy):
     target_loads: tuple[float, ...] = ()
     """Mean true experts per token at which the balance loss is least: none, as published (perfect
     balance over all columns), one for all layers, or one a layer."""
+
+    start: Literal["identity", "copied-rows"] = "identity"
+    """How it starts on a pretrained router: as that router, or as published, where null rows are
+    copies of the true ones and ties between the two decide what runs."""
 
     def targets(self, num_layers: int) -> tuple[float | None, ...]:
         """The target load of each layer."""

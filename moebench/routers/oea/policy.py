@@ -7,8 +7,9 @@ form without a probability threshold and without a limit on how far down a token
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,6 +37,9 @@ class OEA(TopK):
     own_k: int | None = None
     """Experts that each token gets whatever the others choose, k0; half of `top_k`, rounded up, if
     left out (the paper tunes it for each model)."""
+
+    def identity_options(self, model: ModelSpec) -> Mapping[str, Any]:
+        return {"own_k": model.top_k}
 
     def own_experts_per_token(self, model: ModelSpec) -> int:
         """The given `own_k`, or its default; an error where it is not 1 to `top_k`."""

@@ -4,8 +4,9 @@ The formulas stand in `module.py`; the recurrence runs over depth, not over the 
 no expert FLOPs: its gain is quality, and a speedup over top-k is at most 1.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from moebench.routers.adamoe.policy import MOST_NULL_EXPERTS, null_choice_ops
 from moebench.routers.policy import Reduction, register
@@ -61,6 +62,13 @@ class RMoE(TopK):
                 "residual: found true with null experts, expected false: rmoe with null experts is "
                 "trained from scratch"
             )
+
+    @property
+    def replaces_base(self) -> bool:
+        return not self.residual
+
+    def identity_options(self, model: ModelSpec) -> Mapping[str, Any]:
+        return {"residual": True}
 
     def experts_per_token(self, model: ModelSpec) -> int:
         """Slots of a token: its experts, and with null experts those too."""

@@ -96,6 +96,15 @@ class TopKRouter(Router):
         own, further = (None, None) if bias is None else (bias[:n], bias[n:])
         return torch.cat((linear(x, weight[:n], own), linear(x, weight[n:], further)), dim=1)
 
+    def true_logits(self, scores: ChoiceScores) -> Float[Tensor, "tokens experts"]:
+        """Logits of the true experts among all that a router computes.
+
+        On a checkpoint they are copied out: torch's sigmoid of strided numbers may round otherwise,
+        and the weights would no longer be the base's own to the bit.
+        """
+        columns = scores[:, : self.num_experts]
+        return columns.contiguous() if self.base_top_k else columns
+
     def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
         indices = self.best(logits)
