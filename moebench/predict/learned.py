@@ -112,9 +112,9 @@ def learned_caveats(point: LearnedPoint, model: ModelSpec) -> tuple[Caveat, ...]
         )
     correlations = [one.lag_correlation for one in point.layers if one.lag_correlation is not None]
     if len(set(means)) > 1 or correlations:
-        along = f"; k of neighbours correlates by up to {max(correlations):.2f}" * bool(
-            correlations
-        )
+        along = ""
+        if correlations:
+            along = f"; k of neighbours correlates by up to {max(correlations):.2f}"
         found.append(
             Caveat(
                 "mean-over-depth",

@@ -1,7 +1,7 @@
 """A run of quality against cost: `manifest.json`, and a line a setting in `records.jsonl`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from moebench.spec.schema import decode
 from moebench.units import Flops, Joules, Seconds
 
 PARETO_RECORDS = "records.jsonl"
+PARETO_TIMES = "times.jsonl"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class CellTime:
             raise ValueError("missing: expected a reason where there is no latency")
         if (self.joules is None) != bool(self.joules_missing):
             raise ValueError("joules_missing: expected a reason where there is no energy")
+
+
+@dataclass(frozen=True)
+class CellTimes:
+    """All times of one cell, measured in the same rounds: a line of `times.jsonl`."""
+
+    cell: LatencyCell
+    times: Mapping[str, CellTime]
+    """By setting."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ class ParetoRecord:
     flops_missing: str | None
     base_flops_per_token: Flops | None
     times: tuple[CellTime, ...]
+    """Empty in a line of `records.jsonl`: reading a run joins those of `times.jsonl`."""
     predictions: tuple[PredictedRatio, ...]
     training: TrainingCost | None
     """None: nothing was trained."""
@@ -188,16 +199,33 @@ class ParetoRun:
     directory: Path
     manifest: ParetoManifest
     lines: tuple[Line[ParetoRecord], ...] = field(repr=False)
+    time_lines: tuple[Line[CellTimes], ...] = field(repr=False, default=())
+
+    @property
+    def cells(self) -> tuple[CellTimes, ...]:
+        """The cells that were timed and whose lines are undamaged."""
+        return tuple(line.value for line in self.time_lines if line.value is not None)
 
     @property
     def records(self) -> tuple[ParetoRecord, ...]:
-        """The records whose lines are undamaged."""
-        return tuple(line.value for line in self.lines if line.value is not None)
+        """The records whose lines are undamaged, with their times."""
+        return tuple(
+            replace(
+                line.value,
+                times=(*line.value.times, *self._times_of(line.value.setting)),
+            )
+            for line in self.lines
+            if line.value is not None
+        )
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Lines that could not be read: file, line number, reason."""
-        return tuple(line.problem for line in self.lines if line.problem)
+        found = [line.problem for line in self.lines] + [line.problem for line in self.time_lines]
+        return tuple(problem for problem in found if problem)
+
+    def _times_of(self, setting: str) -> tuple[CellTime, ...]:
+        return tuple(cell.times[setting] for cell in self.cells if setting in cell.times)
 
 
 def load_pareto_run(directory: Path) -> ParetoRun:
@@ -209,4 +237,5 @@ def load_pareto_run(directory: Path) -> ParetoRun:
         )
     manifest = decode(ParetoManifest, table, str(directory / MANIFEST))
     lines = read_lines(directory / PARETO_RECORDS, ParetoRecord, all_checked=True)
-    return ParetoRun(directory, manifest, tuple(lines))
+    times = read_lines(directory / PARETO_TIMES, CellTimes, all_checked=True)
+    return ParetoRun(directory, manifest, tuple(lines), tuple(times))

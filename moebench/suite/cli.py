@@ -72,6 +72,17 @@ def _parser() -> argparse.ArgumentParser:
         help="what a router did, for routers of its kind: a name, TOML file or trace",
     )
     parser.add_argument("--strict", action="store_true", help="refuse a point of other sizes")
+    pareto = parser.add_argument_group("suite pareto")
+    pareto.add_argument(
+        "--training", type=Path, default=Path("results/train"), help="folder of its trainings"
+    )
+    pareto.add_argument(
+        "--no-training", action="store_true", help="only what is trained already is evaluated"
+    )
+    pareto.add_argument("--text", type=Path, metavar="PATH", help="a text file or a folder")
+    pareto.add_argument(
+        "--shifted", type=Path, metavar="PATH", help="a text of another domain, evaluated too"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"), help="where runs are kept")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="take up a run's directory")
     calibration = parser.add_mutually_exclusive_group()
@@ -118,6 +129,10 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
             f"{source.where}: a list of trainings: python -m moebench.train base --suite "
             f"{options.suite}"
         )
+    if source.kind == "pareto":
+        from moebench.suite.pareto.run import run_pareto_suite
+
+        return run_pareto_suite(options, source, argv)
     if source.kind == "experts":
         if options.operating_point or options.strict:
             raise ValueError("--operating-point: only for a suite of routers, which route")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from moebench.suite.experts_plan import load_experts_suite, planned_cells
+from moebench.suite.pareto.plan import pareto_plan
 from moebench.suite.plan import CellChoice, cells
 from moebench.suite.source import suite_source
 from moebench.suite.suite_file import load_suite
@@ -59,6 +60,12 @@ def test_every_shipped_suite_loads_and_its_cells_differ(name: str, kind: str) ->
     if suite_source(name).kind == "training":
         names = [(run.recipe, tuple(run.options.items())) for run in training_suite(name).run]
         assert len(set(names)) == len(names) > 0
+        return
+    if suite_source(name).kind == "pareto":
+        plan = pareto_plan(suite_source(name), Path("nowhere"), None)
+        settings = [setting.name for setting in (*plan.trained, *plan.untrained({}))]
+        assert len(set(settings)) == len(settings) > 0
+        assert len(set(plan.suite.cell)) == len(plan.suite.cell) > 0
         return
     found = cells(load_suite(name), kind)  # type: ignore[arg-type]
     keys = [cell.key for cell in found]
