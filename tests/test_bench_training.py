@@ -7,9 +7,11 @@ import torch
 from bench_training import Claim, main
 from training_cases import IMPLEMENTATIONS, forward_flops, mixtral, plain_losses
 
+from moebench.records.training import TrainingManifest
 from moebench.train.base import Network, build_network
 from moebench.train.plan import training_suite
 from moebench.train.recipes import RECIPES, Asked, run_training
+from moebench.train.run import Trained
 
 SUITE = """
 kind = "training"
@@ -57,8 +59,14 @@ def test_transformers_computes_our_loss_and_its_gradient(suite: str) -> None:
     losses.mean().backward()
     embedding = network.language_model.embedding.weight.grad
     assert embedding is not None
+    manifest = TrainingManifest(
+        **{"run": "r", "recipe": "base", "options": {}, "router": "top-k", "router_options": {}},
+        **{"seed": 3, "tokens": 1, "batch": 2, "window": 32, "text": "t", "text_sha256": "0"},
+        model=network.language_model.model,
+    )
+    base = Trained(Path("made"), manifest, dict(network.named_weights()), "0")
     for implementation in IMPLEMENTATIONS:
-        theirs = mixtral(network, implementation)
+        theirs = mixtral(base, implementation)
         whole, balance = plain_losses(theirs, windows)
         loss = whole - theirs.config.router_aux_loss_coef * balance
         torch.testing.assert_close(loss, losses.mean(), rtol=0, atol=1e-5)

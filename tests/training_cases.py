@@ -4,11 +4,10 @@ All start from the weights of one trained base and read the same text, so that t
 experts that a trained router sends them to. Needs transformers.
 """
 
-import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +15,14 @@ from torch import nn
 from moebench.measure.latency import Visit
 from moebench.measure.memory import available_memory
 from moebench.model.flops import torch_counter
-from moebench.records.training import TrainingManifest, read_training
+from moebench.records.training import read_training
+from moebench.report.pareto.training_curves import curve_titles
 from moebench.routers.ada_k.train import AdaKTraining
 from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
 from moebench.train.ada_k import AdaKRecipe
 from moebench.train.base import BaseOptions, BaseRecipe, Network, load_network
+from moebench.train.export import export_base
 from moebench.train.optimiser import Optimiser, Schedule
 from moebench.train.recipes import check_base
 from moebench.train.run import Trained, load_trained
@@ -29,24 +30,11 @@ from moebench.train.text import Text, Windows, load_text
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 """Experts of transformers; grouped_mm is its default."""
-OURS, PPO = "moebench", "ada-k, a PPO batch"
+OURS, PPO, THEIRS = "moebench", "ada-k, a PPO batch", "transformers"
 STREAM = 4
 """Different batches that rounds walk through."""
 MANY_STEPS = 1_000_000
 """Length of the schedule: timed steps lie at its start, where they hardly change the weights."""
-NAMES = (
-    (r"^language_model\.decoder", "model"),
-    (r"^language_model\.embedding", "model.embed_tokens"),
-    (r"^language_model\.norm", "model.norm"),
-    (r"^language_model\.head", "lm_head"),
-    (r"attention\.(q|k|v)(?:uery|ey|alue)\.", r"self_attn.\1_proj."),
-    (r"attention\.output\.", "self_attn.o_proj."),
-    (r"attention_norm", "input_layernorm"),
-    (r"moe_norm", "post_attention_layernorm"),
-    (r"experts\.(\w+)$", r"mlp.experts.\1_proj"),
-    (r"^routers\.(\d+)\.weight", r"model.layers.\1.mlp.gate.weight"),
-)
-"""Names of our tensors, and of Mixtral's in transformers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +42,8 @@ class Trainings:
     """A trained base, the routers that were trained from it or beside it, and their text."""
 
     base: Trained
-    routers: Sequence[Trained]
-    """The first seed of each."""
+    routers: Mapping[str, Trained]
+    """By title, the first seed of each."""
     text: Text
 
     @property
@@ -83,17 +71,12 @@ def load_trainings(folder: Path) -> Trainings:
     base = load_trained(bases[0])
     text = load_text(None if base.manifest.text == "python-stdlib" else Path(base.manifest.text))
     check_base(base, text, base.manifest.model)
-    paths: dict[tuple[Any, ...], Path] = {}
-    for path, m in sorted(done.items(), key=lambda item: (title(item[1]), item[1].seed)):
-        if m.router != "top-k" and m.model == base.manifest.model:
-            paths.setdefault((title(m), m.tokens), path)
-    return Trainings(base, [*map(load_trained, paths.values())], text)
-
-
-def title(m: TrainingManifest) -> str:
-    """A trained router with the options that it has."""
-    options = ", ".join(f"{name} {value}" for name, value in sorted(m.router_options.items()))
-    return f"{m.recipe} ({options})" if options else m.recipe
+    others = [path for path, m in done.items() if m.router != "top-k"]
+    others.sort(key=lambda path: done[path].seed)
+    titles = curve_titles([done[path] for path in others])
+    # Backwards, so that the first seed of a title stays.
+    first = dict(reversed([*zip(titles, others, strict=True)]))
+    return Trainings(base, {name: load_trained(first[name]) for name in sorted(first)}, text)
 
 
 def training_visits(
@@ -106,47 +89,30 @@ def training_visits(
     visits = {OURS: _visit(recipe.step, batches)}
     skipped = {}
     for implementation in IMPLEMENTATIONS:
-        case = f"transformers, {implementation}"
+        case = f"{THEIRS}, {implementation}"
         if why := _too_large(base.manifest.model, trainings.shape, implementation):
             skipped[case] = why
             continue
-        visits[case] = _visit(plain_step(mixtral(load_network(base), implementation)), batches)
+        visits[case] = _visit(plain_step(mixtral(base, implementation)), batches)
     visits[PPO] = _visit(ppo_step(trainings, warm_steps), batches)
     return visits, skipped
 
 
-def mixtral(network: Network, implementation: str) -> nn.Module:
-    """Transformers' Mixtral with the weights of a network with top-k."""
-    from transformers import MixtralConfig, MixtralForCausalLM
+def mixtral(base: Trained, implementation: str) -> nn.Module:
+    """Transformers' Mixtral with the weights of a base, ready to be trained."""
+    from transformers import MixtralForCausalLM
 
-    model = network.language_model.model
-    attention = model.attention
-    router = network.stack[0]
+    router = load_network(base).stack[0]
     assert isinstance(router, TopKRouter)
-    config = MixtralConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=attention.num_heads,
-        num_key_value_heads=attention.num_kv_heads,
-        head_dim=attention.head_dim,
-        num_local_experts=model.num_experts,
-        num_experts_per_tok=model.top_k,
-        rms_norm_eps=model.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": attention.rope_theta},
-        output_router_logits=True,
-        router_aux_loss_coef=router.balance_coefficient,
-        attn_implementation="sdpa",
-        experts_implementation=implementation,
-    )
-    theirs = MixtralForCausalLM(config)
-    weights = {}
-    for name, parameter in network.named_parameters():
-        for ours, other in NAMES:
-            name = re.sub(ours, other, name)
-        weights[name] = parameter.detach()
-    theirs.load_state_dict(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        export_base(base, Path(folder))
+        theirs: nn.Module = MixtralForCausalLM.from_pretrained(
+            folder,
+            output_router_logits=True,
+            router_aux_loss_coef=router.balance_coefficient,
+            attn_implementation="sdpa",
+            experts_implementation=implementation,
+        )
     return theirs.train()
 
 
