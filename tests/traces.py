@@ -11,8 +11,15 @@ from moebench.spec.model import ModelSpec, load_model
 
 def small_model(num_experts: int = 8, top_k: int = 2, num_layers: int = 2) -> ModelSpec:
     """Mixtral with other experts and layers."""
-    sizes = {"num_experts": num_experts, "top_k": top_k, "num_layers": num_layers}
-    return replace(load_model("mixtral-8x7b"), name="small", **sizes)
+    return replace(
+        load_model("mixtral-8x7b"),
+        name="small",
+        num_experts=num_experts,
+        top_k=top_k,
+        num_layers=num_layers,
+        total_parameters=0.0,
+        active_parameters=0.0,
+    )
 
 
 def a_trace(

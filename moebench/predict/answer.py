@@ -9,7 +9,7 @@ from moebench.predict.learned import learned_caveats, with_caveats
 from moebench.predict.options import (
     BEST,
     deployment_of,
-    learned_of,
+    points_of,
     refuse_beside,
     routing_of,
     sizes_range,
@@ -17,7 +17,8 @@ from moebench.predict.options import (
 from moebench.predict.serving.overlap import best_chunks
 from moebench.predict.serving.speedup import speedups
 from moebench.predict.text import case_text, figure_texts, labels_of
-from moebench.predict.traffic import under_typical_skew, with_traffic
+from moebench.predict.traced import trace_caveats, traced_model
+from moebench.predict.traffic import under_independence, under_typical_skew, with_traffic
 from moebench.spec.stated import stated_differences
 
 UNSERVED = {"batch", "context", "phase", "level", "break_even", "plot", "cached_prefix"}
@@ -50,9 +51,10 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         options.concurrency or options.batch, "--concurrency" if options.concurrency else "--batch"
     )
     options.router = options.router or ["ada-k"]
+    trace = traced_model(options)
     deployments = [
         with_traffic(deployment_of(options, model, hardware), options, batches)
-        for model in options.model or ["mixtral-8x7b"]
+        for model in options.model or [trace.header.model if trace else "mixtral-8x7b"]
         for hardware in options.hardware or ["h100-sxm"]
     ]
     if options.chunks == BEST:
@@ -65,13 +67,16 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         for one in deployments
         for router in (["none"] if one.is_dense else options.router)
     ]
-    learned = learned_of(options)
+    learned = () if options.trace else points_of(options)
     if options.concurrency is not None:
         from moebench.predict.served_answer import served_answer
 
         for model in dict.fromkeys(one.model for one in deployments):
-            for caveat in learned_caveats(learned, model) if learned else ():
+            for caveat in (each for one in learned for each in learned_caveats(one, model)):
                 terminal.say(f"warning: {caveat.sentence}")
+        found = (each for one, router in asked for each in trace_caveats(one, router, batches))
+        for caveat in dict.fromkeys(found):
+            terminal.say(f"warning: {caveat.sentence}")
         return served_answer(options, asked, batches)
     if options.break_even is not None:
         from moebench.predict.serving.break_even import break_even
@@ -86,12 +91,16 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         from moebench.report.figures.style import check_format, save
 
         check_format(options.plot)
-    cases, typical = [], []
+    cases, typical, alone = [], [], []
     for deployment, router in asked:
         own, point = routing_of(options, router, deployment)
-        caveats = learned_caveats(learned, deployment.model) if learned else ()
+        caveats = (
+            *(caveat for one in learned for caveat in learned_caveats(one, deployment.model)),
+            *trace_caveats(deployment, own.name, batches),
+        )
         cases.append(with_caveats(speedups(deployment, own, batches, point), caveats))
         typical.append(under_typical_skew(cases[-1], own, point))
+        alone.append(under_independence(cases[-1], own, point))
     if options.plot is not None:
         from moebench.predict.figure import draw_forecasts
 
@@ -99,7 +108,7 @@ def answer(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
         figure = draw_forecasts(labelled, *figure_texts(cases))
         terminal.write_beside(lambda: save(figure, options.plot))
     if options.json:
-        return speedup_document(cases, typical)
+        return speedup_document(cases, typical, alone)
     if len(cases) == 1:
-        return case_text(cases[0], typical[0])
-    return comparison_text(cases, typical)
+        return case_text(cases[0], typical[0], alone[0])
+    return comparison_text(cases, typical, alone)

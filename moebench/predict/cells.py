@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from moebench.predict.serving.speedup import Speedup
-from moebench.predict.traffic import Typical
+from moebench.predict.traffic import SharedOtherwise, Typical
 from moebench.units import Kind, text
 
 BASIS_TITLES = {
@@ -27,6 +27,14 @@ def typical_cell(skewed: Typical | None) -> str:
     if skewed is None:
         return "–"
     return f"{100 * skewed.latency_change:+.0f} %, {skewed.speedup:.2f}×"
+
+
+def independent_cell(alone: SharedOtherwise | None) -> str:
+    """Distinct experts, change of the latency and speedup if tokens were independent."""
+    if alone is None:
+        return "–"
+    change = f"{100 * alone.latency_change:+.0f} %"
+    return f"{alone.distinct_experts:.1f} experts, {change}, {alone.speedup:.2f}×"
 
 
 def latency_cell(row: Speedup) -> str:

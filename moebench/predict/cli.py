@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moebench import terminal
 from moebench.predict.answer import answer
-from moebench.predict.deployment_options import deployment_options, load_options
+from moebench.predict.deployment_options import deployment_options, load_options, trace_options
 from moebench.predict.kernels.price import KERNELS
 from moebench.predict.serving.deployment import LEVELS, PHASES
 
@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="published|learned:NAME|trace:FILE",
         help="the paper's mean k (the default), or what a router did: a name, TOML file or trace",
     )
+    trace_options(p)
     p.add_argument("--strict", action="store_true", help="refuse a point learnt at other sizes")
     p.add_argument("--mean-k", type=float, help="mean experts per token of the adaptive routers")
     p.add_argument(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from moebench.predict.cells import (
     Speedups,
     error_range,
+    independent_cell,
     latency_cell,
     promise_range,
     range_cell,
@@ -15,12 +16,23 @@ from moebench.predict.serving.break_even import BreakEven
 from moebench.predict.serving.counts import counts_text
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup
-from moebench.predict.text import labels_of, labels_of_keys, notes, prices_text, shared_experts
-from moebench.predict.traffic import Typical
+from moebench.predict.text import (
+    Otherwise,
+    labels_of,
+    labels_of_keys,
+    notes,
+    prices_text,
+    shared_experts,
+)
+from moebench.predict.traffic import SharedOtherwise, Typical
 from moebench.terminal import text_table
 
 
-def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typical | None]]) -> str:
+def comparison_text(
+    cases: Sequence[Speedups],
+    typical: Sequence[Sequence[Typical | None]],
+    alone: Sequence[Otherwise],
+) -> str:
     """Text of several cases at the same batches: rows are batches, columns cases."""
     labels = labels_of(cases)
     heads = [rows[0] for rows in cases]
@@ -53,9 +65,29 @@ def comparison_text(cases: Sequence[Speedups], typical: Sequence[Sequence[Typica
             ["calibration", *map(error_range, cases)],
         ),
         "",
+        *_recorded(cases, alone, labels),
         *shared_experts(typical),
         *notes(cases),
     ])  # fmt: skip
+
+
+def _recorded(
+    cases: Sequence[Speedups], alone: Sequence[Otherwise], labels: Sequence[str]
+) -> list[str]:
+    """Table of distinct experts as recorded and as of independent tokens; none without a trace."""
+    if not any(one for others in alone for one in others):
+        return []
+    lines = [
+        [str(rows[0].batch), *(_both(*pair) for pair in zip(rows, others, strict=True))]
+        for rows, others in zip(zip(*cases, strict=True), zip(*alone, strict=True), strict=True)
+    ]
+    table = text_table(["batch", *labels], lines, left=())
+    return ["distinct experts of a layer as recorded, and if tokens were independent", table, ""]
+
+
+def _both(row: Speedup, alone: SharedOtherwise | None) -> str:
+    """Recorded distinct experts, and what independence would say of them and of the latency."""
+    return f"{row.estimate.distinct_experts:.1f}; {independent_cell(alone)}"
 
 
 def break_even_text(cases: Sequence[Sequence[BreakEven]], deployments: Sequence[Deployment]) -> str:

@@ -1,9 +1,12 @@
 """Options of predict that say how a model is deployed: GPUs, engine, exchange, cache, training."""
 
 import argparse
+from pathlib import Path
+from typing import get_args
 
 from moebench.predict.serving.parallelism import EXCHANGES
 from moebench.predict.serving.trainer import RECOMPUTES
+from moebench.records.trace_steps import Domains
 
 
 def load_options(p: argparse.ArgumentParser) -> None:
@@ -20,6 +23,24 @@ def load_options(p: argparse.ArgumentParser) -> None:
         type=int,
         metavar="TOKENS",
         help="that a step prefills at most; default: the engine's",
+    )
+
+
+def trace_options(p: argparse.ArgumentParser) -> None:
+    """Add the options of recorded routing to a command line."""
+    p.add_argument(
+        "--trace",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="in place of independent tokens: routing as recorded (python -m moebench.trace), of "
+        "its model unless --model is given; once for each router that was traced",
+    )
+    p.add_argument(
+        "--domains",
+        choices=get_args(Domains),
+        default="mixed",
+        help="of a --trace of several texts: a step mixes them (the default), or has one",
     )
 
 

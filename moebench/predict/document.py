@@ -6,7 +6,7 @@ from typing import Any
 
 from moebench.predict.serving.choices import engine_of, exchange_of
 from moebench.predict.serving.speedup import Speedup
-from moebench.predict.traffic import Typical
+from moebench.predict.traffic import SharedOtherwise, Typical
 from moebench.spec.schema import encode
 
 DEPLOYMENT_KEYS = ("level", "phase", "context", "cached_prefix", "tokens_per_step")
@@ -26,13 +26,17 @@ def document(**parts: Any) -> str:
 
 
 def speedup_document(
-    cases: Sequence[Sequence[Speedup]], typical: Sequence[Sequence[Typical | None]]
+    cases: Sequence[Sequence[Speedup]],
+    typical: Sequence[Sequence[Typical | None]],
+    independent: Sequence[Sequence[SharedOtherwise | None]],
 ) -> str:
     """JSON text on several cases, each at several batches."""
     flat = [
-        row_of(row) | {"typical_skew": skewed and typical_of(skewed)}
-        for rows, others in zip(cases, typical, strict=True)
-        for row, skewed in zip(rows, others, strict=True)
+        row_of(row)
+        | {"typical_skew": skewed and {"skew": skewed.skew, **otherwise_of(skewed)}}
+        | {"independent": alone and otherwise_of(alone)}
+        for three in zip(cases, typical, independent, strict=True)
+        for row, skewed, alone in zip(*three, strict=True)
     ]
     return document(rows=flat, cases=[case_of(rows[0]) for rows in cases])
 
@@ -84,13 +88,12 @@ def row_of(row: Speedup) -> dict[str, Any]:
     }
 
 
-def typical_of(skewed: Typical) -> dict[str, float]:
-    """Table of a prediction under a typical skew, beside that for uniform routing."""
+def otherwise_of(other: SharedOtherwise) -> dict[str, float]:
+    """Table of a prediction if experts were shared otherwise."""
     return {
-        "skew": skewed.skew,
-        "distinct_experts": skewed.distinct_experts,
-        "latency_s": skewed.latency,
-        "speedup": skewed.speedup,
+        "distinct_experts": other.distinct_experts,
+        "latency_s": other.latency,
+        "speedup": other.speedup,
     }
 
 

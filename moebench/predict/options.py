@@ -4,13 +4,20 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import replace
 
-from moebench.predict.learned import PUBLISHED, asked_point, learned_policy, learned_routing
+from moebench.predict.learned import (
+    PUBLISHED,
+    asked_point,
+    is_of_kind,
+    learned_policy,
+    learned_routing,
+)
 from moebench.predict.serving.break_even import refuse_fixed_k
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.draft import Draft
 from moebench.predict.serving.no_router import NO_ROUTER
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.trainer import Training
+from moebench.predict.traced import traced_points
 from moebench.routers.fixed_k.policy import FixedK
 from moebench.routers.policy import Policy, policy
 from moebench.routers.top_k.policy import TopK, reachable_experts
@@ -58,11 +65,11 @@ def probabilities(description: str, most: int) -> tuple[float, ...]:
     return chances
 
 
-def deployment_of(options: argparse.Namespace, model: str, hardware: str) -> Deployment:
+def deployment_of(options: argparse.Namespace, model: str | ModelSpec, hardware: str) -> Deployment:
     """Deployment of a model on a machine; errors name the option."""
     try:
         return Deployment(
-            model=load_model(model),
+            model=model if isinstance(model, ModelSpec) else load_model(model),
             hardware=load_hardware(hardware),
             phase=options.phase,
             level=options.level,
@@ -159,10 +166,15 @@ def _routing_of(
             f"--operating-point {options.operating_point} excludes --mean-k and --k-distribution"
         )
     own = policy(router)
-    point = learned_of(options)
-    if point is not None and own.name == point.router:
-        own = learned_policy(point, model)
-        return own, learned_routing(point, own, model)
+    for point in points_of(options):
+        if options.k is None and is_of_kind(point, own, model):
+            if options.trace and own.is_adaptive and (mean is not None or distribution is not None):
+                raise ValueError(
+                    f"--mean-k and --k-distribution: not beside {point.label}, which says how "
+                    f"{own.name} routes"
+                )
+            own = learned_policy(point, model)
+            return own, learned_routing(point, own, model)
     routers = [policy(name) for name in options.router]
     if options.k is not None and not any(isinstance(one, TopK | FixedK) for one in routers):
         names = ", ".join(options.router)
@@ -198,9 +210,12 @@ def _routing_of(
     return own, imposed
 
 
-def learned_of(options: argparse.Namespace) -> LearnedPoint | None:
-    """The learned operating point of a command line; None: the papers' or the given one."""
-    return asked_point(options.operating_point, options.strict, (PUBLISHED,))
+def points_of(options: argparse.Namespace) -> tuple[LearnedPoint, ...]:
+    """Learned or traced operating points of a command line; none: the papers' or the given one."""
+    if options.trace and options.operating_point is not None:
+        raise ValueError("--operating-point: not beside --trace, which says how routers route")
+    point = asked_point(options.operating_point, options.strict, (PUBLISHED,))
+    return traced_points(options) if point is None else (point,)
 
 
 def refuse_beside(flag: str, why: str, given: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from moebench.predict.cells import (
     BASIS_TITLES,
     Speedups,
     errors_cell,
+    independent_cell,
     latency_cell,
     speedup_cell,
     typical_cell,
@@ -18,7 +19,7 @@ from moebench.predict.serving.counts import counts_text
 from moebench.predict.serving.memory import cache_without_windows
 from moebench.predict.serving.speedup import Speedup
 from moebench.predict.serving.trainer import shipped_trainer
-from moebench.predict.traffic import Typical
+from moebench.predict.traffic import SharedOtherwise, Typical
 from moebench.terminal import text_table
 from moebench.units import text
 
@@ -33,7 +34,11 @@ NARROWEST_SHARE = 0.005
 """Stages with a smaller share of the latency at every batch are left out of the breakdown."""
 
 
-def case_text(rows: Speedups, typical: Sequence[Typical | None]) -> str:
+Otherwise = Sequence[SharedOtherwise | None]
+"""Each row's prediction if experts were shared otherwise; None: it was not asked."""
+
+
+def case_text(rows: Speedups, typical: Sequence[Typical | None], alone: Otherwise) -> str:
     """Text of one case: header, table over batch, stages, notes."""
     last, footnotes = rows[-1], [*shared_experts([typical]), *notes([rows])]
     sizes = {name: text(size, "size") for name, size in last.memory.items()}
@@ -44,7 +49,7 @@ def case_text(rows: Speedups, typical: Sequence[Typical | None]) -> str:
     return "\n".join([
         *_header(rows[0]),
         "",
-        _batches(rows, typical),
+        _batches(rows, typical, alone),
         f"memory of the fullest device at batch {last.batch}: {parts}",
         "",
         "share of the latency by stage",
@@ -153,9 +158,10 @@ def shared_experts(typical: Sequence[Sequence[Typical | None]]) -> list[str]:
     ]
 
 
-def _batches(rows: Speedups, typical: Sequence[Typical | None]) -> str:
+def _batches(rows: Speedups, typical: Sequence[Typical | None], alone: Otherwise) -> str:
     """Table over batch; columns that would say nothing are left out."""
     skewed = {id(row): one for row, one in zip(rows, typical, strict=True)}
+    single = {id(row): one for row, one in zip(rows, alone, strict=True)}
     has_experts = not rows[0].deployment.is_dense
     columns: list[tuple[str, bool, Callable[[Speedup], str]]] = [
         ("batch", True, lambda row: str(row.batch)),
@@ -164,6 +170,7 @@ def _batches(rows: Speedups, typical: Sequence[Typical | None]) -> str:
         ("speedup [90 %]", has_experts, speedup_cell),
         ("FLOPs say", has_experts, lambda row: f"{row.flops_promise:.2f}×"),
         ("typical skew", any(typical), lambda row: typical_cell(skewed[id(row)])),
+        ("if tokens were independent", any(alone), lambda row: independent_cell(single[id(row)])),
         (
             "energy",
             any(row.energy.joules is not None for row in rows),

@@ -9,9 +9,10 @@ import numpy as np
 
 from moebench.files import text_of
 from moebench.predict.learned import check_learned
-from moebench.predict.options import learned_of
+from moebench.predict.options import points_of
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.speedup import Speedup, speedups
+from moebench.predict.traced import with_traces
 from moebench.routers.policy import Policy, policy
 from moebench.spec.carried_point import carried_shares
 from moebench.spec.case import OperatingPoint
@@ -26,13 +27,15 @@ def with_traffic(
     """A deployment whose experts are shared as the command line says; one way at most."""
     d = deployment
     given = [name for name in NAMES if getattr(options, name)]
-    point = None if d.is_dense else learned_of(options)
-    if point is not None:
-        if given:
-            raise ValueError(
-                f"--{given[0].replace('_', '-')}: not beside {options.operating_point}, which "
-                "says how experts are shared"
-            )
+    points = points_of(options) if options.trace or not d.is_dense else ()
+    if points and given:
+        raise ValueError(
+            f"--{given[0].replace('_', '-')}: not beside {points[0].label}, which says how experts "
+            "are shared"
+        )
+    if options.trace:
+        return with_traces(d, options)
+    for point in points:
         names = [policy(name).name for name in options.router]
         check_learned(point, names, d.model, is_strict=options.strict)
         shares = carried_shares(point, d.model.num_experts)
@@ -101,15 +104,21 @@ def read_shares(path: Path) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Typical:
-    """What a decode prediction for uniform routing would be under a typical skew."""
+class SharedOtherwise:
+    """What a prediction would be if tokens shared experts otherwise."""
 
     distinct_experts: float
     latency: float
     """Seconds."""
     speedup: float
     latency_change: float
-    """Relative to the prediction for uniform routing."""
+    """Relative to the prediction."""
+
+
+@dataclass(frozen=True)
+class Typical(SharedOtherwise):
+    """What a decode prediction for uniform routing would be under a typical skew."""
+
     skew: float = TYPICAL_SKEW
 
 
@@ -129,12 +138,24 @@ def under_typical_skew(
         [row.batch for row in rows],
         replace(point, skew=TYPICAL_SKEW),
     )
+    return tuple(Typical(*_compared(own, row)) for own, row in zip(skewed, rows, strict=True))
+
+
+def under_independence(
+    rows: Sequence[Speedup], router: Policy, point: OperatingPoint
+) -> tuple[SharedOtherwise | None, ...]:
+    """Each row's prediction if the recorded tokens were independent; None without a trace."""
+    d = rows[0].deployment
+    if d.recorded is None:
+        return (None,) * len(rows)
+    alone = replace(d, recorded=replace(d.recorded, is_independent=True))
+    found = speedups(alone, router, [row.batch for row in rows], point)
     return tuple(
-        Typical(
-            own.estimate.distinct_experts,
-            own.estimate.latency,
-            own.value,
-            own.estimate.latency / row.estimate.latency - 1,
-        )
-        for own, row in zip(skewed, rows, strict=True)
+        SharedOtherwise(*_compared(own, row)) for own, row in zip(found, rows, strict=True)
     )
+
+
+def _compared(own: Speedup, row: Speedup) -> tuple[float, float, float, float]:
+    """Distinct experts, latency, speedup and change of the latency of one row beside another."""
+    step = own.estimate
+    return step.distinct_experts, step.latency, own.value, step.latency / row.estimate.latency - 1

@@ -14,6 +14,7 @@ from moebench.predict.kernels.weights import arithmetic
 from moebench.predict.serving.draft import Draft
 from moebench.predict.serving.parallelism import Parallelism
 from moebench.predict.serving.ranks import WIDTHS, rank_model, split_of
+from moebench.predict.serving.recorded import RecordedRouting
 from moebench.predict.serving.trainer import Training
 from moebench.routers.policy import Policy
 from moebench.spec.case import OperatingPoint, Phase, Workload
@@ -71,6 +72,8 @@ class Deployment:
     """Exponent of the power law of the experts' shares."""
     expert_shares: tuple[float, ...] = ()
     """Share of each expert in the traffic, on any scale; empty: `skew`."""
+    recorded: RecordedRouting | None = None
+    """Traces that say what steps load; None: tokens are independent."""
     traffic: str = ""
     """Where skew or shares come from, in words."""
 

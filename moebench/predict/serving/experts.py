@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.predict.arrays import Floats, Ints
+from moebench.predict.arrays import Floats, Ints, OverCases
 from moebench.predict.kernels.layer import ACTIVATION_BYTES, LayerCalls, LayerCases, shape_label
-from moebench.predict.kernels.loads import expected_loads
+from moebench.predict.kernels.loads import Loads, expected_loads
 from moebench.predict.kernels.price import Calibrated, LayerPrice, price
 from moebench.predict.serving.choices import exchange_of
 from moebench.predict.serving.deployment import Deployment
 from moebench.predict.serving.parallelism import Exchange, Parallelism
 from moebench.predict.serving.ranks import most_loaded_rank
+from moebench.records.trace_steps import StepShape
 from moebench.routers.policy import Policy, policy
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
@@ -22,6 +23,46 @@ EXPERT_STAGES = ("launch", "first matmul", "second matmul", "elementwise", "rout
 """Stages of the measured kernel call."""
 DONE_ONCE = ("stack-weights",)
 """Ops that a deployment runs once, when it loads the model."""
+
+
+@dataclass(frozen=True)
+class RoutedSteps(OverCases):
+    """Steps of all ranks as their experts see them; arrays over distinct steps."""
+
+    sequences: Ints
+    new: Ints
+    """New tokens of each sequence."""
+    parts: Ints
+    """Equal parts in which the tokens run, one after the other."""
+
+    @property
+    def tokens(self) -> Ints:
+        """Tokens of each step."""
+        return self.sequences * self.new
+
+    @property
+    def part_tokens(self) -> Ints:
+        """Tokens of one part."""
+        return -(-self.tokens // self.parts)
+
+    def part(self, i: int) -> StepShape:
+        """One part of the i-th step: fewer sequences, or fewer tokens of each."""
+        sequences, new, parts = (int(each[i]) for each in vars(self).values())
+        if parts <= sequences:
+            return StepShape(-(-sequences // parts), new)
+        return StepShape(sequences, -(-new // parts))
+
+
+@dataclass(frozen=True)
+class RoutedLoads:
+    """Loads of steps; a sequence has an entry for each."""
+
+    whole: Sequence[ExpertLoad]
+    """Of all tokens and ranks."""
+    local: Sequence[Floats]
+    """[experts of the rank] expected assignments of one part on the most loaded rank."""
+    rank: Loads
+    """Work of one part on that rank."""
 
 
 @dataclass(frozen=True)
@@ -57,44 +98,59 @@ def experts_price(
     deployment: Deployment,
     calibration: Calibrated,
     routing: tuple[Policy, OperatingPoint],
-    tokens: Ints,
-    parts: Ints,
+    steps: RoutedSteps,
 ) -> ExpertsPrice:
-    """Price of one layer's routed experts for steps of so many tokens on all ranks.
+    """Price of one layer's routed experts for steps on all ranks.
 
     Where the tokens run in equal parts it is the price of one of them; loads are of all tokens.
     """
     d, p, (router, point) = deployment, deployment.parallel, routing
-    chunk = -(-tokens // parts)
-    counts = chunk.tolist()
-    loads = [router.load(d.model, t, point) for t in tokens.tolist()]
-    own = [router.load(d.model, t, point) for t in counts] if (parts > 1).any() else loads
-    local = [most_loaded_rank(load, point.k_distribution, p) for load in own]
+    chunk = steps.part_tokens
+    found = routed_loads(d, routing, steps)
     m, rank = d.model, d.rank
     # Slots of the kernel's call: an adaptive router leaves some of the model's own k empty.
     slots = m.top_k if router.is_adaptive else len(point.k_distribution) - 1
     physical = m.num_experts + p.redundant_experts
     sizes = (m.hidden_size, rank.intermediate_size, slots, physical, p.expert_parallel)
-    expected = expected_loads(local, counts)
-    exchanged = _exchanged(d, local, counts, point.mean_k)
+    exchanged = _exchanged(d, found.local, chunk.tolist(), point.mean_k)
     calls = LayerCalls(
         np.array(chunk, dtype=float),
-        *(np.full(len(tokens), float(size)) for size in sizes),
+        *(np.full(len(steps), float(size)) for size in sizes),
         **_delivered(exchanged, slots),
     )
-    cases = calibration.cases(expected, calls)
-    layer = price(calibration, cases, [shape_of(d)] * len(tokens))
+    cases = calibration.cases(found.rank, calls)
+    layer = price(calibration, cases, [shape_of(d)] * len(steps))
     copies = cases.loads.copies
     widths = 2 * rank.hidden_size + 2 * rank.expert_matrices * rank.intermediate_size
     weights = cases.weight_bytes * rank.expert_parameters * cases.loads.distinct
     return ExpertsPrice(
         layer,
         cases,
-        loads,
+        found.whole,
         exchanged,
         2 * rank.expert_parameters * copies,
         weights + ACTIVATION_BYTES * widths * copies,
     )
+
+
+def routed_loads(
+    deployment: Deployment, routing: tuple[Policy, OperatingPoint], steps: RoutedSteps
+) -> RoutedLoads:
+    """Loads of steps: as recorded where the deployment has traces, else of independent tokens."""
+    d, p, (router, point) = deployment, deployment.parallel, routing
+    if d.recorded is not None:
+        undivided = RoutedSteps(steps.sequences, steps.new, np.ones_like(steps.parts))
+        whole = [
+            d.recorded.load(routing, undivided.part(i), Parallelism()) for i in range(len(steps))
+        ]
+        own = [d.recorded.load(routing, steps.part(i), p) for i in range(len(steps))]
+        rank = Loads.concatenate([each.loads for each in own])
+        return RoutedLoads([each.load for each in whole], [each.local for each in own], rank)
+    tokens, counts = steps.tokens.tolist(), steps.part_tokens.tolist()
+    loads = [router.load(d.model, t, point) for t in tokens]
+    parts = [router.load(d.model, t, point) for t in counts] if counts != tokens else loads
+    local = [most_loaded_rank(load, point.k_distribution, p) for load in parts]
+    return RoutedLoads(loads, local, expected_loads(local, counts))
 
 
 def _exchanged(

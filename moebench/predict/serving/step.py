@@ -26,6 +26,7 @@ from moebench.predict.serving.engine import StepWork
 from moebench.predict.serving.experts import (
     EXPERT_STAGES,
     ExpertsPrice,
+    RoutedSteps,
     chunks_of,
     experts_price,
     router_time,
@@ -246,7 +247,7 @@ def _without_attention(
     flops, moved = np.zeros(len(new)), np.zeros(len(new))
     routed, moe = None, d.moe_layers
     if prices.experts is not None:
-        routed = experts_price(d, prices.experts, routing, sequences * new, parts)
+        routed = experts_price(d, prices.experts, routing, RoutedSteps(sequences, new, parts))
         time, passes = routed.layer.time.stages, moe * parts
         stages = {name: passes * time[name] for name in EXPERT_STAGES}
         router = [router_time(prices.experts, d, routing[0], t) for t in mine.tolist()]
