@@ -30,7 +30,7 @@ from moebench.records.router_use import (
     RouterUse,
 )
 from moebench.report.pareto.entries import Curve, Entry, Shown
-from moebench.report.pareto.reading import entry, shown_run
+from moebench.report.pareto.reading import base_ratios, entry, shown_run
 
 BASE_K, EXPERTS, LAYERS, WINDOWS = 2.0, 8, 4, 512
 TWINS = {"adamoe": ("adamoe-twin", -0.004), "rmoe": ("rmoe-twin", 0.0)}
@@ -227,7 +227,8 @@ def record(
 
 def pareto_entries() -> list[Entry]:
     """The base and all routers, as tables and figures show them."""
-    return [entry(each) for each in pareto_records()]
+    records = pareto_records()
+    return [entry(each, base_ratios(records)) for each in records]
 
 
 def coloured_text() -> ColouredText:

@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 from report.pages import PageText
-from report.pareto_case import coloured_text, pareto_entries, pareto_run, pareto_shown
+from report.pareto_case import (
+    coloured_text,
+    pareto_entries,
+    pareto_records,
+    pareto_run,
+    pareto_shown,
+)
 
 from moebench.records.checksum import append_lines, write_document
 from moebench.records.manifest import MANIFEST
-from moebench.records.pareto_run import PARETO_RECORDS
+from moebench.records.pareto_run import PARETO_RECORDS, ParetoRecord, PredictedRatio
 from moebench.records.training import TrainingManifest
 from moebench.report.cli import main
 from moebench.report.document import markdown, page
@@ -17,6 +23,7 @@ from moebench.report.pareto.coloured import coloured_page, mean_k, shown_lines
 from moebench.report.pareto.drawings import pareto_pictures
 from moebench.report.pareto.entries import frontier, representatives
 from moebench.report.pareto.output import BY_BYTE, terminal_text, write_shown
+from moebench.report.pareto.reading import base_ratios, entry
 from moebench.report.pareto.sections import VERDICTS, pareto_blocks
 from moebench.report.pareto.table import pareto_table
 from moebench.report.pareto.training_curves import curve_titles
@@ -70,10 +77,24 @@ def test_predictions_of_every_model_have_columns_and_their_caveats_a_footnote() 
     ]
 
 
-def test_a_terminal_shows_predictions_for_the_first_model_alone() -> None:
+def test_a_terminal_shows_measured_numbers_alone() -> None:
     text = terminal_text(pareto_shown())
-    assert "predicted time tiny" in text
-    assert "predicted time mixtral" not in text
+    assert "measured time, decode" in text.replace("\n", " ")
+    assert "mixtral" not in text
+
+
+def test_predicted_times_are_over_those_of_the_base() -> None:
+    """The base's experts are loaded unevenly, so that its own time is not that of even ones."""
+    records = [replace(r, predictions=_uneven(r)) for r in pareto_records()]
+    entries = [entry(record, base_ratios(records)) for record in records]
+    for before, after in zip(pareto_entries(), entries, strict=True):
+        assert after.predicted_ratios == pytest.approx(before.predicted_ratios)
+    assert set(entries[0].predicted_ratios.values()) == {1.0}
+
+
+def _uneven(record: ParetoRecord) -> tuple[PredictedRatio, ...]:
+    scaled = (replace(p, ratio=p.ratio and 0.9 * p.ratio) for p in record.predictions)
+    return tuple(scaled)
 
 
 def test_every_dash_has_a_footnote_with_its_reason() -> None:
@@ -105,6 +126,7 @@ def test_what_it_rests_on_is_below_every_figure() -> None:
             latency_ratios={},
             latency_missing=dict.fromkeys(e.latency_ratios, "not timed"),
             predicted_ratios={},
+            predicted_missing={},
         )
         for e in shown.entries[:3]
     ]

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from report.pareto_case import pareto_entries, pareto_shown, text_loss
+from report.pareto_case import pareto_entries, pareto_shown
 
-from moebench.records.quality import ShiftedLoss
+from moebench.records.quality import SeedSpread, ShiftedLoss, SignedInterval, TextLoss
 from moebench.report.document import Grid, markdown
 from moebench.report.pareto.entries import Entry
 from moebench.report.pareto.sections import pareto_blocks
@@ -14,7 +14,14 @@ HEADING = "On another domain"
 
 
 def evaluated_there(entry: Entry, over: float | None, mean_k: tuple[float, ...]) -> Entry:
-    loss = text_loss(1.7, over, len(mean_k))
+    seeds = len(mean_k)
+    difference = None if over is None else SignedInterval(over, over - 0.0012, over + 0.0012)
+    loss = TextLoss(
+        SignedInterval(1.7, 1.69, 1.71),
+        difference,
+        "this is the base" if over is None else None,
+        SeedSpread(tuple(range(seeds)), (1.7,) * seeds, () if over is None else (over,) * seeds),
+    )
     there = ShiftedLoss("gcide", "cd" * 32, loss, 512, mean_k)
     return replace(entry, quality=replace(entry.quality, shifted=there))
 

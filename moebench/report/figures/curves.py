@@ -1,6 +1,7 @@
 """Figure of the loss curves of all trainings, a panel for each with its seeds."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ def loss_curves(curves: Sequence[Curve]) -> Figure | str:
     figure = Figure(figsize=(WIDTH, 0.6 + ROW * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, title in zip(grid, titles, strict=False):
-        axes.set_title(shown(title), fontsize=8)
+        axes.set_title(fill(shown(title), 36), fontsize=8)
         own = [curve for curve in curves if curve.title == title]
         for curve in own:
             colour = SEED_COLOURS[seeds.index(curve.seed) % len(SEED_COLOURS)]

@@ -69,25 +69,28 @@ def loss_against_time(entries: Sequence[Entry]) -> Figure | str:
     return figure
 
 
-def loss_against_prediction(entries: Sequence[Entry]) -> Figure | str:
-    """Figure of the difference of loss against predicted time: hardware down, batches across."""
-    cases = list(dict.fromkeys(case for entry in entries for case in entry.predicted_ratios))
+def loss_against_prediction(entries: Sequence[Entry], model: str) -> Figure | str:
+    """Figure of the difference of loss against a model's predicted time.
+
+    Hardware goes down, batches across.
+    """
+    found = dict.fromkeys(case for entry in entries for case in entry.predicted_ratios)
+    cases = [case for case in found if case.model == model]
     if not cases:
-        reasons = dict.fromkeys(why for e in entries for why in e.predicted_missing.values())
-        return "; ".join(reasons) or "nothing was predicted"
-    cases = [case for case in cases if case.model == cases[0].model]
+        missing = [(case, why) for e in entries for case, why in e.predicted_missing.items()]
+        return "; ".join(dict.fromkeys(why for case, why in missing if case.model == model))
     rows = list(dict.fromkeys(case.hardware for case in cases))
     columns = sorted({case.batch for case in cases})
     figure = Figure(figsize=(WIDTH, 0.8 + 3.6 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(columns), sharey=True, squeeze=False)
     for row, hardware in zip(grid, rows, strict=True):
         for axes, batch in zip(row, columns, strict=True):
-            case = PredictedCase(cases[0].model, hardware, batch)
+            case = PredictedCase(model, hardware, batch)
             own = [entry for entry in entries if case in entry.predicted_ratios]
             _points(axes, own, [entry.predicted_ratios[case] for entry in own], is_filled=False)
             axes.set_title(f"{hardware}, batch {batch}\n(predicted)")
             axes.axvline(1, color=INK, linewidth=0.8)
-        _finish(figure, row, entries, f"PREDICTED time of {cases[0].model} / that of the base")
+        _finish(figure, row, entries, f"PREDICTED time of {model} / that of the base")
     put_legend(figure, family_handles(entries, is_filled=False))
     return figure
 
@@ -126,6 +129,8 @@ def _points(axes: Axes, entries: Sequence[Entry], places: Sequence[float], is_fi
             zorder=3,
         )
     for name in families(entries):
+        if name == "top-k":
+            continue  # Twins with other weights are no points of one frontier.
         own = [i for i, e in enumerate(entries) if e.family == name and not e.is_base]
         front = frontier([entries[i] for i in own], [places[i] for i in own])
         if len(front) > 1:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from moebench.report.document import Picture
 from moebench.report.pareto.entries import NEAREST, Shown
+from moebench.report.pareto.table import predicted_cases
+from moebench.units import slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +40,15 @@ def pareto_pictures(shown: Shown) -> tuple[list[Picture], list[str]]:
             f"The same against measured time of a decode step over the base's. {LOSS_AXIS}",
             lambda: pareto.loss_against_time(entries),
         ),
-        (
-            "loss-by-predicted-time",
-            "Loss against predicted time",
-            f"The same against time PREDICTED for other machines. {NEVER_MIXED} {LOSS_AXIS}",
-            lambda: pareto.loss_against_prediction(entries),
+        *(
+            (
+                f"loss-by-predicted-time-{slug(model)}",
+                f"Loss against predicted time of {model}",
+                "The same against time PREDICTED for other machines. Losses are those of the "
+                f"trained model. {NEVER_MIXED} {LOSS_AXIS}",
+                lambda model=model: pareto.loss_against_prediction(entries, model),
+            )
+            for model in dict.fromkeys(case.model for case in predicted_cases(entries))
         ),
         ("k-by-layer", "k by layer", f"{OVER_MEAN} {NEAREST}", lambda: use.k_by_layer(entries)),
         (
@@ -95,4 +101,6 @@ def pareto_pictures(shown: Shown) -> tuple[list[Picture], list[str]]:
                 continue
             caption = f"{title}. {explanation} {shown.rests_on}"
             pictures.append(Picture(name, title, caption, png(figure)))
+    if not predicted_cases(entries):
+        missing.append("No figure “Loss against predicted time”: nothing was predicted.")
     return pictures, missing

@@ -12,7 +12,7 @@ from moebench.report.pareto.drawings import pareto_pictures
 from moebench.report.pareto.entries import Entry, Shown
 from moebench.report.pareto.reading import shown_run
 from moebench.report.pareto.sections import pareto_blocks
-from moebench.report.pareto.table import LEGEND, pareto_table, predicted_cases
+from moebench.report.pareto.table import LEGEND, pareto_table
 from moebench.report.table import fill
 from moebench.spec.schema import encode
 from moebench.terminal import text_table
@@ -20,8 +20,7 @@ from moebench.units import printable
 
 BY_BYTE = "k-by-byte.html"
 ON_A_TERMINAL = ("router", "mean_k", "saved", "over_base", "measured decode")
-"""Starts of the keys of the columns that a terminal shows, beside predictions for the first model;
-report.md has all."""
+"""Starts of the keys of the columns that a terminal shows; report.md has all."""
 
 
 def report_pareto(directory: Path, as_json: bool) -> int:
@@ -62,15 +61,12 @@ def terminal_text(shown: Shown) -> str:
 
 
 def _text_table(entries: Sequence[Entry]) -> str:
-    """Columns of the table that fit a terminal, with the notes of all."""
-    table = pareto_table(entries)
-    predicted = (f"predicted {case.model} " for case in predicted_cases(entries)[:1])
-    starts = (*ON_A_TERMINAL, *predicted)
-    columns = [column for column in table.columns if column.key.startswith(starts)]
+    """Columns of the table that fit a terminal, with their notes."""
+    table = pareto_table(entries, ON_A_TERMINAL)
     rows: list[Sequence[str] | str] = []
     for section in table.sections:
-        cells = [[row[column.key] for column in columns] for row in section.rows]
+        cells = [[row[column.key] for column in table.columns] for row in section.rows]
         rows += [[cell.text + cell.marks for cell in row] for row in cells]
-    titles = ["\n".join((column.title + column.marks).rsplit(" ", 1)) for column in columns]
+    titles = ["\n".join((column.title + column.marks).rsplit(" ", 1)) for column in table.columns]
     notes = (fill(note, "  ") for note in table.footnotes)
     return "\n".join([text_table(titles, rows), "", *notes])

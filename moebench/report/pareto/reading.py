@@ -1,5 +1,6 @@
 """From a run on disk to what its report shows."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moebench.records.pareto_run import ParetoRecord, ParetoRun
@@ -32,7 +33,7 @@ def shown_run(run: ParetoRun) -> Shown:
         verdicts(run),
         beside_twins(run),
         against_rivals(run),
-        [entry(record) for record in records],
+        [entry(record, base_ratios(records)) for record in records],
         training_curves(here),
         {r.setting: r.text for r in records if r.text is not None},
         failures,
@@ -66,8 +67,23 @@ def rests_on(run: ParetoRun) -> str:
     )
 
 
-def entry(record: ParetoRecord) -> Entry:
-    """What tables and figures show of a record."""
+def base_ratios(records: Sequence[ParetoRecord]) -> dict[PredictedCase, float]:
+    """Predicted times of the base, whose experts are loaded unevenly, over an even top-k."""
+    return {
+        PredictedCase(p.model, p.hardware, p.batch): p.ratio
+        for record in records
+        if record.is_base
+        for p in record.predictions
+        if p.ratio is not None
+    }
+
+
+def entry(record: ParetoRecord, base: Mapping[PredictedCase, float]) -> Entry:
+    """What tables and figures show of a record.
+
+    Args:
+        base: Predicted times of the base on the scale of the record's.
+    """
     training, untimed = record.training, "no training of its own: calibrated on the base"
     if record.is_base:
         untimed = "the base's own training is not counted"
@@ -90,14 +106,14 @@ def entry(record: ParetoRecord) -> Entry:
             if not t.latency or not (t.speedup or record.is_base)
         },
         predicted_ratios={
-            PredictedCase(p.model, p.hardware, p.batch): p.ratio
+            case: p.ratio / base[case]
             for p in record.predictions
-            if p.ratio is not None
+            if p.ratio is not None and (case := PredictedCase(p.model, p.hardware, p.batch)) in base
         },
         predicted_missing={
-            PredictedCase(p.model, p.hardware, p.batch): p.missing or "not predicted"
+            case: p.missing or "not predicted for the base"
             for p in record.predictions
-            if p.ratio is None
+            if (case := PredictedCase(p.model, p.hardware, p.batch)) not in base or p.ratio is None
         },
         predicted_caveats={
             PredictedCase(p.model, p.hardware, p.batch): p.caveats

@@ -49,8 +49,12 @@ LEGEND = (
 )
 
 
-def pareto_table(entries: Sequence[Entry]) -> ReportTable:
-    """The table of all entries; the base comes first."""
+def pareto_table(entries: Sequence[Entry], starts: tuple[str, ...] = ("",)) -> ReportTable:
+    """The table of all entries; the base comes first.
+
+    Args:
+        starts: Starts of the keys of the columns that are shown.
+    """
     cells = list(dict.fromkeys(c for e in entries for c in (*e.latency_ratios, *e.latency_missing)))
     cases = predicted_cases(entries)
     columns = (
@@ -67,7 +71,14 @@ def pareto_table(entries: Sequence[Entry]) -> ReportTable:
         for name, own in groups
         if own
     ]
-    return with_marks(columns, sections)
+    chosen = [column for column in columns if column.key.startswith(starts)]
+    return with_marks(chosen, [_only(section, chosen) for section in sections])
+
+
+def _only(section: TableSection, columns: Sequence[Column]) -> TableSection:
+    """A section with the cells of some columns."""
+    rows = tuple({column.key: row[column.key] for column in columns} for row in section.rows)
+    return replace(section, rows=rows)
 
 
 def _row(entry: Entry, cells: Sequence[LatencyCell], cases: Sequence[PredictedCase]) -> RowCells:

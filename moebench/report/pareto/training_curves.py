@@ -30,7 +30,7 @@ def curve_titles(manifests: Sequence[TrainingManifest]) -> list[str]:
         options = (
             f"{name.replace('_', ' ')} {value}"
             for name, value in manifest.options.items()
-            if any(other.get(name) != value for other in same)
+            if value != "" and any(other.get(name) != value for other in same)
         )
         titles.append(", ".join([manifest.recipe, *options]))
     return titles
