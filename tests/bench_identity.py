@@ -10,15 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench_families import markdown, number
-from identity import DTYPES, EXPERTS, NEW_TOKENS, ROUTERS, base_difference, router_difference
+from identity import (
+    DTYPES,
+    EXPERTS,
+    NEW_TOKENS,
+    ROUTERS,
+    USUAL_EXPERTS,
+    base_difference,
+    router_difference,
+)
 
 from moebench.model.huggingface.blocks import FAMILIES
 
 ABOUT = f"""# Routers put into models of transformers {{version}}, before any training
 
-Tiny copies of each family with random weights, {EXPERTS[1]} of {EXPERTS[0]} experts, two layers,
-CPU; the first two experts have equal rows, so that they tie for every token. Made by
-`python tests/bench_identity.py --write`.
+Tiny copies of each family with random weights, two layers, CPU; the first two experts have equal
+rows, so that they tie for every token. Made by `python tests/bench_identity.py --write`.
 
 Against the untouched model, `apply_router(model, "top-k")`:
 
@@ -40,6 +47,7 @@ def row(family: str, dtype: str) -> Mapping[str, str]:
     base = base_difference(family, dtype)
     cells = {
         "family": family,
+        "experts": "{} of {}".format(*reversed(EXPERTS.get(family, USUAL_EXPERTS))),
         "type": dtype,
         "other experts": f"{base.other_experts} of {base.choices}, {base.tied} tied",
         "logits": shown(base.logits),

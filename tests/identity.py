@@ -22,7 +22,10 @@ from moebench.routers.routing import Routing
 ROUTERS = tuple(sorted({*known_policies()} - {"top-k", "balanced", "skewed"}))
 """Every router that starts from a base; "balanced" reads none, "skewed" is top-k."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-EXPERTS = (16, 4)
+EXPERTS = {"mixtral": (8, 2)}
+"""Experts and how many of them a token runs, where not `USUAL_EXPERTS`. With eight, a product with
+rows of a router's own beside the base's rounds the base's logits otherwise."""
+USUAL_EXPERTS = (16, 4)
 NEW_TOKENS = 5
 MLA = {"head_dim": 64, "num_key_value_heads": 4}
 """Sizes of latent attention in the tiny copies: the rotary part of a head, and all heads."""
@@ -34,7 +37,8 @@ def tiny_model(family: str, dtype: torch.dtype, seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     changes = MLA if family.startswith("deepseek") else {}
-    config = transformers_config(family, EXPERTS, eos_token_id=None, **changes)
+    experts = EXPERTS.get(family, USUAL_EXPERTS)
+    config = transformers_config(family, experts, eos_token_id=None, **changes)
     # In the type from the start: a cast would round the rotary frequencies too.
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     fill(model)
@@ -149,7 +153,7 @@ def base_difference(family: str, dtype: str) -> Base:
         blocks, plugged = applied_router(model).blocks, model(many).logits
         found = [block.gate(x) for block, x in zip(blocks, inputs, strict=True)]
     ranked = [logits.float().sort(dim=1, descending=True).values for logits, *_ in found]
-    k = EXPERTS[1]
+    k = EXPERTS.get(family, USUAL_EXPERTS)[1]
     return Base(
         sum(other_choices(r, e) for (_, r, _), e in zip(found, own, strict=True)),
         sum(len(x) for x in inputs),

@@ -77,6 +77,11 @@ def text_config(model: nn.Module) -> Any:
 
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"model: found a {type(model).__name__}, expected a model of transformers")
+    if (model.tp_size or 1) > 1:
+        raise ValueError(
+            f"model: found it split over {model.tp_size} devices by tensor parallelism, expected "
+            "whole layers on a device"
+        )
     config = model.config.get_text_config(decoder=True)
     kind = str(config.model_type)
     if kind not in FAMILIES:
