@@ -215,6 +215,8 @@ def test_a_frozen_base_gets_no_gradients_and_its_router_does() -> None:
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained and all(".moebench." in name for name in trained)
     assert applied_router(model).routers[0].recurrent_gate.grad.abs().max() > 0
+    model.requires_grad_(False)
+    assert not model(torch.randint(1, 32, (2, 9))).logits.requires_grad
 
 
 @pytest.mark.parametrize("hooked_before", [True, False])

@@ -136,3 +136,14 @@ def test_adamoe_needs_slots_for_the_base(tiny: ModelSpec) -> None:
     router = build_routers(policy("adamoe", {"top_k": 1}), tiny, 1, torch.float32)[0]
     with pytest.raises(ValueError, match="expected 2 to 10"):
         router.start_from_base(torch.randn(4, 32))
+
+
+def test_adamoes_published_start_runs_one_or_two_experts_by_the_ties(tiny: ModelSpec) -> None:
+    """With as many null rows as true ones and three slots: of two pairs that tie, one is cut."""
+    base = replace(tiny, num_experts=8, top_k=2, gate=Gate("softmax", True))
+    options = {"start": "copied-rows", "num_null_experts": 8, "top_k": 3}
+    router = build_routers(policy("adamoe", options), base, 1, torch.float32)[0].eval()
+    router.start_from_base(torch.randn(8, base.hidden_size))
+    counts = router(torch.randn(2000, base.hidden_size))[0].experts_per_token()
+    assert set(counts.tolist()) == {1, 2}
+    assert 1.2 < counts.float().mean() < 1.8

@@ -9,28 +9,36 @@ from moebench.model.huggingface.replace import replacement
 from moebench.routers.routing import ChoiceScores, Hidden, Router, RouterState, Routing
 
 
+class Pass:
+    """One forward of a model: the state that each MoE layer left, and whether gradients were on."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, Tensor] = {}
+        self.has_gradients = torch.is_grad_enabled()
+
+
 class DepthStates:
     """States of a recurrent router within one forward of the model, by MoE layer.
 
     The first MoE layer starts afresh. With gradients the states of all layers are kept until the
     next forward, because gradient checkpointing runs a layer a second time; the backward pass of a
-    layer's output makes the states of its own forward the current ones again (`return_to`), so that
+    layer's output makes the states of its own forward the current ones again (`ReturnTo`), so that
     two forwards may wait for their backward passes at once.
     """
 
     def __init__(self) -> None:
-        self.current: dict[int, Tensor] = {}
+        self.current = Pass()
         self.are_used = False
         """Whether the routers have states at all; most have none."""
 
     def below(self, layer: int, device: torch.device) -> RouterState:
         """The state that the layer below left in this forward; None below the first one."""
         if layer == 0:
-            self.current = {}
+            self.current = Pass()
         if layer == 0 or not self.are_used:
             return None
-        state = self.current.get(layer - 1)
-        if state is None or (torch.is_grad_enabled() and not state.requires_grad):
+        state = self.current.states.get(layer - 1)
+        if state is None or self.current.has_gradients != torch.is_grad_enabled():
             raise ValueError(
                 f"MoE layer {layer}: found no state of the layer below in this forward; layers run "
                 "one after another, and gradient checkpointing needs use_reentrant=False"
@@ -40,9 +48,9 @@ class DepthStates:
     def leave(self, layer: int, state: Tensor) -> None:
         """Keep the state for the layer above, and for a second run of it."""
         self.are_used = True
-        if not torch.is_grad_enabled():
-            self.current.clear()
-        self.current.setdefault(layer, state)
+        if not self.current.has_gradients:
+            self.current.states.clear()
+        self.current.states.setdefault(layer, state)
 
     def hook(self, layer: nn.Module, _: Any, output: Any) -> Any:
         """Forward hook of a decoder layer: mark its output with the states of this forward."""
@@ -56,9 +64,7 @@ class ReturnTo(torch.autograd.Function):
     """The identity; its backward pass makes the states of its own forward the current ones."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, states: DepthStates, current: dict[int, Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, states: DepthStates, current: Pass) -> Tensor:
         ctx.states, ctx.current = states, current
         return hidden.view_as(hidden)
 

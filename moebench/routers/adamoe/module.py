@@ -155,6 +155,7 @@ class AdaMoERouter(NullExpertRouter):
         if self.bias is not None and logit_bias is not None:
             self.bias[n:].copy_(logit_bias[copies])
         if self.copies_rows:
+            self.base_top_k = 0  # as in the released code, torch.topk decides among equals
             return
         self.selection_bias[n : n + surplus] = -NEVER
         self.selection_bias[n + surplus :] = NEVER
