@@ -10,6 +10,7 @@ from moebench.records.run import load_run
 from moebench.report.backends import report_experts
 from moebench.report.output import run_summary, terminal_report, write_report
 from moebench.report.pareto.output import report_pareto
+from moebench.report.traced.output import report_trace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,12 +20,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Rebuild report.md, report.html and the figures of a run from its records.",
         "results/mixtral/epyc/20261122T130501Z-cb3f0b3",
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="directory with manifest.json")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_DIR",
+        help="directory with manifest.json, or the file of a trace",
+    )
     options = parser.parse_args(arguments)
     return terminal.run(lambda: _report(options))
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.run.suffix == ".safetensors":
+        return report_trace(options.run, options.json)
     manifest = read_manifest(options.run)
     if manifest.get("kind") == "pareto":
         return report_pareto(options.run, options.json)

@@ -1,0 +1,154 @@
+"""Traces of checkpoints that transformers loads, by hooks on the experts of each MoE block.
+
+A block passes what its router returns on to its experts, so that what arrives there is what runs:
+also with a router of moebench applied, and with slots that transformers leaves empty.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from moebench.experts.weights import not_installed
+from moebench.model.checkpoint.hub import local_folder
+from moebench.model.huggingface.apply import applied_router, apply_router
+from moebench.model.huggingface.blocks import described, moe_blocks
+from moebench.model.huggingface.router_file import base_hash, load_router
+from moebench.records.trace import Trace
+from moebench.routers.routing import Routing
+from moebench.spec.schema import encode
+from moebench.trace.recording import Extent, Subject, experts_by_weight, record, routing_experts
+from moebench.trace.texts import Tokenise, Tokens, bytes_as_tokens, read_text
+
+TOKENISER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+NUM_BYTES = 256
+"""Size of the vocabulary of a model whose tokens are bytes."""
+
+
+def trace_checkpoint(
+    name: str, texts: Sequence[Path], extent: Extent, router: str | None, device: torch.device
+) -> Trace:
+    """The routing of a checkpoint on some texts.
+
+    Args:
+        name: its folder, or its id on a hub.
+        texts: files of UTF-8 text.
+        extent: how much of each is run.
+        router: of moebench, applied to it, or a file of `moebench.save_router`; None: its own.
+        device: what runs it.
+    """
+    if why := not_installed("transformers"):
+        raise ValueError(f"{why} (pip install 'moebench[hf]')")
+    folder = local_folder(name)
+    model = _loaded(folder).to(device).eval()
+    tokenise = tokeniser_of(folder, described(model).vocab_size)
+    read = [read_text(path, tokenise) for path in texts]
+    return record(_subject(model, folder.name, router), read, extent, RecordingModel(model))
+
+
+def _loaded(folder: Path) -> Any:
+    """The model of a folder; a ValueError where transformers cannot load it."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # whatever that code raises
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{folder}: transformers cannot load it: {type(error).__name__}: {first}"
+        ) from error
+
+
+def tokeniser_of(folder: Path, vocab_size: int) -> Tokenise:
+    """The checkpoint's own tokeniser; without one a vocabulary of 256 is that of bytes."""
+    if not any((folder / file).exists() for file in TOKENISER_FILES):
+        if vocab_size == NUM_BYTES:
+            return bytes_as_tokens
+        raise ValueError(
+            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENISER_FILES)}, or a "
+            f"vocabulary of {NUM_BYTES}, whose tokens are bytes; it has {vocab_size}"
+        )
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return lambda data: _with_places(made, data)
+
+
+def _with_places(tokeniser: Any, data: bytes) -> Tokens:
+    """The tokens of a text with their bytes, without special ones.
+
+    A tokeniser that gives no places has each token decoded alone; these pieces are then the text.
+    """
+    text = data.decode()
+    if tokeniser.is_fast:
+        made = tokeniser(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = np.cumsum([0, *(len(character.encode()) for character in text)])
+        places = ends[np.array(made["offset_mapping"], np.int64).reshape(-1, 2)]
+        return Tokens(data, np.array(made["input_ids"], np.int64), places[:, 0], places[:, 1])
+    ids = tokeniser(text, add_special_tokens=False)["input_ids"]
+    pieces = [tokeniser.decode([token]).encode() for token in ids]
+    ends = np.cumsum([0, *map(len, pieces)])
+    return Tokens(b"".join(pieces), np.array(ids, np.int64), ends[:-1], ends[1:])
+
+
+def _subject(model: nn.Module, name: str, router: str | None) -> Subject:
+    """What is traced, after the router was applied."""
+    spec, blocks = described(model), moe_blocks(model)
+    base, own = base_hash(blocks), "top-k"
+    options: Mapping[str, Any] = {}
+    if router is not None:
+        if router.endswith(".safetensors"):
+            load_router(model, router)
+        else:
+            apply_router(model, router)
+        applied = applied_router(model).policy
+        if not applied.is_causal:
+            raise ValueError(
+                f"--router: {applied.name} chooses experts by the other tokens of a step, so that "
+                "a trace says nothing of it"
+            )
+        own, options = applied.name, encode(applied)
+    layers = spec.moe_layers_among(spec.num_layers)
+    return Subject(spec, name, base, own, options, layers)
+
+
+class RecordingModel:
+    """A model whose forward passes give the experts of every MoE layer; see `Forward`."""
+
+    def __init__(self, model: Any) -> None:
+        self._base, self._device = model.base_model, model.device
+        self._num_experts = described(model).num_experts
+        self._experts = [block.experts for block in moe_blocks(model)]
+        self._rows: list[NDArray[np.int64]] = []
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> list[NDArray[np.int64]]:
+        """Run sequences, [batch, length]; what the experts of each layer were given."""
+        self._rows = []
+        keep = self._keep
+        hooks = [e.register_forward_pre_hook(keep, with_kwargs=True) for e in self._experts]
+        try:
+            self._base(input_ids=ids.to(self._device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return self._rows
+
+    def _keep(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook: keep the experts that a block hands to its experts beside the hidden states."""
+        _hidden, *given = (*args, *kwargs.values())
+        routings = [value for value in given if isinstance(value, Routing)]
+        if routings:
+            self._rows.append(routing_experts(routings[0]))
+            return
+        indices, weights = (
+            next(t for t in given if isinstance(t, Tensor) and t.is_floating_point() == is_weight)
+            for is_weight in (False, True)
+        )
+        self._rows.append(experts_by_weight(weights, indices, self._num_experts))
