@@ -29,6 +29,17 @@ class PlannedCell:
     cases: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class CheckpointUse:
+    """Layers of a checkpoint that a run used."""
+
+    name: str
+    """Name of its folder or repository."""
+    sha256: str
+    """Of its config, of the place of every tensor, and of the routers of these layers."""
+    layers: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunManifest:
     """What the manifests of both kinds of run say: enough to repeat the run."""
@@ -78,6 +89,8 @@ class Manifest(RunManifest):
     """Title of the router that speedups are relative to."""
     budget: Seconds | None
     """Time budget of the suite; None: no limit."""
+    checkpoint: CheckpointUse | None = None
+    """Where the layers' weights come from; None: they are random."""
     cells: tuple[PlannedCell, ...]
     finished_at: str | None = None
     status: Status = "running"

@@ -23,7 +23,7 @@ LEGEND = (
     "interval; verdict same: inside 1 ± 1 %; unclear: the interval holds 1, fewer than 8 rounds "
     "ran, or the row is not significant after correction for the number of rows "
     "(Benjamini-Hochberg, 5 %). FLOPs promise: the speedup if time were proportional to FLOPs. "
-    "Quality: not measured (random weights)."
+    "Quality: not measured."
 )
 
 COLUMNS = (

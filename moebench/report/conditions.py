@@ -6,6 +6,7 @@ from typing import Any
 
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.records.manifest import Manifest
 from moebench.records.record import Record
 from moebench.records.run import Run
 from moebench.report.host import memory_state
@@ -45,7 +46,7 @@ def conditions(run: Run) -> str:
     cache = f"warm in {warm} of {len(caveats)} cases, else cold" if warm else "cold"
     return (
         f"Measured on {m.machine}; predictions priced on {m.hardware.title} "
-        f"({m.hardware.source}). Model {_listed(c.model for c in cases)}, random weights; "
+        f"({m.hardware.source}). Model {_listed(c.model for c in cases)}, {weights(m)}; "
         f"{_listed(c.workload.dtype for c in cases)}, expert backend "
         f"{backends_by_phase(cases)}, {_listed(r.launch for r in records)} launches, "
         f"layers run: {_listed(str(c.num_layers) for c in cases)}; {contexts}. "
@@ -53,6 +54,24 @@ def conditions(run: Run) -> str:
         f"{operating_points(cases)}. Cache: {cache}. "
         f"Noise floor: {noise_floor(run)}. Run {m.run}; to repeat it: {m.command}"
     )
+
+
+def weights(manifest: Manifest) -> str:
+    """Where the weights of a run's layers come from."""
+    used = manifest.checkpoint
+    if used is None:
+        return "random weights"
+    layers = _listed(map(str, used.layers))
+    return (
+        f"weights of the checkpoint {used.name} (layers {layers}; sha256 {used.sha256[:12]} of "
+        "config, index and their routers), random hidden states"
+    )
+
+
+def quality(manifest: Manifest) -> str:
+    """Why a run says nothing of quality."""
+    why = "random weights" if manifest.checkpoint is None else "layers without their model"
+    return f"not measured ({why})"
 
 
 def _listed(values: Iterable[str]) -> str:
@@ -80,7 +99,8 @@ def operating_points(cases: Sequence[Case]) -> str:
     marginals = "uniform" if skews == [0.0] else f"power law, exponent {_listed(map(str, skews))}"
     if all(point.expert_shares for point in points.values()):
         shared = {max(point.expert_shares) for point in points.values()}
-        origins = sorted({point.origin for point in points.values()} - {"imposed"})
+        origins: list[str] = sorted({point.origin for point in points.values()} - {"imposed"})
+        origins = origins or ["the checkpoint's top-k chooses them"]
         marginals = (
             f"as {_listed(origins)}, the busiest {_listed(percent(share) for share in shared)}"
         )
@@ -115,7 +135,7 @@ def limits(run: Run) -> tuple[str, ...]:
     measured = [record.measurement for record in run.records if record.measurement]
     rounds = [len({sample.round for sample in m.samples}) for m in measured]
     lines = [
-        "Quality: not measured (random weights). A speedup here is worth nothing if the router "
+        f"Quality: {quality(run.manifest)}. A speedup here is worth nothing if the router "
         "that reaches this operating point is worse.",
         "Operating points are imposed, not learned: "
         "real routers correlate from token to token and from layer to layer.",

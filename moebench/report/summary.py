@@ -8,6 +8,7 @@ from moebench.records.record import Record
 from moebench.records.results import Ratio
 from moebench.records.run import Run
 from moebench.report.cases import ratio, titles_of
+from moebench.report.conditions import quality
 from moebench.report.notation import LEVELS
 from moebench.units import text
 
@@ -66,7 +67,7 @@ def _not_established(run: Run, records: Sequence[Record]) -> str:
         parts.append(f"{failed} cases gave no number")
     if missing := _unmeasured(run):
         parts.append(f"{missing} cases were not measured (the run is {run.manifest.status})")
-    parts.append("quality was not measured (random weights)")
+    parts.append(f"quality was {quality(run.manifest)}")
     if run.manifest.hardware.kind == "cpu":
         parts.append("nothing here says how routers rank on a GPU")
     return f"Not established: {'; '.join(parts)}."

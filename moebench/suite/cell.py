@@ -28,10 +28,11 @@ from moebench.model.decoder import (
     training_loss,
 )
 from moebench.routers.policy import Policy
-from moebench.routers.routing import Router
+from moebench.routers.routing import Router, build_routers
 from moebench.spec.case import Case, Workload
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec, scaled_down
+from moebench.suite.checkpoint import CheckpointLayers, take_over
 from moebench.suite.plan import Cell
 from moebench.units import Bytes
 
@@ -56,10 +57,27 @@ class Bench:
     decoder: Decoder
     device: torch.device
     dtype: torch.dtype
+    checkpoint: CheckpointLayers | None = None
+    """Where the decoder's weights come from, and those of the routers; None: they are random."""
 
     @property
     def num_layers(self) -> int:
         return len(self.decoder.layers)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether top-k routes as its checkpoint does, and other routers' experts follow it."""
+        return self.checkpoint is not None and self.checkpoint.is_free
+
+    def routers(self, policy: Policy, seed: int) -> list[Router]:
+        """Routers of all layers; what no checkpoint gives them depends on the seed alone."""
+        with torch.device(self.device), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = build_routers(policy, self.model, self.num_layers, self.dtype)
+        if self.checkpoint is not None:
+            for router, gate in zip(built, self.checkpoint.gates, strict=True):
+                take_over(router, gate)
+        return built
 
     @cached_property
     def narrow(self) -> "Bench":

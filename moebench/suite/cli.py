@@ -38,7 +38,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--predict", metavar="HARDWARE", help="only predict, for this hardware")
     terminal.add_device(parser)
-    parser.add_argument("--layers", type=int, metavar="N", help="layers run in each step")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        help="run layers of this model: a folder in the Hugging Face layout, or a hub id",
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="N",
+        help="layers run in each step; of a checkpoint their numbers, e.g. 0,15,31",
+    )
     parser.add_argument(
         "--only", action="append", default=[], metavar="ROUTER", help="this router and the baseline"
     )
@@ -107,8 +116,10 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
             width = max(map(len, titles))
             terminal.show("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
         return 0
-    if options.layers is not None and options.layers < 1:
-        raise ValueError(f"--layers: found {options.layers}, expected at least 1")
+    if not options.checkpoint and options.layers is not None:
+        if not options.layers.isdecimal() or int(options.layers) < 1:
+            raise ValueError(f"--layers: found {options.layers}, expected a number of at least 1")
+        options.layers = int(options.layers)
     if options.resume and not options.write_hardware:
         options, argv = _resumed(options)
     if options.time_budget is not None:
@@ -129,6 +140,8 @@ def _dispatch(options: argparse.Namespace, argv: list[str]) -> int:
             f"{source.where}: a list of trainings: python -m moebench.train base --suite "
             f"{options.suite}"
         )
+    if options.checkpoint and source.kind != "routers":
+        raise ValueError(f"--checkpoint: only for a suite of routers, not for {options.suite}")
     if source.kind == "pareto":
         from moebench.suite.pareto.run import run_pareto_suite
 

@@ -58,8 +58,11 @@ def measure_cells(
     num_layers = todo[0].baseline.num_layers
     dtype = getattr(torch, suite.file.dtype)
     bar.tell(f"building {num_layers} layer{'s' * (num_layers > 1)} of {suite.model.name}")
-    decoder = build_decoder(suite.model, num_layers, dtype, machine.device, suite.file.seed)
-    bench = Bench(suite.model, decoder, machine.device, dtype)
+    if suite.checkpoint is None:
+        decoder = build_decoder(suite.model, num_layers, dtype, machine.device, suite.file.seed)
+    else:
+        decoder = suite.checkpoint.decoder(dtype, machine.device)
+    bench = Bench(suite.model, decoder, machine.device, dtype, suite.checkpoint)
     bench.lay_out(todo[0].baseline.backend)
     budget = _budget(suite, todo, machine, estimates, effort)
     waiting, host = {cell.key: cell for cell in todo}, meter(machine.device)

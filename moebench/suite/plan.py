@@ -139,6 +139,11 @@ def cells(suite: Suite, kind: DeviceKind, choice: CellChoice = CellChoice()) -> 
     if choice.learned is not None:
         doubts = learned_caveats(choice.learned, suite.model)
         planned = tuple(replace(cell, point_caveats=doubts) for cell in planned)
+    if suite.checkpoint is not None:
+        doubts = suite.checkpoint.caveats
+        planned = tuple(
+            replace(cell, point_caveats=(*doubts, *cell.point_caveats)) for cell in planned
+        )
     planned = _with_backends(planned, choice.backends or (suite.backend(kind),))
     if kind == "cpu" or choice.is_eager:
         return planned
@@ -155,6 +160,8 @@ def _points(suite: Suite, learned: LearnedPoint | None) -> tuple[OperatingPoint,
     """How each router of a suite routes."""
     model = suite.model
     points = [own.operating_point(model, suite.file.skew) for own in suite.policies]
+    if learned is None and suite.checkpoint is not None:
+        return suite.checkpoint.routed(points, suite.file.plan.stream_tokens, suite.file.seed)
     if learned is None:
         return tuple(points)
     return tuple(

@@ -18,9 +18,12 @@ from moebench.model.attention import KVCache
 from moebench.model.decoder import StepMode
 from moebench.model.random_numbers import fill_normal
 from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads
-from moebench.routers.routing import Router, RouterState, Routing, build_routers
+from moebench.routers.policy import policy
+from moebench.routers.routing import Router, RouterState, Routing
+from moebench.spec.carried_point import LEAST_SHARE
 from moebench.spec.case import OperatingPoint
 from moebench.suite.cell import Bench, ReadyCase, ReadyCell
+from moebench.suite.checkpoint import OWN_ROUTER
 from moebench.suite.costs import WIDE_BATCH
 from moebench.suite.plan import Cell
 
@@ -47,19 +50,23 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
     experts = load_backend(cell.baseline.backend, bench.device)
     ready = ReadyCell(bench, cell, (), stream, cache, experts, {})
     first_inputs = _router_inputs(ready, ())
+    own_shares = _own_shares(ready) if bench.is_free else ()
     cases = []
     errors: dict[str, Exception] = {}
-    for case, policy in zip(cell.cases, cell.policies, strict=True):
+    for case, own in zip(cell.cases, cell.policies, strict=True):
         try:
-            with torch.device(bench.device), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(workload.seed)
-                built = build_routers(policy, bench.model, bench.num_layers, bench.dtype)
+            built = bench.routers(own, workload.seed)
             routers: list[Router] = []
             loads, histograms, lag1 = [], [], None
             for router in built:
                 # Only the first layer sees the same input whatever the router.
-                inputs, state = _router_inputs(ready, routers) if routers else first_inputs
-                routing = _imposed(router, case.operating_point, inputs, state, num_steps)
+                scored = _router_inputs(ready, routers) if routers else first_inputs
+                point: OperatingPoint | None = case.operating_point
+                if own_shares:
+                    point = replace(case.operating_point, expert_shares=own_shares[len(routers)])
+                if own_shares and own.name == OWN_ROUTER:
+                    point = None
+                routing = _routing(router, point, scored, num_steps)
                 loads.append(step_loads(routing, num_steps).cpu().numpy())
                 histograms.append(k_histogram(routing))
                 lag1 = lag1 if routers else lag1_correlation(routing)
@@ -68,7 +75,7 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
                 router.train(workload.phase == "train")
             shares = [*zip(*zip_longest(*histograms, fillvalue=0.0), strict=True)]
             histogram = tuple(np.mean(shares, axis=0).tolist())
-            cases.append(ReadyCase(case, policy, tuple(routers), np.stack(loads), histogram, lag1))
+            cases.append(ReadyCase(case, own, tuple(routers), np.stack(loads), histogram, lag1))
         except Exception as error:
             errors[case.key] = without_frames(error)
     return replace(ready, cases=tuple(cases), errors=errors)
@@ -91,13 +98,36 @@ def captured(cell: ReadyCell, cases: Sequence[ReadyCase]) -> ReadyCell:
 
 
 @torch.inference_mode()
-def _imposed(
-    router: Router, point: OperatingPoint, inputs: Tensor, state: RouterState, num_steps: int
+def _routing(
+    router: Router,
+    point: OperatingPoint | None,
+    scored: tuple[Tensor, RouterState],
+    num_steps: int,
 ) -> Routing:
-    """Bring a router to its operating point over a stream, and route the stream's steps."""
-    scores, _ = router.eval().scores(inputs, state)
-    router.impose(scores, point)
+    """Bring a router to an operating point over a stream, and route the stream's steps.
+
+    Args:
+        router: Routes as it does where there is no point.
+        point: What it is brought to.
+        scored: Its input and state over the stream.
+        num_steps: Steps of the stream.
+    """
+    scores, _ = router.eval().scores(*scored)
+    if point is not None:
+        router.impose(scores, point)
     return router.route_steps(scores, num_steps)
+
+
+@torch.inference_mode()
+def _own_shares(cell: ReadyCell) -> tuple[tuple[float, ...], ...]:
+    """Shares of each layer's experts over the stream, as the checkpoint's own routers choose."""
+    routers = cell.bench.routers(policy(OWN_ROUTER), cell.workload.seed)
+    shares = []
+    for index, router in enumerate(routers):
+        inputs, state = _router_inputs(cell, routers[:index])
+        counts = router.eval()(inputs, state)[0].tokens_per_expert.double()
+        shares.append(tuple((counts / counts.sum()).clamp(min=LEAST_SHARE).tolist()))
+    return tuple(shares)
 
 
 @torch.inference_mode()

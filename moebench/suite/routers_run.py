@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from moebench.spec.schema import encode
 from moebench.suite.forecast import forecast_cells, predictions
 from moebench.suite.plan import Cell, CellChoice, Effort, cells, runnable_cells
 from moebench.suite.source import SuiteSource
-from moebench.suite.suite_file import DeviceKind, Suite, load_suite
+from moebench.suite.suite_file import DeviceKind, Suite, load_suite, suite_tables
 from moebench.units import Seconds, text
 
 if TYPE_CHECKING:
@@ -43,13 +44,35 @@ def run_routers_suite(options: argparse.Namespace, source: SuiteSource, argv: Se
     if options.full:
         raise ValueError("--full: only for a suite of expert backends")
     resumed = load_run(options.resume) if options.resume else None
-    suite = load_suite(source)
+    suite = _suite(options, source, resumed)
     for described in suite.models.values():
         for caveat in model_caveats(described):
             terminal.say(f"warning: {caveat.sentence}")
     if options.predict:
         return _predict(options, suite)
     return _measure(options, suite, resumed, argv)
+
+
+def _suite(options: argparse.Namespace, source: SuiteSource, resumed: Run | None) -> Suite:
+    """The suite, with the layers of the checkpoint that is asked for in place of its model's."""
+    if not options.checkpoint:
+        return load_suite(source)
+    from moebench.measure.devices import choose_device
+    from moebench.suite.checkpoint import asked_checkpoint
+
+    if options.predict:
+        kind = load_hardware(options.predict).kind
+    else:
+        kind = "gpu" if choose_device(options.device).type == "cuda" else "cpu"
+    file = suite_tables(source)
+    found = asked_checkpoint(options, source, file, kind)
+    if resumed is not None and resumed.manifest.checkpoint != found.use:
+        raise ValueError(
+            f"{resumed.directory}: checkpoint: found {resumed.manifest.checkpoint}, expected "
+            f"{found.use}: the checkpoint has changed since the run was started"
+        )
+    suite = load_suite(replace(source, models={file.model: found.model}))
+    return replace(suite, checkpoint=found)
 
 
 def write_hardware(options: argparse.Namespace) -> int:
@@ -107,8 +130,10 @@ def _choice(options: argparse.Namespace, suite: Suite) -> CellChoice:
     if learned is not None:
         names = [own.name for own in suite.policies]
         check_learned(learned, names, suite.model, is_strict=options.strict)
-    only = tuple(options.only)
-    return CellChoice(options.layers, only, options.experts, learned, options.eager)
+    only, layers = tuple(options.only), options.layers
+    if suite.checkpoint is not None:
+        layers = len(suite.checkpoint.layers)
+    return CellChoice(layers, only, options.experts, learned, options.eager)
 
 
 def _show_predicted(records: Sequence[Record], source: str, as_json: bool) -> int:
@@ -242,6 +267,7 @@ def _manifest(
         seed=suite.file.seed,
         baseline=planned[0].baseline.router.title,
         budget=budget,
+        checkpoint=None if suite.checkpoint is None else suite.checkpoint.use,
         cells=tuple(PlannedCell(c.key, tuple(case.key for case in c.cases)) for c in planned),
         started_at=started.isoformat(timespec="seconds"),
         noise_floor=None if floor is None else floor.half_width,

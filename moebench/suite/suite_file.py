@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.routers.policy import Policy, policy
@@ -11,6 +11,9 @@ from moebench.spec.model import ModelSpec, scaled_down
 from moebench.spec.schema import MOST, check_range, from_mapping
 from moebench.suite.source import SuiteSource, suite_source
 from moebench.units import Seconds, nearest
+
+if TYPE_CHECKING:
+    from moebench.suite.checkpoint import CheckpointLayers
 
 DeviceKind = Literal["cpu", "gpu"]
 
@@ -125,6 +128,8 @@ class Suite:
     """Policies of the router entries, in their order."""
     models: Mapping[str, ModelSpec]
     """The whole model, by the name that the file gives it."""
+    checkpoint: "CheckpointLayers | None" = None
+    """Where the layers' weights come from; None: they are random."""
 
     @property
     def name(self) -> str:
@@ -138,10 +143,16 @@ class Suite:
         return self.device_plan(kind).backend or self.file.backend
 
 
+def suite_tables(source: SuiteSource) -> SuiteFile:
+    """The tables of a suite of routers."""
+    file: SuiteFile = from_mapping(SuiteFile, source.tables(), source.where)
+    return file
+
+
 def load_suite(name: str | SuiteSource) -> Suite:
     """Read and check a suite by its shipped name, from a TOML file, or from its text."""
     source = suite_source(name) if isinstance(name, str) else name
-    file = from_mapping(SuiteFile, source.tables(), source.where)
+    file = suite_tables(source)
     where = f"{source.where}: "
     try:
         described = source.model(file.model)

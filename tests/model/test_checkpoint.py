@@ -1,7 +1,7 @@
 """Checkpoints in the Hugging Face layout: what is read, and what is refused before a tensor is."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from checkpoints import built, written
 
-from moebench.model.checkpoint.export import export_checkpoint
+from moebench.model.checkpoint.export import mixtral_config
 from moebench.model.checkpoint.files import INDEX, WHOLE, Checkpoint, open_checkpoint
 from moebench.model.checkpoint.layers import (
     base_gates,
@@ -19,31 +20,22 @@ from moebench.model.checkpoint.layers import (
     identity,
     load_decoder,
 )
-from moebench.model.language_model import LanguageModel, build_language_model
-from moebench.routers.policy import policy
-from moebench.routers.routing import Router, build_routers
+from moebench.model.language_model import LanguageModel
+from moebench.routers.routing import Router
 from moebench.spec.model import ModelSpec
 
-LAYERS = 4
 W2 = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
 
 
 @pytest.fixture
-def routers(tiny: ModelSpec) -> list[Router]:
-    return build_routers(policy("top-k"), tiny, LAYERS, torch.float32)
+def exported(tiny: ModelSpec) -> tuple[LanguageModel, Sequence[Router]]:
+    return built(tiny)
 
 
 @pytest.fixture
-def language_model(tiny: ModelSpec) -> LanguageModel:
-    return build_language_model(replace(tiny, num_layers=LAYERS))
-
-
-@pytest.fixture
-def folder(language_model: LanguageModel, routers: list[Router], tmp_path: Path) -> Path:
+def folder(exported: tuple[LanguageModel, Sequence[Router]], tmp_path: Path) -> Path:
     """A checkpoint of Mixtral's family with random weights, in one file."""
-    weights = [torch.as_tensor(router.weight) for router in routers]
-    export_checkpoint(language_model, weights, tmp_path / "tiny-mixtral")
-    return tmp_path / "tiny-mixtral"
+    return written(*exported, tmp_path / "tiny-mixtral")
 
 
 def sharded(folder: Path) -> Path:
@@ -67,11 +59,10 @@ def checkpoint(folder: Path) -> Checkpoint:
 def test_layers_are_those_that_were_exported(
     lay_out: Callable[[Path], Path],
     folder: Path,
-    language_model: LanguageModel,
-    routers: list[Router],
+    exported: tuple[LanguageModel, Sequence[Router]],
 ) -> None:
     """Layers 3 and 1, in this order, to the bit: from one file and from two."""
-    found = open_checkpoint(str(lay_out(folder)))
+    found, (language_model, routers) = open_checkpoint(str(lay_out(folder))), exported
     decoder, gates = load_decoder(found, (3, 1), torch.float32), base_gates(found, (3, 1))
     for index, number in enumerate((3, 1)):
         own = dict(language_model.decoder.layer(number).named_parameters())
@@ -237,8 +228,6 @@ def test_what_is_no_repository_is_not_looked_for(name: str) -> None:
 
 
 def test_only_a_network_of_mixtrals_conventions_is_exported(tiny: ModelSpec) -> None:
-    from moebench.model.checkpoint.export import mixtral_config
-
     other = replace(tiny, gate=replace(tiny.gate, renormalise=False))
     with pytest.raises(ValueError, match=r"tiny: gate: found .* of Mixtral's family"):
         mixtral_config(other, "float32")

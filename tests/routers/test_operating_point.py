@@ -73,6 +73,21 @@ def test_a_stream_that_cannot_balance_is_refused(tiny: ModelSpec) -> None:
     assert sorted(router.route(scores).tokens_per_expert.tolist()) == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize(("rare", "is_accepted"), [(4, True), (5, False)])
+def test_a_rare_expert_may_be_off_by_one_token(rare: int, is_accepted: bool) -> None:
+    """Of 1,003 tokens 3.2 should run it: 4 is 25 % more, and no token from it."""
+    experts = torch.tensor([0] * rare + [1] * (503 - rare) + [2] * 500)[:, None]
+    routing = Routing.from_slots(torch.ones(1003, 1), experts, 3)
+    point = OperatingPoint(
+        (0.0, 1.0), "imposed", "made for a test", expert_shares=(3.2, 499.9, 499.9)
+    )
+    if is_accepted:
+        check_point(routing, point)
+    else:
+        with pytest.raises(ValueError, match="operating point not reached"):
+            check_point(routing, point)
+
+
 @pytest.mark.parametrize("name", ["top-k", "balanced", "rmoe"])
 def test_a_fixed_k_cannot_be_brought_to_another_mean(tiny: ModelSpec, name: str) -> None:
     router, scores, _ = router_and_scores(tiny, name, 512)

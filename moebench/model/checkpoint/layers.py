@@ -11,26 +11,22 @@ from moebench.model.checkpoint.places import (
     CORRECTIONS,
     LOGIT_BIASES,
     NEIGHBOURS,
+    PLACES,
     ROUTERS,
     Piece,
     first_of,
     layer_pieces,
 )
 from moebench.model.decoder import Decoder, Layer
-from moebench.routers.routing import Router
 from moebench.spec.model import of_layers
 
 
 class BaseGate(NamedTuple):
-    """What a checkpoint's router has in one layer."""
+    """What a checkpoint's router has in one layer, as `Router.start_from_base` takes it."""
 
     weight: Tensor
     correction_bias: Tensor | None
     logit_bias: Tensor | None
-
-    def put_onto(self, router: Router) -> None:
-        """Let a router of ours start from the checkpoint's."""
-        router.start_from_base(*self)
 
 
 def chosen_layers(
@@ -95,6 +91,12 @@ def base_gates(checkpoint: Checkpoint, layers: Sequence[int]) -> tuple[BaseGate,
         found = [None if name is None else checkpoint.tensor(name).flatten() for name in biases]
         gates.append(BaseGate(checkpoint.tensor(weight), *found))
     return tuple(gates)
+
+
+def norm_weight(checkpoint: Checkpoint, layer: int) -> Tensor:
+    """The weight of the norm before a layer's router."""
+    (place,) = PLACES["moe_norm"]
+    return checkpoint.tensor(f"{checkpoint.layer_stem(layer)}{place}.weight")
 
 
 def identity(checkpoint: Checkpoint, layers: Sequence[int]) -> str:
