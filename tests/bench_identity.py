@@ -32,10 +32,11 @@ Against the untouched model, `apply_router(model, "top-k")`:
 - other experts: choices of a token in a layer, given the layer's own input, that run other experts;
   and how many of them have a tie at the last place, where torch.topk decides.
 - logits: the largest difference, over a batch padded on the left and {NEW_TOKENS} tokens generated
-  after it with the cache. In bf16 and fp16 a token whose scores are rounded apart runs another
-  expert in the second layer, which shows here, and sometimes as other tokens.
-- typical: the median over 600 positions of the norm of the difference of their logits; beside it
-  that of transformers' own eager experts from its grouped ones.
+  after it with the cache; beside it that of transformers' own eager experts from its grouped ones.
+  In bf16 and fp16 a token whose scores are rounded apart runs another expert in the second layer,
+  which shows here, and sometimes as other tokens.
+- typical: the median over 600 positions of the norm of the difference of their logits, and beside
+  it that of eager from grouped again.
 
 Against `apply_router(model, "top-k")`, each router without options: the largest difference of any
 logit of the padded batch and of the generated tokens; 0 is to the bit.
@@ -51,8 +52,9 @@ def row(family: str, dtype: str) -> Mapping[str, str]:
         "type": dtype,
         "other experts": f"{base.other_experts} of {base.choices}, {base.tied} tied",
         "logits": shown(base.logits),
+        "eager's": shown(base.eager_logits),
         "typical": number(base.distance),
-        "eager's": number(base.eager),
+        "eager's typical": number(base.eager),
     }
     print(family, dtype, file=sys.stderr)
     return cells | {name: shown(router_difference(family, dtype, name)) for name in ROUTERS}

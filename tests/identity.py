@@ -124,6 +124,8 @@ class Base(NamedTuple):
     """Choices whose last expert ties with one that is not chosen."""
     logits: float
     """Largest difference of any logit of an `Answer`."""
+    eager_logits: float
+    """The same of transformers' eager experts from its grouped ones."""
     distance: float
     """See `typical_distance`."""
     eager: float
@@ -147,7 +149,7 @@ def base_difference(family: str, dtype: str) -> Base:
     own = [block.gate(x)[2] for block, x in zip(moe_blocks(model), inputs, strict=True)]
     grouped = model(many).logits
     model.set_experts_implementation("eager")
-    eager = model(many).logits
+    eager, eagers = model(many).logits, answer(model)
     model.set_experts_implementation("grouped_mm")
     with applied(model, "top-k"):
         blocks, plugged = applied_router(model).blocks, model(many).logits
@@ -159,6 +161,7 @@ def base_difference(family: str, dtype: str) -> Base:
         sum(len(x) for x in inputs),
         sum(int((scores[:, k - 1] == scores[:, k]).sum()) for scores in ranked),
         difference(ours, untouched),
+        difference(eagers, untouched),
         typical_distance(plugged, grouped),
         typical_distance(eager, grouped),
     )
