@@ -177,10 +177,21 @@ def block(page: str, name: str) -> str:
     return page[page.index(f"<!-- {name} -->") : page.index(f"<!-- /{name} -->")]
 
 
+def linked_report(part: str) -> str:
+    """The report that a part of the README links."""
+    (link,) = re.findall(r"\[report\]\((results/[^)]+)/report.md\)", part)
+    return (ROOT / link / "report.md").read_text(encoding="utf-8")
+
+
+def test_losses_of_the_learned_routers_are_in_the_report_that_is_linked() -> None:
+    part = block(README, "pareto")
+    losses = re.findall(r"\d\.\d{4}", part)
+    assert len(losses) > 15 and set(losses) <= set(re.findall(r"\d\.\d{4}", linked_report(part)))
+
+
 def test_every_number_of_the_table_is_in_the_report_of_a_committed_run() -> None:
     """Rows are compared cell by cell with the report that the README links."""
-    (link,) = re.findall(r"\[report\]\((results/[^)]+)/report.md\)", README)
-    report = (ROOT / link / "report.md").read_text(encoding="utf-8")
+    report = linked_report(block(README, "table"))
     section = report[report.index("### MoE layer") : report.index("### Decoder layer")]
     known: dict[tuple[str, str], set[str]] = {}
     workload = ""

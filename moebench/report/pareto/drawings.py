@@ -68,7 +68,7 @@ def pareto_pictures(shown: Shown) -> tuple[list[Picture], list[str]]:
             "k-by-byte",
             "Text coloured by k",
             "The same test text for each router; darker bytes ran more experts (mean over layers); "
-            "¶: end of a line. k-by-byte.html has the whole text.",
+            f"¶: end of a line. k-by-byte.html has the whole text. {NEAREST}",
             lambda: coloured.coloured_text(shown.texts),
         ),
         (

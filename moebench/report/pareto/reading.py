@@ -8,7 +8,7 @@ from moebench.records.quality import SignedInterval
 from moebench.records.results import Ratio
 from moebench.report.conditions import flat_facts
 from moebench.report.pareto.comparing import against_rivals, beside_twins
-from moebench.report.pareto.entries import Entry, PredictedCase, Shown
+from moebench.report.pareto.entries import Entry, PredictedCase, Shown, representatives
 from moebench.report.pareto.training_curves import training_curves
 from moebench.report.pareto.verdicts import verdicts
 
@@ -26,6 +26,8 @@ def shown_run(run: ParetoRun) -> Shown:
     ]
     done = {record.setting for record in records} | {each.setting for each in m.not_trained}
     failures += [f"{name}: was not evaluated" for name in m.settings if name not in done]
+    entries = [entry(record, base_ratios(records)) for record in records]
+    nearest = {each.title for each in representatives(entries)}
     return Shown(
         m.title,
         f"{m.machine} · suite {m.suite} · run {m.run} · {m.status}",
@@ -33,9 +35,9 @@ def shown_run(run: ParetoRun) -> Shown:
         verdicts(run),
         beside_twins(run),
         against_rivals(run),
-        [entry(record, base_ratios(records)) for record in records],
+        entries,
         training_curves(here),
-        {r.setting: r.text for r in records if r.text is not None},
+        {r.setting: r.text for r in records if r.text is not None and r.setting in nearest},
         failures,
         run.problems,
         {

@@ -63,11 +63,11 @@ def point_name(setting: Setting) -> str:
 def learned_point(ready: Ready, found: Evaluation, text_sha256: str) -> LearnedPoint:
     """The operating point that a setting's first seed shows on the test text."""
     model: ModelSpec = ready.networks[0].language_model.model
-    runs = ", ".join(each.folder.name for each in ready.trained) or "calibrated"
+    first = ready.trained[0].folder.name if ready.trained else "calibrated"
     return LearnedPoint(
         point_name(ready.setting),
         ready.setting.router,
-        f"{ready.setting.name} ({runs}), {found.losses.size:,} bytes of test text",
+        f"{ready.setting.name} ({first}), {found.losses.size:,} bytes of test text",
         model.num_experts,
         model.top_k,
         found.losses.size,
