@@ -113,6 +113,10 @@ class Layer(nn.Module):
         return y if self.residual_multiplier == 1 else y * self.residual_multiplier
 
 
+Start = tuple[SequenceStates, Hidden]
+"""The residual stream of a layer up to its router, and its normed tokens."""
+
+
 class Decoder(nn.Module):
     """A stack of decoder layers, uninitialised as built; `build_decoder` fills them."""
 
@@ -123,38 +127,55 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(model, index, dtype) for index in range(num_layers))
 
     def forward(
-        self, x: SequenceStates, routers: Sequence[Router], experts: Experts, mode: StepMode
+        self,
+        x: SequenceStates,
+        routers: Sequence[Router],
+        experts: Experts,
+        mode: StepMode,
+        start: Start | None = None,
     ) -> tuple[SequenceStates, list[Routing]]:
-        """One step of the hidden states of new positions through all layers, with a router each."""
+        """One step of the hidden states of new positions through all layers, with a router each.
+
+        Args:
+            start: What `start` gave for the same x, whose first attention is then not run again.
+        """
         assert len(routers) == len(self.layers)
-        x, _, routings = self._run(x, routers, experts, mode)
+        x, _, routings = self._run(x, routers, experts, mode, start)
         return x, routings
+
+    def start(self, x: SequenceStates, mode: StepMode) -> Start:
+        """The step up to its first router, which is the same whatever the routers do."""
+        return self._before_router(0, x, mode)
 
     def router_input(
         self, x: SequenceStates, routers_below: Sequence[Router], experts: Experts, mode: StepMode
     ) -> tuple[Hidden, RouterState]:
         """Input and state of the router of layer `len(routers_below)`; its experts do not run."""
-        x, state, _ = self._run(x, routers_below, experts, mode)
+        x, state, _ = self._run(x, routers_below, experts, mode, None)
         _, normed = self._before_router(len(routers_below), x, mode)
         return normed, state
 
     def _run(
-        self, x: Tensor, routers: Sequence[Router], experts: Experts, mode: StepMode
+        self,
+        x: Tensor,
+        routers: Sequence[Router],
+        experts: Experts,
+        mode: StepMode,
+        start: Start | None,
     ) -> tuple[Tensor, RouterState, list[Routing]]:
         """Run as many layers as there are routers."""
         state: RouterState = None
         routings = []
         for index, router in enumerate(routers):
-            x, normed = self._before_router(index, x, mode)
+            x, normed = start or self._before_router(index, x, mode)
+            start = None
             routing, state = router(normed, state, mode.bounded)
             mode.mark("router")
             x = self.layer(index).mix(x, normed, routing, experts, mode.mark)
             routings.append(routing)
         return x, state, routings
 
-    def _before_router(
-        self, index: int, x: Tensor, mode: StepMode
-    ) -> tuple[SequenceStates, Hidden]:
+    def _before_router(self, index: int, x: Tensor, mode: StepMode) -> Start:
         """The residual stream of a layer up to its router, and its normed tokens."""
         layer = self.layer(index)
         if mode.level == "decoder":

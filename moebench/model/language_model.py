@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moebench.experts.weights import Experts
-from moebench.model.decoder import Decoder, StepMode, hidden_norm
+from moebench.model.decoder import Decoder, Start, StepMode, hidden_norm
 from moebench.model.random_numbers import fill_normal
 from moebench.routers.routing import Router, Routing
 from moebench.spec.model import ModelSpec
@@ -47,11 +47,16 @@ class LanguageModel(nn.Module):
         routers: Sequence[Router],
         experts: Experts,
         mode: StepMode | None = None,
+        start: Start | None = None,
     ) -> tuple[Logits, list[Routing]]:
-        """Logits of the token after each position, and the routing of each layer."""
+        """Logits of the token after each position, and the routing of each layer.
+
+        Args:
+            start: What the decoder's `start` gave for these tokens, in an earlier pass.
+        """
         mode = mode or StepMode("decoder")
         x = self.embedding(tokens)
-        hidden, routings = self.decoder(x, routers, experts, mode)
+        hidden, routings = self.decoder(x, routers, experts, mode, start)
         return self.head(self.norm(hidden)), routings
 
 

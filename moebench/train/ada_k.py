@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moebench.model.decoder import Start
 from moebench.routers.ada_k.module import AdaKRouter, CountLogits, decoded_counts
 from moebench.routers.ada_k.policy import AdaK
 from moebench.routers.ada_k.train import (
@@ -119,10 +120,11 @@ class AdaKRecipe:
         if self.options.warm_start != "none" and step < self.options.warm_steps:
             return self._warm_step(batch, step)
         with torch.no_grad():
-            default = self.base.losses(batch)[0].flatten()
+            start = self.base.start(batch)
+            default = self.base.losses(batch, start=start)[0].flatten()
         generator = step_generator(self.seed, step, batch.device)
         sampled, layers = self._forward(
-            batch, lambda logits: decoded_counts(logits, "sampled", generator)
+            batch, lambda logits: decoded_counts(logits, "sampled", generator), start
         )
         advantages = default - sampled
         return {
@@ -151,11 +153,14 @@ class AdaKRecipe:
 
     @torch.no_grad()
     def _forward(
-        self, batch: Windows, counts_of: Callable[[CountLogits], Counts]
+        self,
+        batch: Windows,
+        counts_of: Callable[[CountLogits], Counts],
+        start: Start | None = None,
     ) -> tuple[Tensor, list[Recorder]]:
         """Loss of each predicted token, [tokens], and what each layer's router stored."""
         layers = [Recorder(router, counts_of) for router in allocated(self.network)]
-        losses, _ = self.network.losses(batch, layers)
+        losses, _ = self.network.losses(batch, layers, start)
         return losses.flatten(), layers
 
     def _own_k(self, logits: CountLogits) -> Counts:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moebench.experts.backends import load_backend
-from moebench.model.decoder import StepMode
+from moebench.model.decoder import Start, StepMode
 from moebench.model.language_model import LanguageModel, build_language_model, token_losses
 from moebench.routers.auxiliary import auxiliary_loss
 from moebench.routers.policy import policy
@@ -47,18 +47,27 @@ class Network(nn.Module):
         self.experts = load_backend("grouped", language_model.embedding.weight.device)
 
     def losses(
-        self, windows: Windows, routers: Sequence[Router] | None = None
+        self,
+        windows: Windows,
+        routers: Sequence[Router] | None = None,
+        start: Start | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Loss of each predicted token, [batch, length], and the routing of each layer.
 
         Args:
             routers: Run in place of the network's own.
+            start: What `start` gave for these windows, if passes of other routers share it.
         """
         mine = routers if routers is not None else self.stack
         logits, routings = self.language_model(
-            windows[:, :-1], mine, self.experts, StepMode("decoder")
+            windows[:, :-1], mine, self.experts, StepMode("decoder"), start
         )
         return token_losses(logits, windows[:, 1:]), routings
+
+    def start(self, windows: Windows) -> Start:
+        """The part of a pass that no router changes: up to the router of the first layer."""
+        model = self.language_model
+        return model.decoder.start(model.embedding(windows[:, :-1]), StepMode("decoder"))
 
     @property
     def stack(self) -> list[Router]:

@@ -59,6 +59,18 @@ def test_counts_of_k_everywhere_have_no_advantage(
     assert metrics["advantage_std"] < 1e-6
 
 
+@torch.no_grad()
+def test_passes_that_share_their_start_are_the_same_bit_for_bit(
+    base: Network, batches: list[torch.Tensor]
+) -> None:
+    start = base.start(batches[0])
+    shared, routings = base.losses(batches[0], start=start)
+    alone, _ = base.losses(batches[0])
+    assert torch.equal(shared, alone) and len(routings) == len(base.stack)
+    other = base.losses(batches[1], start=start)[0]
+    assert not torch.equal(other, base.losses(batches[1])[0])
+
+
 def test_stored_counts_give_the_same_log_likelihood_bit_for_bit(
     base: Network, batches: list[torch.Tensor]
 ) -> None:
