@@ -143,7 +143,7 @@ def loaded_routers(checkpoint: Checkpoint, layers: Sequence[int]) -> list[Router
     """Our top-k of some layers, put onto the checkpoint's."""
     routers = build_routers(policy("top-k"), checkpoint.model, len(layers), torch.float32)
     for router, gate in zip(routers, base_gates(checkpoint, layers), strict=True):
-        gate.put_onto(router.eval())
+        router.eval().start_from_base(*gate)
     return routers
 
 

@@ -87,6 +87,16 @@ def trace_caveats(
             "a trace of the traffic's own text, of as many sequences as the batch",
         )
     ]
+    if own.header.model.name != d.model.name:
+        found.append(
+            Caveat(
+                "traced-elsewhere",
+                f"recorded on {own.header.model.name}, which has as many experts and the same "
+                f"top-k as {d.model.name}",
+                "the routing is that of the other network",
+                f"a trace of {d.model.name}",
+            )
+        )
     traced = {trace.header.router for trace in recorded.traces}
     for name in dict.fromkeys((router, "top-k")):
         if name not in traced:

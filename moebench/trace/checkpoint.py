@@ -13,20 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moebench.experts.weights import not_installed
-from moebench.model.checkpoint.hub import local_folder
 from moebench.model.huggingface.apply import applied_router, apply_router
 from moebench.model.huggingface.blocks import described, moe_blocks
+from moebench.model.huggingface.loading import load_model
 from moebench.model.huggingface.router_file import base_hash, load_router
+from moebench.model.huggingface.tokens import tokeniser_of
 from moebench.records.trace import Trace
 from moebench.routers.routing import Routing
 from moebench.spec.schema import encode
 from moebench.trace.recording import Extent, Subject, experts_by_weight, record, routing_experts
-from moebench.trace.texts import Tokenise, Tokens, bytes_as_tokens, read_text
-
-TOKENISER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-NUM_BYTES = 256
-"""Size of the vocabulary of a model whose tokens are bytes."""
+from moebench.trace.texts import read_text
 
 
 def trace_checkpoint(
@@ -41,60 +37,10 @@ def trace_checkpoint(
         router: of moebench, applied to it, or a file of `moebench.save_router`; None: its own.
         device: what runs it.
     """
-    if why := not_installed("transformers"):
-        raise ValueError(f"{why} (pip install 'moebench[hf]')")
-    folder = local_folder(name)
-    model = _loaded(folder).to(device).eval()
+    folder, model = load_model(name, device)
     tokenise = tokeniser_of(folder, described(model).vocab_size)
     read = [read_text(path, tokenise) for path in texts]
     return record(_subject(model, folder.name, router), read, extent, RecordingModel(model))
-
-
-def _loaded(folder: Path) -> Any:
-    """The model of a folder; a ValueError where transformers cannot load it."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, use_safetensors=True
-        )
-    except Exception as error:  # whatever that code raises
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{folder}: transformers cannot load it: {type(error).__name__}: {first}"
-        ) from error
-
-
-def tokeniser_of(folder: Path, vocab_size: int) -> Tokenise:
-    """The checkpoint's own tokeniser; without one a vocabulary of 256 is that of bytes."""
-    if not any((folder / file).exists() for file in TOKENISER_FILES):
-        if vocab_size == NUM_BYTES:
-            return bytes_as_tokens
-        raise ValueError(
-            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENISER_FILES)}, or a "
-            f"vocabulary of {NUM_BYTES}, whose tokens are bytes; it has {vocab_size}"
-        )
-    from transformers import AutoTokenizer
-
-    made = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return lambda data: _with_places(made, data)
-
-
-def _with_places(tokeniser: Any, data: bytes) -> Tokens:
-    """The tokens of a text with their bytes, without special ones.
-
-    A tokeniser that gives no places has each token decoded alone; these pieces are then the text.
-    """
-    text = data.decode()
-    if tokeniser.is_fast:
-        made = tokeniser(text, add_special_tokens=False, return_offsets_mapping=True)
-        ends = np.cumsum([0, *(len(character.encode()) for character in text)])
-        places = ends[np.array(made["offset_mapping"], np.int64).reshape(-1, 2)]
-        return Tokens(data, np.array(made["input_ids"], np.int64), places[:, 0], places[:, 1])
-    ids = tokeniser(text, add_special_tokens=False)["input_ids"]
-    pieces = [tokeniser.decode([token]).encode() for token in ids]
-    ends = np.cumsum([0, *map(len, pieces)])
-    return Tokens(b"".join(pieces), np.array(ids, np.int64), ends[:-1], ends[1:])
 
 
 def _subject(model: nn.Module, name: str, router: str | None) -> Subject:

@@ -1,6 +1,6 @@
 """Texts to trace: their tokens, the class of each token, and the sequences that are run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -8,27 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from moebench.model.huggingface.tokens import Ints, Tokenise, Tokens
 from moebench.train.token_classes import CLASSES, TextKind, token_classes
 
-Ints = NDArray[np.int64]
 BLANK = ("space", "indentation", "newline")
 """Classes of bytes by which no token is classified that has others."""
 OTHER = "other"
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """The tokens of a text, and where each stands in its bytes."""
-
-    data: bytes
-    ids: Ints
-    starts: Ints
-    """[tokens] first byte of each."""
-    ends: Ints
-    """[tokens] the byte after its last one."""
-
-
-Tokenise = Callable[[bytes], Tokens]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +34,6 @@ class TokenText:
         count = max(1, min(len(self.ids), most_tokens) // length)
         starts = [len(self.ids) * i // count for i in range(count)]
         return [slice(start, min(start + length, len(self.ids))) for start in starts]
-
-
-def bytes_as_tokens(data: bytes) -> Tokens:
-    """A token for each byte, as the small models of moebench.train read text."""
-    ids = np.frombuffer(data, np.uint8).astype(np.int64)
-    places = np.arange(len(ids))
-    return Tokens(data, ids, places, places + 1)
 
 
 def read_text(path: Path, tokenise: Tokenise) -> TokenText:

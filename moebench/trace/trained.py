@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moebench.model.huggingface.tokens import bytes_as_tokens
 from moebench.records.trace import Trace
 from moebench.routers.policy import policy
 from moebench.trace.recording import Extent, Subject, record, routing_experts
-from moebench.trace.texts import TokenText, bytes_as_tokens, read_text, token_text
+from moebench.trace.texts import TokenText, read_text, token_text
 from moebench.train.base import load_network
 from moebench.train.quality import evaluating
 from moebench.train.run import Trained, load_trained

@@ -136,14 +136,15 @@ def test_options_change_the_model(name: str, options: dict[str, Any]) -> None:
     assert difference(answer(model), before) == 0
 
 
-@pytest.mark.parametrize("name", ["ada-k", "adamoe", "rmoe"])
+@pytest.mark.parametrize("name", ["ada-k", "adamoe", "rmoe", "fixed-k"])
 def test_saving_and_loading_gives_the_same(name: str, tmp_path: Path) -> None:
     """The base is saved as it was, the router beside it; both are changed before."""
     from transformers import AutoModelForCausalLM
 
     model = tiny_model("mixtral", torch.bfloat16)
     untouched = answer(model)
-    moebench.apply_router(model, name)
+    options = {"k": (1, 2)} if name == "fixed-k" else {}
+    moebench.apply_router(model, name, **options)
     routers = applied_router(model).routers
     with torch.no_grad():
         for router in routers:

@@ -20,6 +20,7 @@ from moebench.model.checkpoint.layers import (
     identity,
     load_decoder,
 )
+from moebench.model.checkpoint.tensor_file import TensorFile
 from moebench.model.language_model import LanguageModel
 from moebench.routers.routing import Router
 from moebench.spec.model import ModelSpec
@@ -120,7 +121,7 @@ def test_a_missing_shard_is_named_where_a_layer_needs_it(folder: Path) -> None:
     second = sharded(folder) / "model-00002-of-00002.safetensors"
     second.unlink()
     check_layers(open_checkpoint(str(folder)), (0, 1))
-    assert refusal(folder, (1, 2)).startswith(f"{second}: no such file, which {INDEX} names")
+    assert refusal(folder, (1, 2)).startswith(f"{second}: no such file; fetch it again")
 
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
@@ -231,3 +232,20 @@ def test_only_a_network_of_mixtrals_conventions_is_exported(tiny: ModelSpec) -> 
     other = replace(tiny, gate=replace(tiny.gate, renormalise=False))
     with pytest.raises(ValueError, match=r"tiny: gate: found .* of Mixtral's family"):
         mixtral_config(other, "float32")
+
+
+def test_a_file_larger_than_memory_is_read_tensor_by_tensor(tmp_path: Path) -> None:
+    """A hole of 256 GiB, which takes no space on the disk, and a tensor behind it."""
+    hole, path = 1 << 38, tmp_path / WHOLE
+    places = {"hole": (hole // 2, 0, hole), "small": (2, hole, hole + 4)}
+    header = json.dumps(
+        {
+            name: {"dtype": "BF16", "shape": [size], "data_offsets": offsets}
+            for name, (size, *offsets) in places.items()
+        }
+    ).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.seek(hole, 1)
+        file.write(torch.tensor([1.5, -2], dtype=torch.bfloat16).view(torch.uint8).numpy())
+    assert TensorFile(path).tensor("small").tolist() == [1.5, -2]

@@ -95,7 +95,11 @@ def test_each_traced_router_loads_what_it_was_recorded_to_load(
     assert found["rows"][0]["flops_promise"] == pytest.approx(2, rel=0.01)
     assert found["cases"][0]["operating_point"]["origin"] == "traced"
     kinds = [caveat["kind"] for caveat in found["cases"][0]["caveats"]]
-    assert kinds.count("recorded-routing") == 1 and "router-not-traced" not in kinds
+    assert kinds.count("recorded-routing") == 1
+    assert not {"router-not-traced", "traced-elsewhere"} & {*kinds}
+    other = answered(capsys, *options, "--batch", "8", "--model", "mixtral-8x7b")
+    assert other["rows"][0]["model"] == "mixtral-8x7b"
+    assert "traced-elsewhere" in {one["kind"] for one in other["cases"][0]["caveats"]}
     assert main([*options, "--batch", "4", "--concurrency", "4", "--level", "model"]) == 2
     assert main([*options, "--concurrency", "4", "--input", "16", "--output", "8"]) == 0
 

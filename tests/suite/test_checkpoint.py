@@ -40,6 +40,11 @@ options = { mean_k = 1.4 }
 name = "rmoe"
 options = { state_size = 8 }
 
+[[router]]
+name = "top-k"
+label = "k=1"
+options = { top_k = 1 }
+
 [[workload]]
 phase = "decode"
 batch = [4]
@@ -112,13 +117,17 @@ def test_layers_and_routing_are_the_checkpoints(
     with torch.no_grad():
         expected, _ = decoder(x, [routers[3], routers[0]], cell.experts, cell.mode())
     torch.testing.assert_close(found, expected)
-    shares = [case.tokens_per_expert.sum(1) for case in cell.cases]
+    *shares, of_one = (case.tokens_per_expert.sum(1) for case in cell.cases)
     for own in shares:
         assert own[:, 0].max() < 0.8 * own[:, 1:].min()
         ratio = own / own.sum(1, keepdims=True) / (shares[0] / shares[0].sum(1, keepdims=True))
         assert ratio.min() > 0.95 and ratio.max() < 1.05
     means = [case.load(4).mean_k for case in cell.cases]
-    assert means == pytest.approx([2, 1.4, 2], rel=0.01)
+    assert means == pytest.approx([2, 1.4, 2, 1], rel=0.01)
+    if level == "moe":
+        normed = decoder.layer(0).moe_norm(cell.stream.flatten(0, 2))
+        best = (normed @ torch.as_tensor(routers[3].weight).T).argmax(1)
+        assert of_one[0].tolist() == best.bincount(minlength=6).tolist()
 
 
 def test_a_given_point_is_imposed_on_the_checkpoints_router_too(

@@ -15,9 +15,10 @@ from identity import tiny_model  # noqa: E402
 
 import moebench  # noqa: E402
 from moebench.model.huggingface.blocks import FAMILIES, moe_blocks  # noqa: E402
+from moebench.model.huggingface.tokens import tokeniser_of  # noqa: E402
 from moebench.records.trace import read_trace  # noqa: E402
 from moebench.spec.model import ModelSpec  # noqa: E402
-from moebench.trace.checkpoint import RecordingModel, tokeniser_of  # noqa: E402
+from moebench.trace.checkpoint import RecordingModel  # noqa: E402
 from moebench.trace.cli import main  # noqa: E402
 from moebench.train.base import build_network  # noqa: E402
 from moebench.train.export import export_base  # noqa: E402

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moebench.model.huggingface.tokens import Tokens, bytes_as_tokens
 from moebench.trace.texts import (
-    Tokens,
     TokenText,
-    bytes_as_tokens,
     classes_of,
     joined_classes,
     read_text,

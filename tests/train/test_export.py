@@ -55,7 +55,7 @@ def test_layers_of_the_checkpoint_compute_what_the_base_does(
     assert number == sum(p.numel() for p in network.parameters())
     checkpoint = open_checkpoint(str(tmp_path / "out"))
     routers = build_routers(policy("top-k"), checkpoint.model, 1, torch.float32)
-    base_gates(checkpoint, (1,))[0].put_onto(routers[0].eval())
+    routers[0].eval().start_from_base(*base_gates(checkpoint, (1,))[0])
     x, experts, mode = torch.randn(2, 9, 32), load_backend("grouped"), StepMode("decoder")
     with torch.no_grad():
         found = load_decoder(checkpoint, (1,), torch.float32)(x, routers, experts, mode)[0]

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moebench.files import text_of
 from moebench.model.checkpoint.hub import local_folder
 from moebench.model.checkpoint.places import READ_FAMILIES
+from moebench.model.checkpoint.tensor_file import TensorFile
 from moebench.spec.huggingface.files import model_type, read_config, text_part
 from moebench.spec.huggingface.translate import load_config
 from moebench.spec.model import ModelSpec
@@ -27,8 +26,6 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STEMS = ("model.", "", "model.language_model.", "language_model.model.")
 """What may stand before `layers.N.` in the names of a decoder layer's tensors."""
 UNQUANTISED = ("float32", "bfloat16", "float16")
-STORED = ("F32", "BF16", "F16")
-"""The same types as a safetensors file names them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +38,7 @@ class Checkpoint:
     model: ModelSpec
     files: Mapping[str, Path]
     """File of each tensor, by the tensor's name."""
-    _opened: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _opened: dict[Path, TensorFile] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -70,18 +67,11 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; quantised ones are refused."""
-        stored = self._slice(name)
-        if stored.get_dtype() not in STORED:
-            raise ValueError(
-                f"{self.files[name]}: {name}: found type {stored.get_dtype()}, expected one of "
-                f"{', '.join(STORED)}: weights that are quantised are not executed"
-            )
-        return tuple(stored.get_shape())
+        return self._file(name).shape(name)
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor, read from its file."""
-        found: Tensor = self._slice(name)[...]
-        return found
+        """A tensor, mapped from its file."""
+        return self._file(name).tensor(name)
 
     def identity(self, names: Iterator[str]) -> str:
         """A sha256 of the config, of the place of every tensor, and of the bytes of some tensors.
@@ -94,17 +84,14 @@ class Checkpoint:
             digest.update(self.tensor(name).float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _slice(self, name: str) -> Any:
-        """A tensor's place in its file, which is opened once."""
+    def _file(self, name: str) -> TensorFile:
+        """The file of a tensor, whose header is read once."""
         path = self.files[name]
         if path not in self._opened:
-            self._opened[path] = opened(path)
-        try:
-            return self._opened[path].get_slice(name)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path}: found no tensor {name}, expected it there by {INDEX}"
-            ) from error
+            self._opened[path] = TensorFile(path)
+        if name not in self._opened[path].names():
+            raise ValueError(f"{path}: found no tensor {name}, expected it there by {INDEX}")
+        return self._opened[path]
 
 
 def open_checkpoint(name: str) -> Checkpoint:
@@ -139,7 +126,7 @@ def tensor_files(folder: Path) -> Mapping[str, Path]:
         return _indexed(folder / INDEX)
     whole = folder / WHOLE
     if whole.is_file():
-        return dict.fromkeys(opened(whole).keys(), whole)
+        return dict.fromkeys(TensorFile(whole).names(), whole)
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise ValueError(
@@ -169,17 +156,3 @@ def _indexed(path: Path) -> Mapping[str, Path]:
                 f"file in {path.parent}"
             )
     return {key: path.parent / file for key, file in files.items()}
-
-
-def opened(path: Path) -> Any:
-    """A safetensors file, memory-mapped; one that is missing or not whole is refused."""
-    try:
-        return safe_open(path, "pt")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file, which {INDEX} names; fetch it again") from error
-    except (OSError, SafetensorError) as error:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path}: found {size:,} bytes that are no whole safetensors file ({error}); "
-            "fetch it again"
-        ) from error

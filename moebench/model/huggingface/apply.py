@@ -67,7 +67,8 @@ def apply_router(
         raise ValueError(f"model: found {applied!r} applied to it; call remove_router first")
     spec, blocks = described(model), moe_blocks(model)
     starting = policy(name, {}, may_import=True).identity_options(spec)
-    chosen = policy(name, {**starting, **options}, may_import=True)
+    given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    chosen = policy(name, {**starting, **given}, may_import=True)
     experts = _executions(blocks, expert_backend)
     routers = _routers(chosen, spec, blocks)
     states, originals, hooks = DepthStates(), [], []
