@@ -1,7 +1,7 @@
 """Put a router of moebench into a transformers model in place, and take it out again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,13 +30,13 @@ class AppliedRouter:
     policy: Policy
     model: ModelSpec
     expert_backend: str
-    blocks: Sequence[Block]
+    blocks: Sequence[Block] = field(repr=False)
     """MoE blocks, from the first layer up; each one's `gate` is now ours."""
     routers: Sequence[Router]
     """The router of each block; their parameters are among the model's own."""
-    originals: Sequence[tuple[nn.Module, nn.Module]]
+    originals: Sequence[tuple[nn.Module, nn.Module]] = field(repr=False)
     """Each block's own router and experts."""
-    hooks: Sequence[RemovableHandle]
+    hooks: Sequence[RemovableHandle] = field(repr=False)
 
 
 def apply_router(
