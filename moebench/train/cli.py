@@ -1,6 +1,6 @@
 """The command line of `python -m moebench.train RECIPE`: train a language model, or a router on it.
 
-`python -m moebench.train export` writes a trained base as a checkpoint.
+`python -m moebench.train export` writes a trained base as a checkpoint, and `prose` fetches text.
 
 A training that was cut off is taken up again by the same command.
 """
@@ -48,7 +48,26 @@ def _parser() -> argparse.ArgumentParser:
     export = recipes.add_parser("export", help=meaning, description=meaning)
     export.add_argument("--base", type=Path, required=True, metavar="RUN", help="the training")
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    meaning = "Fetch English prose to train on, and text of another domain, from Debian's packages."
+    prose = recipes.add_parser("prose", help=meaning, description=meaning)
+    prose.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     return parser
+
+
+def _prose(options: argparse.Namespace) -> int:
+    from moebench.spec.schema import encode
+    from moebench.train.prose import fetch_prose
+
+    found = fetch_prose(options.out)
+    if options.json:
+        terminal.show_json(encode(found))
+    else:
+        titles = ("part", "package", "version", "files", "size")
+        rows = [
+            (f.part, f.package, f.version, f"{f.files:,}", f"{f.bytes / 1e6:.1f} MB") for f in found
+        ]
+        terminal.show(terminal.text_table(titles, rows, {0, 1, 2}))
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -66,6 +85,8 @@ def _export(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, argv: list[str]) -> int:
     if options.recipe == "export":
         return _export(options)
+    if options.recipe == "prose":
+        return _prose(options)
     from moebench.train.recipes import asked_training, run_training
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C

@@ -1,20 +1,22 @@
-"""`python -m moebench.train.prose FOLDER` fetches English prose to train on from Debian packages.
+"""English prose to train on, from Debian's packages, and a dictionary as text of another domain.
 
-FOLDER/prose gets the documentation of Linux and of Python, FOLDER/shifted a dictionary, which is
-prose of another domain. `apt-get download` fetches, `dpkg-deb` unpacks; nothing is installed, and
-no root is needed. The texts have their own licences: GPL-2, PSF, GPL-2 or later.
+The prose is the documentation of Linux and of Python. `apt-get download` fetches, `dpkg-deb`
+unpacks; nothing is installed, and no root is needed. The texts have their own licences: GPL-2, PSF,
+GPL-2 or later.
 """
 
 import gzip
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from moebench import terminal
+from moebench.files import make_folder
 
 Files = Iterator[tuple[str, bytes]]
 """Paths of files within their package, and their contents."""
@@ -25,44 +27,40 @@ ENTRIES = 200
 """Entries of the dictionary in a file, about 60 kB: a text is split into parts by file."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch the texts into a new folder; exit code 0 done, 2 where a package cannot be had."""
-    parser = terminal.parser(
-        "train.prose", "Fetch English prose to train on, from Debian's packages.", "text"
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    options = parser.parse_args(argv)
-    return terminal.run(lambda: _fetch(options.folder, options.json))
+@dataclass(frozen=True)
+class Fetched:
+    """The text of one package."""
+
+    part: Literal["prose", "shifted"]
+    """Subfolder: text to train on, or text of another domain."""
+    package: str
+    version: str
+    files: int
+    bytes: int
 
 
-def _fetch(folder: Path, as_json: bool) -> int:
+def fetch_prose(folder: Path) -> list[Fetched]:
+    """Fetch the texts into a new folder; a ValueError where a package cannot be had."""
     if folder.exists():
         raise ValueError(f"{folder}: found an existing path, expected a new folder")
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as work:
+    beside = folder.absolute().parent
+    make_folder(beside)
+    found: list[Fetched] = []
+    with tempfile.TemporaryDirectory(dir=beside) as work:
         made = Path(work) / "text"
-        for name, pattern in (*MANUALS.items(), (DICTIONARY, None)):
-            package = name if pattern is None else _provider(name, pattern)
-            terminal.say(f"fetching {package}")
+        for name, pattern in MANUALS.items():
+            package = _provider(name, pattern)
             version, root = _unpacked(package, Path(work) / name)
-            part, found = (
-                ("shifted", dictionary(root)) if pattern is None else ("prose", pages(root))
-            )
-            count, size = write(found, made / part / name)
-            if not count:
-                raise ValueError(f"{package} {version}: found no text where such packages have it")
-            rows.append((part, package, version, count, size))
+            written = write(pages(root), made / "prose" / name)
+            found.append(Fetched("prose", package, version, *written))
+        version, root = _unpacked(DICTIONARY, Path(work) / DICTIONARY)
+        written = write(dictionary(root), made / "shifted" / DICTIONARY)
+        found.append(Fetched("shifted", DICTIONARY, version, *written))
+        for each in found:
+            if not each.files:
+                raise ValueError(f"{each.package} {each.version}: found no text in the package")
         made.rename(folder)
-    if as_json:
-        keys = ("part", "package", "version", "files", "bytes")
-        terminal.show_json([dict(zip(keys, row, strict=True)) for row in rows])
-    else:
-        cells = [(*row[:3], f"{row[3]:,}", f"{row[4] / 1e6:.1f} MB") for row in rows]
-        terminal.show(
-            terminal.text_table(["part", "package", "version", "files", "size"], cells, {0, 1, 2})
-        )
-    return 0
+    return found
 
 
 def pages(root: Path) -> Files:
@@ -103,6 +101,7 @@ def _provider(name: str, pattern: str) -> str:
 
 def _unpacked(package: str, folder: Path) -> tuple[str, Path]:
     """Version of a package, and the folder with its files."""
+    terminal.say(f"fetching {package}")
     folder.mkdir()
     _run(["apt-get", "download", package], folder)
     archive = next(folder.glob("*.deb"))
@@ -123,7 +122,3 @@ def _run(command: Sequence[str], folder: Path | None = None) -> str:
             f"{' '.join(command)}: {last} (it needs a network, and package lists: apt-get update)"
         )
     return done.stdout
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from moebench.train import prose
+from moebench.train.cli import main
 from moebench.train.text import load_text
 
 MANUAL = "usr/share/doc/manual/html/_sources"
@@ -45,13 +46,13 @@ def test_without_apt_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert prose.main([str(tmp_path / "text")]) == 2
+    assert main(["prose", "--out", str(tmp_path / "text")]) == 2
     assert capsys.readouterr().err == (
         "error: apt-cache is not installed: the texts come from packages of Debian\n"
     )
     assert not [*tmp_path.iterdir()], "nothing half done is left"
 
 
-def test_an_existing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prose.main([str(tmp_path)]) == 2
-    assert "expected a new folder" in capsys.readouterr().err
+def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found an existing path, expected a new folder"):
+        prose.fetch_prose(tmp_path)
