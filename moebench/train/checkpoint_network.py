@@ -33,6 +33,8 @@ from moebench.train.loop import Recipe
 from moebench.train.run import ROUTER_FILE, TrainingRun
 from moebench.train.text import Windows
 
+TRAINED_TYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
@@ -65,6 +67,12 @@ class AllocatedCheckpoint:
     """A model of transformers with an allocator beside each router; see `AllocatedModel`."""
 
     def __init__(self, model: Any, options: Mapping[str, Any]) -> None:
+        dtype = str(moe_blocks(model)[0].weight.dtype).removeprefix("torch.")
+        if dtype not in TRAINED_TYPES:
+            raise ValueError(
+                f"ada-k: found weights in {dtype}, expected {' or '.join(TRAINED_TYPES)}: the "
+                "gradient of a mean over so many tokens is too small for it"
+            )
         self.model = model
         self.applied = apply_router(model, AdaK.name, **options)
         spec, blocks = self.applied.model, self.applied.blocks

@@ -251,10 +251,13 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
         argv=tuple(argv),
         started_at=now(),
     )
-    # Before its folder is made, so that options that cannot be leave none behind.
+    budget = Budget(num_steps, ends_early=kind.ends_early)
+    # Before its folder is made, so that what cannot be leaves none behind.
+    text.batch(asked.seed, 0, (suite.batch, suite.window))
+    text.windows("validation", budget.validation_windows, suite.window)
     recipe = kind.build(Start(manifest, base, pretrained, num_steps, asked.options))
     with TrainingRun(asked.out / manifest.run, manifest) as run:
-        train(recipe, run, text, Budget(num_steps, ends_early=kind.ends_early))
+        train(recipe, run, text, budget)
         if pretrained is not None:
             write_router(run, recipe, pretrained.model)
     return run

@@ -143,6 +143,10 @@ def test_a_training_that_was_killed_has_the_same_curve_and_router(
     assert found[0] == found[1] and len(found[0]) == 2
     routers = [load_file(f / "router.safetensors") for f in (cut, whole)]
     assert all(torch.equal(routers[0][name], tensor) for name, tensor in routers[1].items())
+    (cut / "router.safetensors").unlink()  # as if it had been killed before it was written
+    ada_k(folder, tmp_path / "cut", *origin)
+    again = load_file(cut / "router.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in routers[1].items())
 
 
 def base_losses(allocated: AllocatedCheckpoint, batch: torch.Tensor) -> torch.Tensor:
@@ -193,6 +197,13 @@ def test_allocators_alone_learn_in_16_bits(family: str, dtype: torch.dtype, tmp_
     torch.testing.assert_close(again, learnt.flatten(), rtol=0, atol=0)
 
 
+def test_a_type_in_which_gradients_vanish_is_refused() -> None:
+    model = tiny_model("mixtral", torch.float16)
+    with pytest.raises(ValueError, match="found weights in float16, expected float32 or bfloat16"):
+        AllocatedCheckpoint(model, {})
+    assert not hasattr(model, "moebench_applied")
+
+
 def test_a_changed_weight_of_the_checkpoint_is_noticed() -> None:
     model = tiny_model("mixtral", torch.float32)
     recipe = AdaKRecipe(AllocatedCheckpoint(model, {}), OPTIONS, 1)
@@ -229,7 +240,7 @@ def test_a_text_is_split_alike_whatever_its_tokens(tmp_path: Path) -> None:
         (("--checkpoint", "x", "--base", "y"), "found --base beside --checkpoint, expected one"),
         (("--checkpoint", "x", "--scale", "2"), "found --scale beside --checkpoint"),
         ((), "expected --base RUN or --checkpoint PATH"),
-        (("--checkpoint", "EXPORTED", "--text", "SHORT"), "tokens of validation text, expected at"),
+        (("--checkpoint", "EXPORTED", "--text", "SHORT"), "tokens for training, expected at least"),
         (("--checkpoint", "DENSE"), "model_type: found 'llama', expected a family"),
     ],
 )
@@ -254,6 +265,7 @@ def test_what_cannot_be_trained_is_one_line(
     assert main(["ada-k", *given, "--out", str(tmp_path / "out")]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "out").exists()
 
 
 def save_dense(folder: Path) -> None:
