@@ -11,6 +11,7 @@ VERBS = {
     "suite": "measure a suite here, each number beside its prediction",
     "train": "train a small language model, and the routers of the papers on it",
     "trace": "record which experts the tokens of a text run in a checkpoint",
+    "quality": "what a router changes in the loss of a checkpoint",
     "predict": "what a router would bring on a GPU that is not here",
     "validate": "score the cost model against a table of measured latencies",
     "calibrate": "calibrate this machine, or fit the cost model to measured latencies",

@@ -116,9 +116,9 @@ def parser(verb: str, description: str, example: str) -> Parser:
     return made
 
 
-def add_device(to: argparse.ArgumentParser) -> None:
-    """Add --device: where to measure."""
-    to.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+def add_device(to: argparse.ArgumentParser, meaning: str = "") -> None:
+    """Add --device: where to measure, or where to do what `meaning` says."""
+    to.add_argument("--device", default="auto", help=f"{meaning}auto, cpu, cuda or cuda:N")
 
 
 def seconds(option: str, text: str) -> Seconds:

@@ -20,7 +20,7 @@ from moebench.report.pareto.training_curves import curve_titles
 from moebench.routers.ada_k.train import AdaKTraining
 from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.model import ModelSpec
-from moebench.train.ada_k import AdaKRecipe
+from moebench.train.allocated_network import ada_k_on
 from moebench.train.base import BaseOptions, BaseRecipe, Network, load_network
 from moebench.train.export import export_base
 from moebench.train.optimiser import Optimiser, Schedule
@@ -140,7 +140,7 @@ def plain_losses(theirs: nn.Module, batch: Windows) -> tuple[torch.Tensor, torch
 def ppo_step(trainings: Trainings, warm_steps: int) -> Callable[[Windows, int], object]:
     """A batch of Ada-K's PPO, after a warm start of `warm_steps` batches."""
     options = AdaKTraining(warm_steps=warm_steps)
-    recipe = AdaKRecipe(load_network(trainings.base), options, seed=1)
+    recipe = ada_k_on(load_network(trainings.base), options, seed=1)
     for step in range(warm_steps):
         recipe.step(trainings.text.batch(1, step, trainings.shape), step)
     return lambda batch, step: recipe.step(batch, warm_steps + step)

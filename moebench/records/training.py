@@ -57,8 +57,10 @@ class TrainingManifest:
     text_sha256: str
     base: str | None = None
     """Folder name of the run that it started from; None: random weights."""
+    checkpoint: str | None = None
+    """Name of the checkpoint of transformers that it started from in place of a run."""
     base_sha256: str | None = None
-    """Hash of the base's checkpoint file."""
+    """Hash of the base's checkpoint file; of a checkpoint of transformers, that of its routers."""
     base_tokens: int = 0
     """Tokens that the base was trained on."""
     trained: Literal["everything", "router"] = "everything"

@@ -4,21 +4,21 @@ A batch takes two forward passes without gradient: one with the base's top-k, on
 counts, during which each layer's router input is stored. PPO's epochs are products of stored
 inputs and allocators; their first computes the probabilities that the counts were drawn with, and
 the ratio is 1 there. Before PPO, allocators are fitted to labels (the paper's warm start), which
-takes the top-k forward alone.
+takes the top-k forward alone. No activation of the model is kept for a backward pass, so there is
+nothing that gradient checkpointing could save.
 
 **Source** Yue et al., ICLR 2025, section 3 and Table 11.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moebench.model.decoder import Start
 from moebench.routers.ada_k.module import AdaKRouter, CountLogits, decoded_counts
-from moebench.routers.ada_k.policy import AdaK
 from moebench.routers.ada_k.train import (
     AdaKTraining,
     Advantages,
@@ -35,9 +35,8 @@ from moebench.routers.ada_k.train import (
     warm_threshold,
 )
 from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState
-from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.case import OperatingPoint
-from moebench.train.base import Network, mean_loss
+from moebench.train.base import mean_over
 from moebench.train.loop import POINT_STEPS
 from moebench.train.optimiser import Optimiser, Schedule
 from moebench.train.text import Windows
@@ -58,6 +57,36 @@ ADA_K_FLAGS = {
     "learning_rate": "of AdamW",
 }
 """Options that have a flag, with their help."""
+
+
+Passes = Callable[[Sequence[Router]], Tensor]
+"""Loss of each predicted token, [batch, length], under the routers that it is given."""
+
+
+class AllocatedModel(Protocol):
+    """A trained model with an Ada-K router in each MoE layer: what the recipe knows of it."""
+
+    @property
+    def routers(self) -> Sequence[AdaKRouter]:
+        """From the first MoE layer up; at the start all counts have the same chance."""
+        ...
+
+    @property
+    def base_routers(self) -> Sequence[Router]:
+        """The base's own top-k, from the first MoE layer up."""
+        ...
+
+    def passes(self, batch: Windows) -> Passes:
+        """Forward passes of one batch, which share what no router changes."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a state of the training holds of the model, by name."""
+        ...
+
+    def frozen(self) -> Iterable[Tensor]:
+        """Every weight that is no allocator's."""
+        ...
 
 
 class Recorder(Router):
@@ -85,31 +114,28 @@ class Recorder(Router):
 
     def logits(self) -> CountLogits:
         """The allocator's logits on the stored inputs: one product, which has the gradient."""
-        router = self.router
-        product = nn.functional.linear(self.inputs.to(router.allocator.dtype), router.allocator)
+        router, dtype = self.router, self.router.weight.dtype
+        product = nn.functional.linear(self.inputs.to(dtype), router.allocator.to(dtype))
         return product.float() + router.count_bias
 
 
 class AdaKRecipe:
-    """Trains the allocators that `network` adds to a base; its steps start with the warm start."""
+    """Trains the allocators of a model; its steps start with the warm start."""
 
-    def __init__(self, base: Network, options: AdaKTraining, seed: int) -> None:
+    def __init__(self, model: AllocatedModel, options: AdaKTraining, seed: int) -> None:
         if options.warm_steps % POINT_STEPS:
             raise ValueError(
                 f"warm_steps: found {options.warm_steps}, expected a multiple of {POINT_STEPS}, "
                 "the steps of a point of the curve"
             )
-        self.options, self.seed, self.base = options, seed, base.eval()
-        self.network = with_allocators(base, AdaK(**options.router_options))
+        self.model, self.options, self.seed = model, options, seed
         allocators = {
-            name: parameter
-            for name, parameter in self.network.named_parameters()
-            if name.endswith(".allocator")
+            f"routers.{layer}.allocator": router.allocator
+            for layer, router in enumerate(model.routers)
         }
-        self.base.requires_grad_(False)
-        self.network.requires_grad_(False)
         for parameter in allocators.values():
             parameter.requires_grad_(True)
+        self._device = model.routers[0].allocator.device
         rate, decay = options.learning_rate, options.weight_decay
         fall = Schedule(rate, num_steps=options.warm_steps, final_share=0.0)
         self.warm_optimiser = Optimiser(allocators, fall, decay, BETAS)
@@ -120,11 +146,11 @@ class AdaKRecipe:
         if self.options.warm_start != "none" and step < self.options.warm_steps:
             return self._warm_step(batch, step)
         with torch.no_grad():
-            start = self.base.start(batch)
-            default = self.base.losses(batch, start=start)[0].flatten()
-        generator = step_generator(self.seed, step, batch.device)
+            run = self.model.passes(batch)
+            default = run(self.model.base_routers).flatten()
+        generator = step_generator(self.seed, step, self._device)
         sampled, layers = self._forward(
-            batch, lambda logits: decoded_counts(logits, "sampled", generator), start
+            run, lambda logits: decoded_counts(logits, "sampled", generator)
         )
         advantages = default - sampled
         return {
@@ -139,38 +165,33 @@ class AdaKRecipe:
     def tensors(self) -> dict[str, Tensor]:
         warm = self.warm_optimiser.tensors()
         return {
-            **dict(self.network.named_weights()),
+            **self.model.tensors(),
             **{name.replace("adam.", "adam.warm.", 1): t for name, t in warm.items()},
             **self.optimiser.tensors(),
         }
 
     def validation_loss(self, windows: Windows) -> float:
         assert self._checksum() == self._frozen, "a frozen weight of the base has changed"
-        for router in self.network.routers:
-            assert isinstance(router, AdaKRouter)
-            router.generator = step_generator(self.seed, -1, windows.device)
-        return mean_loss(self.network, windows)
+        for router in self.model.routers:
+            router.generator = step_generator(self.seed, -1, self._device)
+        return mean_over(windows, lambda some: self.model.passes(some)(self.model.routers))
 
     @torch.no_grad()
     def _forward(
-        self,
-        batch: Windows,
-        counts_of: Callable[[CountLogits], Counts],
-        start: Start | None = None,
+        self, run: Passes, counts_of: Callable[[CountLogits], Counts]
     ) -> tuple[Tensor, list[Recorder]]:
         """Loss of each predicted token, [tokens], and what each layer's router stored."""
-        layers = [Recorder(router, counts_of) for router in allocated(self.network)]
-        losses, _ = self.network.losses(batch, layers, start)
-        return losses.flatten(), layers
+        layers = [Recorder(router, counts_of) for router in self.model.routers]
+        return run(layers).flatten(), layers
 
     def _own_k(self, logits: CountLogits) -> Counts:
         """The base's k for every token."""
-        top_k = self.network.language_model.model.top_k
+        top_k = self.model.routers[0].model_top_k
         return torch.full((len(logits),), top_k, device=logits.device)
 
     def _warm_step(self, batch: Windows, step: int) -> dict[str, float]:
         """Fit the allocators to their labels on the inputs of a top-k forward."""
-        losses, layers = self._forward(batch, self._own_k)
+        losses, layers = self._forward(self.model.passes(batch), self._own_k)
         log_probabilities = allocations(layers)
         cross_entropy = warm_loss(log_probabilities, torch.cat(self._labels(layers)))
         cross_entropy.backward()  # type: ignore[no-untyped-call]
@@ -189,7 +210,7 @@ class AdaKRecipe:
             cumulated_probabilities(layer.seen[:, : layer.router.num_experts], layer.router.gate)
             for layer in layers
         ]
-        p = warm_threshold(cumulated, self.network.language_model.model.top_k)
+        p = warm_threshold(cumulated, self.model.routers[0].model_top_k)
         return [experts_to_reach(layer, p) for layer in cumulated]
 
     def _update(
@@ -215,35 +236,12 @@ class AdaKRecipe:
         return metrics
 
     def _checksum(self) -> str:
-        """Hash of every weight that is no allocator's, and of the base's own routers."""
+        """Hash of every weight that must not change."""
         digest = sha256()
-        for name, tensor in (*self.network.named_weights(), *self.base.named_weights()):
-            if not name.endswith(".allocator"):
-                flat = tensor.detach().cpu().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().tobytes())
+        for tensor in self.model.frozen():
+            flat = tensor.detach().cpu().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def with_allocators(base: Network, policy: AdaK) -> Network:
-    """The base with an allocator beside each router, which gives all counts the same chance."""
-    model, routers = base.language_model.model, []
-    for router in base.stack:
-        if type(router) is not TopKRouter:
-            raise ValueError(
-                f"ada-k: found a base with {type(router).__name__}s, expected one with top-k's "
-                "routers (python -m moebench.train base)"
-            )
-        added = AdaKRouter(model, policy, router.weight.dtype)
-        correction = router.selection_bias if model.gate.has_correction_bias else None
-        added.start_from_base(router.weight.detach(), correction, router.bias)
-        added.count_bias.zero_()  # the paper's allocator has none
-        routers.append(added)
-    return Network(base.language_model, routers).eval()
-
-
-def allocated(network: Network) -> list[AdaKRouter]:
-    """The routers of a network that `with_allocators` made."""
-    return [router for router in network.routers if isinstance(router, AdaKRouter)]
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:

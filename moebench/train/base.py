@@ -1,6 +1,6 @@
 """The recipe of a language model with one router, trained as a whole: the base of all others."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,14 +132,19 @@ class BaseRecipe:
         return mean_loss(self.network, windows)
 
 
-@torch.no_grad()
 def mean_loss(network: Network, windows: Windows, routers: Sequence[Router] | None = None) -> float:
     """Mean loss in nats per token over windows, in evaluation mode."""
     was_training = network.training
     network.eval()
+    mean = mean_over(windows, lambda some: network.losses(some, routers)[0])
+    network.train(was_training)
+    return mean
+
+
+@torch.no_grad()
+def mean_over(windows: Windows, losses: Callable[[Windows], Tensor]) -> float:
+    """Mean over windows of the losses of their predicted tokens, some windows at a time."""
     total = 0.0
     for first in range(0, len(windows), EVALUATION_BATCH):
-        losses, _ = network.losses(windows[first : first + EVALUATION_BATCH], routers)
-        total += float(losses.double().sum())
-    network.train(was_training)
+        total += float(losses(windows[first : first + EVALUATION_BATCH]).double().sum())
     return total / windows[:, 1:].numel()

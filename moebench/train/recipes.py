@@ -2,13 +2,13 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 
+from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine
 from moebench.records.manifest import now
 from moebench.records.training import TrainingManifest
@@ -23,9 +23,17 @@ from moebench.train.adamoe import (
     FineTuningOptions,
     with_null_experts,
 )
+from moebench.train.allocated_network import ada_k_on
 from moebench.train.base import BaseOptions, BaseRecipe, build_network, load_network
+from moebench.train.checkpoint_network import (
+    AllocatedCheckpoint,
+    checkpoint_name,
+    load_pretrained,
+    write_router,
+)
 from moebench.train.loop import Budget, Recipe, train
 from moebench.train.plan import scaled_up, training_suite
+from moebench.train.recipe_kind import RecipeKind, Start
 from moebench.train.regression_k import RegressionKOptions, RegressionKRecipe
 from moebench.train.rmoe import RMOE_FLAGS, RMoEOptions, twin_options
 from moebench.train.run import Trained, TrainingRun, load_trained
@@ -46,64 +54,10 @@ class Asked:
     base: Path | None = None
     text: Path | None = None
     scale: int = 1
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a recipe starts from."""
-
-    manifest: TrainingManifest
-    base: Trained | None
-    num_steps: int
-    options: Any
-
-
-@dataclass(frozen=True)
-class RecipeKind:
-    """One recipe: what it means, its options, and how it is built."""
-
-    meaning: str
-    options: type
-    build: Callable[[Start], Recipe]
-    router: str = "top-k"
-    """Router of the checkpoint that it makes."""
-    router_options: Callable[[Any, ModelSpec], Mapping[str, Any]] = lambda options, model: {}
-    needs_base: bool = False
-    ends_early: bool = True
-    """Whether a validation loss that rises ends it; not where a twin has the same tokens."""
-    trained: Literal["everything", "router"] = "everything"
-    """What the optimiser changes."""
-    flags: Mapping[str, str] = field(default_factory=dict)
-    """Options that have a flag, with their help."""
-
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add a flag for each option of the recipe that has one."""
-        hints = get_type_hints(self.options)
-        for option in dataclasses.fields(self.options):
-            if option.name in self.flags:
-                flag, dest = "--" + option.name.replace("_", "-"), f"option_{option.name}"
-                meaning = self.flags[option.name]
-                if isinstance(option.default, bool):
-                    parser.add_argument(flag, dest=dest, action="store_true", help=meaning)
-                    continue
-                hint = hints[option.name]
-                if get_origin(hint) is Literal:
-                    words = get_args(hint)
-                    meaning += f" (default: {option.default})"
-                    parser.add_argument(
-                        flag, dest=dest, choices=words, default=option.default, help=meaning
-                    )
-                    continue
-                kind = next(t for t in (*get_args(hint), hint) if t is not type(None))
-                default = "none" if option.default in ("", None) else option.default
-                parser.add_argument(
-                    flag,
-                    dest=dest,
-                    type=kind,
-                    default=option.default,
-                    metavar="TEXT" if kind is str else "N",
-                    help=f"{meaning} (default: {default})",
-                )
+    checkpoint: str | None = None
+    """Folder or hub id, in place of a base."""
+    device: str = "auto"
+    """What a checkpoint is trained on; everything else is trained on the CPU."""
 
 
 def _base(start: Start) -> Recipe:
@@ -130,7 +84,6 @@ def _adamoe(start: Start) -> Recipe:
 
 
 def _ada_k(start: Start) -> Recipe:
-    assert start.base is not None
     warm_steps = start.options.warm_steps
     if start.num_steps <= warm_steps:
         per_step = start.manifest.batch * start.manifest.window
@@ -138,7 +91,12 @@ def _ada_k(start: Start) -> Recipe:
             f"tokens: found {start.manifest.tokens}, expected more than {warm_steps * per_step}, "
             f"which the warm start's {warm_steps} steps take"
         )
-    return AdaKRecipe(load_network(start.base), start.options, start.manifest.seed)
+    seed = start.manifest.seed
+    if start.pretrained is not None:
+        options = start.options.router_options
+        return AdaKRecipe(AllocatedCheckpoint(start.pretrained.model, options), start.options, seed)
+    assert start.base is not None
+    return ada_k_on(load_network(start.base), start.options, seed)
 
 
 def _regression_k(start: Start) -> Recipe:
@@ -203,6 +161,7 @@ RECIPES: dict[str, RecipeKind] = {
         "Train Ada-K's allocators on a base by PPO; everything else stays frozen.",
         AdaKTraining,
         _ada_k,
+        takes_checkpoint=True,
         router="ada-k",
         router_options=lambda options, model: options.router_options,
         needs_base=True,
@@ -234,11 +193,12 @@ def asked_training(options: argparse.Namespace) -> Asked:
         options.base,
         options.text,
         options.scale,
+        **{n: getattr(options, n) for n in ("checkpoint", "device") if hasattr(options, n)},
     )
 
 
 def run_name(asked: Asked, kind: RecipeKind) -> str:
-    """Folder name: suite, recipe, options that are not the default, tokens and seed."""
+    """Folder name: suite, recipe, checkpoint, changed options, tokens and seed."""
     default = kind.options()
     differs = [
         f"{option.name.replace('_', '-')}={getattr(asked.options, option.name):g}"
@@ -249,7 +209,8 @@ def run_name(asked: Asked, kind: RecipeKind) -> str:
     ]
     further = ["further"] if asked.base is not None and not kind.needs_base else []
     size = [f"x{asked.scale}"] if asked.scale > 1 else []
-    parts = [Path(asked.suite).stem, asked.recipe, *further, *size, *differs]
+    of = [checkpoint_name(asked.checkpoint)] if asked.checkpoint is not None else []
+    parts = [Path(asked.suite).stem, asked.recipe, *of, *further, *size, *differs]
     return "-".join([*parts, f"{asked.tokens}", f"s{asked.seed}"])
 
 
@@ -257,11 +218,15 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
     """Run a training to its end, or take it up; the folder of the finished run."""
     kind = RECIPES[asked.recipe]
     suite = training_suite(asked.suite)
-    if kind.needs_base and asked.base is None:
-        raise ValueError(f"{asked.recipe}: expected --base RUN, the trained model it starts from")
+    _check_start(asked, kind)
     base = load_trained(asked.base) if asked.base is not None else None
-    model = base.manifest.model if base is not None else scaled_up(suite.model, asked.scale)
-    text = text or load_text(asked.text)
+    device = choose_device(asked.device) if asked.checkpoint is not None else torch.device("cpu")
+    pretrained = load_pretrained(asked.checkpoint, device) if asked.checkpoint is not None else None
+    if pretrained is not None:
+        model = pretrained.spec
+    else:
+        model = base.manifest.model if base is not None else scaled_up(suite.model, asked.scale)
+    text = text or load_text(asked.text, pretrained.tokenise if pretrained is not None else None)
     check_base(base, text, model)
     num_steps = max(1, asked.tokens // (suite.batch * suite.window))
     manifest = TrainingManifest(
@@ -278,18 +243,39 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
         text=text.name,
         text_sha256=text.sha256,
         base=base.folder.name if base is not None else None,
-        base_sha256=base.sha256 if base is not None else None,
+        checkpoint=pretrained.name if pretrained is not None else None,
+        base_sha256=getattr(base or pretrained, "sha256", None),
         base_tokens=base.manifest.tokens_done if base is not None else 0,
         trained=kind.trained,
-        environment=encode(describe_machine(torch.device("cpu"))),
+        environment=encode(describe_machine(device)),
         argv=tuple(argv),
         started_at=now(),
     )
-    # Before its folder is made, so that options that cannot be leave none behind.
-    recipe = kind.build(Start(manifest, base, num_steps, asked.options))
+    budget = Budget(num_steps, ends_early=kind.ends_early)
+    # Before its folder is made, so that what cannot be leaves none behind.
+    text.batch(asked.seed, 0, (suite.batch, suite.window))
+    text.windows("validation", budget.validation_windows, suite.window)
+    recipe = kind.build(Start(manifest, base, pretrained, num_steps, asked.options))
     with TrainingRun(asked.out / manifest.run, manifest) as run:
-        train(recipe, run, text, Budget(num_steps, ends_early=kind.ends_early))
+        train(recipe, run, text, budget)
+        if pretrained is not None:
+            write_router(run, recipe, pretrained.model)
     return run
+
+
+def _check_start(asked: Asked, kind: RecipeKind) -> None:
+    """Refuse a training without what it starts from, or with two of them."""
+    if asked.checkpoint is not None:
+        others = {"--base": asked.base is not None, "--scale": asked.scale > 1}
+        for flag in (flag for flag, is_given in others.items() if is_given):
+            raise ValueError(f"{asked.recipe}: found {flag} beside --checkpoint, expected one")
+        if not kind.takes_checkpoint:
+            raise ValueError(f"{asked.recipe}: found --checkpoint, expected --base RUN")
+    elif kind.needs_base and asked.base is None:
+        choice = " or --checkpoint PATH" if kind.takes_checkpoint else ""
+        raise ValueError(
+            f"{asked.recipe}: expected --base RUN{choice}, the trained model it starts from"
+        )
 
 
 def check_base(base: Trained | None, text: Text, model: ModelSpec) -> None:

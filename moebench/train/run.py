@@ -28,6 +28,8 @@ from moebench.train.checkpoint import (
     save_checkpoint,
 )
 
+ROUTER_FILE = "router.safetensors"
+"""What training on a checkpoint of transformers makes; see `moebench.load_router`."""
 MUST_AGREE = (
     *("recipe", "options", "router", "router_options", "model", "seed", "tokens"),
     *("batch", "window", "text_sha256", "base_sha256"),
@@ -127,6 +129,11 @@ def load_trained(folder: Path) -> Trained:
         raise ValueError(
             f"{folder}: found a training that is {manifest.status}, expected a finished one; the "
             "command that started it takes it up again"
+        )
+    if manifest.checkpoint is not None:
+        raise ValueError(
+            f"{folder}: found a router trained on the checkpoint {manifest.checkpoint}, expected a "
+            f"model of moebench.train; with that checkpoint give {folder / ROUTER_FILE}"
         )
     kept = read_checkpoints(folder)
     saved = kept.best if manifest.status == "ended-early" else kept.latest

@@ -8,7 +8,8 @@ import torch
 from moebench.routers.ada_k.train import AdaKTraining
 from moebench.spec.model import ModelSpec
 from moebench.train import ada_k
-from moebench.train.ada_k import AdaKRecipe, allocated
+from moebench.train.ada_k import AdaKRecipe
+from moebench.train.allocated_network import AllocatedNetwork, ada_k_on
 from moebench.train.base import BaseOptions, BaseRecipe, Network, build_network
 
 STEPS = 16
@@ -41,19 +42,24 @@ def run(recipe: AdaKRecipe, batches: list[torch.Tensor], steps: range) -> list[d
     return [recipe.step(batches[step], step) for step in steps]
 
 
+def network(recipe: AdaKRecipe) -> Network:
+    assert isinstance(recipe.model, AllocatedNetwork)
+    return recipe.model.network
+
+
 def allocators(recipe: AdaKRecipe) -> list[torch.Tensor]:
-    return [router.allocator.detach().clone() for router in allocated(recipe.network)]
+    return [router.allocator.detach().clone() for router in recipe.model.routers]
 
 
 def test_counts_of_k_everywhere_have_no_advantage(
     base: Network, batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With gamma = 1; stacked weights may round logits differently than the base's own product."""
-    recipe = AdaKRecipe(base, replace(OPTIONS, warm_start="none"), 1)
+    recipe = ada_k_on(base, replace(OPTIONS, warm_start="none"), 1)
     drawn = recipe.step(batches[0], 0)
     assert drawn["advantage_std"] > 1e-3
     monkeypatch.setattr(ada_k, "decoded_counts", lambda logits, *_: recipe._own_k(logits))
-    metrics = AdaKRecipe(base, replace(OPTIONS, warm_start="none"), 1).step(batches[0], 0)
+    metrics = ada_k_on(base, replace(OPTIONS, warm_start="none"), 1).step(batches[0], 0)
     assert metrics["drawn_k"] == 2
     assert metrics["advantage_mean"] == pytest.approx(0, abs=1e-6)
     assert metrics["advantage_std"] < 1e-6
@@ -75,14 +81,15 @@ def test_stored_counts_give_the_same_log_likelihood_bit_for_bit(
     base: Network, batches: list[torch.Tensor]
 ) -> None:
     """Even after the allocators have changed: a count is an action, not a function of them."""
-    recipe = AdaKRecipe(base, OPTIONS, 1)
+    recipe = ada_k_on(base, OPTIONS, 1)
     generator = torch.Generator().manual_seed(0)
     first, layers = recipe._forward(
-        batches[0], lambda logits: ada_k.decoded_counts(logits, "sampled", generator)
+        recipe.model.passes(batches[0]),
+        lambda logits: ada_k.decoded_counts(logits, "sampled", generator),
     )
     run(recipe, batches, range(STEPS))
     stored = iter([layer.counts for layer in layers])
-    again, replayed = recipe._forward(batches[0], lambda logits: next(stored))
+    again, replayed = recipe._forward(recipe.model.passes(batches[0]), lambda logits: next(stored))
     assert torch.equal(again, first)
     for before, after in zip(layers, replayed, strict=True):
         assert torch.equal(before.inputs, after.inputs)
@@ -92,16 +99,16 @@ def test_only_allocators_learn_and_the_base_is_the_same_bit_for_bit(
     base: Network, batches: list[torch.Tensor]
 ) -> None:
     before = {name: weight.clone() for name, weight in base.named_weights()}
-    recipe = AdaKRecipe(base, OPTIONS, 1)
-    fresh, own = allocators(recipe), [router.weight.clone() for router in allocated(recipe.network)]
+    recipe = ada_k_on(base, OPTIONS, 1)
+    fresh, own = allocators(recipe), [router.weight.clone() for router in recipe.model.routers]
     run(recipe, batches, range(STEPS))
     for start, end in zip(fresh, allocators(recipe), strict=True):
         assert not torch.equal(start, end)
     for name, weight in base.named_weights():
         assert torch.equal(weight, before[name]), name
-    for weight, router in zip(own, allocated(recipe.network), strict=True):
+    for weight, router in zip(own, recipe.model.routers, strict=True):
         assert torch.equal(weight, router.weight)
-    for name, parameter in (*recipe.network.named_parameters(), *base.named_parameters()):
+    for name, parameter in (*network(recipe).named_parameters(), *base.named_parameters()):
         assert parameter.grad is None, name
         assert parameter.requires_grad == name.endswith(".allocator")
 
@@ -109,17 +116,17 @@ def test_only_allocators_learn_and_the_base_is_the_same_bit_for_bit(
 def test_gradients_reach_allocators_alone(
     base: Network, batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = AdaKRecipe(base, OPTIONS, 1)
+    recipe = ada_k_on(base, OPTIONS, 1)
     monkeypatch.setattr(recipe.optimiser, "step", lambda *_: 0.0)
     recipe.step(batches[0], WARM)
-    for name, parameter in recipe.network.named_parameters():
+    for name, parameter in network(recipe).named_parameters():
         assert (parameter.grad is not None) == name.endswith(".allocator"), name
 
 
 def test_a_changed_weight_of_the_base_is_noticed(
     base: Network, batches: list[torch.Tensor]
 ) -> None:
-    recipe = AdaKRecipe(base, OPTIONS, 1)
+    recipe = ada_k_on(base, OPTIONS, 1)
     recipe.validation_loss(batches[0])
     with torch.no_grad():
         base.language_model.head.weight[0, 0] += 1e-3
@@ -128,7 +135,7 @@ def test_a_changed_weight_of_the_base_is_noticed(
 
 
 def test_a_step_takes_two_forwards(base: Network, batches: list[torch.Tensor]) -> None:
-    recipe = AdaKRecipe(base, replace(OPTIONS, epochs=4), 1)
+    recipe = ada_k_on(base, replace(OPTIONS, epochs=4), 1)
     forwards: list[int] = []
     base.language_model.head.register_forward_hook(lambda *_: forwards.append(1))
     recipe.step(batches[0], WARM)
@@ -137,9 +144,9 @@ def test_a_step_takes_two_forwards(base: Network, batches: list[torch.Tensor]) -
 
 def test_the_ratio_is_one_in_the_first_epoch(base: Network, batches: list[torch.Tensor]) -> None:
     """One epoch with any clip: the clip never binds. Four with a high rate: it does."""
-    one = AdaKRecipe(base, replace(OPTIONS, clip=1e-6, epochs=1), 1)
+    one = ada_k_on(base, replace(OPTIONS, clip=1e-6, epochs=1), 1)
     assert one.step(batches[0], WARM)["clipped_share"] == 0
-    four = AdaKRecipe(base, replace(OPTIONS, clip=1e-6, epochs=4), 1)
+    four = ada_k_on(base, replace(OPTIONS, clip=1e-6, epochs=4), 1)
     assert four.step(batches[0], WARM)["clipped_share"] > 0.5
 
 
@@ -147,28 +154,28 @@ def test_a_training_that_is_taken_up_has_the_identical_curve(
     base: Network, batches: list[torch.Tensor]
 ) -> None:
     """From the middle of the warm start and from the middle of PPO."""
-    whole, metrics = AdaKRecipe(base, OPTIONS, 1), []
+    whole, metrics = ada_k_on(base, OPTIONS, 1), []
     kept = {}
     for step, batch in enumerate(batches):
         if step in (4, 13):
             kept[step] = {name: t.clone() for name, t in whole.tensors().items()}
         metrics.append(whole.step(batch, step))
     for step, saved in kept.items():
-        resumed = AdaKRecipe(base, OPTIONS, 1)
+        resumed = ada_k_on(base, OPTIONS, 1)
         with torch.no_grad():
             for name, tensor in resumed.tensors().items():
                 tensor.copy_(saved[name])
         assert run(resumed, batches, range(step, STEPS)) == metrics[step:]
-    other = AdaKRecipe(base, OPTIONS, 2)
+    other = ada_k_on(base, OPTIONS, 2)
     assert run(other, batches, range(STEPS)) != metrics
 
 
 def test_k_warm_ends_at_k_and_a_high_price_ends_below(
     base: Network, batches: list[torch.Tensor]
 ) -> None:
-    k_warm = AdaKRecipe(base, replace(OPTIONS, warm_start="k-warm"), 1)
+    k_warm = ada_k_on(base, replace(OPTIONS, warm_start="k-warm"), 1)
     assert run(k_warm, batches, range(WARM))[-1]["argmax_k"] == pytest.approx(2, abs=0.2)
-    dear = AdaKRecipe(base, replace(OPTIONS, regularisation=1.0), 1)
+    dear = ada_k_on(base, replace(OPTIONS, regularisation=1.0), 1)
     metrics = run(dear, batches, range(STEPS))
     assert metrics[-1]["expected_k"] < metrics[WARM]["expected_k"] - 0.05
 
@@ -177,7 +184,7 @@ def test_a_count_is_paid_with_the_token_that_its_position_predicts(
     base: Network, batches: list[torch.Tensor]
 ) -> None:
     """Position i runs another count: losses of the tokens up to i, of earlier positions, stay."""
-    recipe, position = AdaKRecipe(base, OPTIONS, 1), 7
+    recipe, position = ada_k_on(base, OPTIONS, 1), 7
 
     def one_more(logits: torch.Tensor) -> torch.Tensor:
         counts = recipe._own_k(logits)
@@ -185,8 +192,8 @@ def test_a_count_is_paid_with_the_token_that_its_position_predicts(
         return counts
 
     windows = batches[0][:1]
-    own, layers = recipe._forward(windows, recipe._own_k)
-    more, _ = recipe._forward(windows, one_more)
+    own, layers = recipe._forward(recipe.model.passes(windows), recipe._own_k)
+    more, _ = recipe._forward(recipe.model.passes(windows), one_more)
     assert torch.equal(own[:position], more[:position])
     assert own[position] != more[position]
     assert len(own) == len(layers[0].counts)
@@ -195,9 +202,9 @@ def test_a_count_is_paid_with_the_token_that_its_position_predicts(
 def test_a_base_with_another_router_is_refused(model: ModelSpec) -> None:
     network = build_network(model, "ada-k", {}, 1)
     with pytest.raises(ValueError, match="found a base with AdaKRouters, expected one with top-k"):
-        AdaKRecipe(network, OPTIONS, 1)
+        ada_k_on(network, OPTIONS, 1)
 
 
 def test_a_warm_start_between_points_of_the_curve_is_refused(base: Network) -> None:
     with pytest.raises(ValueError, match="warm_steps: found 15, expected a multiple of 10"):
-        AdaKRecipe(base, replace(OPTIONS, warm_steps=15), 1)
+        ada_k_on(base, replace(OPTIONS, warm_steps=15), 1)

@@ -79,9 +79,9 @@ def test_a_binary_file_is_named(tmp_path: Path, content: bytes, message: str) ->
 def test_an_empty_folder_and_a_short_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty folder"):
         load_text(tmp_path)
-    with pytest.raises(ValueError, match="found 60 bytes for training, expected at least 81"):
+    with pytest.raises(ValueError, match="found 60 tokens for training, expected at least 81"):
         of_bytes(60).batch(1, 0, (4, 16))
-    with pytest.raises(ValueError, match="found 60 bytes of validation text"):
+    with pytest.raises(ValueError, match="found 60 tokens of validation text"):
         of_bytes(60).windows("validation", 8, 16)
     with pytest.raises(ValueError, match="cannot be read"):
         load_text(tmp_path / "absent.txt")

@@ -70,7 +70,7 @@ def apply_router(
     given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
     chosen = policy(name, {**starting, **given}, may_import=True)
     experts = _executions(blocks, expert_backend)
-    routers = _routers(chosen, spec, blocks)
+    routers = started_routers(chosen, spec, blocks)
     states, originals, hooks = DepthStates(), [], []
     for layer, (block, router) in enumerate(zip(blocks, routers, strict=True)):
         originals.append((block.gate, block.experts))
@@ -121,7 +121,7 @@ def _executions(blocks: Sequence[Block], name: str) -> list[nn.Module]:
     return made
 
 
-def _routers(chosen: Policy, spec: ModelSpec, blocks: Sequence[Block]) -> list[Router]:
+def started_routers(chosen: Policy, spec: ModelSpec, blocks: Sequence[Block]) -> list[Router]:
     """A router for each block, on its device, started from the base's own."""
     devices = [block.weight.device for block in blocks]
     with torch.device(devices[0]):

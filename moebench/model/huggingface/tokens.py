@@ -38,17 +38,30 @@ def bytes_as_tokens(data: bytes) -> Tokens:
 
 def tokeniser_of(folder: Path, vocab_size: int) -> Tokenise:
     """The checkpoint's own tokeniser; without one a vocabulary of 256 is that of bytes."""
-    if not any((folder / file).exists() for file in TOKENISER_FILES):
+    if not _has_tokeniser(folder):
         if vocab_size == NUM_BYTES:
             return bytes_as_tokens
         raise ValueError(
             f"{folder}: found no tokenizer, expected one of {', '.join(TOKENISER_FILES)}, or a "
             f"vocabulary of {NUM_BYTES}, whose tokens are bytes; it has {vocab_size}"
         )
+    made = transformers_tokeniser(folder)
+    return lambda data: _with_places(made, data)
+
+
+def transformers_tokeniser(folder: Path) -> Any:
+    """The checkpoint's own tokeniser as transformers loads it; a ValueError where it has none."""
+    if not _has_tokeniser(folder):
+        raise ValueError(
+            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENISER_FILES)}"
+        )
     from transformers import AutoTokenizer
 
-    made = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return lambda data: _with_places(made, data)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _has_tokeniser(folder: Path) -> bool:
+    return any((folder / file).exists() for file in TOKENISER_FILES)
 
 
 def _with_places(tokeniser: Any, data: bytes) -> Tokens:

@@ -73,7 +73,8 @@ class AdaKRouter(TopKRouter):
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Router logits and allocator logits side by side, from one product where it may be."""
         # Two parameters, because training freezes one of them; stacking them costs a small copy.
-        weight = torch.cat((self.weight, self.allocator))
+        # While it is trained beside a base in 16 bits, the allocator is kept in fp32.
+        weight = torch.cat((self.weight, self.allocator.to(self.weight.dtype)))
         bias = None if self.bias is None else pad(self.bias, (0, self.num_counts))
         return self.product(x, weight, bias), state
 
