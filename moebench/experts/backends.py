@@ -9,6 +9,7 @@ function `(x, routing, weights) -> y`. It may define as well
 - `free_scratch()`: free the memory that it keeps from call to call.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +32,9 @@ def load_backend(name: str, device: torch.device | str = "cpu") -> Experts:
     return execution(name)
 
 
+@functools.cache
 def execution(name: str) -> Experts:
-    """The function of a backend, whether or not it runs here.
+    """The function of a backend, whether or not it runs here; the same one at every call.
 
     It refuses experts with biases or a clamped activation if they are beyond it.
     """

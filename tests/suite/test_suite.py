@@ -83,11 +83,11 @@ def test_a_dry_run_leaves_nothing_behind(
     ("arguments", "message"),
     [
         (["mixtrl"], "unknown suite 'mixtrl'; did you mean 'mixtral'?"),
-        ([], "which suite? known: experts, mixtral, smoke"),
+        ([], "which suite? known: experts, mixtral, pareto, smoke"),
         (["smoke", "--predict", "h100-smx"], "did you mean 'h100-sxm'?"),
         (["smoke", "--only", "adak"], "--only: no router 'adak' in suite smoke"),
         (["smoke", "--time-budget", "8"], "--time-budget: found no unit in '8'"),
-        (["smoke", "--layers", "0"], "--layers: found 0, expected at least 1"),
+        (["smoke", "--layers", "0"], "--layers: found 0, expected a number of at least 1"),
         (["smoke", "--device", "tpu"], "--device: found 'tpu', expected auto, cpu, cuda"),
         (["--resume", "nowhere"], "nowhere: not a run: no such directory"),
     ],
