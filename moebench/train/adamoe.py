@@ -14,7 +14,7 @@ from moebench.routers.adamoe.train import AdaMoESchedule
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, build_routers
 from moebench.routers.top_k.module import TopKRouter
-from moebench.train.base import BaseOptions, BaseRecipe, Network, load_network
+from moebench.train.base import BaseOptions, BaseRecipe, Network, TrainedNetwork, load_network
 from moebench.train.run import Trained
 from moebench.train.text import Windows
 
@@ -75,7 +75,7 @@ ADAMOE_FLAGS = {
 class AdaMoERecipe(BaseRecipe):
     """Trains all weights of a network with null experts, under AdaMoE's schedules."""
 
-    def __init__(self, network: Network, options: AdaMoEOptions, num_steps: int) -> None:
+    def __init__(self, network: TrainedNetwork, options: AdaMoEOptions, num_steps: int) -> None:
         super().__init__(network, options, num_steps)
         self.schedule = AdaMoESchedule(
             num_steps,

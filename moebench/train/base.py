@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,35 @@ class BaseOptions:
     weight_decay: float = 0.1
     largest_norm: float = 1.0
     """Gradients of a larger norm are scaled down to it."""
+
+
+class TrainedNetwork(Protocol):
+    """A language model of which all weights are trained: what the recipe knows of it."""
+
+    training: bool
+
+    @property
+    def stack(self) -> list[Router]:
+        """The routers, one a MoE layer."""
+        ...
+
+    def losses(
+        self, windows: Windows, routers: Sequence[Router] | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """Loss of each predicted token, [batch, length], and the routing of each MoE layer."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the optimiser changes, and what it does not, which requires no gradient."""
+        ...
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What a state of the training holds of it, by name."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch between training and evaluation."""
+        ...
 
 
 class Network(nn.Module):
@@ -104,12 +134,14 @@ def load_network(trained: Trained) -> Network:
 class BaseRecipe:
     """Trains all weights of a network on the language-model loss and the routers' own losses."""
 
-    def __init__(self, network: Network, options: BaseOptions, num_steps: int) -> None:
-        self.network, self.options = network.train(), options
+    def __init__(self, network: TrainedNetwork, options: BaseOptions, num_steps: int) -> None:
+        self.network, self.options = network, options
+        network.train()
         schedule = Schedule(
             options.learning_rate, min(options.warmup_steps, num_steps // 10), num_steps
         )
-        self.optimiser = Optimiser(dict(network.named_parameters()), schedule, options.weight_decay)
+        changed = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.optimiser = Optimiser(changed, schedule, options.weight_decay)
 
     def step(self, batch: Windows, step: int) -> dict[str, float]:
         losses, routings = self.network.losses(batch)
@@ -132,10 +164,12 @@ class BaseRecipe:
         return mean_loss(self.network, windows)
 
 
-def mean_loss(network: Network, windows: Windows, routers: Sequence[Router] | None = None) -> float:
+def mean_loss(
+    network: TrainedNetwork, windows: Windows, routers: Sequence[Router] | None = None
+) -> float:
     """Mean loss in nats per token over windows, in evaluation mode."""
     was_training = network.training
-    network.eval()
+    network.train(False)
     mean = mean_over(windows, lambda some: network.losses(some, routers)[0])
     network.train(was_training)
     return mean

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moebench.model.huggingface.apply import AppliedRouter, apply_router, started_routers
 from moebench.model.huggingface.blocks import described, moe_blocks
 from moebench.model.huggingface.loading import load_model
-from moebench.model.huggingface.router_file import base_hash, save_router
+from moebench.model.huggingface.router_file import base_hash
 from moebench.model.huggingface.tokens import Tokenise, tokeniser_of
 from moebench.model.language_model import token_losses
 from moebench.routers.ada_k.module import AdaKRouter
@@ -28,9 +28,6 @@ from moebench.routers.policy import policy
 from moebench.routers.routing import Router
 from moebench.spec.model import ModelSpec
 from moebench.train.ada_k import Passes
-from moebench.train.checkpoint import load_tensors, restore
-from moebench.train.loop import Recipe
-from moebench.train.run import ROUTER_FILE, TrainingRun
 from moebench.train.text import Windows
 
 TRAINED_TYPES = ("float32", "bfloat16")
@@ -42,6 +39,7 @@ class Pretrained:
 
     name: str
     """Of its folder, or of its repository on a hub."""
+    folder: Path
     model: Any
     """Of transformers, in evaluation mode."""
     spec: ModelSpec
@@ -55,7 +53,7 @@ def load_pretrained(checkpoint: str, device: torch.device) -> Pretrained:
     folder, model = load_model(checkpoint, device)
     spec, sha256 = described(model), base_hash(moe_blocks(model))
     tokenise = tokeniser_of(folder, spec.vocab_size)
-    return Pretrained(checkpoint_name(checkpoint), model, spec, sha256, tokenise)
+    return Pretrained(checkpoint_name(checkpoint), folder, model, spec, sha256, tokenise)
 
 
 def checkpoint_name(checkpoint: str) -> str:
@@ -63,16 +61,21 @@ def checkpoint_name(checkpoint: str) -> str:
     return Path(checkpoint).expanduser().resolve().name
 
 
+def check_type(model: nn.Module) -> None:
+    """Refuse weights in fp16, which needs a scaled loss."""
+    dtype = str(moe_blocks(model)[0].weight.dtype).removeprefix("torch.")
+    if dtype not in TRAINED_TYPES:
+        raise ValueError(
+            f"model: found weights in {dtype}, expected {' or '.join(TRAINED_TYPES)}: the gradient "
+            "of a mean over so many tokens is too small for it"
+        )
+
+
 class AllocatedCheckpoint:
     """A model of transformers with an allocator beside each router; see `AllocatedModel`."""
 
     def __init__(self, model: Any, options: Mapping[str, Any]) -> None:
-        dtype = str(moe_blocks(model)[0].weight.dtype).removeprefix("torch.")
-        if dtype not in TRAINED_TYPES:
-            raise ValueError(
-                f"ada-k: found weights in {dtype}, expected {' or '.join(TRAINED_TYPES)}: the "
-                "gradient of a mean over so many tokens is too small for it"
-            )
+        check_type(model)
         self.model = model
         self.applied = apply_router(model, AdaK.name, **options)
         spec, blocks = self.applied.model, self.applied.blocks
@@ -93,7 +96,7 @@ class AllocatedCheckpoint:
         windows = batch.to(self.model.device)
 
         def losses(routers: Sequence[Router]) -> Tensor:
-            with _plugged(self.applied, routers):
+            with plugged(self.applied, routers):
                 logits = self.model(input_ids=windows[:, :-1], use_cache=False).logits
             return token_losses(logits, windows[:, 1:])
 
@@ -112,17 +115,8 @@ class AllocatedCheckpoint:
                     yield tensor
 
 
-def write_router(run: TrainingRun, recipe: Recipe, model: Any) -> None:
-    """Write the router file of a finished training, from its last state."""
-    kept = run.checkpoints()
-    if kept is None or (run.folder / ROUTER_FILE).exists():
-        return
-    restore(recipe.tensors(), load_tensors(run.folder, kept.latest), run.folder)
-    save_router(model, run.folder / ROUTER_FILE)
-
-
 @contextmanager
-def _plugged(applied: AppliedRouter, routers: Sequence[Router]) -> Iterator[None]:
+def plugged(applied: AppliedRouter, routers: Sequence[Router]) -> Iterator[None]:
     """Within: the blocks of a model ask these routers."""
     places: list[Any] = [block.gate.moebench for block in applied.blocks]
     for place, router in zip(places, routers, strict=True):

@@ -36,7 +36,8 @@ class Schedule:
 class Optimiser:
     """AdamW (Loshchilov and Hutter, 1711.05101) over named parameters.
 
-    Weight decay holds for matrices; norms, biases and other vectors have none.
+    Weight decay holds for matrices; norms, biases and other vectors have none. Of parameters in 16
+    bits a copy in fp32 is updated, and rounded into them: a small step would be lost in rounding.
     """
 
     def __init__(
@@ -47,8 +48,12 @@ class Optimiser:
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
         self.parameters, self.schedule = dict(parameters), schedule
-        matrices = [p for p in self.parameters.values() if p.dim() > 1]
-        vectors = [p for p in self.parameters.values() if p.dim() <= 1]
+        self._updated = {
+            name: p if p.dtype.itemsize > 2 else nn.Parameter(p.detach().float())
+            for name, p in self.parameters.items()
+        }
+        matrices = [p for p in self._updated.values() if p.dim() > 1]
+        vectors = [p for p in self._updated.values() if p.dim() <= 1]
         groups = [
             {"params": matrices, "weight_decay": weight_decay},
             {"params": vectors, "weight_decay": 0.0},
@@ -56,7 +61,7 @@ class Optimiser:
         self._adam = torch.optim.AdamW(
             [group for group in groups if group["params"]], schedule.peak, betas, fused=True
         )
-        for parameter in self.parameters.values():
+        for parameter in self._updated.values():
             self._adam.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -69,18 +74,28 @@ class Optimiser:
         Args:
             largest_norm: Gradients of a larger norm are scaled down to it; None: never.
         """
+        copies = [(p, self._updated[name]) for name, p in self.parameters.items()]
+        copies = [(parameter, copy) for parameter, copy in copies if copy is not parameter]
+        for parameter, copy in copies:
+            copy.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
         limit = math.inf if largest_norm is None else largest_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        norm = nn.utils.clip_grad_norm_(self._updated.values(), limit)
         for group in self._adam.param_groups:
             group["lr"] = self.schedule.rate(step)
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter, copy in copies:
+                parameter.copy_(copy)
         return float(norm)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every parameter's step count and moments, by name."""
-        return {
+        """Every parameter's step count and moments, and its copy in fp32, by name."""
+        state = {
             f"adam.{part}.{name}": self._adam.state[parameter][part]
-            for name, parameter in self.parameters.items()
+            for name, parameter in self._updated.items()
             for part in ("step", "exp_avg", "exp_avg_sq")
         }
+        copies = {n: p for n, p in self._updated.items() if p is not self.parameters[n]}
+        return state | {f"adam.fp32.{name}": copy for name, copy in copies.items()}

@@ -24,13 +24,19 @@ from moebench.train.adamoe import (
     with_null_experts,
 )
 from moebench.train.allocated_network import ada_k_on
-from moebench.train.base import BaseOptions, BaseRecipe, build_network, load_network
+from moebench.train.base import (
+    BaseOptions,
+    BaseRecipe,
+    TrainedNetwork,
+    build_network,
+    load_network,
+)
 from moebench.train.checkpoint_network import (
     AllocatedCheckpoint,
     checkpoint_name,
     load_pretrained,
-    write_router,
 )
+from moebench.train.checkpoint_result import write_result
 from moebench.train.loop import Budget, Recipe, train
 from moebench.train.plan import scaled_up, training_suite
 from moebench.train.recipe_kind import RecipeKind, Start
@@ -38,6 +44,7 @@ from moebench.train.regression_k import RegressionKOptions, RegressionKRecipe
 from moebench.train.rmoe import RMOE_FLAGS, RMoEOptions, twin_options
 from moebench.train.run import Trained, TrainingRun, load_trained
 from moebench.train.text import Text, load_text
+from moebench.train.tuned_checkpoint import TunedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,13 @@ def _from_scratch(start: Start) -> Recipe:
 
 
 def _adamoe(start: Start) -> Recipe:
-    assert start.base is not None
-    network = with_null_experts(start.base, start.options)
+    network: TrainedNetwork
+    if start.pretrained is not None:
+        options = start.options.router_options()
+        network = TunedCheckpoint(start.pretrained.model, start.manifest.router, options)
+    else:
+        assert start.base is not None
+        network = with_null_experts(start.base, start.options)
     return AdaMoERecipe(network, start.options, start.num_steps)
 
 
@@ -119,6 +131,7 @@ RECIPES: dict[str, RecipeKind] = {
         "adamoe",
         lambda options, model: options.router_options(),
         needs_base=True,
+        takes_checkpoint=True,
         ends_early=False,
         flags=_RATE | ADAMOE_FLAGS,
     ),
@@ -259,7 +272,7 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
     with TrainingRun(asked.out / manifest.run, manifest) as run:
         train(recipe, run, text, budget)
         if pretrained is not None:
-            write_router(run, recipe, pretrained.model)
+            write_result(run, recipe, pretrained)
     return run
 
 

@@ -30,6 +30,8 @@ from moebench.train.checkpoint import (
 
 ROUTER_FILE = "router.safetensors"
 """What training on a checkpoint of transformers makes; see `moebench.load_router`."""
+TUNED = "tuned"
+"""The checkpoint that its router file fits, where all weights were trained."""
 MUST_AGREE = (
     *("recipe", "options", "router", "router_options", "model", "seed", "tokens"),
     *("batch", "window", "text_sha256", "base_sha256"),
@@ -132,8 +134,8 @@ def load_trained(folder: Path) -> Trained:
         )
     if manifest.checkpoint is not None:
         raise ValueError(
-            f"{folder}: found a router trained on the checkpoint {manifest.checkpoint}, expected a "
-            f"model of moebench.train; with that checkpoint give {folder / ROUTER_FILE}"
+            f"{folder}: found a training on the checkpoint {manifest.checkpoint}, expected one on "
+            f"a base or from scratch; its router is {folder / ROUTER_FILE}"
         )
     kept = read_checkpoints(folder)
     saved = kept.best if manifest.status == "ended-early" else kept.latest

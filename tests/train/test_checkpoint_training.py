@@ -17,16 +17,21 @@ from identity import tiny_model  # noqa: E402
 
 import moebench  # noqa: E402
 from moebench.model.huggingface.apply import applied_router  # noqa: E402
+from moebench.model.language_model import token_losses  # noqa: E402
 from moebench.records.training import read_curve  # noqa: E402
 from moebench.routers.ada_k.module import AdaKRouter  # noqa: E402
 from moebench.routers.ada_k.train import AdaKTraining  # noqa: E402
 from moebench.train import recipes  # noqa: E402
 from moebench.train.ada_k import AdaKRecipe  # noqa: E402
+from moebench.train.adamoe import AdaMoEOptions, AdaMoERecipe  # noqa: E402
+from moebench.train.base import load_network  # noqa: E402
+from moebench.train.checkpoint import restore  # noqa: E402
 from moebench.train.checkpoint_network import AllocatedCheckpoint  # noqa: E402
 from moebench.train.cli import main  # noqa: E402
 from moebench.train.loop import Budget  # noqa: E402
 from moebench.train.run import TrainingRun, load_trained  # noqa: E402
 from moebench.train.text import load_text  # noqa: E402
+from moebench.train.tuned_checkpoint import TunedCheckpoint  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 """Of transformers, about generation settings of the tiny copies."""
@@ -74,6 +79,83 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def adamoe(folder: Path, out: Path, *origin: str) -> Path:
+    """The folder of AdaMoE's training on a base or a checkpoint."""
+    words = ["--text", str(folder / "text"), "--suite", str(folder / "toy.toml")]
+    words += ["--tokens", str(STEPS * 32), "--num-null-experts", "4"]
+    assert main(["adamoe", *words, *origin, "--out", str(out)]) == 0
+    (made,) = out.glob("toy-adamoe*")
+    return made
+
+
+def test_adamoe_on_a_checkpoint_has_the_curve_of_the_base(folder: Path, tmp_path: Path) -> None:
+    """All weights; what is left is a checkpoint, and the router that fits it and no other."""
+    base = adamoe(folder, tmp_path / "a", "--base", str(folder / "base"))
+    exported = str(folder / "exported")
+    made = adamoe(folder, tmp_path / "b", "--checkpoint", exported, "--device", "cpu")
+    curves = [[{**p.metrics, "v": p.validation_loss} for p in read_curve(f)] for f in (base, made)]
+    assert len(curves[0]) == 2 and curves[0][0]["loss"] > curves[0][1]["loss"] + 0.01
+    for own, theirs in zip(*curves, strict=True):
+        assert theirs == pytest.approx(own, abs=1e-4)
+    own, model = load_network(load_trained(base)), transformers_model(made / "tuned")
+    moebench.load_router(model, made / "router.safetensors")
+    windows = torch.randint(256, (4, 17))
+    with torch.no_grad():
+        found = model(input_ids=windows[:, :-1], use_cache=False).logits
+        losses = token_losses(found, windows[:, 1:])
+        torch.testing.assert_close(losses, own.losses(windows)[0], rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="made for another"):
+        moebench.load_router(transformers_model(folder / "exported"), made / "router.safetensors")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "mixtral",
+        *(
+            pytest.param(family, marks=pytest.mark.slow)
+            for family in ("deepseek_v3", "gpt_oss", "granitemoe", "qwen2_moe")
+        ),
+    ],
+)
+def test_a_tuning_in_bf16_that_is_taken_up_is_the_same(family: str) -> None:
+    """Layers run again in the backward pass; weights are the rounded ones of fp32."""
+    batches = torch.randint(1, 32, (8, 2, 17), generator=torch.Generator().manual_seed(0))
+    top_k = {"mixtral": 3}.get(family, 5)
+    options = AdaMoEOptions(top_k=top_k, learning_rate=1e-4, warmup_steps=0)
+
+    def recipe() -> AdaMoERecipe:
+        model = tiny_model(family, torch.bfloat16)
+        network = TunedCheckpoint(model, "adamoe", options.router_options())
+        return AdaMoERecipe(network, options, len(batches))
+
+    whole, metrics, passes = recipe(), [], []
+    start = {name: tensor.clone() for name, tensor in whole.tensors().items()}
+    network = whole.network
+    assert isinstance(network, TunedCheckpoint)
+    attention = network.model.model.layers[-1].self_attn
+    attention.register_forward_hook(lambda *_: passes.append(attention.training))
+    for step, batch in enumerate(batches):
+        if step == 4:
+            kept = {name: tensor.clone() for name, tensor in whole.tensors().items()}
+        metrics.append(whole.step(batch, step))
+        assert passes == [False] * 2 * (step + 1)
+    resumed = recipe()
+    restore(resumed.tensors(), kept, Path("kept"))
+    assert [resumed.step(batches[step], step) for step in range(4, 8)] == metrics[4:]
+    ended = whole.tensors()
+    copies = [name for name in ended if name.startswith("adam.fp32.")]
+    assert len(copies) > 10
+    for name in copies:
+        own = ended[name.removeprefix("adam.fp32.")]
+        assert torch.equal(ended[name].to(own.dtype), own)
+    changed = [name for name in copies if not torch.equal(ended[name], start[name])]
+    assert len(changed) == len(copies)
+    assert all(m["auxiliary_loss"] > 0 for m in metrics)
+    for block in network.applied.blocks:
+        assert not block.weight.requires_grad
+
+
 def ada_k(folder: Path, out: Path, *origin: str) -> Path:
     """The folder of Ada-K's training on a base or a checkpoint, of warm start and PPO."""
     words = ["--text", str(folder / "text"), "--suite", str(folder / "toy.toml")]
@@ -94,7 +176,7 @@ def test_a_checkpoint_has_the_curve_of_the_base_that_it_was_exported_from(
     for own, theirs in zip(*curves, strict=True):
         assert theirs == pytest.approx(own, abs=1e-4)
     trained = load_trained(base).tensors
-    model = transformers_model(folder)
+    model = transformers_model(folder / "exported")
     moebench.load_router(model, made / "router.safetensors")
     for layer, router in enumerate(applied_router(model).routers):
         allocator = trained[f"routers.{layer}.allocator"]
@@ -105,14 +187,14 @@ def test_a_checkpoint_has_the_curve_of_the_base_that_it_was_exported_from(
     manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["checkpoint"] == "exported" and manifest["base"] is None
     assert manifest["trained"] == "router" and len(manifest["base_sha256"]) == 64
-    with pytest.raises(ValueError, match="found a router trained on the checkpoint exported"):
+    with pytest.raises(ValueError, match="found a training on the checkpoint exported"):
         load_trained(made)
 
 
 def transformers_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder / "exported", dtype="auto").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
 
 
 def test_a_training_that_was_killed_has_the_same_curve_and_router(
