@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from timed_cases import CPU, drop_slow, fastest, latencies, time_ratio, timed_rounds
 from training_cases import (
     OURS,
     PPO,
@@ -36,24 +36,15 @@ from training_cases import (
 )
 
 from moebench import terminal
-from moebench.compare import pairs
 from moebench.doctor.record import circumstances, make_record, write_record
-from moebench.measure.clocks import clock_for
-from moebench.measure.host import meter
-from moebench.measure.latency import Covariates, Plan, Rounds, Visit, measure_rounds
-from moebench.measure.reference import VERSION, reference_operation
-from moebench.records.measurement import Reference
+from moebench.measure.latency import Rounds
 from moebench.report.document import Block, Grid, Paragraph, markdown
 from moebench.routers.ada_k.train import AdaKTraining
 from moebench.spec.schema import encode
 from moebench.train.base import load_network
-from moebench.units import text
 
-CPU = torch.device("cpu")
 PPO_SHARE = 0.75
 OVER_FLOPS = 1.10
-MUCH_SLOWER = 5.0
-"""Times the fastest trial step: the first step of a process is slow, but not that much."""
 Outcome = Literal["held", "did not hold", "could not be resolved"]
 
 
@@ -87,19 +78,18 @@ class Claim:
 def measure(trainings: Trainings, rounds: int, warm_steps: int) -> dict[str, Any]:
     """Time both groups of cases, and judge the claims."""
     visits, skipped = training_visits(trainings, warm_steps)
-    skipped = {**skipped, **_drop_slow(visits)}
-    steps = _rounds(visits, rounds)
+    skipped = {**skipped, **drop_slow(visits, THEIRS)}
+    steps = timed_rounds(visits, rounds, STREAM)
     claims = training_claims(steps)
-    cases = {**_latencies(steps), **skipped}
+    cases = {**latencies(steps), **skipped}
     batches = trainings.test_batches()
     networks = {"base": load_network(trainings.base)}
     networks |= {name: load_network(each) for name, each in trainings.routers.items()}
     flops = {name: forward_flops(network, batches) for name, network in networks.items()}
-    forwards = _rounds(
-        {n: forward_visit(network, batches) for n, network in networks.items()}, rounds
-    )
+    passes = {name: forward_visit(network, batches) for name, network in networks.items()}
+    forwards = timed_rounds(passes, rounds, STREAM)
     claims += forward_claims(forwards, flops)
-    cases |= {f"forward, {name}": found for name, found in _latencies(forwards).items()}
+    cases |= {f"forward, {name}": found for name, found in latencies(forwards).items()}
     m = trainings.base.manifest
     return {
         "model": m.model.name,
@@ -116,47 +106,16 @@ def measure(trainings: Trainings, rounds: int, warm_steps: int) -> dict[str, Any
     }
 
 
-def _drop_slow(visits: dict[str, Visit]) -> dict[str, str]:
-    """Take out transformers' experts that cannot be its fastest, with the time of a trial step."""
-    clock, theirs = clock_for(CPU), [name for name in visits if name.startswith(THEIRS)]
-    trials = {name: clock.time(lambda name=name: visits[name](0, 1)) for name in theirs}
-    slow = {name: t for name, t in trials.items() if t > MUCH_SLOWER * min(trials.values())}
-    for name in slow:
-        del visits[name]
-    return {name: f"a trial step took {text(t, 'time')}: not measured" for name, t in slow.items()}
-
-
-def _rounds(visits: Mapping[str, Visit], rounds: int) -> Rounds:
-    """Interleaved rounds of some cases, each visit a step where it takes 10 ms or more."""
-    plan = Plan(
-        budget=7200.0,
-        stream_length=STREAM,
-        min_rounds=rounds,
-        max_rounds=rounds,
-        max_warmup_visits=3,
-    )
-    with terminal.Bar(60.0) as bar:
-        observed = Covariates(reference_operation(CPU), meter(CPU))
-        return measure_rounds(visits, clock_for(CPU), plan, bar, observed)
-
-
-def _latencies(found: Rounds) -> dict[str, Any]:
-    """Seconds a step of each case with its interval, or why it failed."""
-    times = {name: encode(pairs.latency(samples)) for name, samples in found.samples.items()}
-    return {**times, **{name: f"failed: {error}" for name, error in found.failures.items()}}
-
-
 def training_claims(found: Rounds) -> list[Claim]:
     """The claims on training steps: against transformers, and of a PPO batch."""
-    theirs = [name for name in found.samples if name.startswith(THEIRS)]
-    fastest = min(theirs, key=lambda name: pairs.latency(found.samples[name]).value)
-    ours = _time_ratio(found, fastest, OURS)
-    ppo = _time_ratio(found, PPO, OURS)
+    theirs = fastest(found, THEIRS)
+    ours = time_ratio(found, theirs, OURS)
+    ppo = time_ratio(found, PPO, OURS)
     return [
         Claim(
             "training throughput of the base over that of transformers' fastest experts",
             *(1.0, True, *ours),
-            note=f"fastest: {fastest}",
+            note=f"fastest: {theirs}",
         ),
         Claim("a PPO batch of Ada-K over a training step of the base", PPO_SHARE, False, *ppo),
     ]
@@ -169,7 +128,7 @@ def forward_claims(found: Rounds, flops: Mapping[str, float]) -> list[Claim]:
         if name == "base":
             continue
         share = flops[name] / flops["base"]
-        value, low, high, rounds = _time_ratio(found, name, "base")
+        value, low, high, rounds = time_ratio(found, name, "base")
         claims.append(
             Claim(
                 f"forward with {name}: time over that of the base, over the ratio of FLOPs",
@@ -179,16 +138,6 @@ def forward_claims(found: Rounds, flops: Mapping[str, float]) -> list[Claim]:
             )
         )
     return claims
-
-
-def _time_ratio(
-    found: Rounds, above: str, below: str
-) -> tuple[float, float | None, float | None, int]:
-    """Time of one case over that of another in the same rounds, its interval, and the rounds."""
-    reference = Reference(VERSION, found.reference, found.reading)
-    names = (above, below)
-    ratio = pairs.speedup(found.samples[above], found.samples[below], names, reference=reference)
-    return ratio.value, ratio.low, ratio.high, ratio.n
 
 
 def table(record: Mapping[str, Any]) -> str:
