@@ -103,12 +103,11 @@ def _ada_k(start: Start) -> Recipe:
             f"tokens: found {start.manifest.tokens}, expected more than {warm_steps * per_step}, "
             f"which the warm start's {warm_steps} steps take"
         )
-    seed = start.manifest.seed
     if start.pretrained is not None:
-        options = start.options.router_options
-        return AdaKRecipe(AllocatedCheckpoint(start.pretrained.model, options), start.options, seed)
+        model = AllocatedCheckpoint(start.pretrained.model, start.options.router_options)
+        return AdaKRecipe(model, start.options, start.manifest.seed)
     assert start.base is not None
-    return ada_k_on(load_network(start.base), start.options, seed)
+    return ada_k_on(load_network(start.base), start.options, start.manifest.seed)
 
 
 def _regression_k(start: Start) -> Recipe:

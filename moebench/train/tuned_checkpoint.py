@@ -26,7 +26,7 @@ class TunedCheckpoint(nn.Module):
         check_type(model)
         self.model = model
         self.applied: AppliedRouter = apply_router(model, router, **options)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         for block in self.applied.blocks:  # the router put in has its own copy
             for parameter in block.gate.parameters(recurse=False):
                 parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Ada-K on checkpoints of transformers: the curve of a base is that of its export; and resuming."""
+"""Trainings on checkpoints of transformers: the curve of a base is that of its export; resuming."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,15 +22,11 @@ from moebench.routers.ada_k.module import AdaKRouter  # noqa: E402
 from moebench.routers.ada_k.train import AdaKTraining  # noqa: E402
 from moebench.train import recipes  # noqa: E402
 from moebench.train.ada_k import AdaKRecipe  # noqa: E402
-from moebench.train.adamoe import AdaMoEOptions, AdaMoERecipe  # noqa: E402
 from moebench.train.base import load_network  # noqa: E402
-from moebench.train.checkpoint import restore  # noqa: E402
 from moebench.train.checkpoint_network import AllocatedCheckpoint  # noqa: E402
 from moebench.train.cli import main  # noqa: E402
 from moebench.train.loop import Budget  # noqa: E402
 from moebench.train.run import TrainingRun, load_trained  # noqa: E402
-from moebench.train.text import load_text  # noqa: E402
-from moebench.train.tuned_checkpoint import TunedCheckpoint  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 """Of transformers, about generation settings of the tiny copies."""
@@ -106,54 +101,6 @@ def test_adamoe_on_a_checkpoint_has_the_curve_of_the_base(folder: Path, tmp_path
         torch.testing.assert_close(losses, own.losses(windows)[0], rtol=0, atol=1e-3)
     with pytest.raises(ValueError, match="made for another"):
         moebench.load_router(transformers_model(folder / "exported"), made / "router.safetensors")
-
-
-@pytest.mark.parametrize(
-    "family",
-    [
-        "mixtral",
-        *(
-            pytest.param(family, marks=pytest.mark.slow)
-            for family in ("deepseek_v3", "gpt_oss", "granitemoe", "qwen2_moe")
-        ),
-    ],
-)
-def test_a_tuning_in_bf16_that_is_taken_up_is_the_same(family: str) -> None:
-    """Layers run again in the backward pass; weights are the rounded ones of fp32."""
-    batches = torch.randint(1, 32, (8, 2, 17), generator=torch.Generator().manual_seed(0))
-    top_k = {"mixtral": 3}.get(family, 5)
-    options = AdaMoEOptions(top_k=top_k, learning_rate=1e-4, warmup_steps=0)
-
-    def recipe() -> AdaMoERecipe:
-        model = tiny_model(family, torch.bfloat16)
-        network = TunedCheckpoint(model, "adamoe", options.router_options())
-        return AdaMoERecipe(network, options, len(batches))
-
-    whole, metrics, passes = recipe(), [], []
-    start = {name: tensor.clone() for name, tensor in whole.tensors().items()}
-    network = whole.network
-    assert isinstance(network, TunedCheckpoint)
-    attention = network.model.model.layers[-1].self_attn
-    attention.register_forward_hook(lambda *_: passes.append(attention.training))
-    for step, batch in enumerate(batches):
-        if step == 4:
-            kept = {name: tensor.clone() for name, tensor in whole.tensors().items()}
-        metrics.append(whole.step(batch, step))
-        assert passes == [False] * 2 * (step + 1)
-    resumed = recipe()
-    restore(resumed.tensors(), kept, Path("kept"))
-    assert [resumed.step(batches[step], step) for step in range(4, 8)] == metrics[4:]
-    ended = whole.tensors()
-    copies = [name for name in ended if name.startswith("adam.fp32.")]
-    assert len(copies) > 10
-    for name in copies:
-        own = ended[name.removeprefix("adam.fp32.")]
-        assert torch.equal(ended[name].to(own.dtype), own)
-    changed = [name for name in copies if not torch.equal(ended[name], start[name])]
-    assert len(changed) == len(copies)
-    assert all(m["auxiliary_loss"] > 0 for m in metrics)
-    for block in network.applied.blocks:
-        assert not block.weight.requires_grad
 
 
 def ada_k(folder: Path, out: Path, *origin: str) -> Path:
@@ -295,24 +242,6 @@ def test_a_changed_weight_of_the_checkpoint_is_noticed() -> None:
         model.lm_head.weight[0, 0] += 1e-3
     with pytest.raises(AssertionError, match="frozen weight"):
         recipe.validation_loss(batch)
-
-
-def test_a_text_is_split_alike_whatever_its_tokens(tmp_path: Path) -> None:
-    """No piece ends within a character; parts hold the tokens of their own files."""
-    from moebench.model.huggingface.tokens import Tokens
-
-    (tmp_path / "a.txt").write_text("aé€" * 30_000, encoding="utf-8")
-
-    def characters(data: bytes) -> Tokens:
-        ids = np.array([ord(c) for c in data.decode()], np.int64)
-        return Tokens(data, ids, ids, ids)
-
-    plain, tokens = load_text(tmp_path / "a.txt"), load_text(tmp_path / "a.txt", characters)
-    assert plain.sha256 == tokens.sha256 and plain.num_files == tokens.num_files
-    assert sum(plain.num_files.values()) > 1
-    for part, data in plain.parts.items():
-        decoded = bytes(data.tolist()).decode()
-        assert [ord(c) for c in decoded] == tokens.parts[part].tolist()
 
 
 @pytest.mark.parametrize(

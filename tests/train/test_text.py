@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from moebench.model.huggingface.tokens import Tokens
 from moebench.train.text import Text, load_text
 
 
@@ -85,3 +87,19 @@ def test_an_empty_folder_and_a_short_text_are_refused(tmp_path: Path) -> None:
         of_bytes(60).windows("validation", 8, 16)
     with pytest.raises(ValueError, match="cannot be read"):
         load_text(tmp_path / "absent.txt")
+
+
+def test_a_text_is_split_alike_whatever_its_tokens(tmp_path: Path) -> None:
+    """No piece ends within a character; parts hold the tokens of their own files."""
+    (tmp_path / "a.txt").write_text("aé€" * 30_000, encoding="utf-8")
+
+    def characters(data: bytes) -> Tokens:
+        ids = np.array([ord(c) for c in data.decode()], np.int64)
+        return Tokens(data, ids, ids, ids)
+
+    plain, tokens = load_text(tmp_path / "a.txt"), load_text(tmp_path / "a.txt", characters)
+    assert plain.sha256 == tokens.sha256 and plain.num_files == tokens.num_files
+    assert sum(plain.num_files.values()) > 1
+    for part, data in plain.parts.items():
+        decoded = bytes(data.tolist()).decode()
+        assert [ord(c) for c in decoded] == tokens.parts[part].tolist()
