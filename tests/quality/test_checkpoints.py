@@ -95,6 +95,22 @@ def test_the_models_own_router_changes_nothing_and_one_expert_fewer_does(
         assert difference["low"] < difference["value"] < difference["high"]
 
 
+def test_a_routers_file_stands_for_its_name_and_options(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = str(tmp_path / "one.safetensors")
+    _, model = load_model(str(checkpoint), CPU)
+    moebench.apply_router(model, "top-k", top_k=1)
+    moebench.save_router(model, file)
+    answers = []
+    for options in (("--router", file), ("--router", "top-k", "--option", "top_k=1")):
+        assert ask(checkpoint, *options) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+    assert ask(checkpoint, "--router", file, "--option", "top_k=1") == 2
+    assert "one.safetensors holds its own" in capsys.readouterr().err
+
+
 def test_a_mean_k_is_reached_in_every_layer_on_windows_that_are_not_evaluated(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
