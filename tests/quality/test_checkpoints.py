@@ -258,6 +258,25 @@ def test_tasks_are_paired_sample_by_sample(
     assert half == pytest.approx(2.5706 * difference.std(ddof=1) / np.sqrt(6), rel=1e-3)
 
 
+@pytest.mark.usefixtures("harness")
+def test_people_read_a_line_a_model_and_a_line_a_metric(
+    with_tokeniser: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = with_tokeniser.parent / "text.txt"
+    text.write_text("the cat sat " * 40, encoding="utf-8")
+    options = ["--checkpoint", str(with_tokeniser), "--text", str(text), "--sequence", "8"]
+    options += ["--tasks", "arc", "--limit", "3", "--router", "skip", "--mean-k", "1.5"]
+    assert main(options) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert lines[0].startswith("tiny (mixtral), float32 on cpu")
+    starts = [line.split("  ")[0] for line in lines[2:] if line]
+    assert starts[0].startswith("text.txt: 12 windows of 8 tokens; mean k set on 2 others")
+    assert starts[1:4] == ["model", "untouched", "skip"]
+    assert starts[4:7] == ["task", "arc, acc", "arc, acc (strict)"]
+    assert starts[-1] == "arc, perplexity: no number a sample, not compared"
+
+
 def losses(model: Any) -> np.ndarray:
     """The stand-in's score "nats" of each of six samples."""
     sentences = [torch.tensor([[1, 2, 3] * (doc + 1)]) for doc in range(6)]
