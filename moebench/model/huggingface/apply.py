@@ -26,7 +26,7 @@ class AppliedRouter:
     """A router in a model: what it is, where it sits, and what to put back."""
 
     name: str
-    """As it was given to `apply_router`."""
+    """Name or file of the router that `apply_router` was given."""
     policy: Policy
     model: ModelSpec
     expert_backend: str
