@@ -6,6 +6,7 @@ import pytest
 import torch
 from bench_training import Claim, main
 from training_cases import IMPLEMENTATIONS, forward_flops, mixtral, plain_losses
+from trainings import TOY_SUITE
 
 from moebench.records.training import TrainingManifest
 from moebench.train.base import Network, build_network
@@ -13,33 +14,11 @@ from moebench.train.plan import training_suite
 from moebench.train.recipes import RECIPES, Asked, run_training
 from moebench.train.run import Trained
 
-SUITE = """
-kind = "training"
-title = "Toy"
-batch = 2
-window = 32
-run = []
-
-[model]
-name = "toy"
-source = "a test"
-num_layers = 2
-hidden_size = 16
-intermediate_size = 24
-num_experts = 4
-top_k = 2
-vocab_size = 256
-attention = { kind = "gqa", num_heads = 2, num_kv_heads = 2, head_dim = 8 }
-gate = { score = "softmax", renormalise = true }
-expert_weights = "float32"
-other_weights = "float32"
-"""
-
 
 @pytest.fixture
 def suite(tmp_path: Path) -> str:
     path = tmp_path / "toy.toml"
-    path.write_text(SUITE, encoding="utf-8")
+    path.write_text(TOY_SUITE.format(window=32), encoding="utf-8")
     return str(path)
 
 

@@ -60,7 +60,7 @@ class TaskQuality:
     base: SignedInterval
     """Mean over samples of the untouched model's scores."""
     routed: SignedInterval | None
-    """The same of the model with the router; None: none was given."""
+    """Mean over samples of the routed model's scores; None: no router was given."""
     over_base: SignedInterval | None
     """The routed model's score less the untouched one's, sample by sample."""
 

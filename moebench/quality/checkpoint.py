@@ -42,7 +42,7 @@ class AskedRouter:
     """The router that is applied to a checkpoint."""
 
     name: str
-    """Of moebench, or a file of `moebench.save_router`."""
+    """Name of a router of moebench, or a file that `moebench.save_router` wrote."""
     options: Mapping[str, Any]
     mean_k: float | None
     """Experts a token in every layer, by thresholds that are set on the text; None: as it is."""
@@ -148,7 +148,7 @@ class _Measured:
     losses: NDArray[np.float64] | None
     """[windows]; None: no text was given."""
     mean_k: tuple[float, ...]
-    """By MoE layer, on the text."""
+    """Mean experts a token of each MoE layer, on the text."""
     scores: TaskScores | None
 
 

@@ -35,7 +35,7 @@ class Scoring:
     """Tasks, and the tokeniser of the model that runs them."""
 
     tokeniser: Any
-    """Of transformers."""
+    """Tokenizer, as transformers loaded it."""
     request: TaskRequest
 
 
@@ -44,7 +44,7 @@ class TaskScores:
     """What lm_eval found for one model."""
 
     scores: Mapping[Key, Mapping[int, float]]
-    """By the number of the sample."""
+    """Scores of each metric, by the number of the sample."""
     higher_is_better: Mapping[Key, bool | None]
     skipped: tuple[str, ...]
     """Metrics that are no mean of one number a sample, as word_perplexity."""

@@ -36,7 +36,7 @@ class CheckpointUse:
     name: str
     """Name of its folder or repository."""
     sha256: str
-    """Of its config, of the place of every tensor, and of the routers of these layers."""
+    """Hash of the config, of the place of every tensor, and of the routers of these layers."""
     layers: tuple[int, ...]
 
 

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers", reason="models of transformers are traced")
 
 from identity import tiny_model  # noqa: E402
+from trainings import base_manifest
 
 import moebench  # noqa: E402
 from moebench.model.huggingface.blocks import FAMILIES, moe_blocks  # noqa: E402
@@ -69,7 +70,7 @@ def test_an_exported_base_is_traced_as_its_own_training(
     network = build_network(model, "top-k", {}, 1)
     for parameter in network.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    manifest = moebench_manifest(model)
+    manifest = base_manifest(model)
     trained = Trained(Path("made"), manifest, dict(network.named_weights()), "0")
     export_base(trained, tmp_path / "base")
     text = tmp_path / "a.txt"
@@ -91,22 +92,3 @@ def test_an_exported_base_is_traced_as_its_own_training(
     assert (np.sort(applied.experts) == np.sort(trace.experts)).all()
     assert main([*options, "--router", "oea", "--out", str(out)]) == 2
     assert "--router: oea chooses experts by the other tokens" in capsys.readouterr().err
-
-
-def moebench_manifest(model: ModelSpec) -> Any:
-    from moebench.records.training import TrainingManifest
-
-    return TrainingManifest(
-        run="made-for-tests",
-        recipe="base",
-        options={},
-        router="top-k",
-        router_options={},
-        model=model,
-        seed=1,
-        tokens=1,
-        batch=4,
-        window=16,
-        text="random",
-        text_sha256="0",
-    )

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 import torch
+from trainings import base_manifest
 
-from moebench.records.training import TrainingManifest
 from moebench.routers.adamoe.module import AdaMoERouter
 from moebench.spec.model import ModelSpec
 from moebench.train.adamoe import AdaMoEOptions, AdaMoERecipe, with_null_experts
@@ -39,21 +39,7 @@ def trained(network: Network, model: ModelSpec, batches: list[torch.Tensor]) -> 
     recipe = BaseRecipe(network, BaseOptions(warmup_steps=0), STEPS)
     for step, batch in enumerate(batches):
         recipe.step(batch, step)
-    manifest = TrainingManifest(
-        run="made-for-tests",
-        recipe="base",
-        options={},
-        router="top-k",
-        router_options={},
-        model=model,
-        seed=1,
-        tokens=1,
-        batch=4,
-        window=16,
-        text="random",
-        text_sha256="0",
-    )
-    return Trained(Path("made-for-tests"), manifest, recipe.tensors(), "0")
+    return Trained(Path("made-for-tests"), base_manifest(model), recipe.tensors(), "0")
 
 
 def recipe_on(base: Trained) -> AdaMoERecipe:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 pytest.importorskip("transformers", reason="it is transformers that loads checkpoints")
 
 from identity import tiny_model  # noqa: E402
+from trainings import TOY_SUITE
 
 import moebench  # noqa: E402
 from moebench.model.huggingface.apply import applied_router  # noqa: E402
@@ -30,28 +31,6 @@ from moebench.train.run import TrainingRun, load_trained  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 """Of transformers, about generation settings of the tiny copies."""
-SUITE = """
-schema = 1
-kind = "training"
-title = "toy"
-batch = 2
-window = 16
-run = []
-
-[model]
-name = "toy"
-source = "a test"
-num_layers = 2
-hidden_size = 16
-intermediate_size = 24
-num_experts = 4
-top_k = 2
-vocab_size = 256
-attention = { kind = "gqa", num_heads = 2, num_kv_heads = 2, head_dim = 8 }
-gate = { score = "softmax", renormalise = true }
-expert_weights = "float32"
-other_weights = "float32"
-"""
 OPTIONS = AdaKTraining(warm_steps=10, regularisation=2e-2, learning_rate=1e-2)
 STEPS = 16
 
@@ -60,7 +39,7 @@ STEPS = 16
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text, a base of a few steps on it, and the base's export."""
     root = tmp_path_factory.mktemp("trainings")
-    (root / "toy.toml").write_text(SUITE, encoding="utf-8")
+    (root / "toy.toml").write_text(TOY_SUITE.format(window=16), encoding="utf-8")
     (root / "text").mkdir()
     for number in range(80):
         words = " ".join(str(number * i) for i in range(40))

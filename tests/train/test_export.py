@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import base_manifest
 
 from moebench.experts.backends import load_backend
 from moebench.model.checkpoint.files import open_checkpoint
 from moebench.model.checkpoint.layers import base_gates, load_decoder
 from moebench.model.decoder import StepMode
-from moebench.records.training import TrainingManifest
 from moebench.routers.policy import policy
 from moebench.routers.routing import build_routers
 from moebench.spec.model import ModelSpec
@@ -25,21 +25,7 @@ def base(tiny: ModelSpec) -> Trained:
     network = build_network(tiny, "top-k", {}, 1)
     for parameter in network.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    manifest = TrainingManifest(
-        run="made-for-tests",
-        recipe="base",
-        options={},
-        router="top-k",
-        router_options={},
-        model=tiny,
-        seed=1,
-        tokens=1,
-        batch=4,
-        window=16,
-        text="random",
-        text_sha256="0",
-    )
-    return Trained(Path("made-for-tests"), manifest, dict(network.named_weights()), "0")
+    return Trained(Path("made-for-tests"), base_manifest(tiny), dict(network.named_weights()), "0")
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class RoutedLoads:
     """Loads of steps; a sequence has an entry for each."""
 
     whole: Sequence[ExpertLoad]
-    """Of all tokens and ranks."""
+    """Loads of all tokens and ranks."""
     local: Sequence[Floats]
     """[experts of the rank] expected assignments of one part on the most loaded rank."""
     rank: Loads

@@ -37,7 +37,7 @@ class RecordedLoad:
     """Mean load over drawn steps and layers."""
 
     load: ExpertLoad
-    """Of the layer, all ranks together."""
+    """Load of the whole layer, all ranks together."""
     local: Floats
     """[experts of the rank] assignments on the rank that has the most of them in a step."""
     loads: Loads

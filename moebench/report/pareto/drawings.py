@@ -1,15 +1,10 @@
 """The figures of a pareto run with their captions."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from moebench.report.document import Picture
 from moebench.report.pareto.entries import NEAREST, Shown
 from moebench.report.pareto.table import predicted_cases
+from moebench.report.pictures import Drawing, drawn
 from moebench.units import slug
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LOSS_AXIS = (
     "The loss axis is linear to ±0.005 and logarithmic beyond; grey: ±0.002 nats/byte. Bars: 95 % "
@@ -24,10 +19,9 @@ def pareto_pictures(shown: Shown) -> tuple[list[Picture], list[str]]:
     """Figures that the run allows, and for each of the others why it is missing."""
     # Importing matplotlib takes longer than everything else a report does.
     from moebench.report.figures import coloured, curves, pareto, use
-    from moebench.report.figures.style import png, styled
 
     entries = shown.entries
-    drawings: tuple[tuple[str, str, str, Callable[[], Figure | str]], ...] = (
+    drawings: tuple[Drawing, ...] = (
         (
             "loss-by-k",
             "Loss against mean k",
@@ -92,15 +86,7 @@ def pareto_pictures(shown: Shown) -> tuple[list[Picture], list[str]]:
             lambda: use.distinct_experts(entries),
         ),
     )
-    pictures, missing = [], []
-    with styled():
-        for name, title, explanation, draw in drawings:
-            figure = draw()
-            if isinstance(figure, str):
-                missing.append(f"No figure “{title}”: {figure}.")
-                continue
-            caption = f"{title}. {explanation} {shown.rests_on}"
-            pictures.append(Picture(name, title, caption, png(figure)))
+    pictures, missing = drawn(drawings, shown.rests_on)
     if not predicted_cases(entries):
         missing.append("No figure “Loss against predicted time”: nothing was predicted.")
     return pictures, missing

@@ -1,14 +1,11 @@
 """The figures of a trace with their captions."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from moebench.records.trace import Trace
 from moebench.report.document import Picture
+from moebench.report.pictures import Drawing, drawn
 from moebench.report.traced.numbers import DistinctCurve
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def trace_pictures(
@@ -23,11 +20,10 @@ def trace_pictures(
     """
     # Importing matplotlib takes longer than everything else a report does.
     from moebench.report.figures import traces
-    from moebench.report.figures.style import png, styled
 
-    drawings: tuple[tuple[str, str, str, Callable[[], Figure | str]], ...] = (
+    drawings: tuple[Drawing, ...] = (
         (
-            "distinct-experts",
+            f"{stem}-distinct-experts",
             "Distinct experts against batch",
             "Left: experts that a step touches in a layer, mean over layers; bars: two standard "
             "errors over drawn steps; dashed: expected if tokens were independent with each "
@@ -35,39 +31,30 @@ def trace_pictures(
             lambda: traces.distinct_experts(curves),
         ),
         (
-            "k-by-layer",
+            f"{stem}-k-by-layer",
             "Experts per token by layer",
             "Left: mean; dotted: over all layers. Right: tokens that run so many experts.",
             lambda: traces.k_by_layer(trace),
         ),
         (
-            "k-by-class",
+            f"{stem}-k-by-class",
             "Experts per token by class of token",
             "Numbers: mean k; orange: more than the layer's mean, violet: less. Below each class "
             "its share of the tokens.",
             lambda: traces.k_by_class(trace),
         ),
         (
-            "k-by-position",
+            f"{stem}-k-by-position",
             "Experts per token by position",
             "Means over equal parts of the sequence, from its start; thin: each layer.",
             lambda: traces.k_by_position(trace),
         ),
         (
-            "expert-skew",
+            f"{stem}-expert-skew",
             "Expert skew",
             "Left: assignments of each expert over those of an even load. Right: assignments of "
             "the busiest experts as a share of all, by the share of the experts; thin: each layer.",
             lambda: traces.expert_skew(trace),
         ),
     )
-    pictures, missing = [], []
-    with styled():
-        for name, title, explanation, draw in drawings:
-            figure = draw()
-            if isinstance(figure, str):
-                missing.append(f"No figure “{title}”: {figure}.")
-                continue
-            caption = f"{title}. {explanation} {trace.source}."
-            pictures.append(Picture(f"{stem}-{name}", title, caption, png(figure)))
-    return pictures, missing
+    return drawn(drawings, f"{trace.source}.")
