@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-VERSION = "3.9.0"
+VERSION = "3.7.1"
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.policy import Policy, import_routers
+from moebench.routers.row_tiles import RowTiles
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 from moebench.units import nearest
@@ -69,6 +70,12 @@ class Routing:
     num_tokens: int
     aux_loss: AuxiliaryLoss | None = None
     """See `Choice`."""
+    positions: Int[Tensor, " assignments"] | None = None
+    """Where each assignment stood among the flattened slots; None: it does not come from slots."""
+    expected_assignments: float | None = None
+    """Assignments that the operating point implies, known before the step; None: there is none."""
+    row_tiles: RowTiles | None = None
+    """The rows of each expert, cut into the tiles of a GPU kernel, where the router did that."""
 
     @property
     def num_assignments(self) -> int:
@@ -119,7 +126,8 @@ class Routing:
             positions = kept[order]
         histogram = torch.bincount(experts, minlength=num_experts)
         weights = weights.reshape(-1)[positions]
-        return cls(positions // slots, experts, weights, histogram, num_tokens, aux_loss)
+        tokens = positions // slots
+        return cls(tokens, experts, weights, histogram, num_tokens, aux_loss, positions)
 
     @classmethod
     def bounded(cls, choice: Choice) -> "Routing":
@@ -138,7 +146,8 @@ class Routing:
         bounds = torch.arange(num_experts + 1, dtype=experts.dtype, device=experts.device)
         histogram = torch.searchsorted(experts, bounds).diff()
         weights = weights.reshape(-1)[positions]
-        return cls(positions // slots, experts, weights, histogram, num_tokens, aux_loss)
+        tokens = positions // slots
+        return cls(tokens, experts, weights, histogram, num_tokens, aux_loss, positions)
 
 
 class Router(nn.Module, ABC):

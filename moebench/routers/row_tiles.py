@@ -1,0 +1,65 @@
+"""Row tiles: how the rows of each expert, sorted by expert, are cut into pieces of equal length.
+
+A GPU kernel computes one piece, one expert's rows of x at a time, in each of its programs. How many
+rows a piece has follows from how many rows an expert is expected to have, which is known before the
+step: all routers of one operating point then run the same kernel, in a graph and outside of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+LEAST_ROWS, MOST_ROWS = 16, 128
+ROWS_WITH_ROOM = 64
+"""Largest tile that is chosen with room for twice the mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowTiles:
+    """The row tiles of one routing, on its device; the host knows their largest number only."""
+
+    rows: int
+    """Rows of a tile; an expert's last tile has fewer."""
+    table: Int[Tensor, "3 tiles"]
+    """Expert, first assignment and end of assignments of each tile. Behind the last tile the expert
+    is `num_experts` and the tile is empty."""
+
+
+def rows_of_tile(mean_rows: float) -> int:
+    """Rows of a tile for experts of this many rows in the mean: 16, 32, 64 or 128.
+
+    Loads vary around their mean, and an expert with one row more than its tile reads its weights
+    twice. So a tile holds twice the mean, up to 64 rows, where weights no longer bound the kernel.
+    """
+    wanted = min(2 * mean_rows, ROWS_WITH_ROOM)
+    rows = LEAST_ROWS
+    while rows < min(max(wanted, mean_rows), MOST_ROWS):
+        rows *= 2
+    return rows
+
+
+def most_row_tiles(bound: int, num_experts: int, rows: int) -> int:
+    """The most row tiles that `bound` assignments over `num_experts` experts can need.
+
+    Most are needed where as many experts as possible have one assignment, and one all others.
+    """
+    touched = min(bound, num_experts)
+    return touched + (bound - touched) // rows
+
+
+def row_tiles(tokens_per_expert: Int[Tensor, " experts"], bound: int, rows: int) -> RowTiles:
+    """Cut each expert's assignments into tiles, without waiting for the device."""
+    num_experts = len(tokens_per_expert)
+    number = torch.arange(most_row_tiles(bound, num_experts, rows), device=tokens_per_expert.device)
+    tiles = (tokens_per_expert + rows - 1) // rows
+    last_tiles, ends = tiles.cumsum(0), tokens_per_expert.cumsum(0)
+    experts = torch.searchsorted(last_tiles, number, right=True)
+    expert = experts.clamp(max=num_experts - 1)
+    first = ends[expert] - tokens_per_expert[expert]
+    first = first + (number - last_tiles[expert] + tiles[expert]) * rows
+    end = torch.minimum(first + rows, ends[expert])
+    is_empty = experts == num_experts
+    table = torch.stack((experts, first.masked_fill(is_empty, 0), end.masked_fill(is_empty, 0)))
+    return RowTiles(rows, table.int())
