@@ -72,6 +72,10 @@ class Routing:
     """See `Choice`."""
     positions: Int[Tensor, " assignments"] | None = None
     """Where each assignment stood among the flattened slots; None: it does not come from slots."""
+    num_slots: int = 0
+    """Slots of a token, where the routing comes from slots."""
+    places: Int[Tensor, "tokens slots"] | None = None
+    """Where each slot's assignment stands among all, -1 if it has none; see `slot_places`."""
     expected_assignments: float | None = None
     """Assignments that the operating point implies, known before the step; None: there is none."""
     row_tiles: RowTiles | None = None
@@ -84,6 +88,20 @@ class Routing:
     @property
     def num_experts(self) -> int:
         return self.tokens_per_expert.shape[0]
+
+    def slot_places(self) -> Int[Tensor, "tokens slots"]:
+        """Place of each slot's assignment in the order by experts, -1 for a slot without one.
+
+        A kernel that combines expert outputs gathers a token's rows by it. No wait for the device.
+        """
+        if self.places is not None:
+            return self.places
+        if self.positions is None:
+            raise ValueError("a routing that was not made from slots has no places of slots")
+        places = torch.arange(self.num_assignments, device=self.positions.device)
+        places = places.masked_fill(places >= self.tokens_per_expert.sum(), -1)
+        of_slots = places.new_full((self.num_tokens * self.num_slots,), -1)
+        return of_slots.scatter(0, self.positions, places).view(self.num_tokens, self.num_slots)
 
     def experts_per_token(self) -> Int[Tensor, " tokens"]:
         """How many experts each token runs."""
@@ -126,8 +144,8 @@ class Routing:
             positions = kept[order]
         histogram = torch.bincount(experts, minlength=num_experts)
         weights = weights.reshape(-1)[positions]
-        tokens = positions // slots
-        return cls(tokens, experts, weights, histogram, num_tokens, aux_loss, positions)
+        flat = positions // slots, experts, weights, histogram, num_tokens, aux_loss
+        return cls(*flat, positions, slots)
 
     @classmethod
     def bounded(cls, choice: Choice) -> "Routing":
@@ -146,8 +164,8 @@ class Routing:
         bounds = torch.arange(num_experts + 1, dtype=experts.dtype, device=experts.device)
         histogram = torch.searchsorted(experts, bounds).diff()
         weights = weights.reshape(-1)[positions]
-        tokens = positions // slots
-        return cls(tokens, experts, weights, histogram, num_tokens, aux_loss, positions)
+        flat = positions // slots, experts, weights, histogram, num_tokens, aux_loss
+        return cls(*flat, positions, slots)
 
 
 class Router(nn.Module, ABC):

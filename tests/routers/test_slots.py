@@ -53,3 +53,17 @@ def test_a_bounded_routing_is_the_compact_one_with_a_tail(case: str) -> None:
     for field in ("token_indices", "expert_indices", "weights"):
         assert torch.equal(getattr(bounded, field)[:count], getattr(compact, field))
     assert (bounded.expert_indices[count:] == 5).all()
+
+
+@pytest.mark.parametrize("case", KEEP)
+@pytest.mark.parametrize("is_bounded", [False, True])
+def test_places_lead_from_each_kept_slot_to_its_assignment(case: str, is_bounded: bool) -> None:
+    keep = torch.tensor(KEEP[case]) > 0
+    experts = torch.stack([torch.randperm(5)[:3] for _ in range(4)])
+    choice = Choice(torch.rand(4, 3), experts, 5, keep)
+    routing = Routing.bounded(choice) if is_bounded else Routing.from_slots(*choice)
+    places = routing.slot_places()
+    assert torch.equal(places >= 0, keep)
+    assert torch.equal(routing.expert_indices[places[keep]], experts[keep])
+    assert torch.equal(routing.token_indices[places[keep]], keep.nonzero()[:, 0])
+    assert torch.equal(routing.weights[places[keep]], choice.weights[keep])
