@@ -116,9 +116,24 @@ def parser(verb: str, description: str, example: str) -> Parser:
     return made
 
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Plans of accelerate for filling devices with the layers of a model."""
+
+
 def add_device(to: argparse.ArgumentParser, meaning: str = "") -> None:
     """Add --device: where to measure, or where to do what `meaning` says."""
     to.add_argument("--device", default="auto", help=f"{meaning}auto, cpu, cuda or cuda:N")
+
+
+def add_device_map(to: argparse.ArgumentParser) -> None:
+    """Add --device-map: how a checkpoint that one device does not hold is spread."""
+    to.add_argument(
+        "--device-map",
+        choices=DEVICE_MAPS,
+        metavar="PLAN",
+        help="spread the checkpoint over GPUs, memory and files with accelerate, in place of "
+        f"--device: {', '.join(DEVICE_MAPS)}",
+    )
 
 
 def seconds(option: str, text: str) -> Seconds:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from moebench.compare.loss_intervals import window_interval
 from moebench.files import text_of
 from moebench.model.huggingface.apply import applied_router, apply_router, remove_router
 from moebench.model.huggingface.blocks import described
+from moebench.model.huggingface.dispatch import Placement, places_of
 from moebench.model.huggingface.loading import load_model
 from moebench.model.huggingface.router_file import load_router
 from moebench.model.huggingface.tokens import Tokenise, tokeniser_of, transformers_tokeniser
@@ -62,15 +62,16 @@ def checkpoint_quality(
     router: AskedRouter | None,
     text: AskedText | None,
     tasks: TaskRequest | None,
-    device: torch.device,
+    place: Placement,
 ) -> CheckpointQuality:
     """Measure a checkpoint untouched and with the router, each on the text and on the tasks.
 
     Args:
         name: its folder, or its id on a hub.
+        place: where it runs.
     """
     version = None if tasks is None else lm_eval_version()
-    folder, model = load_model(name, device)
+    folder, model = load_model(name, place)
     spec = described(model)
     read = None
     if text is not None:
@@ -92,7 +93,7 @@ def checkpoint_quality(
         checkpoint=folder.name,
         family=spec.name,
         dtype=str(model.dtype).removeprefix("torch."),
-        device=str(device),
+        device=places_of(model),
         router=None if chosen is None else chosen.name,
         router_options={} if chosen is None else encode(chosen),
         text=None if read is None else _text_quality(read, own, routed),

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, metavar="N", help="samples of each task at most")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="of lm_eval; 1")
     terminal.add_device(parser)
+    terminal.add_device_map(parser)
     return parser
 
 
@@ -86,8 +87,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.tasks is not None:
         names = tuple(name.strip() for name in options.tasks.split(","))
         tasks = TaskRequest(names, options.limit, options.batch)
-    device = choose_device(options.device)
-    found = checkpoint_quality(options.checkpoint, router, text, tasks, device)
+    place = options.device_map or choose_device(options.device)
+    found = checkpoint_quality(options.checkpoint, router, text, tasks, place)
     if options.json:
         terminal.show_json(encode(found))
     else:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from moebench import terminal
 from moebench.model.huggingface.apply import applied_router
 from moebench.model.huggingface.blocks import described, moe_blocks
+from moebench.model.huggingface.dispatch import input_device
 from moebench.model.huggingface.gates import PLACE, PluggedRouter
 from moebench.routers.policy import known_policies
 from moebench.routers.routing import Routing
@@ -67,7 +68,7 @@ def window_losses(model: Any, windows: Windows) -> NDArray[np.float64]:
     start = time.perf_counter()
     with terminal.Bar(1.0) as bar:
         for first in range(0, len(windows), size):
-            ids = torch.from_numpy(windows[first : first + size]).to(model.device)
+            ids = torch.from_numpy(windows[first : first + size]).to(input_device(model))
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
             targets = ids[:, 1:].to(logits.device)
             losses = cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
@@ -140,7 +141,7 @@ def set_means(model: Any, windows: Windows, mean_k: float) -> None:
     ]
     try:
         model.base_model(
-            input_ids=torch.from_numpy(windows[:, :-1]).to(model.device), use_cache=False
+            input_ids=torch.from_numpy(windows[:, :-1]).to(input_device(model)), use_cache=False
         )
     finally:
         for hook in hooks:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moebench.model.huggingface.apply import applied_router, apply_router
 from moebench.model.huggingface.blocks import described, moe_blocks
+from moebench.model.huggingface.dispatch import Placement, input_device
 from moebench.model.huggingface.loading import load_model
 from moebench.model.huggingface.router_file import base_hash, load_router
 from moebench.model.huggingface.tokens import tokeniser_of
@@ -26,7 +27,7 @@ from moebench.trace.texts import read_text
 
 
 def trace_checkpoint(
-    name: str, texts: Sequence[Path], extent: Extent, router: str | None, device: torch.device
+    name: str, texts: Sequence[Path], extent: Extent, router: str | None, place: Placement
 ) -> Trace:
     """The routing of a checkpoint on some texts.
 
@@ -35,9 +36,9 @@ def trace_checkpoint(
         texts: files of UTF-8 text.
         extent: how much of each is run.
         router: of moebench, applied to it, or a file of `moebench.save_router`; None: its own.
-        device: what runs it.
+        place: where it runs.
     """
-    folder, model = load_model(name, device)
+    folder, model = load_model(name, place)
     tokenise = tokeniser_of(folder, described(model).vocab_size)
     read = [read_text(path, tokenise) for path in texts]
     return record(_subject(model, folder.name, router), read, extent, RecordingModel(model))
@@ -68,7 +69,7 @@ class RecordingModel:
     """A model whose forward passes give the experts of every MoE layer; see `Forward`."""
 
     def __init__(self, model: Any) -> None:
-        self._base, self._device = model.base_model, model.device
+        self._base, self._device = model.base_model, input_device(model)
         self._num_experts = described(model).num_experts
         self._experts = [block.experts for block in moe_blocks(model)]
         self._rows: list[NDArray[np.int64]] = []

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"tokens that are run together, from position 0 on; {SEQUENCE}",
     )
     terminal.add_device(parser)
+    terminal.add_device_map(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="NAME.safetensors")
     return parser
 
@@ -69,6 +70,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--out: found {str(options.out)!r}, expected a name in .safetensors")
     if options.run is not None and options.router is not None:
         raise ValueError("--router: only with --checkpoint; a training has its own")
+    if options.run is not None and options.device_map is not None:
+        raise ValueError("--device-map: only with --checkpoint")
     extent, device = Extent(options.sequence, options.tokens), choose_device(options.device)
     texts = options.text or []
     if options.run is not None:
@@ -80,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
 
         if not texts:
             raise ValueError("--text: expected a file of text, which the checkpoint reads")
-        trace = trace_checkpoint(options.checkpoint, texts, extent, options.router, device)
+        place = options.device_map or device
+        trace = trace_checkpoint(options.checkpoint, texts, extent, options.router, place)
     write_trace(trace, options.out)
     return report_trace(options.out, options.json)

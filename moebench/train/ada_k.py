@@ -135,7 +135,7 @@ class AdaKRecipe:
         }
         for parameter in allocators.values():
             parameter.requires_grad_(True)
-        self._device = model.routers[0].allocator.device
+        self._device = model.routers[0].allocator.device  # where all layers are trained together
         rate, decay = options.learning_rate, options.weight_decay
         fall = Schedule(rate, num_steps=options.warm_steps, final_share=0.0)
         self.warm_optimiser = Optimiser(allocators, fall, decay, BETAS)
@@ -148,11 +148,13 @@ class AdaKRecipe:
         with torch.no_grad():
             run = self.model.passes(batch)
             default = run(self.model.base_routers).flatten()
-        generator = step_generator(self.seed, step, self._device)
+        home = self._device
+        generator = step_generator(self.seed, step, home)
         sampled, layers = self._forward(
-            run, lambda logits: decoded_counts(logits, "sampled", generator)
+            run,
+            lambda logits: decoded_counts(logits.to(home), "sampled", generator).to(logits.device),
         )
-        advantages = default - sampled
+        advantages = (default - sampled).to(home)
         return {
             "loss": float(sampled.mean()),
             "base_loss": float(default.mean()),
@@ -173,7 +175,7 @@ class AdaKRecipe:
     def validation_loss(self, windows: Windows) -> float:
         assert self._checksum() == self._frozen, "a frozen weight of the base has changed"
         for router in self.model.routers:
-            router.generator = step_generator(self.seed, -1, self._device)
+            router.generator = step_generator(self.seed, -1, router.allocator.device)
         return mean_over(windows, lambda some: self.model.passes(some)(self.model.routers))
 
     @torch.no_grad()
@@ -205,9 +207,11 @@ class AdaKRecipe:
     def _labels(self, layers: Sequence[Recorder]) -> list[Counts]:
         """The warm start's count of every token, a layer each."""
         if self.options.warm_start == "k-warm":
-            return [layer.counts for layer in layers]
+            return [layer.counts.to(self._device) for layer in layers]
         cumulated = [
-            cumulated_probabilities(layer.seen[:, : layer.router.num_experts], layer.router.gate)
+            cumulated_probabilities(
+                layer.seen[:, : layer.router.num_experts].to(self._device), layer.router.gate
+            )
             for layer in layers
         ]
         p = warm_threshold(cumulated, self.model.routers[0].model_top_k)
@@ -217,7 +221,10 @@ class AdaKRecipe:
         self, layers: Sequence[Recorder], advantages: Advantages, step: int
     ) -> dict[str, float]:
         """PPO's epochs on stored inputs and counts; what the allocators did before them."""
-        options, counts = self.options, torch.cat([layer.counts for layer in layers])
+        options, counts = (
+            self.options,
+            torch.cat([layer.counts.to(self._device) for layer in layers]),
+        )
         heard = signal(advantages, options.regularisation, options.advantage)
         of_layers = advantages_of_layers(heard.advantages, len(layers), options.gamma)
         metrics = {"drawn_k": float(counts.double().mean()), "clipped_share": 0.0}
@@ -251,8 +258,12 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 
 
 def allocations(layers: Sequence[Recorder]) -> CountLogits:
-    """Log-probabilities of all layers' counts, layer after layer: [layers * tokens, counts]."""
-    return torch.cat([layer.logits() for layer in layers]).log_softmax(1)
+    """Log-probabilities of all layers' counts, layer after layer: [layers * tokens, counts].
+
+    Layers may be on several devices; the result is on that of the first.
+    """
+    home = layers[0].inputs.device
+    return torch.cat([layer.logits().to(home) for layer in layers]).log_softmax(1)
 
 
 def count_metrics(log_probabilities: CountLogits) -> dict[str, float]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from moebench.model.huggingface.apply import AppliedRouter, apply_router, started_routers
 from moebench.model.huggingface.blocks import described, moe_blocks
+from moebench.model.huggingface.dispatch import Placement, held, input_device
 from moebench.model.huggingface.loading import load_model
 from moebench.model.huggingface.router_file import base_hash
 from moebench.model.huggingface.tokens import Tokenise, tokeniser_of
@@ -48,9 +48,9 @@ class Pretrained:
     tokenise: Tokenise
 
 
-def load_pretrained(checkpoint: str, device: torch.device) -> Pretrained:
+def load_pretrained(checkpoint: str, place: Placement) -> Pretrained:
     """A checkpoint by its folder or hub id; a ValueError where routers cannot be put into it."""
-    folder, model = load_model(checkpoint, device)
+    folder, model = load_model(checkpoint, place)
     spec, sha256 = described(model), base_hash(moe_blocks(model))
     tokenise = tokeniser_of(folder, spec.vocab_size)
     return Pretrained(checkpoint_name(checkpoint), folder, model, spec, sha256, tokenise)
@@ -93,7 +93,7 @@ class AllocatedCheckpoint:
 
     def passes(self, batch: Windows) -> Passes:
         """Whole passes: a part of a model of transformers is not run by itself."""
-        windows = batch.to(self.model.device)
+        windows = batch.to(input_device(self.model))
 
         def losses(routers: Sequence[Router]) -> Tensor:
             with plugged(self.applied, routers):
@@ -108,7 +108,13 @@ class AllocatedCheckpoint:
 
     def frozen(self) -> Iterator[Tensor]:
         """Weights that `save_pretrained` would write, and those of the routers put in."""
-        yield from self.model.state_dict().values()
+        for module in self.model.modules():
+            if not isinstance(module, Router):
+                own = (
+                    *module.named_parameters(recurse=False),
+                    *module.named_buffers(recurse=False),
+                )
+                yield from (held(module, name) for name, _ in own)
         for router in (*self.applied.routers, *self.base_routers):
             for name, tensor in router.state_dict().items():
                 if name != "allocator":

@@ -55,6 +55,7 @@ class RecipeKind:
                 help="in place of --base: a folder in the Hugging Face layout, or a hub id",
             )
             terminal.add_device(parser, "where to train on a checkpoint: ")
+            terminal.add_device_map(parser)
         hints = get_type_hints(self.options)
         for option in dataclasses.fields(self.options):
             if option.name in self.flags:

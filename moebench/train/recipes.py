@@ -10,6 +10,7 @@ import torch
 
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import describe_machine
+from moebench.model.huggingface.dispatch import input_device
 from moebench.records.manifest import now
 from moebench.records.training import TrainingManifest
 from moebench.routers.ada_k.train import AdaKTraining
@@ -46,6 +47,9 @@ from moebench.train.run import Trained, TrainingRun, load_trained
 from moebench.train.text import Text, load_text
 from moebench.train.tuned_checkpoint import TunedCheckpoint
 
+OF_CHECKPOINT = ("checkpoint", "device", "device_map")
+"""Options that only recipes on a checkpoint have."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -65,6 +69,8 @@ class Asked:
     """Folder or hub id, in place of a base."""
     device: str = "auto"
     """What a checkpoint is trained on; everything else is trained on the CPU."""
+    device_map: str | None = None
+    """How accelerate spreads the checkpoint, in place of a device."""
 
 
 def _base(start: Start) -> Recipe:
@@ -205,7 +211,7 @@ def asked_training(options: argparse.Namespace) -> Asked:
         options.base,
         options.text,
         options.scale,
-        **{n: getattr(options, n) for n in ("checkpoint", "device") if hasattr(options, n)},
+        **{n: getattr(options, n) for n in OF_CHECKPOINT if hasattr(options, n)},
     )
 
 
@@ -232,8 +238,11 @@ def run_training(asked: Asked, argv: list[str], text: Text | None = None) -> Tra
     suite = training_suite(asked.suite)
     _check_start(asked, kind)
     base = load_trained(asked.base) if asked.base is not None else None
-    device = choose_device(asked.device) if asked.checkpoint is not None else torch.device("cpu")
-    pretrained = load_pretrained(asked.checkpoint, device) if asked.checkpoint is not None else None
+    device, pretrained = torch.device("cpu"), None
+    if asked.checkpoint is not None:
+        place = asked.device_map or choose_device(asked.device)
+        pretrained = load_pretrained(asked.checkpoint, place)
+        device = input_device(pretrained.model)
     if pretrained is not None:
         model = pretrained.spec
     else:

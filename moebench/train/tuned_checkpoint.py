@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moebench.model.huggingface.apply import AppliedRouter, apply_router
+from moebench.model.huggingface.dispatch import input_device
 from moebench.model.huggingface.gates import PluggedRouter
 from moebench.model.language_model import token_losses
 from moebench.routers.routing import Router, Routing
@@ -24,6 +25,12 @@ class TunedCheckpoint(nn.Module):
     def __init__(self, model: Any, router: str, options: Mapping[str, Any]) -> None:
         super().__init__()
         check_type(model)
+        offloaded = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+        if offloaded:
+            raise ValueError(
+                f"{offloaded[0]}: found it outside the devices' memory, expected room for all "
+                "weights, their gradients and the optimiser, since all are trained"
+            )
         self.model = model
         self.applied: AppliedRouter = apply_router(model, router, **options)
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -40,7 +47,7 @@ class TunedCheckpoint(nn.Module):
     def losses(
         self, windows: Windows, routers: Sequence[Router] | None = None
     ) -> tuple[Tensor, list[Routing]]:
-        windows = windows.to(self.model.device)
+        windows = windows.to(input_device(self.model))
         self._routings = []
         with plugged(self.applied, routers or self.applied.routers):
             logits = self.model(input_ids=windows[:, :-1], use_cache=False).logits

@@ -28,6 +28,7 @@ from moebench.train.checkpoint_network import AllocatedCheckpoint  # noqa: E402
 from moebench.train.cli import main  # noqa: E402
 from moebench.train.loop import Budget  # noqa: E402
 from moebench.train.run import TrainingRun, load_trained  # noqa: E402
+from moebench.train.tuned_checkpoint import TunedCheckpoint  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 """Of transformers, about generation settings of the tiny copies."""
@@ -203,6 +204,26 @@ def test_allocators_alone_learn_in_16_bits(family: str, dtype: torch.dtype, tmp_
         logits.flatten(0, 1), batches[0][:, 1:].flatten(), reduction="none"
     )
     torch.testing.assert_close(again, learnt.flatten(), rtol=0, atol=0)
+
+
+def test_allocators_learn_the_same_while_the_base_waits_in_memory() -> None:
+    """Accelerate brings each module's weights for its forward pass alone; all else is equal."""
+    accelerate = pytest.importorskip("accelerate", reason="it keeps weights off the device")
+    batches = torch.randint(1, 32, (12, 2, 17), generator=torch.Generator().manual_seed(0))
+    learnt = []
+    for waits in (False, True):
+        model = tiny_model("mixtral", torch.float32)
+        if waits:
+            model = accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+        allocated = AllocatedCheckpoint(model, OPTIONS.router_options)
+        recipe = AdaKRecipe(allocated, OPTIONS, 1)
+        for step, batch in enumerate(batches):
+            recipe.step(batch, step)
+        recipe.validation_loss(batches[0])
+        learnt.append([router.allocator.detach() for router in allocated.routers])
+    assert all(torch.equal(*pair) for pair in zip(*learnt, strict=True))
+    with pytest.raises(ValueError, match="found it outside the devices' memory, expected room"):
+        TunedCheckpoint(model, "adamoe", {})
 
 
 def test_a_type_in_which_gradients_vanish_is_refused() -> None:

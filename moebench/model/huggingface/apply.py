@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from moebench.experts.backends import check_takes, load_backend, why_not
 from moebench.experts.weights import Experts
 from moebench.model.huggingface.blocks import Block, described, moe_blocks
+from moebench.model.huggingface.dispatch import execution_device
 from moebench.model.huggingface.experts import ragged_experts
 from moebench.model.huggingface.gates import DepthStates, PluggedRouter, routed_gate
 from moebench.routers.policy import Policy, policy
@@ -49,7 +50,8 @@ def apply_router(
     copied rows of AdaMoE (`start="copied-rows"`) or the paper's RMoE (`residual=False`) change the
     model from the start. Shared experts, attention and everything else stay the model's own code.
 
-    Move and cast the model before: the routers are made in its type, on its device.
+    Move, cast and spread the model (`device_map`) before: the routers are made in its type, each
+    on the device that runs its layer. Shard it (FSDP) afterwards.
     `output_router_logits=True` records our logits, but the auxiliary loss that transformers adds up
     from them assumes the config's k; a routing's own `aux_loss` is the router's.
 
@@ -111,9 +113,10 @@ def _executions(blocks: Sequence[Block], name: str) -> list[nn.Module]:
     """The experts of each block, run by a backend; a ValueError where it cannot."""
     made: list[nn.Module] = []
     for block in blocks:
-        weight = next(block.experts.parameters())
-        execution: Experts = load_backend(name, weight.device)
-        if why := why_not(name, weight.device, weight.dtype):
+        first, weight = next(block.experts.named_parameters())
+        device = execution_device(block.experts, first)
+        execution: Experts = load_backend(name, device)
+        if why := why_not(name, device, weight.dtype):
             raise ValueError(f"expert backend {name!r} does not run this model: {why}")
         ragged = ragged_experts(block.experts, execution)
         check_takes(name, ragged.expert_weights[0])
@@ -123,7 +126,7 @@ def _executions(blocks: Sequence[Block], name: str) -> list[nn.Module]:
 
 def started_routers(chosen: Policy, spec: ModelSpec, blocks: Sequence[Block]) -> list[Router]:
     """A router for each block, on its device, started from the base's own."""
-    devices = [block.weight.device for block in blocks]
+    devices = [block.device for block in blocks]
     with torch.device(devices[0]):
         routers = build_routers(chosen, spec, len(blocks), blocks[0].weight.dtype)
     parameters = [id(parameter) for router in routers for parameter in router.parameters()]

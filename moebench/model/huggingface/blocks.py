@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moebench.experts.weights import not_installed
+from moebench.model.huggingface.dispatch import execution_device, held
 from moebench.spec.huggingface.families import family
 from moebench.spec.huggingface.translate import translate
 from moebench.spec.model import ModelSpec
@@ -52,21 +53,25 @@ class Block:
     @property
     def weight(self) -> Tensor:
         """The base's own router weight [experts, hidden]."""
-        found = self.gate.weight
-        assert isinstance(found, Tensor)
-        return found
+        return held(self.gate, "weight")
+
+    @property
+    def device(self) -> torch.device:
+        """Where its router runs."""
+        return execution_device(self.gate, "weight")
 
     @property
     def bias(self) -> Tensor | None:
         """The base's bias on the logits, where its gate has one."""
-        found: Tensor | None = getattr(self.gate, "bias", None)
-        return found
+        return self._held("bias")
 
     @property
     def correction_bias(self) -> Tensor | None:
         """The base's bias on the scores that compete, where its gate has one."""
-        found: Tensor | None = getattr(self.gate, "e_score_correction_bias", None)
-        return found
+        return self._held("e_score_correction_bias")
+
+    def _held(self, name: str) -> Tensor | None:
+        return None if getattr(self.gate, name, None) is None else held(self.gate, name)
 
 
 def text_config(model: nn.Module) -> Any:
@@ -136,12 +141,15 @@ def _layer(path: str, modules: dict[str, nn.Module]) -> nn.Module | None:
 
 
 def _check(block: Block) -> None:
-    """Refuse weights that are not here or are not plain numbers."""
-    for name, tensor in (*block.gate.named_parameters(), *block.experts.named_parameters()):
-        where = f"{block.path}: {name}"
-        if tensor.device.type == "meta":
-            raise ValueError(f"{where}: found no data (it is offloaded), expected it in memory")
-        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"{where}: found {tensor.dtype}, expected weights without quantisation"
-            )
+    """Refuse weights that have no data or are not plain numbers."""
+    for module in (block.gate, block.experts):
+        for name, tensor in module.named_parameters(recurse=False):
+            where = f"{block.path}: {name}"
+            if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f"{where}: found {tensor.dtype}, expected weights without quantisation"
+                )
+            try:
+                held(module, name)
+            except ValueError as error:
+                raise ValueError(f"{block.path}: {error}") from None

@@ -4,6 +4,8 @@ from typing import TypeVar, cast
 
 from torch import nn
 
+from moebench.model.huggingface.dispatch import keep_hook
+
 Ours = TypeVar("Ours", bound=nn.Module)
 
 
@@ -19,7 +21,5 @@ def replacement(module: nn.Module, ours: type[Ours]) -> Ours:
     made: nn.Module = ours.__new__(type(f"{ours.__name__}Of{kind.__name__}", (ours, kind), {}))
     made.__dict__.update(module.__dict__)
     made.__dict__["_modules"] = dict(module.__dict__["_modules"])
-    # Accelerate wraps the forward of a module in an attribute of its own, to move what comes in to
-    # the module's device; the decoder layer around it does so too, and ours must be called.
-    made.__dict__.pop("forward", None)
+    keep_hook(made, module)
     return cast(Ours, made)
