@@ -10,19 +10,32 @@ from typing import Any
 import pytest
 import triton_install
 
-from moebench.experts.gpu.compilation import VARIANTS
+from moebench.experts.gpu.comparison import DEVICES, LAYERS, TOKENS
 from moebench.experts.gpu.occupancy import LIMITS, SHARED_RESERVED, WARP, occupancy
-from moebench.experts.gpu.report import CAPABILITIES
+from moebench.experts.gpu.variants import CAPABILITIES
 
 REPORT = triton_install.ROOT / "results" / "compile" / f"triton-{triton_install.VERSION}"
 PROGRAM = """
-import dataclasses, json, triton
-from moebench.experts.gpu.report import compile_all, render
-compiled = compile_all()
-rows = [dataclasses.asdict(one) | dataclasses.asdict(one.occupancy) for one in compiled]
-print(json.dumps({
-    "rows": rows, "report": render(compiled, triton.__version__), "where": triton.__file__
-}))
+import json, sys, triton
+from moebench.experts.gpu.report import compile_all, compile_beside_vllm, render
+
+def row(one):
+    variant = vars(one.variant).copy()
+    del variant["function"]
+    variant |= {"constants": {}, "multiples_of_16": []}
+    return vars(one) | variant | vars(one.occupancy) | {"variant": None, "warps": one.warps}
+
+compiled, beside = compile_all(), compile_beside_vllm()
+launches = [] if isinstance(beside, str) else [
+    row(one.compiled) | {"maker": one.maker, "matmul": one.matmul} for one in beside
+]
+json.dump({
+    "rows": [row(one) for one in compiled],
+    "launches": launches,
+    "missing": beside if isinstance(beside, str) else None,
+    "report": render(compiled, beside, triton.__version__),
+    "where": triton.__file__,
+}, sys.stdout)
 """
 
 
@@ -37,11 +50,9 @@ def compiled() -> dict[str, Any]:
     return result
 
 
-def rows(compiled: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
+def rows(compiled: dict[str, Any], of: str = "rows", **wanted: object) -> list[dict[str, Any]]:
     found = [
-        row
-        for row in compiled["rows"]
-        if all(row[field] == value for field, value in wanted.items())
+        row for row in compiled[of] if all(row[field] == value for field, value in wanted.items())
     ]
     assert found
     return found
@@ -49,8 +60,8 @@ def rows(compiled: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_everything_compiles_without_spills(compiled: dict[str, Any]) -> None:
-    assert len(compiled["rows"]) == len(CAPABILITIES) * len(VARIANTS)
     assert {80, 90, 100, 120} <= set(CAPABILITIES)
+    assert {row["capability"] for row in compiled["rows"]} == set(CAPABILITIES)
     for row in compiled["rows"]:
         assert (row["spills"], row["stack_bytes"]) == (0, 0), row
 
@@ -62,20 +73,24 @@ def test_every_block_fits_its_device(compiled: dict[str, Any]) -> None:
         assert row["blocks"] >= 1, row
 
 
+BEST = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("capability", "instruction"),
-    [(80, "mma.sync"), (89, "mma.sync"), (90, "wgmma"), (100, "tcgen05"), (120, "mma.sync")],
-)
-def test_prefill_multiplies_by_the_targets_best_instruction(
-    compiled: dict[str, Any], capability: int, instruction: str
+@pytest.mark.parametrize("capability", BEST)
+def test_tiles_of_64_rows_multiply_by_the_targets_best_instruction(
+    compiled: dict[str, Any], capability: int
 ) -> None:
-    for row in rows(compiled, capability=capability, phase="prefill", dtype="bf16"):
-        assert row["tensor_cores"] == [instruction]
+    large = [
+        row for row in rows(compiled, capability=capability, dtype="bf16") if row["tile"][0] >= 64
+    ]
+    assert large
+    for row in large:
+        assert row["tensor_cores"] == [BEST[capability]], row
 
 
 @pytest.mark.slow
-def test_decode_uses_tensor_cores(compiled: dict[str, Any]) -> None:
+def test_smaller_tiles_use_tensor_cores(compiled: dict[str, Any]) -> None:
     for row in rows(compiled, phase="decode"):
         assert row["tensor_cores"] == ["mma.sync"]
 
@@ -101,7 +116,26 @@ def test_the_committed_report_is_what_the_compiler_says(compiled: dict[str, Any]
     title = compiled["report"].splitlines()[0]
     if not title.endswith(triton_install.VERSION):
         pytest.skip(f"another version of Triton is installed here: {title}")
+    if compiled["missing"]:
+        pytest.skip(compiled["missing"])
     assert (REPORT / "report.md").read_text(encoding="utf-8") == compiled["report"]
+
+
+@pytest.mark.slow
+def test_vllms_kernel_is_compiled_for_the_same_launches(compiled: dict[str, Any]) -> None:
+    if compiled["missing"]:
+        pytest.skip(compiled["missing"])
+    assert (
+        len(rows(compiled, "launches", maker="vLLM"))
+        == len(DEVICES) * len(LAYERS) * len(TOKENS) * 2
+    )
+    ours, theirs = (
+        [row for row in compiled["launches"] if row["maker"] == maker] for maker in ("ours", "vLLM")
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["capability"], one["matmul"]) == (other["capability"], other["matmul"])
+        assert other["registers"] > 0 and other["tensor_cores"]
+        assert other["tma_loads"] == 0, "vLLM's kernel loads by pointers"
 
 
 CALCULATOR = """

@@ -1,43 +1,49 @@
-"""The Triton kernels, compiled ahead of time for a device that is not here, and their resources."""
+"""Triton kernels, compiled ahead of time for a device that is not here, and their resources.
+
+A `Variant` is one kernel with everything that it is compiled with; `moebench.experts.gpu.variants`
+lists ours. Triton brings all tools: no GPU is needed.
+"""
 
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from moebench.experts.gpu.occupancy import Occupancy, occupancy
-from moebench.experts.gpu.tiles import FIRST_TMA_CAPABILITY, KernelTile, TilePhase, choose_tiles
-
-KernelForm = Literal["up, gated", "up", "down"]
-Dtype = Literal["bf16", "fp32"]
-ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
-
-VARIANTS: tuple[tuple[KernelForm, TilePhase, Dtype], ...] = (
-    *((kernel, phase, "bf16") for phase in get_args(TilePhase) for kernel in get_args(KernelForm)),
-    ("up, gated", "prefill", "fp32"),
-    ("down", "prefill", "fp32"),
-)
-"""Kernels compiled for every device; fp16 differs from bf16 in one word of its instructions, and in
-fp32 both phases have the same tiles."""
-
-BLOCK_OF_EXPERTS = 64
-
-MATRICES = ("x", "hidden", "gate_up", "down")
-TYPES = {
-    **dict.fromkeys(("token_indices", "tokens_per_expert"), "*i64"),
-    **dict.fromkeys(("routing_weights", "y"), "*fp32"),
-    **dict.fromkeys(("num_experts", "row_tiles", "hidden_size", "intermediate_size"), "i32"),
-    "x_stride": "i64",
-}
-"""Types of the arguments that are no matrices."""
-MULTIPLES_OF_16 = {*MATRICES, *TYPES} - {"num_experts", "row_tiles"}
-"""Arguments that are multiples of 16 for ordinary shapes, which wide loads depend on."""
 
 TENSOR_CORES = {"HMMA": "mma.sync", "HGMMA": "wgmma", "UTCHMMA": "tcgen05"}
 """Machine instructions that multiply bf16 matrices, and what PTX calls them."""
+OTHER_TENSOR_CORES = {"QGMMA": "wgmma", "QMMA": "mma.sync", "UTCQMMA": "tcgen05"}
+"""The same for operands of 8 bits and fewer; block scales may add a letter."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel, its tile, the types of its arguments and its compile-time constants."""
+
+    function: Any
+    """The function under `triton.jit`."""
+    kernel: str
+    """What the report calls it."""
+    phase: str
+    dtype: str
+    tile: tuple[int, int, int]
+    """Rows of tokens, columns of the result, and depth of one step, in elements; zeros where a
+    kernel multiplies no matrices."""
+    signature: Mapping[str, str]
+    """Triton's type of every argument, in any order: `*bf16`, `i32`, `tensordesc<...>`."""
+    constants: Mapping[str, Any]
+    """Values of the arguments that are compile-time constants."""
+    multiples_of_16: frozenset[str]
+    """Arguments that are multiples of 16, which wide loads depend on."""
+    warps: int
+    stages: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of the compiler, such as `maxnreg` or `launch_pdl`."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,7 @@ class Compiled:
     """Properties of one kernel, compiled for one device."""
 
     capability: int
-    kernel: KernelForm
-    phase: TilePhase
-    dtype: Dtype
-    tile: KernelTile
+    variant: Variant
     registers: int
     """Registers of a thread."""
     spills: int
@@ -57,73 +60,58 @@ class Compiled:
     shared_bytes: int
     """Shared memory of a block."""
     tensor_memory_columns: int
+    warps: int
+    """Warps of a block; warp specialisation adds to those that were asked for."""
     tensor_cores: tuple[str, ...]
     """PTX names of the instructions that multiply matrices."""
     tma_loads: int
     """Instructions that load a tile through the tensor memory accelerator."""
     async_copies: int
     """Instructions that copy to shared memory without it."""
+    barriers: int
+    """Barriers of a whole block in the code."""
 
     @property
     def occupancy(self) -> Occupancy:
         block = self.registers, self.shared_bytes, self.tensor_memory_columns
-        return occupancy(self.capability, self.tile.warps, *block)
+        return occupancy(self.capability, self.warps, *block)
 
 
-def compile_kernel(capability: int, kernel: KernelForm, phase: TilePhase, dtype: Dtype) -> Compiled:
-    """Compile a kernel with its tile for this device; Triton brings all tools, no GPU is needed."""
+def compile_variant(capability: int, variant: Variant) -> Compiled:
+    """Compile a kernel for a compute capability (90 for 9.0) and read its machine code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from moebench.experts.gpu import kernels
-
-    size = ELEMENT_BYTES[dtype]
-    tiles = choose_tiles(capability, phase, size)
-    tile = tiles.down if kernel == "down" else tiles.up
-    depth = tile.depth(size)
-    function = kernels.down_and_combine if kernel == "down" else kernels.up_and_activate
-    constants: dict[str, Any] = {
-        "TMA": capability >= FIRST_TMA_CAPABILITY,
-        "UPCAST": False,
-        "BLOCK_E": BLOCK_OF_EXPERTS,
-        **tile.constants(size),
-    }
-    if kernel != "down":
-        constants["IS_GATED"] = kernel == "up, gated"
-    types = TYPES | dict.fromkeys(MATRICES, f"*{dtype}") | dict.fromkeys(constants, "constexpr")
-    if constants["TMA"]:
-        weight = f"tensordesc<{dtype}[{tile.columns}, {depth}]>"
-        types |= {"gate_up": weight, "down": weight}
-        if kernel == "down":
-            types["hidden"] = f"tensordesc<{dtype}[{tile.rows}, {depth}]>"
-    signature = {name: types[name] for name in function.arg_names}
+    names = variant.function.arg_names
+    types = dict(variant.signature) | dict.fromkeys(variant.constants, "constexpr")
+    signature = {name: types[name] for name in names}
     attributes = {
         (place,): [["tt.divisibility", 16]]
         for place, (name, type_) in enumerate(signature.items())
-        if name in MULTIPLES_OF_16 and not type_.startswith("tensordesc")
+        if name in variant.multiples_of_16 and not type_.startswith(("tensordesc", "constexpr"))
     }
     binary = triton.compile(
-        ASTSource(function, signature, constants, attributes),
+        ASTSource(variant.function, signature, dict(variant.constants), attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages},
+        options={"num_warps": variant.warps, "num_stages": variant.stages, **variant.options},
     )
     usage, instructions = _disassembled(binary.asm["cubin"])
+    multiplying = (TENSOR_CORES | OTHER_TENSOR_CORES).items()
     return Compiled(
         capability,
-        kernel,
-        phase,
-        dtype,
-        tile,
+        variant,
         registers=usage["REG"],
         spills=instructions["LDL"] + instructions["STL"],
         stack_bytes=usage["STACK"],
         # All shared memory is dynamic: the static bytes that cuobjdump shows are the system's own.
         shared_bytes=binary.metadata.shared,
         tensor_memory_columns=getattr(binary.metadata, "tmem_size", 0) or 0,
-        tensor_cores=tuple(ptx for name, ptx in TENSOR_CORES.items() if instructions[name]),
+        warps=binary.metadata.num_warps,
+        tensor_cores=tuple(sorted({ptx for name, ptx in multiplying if instructions[name]})),
         tma_loads=instructions["UTMALDG"],
         async_copies=instructions["LDGSTS"],
+        barriers=instructions["BAR"],
     )
 
 

@@ -2,7 +2,8 @@
 
     python -m moebench.experts.gpu.report [--out FILE]
 
-A table in Markdown, one row for each device, tile and kernel. It takes about a minute.
+Two tables in Markdown: every kernel of ours for every target, and the kernels that a few layers
+launch beside those of vLLM. It takes about two minutes; the first run fetches vLLM's wheel.
 """
 
 import argparse
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.experts.gpu.compilation import ELEMENT_BYTES, VARIANTS, Compiled, compile_kernel
+from moebench.experts.gpu.comparison import Launch, launches
+from moebench.experts.gpu.compilation import Compiled, compile_variant
 from moebench.experts.gpu.occupancy import KIB, LIMITS
+from moebench.experts.gpu.variants import CAPABILITIES, all_variants
+from moebench.experts.gpu.vllm_kernel import RELEASE, load_vllm
 from moebench.files import replace_file
 from moebench.streams import ready_streams
 
-CAPABILITIES = (80, 89, 90, 100, 120)
-"""Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
 PREAMBLE = """\
 # Compile report: ragged expert kernels, Triton {version}
 
@@ -27,55 +29,119 @@ were checked in Triton's interpreter only.
 - *kernel*: `up, gated` gathers rows, multiplies by gate and up, ends in SwiGLU; `up` is the same
   for experts of two matrices (squared ReLU); `down` multiplies, weights and adds to the tokens.
 - *tile*: rows x columns x depth in elements; `up, gated` computes two such tiles, gate and up.
-- *registers*: of a thread. *spills*: loads and stores of registers that did not fit.
-- *shared*: memory of a block, all dynamic; in brackets the most that a block of this target may
-  have.
+- *registers*: of a thread. *spills*: loads and stores of registers that did not fit. *stack*: bytes
+  of a thread.
+- *shared*: memory of a block, all dynamic, and its *limit*: the most that a block of this target
+  may have.
 - *occupancy*: resident warps over the most that a multiprocessor (SM) holds, computed from NVIDIA's
   documented limits, and *bound by* what runs out first.
 - *tensor cores*: what multiplies matrices. Tiles of 16 rows are below the 64 of wgmma and tcgen05;
   fp32 is multiplied in full precision, without tensor cores.
-- *tile loads*: TMA where the target has it. Rows of x are gathered by cp.async: they lie apart.
+- *tile loads*: instructions in the code that load a tile by TMA, or a part of one by cp.async. Rows
+  of x are gathered by cp.async: they lie apart.
+
+## Our kernels
+
 """
+BESIDE = """
+## Beside vLLM's kernel
+
+The kernels that a layer launches for one batch, as "ours / vLLM's". vLLM's `fused_moe_kernel` is
+read from the wheel {release} when this report is made (none of it is shipped) and compiled by the
+same compiler with its own tile.
+
+- *tile from*: vLLM's tuned table for this device and layer, or its default rule where it ships no
+  table. Ours come from `moebench/experts/gpu/tiles.py`; no GPU has timed them.
+- vLLM's `gate_up` is one plain matmul over gate and up, which writes both; SwiGLU is a kernel of
+  its own, and so is the sum over a token's experts after `down`. Ours ends in SwiGLU: it multiplies
+  by two tiles of its columns, gate and up.
+- vLLM {version} chooses this kernel on sm_80 and sm_90. On sm_100 it takes kernels of FlashInfer
+  first; those rows show what its Triton kernel would be there.
+
+"""
+SIDE_BY_SIDE = (
+    *("tile", "warps", "stages", "registers", "spills", "shared KiB", "blocks per SM"),
+    *("occupancy", "bound by", "tensor cores", "tile loads"),
+)
+"""Columns of the second table, "ours / vLLM's"."""
+
+Row = dict[str, str]
 
 
 def compile_all() -> list[Compiled]:
-    """Every kernel with every tile that the devices use."""
+    """Every kernel of ours with every tile that the devices use."""
     from tqdm import tqdm
 
-    wanted = [(capability, *variant) for capability in CAPABILITIES for variant in VARIANTS]
-    return [compile_kernel(*one) for one in tqdm(wanted, desc="compiling", unit="kernel")]
+    wanted = [(capability, one) for capability in CAPABILITIES for one in all_variants(capability)]
+    return [compile_variant(*one) for one in tqdm(wanted, desc="compiling", unit="kernel")]
 
 
-def render(compiled: Sequence[Compiled], version: str) -> str:
+def compile_beside_vllm() -> list[Launch] | str:
+    """The launches of ours and of vLLM's for a few layers; or why vLLM's kernel is not there."""
+    try:
+        vllm = load_vllm()
+    except ValueError as error:
+        return str(error)
+    return launches(vllm)
+
+
+def render(compiled: Sequence[Compiled], beside: Sequence[Launch] | str, version: str) -> str:
     """The report in Markdown."""
-    rows = [_row(one) for one in compiled]
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{PREAMBLE.format(version=version)}\n{table}\n"
+    rows = [
+        {"target": f"sm_{one.capability}", "dtype": one.variant.dtype, "phase": one.variant.phase}
+        | {"kernel": one.variant.kernel}
+        | _figures(one)
+        for one in compiled
+    ]
+    release, _, number = RELEASE.partition("==")
+    text = PREAMBLE.format(version=version) + _table(rows)
+    text += BESIDE.format(release=f"{release} {number}", version=number)
+    return text + (f"Left out: {beside}.\n" if isinstance(beside, str) else _beside(beside))
 
 
-def _row(one: Compiled) -> dict[str, str]:
-    """A kernel's cells by the titles of their columns."""
-    tile, resident = one.tile, one.occupancy
+def _beside(compared: Sequence[Launch]) -> str:
+    """One row for a launch of ours and the same launch of vLLM's."""
+    rows = []
+    for ours, theirs in zip(compared[::2], compared[1::2], strict=True):
+        both = [_figures(one.compiled) for one in (ours, theirs)]
+        rows.append(
+            {
+                "target": f"sm_{ours.compiled.capability} ({ours.hardware.title.split()[1]})",
+                "layer": ours.layer.name,
+                "tokens": str(ours.tokens),
+                "matmul": ours.matmul,
+                "tile from": theirs.tile_source,
+            }
+            | {title: " / ".join(one[title] for one in both) for title in SIDE_BY_SIDE}
+        )
+    return _table(rows)
+
+
+def _figures(one: Compiled) -> Row:
+    """What the compiler says of a kernel, by the titles of the columns."""
+    variant, resident = one.variant, one.occupancy
     limit = LIMITS[one.capability].shared_bytes_per_block
     loads = {"TMA": one.tma_loads, "cp.async": one.async_copies}
     return {
-        "target": f"sm_{one.capability}",
-        "dtype": one.dtype,
-        "phase": one.phase if one.dtype == "bf16" else "both",
-        "kernel": one.kernel,
-        "tile": f"{tile.rows} x {tile.columns} x {tile.depth(ELEMENT_BYTES[one.dtype])}",
-        "warps": str(tile.warps),
-        "stages": str(tile.stages),
+        "tile": " x ".join(map(str, variant.tile)) if any(variant.tile) else "",
+        "warps": str(one.warps),
+        "stages": str(variant.stages),
         "registers": str(one.registers),
         "spills": str(one.spills),
-        "shared KiB (limit)": f"{one.shared_bytes / KIB:.1f} ({limit // KIB})",
+        "stack": str(one.stack_bytes),
+        "shared KiB": f"{one.shared_bytes / KIB:.1f}",
+        "limit": str(limit // KIB),
         "blocks per SM": str(resident.blocks),
         "occupancy": f"{100 * resident.share:.0f} %",
         "bound by": resident.bound,
         "tensor cores": ", ".join(one.tensor_cores) or "none",
-        "tile loads": ", ".join(name for name, count in loads.items() if count),
+        "tile loads": ", ".join(f"{count} {name}" for name, count in loads.items() if count),
     }
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +163,7 @@ def _report(out: Path | None) -> int:
     except ImportError as error:
         message = "Triton is not installed (pip install 'moebench[triton]')"
         raise ValueError(message) from error
-    text = render(compile_all(), triton.__version__)
+    text = render(compile_all(), compile_beside_vllm(), triton.__version__)
     if out is None:
         terminal.show(text.rstrip())
     else:

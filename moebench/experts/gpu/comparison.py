@@ -1,0 +1,62 @@
+"""The launches of a few layers on a few GPUs, ours and vLLM's, compiled by the same compiler."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from moebench.experts.gpu.compilation import Compiled, Variant, compile_variant
+from moebench.experts.gpu.variants import Matmul, layer_variants
+from moebench.experts.gpu.vllm_kernel import VllmKernel
+from moebench.spec.hardware import HardwareSpec, load_hardware
+from moebench.spec.model import ModelSpec, load_model
+
+DEVICES = ("a100-sxm-80gb", "h200-sxm", "b200-sxm")
+"""One GPU for each of sm_80, sm_90 and sm_100: vLLM's tables are of devices."""
+LAYERS = ("mixtral-8x7b", "qwen3-30b-a3b")
+TOKENS = (1, 16, 64, 256, 4096)
+"""Four batches of decode, and a prefill."""
+
+Maker = Literal["ours", "vLLM"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel that a layer launches on a device."""
+
+    hardware: HardwareSpec
+    layer: ModelSpec
+    tokens: int
+    matmul: Matmul
+    maker: Maker
+    tile_source: str
+    compiled: Compiled
+
+
+def launches(vllm: VllmKernel) -> list[Launch]:
+    """Every launch of both, ours before vLLM's; equal kernels are compiled once."""
+    from tqdm import tqdm
+
+    known: dict[str, Compiled] = {}
+    found = []
+    cases = [(device, name, tokens) for device in DEVICES for name in LAYERS for tokens in TOKENS]
+    for device, name, tokens in tqdm(cases, desc="beside vLLM", unit="layer"):
+        hardware, layer = load_hardware(device), load_model(name)
+        capability = round(10 * float(hardware.compute_capability or 0))
+        for matmul, maker, source, variant in _variants(vllm, hardware, layer, tokens):
+            key = f"{capability} {variant}"
+            if key not in known:
+                known[key] = compile_variant(capability, variant)
+            found.append(Launch(hardware, layer, tokens, matmul, maker, source, known[key]))
+    return found
+
+
+def _variants(
+    vllm: VllmKernel, hardware: HardwareSpec, layer: ModelSpec, tokens: int
+) -> Iterator[tuple[Matmul, Maker, str, Variant]]:
+    """What both launch for a layer: the matmul, whose it is, and where its tile comes from."""
+    capability = round(10 * float(hardware.compute_capability or 0))
+    device_name = hardware.nvml_names[0].replace(" ", "_")
+    tile, source = vllm.tile(layer, device_name, tokens)
+    for matmul, ours in layer_variants(capability, layer, tokens).items():
+        yield matmul, "ours", "tiles.py", ours
+        yield matmul, "vLLM", source, vllm.variant(matmul, layer, tokens, tile)
