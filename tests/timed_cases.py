@@ -10,7 +10,7 @@ from moebench.compare import pairs
 from moebench.measure.clocks import clock_for
 from moebench.measure.host import meter
 from moebench.measure.latency import Covariates, Plan, Rounds, Visit, measure_rounds
-from moebench.measure.reference import VERSION, reference_operation
+from moebench.measure.reference import reference_operation
 from moebench.records.measurement import Reference
 from moebench.spec.schema import encode
 from moebench.units import text
@@ -62,7 +62,7 @@ def time_ratio(
     found: Rounds, above: str, below: str
 ) -> tuple[float, float | None, float | None, int]:
     """Time of one case over that of another in the same rounds, its interval, and the rounds."""
-    reference = Reference(VERSION, found.reference, found.reading)
+    reference = Reference(reference_operation(CPU).version, found.reference, found.reading)
     names = (above, below)
     ratio = pairs.speedup(found.samples[above], found.samples[below], names, reference=reference)
     return ratio.value, ratio.low, ratio.high, ratio.n

@@ -85,7 +85,7 @@ def microbenchmarks(
         "small_op": lambda: _small_op(pool, clock),
         "attention_bandwidth": lambda: _attention_bandwidth(pool, clock),
         "attention_rate": lambda: _attention_rate(pool, clock),
-        "reference": lambda: clock.time(reference),
+        "reference": lambda: reference.time(clock),
         "reference_reading": reference.reading,  # of the call before
     }
     figures: dict[str, list[float]] = {name: [] for name in instruments}

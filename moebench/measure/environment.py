@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moebench.measure.kernel_choice import attention_kernels, triton_version
 from moebench.measure.nvml import (
     MEMORY_CLOCK,
     SM_CLOCK,
@@ -70,11 +71,11 @@ class Gpu:
     power_limit: Watts | None
     max_sm_clock: Hertz | None
     max_memory_clock: Hertz | None
-    sm_clock: Hertz | None
-    """Clock when the description was taken."""
     ecc: bool | None
     mig: bool | None
     persistence: bool | None
+    attention: str | None = None
+    """Kernels of torch's attention on it; None where torch does not say."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Software:
     """Commit of the checkout that moebench is imported from; None outside one."""
     dirty: bool | None
     """Whether that checkout's package differs from the commit."""
+    triton: str | None = None
+    """None where it is not installed."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,13 @@ def describe_machine(device: torch.device) -> Environment:
 
 
 def fingerprint(cpu: Cpu, gpu: Gpu | None, software: Software) -> str:
-    """Hash of what timings depend on; clocks of the moment and commits are not part of it."""
+    """Hash of what timings depend on; Triton only where there is a GPU; commits never."""
     parts = asdict(cpu)
     # A guest's memory varies by a few pages from boot to boot.
     parts["memory"] = None if cpu.memory is None else round(cpu.memory / 2**30)
     if gpu is not None:
-        parts["gpu"] = asdict(gpu) | {"sm_clock": None, "uuid_hash": None}
+        parts["gpu"] = asdict(gpu) | {"uuid_hash": None}
+        parts["triton"] = software.triton
     for name in ("torch", "torch_commit", "cuda", "num_threads"):
         parts[name] = getattr(software, name)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -201,6 +205,7 @@ def describe_software() -> Software:
         moebench=VERSION,
         commit=commit,
         dirty=dirty,
+        triton=triton_version(),
     )
 
 
@@ -236,8 +241,8 @@ def describe_gpu(device: torch.device, nvml: Any = None) -> Gpu:
     handle = None if nvml is None else answer(nvml_handle, nvml, device)
     facts = {} if handle is None else board_facts(nvml, handle)
 
-    def hertz(kind: int, highest: bool) -> Hertz | None:
-        return None if handle is None else clock(nvml, handle, kind, highest)
+    def highest(kind: int) -> Hertz | None:
+        return None if handle is None else clock(nvml, handle, kind, highest=True)
 
     return Gpu(
         name=properties.name,
@@ -248,9 +253,9 @@ def describe_gpu(device: torch.device, nvml: Any = None) -> Gpu:
         num_processors=properties.multi_processor_count,
         compute_capability=f"{properties.major}.{properties.minor}",
         power_limit=facts.get("power_limit_w"),
-        max_sm_clock=hertz(SM_CLOCK, True),
-        max_memory_clock=hertz(MEMORY_CLOCK, True),
-        sm_clock=hertz(SM_CLOCK, False),
+        max_sm_clock=highest(SM_CLOCK),
+        max_memory_clock=highest(MEMORY_CLOCK),
+        attention=attention_kernels(device),
         **{name: facts.get(name) for name in ("vbios", "ecc", "mig", "persistence")},
     )
 

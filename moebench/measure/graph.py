@@ -10,12 +10,12 @@ stand-in that records and replays operations on the CPU. Therefore replays are c
 steps before anything is timed.
 """
 
-import statistics
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 StepFunction = Callable[[Tensor], Tensor]
@@ -23,11 +23,19 @@ LEAST_RING = 64
 """Fewest inputs of a ring: fewer would stay in caches, and their routes in predictors."""
 WARM_UPS = 3
 """Steps before the capture: libraries set themselves up, kernels are compiled and loaded."""
-CHECKED = 5
-"""Inputs, other than the captured one, on which replays are compared with eager steps."""
+LEAST_CHECKED, CHECKED_TOKENS = 5, 60
+"""Inputs, other than the captured one, on which replays are compared with eager steps: as many as
+have so many tokens together."""
 AGREEMENT = 0.02
-"""Largest relative distance, median over those inputs, that is due to rounding: atomics add in any
-order, and 16-bit types have 8 bits. A graph that does not follow its input is off by about 1."""
+"""Largest relative distance of a token's output that is due to rounding alone: atomics add in any
+order, and 16-bit types have 8 bits."""
+MOST_FLIPPED = 1 / 3
+"""Largest share of tokens beyond it in a graph that is right. Where two experts' scores are nearly
+equal, rounding decides which of them a token visits: between two executions of the same four
+layers in bf16 (256 tokens, `loop` against `grouped`, a processor, 2026-11) it was 3 % of the tokens
+of Mixtral, 10 % of Qwen3's with 128 experts, 18 % of DeepSeek-V3's with 256. A graph that does not
+follow its input is wrong for all, one that keeps old routes for 7 of 8 at the least (k = 1 of 8).
+"""
 
 
 class CaptureError(RuntimeError):
@@ -54,12 +62,17 @@ def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "input
     assert len(ring) >= LEAST_RING, f"a ring of {len(ring)} inputs, {LEAST_RING} are needed"
     try:
         graph = _captured(step, ring[0])
-        distances = [_distance(graph.replay(x), eager(x)) for x in ring[1 : CHECKED + 1]]
+        num_tokens = ring[0].numel() // ring.shape[-1]
+        checked = max(LEAST_CHECKED, math.ceil(CHECKED_TOKENS / num_tokens))
+        distances = torch.cat([_distances(graph.replay(x), eager(x)) for x in ring[1:][:checked]])
     except Exception as error:
         raise CaptureError(f"cannot be captured: {_first_cause(error)}") from error
-    distance = statistics.median(distances)
-    if not distance <= AGREEMENT:  # NaN as well
-        raise CaptureError(f"replays are off by {distance:.2g} of the eager steps' size")
+    off = int((~(distances <= AGREEMENT)).sum())  # NaN as well
+    if off > MOST_FLIPPED * len(distances) or not distances.isfinite().all():
+        raise CaptureError(
+            f"replays differ from eager steps in {off} of {len(distances)} tokens, "
+            f"by {float(distances.median()):.2g} of a token's size in the median"
+        )
     return graph
 
 
@@ -81,10 +94,11 @@ def _captured(step: StepFunction, example: Tensor) -> Graph:
     return Graph(x, cuda_graph.replay, y)
 
 
-def _distance(y: Tensor, expected: Tensor) -> float:
-    """Norm of the difference, relative to the norm of what was expected."""
+def _distances(y: Tensor, expected: Tensor) -> Float[Tensor, " tokens"]:
+    """Norm of the difference of each token, relative to the norm of what was expected."""
     expected = expected.double()
-    return float((y.double() - expected).norm() / expected.norm())
+    relative: Tensor = (y.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return relative.flatten()
 
 
 def _first_cause(error: BaseException) -> str:

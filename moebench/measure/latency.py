@@ -12,15 +12,17 @@ import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from moebench.measure.board import BoardWatch
 from moebench.measure.clocks import Clock
 from moebench.measure.host import HostMeter
+from moebench.records.board import BoardState
 from moebench.records.host import HostLoad, RoundLoad
 from moebench.records.measurement import Sample, Stop
 from moebench.units import Seconds
@@ -73,7 +75,12 @@ class Plan:
 class FixedOperation(Protocol):
     """An operation that is the same in every round and every run."""
 
+    repeats: int
+    """Times that a call runs it; times are of one."""
+
     def __call__(self) -> None: ...
+
+    def time(self, clock: Clock) -> Seconds: ...
 
     def reading(self) -> Seconds: ...
 
@@ -84,6 +91,8 @@ class Covariates:
 
     reference: FixedOperation
     host: HostMeter
+    board: BoardWatch | None = None
+    """None on a processor."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,10 @@ class Rounds:
     """Time of each reference sample that its pass over memory took."""
     host: HostLoad | None = None
     """Load of the host in each round; None where it was not read."""
+    board: BoardState | None = None
+    """The GPU's board in each round; None on a processor."""
+    referring: Seconds = 0.0
+    """Mean time that the reference operation took of a round, with all of its repeats."""
 
     @property
     def num_rounds(self) -> int:
@@ -114,8 +127,8 @@ class Rounds:
     @property
     def round_time(self) -> Seconds:
         """Mean time of a round: the visits of all cases, and the reference operation."""
-        timed = [*self.samples.values(), self.reference]
-        return sum(s.seconds for own in timed for s in own) / max(1, self.num_rounds)
+        timed = sum(s.seconds for own in self.samples.values() for s in own)
+        return timed / self.num_rounds + self.referring if self.num_rounds else 0.0
 
 
 def measure_rounds(
@@ -186,10 +199,13 @@ def measure_rounds(
                 del collected[case]
         if covariates is not None and cases:
             with _without_garbage_collection():
-                seconds = clock.time(covariates.reference)
+                seconds = covariates.reference.time(clock)
             referred.append(Sample(number, len(cases), 0, 1, seconds))
             reading.append(covariates.reference.reading())
             loads.append(covariates.host.load(number))
+            if covariates.board is not None:
+                covariates.reference()  # clocks fall while a board is idle
+                covariates.board.look(number)
             if collected[cases[-1]][-1].seconds < SETTLED:
                 with suppress(Exception):  # a failure shows in the next round, where it is timed
                     visits[cases[-1]](first_step, num_steps)
@@ -210,17 +226,18 @@ def measure_rounds(
         if clock.now() - start + (now - round_start) > limit:
             stopped = "budget"
             break
-    samples, duration = _frozen(collected), clock.now() - start
-    return Rounds(
-        samples,
-        failures,
-        warmup,
-        num_steps,
-        stopped,
-        duration,
-        tuple(referred),
-        tuple(reading),
-        None if covariates is None else covariates.host.host_load(tuple(loads)),
+    rounds = Rounds(_frozen(collected), failures, warmup, num_steps, stopped, clock.now() - start)
+    if covariates is None:
+        return rounds
+    return replace(
+        rounds,
+        reference=tuple(referred),
+        reading=tuple(reading),
+        host=covariates.host.host_load(tuple(loads)),
+        board=None if covariates.board is None else covariates.board.state(),
+        referring=covariates.reference.repeats
+        * sum(sample.seconds for sample in referred)
+        / max(1, len(referred)),
     )
 
 

@@ -17,16 +17,20 @@ from moebench.units import Bytes, Flops, Seconds, nearest
 CELLS = "cells.jsonl"
 STEPS, LONG_STEPS, LONG = 8, 2, 1024
 """Different steps of a cell, and how many from how many tokens on."""
-MATMUL_SIZE = 2048
+MATMUL_SIZE, GPU_MATMUL_SIZE = 2048, 8192
+"""Rows and columns of the matmul that shows a machine's rate: 2048 would not fill a GPU."""
 READ_BYTES = 1 << 28
-PROBE_WORK: dict[str, Flops | Bytes] = {
-    "matmul bfloat16": 2.0 * MATMUL_SIZE**3,
-    "matmul float32": 2.0 * MATMUL_SIZE**3,
-    "read sum": float(READ_BYTES),
-    "read dot": float(READ_BYTES),
-    "read copy": float(READ_BYTES),
-}
-"""FLOPs or bytes of the probes of the machine's limits, which run in the rounds of every cell."""
+
+
+def probe_work(matmul_size: int) -> dict[str, Flops | Bytes]:
+    """FLOPs or bytes of the probes of a machine's limits, which run in the rounds of every cell."""
+    product, read = 2.0 * matmul_size**3, float(READ_BYTES)
+    matmuls = {f"matmul {dtype}": product for dtype in ("bfloat16", "float32")}
+    return matmuls | {f"read {way}": read for way in ("sum", "dot", "copy")}
+
+
+PROBE_WORK = probe_work(MATMUL_SIZE)
+"""Work of the probes on a processor."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class ExpertsResult:
     """Steps of a sample, by "backend, mix"."""
     load: HostLoad | None = None
     """Load of the host over the rounds; None in older runs."""
+    matmul_size: int = MATMUL_SIZE
+    """Rows and columns of the probes' matmuls; as on a processor in older runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

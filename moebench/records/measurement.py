@@ -5,9 +5,18 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from moebench.records.board import BoardState
 from moebench.records.energy import Energy
 from moebench.records.host import HostLoad
-from moebench.records.results import LEAST, MOST, Caveat, Interval, check_number, check_stages
+from moebench.records.results import (
+    LEAST,
+    MOST,
+    Caveat,
+    Interval,
+    Provenance,
+    check_number,
+    check_stages,
+)
 from moebench.spec.case import Launch
 from moebench.spec.load import ExpertLoad
 from moebench.units import Bytes, Flops, Seconds
@@ -161,6 +170,14 @@ class Measurement:
     """How the timed steps were launched; None in older runs, whose case says it."""
     host: HostLoad | None = None
     """Load of the host in the same rounds; None in older runs."""
+    board: BoardState | None = None
+    """The GPU's board in the same rounds; None on a processor and in older runs."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Provenance of all of it: simulated where NVML is, whatever was asked of it."""
+        of_board = self.board.provenance if self.board else "measured"
+        return "simulated" if "simulated" in (of_board, self.energy.provenance) else "measured"
 
     @property
     def reading(self) -> Seconds | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moebench.records.confidence import median_interval
-from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
+from moebench.records.experts_run import ExpertsCell, ExpertsResult, probe_work
 from moebench.records.results import Interval
 from moebench.units import BYTES_PER_ELEMENT, BytesPerSecond, FlopsPerSecond, Seconds
 
@@ -52,7 +52,8 @@ def baseline_of(result: ExpertsResult) -> str:
 
 def machine_rates(result: ExpertsResult) -> tuple[FlopsPerSecond, BytesPerSecond]:
     """Medians over a cell's rounds: of a square matmul in its type, of the fastest way to read."""
-    rates = {name: PROBE_WORK[name] / statistics.median(own) for name, own in result.limits.items()}
+    work = probe_work(result.matmul_size)
+    rates = {name: work[name] / statistics.median(own) for name, own in result.limits.items()}
     read = max(rate for name, rate in rates.items() if name.startswith("read"))
     return rates[f"matmul {result.plan.dtype}"], read
 

@@ -54,6 +54,25 @@ def memory_state(run: Run) -> tuple[str, ...]:
     return (f"{line}; predictions are for {text(READ_BYTES / priced, 'bandwidth')}.",)
 
 
+def board_state(run: Run) -> tuple[str, ...]:
+    """Clocks and throttling of the GPU's board over the cells of a run, as one sentence."""
+    cells = {record.cell: record.measurement for record in run.records}
+    boards = [m.board for m in cells.values() if m is not None and m.board is not None]
+    if not boards:
+        return ()
+    if missing := next((board.missing for board in boards if board.missing), None):
+        return (f"Clocks of the board are not known: {missing}.",)
+    clocks = sorted(clock for board in boards for clock in board.sm_clocks)
+    names = sorted({name for board in boards for name in board.reasons} - {"idle"})
+    if not clocks:
+        return ("The board does not give its clocks.",)
+    low, middle, high = (
+        text(clock, "frequency") for clock in (clocks[0], clocks[len(clocks) // 2], clocks[-1])
+    )
+    why = f"; lower clocks by {', '.join(names)}" if names else ""
+    return (f"SM clock while the board worked: {middle} ({low} to {high} by round){why}.",)
+
+
 def _loads(run: Run) -> list[HostLoad]:
     """Load of the host in each cell that says it."""
     cells = {record.cell: record.measurement for record in run.records}

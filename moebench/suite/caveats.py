@@ -3,6 +3,7 @@
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.compare.state import STATE_TOLERANCE
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.measure.board import throttling
 from moebench.measure.latency import Rounds
 from moebench.records.host import HostLoad
 from moebench.records.measurement import READ_BYTES, Measurement
@@ -82,6 +83,8 @@ def round_caveats(rounds: Rounds) -> tuple[Caveat, ...]:
         )
     if rounds.host is not None and rounds.host.is_busy:
         caveats.append(_busy_machine(rounds.host))
+    if rounds.board is not None:
+        caveats += throttling(rounds.board.reasons, rounds.board.throttled)
     return tuple(caveats)
 
 

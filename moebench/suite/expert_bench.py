@@ -11,11 +11,16 @@ from torch import Tensor
 from moebench.experts.backends import execution, layout_builder
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts, ExpertWeights
-from moebench.measure.clocks import clock_for
+from moebench.measure.clocks import clock_for, mean_time
 from moebench.measure.devices import make_current
 from moebench.measure.memory import available_memory
 from moebench.model.random_numbers import fill_normal
-from moebench.records.experts_run import MATMUL_SIZE, READ_BYTES, ExpertsCell
+from moebench.records.experts_run import (
+    GPU_MATMUL_SIZE,
+    MATMUL_SIZE,
+    READ_BYTES,
+    ExpertsCell,
+)
 from moebench.routers.policy import policy
 from moebench.routers.routing import Choice, Router, Routing, build_routers
 from moebench.routers.synthetic.draw import draw_slots
@@ -111,7 +116,7 @@ class ExpertBench:
         """
         if what in self.probes:
             time.sleep(REST)
-            return self.clock.time(self.probes[what])
+            return mean_time(self.probes[what], self.clock)
         kind, _, name = what.rpartition(" ")
         if not kind and phase != "train":
             self._build_layout(name)
@@ -164,10 +169,16 @@ class ExpertBench:
             self.weights.zero_grad(set_to_none=True)
 
 
+def matmul_size(device: torch.device) -> int:
+    """Rows and columns of the matmul that shows the rate of a device."""
+    return GPU_MATMUL_SIZE if device.type == "cuda" else MATMUL_SIZE
+
+
 def _probes(device: torch.device) -> dict[str, Callable[[], Any]]:
-    """The machine's limits (`PROBE_WORK`): square matmuls, and torch's ways of reading memory."""
-    a = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).bfloat16()
-    wide = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
+    """The machine's limits (`probe_work`): square matmuls, and torch's ways of reading memory."""
+    size = matmul_size(device)
+    a = torch.randn(size, size, device=device).bfloat16()
+    wide = torch.randn(size, size, device=device)
     words = torch.randn(READ_BYTES // 4, device=device)
     half = len(words) // 2
     target = torch.empty_like(words[:half])

@@ -67,7 +67,8 @@ def measure_cell(
     """
     start, clock = time.perf_counter(), WorkerClock(workers)
     routers = file.routers if plan.phase == "forward" else ()
-    result = ExpertsResult(plan, workers.open(plan, file.seed, routers))
+    loads_by_mix = workers.open(plan, file.seed, routers)
+    result = ExpertsResult(plan, loads_by_mix, matmul_size=workers.matmul_size)
     warm = _warm_up(result, workers, _entries(plan, workers.backends, routers))
     slow = _slow_entries(warm, workers.backends)
     host = HostMeter(torch.get_num_threads(), own=workers.processor_time)

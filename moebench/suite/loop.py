@@ -107,14 +107,14 @@ def measure_cells(
             allow,
             lambda share, what, key=key: bar.tell(f"{key}: {what}"),  # type: ignore[misc]
         )
+        del ready  # its stream, cache and graphs are freed before the next cell's are made
         if observed.errors:
             # Failures of a GPU that is lost say nothing of the cases: the cell runs again.
             check_device(machine.device)
         records = [
             replace(
                 predicted[case],
-                # Where one instrument was a simulator, the record is no measurement.
-                provenance=measurement.energy.provenance,
+                provenance=measurement.provenance,
                 measurement=replace(
                     measurement,
                     caveats=measurement.caveats
@@ -164,8 +164,9 @@ def _budget(
     plan = effort.plan
     costs = cell_costs(todo, suite.model, machine.calibration, estimates, plan.stream_tokens)
     clock, reference = clock_for(machine.device), reference_operation(machine.device)
-    once = statistics.median(clock.time(reference) for _ in range(REFERENCES))
+    once = statistics.median(reference.time(clock) for _ in range(REFERENCES))
     slowness = once / (machine.benchmarks.reference or once)
+    once *= reference.repeats
     length = ENERGY[effort.energy] if has_energy_counter(machine.device) else 0.0
     costs = [
         replace(cost, round=cost.round + once / slowness, energy=length * len(cell.cases))

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from moebench.compare import pairs
+from moebench.measure.board import board_watch
 from moebench.measure.clocks import clock_for
 from moebench.measure.energy.meter import FULL, QUICK, measure_energy
 from moebench.measure.host import meter
@@ -24,7 +25,7 @@ from moebench.measure.latency import (
     without_frames,
 )
 from moebench.measure.memory import is_out_of_memory
-from moebench.measure.reference import VERSION, reference_operation
+from moebench.measure.reference import reference_operation
 from moebench.records.energy import Energy
 from moebench.records.manifest import now
 from moebench.records.measurement import Measurement, Reference, Sample
@@ -88,9 +89,10 @@ def observe(
     if cell.cell.baseline.launch == "graph":
         cell = captured(cell, running)
     steps = [first[ready.case.key].step for ready in running] or [0.0]
-    covariates = Covariates(reference_operation(device), meter(device))
+    operation = reference_operation(device)
+    covariates = Covariates(operation, meter(device), board_watch(device))
     visit = max(1, math.ceil(Plan.min_visit / min(steps))) if min(steps) > 0 else 1
-    round_time = visit * sum(steps) + clock_for(device).time(covariates.reference)
+    round_time = visit * sum(steps) + clock_for(device).time(operation)
     allowed = allow(round_time)
     rounds = measure_rounds(
         {ready.case.key: cell.visit(ready) for ready in running},
@@ -113,7 +115,7 @@ def observe(
         for ready in running
         if rounds.samples.get(ready.case.key)
     }
-    reference = Reference(VERSION, rounds.reference, rounds.reading)
+    reference = Reference(operation.version, rounds.reference, rounds.reading)
     errors |= rounds.failures
     noisy = round_caveats(rounds)
     measurements = {}
@@ -144,6 +146,7 @@ def observe(
             stopped=rounds.stopped,
             launch="graph" if cell.graphs else "eager",
             host=rounds.host,
+            board=rounds.board,
         )
     ratios = _ratios(cell, samples, reference)
     return Observed(measurements, ratios, errors, rounds.round_time)

@@ -16,7 +16,7 @@ import torch
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.measure.host import processes_time
 from moebench.records.experts_run import ExpertsCell
-from moebench.suite.expert_bench import ExpertBench
+from moebench.suite.expert_bench import ExpertBench, matmul_size
 from moebench.units import Bytes, Seconds
 
 SHARED = "the backends that share one"
@@ -30,6 +30,7 @@ class Workers:
 
     def __init__(self, backends: Sequence[str], device: str, scratch: Bytes) -> None:
         self.backends = backends
+        self.matmul_size = matmul_size(torch.device(device))
         own = [name for name in backends if EXPERT_BACKENDS[name].owns_process]
         self._ends: dict[str, Connection] = {}
         self._processes = []

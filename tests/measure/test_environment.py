@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import (
+    Gpu,
     describe_checkout,
     describe_cpu,
     describe_machine,
     fingerprint,
 )
+from moebench.measure.kernel_choice import attention_kernels, triton_version
 from moebench.units import slug
 
 CPU = torch.device("cpu")
@@ -31,6 +34,42 @@ def test_the_description_is_json_and_names_no_host_user_or_path() -> None:
     assert getpass.getuser() not in text
     assert str(Path.home()) not in text
     assert sys.prefix not in text
+
+
+def test_a_gpu_s_fingerprint_knows_triton_and_the_kernels_of_attention() -> None:
+    """A processor's does not: no timing of it depends on them."""
+    machine = describe_machine(CPU)
+    other = dataclasses.replace(machine.software, triton="0.0.1")
+    assert fingerprint(machine.cpu, None, other) == machine.fingerprint
+    fields = [field.name for field in dataclasses.fields(Gpu)]
+    board = Gpu(**dict.fromkeys(fields) | {"attention": "prefill flash, decode flash"})
+    cudnn = dataclasses.replace(board, attention="prefill cudnn, decode flash")
+    both = [fingerprint(machine.cpu, gpu, machine.software) for gpu in (board, cudnn)]
+    both += [fingerprint(machine.cpu, board, other)]
+    assert len({*both}) == 3
+
+
+def test_attention_s_kernels_are_those_that_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attention_kernels(CPU) == "prefill flash, decode flash"
+    cudnn_if_causal = lambda query, key, value, is_causal: 3 if is_causal else 1  # noqa: E731
+    monkeypatch.setattr(torch, "_fused_sdp_choice", cudnn_if_causal)
+    assert attention_kernels(CPU) == "prefill cudnn, decode flash"
+    monkeypatch.delattr(torch, "_fused_sdp_choice")
+    assert attention_kernels(CPU) is None
+
+
+def test_without_triton_there_is_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"pytorch-triton": "3.7.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert triton_version() == "3.7.1"
+    versions.clear()
+    assert triton_version() is None
 
 
 def test_equal_machines_share_a_fingerprint_and_other_threads_or_torch_do_not() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from runs import FEW, manifest, measured_cell
 
+from moebench.records.board import BoardLook, BoardState
 from moebench.records.checksum import Line
 from moebench.records.experts_run import (
     PROBE_WORK,
@@ -17,8 +18,9 @@ from moebench.records.host import HostLoad, RoundLoad
 from moebench.records.measurement import READ_BYTES, Reference
 from moebench.records.run import Run
 from moebench.report.backends import _blocks
+from moebench.report.conditions import limits
 from moebench.report.document import markdown
-from moebench.report.host import memory_state, warnings
+from moebench.report.host import board_state, memory_state, warnings
 from moebench.report.output import terminal_report
 from moebench.report.sections import report_blocks
 
@@ -114,3 +116,31 @@ def test_a_report_of_expert_backends_says_which_cells_were_measured_under_load(
     assert "⚠ The machine was busy in 1 of 1 cells" in busy
     assert "⚠ busy-machine: 3.5 of 2 processors wanted; times are poor." in busy
     assert "⚠" not in text(QUIET) and "⚠" not in text(None)
+
+
+def with_board(run: Run, board: BoardState) -> Run:
+    records = []
+    for record in run.records:
+        assert record.measurement is not None
+        records.append(replace(record, measurement=replace(record.measurement, board=board)))
+    return replace(run, records=tuple(records))
+
+
+def test_the_clocks_of_a_board_are_those_of_its_rounds() -> None:
+    looks = tuple(
+        BoardLook(i, clock, 2.6e9, 60.0, reasons)
+        for i, (clock, reasons) in enumerate(
+            ((1.98e9, ()), (1.755e9, ("power-cap",)), (1.2e9, ("power-cap", "hw-thermal")))
+        )
+    )
+    run = run_with(QUIET)
+    assert board_state(run) == ()
+    assert board_state(with_board(run, BoardState(looks))) == (
+        "SM clock while the board worked: 1.75 GHz (1.20 GHz to 1.98 GHz by round); "
+        "lower clocks by hw-thermal, power-cap.",
+    )
+    (line,) = board_state(with_board(run, BoardState(missing="no NVML here")))
+    assert line == "Clocks of the board are not known: no NVML here."
+    (line,) = board_state(with_board(run, BoardState(())))
+    assert "does not give its clocks" in line
+    assert line in limits(with_board(run, BoardState(())))

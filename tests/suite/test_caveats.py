@@ -9,6 +9,7 @@ import pytest
 from runs import FEW, manifest, measured_cell
 
 from moebench.measure.latency import Rounds
+from moebench.records.board import BoardLook, BoardState
 from moebench.records.host import HostLoad, RoundLoad
 from moebench.records.measurement import READ_BYTES, Measurement, Reference
 from moebench.records.run import load_run
@@ -29,6 +30,19 @@ def test_rounds_on_a_busy_machine_carry_the_finding() -> None:
     assert caveat.kind == "busy-machine"
     assert "3.5 of 2 processors wanted" in caveat.seen and "got 25% of its" in caveat.seen
     assert round_caveats(rounds(None)) == ()
+
+
+def test_rounds_on_a_board_that_was_held_back_say_so_and_a_power_cap_is_no_fault() -> None:
+    looks = tuple(
+        BoardLook(i, 1.2e9, 2.6e9, 90.0, ("power-cap", *["hw-thermal"] * (i < 3)))
+        for i in range(12)
+    )
+    hot = replace(rounds(None), board=BoardState(looks, {"hw-thermal": 0.5, "power": 9.0}))
+    (caveat,) = round_caveats(hot)
+    assert caveat.kind == "throttled"
+    assert "hw-thermal in 25% of looks, hw-thermal for 500 ms" in caveat.seen
+    capped = replace(rounds(None), board=BoardState(looks[3:], {"power": 9.0}))
+    assert round_caveats(capped) == ()
 
 
 def in_state(gigabytes: float, host: HostLoad | None = None) -> Measurement:

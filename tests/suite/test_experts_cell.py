@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moebench.records.experts_run import PROBE_WORK, ExpertsCell
+from moebench.records.experts_run import MATMUL_SIZE, PROBE_WORK, ExpertsCell
 from moebench.suite.experts_cell import LEAST_ROUNDS, SLOW_ENTRY, SLOW_ROUNDS, measure_cell
 from moebench.suite.experts_plan import load_experts_suite
 from moebench.suite.workers import Workers
@@ -20,7 +20,7 @@ class Answering(Workers):
     def __init__(self, seconds: dict[str, float]) -> None:
         self.backends = tuple(seconds)
         self.seconds = seconds
-        self.broken = ""
+        self.broken, self.matmul_size = "", MATMUL_SIZE
         self._processes = []
 
     def open(self, plan: ExpertsCell, seed: int, routers: tuple[str, ...]) -> dict[str, list[Any]]:

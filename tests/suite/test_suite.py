@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,27 @@ def test_a_lost_gpu_stops_the_run_which_can_be_resumed(
     run = load_run(run_of(tmp_path / "results"))
     assert run.manifest.status == "interrupted"
     assert not run.failures and not run.records
+
+
+def test_a_cell_s_stream_is_freed_before_the_next_cell_is_prepared(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the context of a decoder at batch 256 each holds gigabytes."""
+    from moebench.suite import loop
+
+    original, streams = loop.prepare_cell, []
+
+    def prepare_cell(*arguments: Any) -> ReadyCell:
+        assert all(stream() is None for stream in streams)
+        ready = original(*arguments)
+        streams.append(weakref.ref(ready.stream))
+        return ready
+
+    monkeypatch.setattr(loop, "prepare_cell", prepare_cell)
+    monkeypatch.setattr("moebench.report.output.draw_figures", lambda run: ([], []))
+    options = ["--device", "cpu", "--only", "top-k", "--energy", "off", "--time-budget", "1 s"]
+    assert main([suite, *options, "--out", str(tmp_path / "results")]) == 0
+    assert len(streams) == 2
 
 
 @pytest.mark.slow

@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from moebench.measure.board import throttling
 from moebench.measure.energy.window import Stamps, Trace
 from moebench.measure.nvml import Fault
 from moebench.records.energy import Energy
 from moebench.records.results import Caveat
-from moebench.units import text
 
 RESIDUAL_DOUBTED = 0.03
 """Relative difference of counter and integrated power that is worth a caveat."""
-HARMFUL = ("hw-slowdown", "sw-thermal", "hw-thermal", "power-brake")
-"""Reasons for lower clocks that are faults; a power cap is a normal state."""
 
 
 def conditions(trace: Trace, loads: Sequence[Stamps]) -> Mapping[str, Any]:
@@ -59,19 +57,8 @@ def caveats(energy: Energy, failed: Fault | None) -> Iterator[Caveat]:
             "nothing but the counter itself says that it is right",
             "none on this board or driver; --energy full where power is a mean over 1 s",
         )
-    shares = energy.conditions.get("throttle_share", {})
-    seconds = energy.conditions.get("throttled_s", {})
-    harmful = [f"{name} in {shares[name]:.0%} of looks" for name in HARMFUL if shares.get(name)]
-    # The counters also count between two looks; lower clocks by the power cap are no fault.
-    spells = {name: spent for name, spent in seconds.items() if name != "power" and spent > 0}
-    harmful += [f"{name} for {text(spent, 'time')}" for name, spent in spells.items()]
-    if harmful:
-        yield Caveat(
-            "throttled",
-            f"the board held its clocks down: {', '.join(harmful)}",
-            "latency and energy are those of a throttled board",
-            "cool it, or check its power supply",
-        )
+    known = energy.conditions
+    yield from throttling(known.get("throttle_share", {}), known.get("throttled_s", {}))
     assert energy.budget is not None
     if energy.budget.aliasing > 0.01:
         yield Caveat(

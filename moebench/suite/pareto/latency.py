@@ -16,7 +16,7 @@ from moebench.measure.clocks import clock_for
 from moebench.measure.energy.meter import QUICK, measure_energy
 from moebench.measure.host import meter
 from moebench.measure.latency import Covariates, Plan, Progress, Samples, Visit, measure_rounds
-from moebench.measure.reference import VERSION, reference_operation
+from moebench.measure.reference import reference_operation
 from moebench.model.attention import KVCache
 from moebench.model.decoder import StepMode, training_loss
 from moebench.records.energy import Energy
@@ -79,6 +79,7 @@ def cell_times(
     for ready in settings:
         ready.networks[0].train(cell.phase == "train")
         _batches_of(ready.networks[0])
+    operation = reference_operation(device)
     found = measure_rounds(
         visits,
         clock_for(device),
@@ -92,7 +93,7 @@ def cell_times(
             in_parts=device.type == "cpu",
         ),
         progress,
-        Covariates(reference_operation(device), meter(device)),
+        Covariates(operation, meter(device)),
     )
     energies = {
         name: measure_energy(visit, device, QUICK) if effort.has_energy else NOT_STARTED
@@ -100,7 +101,7 @@ def cell_times(
     }
     for ready in settings:
         ready.networks[0].eval()
-    reference = Reference(VERSION, found.reference, found.reading)
+    reference = Reference(operation.version, found.reference, found.reading)
     base = settings[0].setting.name
     return {
         name: _cell_time(
