@@ -84,6 +84,7 @@ def test_the_wheel_holds_data_and_suites_and_runs_from_any_directory(tmp_path: P
     held = set(zipfile.ZipFile(wheel).namelist())
     for folder, pattern, inside in (
         (PACKAGE / "experts" / "cpu", "*.cpp", "moebench/experts/cpu"),
+        (PACKAGE / "experts" / "cpu", "*.h", "moebench/experts/cpu"),
         (PACKAGE / "report", "*.css", "moebench/report"),
         (PACKAGE / "report" / "figures", "*.mplstyle", "moebench/report/figures"),
         (ROOT / "suites", "*.toml", "moebench/suites"),

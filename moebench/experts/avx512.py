@@ -1,7 +1,7 @@
-"""Our own kernels for processors with AVX-512-BF16: three calls a layer, however many experts.
+"""Our own kernels for processors with AVX-512-BF16: one call a layer, however many experts.
 
-They multiply with gate and up matrices and activate, multiply with the down matrix, and add up the
-rows of each token; nothing is gathered, sorted or copied between. `packed` starts the threads twice
+It sorts a router's slots by expert, multiplies with gate and up matrices and activates, multiplies
+with the down matrix, and adds up the rows of each token. `packed` starts the threads twice
 for every touched expert, which streams some 200 microseconds of Qwen3-30B-A3B's weights only. The
 copy of the weights in the kernels' own blocks has no gradients.
 """
@@ -9,7 +9,8 @@ copy of the weights in the kernels' own blocks has no gradients.
 import torch
 from torch import Tensor
 
-from moebench.experts.cpu.library import DTYPES, Epilogue, blocks, combine, ragged_linear, why_not
+from moebench.experts.cpu import library
+from moebench.experts.cpu.library import DTYPES, Epilogue, blocks, why_not
 from moebench.experts.cpu.scratch import buffer, free_scratch
 from moebench.experts.packed import packed
 from moebench.experts.weights import ExpertWeights
@@ -34,18 +35,23 @@ def avx512(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     hidden, inner = weights.down.shape[1:]
     if torch.is_grad_enabled() or x.dtype not in DTYPES or (hidden | inner) % DTYPES[x.dtype]:
         return packed(x, routing, weights)
-    total = routing.num_assignments
-    if total == 0:
+    if routing.num_assignments == 0:
         return torch.zeros_like(x)
-    gate_up, down = build_layout(weights)
-    epilogue: Epilogue = "swiglu" if weights.is_gated else "squared-relu"
+    assigned = _assigned(routing)
+    total = assigned[2].numel()
     both = buffer((total * (inner + hidden),), x.dtype)
     parts = torch.split(both, [total * inner, total * hidden])
     activated, outputs = (part.view(total, -1) for part in parts)
     x = x if x.stride(1) == 1 else x.contiguous()
-    counts = routing.tokens_per_expert
-    ragged_linear(x, routing.token_indices, counts, gate_up, activated, epilogue)
-    ragged_linear(activated, None, counts, down, outputs)
     y = x.new_empty(x.shape)
-    combine(outputs, routing.token_indices, routing.weights.float(), y)
+    epilogue: Epilogue = "swiglu" if weights.is_gated else "squared-relu"
+    library.experts(x, assigned, build_layout(weights), (activated, outputs), y, epilogue)
     return y
+
+
+def _assigned(routing: Routing) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The dense slots, if they are there, which the kernel sorts; else the sorted assignments."""
+    if "slots" in vars(routing):
+        weights, experts = routing.slots
+        return experts, None, weights.float()
+    return routing.tokens_per_expert, routing.token_indices, routing.weights.float()

@@ -22,7 +22,7 @@ class ExpertBackend(ExpertCalls):
     takes_biases: bool = False
     """Whether it takes experts with biases and gpt-oss's clamped activation."""
     takes_slots: bool = False
-    """Whether it takes the router's dense slots (`Routing.slots`) and sorts them itself."""
+    """Whether it sorts the router's dense slots itself, if `Routing.slots` are there."""
     owns_process: bool = False
     """Whether it brings a matmul library that must not share a process with oneDNN's."""
     hides_flops: bool = False
@@ -58,13 +58,13 @@ EXPERT_BACKENDS = {
             hides_flops=True,
             stand_in="grouped",
         ),
-        # One call for the first matmuls with the activation, one for the second, one to combine
-        # into memory that it asks for.
+        # One call for both matmuls and all else, and one that asks for the output's memory.
         ExpertBackend(
             "avx512",
-            Launches(matmul=(1, 0), dispatch=(0, 0), combine=(2, 0), activation=0),
+            Launches(matmul=(0.5, 0), dispatch=(0, 0), combine=(1, 0), activation=0),
             layout="avx512",
             dtypes=("float32", "bfloat16"),
+            takes_slots=True,
             hides_flops=True,
             stand_in="packed",
         ),

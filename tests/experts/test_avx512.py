@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moebench.experts.cpu import build
 from moebench.experts.cpu import library as avx512
-from moebench.experts.cpu.library import BLOCK, Epilogue, blocks, combine, ragged_linear
+from moebench.experts.cpu.library import BLOCK, Epilogue, blocks, combine, experts, ragged_linear
+from moebench.routers.routing import Routing
 
 needs_kernel = pytest.mark.skipif(avx512.why_not() is not None, reason=str(avx512.why_not()))
 FP32 = torch.float32
@@ -191,6 +193,84 @@ def test_rows_and_tokens_that_do_not_belong_together_are_refused(
         combine(**whole | changes)
 
 
+@needs_kernel
+@pytest.mark.parametrize("dtype", list(avx512.DTYPES), ids=str)
+@pytest.mark.parametrize("is_sorted", [True, False], ids=["assignments", "slots"])
+@pytest.mark.parametrize(("num_tokens", "num_threads"), [(1, 1), (9, 1), (9, 5)])
+def test_slots_are_sorted_and_empty_ones_left_out(
+    num_tokens: int, num_threads: int, is_sorted: bool, dtype: torch.dtype
+) -> None:
+    """A layer of 5 experts, 3 of them per token at most; expert 5 stands for an empty slot."""
+    first, second = (torch.randn(5, *size).div(4).to(dtype) for size in ((72, 18), (18, 36)))
+    x = torch.randn(num_tokens, 20).to(dtype)[:, :18]
+    chosen = torch.stack([torch.randperm(6)[:3] for _ in range(num_tokens)])
+    chosen[0] = torch.tensor([5, 2, 5])
+    weights = torch.rand(num_tokens, 3)
+    expected = torch.zeros(num_tokens, 18, dtype=torch.float64)
+    for token, own in enumerate(chosen.tolist()):
+        for slot, expert in enumerate(own):
+            if expert < 5:
+                hidden = first[expert].double() @ x[token].double()
+                inner = outcome(hidden[None], "swiglu").to(dtype).double()
+                out = (second[expert].double() @ inner[0]).to(dtype).double()
+                expected[token] += weights[token, slot] * out
+    given: tuple[Tensor, Tensor | None, Tensor] = (chosen, None, weights)
+    if is_sorted:
+        routing = Routing.from_slots(weights, chosen, 5, chosen < 5)
+        given = (routing.tokens_per_expert, routing.token_indices, routing.weights)
+    y = torch.full((num_tokens, 18), math.nan, dtype=dtype)
+    scratch = (torch.empty(30, 36, dtype=dtype), torch.empty(30, 18, dtype=dtype))
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        packed = blocks(first, is_gated=True), blocks(second)
+        experts(x, given, packed, scratch, y, "swiglu")
+    finally:
+        torch.set_num_threads(before)
+    # Inner results may round the other way: half a unit each, of 36 that are added up.
+    rounding = 12 * ROUNDING[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": torch.tensor([[0, 3], [1, 1]])}, "index is out of range"),
+        ({"slots": torch.tensor([[0, 1], [-1, 1]])}, "index is out of range"),
+        ({"slots": torch.tensor([0, 1, 1])}, "and 4 weights"),
+        ({"weights": torch.rand(3)}, "and 3 weights"),
+        ({"weights": torch.rand(2, 2).double()}, "torch.float64, expected fp32"),
+        ({"tokens": torch.tensor([0, 1, 0, 1])}, "and 4 weights"),
+        ({"slots": torch.tensor([2, 2]), "tokens": torch.tensor([0, 1, 0, 2])}, "out of range"),
+        ({"slots": torch.tensor([2, 3]), "tokens": torch.tensor([0, 1, 0, 1])}, "do not add up"),
+        ({"rows": 3}, "found x"),
+        ({"x": torch.zeros(2, 10), "y": torch.zeros(2, 10)}, "found x"),
+        ({"slots": torch.zeros(2, 2, dtype=torch.int32)}, "int64"),
+    ],
+)
+def test_a_layer_whose_parts_do_not_belong_together_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    def layer(**given: Any) -> None:
+        assigned = given["slots"], given["tokens"], given["weights"]
+        matrices = blocks(torch.zeros(2, 32, 8), is_gated=True), blocks(torch.zeros(2, 8, 16))
+        scratch = torch.zeros(given["rows"], 16), torch.zeros(given["rows"], 8)
+        experts(given["x"], assigned, matrices, scratch, given["y"], "swiglu")
+
+    whole: dict[str, Any] = {
+        "x": torch.zeros(2, 8),
+        "slots": torch.tensor([[0, 2], [1, 1]]),
+        "tokens": None,
+        "weights": torch.rand(2, 2),
+        "rows": 4,
+        "y": torch.zeros(2, 8),
+    }
+    layer(**whole)
+    with pytest.raises(ValueError, match=message):
+        layer(**whole | changes)
+
+
 def test_blocks_hold_every_weight_once_and_zeros() -> None:
     matrices = torch.arange(1.0, 2 * 70 * 6 + 1).view(2, 70, 6)
     packed = blocks(matrices)
@@ -208,13 +288,13 @@ def fresh_processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A processor that the kernel is for, with nothing compiled or asked before."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(avx512, "_library", avx512._library.__wrapped__)
+    monkeypatch.setattr(build, "library", build.library.__wrapped__)
     return monkeypatch
 
 
 def test_without_a_compiler_the_reason_names_it(fresh_processor: pytest.MonkeyPatch) -> None:
     fresh_processor.setenv("CXX", "no-such-compiler")
-    assert avx512.why_not.__wrapped__() == (
+    assert build.why_not.__wrapped__() == (
         "there is no C++ compiler 'no-such-compiler' (the variable CXX names another)"
     )
 
@@ -227,7 +307,7 @@ def test_a_compiler_that_fails_is_quoted(
     compiler.chmod(0o755)
     fresh_processor.setenv("CXX", str(compiler))
     expected = f"{compiler} did not compile avx512.cpp: unrecognized option -mavx512bf16"
-    assert avx512.why_not.__wrapped__() == expected
+    assert build.why_not.__wrapped__() == expected
 
 
 @pytest.mark.parametrize(
@@ -238,4 +318,4 @@ def test_it_is_for_processors_with_its_instructions_and_without_better_ones(
 ) -> None:
     fresh_processor.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     fresh_processor.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    assert said in str(avx512.why_not.__wrapped__())
+    assert said in str(build.why_not.__wrapped__())

@@ -1,56 +1,30 @@
-"""Ragged matmul on a processor with AVX-512-BF16: our own kernels, compiled when first used.
+"""Ragged matmul on a processor with AVX-512-BF16: our own kernels, as operations on tensors."""
 
-A C++ compiler builds the library in two seconds, in the user's cache; without a compiler other
-backends run. The library uses torch's own OpenMP threads: two pools would compete for the cores.
-"""
-
-import ctypes
-import functools
-import os
-import shlex
-import subprocess
-import tempfile
-from hashlib import sha256
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from moebench.files import cache_directory, make_folder, replace_file
+from moebench.experts.cpu.build import DTYPES, call, why_not
 
-DTYPES = {torch.float32: 1, torch.bfloat16: 2}
-"""Types of the kernels, and how many inputs one instruction multiplies."""
+__all__ = [
+    "BLOCK",
+    "DTYPES",
+    "EPILOGUES",
+    "Epilogue",
+    "blocks",
+    "combine",
+    "experts",
+    "ragged_linear",
+    "why_not",
+]
+
 BLOCK = 64
 """Outputs whose weights are adjacent; for gated experts half of them are gate and half are up."""
 Epilogue = Literal["none", "swiglu", "squared-relu"]
 EPILOGUES: tuple[Epilogue, ...] = ("none", "swiglu", "squared-relu")
-SOURCE = Path(__file__).with_name("avx512.cpp")
-FLAGS = (
-    *("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
-)
-
-
-@functools.cache
-def why_not() -> str | None:
-    """Why this processor cannot or should not run the kernels; None: they are compiled."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        return "this processor has no AVX-512-BF16"
-    if torch.cpu._is_amx_tile_supported():
-        return "this processor has AMX, which oneDNN uses and our kernel does not"
-    try:
-        _library()
-    except FileNotFoundError as error:
-        return f"there is no C++ compiler {error.filename!r} (the variable CXX names another)"
-    except subprocess.CalledProcessError as error:
-        first = next(iter(error.stderr.strip().splitlines()), f"exit status {error.returncode}")
-        return f"{error.cmd[0]} did not compile {SOURCE.name}: {first}"
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
 
 
 def blocks(
@@ -116,9 +90,65 @@ def combine(
             f"combine: found {len(tokens)} tokens, {len(weights)} weights, rows "
             f"{list(rows.shape)} and y {list(y.shape)}"
         )
-    if weights.dtype != torch.float32 or not weights.is_contiguous():
-        raise ValueError(f"combine: found weights in {weights.dtype}, expected fp32, dense")
+    _check_weights("combine", weights)
     torch.ops.moebench.combine(rows, tokens, weights, y)
+
+
+def experts(
+    x: Float[Tensor, "tokens hidden"],
+    assigned: tuple[Tensor, Tensor | None, Tensor],
+    matrices: tuple[Tensor, Tensor],
+    scratch: tuple[Tensor, Tensor],
+    y: Float[Tensor, "tokens hidden"],
+    epilogue: Epilogue,
+) -> None:
+    """Overwrite y with a layer of experts: both matmuls, and each token's weighted sum.
+
+    Args:
+        assigned: Either a router's slots: the expert of each [tokens, slots] (`num_experts`: the
+            slot is empty), None, and their weights; they are sorted by expert here. Or assignments
+            that are sorted: how many each expert has, the token of each, and their weights.
+            Integers are int64, weights fp32.
+        matrices: both stacks from `blocks`.
+        scratch: rows of the inner size and of the hidden size, as many as slots or assignments.
+    """
+    counts, tokens, weights = assigned
+    activated, outputs = scratch
+    num_experts = len(matrices[0])
+    number = weights.numel()
+    is_gated = epilogue == "swiglu"
+    hidden, inner = x.shape[1], activated.shape[1]
+    depth = DTYPES[x.dtype]
+    width = BLOCK // 2 if is_gated else BLOCK
+    expected = (
+        (num_experts, -(-inner // width), hidden // depth, BLOCK, depth),
+        (num_experts, -(-hidden // BLOCK), inner // depth, BLOCK, depth),
+    )
+    sizes = tuple(tuple(each.shape) for each in matrices)
+    if (
+        sizes != expected
+        or (hidden | inner) % depth
+        or y.shape != x.shape
+        or outputs.shape[1] != hidden
+        or min(len(activated), len(outputs)) < number
+        or counts.numel() != (number if tokens is None else num_experts)
+        or (len(x) and number % len(x) if tokens is None else tokens.numel() != number)
+    ):
+        raise ValueError(
+            f"experts: found x {list(x.shape)}, matrices {list(map(list, sizes))}, scratch "
+            f"{[list(each.shape) for each in scratch]} and {number} weights, expected matrices "
+            f"{list(map(list, expected))}"
+        )
+    _check_types(x, (*matrices, *scratch, y), (counts,) if tokens is None else (counts, tokens))
+    _check_weights("experts", weights)
+    torch.ops.moebench.experts(
+        x, counts, tokens, weights, *matrices, *scratch, y, EPILOGUES.index(epilogue)
+    )
+
+
+def _check_weights(name: str, weights: Tensor) -> None:
+    if weights.dtype != torch.float32 or not weights.is_contiguous():
+        raise ValueError(f"{name}: found weights in {weights.dtype}, expected fp32, dense")
 
 
 def _check_types(x: Tensor, like_x: tuple[Tensor, ...], indices: tuple[Tensor, ...]) -> None:
@@ -135,56 +165,29 @@ def _ragged_linear(
     x: Tensor, indices: Tensor | None, counts: Tensor, matrices: Tensor, y: Tensor, epilogue: int
 ) -> None:
     rows = x, len(x), x.stride(0), indices, len(y), len(counts), counts
-    _call("ragged_linear", *rows, matrices, x.shape[1], y.shape[1], y, epilogue)
+    call("ragged_linear", *rows, matrices, x.shape[1], y.shape[1], y, epilogue)
 
 
 def _combine(rows: Tensor, tokens: Tensor, weights: Tensor, y: Tensor) -> None:
-    _call("combine", rows, len(rows), tokens, weights, len(y), y.shape[1], y)
+    call("combine", rows, len(rows), tokens, weights, len(y), y.shape[1], y)
 
 
-def _call(name: str, x: Tensor, *others: Tensor | int | None) -> None:
-    """Call a kernel, which returns false if counts do not add up or an index is out of range."""
-    arguments = (a.data_ptr() if isinstance(a, Tensor) else a for a in (x, *others))
-    if not getattr(_library(), _symbol(name, x.dtype))(*arguments, torch.get_num_threads()):
-        raise ValueError(
-            f"avx512, {name}: the counts do not add up to the rows, or an index is out of range"
-        )
-
-
-def _symbol(name: str, dtype: torch.dtype) -> str:
-    return f"{name}_{str(dtype).removeprefix('torch.')}"
+def _experts(x: Tensor, counts: Tensor, tokens: Tensor | None, *others: Any) -> None:
+    weights, gate_up, down, activated, outputs, y, epilogue = others
+    rows = x, len(x), x.stride(0), weights.numel(), len(gate_up), counts, tokens, weights
+    sizes = x.shape[1], activated.shape[1]
+    call("experts", *rows, gate_up, down, *sizes, epilogue, activated, outputs, y)
 
 
 SCHEMAS = {
     _ragged_linear: "ragged_linear(Tensor x, Tensor? indices, Tensor counts, Tensor matrices, "
     "Tensor(a!) y, int epilogue) -> ()",
+    _experts: "experts(Tensor x, Tensor counts, Tensor? tokens, Tensor weights, "
+    "Tensor gate_up, Tensor down, Tensor(a!) activated, Tensor(b!) outputs, Tensor(c!) y, "
+    "int epilogue) -> ()",
     _combine: "combine(Tensor rows, Tensor tokens, Tensor weights, Tensor(a!) y) -> ()",
 }
 LIBRARY = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
 """The library, which defines both in `torch.ops.moebench` while it lives: profilers see them."""
 for _operation, _schema in SCHEMAS.items():
     LIBRARY.impl(LIBRARY.define(_schema), _operation, "CPU")  # type: ignore[no-untyped-call]
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The compiled library, from the cache or built now."""
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    key = sha256(SOURCE.read_bytes() + repr((compiler, FLAGS)).encode()).hexdigest()[:16]
-    path = cache_directory() / f"avx512-{key}.so"
-    if not path.exists():
-        make_folder(path.parent)
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / path.name
-            command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            replace_file(path, made.read_bytes())
-    library = ctypes.CDLL(str(path))
-    types = {"p": ctypes.c_void_p, "s": ctypes.c_int64, "i": ctypes.c_int}
-    # One letter an argument: pointer, size, int.
-    for name, signature in (("ragged_linear", "psspssppsspii"), ("combine", "psppsspi")):
-        for dtype in DTYPES:
-            function = getattr(library, _symbol(name, dtype))
-            function.argtypes = [types[letter] for letter in signature]
-            function.restype = ctypes.c_bool
-    return library
