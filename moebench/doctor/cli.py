@@ -4,8 +4,11 @@
     python -m moebench.doctor --selftest      measure the harness itself, at most ten minutes
     python -m moebench.doctor --selftest --out results/selftest       and keep the record
     python -m moebench.doctor --aa-runs 10    run an unchanged cell ten times, for `compare`
+    python -m moebench.doctor --first-run     check everything on a GPU once, in ten minutes
+    python -m moebench.doctor --first-run --imitate     the same on an imitation of a GPU
 
-Exit codes: 0 done, 1 the selftest missed a required rate, 2 bad input, 4 not written.
+Exit codes: 0 done, 1 the selftest missed a required rate or a check of the first run failed, 2 bad
+input, 4 not written.
 """
 
 import argparse
@@ -14,28 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from moebench import terminal
-from moebench.compare.noise import (
-    LEAST_RUNS,
-    NoiseFloor,
-    load_noise_floor,
-    load_unchanged_runs,
-    save_noise_floor,
-)
-from moebench.doctor.record import circumstances, make_record, write_record
-from moebench.doctor.selftest import LEAST_BUDGET, selftest
-from moebench.doctor.text import findings_text, selftest_table, selftest_text
-from moebench.doctor.timed_units import FEW_ROUNDS
-from moebench.doctor.unchanged import make_unchanged_runs
-from moebench.files import make_folder
-from moebench.measure.devices import choose_device
-from moebench.measure.environment import describe_machine
-from moebench.measure.preflight import inspect_machine
-from moebench.records.manifest import now
-from moebench.spec.schema import encode
-from moebench.units import text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,70 +30,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--aa-runs", type=int, metavar="N", help="run an unchanged cell N times and keep the runs")
     terminal.add_device(parser)
     add("--time-budget", default="9 min", metavar="TIME", help="of the selftest (default 9 min)")
-    add("--out", type=Path, metavar="DIR", help="keep the selftest's record: results/selftest")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="keep the selftest's record, as results/selftest, or the first run's page and archive",
+    )
+    first = parser.add_argument_group("first run on a GPU")
+    first.add_argument(
+        "--first-run",
+        action="store_true",
+        help="check kernels, calibration, suites and energy in ten minutes; one page of verdicts",
+    )
+    first.add_argument(
+        "--imitate", action="store_true", help="on an imitation of a GPU; all is marked simulated"
+    )
+    first.add_argument(
+        "--carry", type=Path, metavar="DIR", help="also import packages from this folder"
+    )
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
 
     def answer() -> int:
-        device = choose_device(options.device)
-        if options.selftest:
-            return _selftest(device, options, given)
-        if options.out is not None:
-            raise ValueError("--out: only beside --selftest, whose record it keeps")
-        if options.aa_runs is None:
-            return _inspect(device, options.json)
-        return _make_unchanged_runs(options.aa_runs, device, options.json)
+        if options.first_run:
+            return _first_run(options, given)
+        if options.imitate or options.carry:
+            raise ValueError(
+                f"{'--imitate' if options.imitate else '--carry'}: only of --first-run"
+            )
+        # Not above: a first run must say which packages are missing before they are imported.
+        from moebench.doctor import answers
+
+        return answers.answer(options, given)
 
     return terminal.run(answer)
 
 
-def _inspect(device: torch.device, as_json: bool) -> int:
-    machine = describe_machine(device)
-    findings = inspect_machine(machine.software.num_threads, machine.cpu.num_cores)
-    floor = load_noise_floor(machine.fingerprint)
-    runs = len(load_unchanged_runs(machine.fingerprint).runs)
-    if as_json:
-        known = {"findings": encode(findings), "noise_floor": encode(floor), "aa_runs": runs}
-        terminal.show_json({"schema": 1, **known})
-    else:
-        measured = "not measured: --selftest" if floor is None else f"±{floor.half_width:.1%}"
-        kept = f"noise floor: {measured}; A/A runs kept: {runs} (compare needs {LEAST_RUNS})"
-        terminal.show(f"{findings_text(findings)}\n\n{kept}")
-    return 0
+def _first_run(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from moebench.doctor.first_run.run import FirstRunPlace, first_run
 
-
-def _selftest(device: torch.device, options: argparse.Namespace, given: Sequence[str]) -> int:
-    budget = terminal.seconds("--time-budget", options.time_budget)
-    if budget < LEAST_BUDGET:
-        least = text(LEAST_BUDGET, "time")
-        raise ValueError(f"--time-budget: found {options.time_budget}, expected at least {least}")
-    if options.out is not None:
-        make_folder(options.out)
-    machine = describe_machine(device)
-    where = circumstances(shlex.join(["python", "-m", "moebench.doctor", *given]), device)
-    with terminal.Bar(budget) as bar:
-        result = selftest(device, budget, bar)
-    floor = (machine.fingerprint, now(), machine.software.commit, result.noise_floor, FEW_ROUNDS)
-    path = save_noise_floor(NoiseFloor(*floor))
-    record = make_record(encode(result), where)
-    if options.json:
-        terminal.show_json(record)
-    else:
-        terminal.show(f"{selftest_text(result)}\n\nkept for reports: {path}")
-    if options.out is not None:
-        table = selftest_table(result, where)
-        terminal.say(f"record: {write_record(options.out, record, table)}")
-    return 1 if result.missed else 0
-
-
-def _make_unchanged_runs(number: int, device: torch.device, as_json: bool) -> int:
-    fingerprint = describe_machine(device).fingerprint
-    path, last = make_unchanged_runs(number, device, fingerprint)
-    every = load_unchanged_runs(fingerprint)
-    n, deviation = len(every.runs), every.deviation(last.reference_version, last.by_parts)
-    if as_json:
-        terminal.show_json({"schema": 1, "runs": n, "deviation_between_runs": deviation})
-    else:
-        shown = f"needs {LEAST_RUNS} runs" if deviation is None else f"{deviation:.1%}"
-        terminal.show(f"{n} A/A runs in {path}; standard deviation between runs: {shown}")
-    return 0
+    for name in ("selftest", "aa_runs", "json"):
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')}: not beside --first-run")
+    if options.device == "cpu":
+        raise ValueError("--device cpu: found --first-run, which is for a GPU; or --imitate one")
+    out = options.out or Path("results/first-run") / ("imitated" if options.imitate else "gpu")
+    place = FirstRunPlace(out, options.device, options.imitate, options.carry)
+    return first_run(place, shlex.join(["python", "-m", "moebench.doctor", *given]))

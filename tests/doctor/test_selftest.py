@@ -12,8 +12,8 @@ from doctor.instrument_records import read_record, table_rows
 from runs import write_run
 
 from moebench.compare.noise import NoiseFloor, load_noise_floor, save_noise_floor
+from moebench.doctor import answers, selftest
 from moebench.doctor import cli as doctor
-from moebench.doctor import selftest
 from moebench.doctor.experiments import Rate, UnitRates, exact_rate, rates
 from moebench.doctor.selftest import Selftest, worst
 from moebench.doctor.text import rate_text, selftest_table
@@ -164,7 +164,7 @@ def test_doctor_keeps_the_noise_floor_and_ends_with_one_if_a_rate_was_missed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "selftest", lambda *arguments: made_up(missed))
+    monkeypatch.setattr(answers, "selftest", lambda *arguments: made_up(missed))
     assert doctor.main(["--selftest", "--device", "cpu", "--json"]) == code
     document = json.loads(capsys.readouterr().out)
     for key in ("aa_rate", "power_2", "power_5", "coverage", "noise_floor"):
@@ -178,7 +178,7 @@ def test_doctor_keeps_the_noise_floor_and_ends_with_one_if_a_rate_was_missed(
 def test_a_record_of_the_selftest_says_where_it_is_from_and_gives_its_table_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "selftest", lambda *arguments: made_up())
+    monkeypatch.setattr(answers, "selftest", lambda *arguments: made_up())
     out = cache / "results" / "selftest"
     assert doctor.main(["--selftest", "--device", "cpu", "--json", "--out", str(out)]) == 0
     document = json.loads(capsys.readouterr().out)
