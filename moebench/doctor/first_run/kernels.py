@@ -1,8 +1,9 @@
 """The kernels step: MoE layers in CUDA graphs against the bounds of the board.
 
-Single calls against fifty say what a wait costs; steps of four layers, replayed on 64 inputs from
-one graph, say which share of the memory bandwidth or of the peak our kernels reach. Routers are not at their operating point here: their times stand
-beside the experts that they touch and are no speedups.
+Single calls against fifty say what a wait costs. Steps of four layers, replayed on 64 inputs from
+one graph, say which share of the memory bandwidth or of the peak our kernels reach. The routers are
+not at their operating point here: their times stand beside the experts that they touch, and are no
+speedups.
 """
 
 from collections.abc import Callable, Sequence
