@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "--sequence", type=int, default=SEQUENCE, metavar="N", help=f"of a window; {SEQUENCE}"
     )
     parser.add_argument("--tasks", metavar="NAME,...", help="tasks of lm_eval, which you install")
+    parser.add_argument(
+        "--task-folder", type=Path, metavar="FOLDER", help="of tasks of your own, YAML of lm_eval"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="samples of each task at most")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="of lm_eval; 1")
     terminal.add_device(parser)
@@ -86,7 +89,9 @@ def _run(options: argparse.Namespace) -> int:
         text = AskedText(options.text, options.sequence, options.tokens)
     if options.tasks is not None:
         names = tuple(name.strip() for name in options.tasks.split(","))
-        tasks = TaskRequest(names, options.limit, options.batch)
+        if options.task_folder is not None and not options.task_folder.is_dir():
+            raise ValueError(f"--task-folder: {options.task_folder}: no such folder")
+        tasks = TaskRequest(names, options.limit, options.batch, options.task_folder)
     place = options.device_map or choose_device(options.device)
     found = checkpoint_quality(options.checkpoint, router, text, tasks, place)
     if options.json:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class TaskRequest:
     limit: int | None
     """Samples of each task at most; None: all."""
     batch_size: int
+    folder: Path | None = None
+    """Tasks of one's own, as YAML files of lm_eval; None: only those that it brings."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def task_scores(model: Any, scoring: Scoring) -> TaskScores:
     request = scoring.request
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     try:
         found = lm_eval.simple_evaluate(
@@ -69,6 +73,7 @@ def task_scores(model: Any, scoring: Scoring) -> TaskScores:
                 pretrained=model, tokenizer=scoring.tokeniser, batch_size=request.batch_size
             ),
             tasks=[*request.names],
+            task_manager=TaskManager(include_path=request.folder),
             limit=request.limit,
             bootstrap_iters=0,  # its standard errors are not read
             log_samples=True,

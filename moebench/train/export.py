@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from moebench.model.checkpoint.byte_tokeniser import write_byte_tokeniser
 from moebench.model.checkpoint.export import export_checkpoint
 from moebench.train.base import load_network
 from moebench.train.run import Trained
@@ -15,7 +16,7 @@ ROUTER = "top-k"
 def export_base(trained: Trained, out: Path) -> int:
     """Write a finished training as a checkpoint of Mixtral's family; its number of parameters.
 
-    Tokens are bytes: the id of a token is the byte, and no tokenizer is written.
+    Tokens are bytes, and its tokeniser says so to other programs.
     """
     m = trained.manifest
     if m.router != ROUTER or m.router_options:
@@ -28,4 +29,5 @@ def export_base(trained: Trained, out: Path) -> int:
     network = load_network(trained)
     weights = [torch.as_tensor(router.weight) for router in network.stack]
     shapes = export_checkpoint(network.language_model, weights, out)
+    write_byte_tokeniser(out)
     return sum(torch.Size(shape).numel() for shape in shapes.values())

@@ -163,7 +163,7 @@ def test_what_cannot_be_measured_is_one_line(
 HARNESS = """
 from lm_eval.models.huggingface import HFLM
 
-def simple_evaluate(model, tasks, limit, bootstrap_iters, log_samples):
+def simple_evaluate(model, tasks, limit, bootstrap_iters, log_samples, task_manager):
     assert isinstance(model, HFLM) and log_samples
     found = {"results": {}, "samples": {}, "higher_is_better": {}}
     for task in tasks:
@@ -195,6 +195,13 @@ class HFLM:
 """
 
 
+TASKS = """
+class TaskManager:
+    def __init__(self, include_path=None):
+        self.include_path = include_path
+"""
+
+
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A stand-in for lm_eval, with the part of its interface that is called, and what it returns.
@@ -206,6 +213,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "lm_eval" / "__init__.py").write_text(HARNESS, encoding="utf-8")
     (models / "__init__.py").touch()
     (models / "huggingface.py").write_text(MODEL, encoding="utf-8")
+    (tmp_path / "lm_eval" / "tasks.py").write_text(TASKS, encoding="utf-8")
     about = tmp_path / "lm_eval-0.4.99.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Name: lm_eval\nVersion: 0.4.99\n", encoding="utf-8")
@@ -229,7 +237,7 @@ def with_tokeniser(checkpoint: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     for file in checkpoint.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[UNK]").save_pretrained(folder)
     return folder
 
 
@@ -293,3 +301,35 @@ def test_a_task_that_lm_eval_cannot_run_is_one_line(
     assert "lm_eval cannot run no_such_task: KeyError" in capsys.readouterr().err
     assert main(["--checkpoint", str(checkpoint), *options]) == 2
     assert "found no tokenizer, expected one of" in capsys.readouterr().err
+
+
+def test_lm_eval_itself_scores_a_task_of_ones_own(
+    with_tokeniser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it is installed: a choice between two words, from a file, without a network."""
+    pytest.importorskip("lm_eval", reason="pip install 'moebench[eval]'")
+    samples = tmp_path / "samples.jsonl"
+    choices = [["cat", "the"], ["sat", "the"], ["the", "cat"]] * 4
+    samples.write_text(
+        "".join(json.dumps({"choices": words, "label": 0}) + "\n" for words in choices)
+    )
+    (tmp_path / "words.yaml").write_text(TASK.format(samples=samples))
+    options = ["--checkpoint", str(with_tokeniser), "--tasks", "words", "--json"]
+    options += ["--task-folder", str(tmp_path), "--router", "top-k", "--option", "top_k=1"]
+    assert main(options) == 0
+    (found,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert found["metric"] == "acc" and found["num_samples"] == 12
+    assert 0 <= found["base"]["value"] <= 1
+
+
+TASK = """
+task: words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {samples}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "the"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: label
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""

@@ -76,3 +76,19 @@ def test_transformers_loads_it_with_the_same_logits(
         found, _ = network.language_model(tokens, network.stack, network.experts)
     assert float(expected.abs().max()) > 1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_other_programs_read_its_bytes_as_it_does(base: Trained, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="it reads tokenisers")
+    tokens = pytest.importorskip("moebench.model.huggingface.tokens")
+    export_base(base, tmp_path / "out")
+    tokeniser = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "".join(map(chr, range(256))) + "déjà vu\n\t🙂  twice"
+    ids = tokeniser(text)["input_ids"]
+    assert ids == list(text.encode()) and tokeniser.decode(ids) == text
+    assert tokeniser.convert_tokens_to_ids(tokeniser.eos_token) == ord("\n")
+    plain = b"def f(x):\n    return x\n"
+    found = tokens.tokeniser_of(tmp_path / "out", 256)(plain)
+    expected = tokens.bytes_as_tokens(plain)
+    for name in ("ids", "starts", "ends"):
+        assert (getattr(found, name) == getattr(expected, name)).all(), name
