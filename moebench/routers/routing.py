@@ -19,7 +19,7 @@ import functools
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,8 +27,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moebench.routers.auxiliary import AuxiliaryLoss
+from moebench.routers.gpu import launch
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy, import_routers
-from moebench.routers.row_tiles import RowTiles
+from moebench.routers.row_tiles import RowTiles, rows_of_tile
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 from moebench.units import nearest
@@ -171,6 +173,25 @@ class Routing:
 class Router(nn.Module, ABC):
     """Decides, for every token of one layer, which experts it visits."""
 
+    progress: Tensor
+    mean_k: float | None = None
+    """Experts per token that its operating point implies; None: it is at none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Counters of the routing kernel, which leaves them at 0.
+        self.register_buffer("progress", torch.zeros(2, dtype=torch.int32), persistent=False)
+
+    def __init_subclass__(cls) -> None:
+        """A class that chooses in a way of its own has no form of its parent's."""
+        super().__init_subclass__()
+        own = cls.__dict__.keys()
+        if (
+            own & {"choose", "best", "competing", "slots_of_token", "needs"}
+            and "fused_form" not in own
+        ):
+            cls.fused_form = Router.fused_form  # type: ignore[method-assign]
+
     @abstractmethod
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Everything that reads x: one fused matmul where the method allows it."""
@@ -211,9 +232,46 @@ class Router(nn.Module, ABC):
         Args:
             dtype: Type of the weights, the model's own; None: that of the scores.
         """
+        dtype = dtype or scores.dtype
+        expected = None if self.mean_k is None else self.mean_k * len(scores)
+        if bounded and self.routes_by_kernel(scores):
+            return self._by_kernel(scores, expected, dtype)
         choice = self.choose(scores)
-        choice = choice._replace(weights=choice.weights.to(dtype or scores.dtype))
-        return Routing.bounded(choice) if bounded else Routing.from_slots(*choice)
+        choice = choice._replace(weights=choice.weights.to(dtype))
+        routing = Routing.bounded(choice) if bounded else Routing.from_slots(*choice)
+        return replace(routing, expected_assignments=expected)
+
+    def fused_form(self) -> FusedForm | None:
+        """The choice as the routing kernel makes it; None: torch chooses, and the kernel sorts."""
+        return None
+
+    def routes_by_kernel(self, scores: ChoiceScores) -> bool:
+        """Whether bounded routings come from the routing kernel: inference on a GPU with Triton."""
+        has_gradient = torch.is_grad_enabled() and scores.requires_grad
+        return launch.is_available(scores) and not (self.training or has_gradient)
+
+    def _by_kernel(
+        self, scores: ChoiceScores, expected: float | None, dtype: torch.dtype
+    ) -> Routing:
+        """A bounded routing in one launch after the scores, with its row tiles."""
+        form = self.fused_form()
+        if form is not None and launch.fits(form):
+            slots = form.slots
+            rows = _tile_rows(expected, len(scores) * slots, form.num_experts)
+            found = launch.routed(form, scores, self.progress, rows, dtype)
+        else:
+            choice = self.choose(scores)
+            slots = choice.expert_indices.shape[1]
+            rows = _tile_rows(expected, len(scores) * slots, choice.num_experts)
+            found = launch.sorted_choice(choice, self.progress, rows, dtype)
+        return Routing(
+            *(found.token_indices, found.expert_indices, found.weights, found.tokens_per_expert),
+            len(scores),
+            num_slots=slots,
+            places=found.places,
+            expected_assignments=expected,
+            row_tiles=found.row_tiles,
+        )
 
     def route_steps(self, scores: ChoiceScores, num_steps: int) -> Routing:
         """The routing of a stream of steps of equally many tokens, each as if it came alone.
@@ -227,6 +285,11 @@ class Router(nn.Module, ABC):
     ) -> tuple[Routing, RouterState]:
         scores, state = self.scores(x, state)
         return self.route(scores, bounded, x.dtype), state
+
+
+def _tile_rows(expected: float | None, bound: int, num_experts: int) -> int:
+    """Rows of a tile by the assignments expected; where none are, by their bound."""
+    return rows_of_tile((bound if expected is None else expected) / num_experts)
 
 
 def router(name: str) -> Callable[[Builder], Builder]:

@@ -12,12 +12,14 @@ As built, without an option that gives a threshold, every token runs the model's
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from moebench.routers.gate import gate_scores, product_dtype, random_weight, slot_weights
+from moebench.routers.gpu.form import FusedForm, Rule
 from moebench.routers.operating_point import MEAN_K_TOLERANCE, whole_counts
 from moebench.routers.routing import Choice, ChoiceScores, SlotWeights
 from moebench.routers.threshold_policy import ThresholdPolicy
@@ -39,6 +41,7 @@ class ThresholdRouter(TopKRouter):
         self.add_logit_bias()
         self.weights_gate, self.given_threshold = policy.weights_gate(model), policy.threshold
         self.register_buffer("thresholds", torch.zeros(self.top_k - 1))
+        self.mean_k = None
         self.reset_thresholds()
 
     @abstractmethod
@@ -56,6 +59,19 @@ class ThresholdRouter(TopKRouter):
     def slots_of_token(self, scores: ChoiceScores) -> Int[Tensor, " tokens"]:
         """Experts that each token runs."""
         return (self.needs(scores.float()) >= self.thresholds).cumprod(1).sum(1) + 1
+
+    def form_by(self, rule: Rule, further_values: Tensor | None = None) -> FusedForm | None:
+        """The choice as the routing kernel makes it, where it knows the needs by a rule."""
+        form = self.base_form()
+        if form is None:
+            return None
+        return replace(
+            form,
+            weights_gate=self.weights_gate,
+            rule=rule,
+            rule_values=self.thresholds,
+            further_values=further_values,
+        )
 
     def choose(self, scores: ChoiceScores) -> Choice:
         fp32 = scores.float()

@@ -12,6 +12,7 @@ Equation 2 of the paper, which renormalises over the chosen experts and changes 
 DeepSeek-MoE even where k is their own.
 """
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn.functional import pad
 from moebench.routers.ada_k.policy import AdaK, Decode
 from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.gate import product_dtype, random_weight, slot_weights
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.operating_point import impose_counts
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
@@ -69,6 +71,7 @@ class AdaKRouter(TopKRouter):
         self.allocator = random_weight(self.num_counts, hidden, dtype)
         self.register_buffer("count_bias", torch.zeros(self.num_counts))
         self.weights_gate, self.regularisation = policy.weights_gate(model), policy.regularisation
+        self.mean_k = None
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Router logits and allocator logits side by side, from one product where it may be."""
@@ -80,6 +83,15 @@ class AdaKRouter(TopKRouter):
 
     def choose(self, scores: ChoiceScores) -> Choice:
         return self.choose_counts(scores, self.slots_of_token(scores))
+
+    def fused_form(self) -> FusedForm | None:
+        """None where counts are drawn or rounded means."""
+        form = self.base_form()
+        if form is None or self.decode != "argmax":
+            return None
+        return replace(
+            form, weights_gate=self.weights_gate, rule="argmax", rule_values=self.count_bias
+        )
 
     def choose_counts(self, scores: ChoiceScores, counts: Int[Tensor, " tokens"]) -> Choice:
         """The choice with given counts, such as the stored ones of a sampled forward."""

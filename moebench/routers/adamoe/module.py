@@ -24,6 +24,7 @@ from moebench.routers.gate import (
     random_weight,
     slot_weights,
 )
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.operating_point import NEVER
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Router, SlotExperts, router
@@ -52,6 +53,9 @@ class NullExpertRouter(TopKRouter):
         weights = slot_weights(self.true_logits(logits), readable, self.gate, is_true)
         aux_loss = self.balance_loss(logits, indices) if self.training else None
         return Choice(weights, readable, self.num_experts, is_true, aux_loss)
+
+    def fused_form(self) -> FusedForm | None:
+        return self.base_form()
 
     def best(self, logits: ChoiceScores) -> SlotExperts:
         """The best columns; on a checkpoint, true experts of equal score go by the base's choice.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moebench.routers.entropy_k.policy import EntropyK
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy
 from moebench.routers.routing import ChoiceScores, Router, router
 from moebench.routers.thresholds import Needs, ThresholdRouter
@@ -28,6 +29,9 @@ class EntropyKRouter(ThresholdRouter):
     def __init__(self, model: ModelSpec, policy: EntropyK, dtype: torch.dtype) -> None:
         super().__init__(model, policy, dtype)
         self.register_buffer("places", torch.arange(1, self.top_k), persistent=False)
+
+    def fused_form(self) -> FusedForm | None:
+        return self.form_by("entropy")
 
     def needs(self, scores: ChoiceScores) -> Needs:
         """H / 1, H / 2, ... for the 2nd, 3rd, ... expert; the threshold is t."""

@@ -53,6 +53,7 @@ class OEARouter(TopKRouter):
         super().__init__(model, top_k, random_weight(*shape, dtype))
         self.add_logit_bias()
         self.own_k, self.reduction = policy.own_experts_per_token(model), policy.aux_reduction
+        self.mean_k = None
 
     def choose(self, scores: ChoiceScores) -> Choice:
         logits = scores.float()
@@ -104,6 +105,7 @@ class OEARouter(TopKRouter):
         slots = torch.full(scores.shape[:1], self.own_k, device=scores.device)
         impose_marginals(competing, self.selection_bias, slots, point, self.num_experts)
         self.selection_bias.copy_(first_of_equals(self.selection_bias))
+        self.mean_k = point.mean_k
         own = self.own_experts(competing(self.selection_bias))
         ones = torch.ones_like(own, dtype=scores.dtype)
         of_own = OperatingPoint(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy
 from moebench.routers.random_k.policy import RandomK
 from moebench.routers.routing import ChoiceScores, Router, router
@@ -43,6 +44,9 @@ class RandomKRouter(ThresholdRouter):
         super().__init__(model, policy, dtype)
         self.register_buffer("multipliers", multipliers.to(self.weight.device))
         self.register_buffer("places", torch.arange(1, self.top_k), persistent=False)
+
+    def fused_form(self) -> FusedForm | None:
+        return self.form_by("hash", self.multipliers)
 
     def needs(self, scores: ChoiceScores) -> Needs:
         """U - 1, u - 2, ... for the 2nd, 3rd, ... expert; the threshold is 1 - mean k."""

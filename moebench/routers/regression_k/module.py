@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from moebench.routers.gate import random_weight
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy
 from moebench.routers.regression_k.policy import RegressionK
 from moebench.routers.routing import ChoiceScores, Hidden, Router, RouterState, router
@@ -37,6 +38,9 @@ class RegressionKRouter(ThresholdRouter):
         weight = torch.cat((self.weight, self.cost_weight))
         bias = None if self.bias is None else pad(self.bias, (0, self.top_k - 1))
         return self.product(x, weight, bias), state
+
+    def fused_form(self) -> FusedForm | None:
+        return self.form_by("costs", self.cost_bias)
 
     def needs(self, scores: ChoiceScores) -> Needs:
         """Predicted costs in nats; that of a further expert counts at most as the one before it."""

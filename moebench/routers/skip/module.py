@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy
 from moebench.routers.routing import ChoiceScores, Router, router
 from moebench.routers.skip.policy import Skip
@@ -23,6 +24,9 @@ from moebench.spec.model import ModelSpec
 
 class SkipRouter(ThresholdRouter):
     """Runs a further expert where its probability is not far below that of the first."""
+
+    def fused_form(self) -> FusedForm | None:
+        return self.form_by("ratio")
 
     def needs(self, scores: ChoiceScores) -> Needs:
         """Ratios of further experts' probabilities to the first one's; the threshold is beta."""

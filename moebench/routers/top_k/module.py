@@ -25,6 +25,7 @@ from moebench.routers.gate import (
     random_weight,
     slot_weights,
 )
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.operating_point import check_point, impose_marginals
 from moebench.routers.policy import Policy, Reduction
 from moebench.routers.routing import (
@@ -68,6 +69,7 @@ class TopKRouter(Router):
         self.gate, self.num_experts, self.top_k = model.gate, model.num_experts, top_k
         self.model_top_k, self.base_top_k = model.top_k, 0
         self.num_null_experts = num_null_experts
+        self.mean_k = None if num_null_experts else float(top_k)
         columns = self.num_experts + num_null_experts
         self.register_parameter("weight", weight)
         self.register_parameter("bias", None)
@@ -112,6 +114,15 @@ class TopKRouter(Router):
         aux_loss = self.balance_loss(logits, indices) if self.training else None
         return Choice(weights, indices, self.num_experts, aux_loss=aux_loss)
 
+    def fused_form(self) -> FusedForm | None:
+        return self.base_form()
+
+    def base_form(self) -> FusedForm | None:
+        """The form of top-k; None on a checkpoint, where torch.topk decides among equals."""
+        if self.selection_bias.dtype != torch.float64:
+            return None
+        return FusedForm(self.gate, self.gate, self.num_experts, self.top_k, self.selection_bias)
+
     def balance_loss(
         self, logits: ChoiceScores, indices: Int[Tensor, "chosen slots"]
     ) -> AuxiliaryLoss:
@@ -154,6 +165,7 @@ class TopKRouter(Router):
         competing, slots = partial(self.competing, logits), self.slots_of_token(scores)
         impose_marginals(competing, self.selection_bias, slots, point, self.num_experts)
         self.selection_bias.copy_(first_of_equals(self.selection_bias))
+        self.mean_k = point.mean_k
         check_point(self.route(scores), point)
 
 

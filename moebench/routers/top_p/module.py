@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 
+from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy
 from moebench.routers.routing import ChoiceScores, Router, router
 from moebench.routers.thresholds import Needs, ThresholdRouter
@@ -23,6 +24,9 @@ from moebench.spec.model import ModelSpec
 
 class TopPRouter(ThresholdRouter):
     """Runs a further expert as long as those before it have a mass of P or less."""
+
+    def fused_form(self) -> FusedForm | None:
+        return self.form_by("mass")
 
     def needs(self, scores: ChoiceScores) -> Needs:
         """Minus the mass of the experts before it, for each further one; the threshold is -P."""
