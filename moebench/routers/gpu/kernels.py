@@ -15,7 +15,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from moebench.routers.gpu import rules
+from moebench.routers.gpu import kernel_rules as rules
 
 INTEGERS = ["num_tokens", "score_stride", "bound", "num_tiles"]
 """Arguments whose values make no variants of a kernel."""
