@@ -1,7 +1,8 @@
 """Expert executions by name: a row of the catalogue, and the code in the module that it names.
 
 Such a module defines the execution under the backend's name, with underscores for hyphens, as a
-function `(x, routing, weights) -> y`. It may define as well
+function `(x, routing, weights) -> y`, with a last argument `residual` where the row says so. It may
+define as well
 
 - `missing(device)`: why it does not run on a device, in a few words, or None;
 - `takes_dtype(dtype)`: whether the processor has what a type of its row needs;
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.experts.weights import Experts, ExpertWeights
+from moebench.experts.weights import AddingExperts, Experts, ExpertWeights, Residual
 from moebench.routers.routing import Routing
 from moebench.units import nearest
 
@@ -39,14 +40,17 @@ def execution(name: str) -> Experts:
     It refuses experts with biases or a clamped activation if they are beyond it.
     """
     experts: Experts = _part(name, name.replace("-", "_"))
-    if EXPERT_BACKENDS[name].takes_biases:
+    row = EXPERT_BACKENDS[name]
+    if row.takes_biases:
         return experts
 
-    def plain_experts(x: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
+    def plain_experts(
+        x: Tensor, routing: Routing, weights: ExpertWeights, *residual: Residual | None
+    ) -> Tensor:
         check_takes(name, weights)
-        return experts(x, routing, weights)
+        return experts(x, routing, weights, *residual)
 
-    return plain_experts
+    return AddingExperts(plain_experts) if row.takes_residual else plain_experts
 
 
 def check_takes(name: str, weights: ExpertWeights) -> None:

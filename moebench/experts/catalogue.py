@@ -29,6 +29,8 @@ class ExpertBackend(ExpertCalls):
     """Whether its matmuls are operations that FLOP counters do not know."""
     is_capturable: bool = False
     """Whether a CUDA graph can hold it: it takes a bounded routing, never waits for the device."""
+    takes_residual: bool = False
+    """Whether it adds its outputs to the residual stream in its last launch."""
     stand_in: str | None = None
     """The execution that runs in its place with gradients, and where it cannot run."""
 
@@ -106,11 +108,12 @@ EXPERT_BACKENDS = {
             is_gated_only=True,
             hides_flops=True,
         ),
-        # Combined in fp32: one launch fills with zeros, one rounds to the type of x.
+        # Of a routing with row tiles and places of slots, as a fused router gives it.
         ExpertBackend(
             "triton",
-            Launches(matmul=(1, 0), dispatch=(0, 0), combine=(2, 0), activation=0),
+            Launches(matmul=(1, 0), dispatch=(0, 0), combine=(1, 0), activation=0),
             is_capturable=True,
+            takes_residual=True,
         ),
     )
 }

@@ -1,9 +1,9 @@
-"""Two Triton kernels: gather, matmul and activation; matmul, weighting and combine.
+"""Three Triton kernels: gather, matmul and activation; matmul; weighting, combine and residual.
 
 Inference on NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and fp32 (fp32 without
 tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch. The grid
-depends on shapes alone: a CUDA graph can hold a step of bounded routings. Atomics add up in fp32:
-repeated runs agree to the bit for up to two experts per token, to a rounding of fp32 for more.
+depends on shapes alone: a CUDA graph can hold a step of bounded routings. No atomics: repeated runs
+agree to the bit. Expert outputs are rounded to the type of x, then weighted and added in fp32.
 
 **Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
 fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120
@@ -18,12 +18,15 @@ import sysconfig
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from moebench.experts.gpu.launch import DTYPES
+from moebench.experts.gpu.launch import DTYPES, choose_parts
 from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.grouped import grouped
-from moebench.experts.weights import ExpertWeights
+from moebench.experts.weights import ExpertWeights, Residual, added
 from moebench.routers.routing import Hidden, Routing
+from moebench.routers.row_tiles import row_tiles, rows_of_tile
 
 
 def missing(device: torch.device) -> str | None:
@@ -46,19 +49,35 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-def triton(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
-    """Launch both kernels; `routing` may be longer than its assignments."""
+def triton(
+    x: Hidden, routing: Routing, weights: ExpertWeights, residual: Residual | None = None
+) -> Float[Tensor, "*tokens hidden"]:
+    """Launch the three kernels; `routing` may be longer than its assignments.
+
+    A routing that has no row tiles or places of slots, as a fused router gives them, gets them
+    here, in some twenty small operations more.
+    """
     trained = (x, routing.weights, weights.gate_up, weights.down)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
-        return grouped(x, routing, weights)
+        return added(grouped(x, routing, weights), residual)
     if routing.num_assignments == 0:
-        return torch.zeros_like(x)
+        return added(torch.zeros_like(x), residual)
     if x.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"expert backend 'triton' computes in {names}; x is {x.dtype}")
-    operations = torch.ops.moebench
-    tokens, counts = routing.token_indices, routing.tokens_per_expert
-    hidden = operations.ragged_up(x, tokens, counts, weights.gate_up, weights.down.shape[2])
-    y = x.new_zeros(x.shape, dtype=torch.float32)
-    operations.ragged_down(hidden, tokens, routing.weights, counts, weights.down, y)
-    return y.to(x.dtype)
+    operations, bound = torch.ops.moebench, routing.num_assignments
+    expected = routing.expected_assignments
+    expected = float(bound if expected is None else expected)
+    tiles = routing.row_tiles
+    if tiles is None:
+        rows = rows_of_tile(expected / routing.num_experts)
+        tiles = row_tiles(routing.tokens_per_expert, bound, rows)
+    parts = choose_parts(x, weights.down, tiles.rows, expected)
+    hidden = operations.ragged_up(
+        x, routing.token_indices, tiles.table, weights.gate_up, tiles.rows, weights.down.shape[2]
+    )
+    outputs = operations.ragged_down(hidden, tiles.table, weights.down, tiles.rows, parts)
+    stream, multiplier = residual or (None, 1.0)
+    places = routing.slot_places()
+    y: Tensor = operations.ragged_combine(outputs, places, routing.weights, x, stream, multiplier)
+    return y

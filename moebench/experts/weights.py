@@ -12,6 +12,7 @@ experts' weights, unless the backend is for inference only.
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -137,6 +138,39 @@ def _bytes(layout: object) -> int:
 
 
 Experts = Callable[[Tensor, Routing, ExpertWeights], Tensor]
+
+
+class Residual(NamedTuple):
+    """The residual stream that a layer's expert outputs are added to, times a factor."""
+
+    stream: Float[Tensor, "*tokens hidden"]
+    multiplier: float = 1.0
+
+
+def added(
+    y: Float[Tensor, "*tokens hidden"], residual: Residual | None
+) -> Float[Tensor, "*rows hidden"]:
+    """The outputs of a half layer on the residual stream, where there is one."""
+    if residual is None:
+        return y
+    scaled = y if residual.multiplier == 1 else y * residual.multiplier
+    return residual.stream + scaled.view_as(residual.stream)
+
+
+@dataclass(frozen=True)
+class AddingExperts:
+    """An expert execution that adds its outputs to the residual stream without a further launch."""
+
+    execution: Callable[[Tensor, Routing, ExpertWeights, Residual | None], Tensor]
+
+    def __call__(
+        self,
+        x: Tensor,
+        routing: Routing,
+        weights: ExpertWeights,
+        residual: Residual | None = None,
+    ) -> Tensor:
+        return self.execution(x, routing, weights, residual)
 
 
 def not_installed(package: str) -> str | None:

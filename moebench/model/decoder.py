@@ -16,7 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moebench.experts.weights import Experts, ExpertWeights, feed_forward
+from moebench.experts.weights import (
+    AddingExperts,
+    Experts,
+    ExpertWeights,
+    Residual,
+    added,
+    feed_forward,
+)
 from moebench.model.attention import GroupedQueryAttention, KVCache, SequenceStates
 from moebench.model.random_numbers import fill_normal
 from moebench.model.rotary import Rotary, rotary_angles
@@ -93,7 +100,7 @@ class Layer(nn.Module):
         """The attention half with its residual."""
         normed = self.attention_norm(x)
         mode.mark("norm")
-        y: Tensor = x + self._scaled(self.attention(normed, rotary, mode.cache))
+        y = added(self.attention(normed, rotary, mode.cache), self._residual(x))
         mode.mark("attention")
         return y
 
@@ -101,16 +108,19 @@ class Layer(nn.Module):
         self, x: SequenceStates, normed: Hidden, routing: Routing, experts: Experts, mark: Mark
     ) -> SequenceStates:
         """Routed and shared experts on the normed tokens, and the residual of the MoE half."""
-        y = x + self._scaled(experts(normed, routing, self.experts)).view_as(x)
+        if isinstance(experts, AddingExperts):
+            y = experts(normed, routing, self.experts, self._residual(x))
+        else:
+            y = added(experts(normed, routing, self.experts), self._residual(x))
         mark("experts")
         if self.shared is not None:
-            y = y + self._scaled(self.shared(normed)).view_as(x)
+            y = added(self.shared(normed), self._residual(y))
             mark("shared")
         return y
 
-    def _scaled(self, y: Tensor) -> Tensor:
-        """What a half adds to the residual stream, times Granite's factor."""
-        return y if self.residual_multiplier == 1 else y * self.residual_multiplier
+    def _residual(self, x: SequenceStates) -> Residual:
+        """The residual stream, and Granite's factor of what a half adds to it."""
+        return Residual(x, self.residual_multiplier)
 
 
 Start = tuple[SequenceStates, Hidden]

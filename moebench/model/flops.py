@@ -39,7 +39,17 @@ NOT_MATRIX_PRODUCTS = frozenset(
         ("__or__", "any", "cumprod", "cummin"),
         ("sum", "mean", "amax", "argmax", "cumsum", "bincount", "softmax", "logsumexp", "rms_norm"),
         ("cumprod", "round", "special_entr", "__rshift__", "__and__", "__xor__"),
-        ("sort", "argsort", "topk", "repeat", "repeat_interleave", "tril", "outer", "one_hot"),
+        (
+            "sort",
+            "argsort",
+            "searchsorted",
+            "topk",
+            "repeat",
+            "repeat_interleave",
+            "tril",
+            "outer",
+            "one_hot",
+        ),
         ("ones_like", "pad", "triu"),
         ("index_select", "index_add", "scatter", "scatter_add", "embedding_bag", "view_as"),
     )
@@ -189,12 +199,16 @@ def _grouped_mm(rows: Shape, weights: Shape, *_: Any, **__: Any) -> int:
     return 2 * rows[0] * weights[-2] * weights[-1]
 
 
-def _ragged(weights: int) -> Callable[..., int]:
-    """FLOPs of a kernel of ours; argument 1 has an entry an assignment, or a bound of them."""
-    return lambda *shapes, **_: int(2 * shapes[1][0] * math.prod(shapes[weights][1:]))
+def _ragged(rows: int, weights: int) -> Callable[..., int]:
+    """FLOPs of a kernel of ours; argument `rows` has one an assignment, or a bound of them."""
+    return lambda *shapes, **_: int(2 * shapes[rows][0] * math.prod(shapes[weights][1:]))
 
 
-RAGGED = {"ragged_up": _ragged(3), "ragged_down": _ragged(4)}
+RAGGED = {
+    "ragged_up": _ragged(1, 3),
+    "ragged_down": _ragged(0, 2),
+    "ragged_combine": lambda *_, **__: 0,
+}
 
 
 def _traced(count: Callable[..., int]) -> Callable[[list[Any], list[Any]], int]:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from moebench.experts.backends import load_backend
 from moebench.experts.gpu import launch
-from moebench.experts.gpu.launch import ragged_down, ragged_up
-from moebench.experts.gpu.tiles import KernelTiles, TilePhase, choose_tiles
+from moebench.experts.gpu.launch import ragged_combine, ragged_down, ragged_up
+from moebench.experts.gpu.tiles import TABLE, KernelTiles
 from moebench.experts.weights import ExpertWeights
-from moebench.model.decoder import StepMode, build_decoder
+from moebench.model.decoder import Layer, StepMode, build_decoder
 from moebench.model.flops import ForwardStep, count_flops
 from moebench.routers.policy import policy
 from moebench.routers.routing import Choice, Routing, build_routers
+from moebench.routers.row_tiles import row_tiles
 from moebench.spec.attention import Attention
 from moebench.spec.gate import Gate
 from moebench.spec.model import ModelSpec
@@ -79,6 +80,7 @@ class Shape:
     hidden: int
     intermediate: int
     is_gated: bool = True
+    num_experts: int = NUM_EXPERTS
 
 
 SHAPES = {
@@ -88,17 +90,35 @@ SHAPES = {
     "two matrices, pointers": Shape(67, 35, is_gated=False),
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PHASES: tuple[TilePhase, ...] = ("decode", "prefill")
+Name = tuple[str, str, str, int, int]
+"""Routing, shape, type, rows of a tile, and parts of the second sum."""
 
 
-def names() -> Iterator[tuple[str, str, str, TilePhase]]:
+def names() -> Iterator[Name]:
     """All routings with tensor descriptors in fp32; the telling ones in every other way."""
-    for shape in SHAPES:
-        for phase in PHASES:
-            for routing in ROUTINGS if shape == "tensor descriptors" else TELLING:
-                yield routing, shape, "float32", phase
-            for dtype in ("float16", "bfloat16"):
-                yield TELLING[0], shape, dtype, phase
+    for routing in ROUTINGS:
+        yield routing, "tensor descriptors", "float32", 16, 1
+    for rows in TABLE[90]:
+        for shape in SHAPES:
+            several = rows > 32 and shape in ("tensor descriptors", "pointers")
+            yield TELLING[several], shape, "float32", rows, 1
+    for rows in (16, 128):
+        yield TELLING[rows > 32], "tensor descriptors", "float32", rows, 4
+        for dtype in ("float16", "bfloat16"):
+            yield TELLING[0], "tensor descriptors", dtype, rows, 2
+
+
+ODD = {
+    f"{experts} experts, {hidden} x {inner}, {tokens} tokens": (
+        Shape(hidden, inner, num_experts=experts),
+        tokens,
+    )
+    for experts, hidden, inner, tokens in (
+        *((1, 130, 66, 40), (3, 72, 40, 9), (60, 8, 8, 40), (128, 136, 24, 5), (257, 8, 8, 9)),
+        *((3, 130, 66, 1), (257, 72, 40, 0)),
+    )
+}
+"""Experts that no power of two counts, and sizes that no tile divides."""
 
 
 def model(shape: Shape) -> ModelSpec:
@@ -108,8 +128,8 @@ def model(shape: Shape) -> ModelSpec:
         num_layers=1,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
-        num_experts=NUM_EXPERTS,
-        top_k=2,
+        num_experts=shape.num_experts,
+        top_k=1,
         vocab_size=64,
         attention=Attention(kind="gqa", num_heads=4, num_kv_heads=2, head_dim=8),
         gate=Gate(score="softmax", renormalise=True),
@@ -117,50 +137,110 @@ def model(shape: Shape) -> ModelSpec:
     )
 
 
-def layer(x: Tensor, routing: Routing, weights: ExpertWeights, phase: TilePhase) -> Tensor:
-    """Both kernels with the tiles of a phase, which the backend itself chooses by the bound."""
-    tiles = choose_tiles(90, phase, 2)
-    per_expert = routing.tokens_per_expert
+def layer(
+    x: Tensor, routing: Routing, weights: ExpertWeights, rows: int, parts: int
+) -> Iterator[Tensor]:
+    """The three kernels with a tile of sm_90, without and with a residual."""
+    tiles = TABLE[90][rows]
     tiles = KernelTiles(replace(tiles.up, depth_bytes=128), replace(tiles.down, depth_bytes=128))
-    y, tokens = torch.zeros(x.shape), routing.token_indices
-    with mock.patch.object(launch, "_tiles", lambda *_: tiles):
-        hidden = ragged_up(x, tokens, per_expert, weights.gate_up, weights.down.shape[2])
-        ragged_down(hidden, tokens, routing.weights, per_expert, weights.down, y)
-    return y
+    table = row_tiles(routing.tokens_per_expert, routing.num_assignments, rows).table
+    places, factors = routing.slot_places(), routing.weights
+    with mock.patch.object(launch, "choose_tiles", lambda *_: tiles):
+        hidden = ragged_up(
+            x, routing.token_indices, table, weights.gate_up, rows, weights.down.shape[2]
+        )
+        outputs = ragged_down(hidden, table, weights.down, rows, parts)
+    yield ragged_combine(outputs, places, factors, x, None, 1.0)
+    yield ragged_combine(outputs, places, factors, x, x, 0.5)
 
 
-@torch.no_grad()
-def errors(name: tuple[str, str, str, TilePhase]) -> dict[str, float | bool]:
-    """Relative error of the kernels and of the backend, and whether idle tokens got exact zeros."""
-    torch.manual_seed(0)
-    routing, shape, dtype = ROUTINGS[name[0]](), SHAPES[name[1]], DTYPES[name[2]]
+def inputs(shape: Shape, num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, ExpertWeights]:
+    """Rows of a wider matrix, and random experts."""
     weights = ExpertWeights(model(shape), dtype)
     for parameter in weights.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[2] ** -0.5)
-    x = torch.randn(routing.num_tokens, 2 * shape.hidden).to(dtype)[:, : shape.hidden]
+    return torch.randn(num_tokens, 2 * shape.hidden).to(dtype)[:, : shape.hidden], weights
+
+
+def double_sum(x: Tensor, routing: Routing, weights: ExpertWeights) -> Tensor:
+    """The definition, of the assignments in front of a bound."""
     count = int(routing.tokens_per_expert.sum())
-    exact = reference.moe_layer(
-        x.double(),
-        replace(
-            routing,
-            token_indices=routing.token_indices[:count],
-            expert_indices=routing.expert_indices[:count],
-            weights=routing.weights[:count].double(),
-        ),
-        weights.gate_up.double(),
-        weights.down.double(),
-        shape.is_gated,
+    exact = replace(
+        routing,
+        token_indices=routing.token_indices[:count],
+        expert_indices=routing.expert_indices[:count],
+        weights=routing.weights[:count].double(),
     )
+    matrices = weights.gate_up.double(), weights.down.double()
+    return reference.moe_layer(x.double(), exact, *matrices, weights.is_gated)
+
+
+def error(y: Tensor, exact: Tensor) -> float:
+    return float((y.double() - exact).norm()) / (float(exact.norm()) or 1.0)
+
+
+@torch.no_grad()
+def errors(name: Name) -> dict[str, float | bool]:
+    """Relative error of the kernels and of the backend, and whether idle tokens got exact zeros."""
+    torch.manual_seed(0)
+    routing, shape = ROUTINGS[name[0]](), SHAPES[name[1]]
+    x, weights = inputs(shape, routing.num_tokens, DTYPES[name[2]])
+    exact = double_sum(x, routing, weights)
+    count = int(routing.tokens_per_expert.sum())
     idle = torch.bincount(routing.token_indices[:count], minlength=routing.num_tokens) == 0
     found: dict[str, float | bool] = {}
-    runs = {"kernels": layer(x, routing, weights, name[3])} if routing.num_assignments else {}
-    if name[3] == "decode" and name[1] == "tensor descriptors":
-        runs["backend"] = load_backend("triton")(x, routing, weights)
-    for run, y in runs.items():
-        size = float(exact.norm()) or 1.0
-        found[run] = float((y.double() - exact).norm()) / size
-        found[f"{run}: idle"] = bool((y[idle] == 0).all())
+    if routing.num_assignments:
+        y, added = layer(x, routing, weights, *name[3:])
+        found |= {"kernels": error(y, exact), "idle": bool((y[idle] == 0).all())}
+        found["residual"] = error(added, x.double() + 0.5 * exact)
+    if name[3:] == (16, 1):
+        y = load_backend("triton")(x, routing, weights)
+        found |= {"backend": error(y, exact), "backend: idle": bool((y[idle] == 0).all())}
     return found
+
+
+@torch.no_grad()
+def odd_error(shape: Shape, num_tokens: int) -> float:
+    """Relative error of the backend; two experts a token, where there are two."""
+    torch.manual_seed(0)
+    k = min(2, shape.num_experts)
+    chosen = torch.stack([torch.randperm(shape.num_experts)[:k] for _ in range(num_tokens + 1)])
+    routing = Routing.from_slots(torch.rand(num_tokens, k), chosen[:-1], shape.num_experts)
+    x, weights = inputs(shape, num_tokens, torch.float32)
+    return error(load_backend("triton")(x, routing, weights), double_sum(x, routing, weights))
+
+
+@torch.no_grad()
+def is_summed_in_order() -> bool:
+    """Whether combine is the sum of definition to the bit: of parts, then of slots, then added."""
+    torch.manual_seed(0)
+    outputs, x = torch.randn(2, 40, 72), torch.randn(3, 72)
+    places, factors = torch.randperm(40)[:33].view(3, 11), torch.rand(40)
+    places[0, 3:5] = -1
+    expected = torch.zeros(3, 72)
+    for slot in range(11):
+        rows = outputs[0, places[:, slot]] + outputs[1, places[:, slot]]
+        weighted = factors[places[:, slot], None] * rows
+        expected += weighted.masked_fill(places[:, slot, None] < 0, 0)
+    expected = x + 0.25 * expected
+    return torch.equal(ragged_combine(outputs, places, factors, x, x, 0.25), expected)
+
+
+@torch.no_grad()
+def launches_of_a_layer() -> int:
+    """Operations that the experts of a decoder layer and their residual dispatch."""
+    spec, routing = model(SHAPES["tensor descriptors"]), slots(7, 2)
+    x = torch.randn(7, 1, spec.hidden_size)
+    layer = Layer(spec, 0, torch.float32)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    tiles = row_tiles(routing.tokens_per_expert, routing.num_assignments, 16)
+    routing = replace(routing, row_tiles=tiles, places=routing.slot_places())
+    graph, experts = CUDAGraph(), load_backend("triton")
+    with graph:
+        layer.mix(x, x.flatten(0, 1), routing, experts, lambda stage: None)
+    names = [operation[0].name() for operation in graph.operations]
+    return sum("ragged" in name or "view" not in name for name in names)
 
 
 def flops(backend: str) -> tuple[float | None, float, bool]:
@@ -204,7 +284,12 @@ def replay_errors() -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = {" / ".join(name): errors(name) for name in names()}
-    counted = {backend: flops(backend) for backend in ("triton", "grouped")}
-    found_in_graphs = replay_errors()
-    json.dump({"errors": found, "flops": counted, "replays": found_in_graphs}, sys.stdout)
+    found = {
+        "errors": {" / ".join(map(str, name)): errors(name) for name in names()},
+        "odd": {name: odd_error(*case) for name, case in ODD.items()},
+        "flops": {backend: flops(backend) for backend in ("triton", "grouped")},
+        "replays": replay_errors(),
+        "is summed in order": is_summed_in_order(),
+        "launches": launches_of_a_layer(),
+    }
+    json.dump(found, sys.stdout)

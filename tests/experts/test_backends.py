@@ -19,6 +19,7 @@ from moebench.experts.catalogue import EXPERT_BACKENDS, ExpertBackend
 from moebench.experts.cpu.onednn import LEAST_ROWS
 from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
+from moebench.routers.row_tiles import row_tiles
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import expert_ops
@@ -259,10 +260,16 @@ class Launches(TorchDispatchMode):
 def test_declared_launches_are_those_dispatched(
     backend: ExpertBackend, touched: int, narrow: ModelSpec
 ) -> None:
-    """Three matrices: the activation is SiLU and a product; an expert alone needs no joining."""
+    """Three matrices: the activation is SiLU and a product; an expert alone needs no joining.
+
+    The routing has what a fused router gives: row tiles and places of slots.
+    """
     experts = torch.arange(touched).repeat(NUM_TOKENS, 1)
     routing = slots(everything(NUM_TOKENS, touched), experts)
-    routing = replace(routing, weights=routing.weights.float())
+    tiles = row_tiles(routing.tokens_per_expert, routing.num_assignments, 16)
+    routing = replace(
+        routing, weights=routing.weights.float(), places=routing.slot_places(), row_tiles=tiles
+    )
     weights = make_weights(narrow, torch.bfloat16)
     x = torch.randn(NUM_TOKENS, narrow.hidden_size).bfloat16()
     with torch.no_grad():

@@ -4,7 +4,9 @@ A tensor on torch's device "meta" has a shape and no value: whoever asks it for 
 shape that depends on values, gets an error. So does a CUDA graph.
 """
 
+import gc
 import sys
+import weakref
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,11 +17,13 @@ from torch import Tensor
 
 from moebench.experts.backends import execution
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.gpu import launch
+from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.weights import Experts, ExpertWeights
 from moebench.model.attention import KVCache
 from moebench.model.decoder import Decoder, StepMode
 from moebench.routers.policy import policy
-from moebench.routers.routing import Routing, build_routers, known_builders
+from moebench.routers.routing import Choice, Routing, build_routers, known_builders
 from moebench.spec.gate import Gate
 from moebench.spec.model import ModelSpec
 
@@ -32,13 +36,13 @@ OURS = ("loop", "grouped", "packed", "triton")
 
 
 class Kernel:
-    """A Triton kernel that only notes that it was launched."""
+    """A Triton kernel that only notes its launches: grid and compile-time constants."""
 
     def __init__(self) -> None:
-        self.grids: list[tuple[int, ...]] = []
+        self.launches: list[tuple[tuple[int, ...], dict[str, Any]]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *args, **kwargs: self.grids.append(grid)
+        return lambda *args, **constants: self.launches.append((grid, constants))
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Kernels in place of Triton's, which need not be installed."""
     import moebench.experts.gpu
 
-    stub = SimpleNamespace(up_and_activate=Kernel(), down_and_combine=Kernel())
+    stub = SimpleNamespace(up_and_activate=Kernel(), multiply_down=Kernel(), combine=Kernel())
     descriptor = ModuleType("triton.tools.tensor_descriptor")
     descriptor.TensorDescriptor = SimpleNamespace(  # type: ignore[attr-defined]
         from_tensor=lambda tensor, block: tensor
@@ -103,7 +107,42 @@ def test_backends_that_can_be_captured_are_those_that_say_so(
 def test_the_grids_of_the_kernels_are_those_of_the_bound(
     tiny: ModelSpec, kernels: SimpleNamespace
 ) -> None:
-    """Ada-K may give each of 6 tokens all 4 experts: 24 assignments, at most 6 of an expert."""
+    """Ada-K may give each of 6 tokens all 4 experts: 24 assignments, in tiles of 16 rows."""
     run_without_data("ada-k", tiny, execution("triton"))
-    for kernel in (kernels.up_and_activate, kernels.down_and_combine):
-        assert kernel.grids == [(5,), (5,)]
+    grids = {name: [grid for grid, _ in one.launches] for name, one in vars(kernels).items()}
+    assert grids["up_and_activate"] == [(5,), (5,)]
+    assert grids["multiply_down"] == [(5, 1), (5, 1)]
+    assert grids["combine"] == [(6, 1), (6, 1)]
+
+
+def test_a_graphs_bound_does_not_choose_the_kernel(
+    tiny: ModelSpec, kernels: SimpleNamespace
+) -> None:
+    """The expected load does: the same for a routing and its bound, whatever k varies in."""
+    weights, x = ExpertWeights(tiny, torch.bfloat16), torch.zeros(200, tiny.hidden_size).bfloat16()
+    keep = torch.arange(4).repeat(200, 1) < 1
+    choice = Choice(torch.rand(200, 4), torch.arange(4).repeat(200, 1), 4, keep)
+    for expected in (20.0, 200.0):
+        for routing in (Routing.bounded(choice), Routing.from_slots(*choice)):
+            with torch.no_grad():
+                execution("triton")(x, replace(routing, expected_assignments=expected), weights)
+    for kernel in (kernels.up_and_activate, kernels.multiply_down):
+        rows = [constants["BLOCK_M"] for _, constants in kernel.launches]
+        assert rows == [16, 16, 64, 64]
+
+
+def test_a_descriptor_lives_as_long_as_the_memory_that_it_describes(
+    tiny: ModelSpec, kernels: SimpleNamespace
+) -> None:
+    stack, tile = torch.zeros(4, 32, 16), TABLE[90][16].up
+    first = launch._weights(stack, tile, True)
+    assert launch._weights(stack, tile, True) is first
+    assert first.data_ptr() == stack.data_ptr()
+    stack.data = torch.ones(4, 32, 16)
+    second = launch._weights(stack, tile, True)
+    assert second is not first
+    assert second.data_ptr() == stack.data_ptr()
+    gone = weakref.ref(second)
+    del stack, second
+    gc.collect()
+    assert gone() is None

@@ -12,44 +12,40 @@ import triton_install
 from experts import interpreted
 
 from moebench.experts.backends import load_backend
-from moebench.experts.gpu.tiles import TABLE, TilePhase, choose_phase, choose_tiles, row_tiles
+from moebench.experts.gpu.tiles import LEAST_STEPS, MOST_PARTS, TABLE, choose_tiles, parts_of_sum
 from moebench.experts.triton import triton
 from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
+from moebench.routers.row_tiles import LEAST_ROWS, MOST_ROWS
 from moebench.spec.model import ModelSpec
-
-
-def distributions(total: int, experts: int) -> set[tuple[int, ...]]:
-    """All ways to give `total` assignments to `experts` experts."""
-    counts = itertools.product(range(total + 1), repeat=experts)
-    return {one for one in counts if sum(one) == total}
-
-
-@pytest.mark.parametrize(("experts", "rows"), [(1, 4), (2, 3), (3, 2), (3, 4), (4, 3)])
-def test_row_tiles_are_what_the_worst_distribution_needs(experts: int, rows: int) -> None:
-    for total in range(9):
-        needed = max(sum(-(-n // rows) for n in one) for one in distributions(total, experts))
-        assert row_tiles(total, experts, rows) == needed
-
-
-def test_a_bound_has_tiles_enough_for_fewer_assignments() -> None:
-    for bound, experts, rows in itertools.product(range(40), (1, 3, 8), (4, 16)):
-        assert row_tiles(bound + 1, experts, rows) >= row_tiles(bound, experts, rows)
 
 
 def test_a_device_uses_the_tiles_of_the_newest_row_not_beyond_it() -> None:
     for capability, row in {80: 80, 86: 86, 89: 86, 90: 90, 103: 100, 120: 120, 121: 120}.items():
-        assert choose_tiles(capability, "decode", 2) == TABLE[row]["decode"]
+        assert choose_tiles(capability, 16, 2) == TABLE[row][16]
 
 
 def test_a_device_older_than_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs compute capability 8\.0 or newer.* has 7\.5"):
-        choose_tiles(75, "decode", 2)
+        choose_tiles(75, 16, 2)
 
 
-def test_decode_is_up_to_one_small_row_tile_per_expert_on_average() -> None:
-    assert choose_phase(16 * 8, 8) == "decode"
-    assert choose_phase(16 * 8 + 1, 8) == "prefill"
+def test_there_is_a_tile_for_all_rows_that_a_routing_may_have() -> None:
+    sizes = [LEAST_ROWS]
+    while sizes[-1] < MOST_ROWS:
+        sizes.append(2 * sizes[-1])
+    for capability, element_bytes in itertools.product(TABLE, (2, 4)):
+        for rows in sizes:
+            tiles = choose_tiles(capability, rows, element_bytes)
+            assert (tiles.up.rows, tiles.down.rows) == (rows, rows)
+
+
+def test_a_sum_is_split_until_each_multiprocessor_has_two_programs() -> None:
+    for tiles, columns, steps in itertools.product((1, 2, 8, 9), (32, 64), (6, 8, 56, 112)):
+        parts = parts_of_sum(tiles, columns, steps, 132)
+        programs, most = tiles * columns * parts, min(MOST_PARTS, steps // LEAST_STEPS)
+        assert parts == 1 or programs < 2 * 2 * 132
+        assert programs >= 2 * 132 or 2 * parts > most
 
 
 def layer(tiny: ModelSpec, dtype: torch.dtype) -> tuple[torch.Tensor, Routing, ExpertWeights]:
@@ -98,14 +94,66 @@ TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(interpreted.names()), ids=" / ".join)
-def test_the_kernels_compute_the_double_sum(
-    found: dict[str, Any], name: tuple[str, str, str, TilePhase]
-) -> None:
-    errors = found["errors"][" / ".join(name)]
-    for run in {"kernels", "backend"} & errors.keys():
-        assert errors[run] < TOLERANCES[name[2]]
-        assert errors[f"{run}: idle"], "tokens without experts must get exact zeros"
+@pytest.mark.parametrize(
+    "name", list(interpreted.names()), ids=lambda name: " / ".join(map(str, name))
+)
+def test_the_kernels_compute_the_double_sum(found: dict[str, Any], name: interpreted.Name) -> None:
+    errors = found["errors"][" / ".join(map(str, name))]
+    for run in {"kernels", "residual", "backend"} & errors.keys():
+        assert errors[run] < TOLERANCES[name[2]], run
+    assert errors.get("idle", True), "tokens without experts must get exact zeros"
+    assert errors.get("backend: idle", True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", interpreted.ODD)
+def test_no_number_of_experts_and_no_size_is_odd(found: dict[str, Any], name: str) -> None:
+    assert found["odd"][name] < TOLERANCES["float32"]
+
+
+@pytest.mark.slow
+def test_outputs_are_added_in_the_order_of_parts_and_slots(found: dict[str, Any]) -> None:
+    assert found["is summed in order"]
+
+
+@pytest.mark.slow
+def test_experts_and_their_residual_are_three_launches(found: dict[str, Any]) -> None:
+    assert found["launches"] == 3
+
+
+VARYING = """
+import json
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime.jit import create_function_from_signature
+from moebench.experts.gpu import kernels
+
+backend = CUDABackend(GPUTarget("cuda", 90, 32))
+varying = ("num_experts", "row_tiles", "bound", "num_slots")
+found = {}
+for kernel in (kernels.up_and_activate, kernels.multiply_down, kernels.combine):
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    names = [one.name for one in kernel.params if one.name in varying]
+    found[kernel.__name__] = names, len({
+        str(bind(**{one.name: number if one.name in names else 64 for one in kernel.params})[1])
+        for number in (1, 2, 3, 16)
+    })
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_a_number_that_varies_from_step_to_step_compiles_no_kernel_anew() -> None:
+    """Triton would compile other kernels for 1 and for multiples of 16, in the middle of a run."""
+    environment = {**triton_install.environment(), "TRITON_INTERPRET": "0"}
+    program = [sys.executable, "-W", "ignore", "-c", VARYING]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "up_and_activate": [["num_experts", "row_tiles"], 1],
+        "multiply_down": [["num_experts", "row_tiles", "bound"], 1],
+        "combine": [["bound", "num_slots"], 1],
+    }
 
 
 @pytest.mark.slow

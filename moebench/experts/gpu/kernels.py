@@ -1,17 +1,19 @@
-"""The two Triton kernels of a ragged mixture of experts.
+"""The three Triton kernels of a ragged mixture of experts.
 
-Both multiply the rows of each expert by that expert's matrix. `up_and_activate` gathers the rows
-of x itself and ends in the activation; `down_and_combine` weights its rows and adds them to their
-tokens. The activated hidden rows are all that is written between x and y.
+`up_and_activate` gathers each expert's rows of x, multiplies them by its first matrix and ends in
+the activation. `multiply_down` multiplies the activated rows by the second matrix. `combine` adds
+a token's weighted rows, in the order of its slots, and the residual: no atomics, so that repeated
+runs agree to the bit.
 
-The assignments are sorted by expert. One program computes one tile of `BLOCK_M` of one expert's
-rows times `BLOCK_N` columns. Which rows those are is read from `tokens_per_expert` on the device,
-so that the grid depends on an upper bound alone (`moebench.experts.gpu.tiles.row_tiles`). A
-program behind the last tile returns, and entries behind the last assignment are never used.
+The assignments are sorted by expert. One program of the first two computes one row tile
+(`moebench.routers.row_tiles`) times `BLOCK_N` columns; which rows those are it reads from the
+routing's table. The grid depends on the table's length, which is an upper bound: a program behind
+the last tile returns, and entries behind the last assignment are never used.
 
-Weights come through TMA tensor descriptors where `TMA` is set, through pointers otherwise. Sums,
-activation and weighting are in fp32. `UPCAST` is for Triton's interpreter only, which multiplies
-the bit patterns of bf16 operands.
+With `SWAP` the weights are the left operand: tensor cores then take 64 or more weights and 16
+or 32 tokens, where they would otherwise pad the tokens to 64. Weights come through TMA tensor
+descriptors where `TMA` is set, through pointers otherwise. Sums, activation and weighting are in
+fp32. `UPCAST` is for Triton's interpreter only, which multiplies the bit patterns of bf16 operands.
 """
 
 from typing import no_type_check
@@ -22,24 +24,10 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def _locate_rows(
-    tokens_per_expert, tile, num_experts, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr
-):
-    """The expert of a row tile, the tile's first assignment, and the expert's end.
-
-    All counts are read as one vector: E is a few hundred at most, and a search would be a chain
-    of dependent loads. Behind the last tile, the expert returned is `BLOCK_E`.
-    """
-    experts = tl.arange(0, BLOCK_E)
-    counts = tl.load(tokens_per_expert + experts, mask=experts < num_experts, other=0)
-    counts = counts.to(tl.int32)
-    tiles = tl.cdiv(counts, BLOCK_M)
-    expert = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
-    is_before = experts < expert
-    start = tl.sum(tl.where(is_before, counts, 0), 0)
-    first_tile = tl.sum(tl.where(is_before, tiles, 0), 0)
-    end = start + tl.sum(tl.where(experts == expert, counts, 0), 0)
-    return expert, start + (tile - first_tile) * BLOCK_M, end
+def _read_tile(table, row_tiles, row_tile):
+    """The expert of a row tile, its first assignment, and the end of its assignments."""
+    place = table + row_tile
+    return tl.load(place), tl.load(place + row_tiles), tl.load(place + 2 * row_tiles)
 
 
 @triton.jit
@@ -87,20 +75,31 @@ def _load_tile(
 
 @triton.jit
 @no_type_check
-def _multiply(rows, weight, total, UPCAST: tl.constexpr):
-    """Add rows [M, K] times the transpose of weight [N, K] to total [M, N]."""
+def _multiply(rows, weight, total, SWAP: tl.constexpr, UPCAST: tl.constexpr):
+    """Add rows [M, K] times the transpose of weight [N, K] to total [M, N], [N, M] with `SWAP`."""
     if UPCAST:
         rows = rows.to(tl.float32)
         weight = weight.to(tl.float32)
-    return tl.dot(rows, tl.trans(weight), total, input_precision="ieee")
+    if SWAP:
+        total = tl.dot(weight, tl.trans(rows), total, input_precision="ieee")
+    else:
+        total = tl.dot(rows, tl.trans(weight), total, input_precision="ieee")
+    return total
 
 
 @triton.jit
 @no_type_check
+def _zeros(M: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr):
+    """A sum that `_multiply` adds to."""
+    return tl.zeros((N, M) if SWAP else (M, N), tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_experts", "row_tiles"])
+@no_type_check
 def up_and_activate(
     x,
     token_indices,
-    tokens_per_expert,
+    table,
     gate_up,
     hidden,
     num_experts,
@@ -111,7 +110,7 @@ def up_and_activate(
     IS_GATED: tl.constexpr,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    SWAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -124,7 +123,7 @@ def up_and_activate(
     """
     column_tiles = tl.cdiv(intermediate_size, BLOCK_N)
     row_tile, column_tile = _locate_tile(row_tiles, column_tiles, GROUP)
-    expert, first, end = _locate_rows(tokens_per_expert, row_tile, num_experts, BLOCK_E, BLOCK_M)
+    expert, first, end = _read_tile(table, row_tiles, row_tile)
     if expert >= num_experts:
         return
     rows = first + tl.arange(0, BLOCK_M)
@@ -140,8 +139,8 @@ def up_and_activate(
     else:
         up_row = expert * intermediate_size + column
         weight_rows = num_experts * intermediate_size
-    up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up = _zeros(BLOCK_M, BLOCK_N, SWAP)
+    gate = _zeros(BLOCK_M, BLOCK_N, SWAP)
     for depth in range(0, hidden_size, BLOCK_K):
         depths = depth + tl.arange(0, BLOCK_K)
         inside = is_row[:, None] & (depths < hidden_size)[None, :]
@@ -150,67 +149,118 @@ def up_and_activate(
             weight = _load_tile(
                 gate_up, gate_row, weight_rows, depth, hidden_size, TMA, BLOCK_N, BLOCK_K
             )
-            gate = _multiply(gathered, weight, gate, UPCAST)
+            gate = _multiply(gathered, weight, gate, SWAP, UPCAST)
         weight = _load_tile(gate_up, up_row, weight_rows, depth, hidden_size, TMA, BLOCK_N, BLOCK_K)
-        up = _multiply(gathered, weight, up, UPCAST)
+        up = _multiply(gathered, weight, up, SWAP, UPCAST)
     if IS_GATED:
         activated = gate * tl.sigmoid(gate) * up
     else:
         positive = tl.maximum(up, 0.0)
         activated = positive * positive
+    if SWAP:
+        activated = tl.trans(activated)
     columns = column + tl.arange(0, BLOCK_N)
     places = hidden + rows.to(tl.int64)[:, None] * intermediate_size + columns[None, :]
     inside = is_row[:, None] & (columns < intermediate_size)[None, :]
     tl.store(places, activated.to(hidden.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "row_tiles", "bound"])
 @no_type_check
-def down_and_combine(
+def multiply_down(
     hidden,
-    token_indices,
-    routing_weights,
-    tokens_per_expert,
+    table,
     down,
-    y,
+    outputs,
     num_experts,
     row_tiles,
+    bound,
     hidden_size,
     intermediate_size,
+    split_size,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    SWAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """y[t] += weight_i * down_e hidden[i] for each assignment i = (t, e), atomically, in fp32.
+    """outputs[s, i] = down_e hidden[i] of assignment i = (t, e), over the s-th part of the sum.
 
     `down` is [experts * hidden_size, intermediate_size] row-major: a pointer, or with `TMA` a
     descriptor of tiles [BLOCK_N, BLOCK_K]. `hidden` [bound, intermediate_size] is likewise a
-    pointer or a descriptor of tiles [BLOCK_M, BLOCK_K]. `y` [tokens, hidden_size] starts as 0.
+    pointer or a descriptor of tiles [BLOCK_M, BLOCK_K]. `outputs` is [parts, bound, hidden_size];
+    a part is `split_size` of the intermediate size, a multiple of `BLOCK_K`.
     """
     column_tiles = tl.cdiv(hidden_size, BLOCK_N)
     row_tile, column_tile = _locate_tile(row_tiles, column_tiles, GROUP)
-    expert, first, end = _locate_rows(tokens_per_expert, row_tile, num_experts, BLOCK_E, BLOCK_M)
+    expert, first, end = _read_tile(table, row_tiles, row_tile)
     if expert >= num_experts:
         return
+    part = tl.program_id(1)
     column = column_tile * BLOCK_N
     weight_row = expert * hidden_size + column
     weight_rows = num_experts * hidden_size
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for depth in range(0, intermediate_size, BLOCK_K):
+    total = _zeros(BLOCK_M, BLOCK_N, SWAP)
+    first_depth = part * split_size
+    for depth in range(
+        first_depth, tl.minimum(first_depth + split_size, intermediate_size), BLOCK_K
+    ):
         activated = _load_tile(hidden, first, end, depth, intermediate_size, TMA, BLOCK_M, BLOCK_K)
         weight = _load_tile(
             down, weight_row, weight_rows, depth, intermediate_size, TMA, BLOCK_N, BLOCK_K
         )
-        total = _multiply(activated, weight, total, UPCAST)
+        total = _multiply(activated, weight, total, SWAP, UPCAST)
+    if SWAP:
+        total = tl.trans(total)
     rows = first + tl.arange(0, BLOCK_M)
-    is_row = rows < end
-    tokens = tl.load(token_indices + rows, mask=is_row, other=0).to(tl.int32)
-    weights = tl.load(routing_weights + rows, mask=is_row, other=0.0).to(tl.float32)
     columns = column + tl.arange(0, BLOCK_N)
-    inside = is_row[:, None] & (columns < hidden_size)[None, :]
-    places = y + tokens[:, None] * hidden_size + columns[None, :]
-    tl.atomic_add(places, total * weights[:, None], mask=inside, sem="relaxed")
+    inside = (rows < end)[:, None] & (columns < hidden_size)[None, :]
+    first_row = part.to(tl.int64) * bound
+    places = outputs + (first_row + rows)[:, None] * hidden_size + columns[None, :]
+    tl.store(places, total.to(outputs.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["bound", "num_slots"])
+@no_type_check
+def combine(
+    outputs,
+    places,
+    routing_weights,
+    residual,
+    y,
+    bound,
+    num_slots,
+    hidden_size,
+    multiplier,
+    HAS_RESIDUAL: tl.constexpr,
+    PARTS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """y[t] = residual[t] + multiplier * the sum over t's slots of weight_i * outputs[:, i].
+
+    `places` [tokens, slots] has the assignment i of each slot, -1 for none. `SLOTS` slots are
+    loaded at once. The sum is in fp32; a token without an assignment gets 0, or its residual.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column = columns < hidden_size
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    for first_slot in range(0, num_slots, SLOTS):
+        for offset in tl.static_range(SLOTS):
+            slot = first_slot + offset
+            place = tl.load(places + token * num_slots + slot, mask=slot < num_slots, other=-1)
+            is_used = place >= 0
+            weight = tl.load(routing_weights + place, mask=is_used, other=0.0).to(tl.float32)
+            output = tl.zeros((BLOCK_N,), tl.float32)
+            for part in tl.static_range(PARTS):
+                row = (part * bound + place).to(tl.int64) * hidden_size
+                inside = is_column & is_used
+                output += tl.load(outputs + row + columns, mask=inside, other=0.0).to(tl.float32)
+            total += weight * output
+    result = total * multiplier
+    if HAS_RESIDUAL:
+        result += tl.load(residual + token * hidden_size + columns, mask=is_column).to(tl.float32)
+    tl.store(y + token * hidden_size + columns, result.to(y.dtype.element_ty), mask=is_column)

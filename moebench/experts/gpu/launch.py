@@ -1,107 +1,167 @@
-"""Launches of the two Triton kernels, as operations that torch dispatches.
+"""Launches of the three Triton kernels, as operations that torch dispatches.
 
 They are registered under `torch.ops.moebench`, so that counters of FLOPs and of launches count
 them. The host never waits for a value of the device: the grid depends on shapes alone.
 """
 
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from moebench.experts.gpu.tiles import (
+    COMBINE_WARPS,
+    COMBINED_COLUMNS,
+    COMBINED_SLOTS,
     FIRST_TMA_CAPABILITY,
     KernelTile,
-    KernelTiles,
-    choose_phase,
     choose_tiles,
-    row_tiles,
+    parts_of_sum,
 )
 from moebench.routers.routing import Hidden
+from moebench.routers.row_tiles import most_row_tiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED_CAPABILITY = 90
 """Capability whose tiles Triton's interpreter runs, on CPU tensors."""
+INTERPRETED_MULTIPROCESSORS = 132
 
 
 def ragged_up(
     x: Hidden,
     token_indices: Int[Tensor, " bound"],
-    tokens_per_expert: Int[Tensor, " experts"],
+    table: Int[Tensor, "3 tiles"],
     gate_up: Float[Tensor, "experts width hidden"],
+    tile_rows: int,
     intermediate_size: int,
 ) -> Float[Tensor, "bound intermediate"]:
     """The activated hidden row of each assignment, sorted by expert; uninitialised behind the last.
 
     `gate_up` is gate above up, or up alone (squared ReLU): `intermediate_size` tells which.
+
+    Args:
+        table: See `moebench.routers.row_tiles.RowTiles`, as `tile_rows`.
     """
     from moebench.experts.gpu import kernels
 
-    bound, num_experts = len(token_indices), len(tokens_per_expert)
-    tile = _tiles(x, bound, num_experts).up
+    tile = choose_tiles(_capability(x), tile_rows, x.element_size()).up
     x = x if x.stride(1) == 1 else x.contiguous()
-    hidden = x.new_empty(bound, intermediate_size)
+    hidden = x.new_empty(len(token_indices), intermediate_size)
     use_tma = _uses_tma(gate_up)
-    grid_rows = row_tiles(bound, num_experts, tile.rows)
-    grid = (grid_rows * -(-intermediate_size // tile.columns),)
-    kernels.up_and_activate[grid](
-        *(x, token_indices, tokens_per_expert, _matrix(gate_up, tile, tile.columns, use_tma)),
-        *(hidden, num_experts, grid_rows, x.shape[1], intermediate_size, x.stride(0)),
-        IS_GATED=gate_up.shape[1] != intermediate_size,
-        TMA=use_tma,
-        **_constants(tile, num_experts, x),
-    )
+    grid = (table.shape[1] * -(-intermediate_size // tile.columns),)
+    with _device_of(x):
+        kernels.up_and_activate[grid](
+            *(x, token_indices, table, _weights(gate_up, tile, use_tma), hidden),
+            *(len(gate_up), table.shape[1], x.shape[1], intermediate_size, x.stride(0)),
+            IS_GATED=gate_up.shape[1] != intermediate_size,
+            TMA=use_tma,
+            **_constants(tile, x),
+        )
     return hidden
 
 
 def ragged_down(
     hidden: Float[Tensor, "bound intermediate"],
-    token_indices: Int[Tensor, " bound"],
-    routing_weights: Float[Tensor, " bound"],
-    tokens_per_expert: Int[Tensor, " experts"],
+    table: Int[Tensor, "3 tiles"],
     down: Float[Tensor, "experts hidden intermediate"],
-    y: Hidden,
-) -> None:
-    """Add each token's weighted expert outputs to y, which is fp32.
+    tile_rows: int,
+    parts: int,
+) -> Float[Tensor, "parts bound hidden"]:
+    """The expert output of each assignment; uninitialised behind the last.
 
-    Atomics add them in an order that the device chooses: a token of up to two experts gets the same
-    bits every time (0 + a + b is 0 + b + a), a token of more may differ in the last bit.
+    One part is the output, rounded to the type of `hidden`. Several are terms of it, in fp32.
     """
     from moebench.experts.gpu import kernels
 
-    bound, num_experts = len(token_indices), len(tokens_per_expert)
-    hidden_size, intermediate_size = down.shape[1:]
-    if y.numel() >= 2**31:
-        raise ValueError(
-            f"{y.shape[0]} tokens of {hidden_size} are too many for one call: 2**31 elements"
-        )
-    tile = _tiles(hidden, bound, num_experts).down
+    bound, (hidden_size, intermediate_size) = len(hidden), down.shape[1:]
+    tile = choose_tiles(_capability(hidden), tile_rows, hidden.element_size()).down
+    dtype = hidden.dtype if parts == 1 else torch.float32
+    outputs = hidden.new_empty(parts, bound, hidden_size, dtype=dtype)
     use_tma = _uses_tma(down) and _uses_tma(hidden)
-    grid_rows = row_tiles(bound, num_experts, tile.rows)
-    grid = (grid_rows * -(-hidden_size // tile.columns),)
-    kernels.down_and_combine[grid](
-        *(_matrix(hidden, tile, tile.rows, use_tma), token_indices, routing_weights),
-        *(tokens_per_expert, _matrix(down, tile, tile.columns, use_tma), y),
-        *(num_experts, grid_rows, hidden_size, intermediate_size),
-        TMA=use_tma,
-        **_constants(tile, num_experts, hidden),
-    )
+    rows = _descriptor(hidden, tile.rows, tile) if use_tma else hidden
+    depth = tile.depth(hidden.element_size())
+    split_size = -(-_steps(intermediate_size, tile, hidden) // parts) * depth
+    grid = (table.shape[1] * -(-hidden_size // tile.columns), parts)
+    with _device_of(hidden):
+        kernels.multiply_down[grid](
+            *(rows, table, _weights(down, tile, use_tma), outputs),
+            *(len(down), table.shape[1], bound, hidden_size, intermediate_size, split_size),
+            TMA=use_tma,
+            **_constants(tile, hidden),
+        )
+    return outputs
 
 
-def _tiles(x: Tensor, bound: int, num_experts: int) -> KernelTiles:
-    return choose_tiles(_capability(x), choose_phase(bound, num_experts), x.element_size())
+def ragged_combine(
+    outputs: Float[Tensor, "parts bound hidden"],
+    places: Int[Tensor, "tokens slots"],
+    routing_weights: Float[Tensor, " bound"],
+    like: Hidden,
+    residual: Float[Tensor, "*tokens hidden"] | None,
+    multiplier: float,
+) -> Float[Tensor, "*tokens hidden"]:
+    """Each token's weighted sum of its outputs times a factor, plus its residual if there is one.
+
+    The sum is in fp32, in the order of the token's slots, and rounded once.
+
+    Args:
+        places: See `moebench.routers.routing.Routing.slot_places`.
+        like: Tensor whose shape and type the result has without a residual.
+    """
+    from moebench.experts.gpu import kernels
+
+    num_tokens, num_slots = places.shape
+    hidden_size = outputs.shape[2]
+    like = like if residual is None else residual
+    y = torch.empty_like(like, memory_format=torch.contiguous_format)
+    columns = min(COMBINED_COLUMNS, 1 << (hidden_size - 1).bit_length())
+    slots = min(COMBINED_SLOTS, 1 << (num_slots - 1).bit_length())
+    grid = (num_tokens, -(-hidden_size // columns))
+    with _device_of(outputs):
+        kernels.combine[grid](
+            *(outputs, places.contiguous(), routing_weights),
+            *(y if residual is None else residual.contiguous(), y),
+            *(outputs.shape[1], num_slots, hidden_size, multiplier),
+            HAS_RESIDUAL=residual is not None,
+            PARTS=outputs.shape[0],
+            SLOTS=slots,
+            BLOCK_N=columns,
+            num_warps=COMBINE_WARPS,
+        )
+    return y
 
 
-def _constants(tile: KernelTile, num_experts: int, x: Tensor) -> dict[str, int | bool]:
-    """Compile-time constants of both kernels; a power of two holds the experts' counts."""
+def choose_parts(x: Tensor, down: Tensor, tile_rows: int, expected_assignments: float) -> int:
+    """Parts of the second matmul's sum for a load that is expected; see `parts_of_sum`."""
+    tile = choose_tiles(_capability(x), tile_rows, x.element_size()).down
+    row_tiles = most_row_tiles(round(expected_assignments), len(down), tile_rows)
+    column_tiles = -(-down.shape[1] // tile.columns)
+    steps = _steps(down.shape[2], tile, x)
+    return parts_of_sum(max(1, row_tiles), column_tiles, steps, _multiprocessors(x))
+
+
+def _steps(intermediate_size: int, tile: KernelTile, x: Tensor) -> int:
+    return -(-intermediate_size // tile.depth(x.element_size()))
+
+
+def _constants(tile: KernelTile, x: Tensor) -> dict[str, int | bool]:
+    """Compile-time constants of both kernels that multiply."""
     return {
         "UPCAST": not x.is_cuda and x.dtype == torch.bfloat16,
-        "BLOCK_E": max(16, 1 << (num_experts - 1).bit_length()),
         **tile.constants(x.element_size()),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[None]:
+    """The tensor's GPU as the current device, which is the one that Triton launches on."""
+    guard: AbstractContextManager[None] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+    return guard
 
 
 def _capability(x: Tensor) -> int:
@@ -112,6 +172,12 @@ def _capability(x: Tensor) -> int:
     return 10 * major + minor
 
 
+def _multiprocessors(x: Tensor) -> int:
+    if not x.is_cuda:
+        return INTERPRETED_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
 def _uses_tma(matrix: Tensor) -> bool:
     """Whether the device has a tensor memory accelerator, and the matrix is aligned for it."""
     row_bytes = matrix.shape[-1] * matrix.element_size()
@@ -119,26 +185,49 @@ def _uses_tma(matrix: Tensor) -> bool:
     return is_aligned and _capability(matrix) >= FIRST_TMA_CAPABILITY
 
 
-def _matrix(stack: Tensor, tile: KernelTile, block_rows: int, use_tma: bool) -> Any:
-    """A stack of matrices as the kernels take it: one matrix, or a TMA descriptor of its blocks."""
-    rows = stack.contiguous().view(-1, stack.shape[-1])
+_DESCRIPTORS: MutableMapping[Tensor, dict[Any, Any]] = WeakTensorKeyDictionary()
+"""The TMA descriptors of each tensor of weights by their block, with the memory they describe."""
+
+
+def _weights(stack: Tensor, tile: KernelTile, use_tma: bool) -> Any:
+    """A stack of matrices as the kernels take it: a pointer, or a TMA descriptor of its blocks.
+
+    A descriptor is kept until the tensor is freed or its memory is another.
+    """
     if not use_tma:
-        return rows
+        return stack.contiguous()
+    if not stack.is_contiguous():
+        return _descriptor(stack.contiguous(), tile.columns, tile)
+    known = _DESCRIPTORS.setdefault(stack, {})
+    block = tile.columns, tile.depth_bytes
+    memory, descriptor = known.get(block, (None, None))
+    if memory != (stack.data_ptr(), stack.shape):
+        descriptor = _descriptor(stack, tile.columns, tile)
+        known[block] = (stack.data_ptr(), stack.shape), descriptor
+    return descriptor
+
+
+def _descriptor(stack: Tensor, block_rows: int, tile: KernelTile) -> Any:
+    """A TMA descriptor of a stack of matrices, which are one below the other."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
+    # Without `detach`, the view would keep its base: a descriptor would never be freed.
+    rows = stack.detach().view(-1, stack.shape[-1])
     return TensorDescriptor.from_tensor(rows, [block_rows, tile.depth(stack.element_size())])
 
 
 SCHEMAS = {
-    ragged_up: "ragged_up(Tensor x, Tensor token_indices, Tensor tokens_per_expert,"
-    " Tensor gate_up, int intermediate_size) -> Tensor",
-    ragged_down: "ragged_down(Tensor hidden, Tensor token_indices, Tensor routing_weights,"
-    " Tensor tokens_per_expert, Tensor down, Tensor(a!) y) -> ()",
+    ragged_up: "ragged_up(Tensor x, Tensor token_indices, Tensor table, Tensor gate_up,"
+    " int tile_rows, int intermediate_size) -> Tensor",
+    ragged_down: "ragged_down(Tensor hidden, Tensor table, Tensor down, int tile_rows, int parts)"
+    " -> Tensor",
+    ragged_combine: "ragged_combine(Tensor outputs, Tensor places, Tensor routing_weights,"
+    " Tensor like, Tensor? residual, float multiplier) -> Tensor",
 }
 
 
 LIBRARY = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
-"""The library, which defines `torch.ops.moebench.ragged_up` and `ragged_down` while it lives."""
+"""The library, which defines the launches as `torch.ops.moebench.ragged_up` ... while it lives."""
 _KEY = "CompositeExplicitAutograd"
 for _launch, _schema in SCHEMAS.items():
     LIBRARY.impl(LIBRARY.define(_schema), _launch, _KEY)  # type: ignore[no-untyped-call]

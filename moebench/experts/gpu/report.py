@@ -27,7 +27,8 @@ how long the kernels take, and what they compute in bf16 on a device, are unveri
 were checked in Triton's interpreter only.
 
 - *kernel*: `up, gated` gathers rows, multiplies by gate and up, ends in SwiGLU; `up` is the same
-  for experts of two matrices (squared ReLU); `down` multiplies, weights and adds to the tokens.
+  for experts of two matrices (squared ReLU); `down` multiplies, in parts of its sum where the tiles
+  are few; `combine` adds the weighted rows, or their parts, of each token and the residual.
 - *tile*: rows x columns x depth in elements; `up, gated` computes two such tiles, gate and up.
 - *registers*: of a thread. *spills*: loads and stores of registers that did not fit. *stack*: bytes
   of a thread.
@@ -35,8 +36,8 @@ were checked in Triton's interpreter only.
   may have.
 - *occupancy*: resident warps over the most that a multiprocessor (SM) holds, computed from NVIDIA's
   documented limits, and *bound by* what runs out first.
-- *tensor cores*: what multiplies matrices. Tiles of 16 rows are below the 64 of wgmma and tcgen05;
-  fp32 is multiplied in full precision, without tensor cores.
+- *tensor cores*: what multiplies matrices. In tiles of 16 and 32 rows the weights are the left
+  operand, which wgmma and tcgen05 take from 64 on; fp32 is multiplied without tensor cores.
 - *tile loads*: instructions in the code that load a tile by TMA, or a part of one by cp.async. Rows
   of x are gathered by cp.async: they lie apart.
 

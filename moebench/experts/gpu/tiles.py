@@ -1,17 +1,15 @@
 """Tiles: how a device cuts the work of a ragged mixture of experts.
 
-In *decode* an expert has a few rows, the kernel is bound by reading weights, and a row tile is as
-small as the tensor cores take (16). In *prefill* a row tile is as large as the registers hold.
+How many rows a tile has is the routing's business (`moebench.routers.row_tiles`). Up to 32 rows the
+kernels are bound by reading weights: tiles are small, two or more programs share a multiprocessor,
+and the sum of the second matmul is split where the tiles alone would leave multiprocessors idle.
+At 128 rows a tile is as large as the registers hold.
 
 **The tiles are chosen by what the compiler reports** (no spills, shared memory, occupancy, see
-`moebench.experts.gpu.report`) **and by reasoning; no GPU has timed them**, nor the border between
-the two sets.
+`moebench.experts.gpu.report`) **and by reasoning; no GPU has timed them**, nor the split.
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
-TilePhase = Literal["decode", "prefill"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,8 @@ class KernelTile:
     warps: int
     stages: int
     """Steps along the inner dimension that are in flight."""
+    is_swapped: bool = False
+    """Whether the weights are the left operand of the tensor cores, and the rows the right one."""
 
     def depth(self, element_bytes: int) -> int:
         return self.depth_bytes // element_bytes
@@ -36,73 +36,99 @@ class KernelTile:
             "BLOCK_M": self.rows,
             "BLOCK_N": self.columns,
             "BLOCK_K": self.depth(element_bytes),
+            "SWAP": self.is_swapped,
             "GROUP": ROW_TILES_PER_GROUP,
         }
 
 
 @dataclass(frozen=True)
 class KernelTiles:
-    """The tiles of both kernels."""
+    """The tiles of both kernels that multiply."""
 
     up: KernelTile
     down: KernelTile
 
 
-DECODE_SMALL = KernelTiles(KernelTile(16, 32, 256, 4, 3), KernelTile(16, 32, 256, 4, 4))
-"""Decode tiles of which two programs fit the 100 KB of shared memory of a graphics chip."""
-DECODE_LARGE = KernelTiles(KernelTile(16, 64, 256, 4, 4), KernelTile(16, 64, 256, 4, 4))
-PREFILL_LARGE = KernelTiles(KernelTile(128, 128, 128, 8, 4), KernelTile(128, 128, 128, 8, 3))
-
-TABLE: dict[int, dict[TilePhase, KernelTiles]] = {
-    80: {
-        "decode": KernelTiles(KernelTile(16, 64, 256, 4, 3), KernelTile(16, 64, 256, 4, 4)),
-        "prefill": KernelTiles(KernelTile(128, 64, 128, 8, 3), KernelTile(128, 128, 128, 8, 4)),
-    },
-    86: {
-        "decode": DECODE_SMALL,
-        "prefill": KernelTiles(KernelTile(128, 64, 128, 8, 4), KernelTile(128, 64, 128, 8, 3)),
-    },
-    90: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
-    100: {"decode": DECODE_LARGE, "prefill": PREFILL_LARGE},
-    120: {
-        "decode": DECODE_SMALL,
-        "prefill": KernelTiles(KernelTile(128, 64, 128, 8, 4), KernelTile(128, 128, 128, 8, 4)),
-    },
+SMALL_SHARED_MEMORY = {
+    16: KernelTiles(KernelTile(16, 64, 128, 4, 3, True), KernelTile(16, 64, 128, 4, 4, True)),
+    32: KernelTiles(KernelTile(32, 64, 128, 4, 3, True), KernelTile(32, 32, 256, 4, 3, True)),
+    64: KernelTiles(KernelTile(64, 64, 128, 4, 3), KernelTile(64, 64, 128, 4, 3)),
+    128: KernelTiles(KernelTile(128, 64, 128, 8, 4), KernelTile(128, 64, 128, 8, 3)),
 }
-"""Tiles by compute capability (90 is 9.0): a device uses the newest row that is not beyond it."""
+"""Tiles for the 100 KB of shared memory of a graphics chip."""
+LARGE_SHARED_MEMORY = {
+    16: KernelTiles(KernelTile(16, 64, 256, 4, 3, True), KernelTile(16, 64, 256, 4, 3, True)),
+    32: KernelTiles(KernelTile(32, 64, 128, 4, 5, True), KernelTile(32, 64, 256, 4, 3, True)),
+    64: KernelTiles(KernelTile(64, 64, 128, 4, 4), KernelTile(64, 128, 128, 4, 4)),
+    128: KernelTiles(KernelTile(128, 128, 128, 8, 4), KernelTile(128, 128, 128, 8, 3)),
+}
+"""Tiles for the 228 KB of shared memory of a data centre's chip with TMA."""
 
-FLOAT32 = KernelTiles(KernelTile(32, 32, 64, 4, 3), KernelTile(32, 32, 64, 4, 3))
+TABLE: dict[int, dict[int, KernelTiles]] = {
+    80: {
+        16: KernelTiles(KernelTile(16, 64, 256, 4, 3, True), KernelTile(16, 64, 256, 4, 4, True)),
+        32: KernelTiles(KernelTile(32, 64, 256, 4, 3, True), KernelTile(32, 64, 256, 4, 3, True)),
+        64: KernelTiles(KernelTile(64, 64, 128, 4, 3), KernelTile(64, 128, 128, 8, 3)),
+        128: KernelTiles(KernelTile(128, 64, 128, 8, 3), KernelTile(128, 128, 128, 8, 4)),
+    },
+    86: SMALL_SHARED_MEMORY,
+    90: LARGE_SHARED_MEMORY,
+    100: LARGE_SHARED_MEMORY,
+    120: SMALL_SHARED_MEMORY
+    | {128: KernelTiles(KernelTile(128, 64, 128, 8, 4), KernelTile(128, 128, 128, 8, 4))},
+}
+"""Tiles by compute capability (90 is 9.0) and rows: a device uses the newest row that is not beyond
+it."""
+
+FLOAT32 = {
+    rows: KernelTiles(*[KernelTile(rows, 32, 64, 4 if rows <= 32 else 8, 3)] * 2)
+    for rows in (16, 32, 64, 128)
+}
 """Tiles of fp32 everywhere: it does not use tensor cores, and larger tiles spill registers."""
-
-DECODE_ROWS = 16
-"""Mean assignments per expert up to which decode's tiles are used (one row tile); not timed."""
 
 ROW_TILES_PER_GROUP = 8
 """Row tiles whose programs run side by side, so that they share weights in the L2 cache."""
 
 FIRST_TMA_CAPABILITY = 90
 
+COMBINED_COLUMNS = 1024
+"""Columns of a program that combines: 16 bytes of bf16 for each of its threads."""
+COMBINE_WARPS = 4
+COMBINED_SLOTS = 8
+"""Most slots of a token that are loaded at once."""
 
-def choose_phase(bound: int, num_experts: int) -> TilePhase:
-    """Decode or prefill by the bound of assignments, since only the device knows their number."""
-    return "decode" if bound <= DECODE_ROWS * num_experts else "prefill"
+PROGRAMS_PER_MULTIPROCESSOR = 2
+MOST_PARTS = 8
+LEAST_STEPS = 4
+"""Steps along the inner dimension of a part: fewer would not fill its stages."""
 
 
-def choose_tiles(capability: int, phase: TilePhase, element_bytes: int) -> KernelTiles:
+def choose_tiles(capability: int, rows: int, element_bytes: int) -> KernelTiles:
     """The tiles for a device and elements of 2 or 4 bytes; an error for too old a device."""
-    rows = [row for row in TABLE if row <= capability]
-    if not rows:
+    known = [row for row in TABLE if row <= capability]
+    if not known:
         raise ValueError(
             f"expert backend 'triton' needs compute capability {min(TABLE) / 10} or newer,"
             f" this device has {capability / 10}"
         )
-    return FLOAT32 if element_bytes == 4 else TABLE[max(rows)][phase]
+    return (FLOAT32 if element_bytes == 4 else TABLE[max(known)])[rows]
 
 
-def row_tiles(bound: int, num_experts: int, rows: int) -> int:
-    """The most row tiles that `bound` assignments over `num_experts` experts can need.
+def parts_of_sum(row_tiles: int, columns: int, steps: int, multiprocessors: int) -> int:
+    """Parts into which the second matmul's sum is split: 1, 2, 4 or 8.
 
-    Most are needed where as many experts as possible have one assignment, and one all others.
+    As many as give each multiprocessor two programs, if a part keeps steps enough.
+
+    Args:
+        columns: Column tiles.
+        steps: Steps along the inner dimension.
     """
-    touched = min(bound, num_experts)
-    return touched + (bound - touched) // rows
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
+    parts = 1
+    while (
+        parts < MOST_PARTS
+        and row_tiles * columns * parts < wanted
+        and steps >= 2 * parts * LEAST_STEPS
+    ):
+        parts *= 2
+    return parts

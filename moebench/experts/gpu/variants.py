@@ -4,80 +4,90 @@ To add a kernel, add the function that yields its variants to `SOURCES`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from moebench.experts.gpu.compilation import Variant
 from moebench.experts.gpu.tiles import (
+    COMBINE_WARPS,
+    COMBINED_COLUMNS,
+    COMBINED_SLOTS,
     FIRST_TMA_CAPABILITY,
-    TilePhase,
-    choose_phase,
+    MOST_PARTS,
+    TABLE,
     choose_tiles,
 )
+from moebench.routers.row_tiles import rows_of_tile
 from moebench.spec.model import ModelSpec
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
 
-Form = Literal["up, gated", "up", "down"]
+Form = Literal["up, gated", "up", "down", "down in parts"]
 Matmul = Literal["gate_up", "down"]
 """The two matmuls of a layer: gate and up are one."""
 Dtype = Literal["bf16", "fp32"]
 ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
 
-BLOCK_OF_EXPERTS = 64
+DECODE_ROWS = 32
+"""Rows of a tile up to which the report calls it decode's, where the second sum may be split."""
 
-MATRICES = ("x", "hidden", "gate_up", "down")
+MATRICES = ("x", "hidden", "gate_up", "down", "outputs", "residual", "y")
+VARYING = ("num_experts", "row_tiles", "bound", "num_slots")
 TYPES = {
-    **dict.fromkeys(("token_indices", "tokens_per_expert"), "*i64"),
-    **dict.fromkeys(("routing_weights", "y"), "*fp32"),
-    **dict.fromkeys(("num_experts", "row_tiles", "hidden_size", "intermediate_size"), "i32"),
-    "x_stride": "i64",
+    **dict.fromkeys(("token_indices", "places"), "*i64"),
+    **{"table": "*i32", "routing_weights": "*fp32", "multiplier": "fp32"},
+    **dict.fromkeys(
+        (*VARYING, "hidden_size", "intermediate_size", "x_stride", "split_size"), "i32"
+    ),
 }
 """Types of the arguments that are no matrices."""
-MULTIPLES_OF_16 = frozenset({*MATRICES, *TYPES} - {"num_experts", "row_tiles"})
+MULTIPLES_OF_16 = frozenset({*MATRICES, *TYPES} - {*VARYING, "multiplier"})
 """Arguments that are multiples of 16 for ordinary shapes."""
 
 
 def expert_variants(capability: int) -> Iterator[Variant]:
-    """Both kernels of the experts with every tile that this device uses.
+    """The kernels of the experts with every tile that this device uses.
 
-    fp16 differs from bf16 in one word of its instructions, and in fp32 both phases have the same
-    tiles.
+    fp16 differs from bf16 in one word of its instructions.
     """
-    for phase in get_args(TilePhase):
-        for form in get_args(Form):
-            yield expert_variant(capability, form, phase, "bf16")
-    forms: tuple[Form, ...] = ("up, gated", "down")
-    for form in forms:
-        yield expert_variant(capability, form, "prefill", "fp32")
+    forms: tuple[Form, ...] = ("up, gated", "up", "down", "down in parts")
+    for rows in TABLE[80]:
+        for form in forms:
+            if form != "down in parts" or rows <= DECODE_ROWS:
+                yield expert_variant(capability, form, rows, "bf16")
+    for rows in TABLE[80]:
+        for form in ("up, gated", "down"):
+            yield expert_variant(capability, form, rows, "fp32")
+    yield from (combine_variant(parts) for parts in (1, MOST_PARTS))
 
 
-def expert_variant(capability: int, form: Form, phase: TilePhase, dtype: Dtype) -> Variant:
+def expert_variant(capability: int, form: Form, rows: int, dtype: Dtype) -> Variant:
     """One kernel of the experts as `moebench.experts.gpu.launch` would launch it."""
     from moebench.experts.gpu import kernels
 
     size = ELEMENT_BYTES[dtype]
-    tiles = choose_tiles(capability, phase, size)
-    tile = tiles.down if form == "down" else tiles.up
+    tiles, is_down = choose_tiles(capability, rows, size), form.startswith("down")
+    tile = tiles.down if is_down else tiles.up
     depth = tile.depth(size)
     constants: dict[str, Any] = {
         "TMA": capability >= FIRST_TMA_CAPABILITY,
         "UPCAST": False,
-        "BLOCK_E": BLOCK_OF_EXPERTS,
         **tile.constants(size),
     }
-    if form != "down":
+    if not is_down:
         constants["IS_GATED"] = form == "up, gated"
     types = TYPES | dict.fromkeys(MATRICES, f"*{dtype}")
+    if form == "down in parts":
+        types["outputs"] = "*fp32"
     if constants["TMA"]:
         weight = f"tensordesc<{dtype}[{tile.columns}, {depth}]>"
         types |= {"gate_up": weight, "down": weight}
-        if form == "down":
+        if is_down:
             types["hidden"] = f"tensordesc<{dtype}[{tile.rows}, {depth}]>"
     return Variant(
-        kernels.down_and_combine if form == "down" else kernels.up_and_activate,
+        kernels.multiply_down if is_down else kernels.up_and_activate,
         form,
-        phase if dtype == "bf16" else "both",
+        "decode" if rows <= DECODE_ROWS else "prefill",
         dtype,
         (tile.rows, tile.columns, depth),
         types,
@@ -88,12 +98,34 @@ def expert_variant(capability: int, form: Form, phase: TilePhase, dtype: Dtype) 
     )
 
 
+def combine_variant(parts: int) -> Variant:
+    """The kernel that adds each token's outputs, or their parts, and the residual in bf16."""
+    from moebench.experts.gpu import kernels
+
+    types = TYPES | dict.fromkeys(MATRICES, "*bf16")
+    if parts > 1:
+        types["outputs"] = "*fp32"
+    constants = {"HAS_RESIDUAL": True, "PARTS": parts, "SLOTS": COMBINED_SLOTS}
+    return Variant(
+        kernels.combine,
+        "combine" if parts == 1 else f"combine {parts} parts",
+        "both",
+        "bf16",
+        (0, 0, 0),
+        types,
+        constants | {"BLOCK_N": COMBINED_COLUMNS},
+        MULTIPLES_OF_16,
+        COMBINE_WARPS,
+        stages=1,
+    )
+
+
 def layer_variants(capability: int, layer: ModelSpec, tokens: int) -> dict[Matmul, Variant]:
     """The kernels that a layer of gated experts launches in bf16, by what they multiply."""
-    phase = choose_phase(tokens * layer.top_k, layer.num_experts)
+    rows = rows_of_tile(tokens * layer.top_k / layer.num_experts)
     forms: dict[Matmul, Form] = {"gate_up": "up, gated", "down": "down"}
     return {
-        matmul: expert_variant(capability, form, phase, "bf16") for matmul, form in forms.items()
+        matmul: expert_variant(capability, form, rows, "bf16") for matmul, form in forms.items()
     }
 
 
