@@ -48,7 +48,7 @@ class Layers:
         device_plan = suite.device_plan("cpu")
         decoder = build_decoder(suite.model, device_plan.num_layers, dtype, device, suite.file.seed)
         bench = Bench(suite.model, decoder, device, dtype)
-        planned, _ = runnable_cells(cells(suite, "cpu"), device)
+        planned, _ = runnable_cells(cells(suite, "cpu"), device, suite.model)
         seconds = {}
         for cell in planned:
             ready = prepare_cell(bench, cell, suite.file.plan.stream_tokens)

@@ -21,6 +21,7 @@ from torch import Tensor
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import AddingExperts, Experts, ExpertWeights, Residual
 from moebench.routers.routing import Routing
+from moebench.spec.model import ModelSpec
 from moebench.units import nearest
 
 
@@ -70,6 +71,17 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype | None = None) -
     if why is None and dtype is not None and not takes_dtype(name, dtype):
         return f"it does not take {_text(dtype)} on this machine"
     return why
+
+
+def cannot_take(name: str, model: ModelSpec) -> str | None:
+    """Why a backend cannot run the experts of a model, in a few words; None: it can."""
+    backend = EXPERT_BACKENDS[name]
+    is_plain = not model.has_expert_bias and model.activation != "clamped-swiglu"
+    if not (is_plain or backend.takes_biases):
+        return f"experts of {model.name} have biases or a clamped activation"
+    if backend.is_gated_only and model.expert_matrices != 3:
+        return f"experts of {model.name} are not gated"
+    return None
 
 
 def takes_dtype(name: str, dtype: torch.dtype) -> bool:

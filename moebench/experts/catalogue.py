@@ -32,7 +32,9 @@ class ExpertBackend(ExpertCalls):
     takes_residual: bool = False
     """Whether it adds its outputs to the residual stream in its last launch."""
     stand_in: str | None = None
-    """The execution that runs in its place with gradients, and where it cannot run."""
+    """The execution that runs where it cannot run, and in its place with gradients."""
+    trains_itself: bool = False
+    """Whether it keeps its place with gradients although it has a stand-in."""
 
 
 EXPERT_BACKENDS = {
@@ -40,13 +42,13 @@ EXPERT_BACKENDS = {
     for backend in (
         ExpertBackend(
             "loop",
-            Launches(matmul=(0, 1), dispatch=(0, 2), combine=(1, 6)),
+            Launches(matmul=(0, 1), dispatch=(0, 2), combine=(1, 6), waits=(0, 1)),
             dtypes=WITH_FP64,
             takes_biases=True,
         ),
         ExpertBackend(
             "grouped",
-            Launches(matmul=(0, 1), dispatch=(1, 0), combine=(8, 0)),
+            Launches(matmul=(0, 1), dispatch=(1, 0), combine=(8, 0), waits=(1, 0)),
             dtypes=WITH_FP64,
             takes_biases=True,
         ),
@@ -114,6 +116,8 @@ EXPERT_BACKENDS = {
             Launches(matmul=(1, 0), dispatch=(0, 0), combine=(1, 0), activation=0),
             is_capturable=True,
             takes_residual=True,
+            stand_in="grouped",
+            trains_itself=True,
         ),
     )
 }
@@ -122,6 +126,6 @@ EXPERT_BACKENDS = {
 def executing(name: str, phase: Phase) -> ExpertBackend:
     """The execution that runs in a phase where one is asked for by name."""
     backend = EXPERT_BACKENDS[name]
-    while phase == "train" and backend.stand_in is not None:
+    while phase == "train" and backend.stand_in is not None and not backend.trains_itself:
         backend = EXPERT_BACKENDS[backend.stand_in]
     return backend

@@ -107,7 +107,7 @@ class Routing:
 
     def experts_per_token(self) -> Int[Tensor, " tokens"]:
         """How many experts each token runs."""
-        return torch.bincount(self.token_indices, minlength=self.num_tokens)
+        return _counts(self.token_indices, self.num_tokens)
 
     @functools.cached_property
     def slots(self) -> tuple[SlotWeights, SlotExperts]:
@@ -135,7 +135,7 @@ class Routing:
         keep: SlotMask | None = None,
         aux_loss: AuxiliaryLoss | None = None,
     ) -> "Routing":
-        """Flatten a `Choice`'s kept slots, in token order; on a GPU the host waits for counts."""
+        """Flatten a `Choice`'s kept slots, in token order; the host waits for how many are kept."""
         num_tokens, slots = expert_indices.shape
         experts = expert_indices.reshape(-1)
         if keep is None:
@@ -144,7 +144,7 @@ class Routing:
             kept = keep.reshape(-1).nonzero().squeeze(1)
             experts, order = experts[kept].sort(stable=True)
             positions = kept[order]
-        histogram = torch.bincount(experts, minlength=num_experts)
+        histogram = _counts(experts, num_experts)
         weights = weights.reshape(-1)[positions]
         flat = positions // slots, experts, weights, histogram, num_tokens, aux_loss
         return cls(*flat, positions, slots)
@@ -290,6 +290,14 @@ class Router(nn.Module, ABC):
 def _tile_rows(expected: float | None, bound: int, num_experts: int) -> int:
     """Rows of a tile by the assignments expected; where none are, by their bound."""
     return rows_of_tile((bound if expected is None else expected) / num_experts)
+
+
+def _counts(values: Int[Tensor, " values"], number: int) -> Int[Tensor, " number"]:
+    """How often each of the numbers from 0 on is among the values, without waiting for a GPU."""
+    if values.device.type == "cpu":
+        return torch.bincount(values, minlength=number)
+    # On a GPU `bincount` asks twice, for the least and for the largest value.
+    return values.new_zeros(number).index_add(0, values, torch.ones_like(values))
 
 
 def router(name: str) -> Callable[[Builder], Builder]:

@@ -59,6 +59,8 @@ class Op:
     n: float | None = None
     k: float | None = None
     """Shape [k, n] of each matrix product's weight; None: not a matrix product."""
+    waits: float = 0.0
+    """Times that the host waits for a GPU in it, where the step is launched eagerly."""
 
     @property
     def bytes_moved(self) -> Bytes:
@@ -117,6 +119,9 @@ class Launches(NamedTuple):
     combine: tuple[float, float]
     activation: float = 2
     """Launches after each of the first matmul's: SiLU and a product, or 0 where they are fused."""
+    waits: tuple[float, float] = (0, 0)
+    """Times that the host waits for a GPU, once a layer and for each expert of the model: to know
+    how many rows an expert has. A test counts them again."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +154,16 @@ def expert_ops(
     calls = launches.matmul[0] + launches.matmul[1] * touched
     dispatch_calls = launches.dispatch[0] + launches.dispatch[1] * model.num_experts
     combine_calls = launches.combine[0] + launches.combine[1] * touched
+    waits = launches.waits[0] + launches.waits[1] * model.num_experts
 
     def product(name: str, n: float, k: float) -> Op:
         op = linear(name, "experts", rows, n, k, dtype, groups=touched)
         return replace(op, launches=calls, layout=backend.layout, least_rows=backend.least_rows)
 
     activation = traffic("activation", "experts", assignments * up_width, assignments * f, dtype)
+    dispatch = traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls)
     return (
-        traffic("dispatch", "dispatch", moved, moved, dtype, launches=dispatch_calls),
+        replace(dispatch, waits=waits),
         product("experts-up", up_width, h),
         replace(activation, launches=launches.activation * calls),
         product("experts-down", h, f),

@@ -2,13 +2,13 @@
 
 from moebench.compare.rounds import MIN_ROUNDS
 from moebench.compare.state import STATE_TOLERANCE
-from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.measure.board import throttling
 from moebench.measure.latency import Rounds
 from moebench.records.host import HostLoad
 from moebench.records.measurement import READ_BYTES, Measurement
 from moebench.records.results import Caveat
 from moebench.suite.cell import ReadyCase, ReadyCell
+from moebench.suite.forecast import case_ops
 from moebench.units import Bytes, Seconds, text
 
 UNEXPLAINED = 0.05
@@ -41,18 +41,9 @@ def cell_caveats(cell: ReadyCell, ready: ReadyCase, cache_bytes: Bytes) -> tuple
                 "run and compare with --eager",
             )
         )
-    is_decode, backend = cell.workload.phase == "decode", ready.case.backend
-    if cell.bench.device.type == "cuda" and is_decode and not cell.graphs:
-        is_capturable = EXPERT_BACKENDS[backend].is_capturable
-        waiting = "waits" if is_capturable else f"and expert backend {backend!r} wait"
-        caveats.append(
-            Caveat(
-                "host-sync",
-                f"the routing {waiting} for the device",
-                "the device waits for the host once a layer, which a short decode step feels",
-                "read decode speedups as those of eager launches",
-            )
-        )
+    is_eager_decode = cell.workload.phase == "decode" and not cell.graphs
+    if cell.bench.device.type == "cuda" and is_eager_decode:
+        caveats += host_waits(cell, ready)
     expected = ready.policy.load(
         cell.bench.model, cell.workload.num_tokens, ready.case.operating_point
     ).distinct_experts
@@ -67,6 +58,31 @@ def cell_caveats(cell: ReadyCell, ready: ReadyCase, cache_bytes: Bytes) -> tuple
             )
         )
     return tuple(caveats)
+
+
+def host_waits(cell: ReadyCell, ready: ReadyCase) -> tuple[Caveat, ...]:
+    """The caveat of eager decode in which the host waits for a GPU; none where it never does."""
+    load = ready.load(cell.workload.num_tokens)
+    ops = case_ops(ready.case, ready.policy, cell.bench.model, load)
+    waits = {
+        "the routing": sum(op.waits for op in ops if op.stage == "router"),
+        f"expert backend {ready.case.backend!r}": sum(
+            op.waits for op in ops if op.stage == "dispatch"
+        ),
+    }
+    seen = [f"{who} {number:g} times" for who, number in waits.items() if number]
+    if not seen:
+        return ()
+    return (
+        Caveat(
+            "host-sync",
+            f"the host waits for the device in every layer: {' and '.join(seen)}",
+            f"{sum(waits.values()):g} times a layer the device then waits for the host's next "
+            "launch, which a short decode step feels",
+            "read decode speedups as those of eager launches, or run a backend that a CUDA graph "
+            "can hold (--experts triton)",
+        ),
+    )
 
 
 def round_caveats(rounds: Rounds) -> tuple[Caveat, ...]:

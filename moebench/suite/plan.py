@@ -16,6 +16,7 @@ from moebench.records.results import Caveat
 from moebench.routers.policy import Policy
 from moebench.spec.case import Case, OperatingPoint, RouterSpec, Workload
 from moebench.spec.learned_point import LearnedPoint
+from moebench.spec.model import ModelSpec
 from moebench.spec.schema import MOST
 from moebench.suite.suite_file import DeviceKind, MeasurePlan, Suite, workloads
 from moebench.terminal import Bar
@@ -135,7 +136,8 @@ def cells(suite: Suite, kind: DeviceKind, choice: CellChoice = CellChoice()) -> 
     if not on_device:
         raise ValueError(f"suite {suite.name}: none of its workloads is for a {kind}")
     points = _points(suite, choice.learned)
-    planned = tuple(_cell(suite, chosen, workload, num_layers, points) for workload in on_device)
+    where = kind, num_layers
+    planned = tuple(_cell(suite, chosen, workload, where, points) for workload in on_device)
     if choice.learned is not None:
         doubts = learned_caveats(choice.learned, suite.model)
         planned = tuple(replace(cell, point_caveats=doubts) for cell in planned)
@@ -176,17 +178,18 @@ def _cell(
     suite: Suite,
     chosen: Sequence[int],
     workload: Workload,
-    num_layers: int,
+    where: tuple[DeviceKind, int],
     points: Sequence[OperatingPoint],
 ) -> Cell:
-    file = suite.file
+    """The cell of a workload on a kind of device, in so many layers."""
+    file, (kind, num_layers) = suite.file, where
     cases = tuple(
         Case(
             model=suite.model.name,
             router=RouterSpec(file.router[i].name, file.router[i].options, file.router[i].label),
             workload=workload,
             operating_point=points[i],
-            backend=file.backend,
+            backend=suite.backend(kind),
             launch="eager",
             num_layers=num_layers,
         )
@@ -204,7 +207,7 @@ def _cell(
 
 
 def runnable_cells(
-    planned: Sequence[Cell], device: "torch.device", *, is_asked: bool = False
+    planned: Sequence[Cell], device: "torch.device", model: ModelSpec, *, is_asked: bool = False
 ) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
     """The cells that can run here, and a line for each that cannot or has another backend.
 
@@ -213,12 +216,14 @@ def runnable_cells(
     """
     import torch
 
-    from moebench.experts.backends import why_not
+    from moebench.experts.backends import cannot_take, why_not
 
     runnable, notes = [], []
     for cell in planned:
         dtype = getattr(torch, cell.workload.dtype)
-        while (why := why_not(name := cell.baseline.backend, device, dtype)) is not None:
+        while why := (
+            why_not(name := cell.baseline.backend, device, dtype) or cannot_take(name, model)
+        ):
             stand_in = EXPERT_BACKENDS[name].stand_in
             if is_asked or stand_in is None:
                 raise ValueError(f"expert backend {name!r} does not run here: {why}")
@@ -228,7 +233,9 @@ def runnable_cells(
                 f"{stand_in!r} ran instead; its speedups at few tokens may be others",
                 "name the backend (--experts), or use a processor and a torch that have it",
             )
-            cell = replace(changed(cell, backend=stand_in), caveats=(*cell.caveats, caveat))
+            launch = cell.baseline.launch if EXPERT_BACKENDS[stand_in].is_capturable else "eager"
+            cell = changed(cell, backend=stand_in, launch=launch)
+            cell = replace(cell, caveats=(*cell.caveats, caveat))
             notes.append(f"expert backend {name!r} does not run here: {why}; {stand_in!r} runs")
         backend = EXPERT_BACKENDS[cell.baseline.backend]
         if cell.workload.phase == "train" and not backend.has_gradients:

@@ -162,9 +162,8 @@ def _measure(
     device = choose_device(options.device)
     make_current(device)
     kind: DeviceKind = "gpu" if device.type == "cuda" else "cpu"
-    planned, notes = runnable_cells(
-        cells(suite, kind, _choice(options, suite)), device, is_asked=bool(options.experts)
-    )
+    asked = cells(suite, kind, _choice(options, suite))
+    planned, notes = runnable_cells(asked, device, suite.model, is_asked=bool(options.experts))
     check_feasible(suite, planned, available_memory(device))
     if resumed is None and not options.dry_run:
         make_folder(options.out)

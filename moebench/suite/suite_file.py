@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from moebench.suite.checkpoint import CheckpointLayers
 
 DeviceKind = Literal["cpu", "gpu"]
+DEFAULT_BACKENDS: Mapping[DeviceKind, str] = {"cpu": "grouped", "gpu": "triton"}
+"""Expert backend of a suite that names none. On a GPU eager decode would time the host: a step of
+`triton` fits into a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class DevicePlan:
     time_budget: Annotated[Seconds, "time"]
     """Wall time of the whole run, from its start to its report."""
     backend: str | None = None
-    """Expert backend on this kind of device; None: the suite's."""
+    """Expert backend on this kind of device; None: the suite's, or the kind's default."""
 
     def __post_init__(self) -> None:
         check_range(self, "num_layers", least=1)
@@ -103,7 +106,8 @@ class SuiteFile:
     gpu: DevicePlan
     dtype: DType = "bfloat16"
     kind: Literal["routers"] = "routers"
-    backend: str = "grouped"
+    backend: str | None = None
+    """Expert backend on devices whose table names none; None: `DEFAULT_BACKENDS`."""
     seed: int = 0
     scale: int = 1
     """Divisor of the model's widths: quick suites run narrow layers with unchanged routing."""
@@ -140,7 +144,7 @@ class Suite:
 
     def backend(self, kind: DeviceKind) -> str:
         """Expert backend that the suite chooses on a kind of device."""
-        return self.device_plan(kind).backend or self.file.backend
+        return self.device_plan(kind).backend or self.file.backend or DEFAULT_BACKENDS[kind]
 
 
 def suite_tables(source: SuiteSource) -> SuiteFile:

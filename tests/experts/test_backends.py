@@ -20,6 +20,7 @@ from moebench.experts.cpu.onednn import LEAST_ROWS
 from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Routing
 from moebench.routers.row_tiles import row_tiles
+from moebench.routers.top_k.policy import flatten_op
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import expert_ops
@@ -280,6 +281,62 @@ def test_declared_launches_are_those_dispatched(
     load = ExpertLoad.observed(routing.tokens_per_expert.tolist(), NUM_TOKENS)
     declared = expert_ops(narrow, load, "bfloat16", EXPERT_BACKENDS[backend.name])
     assert launches.count == sum(op.launches for op in declared)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a host would wait for on a GPU: values, and shapes that depend on values.
+
+    `bincount` is a processor's alone, see `test_counts_do_not_wait_for_a_gpu`.
+    """
+
+    TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_mask = func is torch.ops.aten.index.Tensor and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        others = {torch.ops.aten.bincount.default, torch.ops.aten.index.Tensor}
+        self.count += is_mask or bool(self.TAGS & set(func.tags) and func not in others)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["loop", "grouped"])
+def test_declared_waits_are_those_that_a_gpu_would_make(
+    name: str, narrow: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routing, weights = ROUTINGS["fixed k"](), make_weights(narrow, torch.float32)
+    routing = replace(routing, weights=routing.weights.float())
+    x = torch.randn(NUM_TOKENS, narrow.hidden_size)
+    read: list[Tensor] = []
+    original = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda t: read.append(t) or original(t))
+    with torch.no_grad(), Waits() as waits:
+        run(EXPERT_BACKENDS[name], x, routing, weights)
+    once, per_expert = EXPERT_BACKENDS[name].launches.waits
+    assert waits.count + len(read) == once + per_expert * narrow.num_experts
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_declared_waits_of_a_routing_are_those_that_a_gpu_would_make(drops: bool) -> None:
+    keep = torch.rand(6, 2) > 0.5 if drops else None
+    experts = torch.arange(12).view(6, 2) % 4
+    with Waits() as waits:
+        Routing.from_slots(torch.rand(6, 2), experts, 4, keep)
+    assert waits.count == flatten_op(12.0, drops=drops).waits
+
+
+def test_counts_do_not_wait_for_a_gpu() -> None:
+    """On "meta", where a value cannot be asked for, as `bincount` does."""
+    weights, experts = torch.empty(6, 2, device="meta"), torch.zeros(6, 2, dtype=int, device="meta")
+    routing = Routing.from_slots(weights, experts, 4)
+    assert routing.tokens_per_expert.shape == (4,)
+    assert routing.experts_per_token().shape == (6,)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.bincount(experts.flatten(), minlength=4)
 
 
 def test_the_rows_that_packed_borrows_are_those_that_it_is_priced_with() -> None:

@@ -89,8 +89,12 @@ def test_no_router_waits_for_the_device_where_routings_are_bounded(
 ) -> None:
     model = replace(tiny, num_experts=16, top_k=4, gate=GATES[gate])
     assert run_without_data(router, model, zeros) == (6, 1, model.hidden_size)
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        run_without_data(router, model, zeros, bounded=False)
+    ops = policy(router, OPTIONS.get(router)).ops(model, 6, "bfloat16")
+    if sum(op.waits for op in ops):
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            run_without_data(router, model, zeros, bounded=False)
+    else:
+        assert run_without_data(router, model, zeros, bounded=False)[0] == 6
 
 
 @pytest.mark.parametrize("name", OURS)

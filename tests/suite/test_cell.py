@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import HARDWARE
 
-from moebench.experts import avx512, packed
+from moebench.experts import avx512, packed, triton
 from moebench.experts.backends import why_not
 from moebench.experts.weights import ExpertWeights, activation
 from moebench.measure.clocks import StageTimer
@@ -172,21 +172,21 @@ def test_a_suite_s_choice_that_cannot_run_gives_way_and_one_asked_for_does_not(
 ) -> None:
     monkeypatch.setattr(packed, "missing", lambda device: "there is no oneDNN")
     device = torch.device("cpu")
-    found, (said,) = runnable_cells(tuple(CELLS.values()), device)
+    found, (said,) = runnable_cells(tuple(CELLS.values()), device, SUITE.model)
     assert "there is no oneDNN" in said and "'grouped' runs" in said
     for cell in found:
         assert {case.backend for case in (*cell.cases, cell.baseline)} == {"grouped"}
         has_caveat = [caveat.kind for caveat in cell.caveats] == ["stand-in"]
         assert has_caveat == (cell.workload.phase != "train")
     with pytest.raises(ValueError, match="'packed' does not run here: there is no oneDNN"):
-        runnable_cells(tuple(CELLS.values()), device, is_asked=True)
+        runnable_cells(tuple(CELLS.values()), device, SUITE.model, is_asked=True)
 
 
 def test_a_stand_in_that_cannot_run_gives_way_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (avx512, packed):
         monkeypatch.setattr(module, "missing", lambda device: "it is not here")
     asked = tuple(changed(cell, backend="avx512") for cell in CELLS.values())
-    found, said = runnable_cells(asked, torch.device("cpu"))
+    found, said = runnable_cells(asked, torch.device("cpu"), SUITE.model)
     assert [line.rsplit(";", 1)[1] for line in said] == [" 'packed' runs", " 'grouped' runs"]
     for cell in found:
         assert {case.backend for case in (*cell.cases, cell.baseline)} == {"grouped"}
@@ -198,8 +198,9 @@ def test_a_type_that_a_backend_does_not_take_is_a_reason_too(
 ) -> None:
     monkeypatch.setattr(packed, "missing", lambda device: None)
     monkeypatch.setattr(packed, "takes_dtype", lambda dtype: dtype == torch.float32)
+    CPU = torch.device("cpu")
     with pytest.raises(ValueError, match="does not take bfloat16 on this machine"):
-        runnable_cells(tuple(CELLS.values()), torch.device("cpu"), is_asked=True)
+        runnable_cells(tuple(CELLS.values()), CPU, SUITE.model, is_asked=True)
 
 
 @pytest.mark.skipif(why_not("packed", torch.device("cpu"), torch.float32) is not None, reason="no")
@@ -214,12 +215,61 @@ def test_a_second_copy_of_the_experts_is_counted_and_freed() -> None:
     assert last.layout_bytes == 0
 
 
-def test_decode_on_a_gpu_says_that_the_host_is_waited_for() -> None:
+@pytest.mark.parametrize(
+    ("router", "backend", "expected"),
+    [
+        ("top-k", "grouped", "in every layer: expert backend 'grouped' 1 times"),
+        ("ada-k", "grouped", "the routing 1 times and expert backend 'grouped' 1 times"),
+        ("top-k", "loop", "expert backend 'loop' 8 times"),
+        ("ada-k", "triton", "in every layer: the routing 1 times"),
+        ("top-k", "triton", None),
+    ],
+)
+def test_eager_decode_on_a_gpu_says_how_often_the_host_waits(
+    router: str, backend: str, expected: str | None
+) -> None:
     ready = ready_cell("moe decode b1 context 64 bfloat16")
+    own = next(one for one in ready.cases if one.case.router.name == router)
+    own = replace(own, case=replace(own.case, backend=backend))
     on_gpu = replace(ready, bench=replace(ready.bench, device=torch.device("cuda")))
-    kinds = {caveat.kind for caveat in cell_caveats(on_gpu, ready.cases[0], cache_bytes=1.0)}
-    assert "host-sync" in kinds
-    assert "host-sync" not in {c.kind for c in cell_caveats(ready, ready.cases[0], cache_bytes=1.0)}
+
+    def seen(cell: ReadyCell) -> list[str]:
+        caveats = cell_caveats(cell, own, cache_bytes=1.0)
+        return [caveat.seen for caveat in caveats if caveat.kind == "host-sync"]
+
+    assert len(seen(on_gpu)) == (expected is not None)
+    assert all(expected is not None and expected in line for line in seen(on_gpu))
+    assert seen(ready) == []
+
+
+def test_without_triton_a_gpu_runs_grouped_eagerly_and_the_record_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton, "missing", lambda device: "Triton is not installed")
+    planned = cells(SUITE, "gpu")
+    found, (said,) = runnable_cells(planned, torch.device("cuda"), SUITE.model)
+    assert said == (
+        "expert backend 'triton' does not run here: Triton is not installed; 'grouped' runs"
+    )
+    assert {case.launch for cell in planned for case in cell.cases} == {"graph", "eager"}
+    for cell in found:
+        assert {case.backend for case in (*cell.cases, cell.baseline)} == {"grouped"}
+        assert {case.launch for case in (*cell.cases, cell.baseline)} == {"eager"}
+        assert [caveat.kind for caveat in cell.caveats] == ["stand-in"]
+    with pytest.raises(ValueError, match="'triton' does not run here: Triton is not installed"):
+        runnable_cells(planned, torch.device("cuda"), SUITE.model, is_asked=True)
+
+
+def test_experts_with_biases_give_way_to_a_backend_that_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton, "missing", lambda device: None)
+    biased = replace(SUITE.model, has_expert_bias=True)
+    found, (said,) = runnable_cells(cells(SUITE, "gpu"), torch.device("cuda"), biased)
+    assert "have biases or a clamped activation; 'grouped' runs" in said
+    assert {cell.baseline.backend for cell in found} == {"grouped"}
+    found, said = runnable_cells(cells(SUITE, "gpu"), torch.device("cuda"), SUITE.model)
+    assert not said and {cell.baseline.backend for cell in found} == {"triton"}
 
 
 def static(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:

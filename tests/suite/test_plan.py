@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.suite.experts_plan import load_experts_suite, planned_cells
 from moebench.suite.pareto.plan import pareto_plan
 from moebench.suite.plan import CellChoice, cells
@@ -158,7 +159,7 @@ def test_a_case_names_the_backend_that_executes_it() -> None:
             expected = "grouped" if cell.workload.phase == "train" else name
             assert {case.backend for case in (*cell.cases, cell.baseline)} == {expected}
     on_gpu = cells(load_suite("smoke"), "gpu")
-    assert {case.backend for cell in on_gpu for case in cell.cases} == {"grouped"}
+    assert {case.backend for cell in on_gpu for case in cell.cases} == {"triton"}
 
 
 def test_a_device_s_backend_comes_before_the_suite_s(tmp_path: Path) -> None:
@@ -166,6 +167,15 @@ def test_a_device_s_backend_comes_before_the_suite_s(tmp_path: Path) -> None:
     text = text.replace("[cpu]", '[cpu]\nbackend = "packed"')
     suite = load_suite(written(tmp_path, text))
     assert (suite.backend("cpu"), suite.backend("gpu")) == ("packed", "loop")
+
+
+def test_a_suite_that_names_no_backend_runs_on_a_gpu_what_a_graph_can_hold(tmp_path: Path) -> None:
+    suite = load_suite(written(tmp_path, SUITE))
+    assert (suite.backend("cpu"), suite.backend("gpu")) == ("grouped", "triton")
+    assert EXPERT_BACKENDS[suite.backend("gpu")].is_capturable
+    assert EXPERT_BACKENDS[suite.backend("gpu")].stand_in == "grouped"
+    for shipped in ("smoke", "mixtral", "tracked"):
+        assert load_suite(shipped).backend("gpu") == "triton"
 
 
 def test_an_unknown_backend_names_the_nearest() -> None:

@@ -1,6 +1,6 @@
 """Fixed top-k (Shazeer et al., 2017), in the convention of the base model's gate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from moebench.routers.policy import Policy, Reduction, register
@@ -40,10 +40,13 @@ def choice_op(gate: Gate, num_tokens: int, num_choices: int, slots: float, dtype
 
 
 def flatten_op(num_slots: float, *, drops: bool) -> Op:
-    """From slots to a routing sorted by expert; with `drops` the kept slots are gathered."""
-    return traffic(
-        "flatten", "router", 8 * num_slots, 6 * num_slots, "float32", launches=7 if drops else 4
-    )
+    """From slots to a routing sorted by expert; with `drops` the kept slots are gathered.
+
+    How many are kept decides over shapes: the host waits for it.
+    """
+    moved = 8 * num_slots, 6 * num_slots
+    op = traffic("flatten", "router", *moved, "float32", launches=7 if drops else 4)
+    return replace(op, waits=float(drops))
 
 
 @register
