@@ -115,6 +115,14 @@ def test_two_blocks_share_a_multiprocessor_in_decode(compiled: dict[str, Any]) -
 
 
 @pytest.mark.slow
+def test_the_kernels_of_a_layer_start_before_the_last_one_ends(compiled: dict[str, Any]) -> None:
+    ours = [row for row in compiled["rows"] if row["kernel"].startswith(("up", "down", "combine"))]
+    assert ours
+    for row in ours:
+        assert row["starts_early"] == (row["capability"] >= 90), row
+
+
+@pytest.mark.slow
 def test_the_committed_report_is_what_the_compiler_says(compiled: dict[str, Any]) -> None:
     title = compiled["report"].splitlines()[0]
     if not title.endswith(triton_install.VERSION):

@@ -70,6 +70,8 @@ class Compiled:
     """Instructions that copy to shared memory without it."""
     barriers: int
     """Barriers of a whole block in the code."""
+    starts_early: bool
+    """Whether it waits for the kernel before it by itself (programmatic dependent launch)."""
 
     @property
     def occupancy(self) -> Occupancy:
@@ -112,6 +114,7 @@ def compile_variant(capability: int, variant: Variant) -> Compiled:
         tma_loads=instructions["UTMALDG"],
         async_copies=instructions["LDGSTS"],
         barriers=instructions["BAR"],
+        starts_early=bool(instructions["ACQBULK"]),
     )
 
 

@@ -14,12 +14,20 @@ With `SWAP` the weights are the left operand: tensor cores then take 64 or more 
 or 32 tokens, where they would otherwise pad the tokens to 64. Weights come through TMA tensor
 descriptors where `TMA` is set, through pointers otherwise. Sums, activation and weighting are in
 fp32. `UPCAST` is for Triton's interpreter only, which multiplies the bit patterns of bf16 operands.
+
+With `PDL` (programmatic dependent launch) a kernel starts while the one before it still runs, and
+waits for its results. Every program waits, and lets the next kernel start only then: so whatever
+the kernel before the last one wrote may be read without waiting.
 """
 
 from typing import no_type_check
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+PREFETCHED_STEPS: tl.constexpr = tl.constexpr(2)
+"""Steps along the inner dimension whose weights are asked for before the wait."""
 
 
 @triton.jit
@@ -94,6 +102,42 @@ def _zeros(M: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr):
     return tl.zeros((N, M) if SWAP else (M, N), tl.float32)
 
 
+@triton.jit
+@no_type_check
+def _wait_for_last_kernel(PDL: tl.constexpr):
+    """Wait for the results of the kernel before this one, and let the next one start."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+@no_type_check
+def _prefetch_tile(
+    matrix,
+    first_row,
+    num_rows,
+    first_column,
+    num_columns,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Ask for a tile of a row-major matrix in the L2 cache, whose lines have 128 bytes."""
+    LINE: tl.constexpr = 128 // (matrix.dtype.element_ty.primitive_bitwidth // 8)
+    rows = tl.minimum(first_row + tl.arange(0, ROWS), num_rows - 1)
+    columns = first_column + LINE * tl.arange(0, COLUMNS // LINE)
+    columns = tl.minimum(columns, num_columns - 1)
+    places = matrix + rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [places.to(tl.int64, bitcast=True)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
 @triton.jit(do_not_specialize=["num_experts", "row_tiles"])
 @no_type_check
 def up_and_activate(
@@ -111,6 +155,7 @@ def up_and_activate(
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
     SWAP: tl.constexpr,
+    PDL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -121,6 +166,7 @@ def up_and_activate(
     `gate_up` is [experts * width, hidden_size] row-major: a pointer, or with `TMA` a descriptor
     of tiles [BLOCK_N, BLOCK_K]. `hidden` is [bound, intermediate_size].
     """
+    _wait_for_last_kernel(PDL)
     column_tiles = tl.cdiv(intermediate_size, BLOCK_N)
     row_tile, column_tile = _locate_tile(row_tiles, column_tiles, GROUP)
     expert, first, end = _read_tile(table, row_tiles, row_tile)
@@ -171,6 +217,7 @@ def multiply_down(
     hidden,
     table,
     down,
+    down_memory,
     outputs,
     num_experts,
     row_tiles,
@@ -181,6 +228,7 @@ def multiply_down(
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
     SWAP: tl.constexpr,
+    PDL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -190,20 +238,33 @@ def multiply_down(
 
     `down` is [experts * hidden_size, intermediate_size] row-major: a pointer, or with `TMA` a
     descriptor of tiles [BLOCK_N, BLOCK_K]. `hidden` [bound, intermediate_size] is likewise a
-    pointer or a descriptor of tiles [BLOCK_M, BLOCK_K]. `outputs` is [parts, bound, hidden_size];
-    a part is `split_size` of the intermediate size, a multiple of `BLOCK_K`.
+    pointer or a descriptor of tiles [BLOCK_M, BLOCK_K]. `down_memory` is the pointer of `down` in
+    either case: its first tiles are prefetched. `outputs` is [parts, bound, hidden_size]; a part is
+    `split_size` of the intermediate size, a multiple of `BLOCK_K`.
     """
     column_tiles = tl.cdiv(hidden_size, BLOCK_N)
     row_tile, column_tile = _locate_tile(row_tiles, column_tiles, GROUP)
     expert, first, end = _read_tile(table, row_tiles, row_tile)
-    if expert >= num_experts:
-        return
     part = tl.program_id(1)
     column = column_tile * BLOCK_N
     weight_row = expert * hidden_size + column
     weight_rows = num_experts * hidden_size
-    total = _zeros(BLOCK_M, BLOCK_N, SWAP)
     first_depth = part * split_size
+    if PDL:
+        # Weights depend on no kernel: they come while the hidden rows are still computed.
+        _prefetch_tile(
+            down_memory,
+            weight_row,
+            weight_rows,
+            first_depth,
+            intermediate_size,
+            BLOCK_N,
+            PREFETCHED_STEPS * BLOCK_K,
+        )
+    _wait_for_last_kernel(PDL)
+    if expert >= num_experts:
+        return
+    total = _zeros(BLOCK_M, BLOCK_N, SWAP)
     for depth in range(
         first_depth, tl.minimum(first_depth + split_size, intermediate_size), BLOCK_K
     ):
@@ -235,6 +296,7 @@ def combine(
     hidden_size,
     multiplier,
     HAS_RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
     PARTS: tl.constexpr,
     SLOTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -247,6 +309,9 @@ def combine(
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column = columns < hidden_size
+    if HAS_RESIDUAL:
+        added = tl.load(residual + token * hidden_size + columns, mask=is_column).to(tl.float32)
+    _wait_for_last_kernel(PDL)
     total = tl.zeros((BLOCK_N,), tl.float32)
     for first_slot in range(0, num_slots, SLOTS):
         for offset in tl.static_range(SLOTS):
@@ -262,5 +327,5 @@ def combine(
             total += weight * output
     result = total * multiplier
     if HAS_RESIDUAL:
-        result += tl.load(residual + token * hidden_size + columns, mask=is_column).to(tl.float32)
+        result += added
     tl.store(y + token * hidden_size + columns, result.to(y.dtype.element_ty), mask=is_column)

@@ -17,6 +17,7 @@ from moebench.experts.gpu.tiles import (
     COMBINE_WARPS,
     COMBINED_COLUMNS,
     COMBINED_SLOTS,
+    FIRST_PDL_CAPABILITY,
     FIRST_TMA_CAPABILITY,
     KernelTile,
     choose_tiles,
@@ -74,6 +75,9 @@ def ragged_down(
     """The expert output of each assignment; uninitialised behind the last.
 
     One part is the output, rounded to the type of `hidden`. Several are terms of it, in fp32.
+
+    Args:
+        table: As for `ragged_up`; it must not come from the kernel that was launched last.
     """
     from moebench.experts.gpu import kernels
 
@@ -88,7 +92,7 @@ def ragged_down(
     grid = (table.shape[1] * -(-hidden_size // tile.columns), parts)
     with _device_of(hidden):
         kernels.multiply_down[grid](
-            *(rows, table, _weights(down, tile, use_tma), outputs),
+            *(rows, table, _weights(down, tile, use_tma), down, outputs),
             *(len(down), table.shape[1], bound, hidden_size, intermediate_size, split_size),
             TMA=use_tma,
             **_constants(tile, hidden),
@@ -131,6 +135,7 @@ def ragged_combine(
             SLOTS=slots,
             BLOCK_N=columns,
             num_warps=COMBINE_WARPS,
+            **_dependent(outputs),
         )
     return y
 
@@ -155,7 +160,15 @@ def _constants(tile: KernelTile, x: Tensor) -> dict[str, int | bool]:
         **tile.constants(x.element_size()),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **_dependent(x),
     }
+
+
+def _dependent(x: Tensor) -> dict[str, bool]:
+    """Constants and options of a kernel that may start before the last one ends, where it can."""
+    if x.is_cuda and _capability(x) >= FIRST_PDL_CAPABILITY:
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
 
 
 def _device_of(x: Tensor) -> AbstractContextManager[None]:

@@ -90,6 +90,7 @@ ROW_TILES_PER_GROUP = 8
 """Row tiles whose programs run side by side, so that they share weights in the L2 cache."""
 
 FIRST_TMA_CAPABILITY = 90
+FIRST_PDL_CAPABILITY = 90
 
 COMBINED_COLUMNS = 1024
 """Columns of a program that combines: 16 bytes of bf16 for each of its threads."""

@@ -11,6 +11,7 @@ from moebench.experts.gpu.tiles import (
     COMBINE_WARPS,
     COMBINED_COLUMNS,
     COMBINED_SLOTS,
+    FIRST_PDL_CAPABILITY,
     FIRST_TMA_CAPABILITY,
     MOST_PARTS,
     TABLE,
@@ -31,7 +32,7 @@ ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
 DECODE_ROWS = 32
 """Rows of a tile up to which the report calls it decode's, where the second sum may be split."""
 
-MATRICES = ("x", "hidden", "gate_up", "down", "outputs", "residual", "y")
+MATRICES = ("x", "hidden", "gate_up", "down", "down_memory", "outputs", "residual", "y")
 VARYING = ("num_experts", "row_tiles", "bound", "num_slots")
 TYPES = {
     **dict.fromkeys(("token_indices", "places"), "*i64"),
@@ -58,7 +59,7 @@ def expert_variants(capability: int) -> Iterator[Variant]:
     for rows in TABLE[80]:
         for form in ("up, gated", "down"):
             yield expert_variant(capability, form, rows, "fp32")
-    yield from (combine_variant(parts) for parts in (1, MOST_PARTS))
+    yield from (combine_variant(capability, parts) for parts in (1, MOST_PARTS))
 
 
 def expert_variant(capability: int, form: Form, rows: int, dtype: Dtype) -> Variant:
@@ -72,6 +73,7 @@ def expert_variant(capability: int, form: Form, rows: int, dtype: Dtype) -> Vari
     constants: dict[str, Any] = {
         "TMA": capability >= FIRST_TMA_CAPABILITY,
         "UPCAST": False,
+        "PDL": capability >= FIRST_PDL_CAPABILITY,
         **tile.constants(size),
     }
     if not is_down:
@@ -98,7 +100,7 @@ def expert_variant(capability: int, form: Form, rows: int, dtype: Dtype) -> Vari
     )
 
 
-def combine_variant(parts: int) -> Variant:
+def combine_variant(capability: int, parts: int) -> Variant:
     """The kernel that adds each token's outputs, or their parts, and the residual in bf16."""
     from moebench.experts.gpu import kernels
 
@@ -106,6 +108,7 @@ def combine_variant(parts: int) -> Variant:
     if parts > 1:
         types["outputs"] = "*fp32"
     constants = {"HAS_RESIDUAL": True, "PARTS": parts, "SLOTS": COMBINED_SLOTS}
+    constants |= {"BLOCK_N": COMBINED_COLUMNS, "PDL": capability >= FIRST_PDL_CAPABILITY}
     return Variant(
         kernels.combine,
         "combine" if parts == 1 else f"combine {parts} parts",
@@ -113,7 +116,7 @@ def combine_variant(parts: int) -> Variant:
         "bf16",
         (0, 0, 0),
         types,
-        constants | {"BLOCK_N": COMBINED_COLUMNS},
+        constants,
         MULTIPLES_OF_16,
         COMBINE_WARPS,
         stages=1,
