@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from moebench.records.host import HostLoad, RoundLoad
+from moebench.records.host import HostLoad
 from moebench.spec.attention import Attention
 from moebench.spec.gate import Gate
 from moebench.spec.model import ModelSpec
@@ -102,14 +101,10 @@ def suite(tmp_path: Path) -> str:
     return str(path)
 
 
-def quiet(meter: Any, number: int = 0) -> RoundLoad:
-    """A second in which this process had the machine to itself, whatever runs beside the tests."""
-    return RoundLoad(number, 1.0, meter.threads, meter.threads, 0.0, 0.0)
-
-
 @pytest.fixture
 def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other load is seen on this machine."""
+    from moebench.doctor.imitation.imitate import quiet
     from moebench.measure.host import HostMeter
 
     monkeypatch.setattr(HostMeter, "load", quiet)

@@ -225,14 +225,18 @@ def _is_bad_input(error: BaseException) -> bool:
 
 
 def _report(directory: Path, as_json: bool) -> int:
-    """Write the report of a finished run and print its table; 3 if a case failed to run."""
+    """Write and print the report of a run, unless it is simulated; 3 if a case failed to run."""
     from moebench.report.output import terminal_report, write_report
 
     run = load_run(directory)
-    terminal.write_beside(lambda: write_report(run))
+    simulated = sum(record.provenance == "simulated" for record in run.records)
+    if not simulated:
+        terminal.write_beside(lambda: write_report(run))
     if as_json:
         records, failures = encode(run.records), encode(run.failures)
         terminal.show_json({"directory": str(directory), "records": records, "failures": failures})
+    elif simulated:
+        terminal.show(f"{simulated} records, simulated: they enter no report → {directory}")
     else:
         terminal.show(terminal_report(run))
     return 3 if any(failure.kind != "left-out" for failure in run.failures) else 0

@@ -12,9 +12,9 @@ from unittest import mock
 
 import reference
 import torch
-from cuda_graphs import CUDAGraph
 from torch import Tensor
 
+from moebench.doctor.imitation.graphs import CUDAGraph
 from moebench.experts.backends import load_backend
 from moebench.experts.gpu import launch
 from moebench.experts.gpu.launch import ragged_combine, ragged_down, ragged_up

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from cuda_graphs import Cuda, cuda
+from cuda_graphs import cuda
 from torch import Tensor
 
+from moebench.doctor.imitation.graphs import Streams
 from moebench.experts.backends import execution
 from moebench.measure.graph import (
     AGREEMENT,
@@ -32,14 +33,14 @@ def best_rows(x: Tensor) -> Tensor:
     return x[x.sum(1).argsort(descending=True)[:2]] * 2
 
 
-def test_inputs_of_the_ring_get_their_own_results(cuda: Cuda) -> None:
+def test_inputs_of_the_ring_get_their_own_results(cuda: Streams) -> None:
     inputs = ring()
     graph = capture(best_rows, best_rows, inputs)
     for x in inputs[::8]:
         assert torch.equal(graph.replay(x), best_rows(x))
 
 
-def test_a_step_is_warmed_up_and_captured_away_from_the_default_stream(cuda: Cuda) -> None:
+def test_a_step_is_warmed_up_and_captured_away_from_the_default_stream(cuda: Streams) -> None:
     streams = []
 
     def step(x: Tensor) -> Tensor:
@@ -61,13 +62,13 @@ def test_a_step_is_warmed_up_and_captured_away_from_the_default_stream(cuda: Cud
     ],
     ids=["a shape", "a value", "a histogram"],
 )
-def test_a_step_that_asks_the_device_cannot_be_captured(cuda: Cuda, step) -> None:  # type: ignore[no-untyped-def]
+def test_a_step_that_asks_the_device_cannot_be_captured(cuda: Streams, step) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CaptureError, match="not permitted when stream is capturing"):
         capture(step, step, ring())
     assert cuda.now is cuda.default, "torch leaves the stream of a broken capture set"
 
 
-def test_replays_that_do_not_follow_their_input_are_refused(cuda: Cuda) -> None:
+def test_replays_that_do_not_follow_their_input_are_refused(cuda: Streams) -> None:
     def step(x: Tensor) -> Tensor:
         return torch.tensor(x.tolist()) * 2  # read on the host, once and for all
 
@@ -75,7 +76,7 @@ def test_replays_that_do_not_follow_their_input_are_refused(cuda: Cuda) -> None:
         capture(step, step, ring())
 
 
-def test_a_replay_without_a_number_is_refused(cuda: Cuda) -> None:
+def test_a_replay_without_a_number_is_refused(cuda: Streams) -> None:
     with pytest.raises(CaptureError, match="by nan of a token's size"):
         capture(lambda x: x / 0 * 0, lambda x: 2 * x, ring())
 
@@ -84,7 +85,9 @@ def wide_ring(tokens: int) -> Tensor:
     return torch.randn(LEAST_RING, tokens, 1, 8)
 
 
-def test_one_token_of_256_that_visits_another_expert_is_no_fault_of_the_graph(cuda: Cuda) -> None:
+def test_one_token_of_256_that_visits_another_expert_is_no_fault_of_the_graph(
+    cuda: Streams,
+) -> None:
     """Its output is another one altogether, and the norm of all outputs is off by 6 %."""
 
     def flipped(x: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ def test_one_token_of_256_that_visits_another_expert_is_no_fault_of_the_graph(cu
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_one_token_of_256_without_a_number_is_refused(cuda: Cuda, value: float) -> None:
+def test_one_token_of_256_without_a_number_is_refused(cuda: Streams, value: float) -> None:
     def broken(x: Tensor) -> Tensor:
         y = x.clone()
         y[0] = value
@@ -108,7 +111,7 @@ def test_one_token_of_256_without_a_number_is_refused(cuda: Cuda, value: float) 
         capture(broken, lambda x: x.clone(), wide_ring(256))
 
 
-def test_a_graph_that_is_wrong_for_every_second_token_is_refused(cuda: Cuda) -> None:
+def test_a_graph_that_is_wrong_for_every_second_token_is_refused(cuda: Streams) -> None:
     def half(x: Tensor) -> Tensor:
         return torch.cat((x[::2], -x[1::2]))
 
@@ -116,7 +119,7 @@ def test_a_graph_that_is_wrong_for_every_second_token_is_refused(cuda: Cuda) -> 
         capture(half, lambda x: torch.cat((x[::2], x[1::2])), wide_ring(256))
 
 
-def test_at_batch_1_as_many_inputs_are_compared_as_have_60_tokens(cuda: Cuda) -> None:
+def test_at_batch_1_as_many_inputs_are_compared_as_have_60_tokens(cuda: Streams) -> None:
     seen = []
 
     def eager(x: Tensor) -> Tensor:
@@ -144,6 +147,6 @@ def test_two_roundings_of_the_same_layers_agree() -> None:
     assert 0 < share < MOST_FLIPPED / 4
 
 
-def test_a_ring_has_at_least_64_inputs(cuda: Cuda) -> None:
+def test_a_ring_has_at_least_64_inputs(cuda: Streams) -> None:
     with pytest.raises(AssertionError, match="a ring of 63 inputs, 64 are needed"):
         capture(best_rows, best_rows, ring()[1:])

@@ -1,32 +1,18 @@
-"""The simulated NVML library: compiled once, driven from Python, with its clock."""
+"""The simulated NVML library, driven from Python, with its clock."""
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pynvml
 
-SOURCE = Path(__file__).with_name("nvmlsim.c")
-UUID = "GPU-00000000-0000-0000-0000-00000000000{}"
+from moebench.doctor.imitation.nvml import UUID, bind, compile_library, has_compiler, unbind
+
+__all__ = ["UUID", "compile_library", "has_compiler"]
+
 TIMELINES = {"reasons": 0, "temperature": 1, "sm_clock": 2, "memory_used": 3}
-
-
-def has_compiler() -> bool:
-    return shutil.which("gcc") is not None
-
-
-def compile_library(folder: Path, *defines: str) -> Path:
-    """Build `libnvidia-ml.so.1` in a folder; 0.5 s."""
-    library = folder / "libnvidia-ml.so.1"
-    # No soname: loaded in a test's process, it must not answer to a later dlopen by NVML's name.
-    flags = ["-O1", "-shared", "-fPIC", *defines]
-    subprocess.run(["gcc", *flags, "-o", library, SOURCE, "-lm"], check=True, timeout=60)
-    return library
 
 
 class Simulator:
@@ -40,15 +26,11 @@ class Simulator:
 
     def binding(self) -> ModuleType:
         """The unmodified nvidia-ml-py, talking to this library."""
-        pynvml.nvmlLib = self.library
-        pynvml._nvmlGetFunctionPointer_cache.clear()
-        return pynvml
+        return bind(self.library)
 
     def unbind(self) -> None:
         """Leave the binding as if nothing had been loaded."""
-        pynvml.nvmlLib = None
-        pynvml._nvmlLib_refcount = 0
-        pynvml._nvmlGetFunctionPointer_cache.clear()
+        unbind()
 
     def set(self, board: int = 0, **settings: float) -> None:
         for key, value in settings.items():

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cuda_graphs import Cuda, cuda
+from cuda_graphs import cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import HARDWARE
 
+from moebench.doctor.imitation.graphs import Streams
 from moebench.experts import avx512, packed, triton
 from moebench.experts.backends import why_not
 from moebench.experts.weights import ExpertWeights, activation
@@ -295,7 +296,7 @@ def as_graph(cell: Cell) -> Cell:
     return replace(cell, cases=(baseline,), policies=cell.policies[:1], baseline=baseline)
 
 
-def test_replays_of_every_router_are_its_eager_steps(cuda: Cuda) -> None:
+def test_replays_of_every_router_are_its_eager_steps(cuda: Streams) -> None:
     eager = ready_cell("decoder decode b16 context 64 bfloat16")
     replayed = captured(replace(eager, experts=static), eager.cases)
     assert replayed.not_captured is None
@@ -306,7 +307,7 @@ def test_replays_of_every_router_are_its_eager_steps(cuda: Cuda) -> None:
             torch.testing.assert_close(replayed.step(case, place), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_where_one_router_cannot_be_captured_none_is(cuda: Cuda) -> None:
+def test_where_one_router_cannot_be_captured_none_is(cuda: Streams) -> None:
     def asking_beyond_top_k(
         x: torch.Tensor, routing: Routing, weights: ExpertWeights
     ) -> torch.Tensor:
@@ -326,7 +327,7 @@ def test_a_replayed_cell_has_a_ring_of_inputs() -> None:
 
 
 @pytest.mark.parametrize("is_capturable", [True, False])
-def test_a_measurement_says_how_its_steps_were_launched(is_capturable: bool, cuda: Cuda) -> None:
+def test_a_measurement_says_how_its_steps_were_launched(is_capturable: bool, cuda: Streams) -> None:
     ready = replace(
         ready_cell("moe decode b16 context 64 bfloat16"),
         experts=static if is_capturable else asking,

@@ -236,7 +236,7 @@ int nvmlsim_set(int board, const char *key, double value) {
     if (!strcmp(key, "pid")) { nvmlsim_pid(board, (unsigned)value); return 0; }
     return 1;
 }
-static void load_scenario(void) {
+void nvmlsim_load(void) {
     nvmlsim_reset();
     const char *text = getenv("NVMLSIM");
     if (!text) return;
@@ -267,7 +267,7 @@ static void load_scenario(void) {
     }
     free(copy);
 }
-__attribute__((constructor)) static void on_load(void) { load_scenario(); }
+__attribute__((constructor)) static void on_load(void) { nvmlsim_load(); }
 
 /* Every NVML call: does it fail, and how long does it take? */
 static int enter(const char *name, int board, double latency) {
