@@ -1,9 +1,9 @@
 """Three Triton kernels: gather, matmul and activation; matmul; weighting, combine and residual.
 
-Inference on NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and fp32 (fp32 without
-tensor cores, as torch does by default). In training the layer is `grouped`'s, in torch. The grid
-depends on shapes alone: a CUDA graph can hold a step of bounded routings. No atomics: repeated runs
-agree to the bit. Expert outputs are rounded to the type of x, then weighted and added in fp32.
+On NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and fp32 (fp32 without tensor
+cores, as torch does by default). Training has further kernels (`gpu/training.py`). The grid depends
+on shapes alone: a CUDA graph can hold a step of bounded routings. No atomics: repeated runs agree
+to the bit. Expert outputs are rounded to the type of x, then weighted and added in fp32.
 
 **Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
 fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moebench.experts.gpu.launch import DTYPES, choose_parts
 from moebench.experts.gpu.tiles import TABLE
-from moebench.experts.grouped import grouped
+from moebench.experts.gpu.training import trained_layer
 from moebench.experts.weights import ExpertWeights, Residual, added
 from moebench.routers.routing import Hidden, Routing
 from moebench.routers.row_tiles import row_tiles, rows_of_tile
@@ -57,14 +57,11 @@ def triton(
     A routing that has no row tiles or places of slots, as a fused router gives them, gets them
     here, in some twenty small operations more.
     """
-    trained = (x, routing.weights, weights.gate_up, weights.down)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
-        return added(grouped(x, routing, weights), residual)
-    if routing.num_assignments == 0:
-        return added(torch.zeros_like(x), residual)
     if x.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"expert backend 'triton' computes in {names}; x is {x.dtype}")
+    if routing.num_assignments == 0:
+        return added(torch.zeros_like(x), residual)
     operations, bound = torch.ops.moebench, routing.num_assignments
     expected = routing.expected_assignments
     expected = float(bound if expected is None else expected)
@@ -72,6 +69,9 @@ def triton(
     if tiles is None:
         rows = rows_of_tile(expected / routing.num_experts)
         tiles = row_tiles(routing.tokens_per_expert, bound, rows)
+    trained = (x, routing.weights, weights.gate_up, weights.down)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
+        return added(trained_layer(x, routing, weights, tiles), residual)
     parts = choose_parts(x, weights.down, tiles.rows, expected)
     hidden = operations.ragged_up(
         x, routing.token_indices, tiles.table, weights.gate_up, tiles.rows, weights.down.shape[2]

@@ -204,10 +204,22 @@ def _ragged(rows: int, weights: int) -> Callable[..., int]:
     return lambda *shapes, **_: int(2 * shapes[rows][0] * math.prod(shapes[weights][1:]))
 
 
+def _in_training(*sides: tuple[int, int]) -> Callable[..., int]:
+    """The same in training: argument 3 begins with the assignments; dimensions of two arguments."""
+    (one, of_one), (other, of_other) = sides
+    return lambda *shapes, **_: int(
+        2 * shapes[3][0][0] * shapes[one][of_one] * shapes[other][of_other]
+    )
+
+
 RAGGED = {
     "ragged_up": _ragged(1, 3),
     "ragged_down": _ragged(0, 2),
     "ragged_combine": lambda *_, **__: 0,
+    "ragged_up_and_keep": _in_training((1, 1), (1, 2)),
+    "ragged_activation_backward": _in_training((1, 1), (1, 2)),
+    "ragged_rows_backward": _ragged(0, 1),
+    "ragged_matrices_backward": _in_training((0, 1), (1, 1)),
 }
 
 

@@ -102,6 +102,9 @@ def test_weights_come_by_tma_where_there_is_one_and_asynchronously_elsewhere(
     for row in compiled["rows"]:
         if not row["tile"][0]:
             continue  # combine: it loads the rows that it adds once
+        if row["phase"] == "training":
+            assert row["tma_loads"] == 0 and row["async_copies"] > 0, row
+            continue
         assert bool(row["tma_loads"]) == (row["capability"] >= 90), row
         gathers = not row["kernel"].startswith("down")
         assert bool(row["async_copies"]) == (gathers or row["capability"] < 90), row

@@ -57,15 +57,6 @@ def layer(tiny: ModelSpec, dtype: torch.dtype) -> tuple[torch.Tensor, Routing, E
     return torch.randn(7, tiny.hidden_size, dtype=dtype), routing, weights
 
 
-def test_training_is_that_of_grouped(tiny: ModelSpec) -> None:
-    x, routing, weights = layer(tiny, torch.float64)
-    gradients = [
-        torch.autograd.grad(run(x, routing, weights).sum(), list(weights.parameters()))
-        for run in (triton, load_backend("grouped"))
-    ]
-    assert all(map(torch.equal, *gradients))
-
-
 def test_it_runs_on_a_cpu_in_the_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="'triton' does not run here: "):

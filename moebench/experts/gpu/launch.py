@@ -54,7 +54,7 @@ def ragged_up(
     hidden = x.new_empty(len(token_indices), intermediate_size)
     use_tma = _uses_tma(gate_up)
     grid = (table.shape[1] * -(-intermediate_size // tile.columns),)
-    with _device_of(x):
+    with device_of(x):
         kernels.up_and_activate[grid](
             *(x, token_indices, table, _weights(gate_up, tile, use_tma), hidden),
             *(len(gate_up), table.shape[1], x.shape[1], intermediate_size, x.stride(0)),
@@ -90,7 +90,7 @@ def ragged_down(
     depth = tile.depth(hidden.element_size())
     split_size = -(-_steps(intermediate_size, tile, hidden) // parts) * depth
     grid = (table.shape[1] * -(-hidden_size // tile.columns), parts)
-    with _device_of(hidden):
+    with device_of(hidden):
         kernels.multiply_down[grid](
             *(rows, table, _weights(down, tile, use_tma), down, outputs),
             *(len(down), table.shape[1], bound, hidden_size, intermediate_size, split_size),
@@ -125,7 +125,7 @@ def ragged_combine(
     columns = min(COMBINED_COLUMNS, 1 << (hidden_size - 1).bit_length())
     slots = min(COMBINED_SLOTS, 1 << (num_slots - 1).bit_length())
     grid = (num_tokens, -(-hidden_size // columns))
-    with _device_of(outputs):
+    with device_of(outputs):
         kernels.combine[grid](
             *(outputs, places.contiguous(), routing_weights),
             *(y if residual is None else residual.contiguous(), y),
@@ -171,7 +171,7 @@ def _dependent(x: Tensor) -> dict[str, bool]:
     return {"PDL": False}
 
 
-def _device_of(x: Tensor) -> AbstractContextManager[None]:
+def device_of(x: Tensor) -> AbstractContextManager[None]:
     """The tensor's GPU as the current device, which is the one that Triton launches on."""
     guard: AbstractContextManager[None] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
     return guard

@@ -17,6 +17,7 @@ from moebench.experts.gpu.tiles import (
     TABLE,
     choose_tiles,
 )
+from moebench.experts.gpu.training_variants import training_variants
 from moebench.routers.row_tiles import rows_of_tile
 from moebench.spec.model import ModelSpec
 
@@ -132,7 +133,7 @@ def layer_variants(capability: int, layer: ModelSpec, tokens: int) -> dict[Matmu
     }
 
 
-SOURCES: tuple[Callable[[int], Iterator[Variant]], ...] = (expert_variants,)
+SOURCES: tuple[Callable[[int], Iterator[Variant]], ...] = (expert_variants, training_variants)
 """Functions that yield the variants of a compute capability (90 for 9.0)."""
 
 
