@@ -37,7 +37,8 @@ class Microbenchmarks:
     fresh_bandwidth: BytesPerSecond | None
     """Bandwidth of writing new memory, mapped page by page; None where freed memory is reused."""
     small_op: Seconds
-    """Time of one framework call on a few elements; on a CPU the first with cold caches."""
+    """Time of one framework call on a few elements: on a GPU the host's, which launches it; on a
+    CPU the first with cold caches."""
     duration: Seconds
     reference: Seconds | None = None
     """Median time of the reference operation in the same passes: how fast the machine was."""
@@ -53,3 +54,5 @@ class Microbenchmarks:
     """Rate of causal attention with as many queries as keys; None in older files."""
     attention_bandwidth: BytesPerSecond | None = None
     """Bandwidth of keys and values, in no cache, under a few queries; None in older files."""
+    small_kernel: Seconds | None = None
+    """The device's part of `small_op`, from a replayed graph; None on a processor."""

@@ -27,6 +27,7 @@ FACT_KINDS: Mapping[str, Kind] = {
     "bandwidth": "bandwidth",
     "rate": "rate",
     "launch_overhead": "time",
+    "host_launch": "time",
     "reference": "time",
     "reading": "time",
 }

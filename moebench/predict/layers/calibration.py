@@ -15,6 +15,7 @@ blocks stream at another bandwidth.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -95,11 +96,16 @@ class Calibration:
     copy_bandwidth: BytesPerSecond
     """Bytes read plus bytes written by elementwise work."""
     launch_overhead: Seconds
-    """Time of one call of anything but a matmul, beside its work."""
+    """Time of one call of anything but a matmul, beside its work: of a GPU, the device's part."""
     fresh_bandwidth: BytesPerSecond | None
     """Mapping newly allocated memory, on top of writing it; None: costs nothing here."""
     reference: Seconds | None = None
     """Time of the reference operation when the machine was calibrated; None: not known."""
+    host_launch: Seconds | None = None
+    """Time in which the host launches one operation ahead of a GPU; None: nothing runs ahead, on a
+    processor and in a graph, whose operations are launched together."""
+    assumes_launch: bool = False
+    """Whether the device's part of a launch is `GRAPH_LAUNCH`, for want of a measurement."""
     launch: Launch = "eager"
     reference_reading: Seconds | None = None
     """Part of `reference` that its pass over memory takes in the state that is priced; None: not
@@ -136,13 +142,20 @@ class Calibration:
         )
 
     def replayed(self) -> "Calibration":
-        """Prices inside a CUDA graph, where no launch takes longer than `GRAPH_LAUNCH`."""
-        matmuls = {
-            layout: replace(one, launch_overhead=min(GRAPH_LAUNCH, one.launch_overhead))
-            for layout, one in self.matmuls.items()
-        }
-        overhead = min(GRAPH_LAUNCH, self.launch_overhead)
-        return replace(self, launch="graph", launch_overhead=overhead, matmuls=matmuls)
+        """Prices inside a CUDA graph, where no host launches anything: the device's part stays."""
+        return replace(self, launch="graph", host_launch=None)
+
+
+def _launches(hardware: HardwareSpec, call: Seconds, on_device: Seconds | None) -> dict[str, Any]:
+    """Fields of a calibration about launches: of a call from the host, and its part on a GPU.
+
+    The part on a GPU is `GRAPH_LAUNCH` where it was not measured, and no more than the call.
+    """
+    if hardware.kind == "cpu":
+        return {"launch_overhead": call}
+    overhead = min(GRAPH_LAUNCH, call) if on_device is None else on_device
+    is_assumed = on_device is None
+    return {"launch_overhead": overhead, "host_launch": call, "assumes_launch": is_assumed}
 
 
 def fit_calibration(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: str) -> Calibration:
@@ -170,7 +183,7 @@ def fit_calibration(hardware: HardwareSpec, benchmarks: Microbenchmarks, dtype: 
         attention_rate=benchmarks.attention_rate or fits["plain"].rate,
         attention_bandwidth=benchmarks.attention_bandwidth or benchmarks.copy_bandwidth,
         copy_bandwidth=benchmarks.copy_bandwidth,
-        launch_overhead=benchmarks.small_op,
+        **_launches(hardware, benchmarks.small_op, benchmarks.small_kernel),
         fresh_bandwidth=benchmarks.fresh_bandwidth,
         reference=benchmarks.reference,
         reference_reading=benchmarks.reference_reading,
@@ -206,16 +219,21 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
     """Prices of a machine without measurements: datasheet peaks times typical efficiencies.
 
     The efficiencies are those of measured MoE kernels on A100, H100 and B200: 85 % of the memory
-    bandwidth, 60 % of the dense peak at many rows, 64-row tiles. Launches are those of eager
-    PyTorch on a recent host, about 5 microseconds each. Every layout has the same prices. A dtype
-    without a peak is refused.
+    bandwidth, 60 % of the dense peak at many rows, 64-row tiles. A recent host launches an
+    operation of eager PyTorch in about 5 microseconds, a GPU begins and ends it in `GRAPH_LAUNCH`.
+    Every layout has the same prices. A dtype without a peak is refused.
 
     **Source**: NVIDIA/aiconfigurator tables (Apache-2.0), as read in this project's reference data.
     """
     rate, bandwidth = 0.60 * hardware.peak_for(dtype), 0.85 * hardware.memory_bandwidth
-    launch = hardware.launch_overhead or 5e-6
+    launches = _launches(hardware, hardware.launch_overhead or 5e-6, None)
     matmuls = MatmulPrices(
-        rate, bandwidth, row_overhead=0.0, overlap=3.0, launch_overhead=launch, block=64
+        rate,
+        bandwidth,
+        row_overhead=0.0,
+        overlap=3.0,
+        launch_overhead=launches["launch_overhead"],
+        block=64,
     )
     return Calibration(
         name="datasheet with typical efficiencies, never compared with a measurement here",
@@ -225,6 +243,6 @@ def from_datasheet(hardware: HardwareSpec, dtype: str) -> Calibration:
         attention_rate=rate,
         attention_bandwidth=bandwidth,
         copy_bandwidth=bandwidth,
-        launch_overhead=launch,
+        **launches,
         fresh_bandwidth=None,
     )

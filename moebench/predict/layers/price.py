@@ -1,41 +1,16 @@
 """Price a list of ops on a calibrated machine: latency, stages, and what bounds the latency."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from moebench.predict.layers.calibration import GRAPH_LAUNCH, Calibration
+from moebench.predict.layers.op_price import op_price
+from moebench.predict.layers.waits import between_waits
 from moebench.records.results import Caveat, Estimate
 from moebench.spec.load import ExpertLoad
 from moebench.spec.ops import STAGES, Op, total_flops
-from moebench.units import Bytes, Seconds, text
-
-
-@dataclass(frozen=True)
-class Price:
-    """Time of one op by cause; `seconds` is less than the sum where parts overlap."""
-
-    seconds: Seconds
-    overhead: Seconds
-    weights: Seconds
-    compute: Seconds
-    activations: Seconds
-
-
-def op_price(op: Op, calibration: Calibration) -> Price:
-    """Price of one op; one with FLOPs and without rows is the scores of attention."""
-    matmuls = calibration.matmuls[op.layout]
-    if op.rows is not None:
-        overhead, memory, compute = matmuls.parts(op)
-        mapping = op.fresh / calibration.fresh_bandwidth if calibration.fresh_bandwidth else 0.0
-        seconds = overhead + matmuls.overlapped(memory, compute) + mapping
-        return Price(seconds, overhead, memory, compute, mapping)
-    overhead = op.launches * calibration.launch_overhead
-    bandwidth = calibration.attention_bandwidth if op.flops else calibration.copy_bandwidth
-    memory, compute = op.bytes_moved / bandwidth, op.flops / calibration.attention_rate
-    seconds = overhead + matmuls.overlapped(memory, compute)
-    return Price(seconds, overhead, 0.0, compute, memory)
+from moebench.units import Bytes, text
 
 
 def estimate(
@@ -50,6 +25,8 @@ def estimate(
     Ops, load, assignments and distinct experts are those of one layer, the peak memory the step's.
     """
     prices = [op_price(op, calibration) for op in ops]
+    if calibration.host_launch is not None:
+        prices = between_waits(ops, prices, calibration.host_launch)
     by_stage = dict.fromkeys(STAGES, 0.0)
     for op, price in zip(ops, prices, strict=True):
         by_stage[op.stage] += num_layers * price.seconds
@@ -99,4 +76,5 @@ def _caveats(calibration: Calibration) -> tuple[Caveat, ...]:
     )
     is_datasheet = calibration.matmuls["plain"].median_error is None
     is_never = is_datasheet and not calibration.doubts
-    return (*calibration.doubts, *[never] * is_never, *[launches] * (calibration.launch == "graph"))
+    is_assumed = calibration.launch == "graph" and calibration.assumes_launch
+    return (*calibration.doubts, *[never] * is_never, *[launches] * is_assumed)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebench.predict.layers.calibration import (
+    GRAPH_LAUNCH,
     Calibration,
     MatmulPrices,
     fit_calibration,
@@ -89,6 +90,18 @@ def test_the_stated_error_is_the_noise_that_was_there() -> None:
     for layout in LAYOUTS:
         error = fitted.matmuls[layout].median_error
         assert error is not None and 0.03 < error < 0.12
+
+
+def test_of_a_gpu_the_host_s_launches_and_the_device_s_part_are_told_apart() -> None:
+    gpu, found = replace(CPU, kind="gpu"), replace(benchmarks_of(TRUTH, 0.0), small_op=6e-6)
+    measured = fit_calibration(gpu, replace(found, small_kernel=2e-6), "bfloat16")
+    assert (measured.host_launch, measured.launch_overhead) == (6e-6, 2e-6)
+    assert not measured.assumes_launch
+    assumed = fit_calibration(gpu, found, "bfloat16")
+    assert (assumed.host_launch, assumed.launch_overhead) == (6e-6, GRAPH_LAUNCH)
+    assert assumed.assumes_launch
+    processor = fit_calibration(CPU, found, "bfloat16")
+    assert (processor.host_launch, processor.launch_overhead) == (None, 6e-6)
 
 
 def test_packed_weights_that_nobody_timed_are_priced_as_plain_ones() -> None:
