@@ -27,10 +27,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moebench.routers.auxiliary import AuxiliaryLoss
-from moebench.routers.gpu import launch
+from moebench.routers.counts import counts
 from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy, import_routers
-from moebench.routers.row_tiles import RowTiles, rows_of_tile
+from moebench.routers.row_tiles import RowTiles
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 from moebench.units import nearest
@@ -43,6 +43,8 @@ SlotMask = Bool[Tensor, "tokens slots"]
 RouterState = Tensor | None
 Builder = Callable[..., "list[Router]"]
 _BUILDERS: dict[str, Builder] = {}
+CHOOSING = {"choose", "best", "competing", "slots_of_token", "needs"}
+"""Methods whose definition a router's fused form must know."""
 
 
 class Choice(NamedTuple):
@@ -82,6 +84,8 @@ class Routing:
     """Assignments that the operating point implies, known before the step; None: there is none."""
     row_tiles: RowTiles | None = None
     """The rows of each expert, cut into the tiles of a GPU kernel, where the router did that."""
+    is_bound: bool = False
+    """Whether it may be longer than its assignments, as that of `bounded`."""
 
     @property
     def num_assignments(self) -> int:
@@ -107,7 +111,7 @@ class Routing:
 
     def experts_per_token(self) -> Int[Tensor, " tokens"]:
         """How many experts each token runs."""
-        return _counts(self.token_indices, self.num_tokens)
+        return counts(self.token_indices, self.num_tokens)
 
     @functools.cached_property
     def slots(self) -> tuple[SlotWeights, SlotExperts]:
@@ -144,7 +148,7 @@ class Routing:
             kept = keep.reshape(-1).nonzero().squeeze(1)
             experts, order = experts[kept].sort(stable=True)
             positions = kept[order]
-        histogram = _counts(experts, num_experts)
+        histogram = counts(experts, num_experts)
         weights = weights.reshape(-1)[positions]
         flat = positions // slots, experts, weights, histogram, num_tokens, aux_loss
         return cls(*flat, positions, slots)
@@ -167,7 +171,7 @@ class Routing:
         histogram = torch.searchsorted(experts, bounds).diff()
         weights = weights.reshape(-1)[positions]
         flat = positions // slots, experts, weights, histogram, num_tokens, aux_loss
-        return cls(*flat, positions, slots)
+        return cls(*flat, positions, slots, is_bound=keep is not None)
 
 
 class Router(nn.Module, ABC):
@@ -185,11 +189,7 @@ class Router(nn.Module, ABC):
     def __init_subclass__(cls) -> None:
         """A class that chooses in a way of its own has no form of its parent's."""
         super().__init_subclass__()
-        own = cls.__dict__.keys()
-        if (
-            own & {"choose", "best", "competing", "slots_of_token", "needs"}
-            and "fused_form" not in own
-        ):
+        if CHOOSING & cls.__dict__.keys() and "fused_form" not in cls.__dict__:
             cls.fused_form = Router.fused_form  # type: ignore[method-assign]
 
     @abstractmethod
@@ -232,46 +232,24 @@ class Router(nn.Module, ABC):
         Args:
             dtype: Type of the weights, the model's own; None: that of the scores.
         """
+        from moebench.routers.gpu import route  # which makes routings, and so imports this module
+
         dtype = dtype or scores.dtype
-        expected = None if self.mean_k is None else self.mean_k * len(scores)
-        if bounded and self.routes_by_kernel(scores):
-            return self._by_kernel(scores, expected, dtype)
+        if route.is_available(self, scores, dtype):
+            routing = route.by_kernel(self, scores, dtype)
+            return routing if bounded else route.counted(routing)
         choice = self.choose(scores)
         choice = choice._replace(weights=choice.weights.to(dtype))
         routing = Routing.bounded(choice) if bounded else Routing.from_slots(*choice)
-        return replace(routing, expected_assignments=expected)
+        return replace(routing, expected_assignments=self.expected_assignments(len(scores)))
+
+    def expected_assignments(self, num_tokens: int) -> float | None:
+        """Assignments of a step that the operating point implies; None: the router is at none."""
+        return None if self.mean_k is None else self.mean_k * num_tokens
 
     def fused_form(self) -> FusedForm | None:
         """The choice as the routing kernel makes it; None: torch chooses, and the kernel sorts."""
         return None
-
-    def routes_by_kernel(self, scores: ChoiceScores) -> bool:
-        """Whether bounded routings come from the routing kernel: inference on a GPU with Triton."""
-        has_gradient = torch.is_grad_enabled() and scores.requires_grad
-        return launch.is_available(scores) and not (self.training or has_gradient)
-
-    def _by_kernel(
-        self, scores: ChoiceScores, expected: float | None, dtype: torch.dtype
-    ) -> Routing:
-        """A bounded routing in one launch after the scores, with its row tiles."""
-        form = self.fused_form()
-        if form is not None and launch.fits(form):
-            slots = form.slots
-            rows = _tile_rows(expected, len(scores) * slots, form.num_experts)
-            found = launch.routed(form, scores, self.progress, rows, dtype)
-        else:
-            choice = self.choose(scores)
-            slots = choice.expert_indices.shape[1]
-            rows = _tile_rows(expected, len(scores) * slots, choice.num_experts)
-            found = launch.sorted_choice(choice, self.progress, rows, dtype)
-        return Routing(
-            *(found.token_indices, found.expert_indices, found.weights, found.tokens_per_expert),
-            len(scores),
-            num_slots=slots,
-            places=found.places,
-            expected_assignments=expected,
-            row_tiles=found.row_tiles,
-        )
 
     def route_steps(self, scores: ChoiceScores, num_steps: int) -> Routing:
         """The routing of a stream of steps of equally many tokens, each as if it came alone.
@@ -285,19 +263,6 @@ class Router(nn.Module, ABC):
     ) -> tuple[Routing, RouterState]:
         scores, state = self.scores(x, state)
         return self.route(scores, bounded, x.dtype), state
-
-
-def _tile_rows(expected: float | None, bound: int, num_experts: int) -> int:
-    """Rows of a tile by the assignments expected; where none are, by their bound."""
-    return rows_of_tile((bound if expected is None else expected) / num_experts)
-
-
-def _counts(values: Int[Tensor, " values"], number: int) -> Int[Tensor, " number"]:
-    """How often each of the numbers from 0 on is among the values, without waiting for a GPU."""
-    if values.device.type == "cpu":
-        return torch.bincount(values, minlength=number)
-    # On a GPU `bincount` asks twice, for the least and for the largest value.
-    return values.new_zeros(number).index_add(0, values, torch.ones_like(values))
 
 
 def router(name: str) -> Callable[[Builder], Builder]:

@@ -26,6 +26,11 @@ class RowTiles:
     """Expert, first assignment and end of assignments of each tile. Behind the last tile the expert
     is `num_experts` and the tile is empty."""
 
+    def up_to(self, count: int, num_experts: int) -> "RowTiles":
+        """The same tiles, as many as `count` assignments can need."""
+        tiles = most_row_tiles(count, num_experts, self.rows)
+        return RowTiles(self.rows, self.table[:, :tiles].contiguous())
+
 
 def rows_of_tile(mean_rows: float) -> int:
     """Rows of a tile for experts of this many rows in the mean: 16, 32, 64 or 128.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moebench.experts.backends import layout_builder
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import Experts
 from moebench.measure.graph import Graph
 from moebench.measure.latency import Visit
@@ -173,8 +174,15 @@ class ReadyCell:
         detached: Tensor = y.detach()
         return detached
 
-    def mode(self, mark: Mark = no_mark, bounded: bool = False) -> StepMode:
-        """How the steps of this cell run."""
+    def mode(self, mark: Mark = no_mark) -> StepMode:
+        """How the steps of this cell run, in a graph and outside of it.
+
+        In decode no routing's length is asked of the device where the experts can do without it. In
+        prefill one wait a layer is nothing beside its work, and a bound takes memory: Ada-K's is
+        tokens times experts.
+        """
+        is_decode = self.workload.phase == "decode"
+        bounded = is_decode and EXPERT_BACKENDS[self.cell.baseline.backend].is_capturable
         return StepMode(self.workload.level, self.cache, mark, bounded)
 
     def infer(self, ready: ReadyCase, x: Tensor, mode: StepMode) -> Tensor:

@@ -17,6 +17,7 @@ from moebench.measure.latency import without_frames
 from moebench.model.attention import KVCache
 from moebench.model.decoder import StepMode
 from moebench.model.random_numbers import fill_normal
+from moebench.routers.gpu.launch import by_torch
 from moebench.routers.operating_point import k_histogram, lag1_correlation, step_loads
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, RouterState, Routing
@@ -88,10 +89,12 @@ def captured(cell: ReadyCell, cases: Sequence[ReadyCase]) -> ReadyCell:
     """
     graphs = {}
     for ready in cases:
-        eager = partial(cell.infer, ready, mode=cell.mode())
-        bounded = partial(cell.infer, ready, mode=cell.mode(bounded=True))
+        bounded = replace(cell.mode(), bounded=True)
+        step = partial(cell.infer, ready, mode=bounded)
+        # What replays are compared with is routed by torch, and as long as it really is.
+        eager = by_torch()(partial(cell.infer, ready, mode=replace(bounded, bounded=False)))
         try:
-            graphs[ready.case.key] = capture(bounded, eager, cell.stream)
+            graphs[ready.case.key] = capture(step, eager, cell.stream)
         except CaptureError as error:
             return replace(cell, not_captured=f"{ready.case.router.title} {error}")
     return replace(cell, graphs=graphs)

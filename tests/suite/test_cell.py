@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import HARDWARE
 
-from moebench.doctor.imitation.graphs import Streams
+from moebench.doctor.imitation.graphs import CUDAGraph, Streams
 from moebench.experts import avx512, packed, triton
 from moebench.experts.backends import why_not
 from moebench.experts.weights import ExpertWeights, activation
@@ -305,6 +305,28 @@ def test_replays_of_every_router_are_its_eager_steps(cuda: Streams) -> None:
         for place in (0, 1, eager.num_steps + 77):
             expected = eager.step(case, place)
             torch.testing.assert_close(replayed.step(case, place), expected, rtol=1e-4, atol=1e-5)
+
+
+def with_backend(ready: ReadyCell, backend: str) -> ReadyCell:
+    baseline = replace(ready.cell.baseline, backend=backend)
+    return replace(ready, cell=replace(ready.cell, baseline=baseline), experts=static)
+
+
+def test_eager_decode_never_asks_the_device_where_the_experts_do_not() -> None:
+    ready = ready_cell("decoder decode b16 context 64 bfloat16")
+    waiting = with_backend(ready, "grouped")
+    for case in ready.cases:
+        with CUDAGraph() as step:
+            y = with_backend(ready, "triton").step(case, 0)
+        assert step.operations
+        torch.testing.assert_close(waiting.step(case, 0), y, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="not permitted"), CUDAGraph():
+        waiting.step(ready.cases[1], 0)
+
+
+def test_a_bound_holds_no_memory_in_prefill() -> None:
+    ready = ready_cell(next(key for key in CELLS if "prefill" in key))
+    assert not with_backend(ready, "triton").mode().bounded
 
 
 def test_where_one_router_cannot_be_captured_none_is(cuda: Streams) -> None:

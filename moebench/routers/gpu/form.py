@@ -31,3 +31,8 @@ class FusedForm:
     """Biases of Ada-K's counts, or the thresholds of further experts."""
     further_values: Tensor | None = None
     """Multipliers of the hash, or biases of the costs."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether a token may run fewer experts than it has slots."""
+        return self.rule != "all" or len(self.selection_bias) > self.num_experts

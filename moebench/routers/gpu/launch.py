@@ -7,6 +7,8 @@ results depend on shapes alone.
 
 import functools
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,7 @@ ELEMENTS_OF_WARP = 128
 
 interprets = False
 """Whether CPU tensors go through the kernels too, in Triton's interpreter (for checks)."""
+_is_off = False
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,22 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """Let torch route in this block, as an independent definition of what the kernels compute."""
+    global _is_off
+    before, _is_off = _is_off, True
+    try:
+        yield
+    finally:
+        _is_off = before
+
+
 def is_available(scores: Tensor) -> bool:
     """Whether the kernels route these tokens: on a GPU with Triton, in a type that they take."""
     is_there = scores.is_cuda or (interprets and scores.device.type == "cpu")
-    return is_there and scores.dtype in DTYPES and len(scores) > 0 and _has_triton()
+    is_taken = scores.dtype in DTYPES and len(scores) > 0
+    return is_there and is_taken and not _is_off and _has_triton()
 
 
 def fits(form: FusedForm) -> bool:
