@@ -120,6 +120,7 @@ def _calibrate_here(device_name: str, dtype: str, as_json: bool) -> int:
     } | {
         "copy bandwidth": text(fit.copy_bandwidth, "bandwidth"),
         "small call": text(fit.launch_overhead, "time"),
+        "launch by the host": text(fit.host_launch, "time") if fit.host_launch else "none ahead",
         "reference operation": text(fit.reference, "time") if fit.reference else "not measured",
     }
     terminal.show(f"{machine.hardware.title}, {dtype}: {fit.name}")

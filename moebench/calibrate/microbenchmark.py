@@ -2,7 +2,8 @@
 
 The input of a calibration. All sizes take turns, so that drift of the machine hits all of them
 alike. Attention is timed as a decode step calls it, few queries against keys and values beyond the
-last-level cache, and as a prefill does, as many queries as keys.
+last-level cache, and as a prefill does, as many queries as keys. On a GPU each is repeated until 5
+ms are full, and what the host takes to launch a call is timed apart from what the device takes.
 """
 
 import math
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from moebench.calibrate.products import GRID, Pool, Products, Size, layouts
-from moebench.measure.clocks import Clock, clock_for
+from moebench.calibrate.small_calls import cold_call, host_launch, small_kernel
+from moebench.measure.clocks import Clock, CudaClock, clock_for, mean_time
 from moebench.measure.environment import describe_machine
 from moebench.measure.host import meter
 from moebench.measure.latency import Progress
@@ -35,9 +37,8 @@ HEAD = 128
 """Elements of a key and of a value, in attention."""
 QUERIES, CONTEXT = 4, 1024
 """Queries of a decode step that share a head's keys, and the positions that they attend to."""
-HEADS, SEQUENCE = 32, 512
-"""Heads and tokens of a prefill."""
-SMALL_CALLS, COLD_CALLS = 100, 10
+HEADS, SEQUENCE, GPU_SEQUENCE = 32, 512, 4096
+"""Heads and tokens of a prefill; 512 tokens would be 5 microseconds of a GPU."""
 FRESH = 1 << 27
 """Bytes of new memory: more than a C library keeps of what was freed (32 MiB at most in glibc)."""
 RECHECK_COST: Seconds = 0.04
@@ -81,10 +82,9 @@ def microbenchmarks(
     instruments: dict[str, Callable[[], float]] = {
         "read_bandwidth": lambda: _read_bandwidth(pool, clock),
         "copy_bandwidth": lambda: _copy_bandwidth(pool, clock),
-        "fresh_bandwidth": lambda: _fresh_bandwidth(pool.elements, clock),
-        "small_op": lambda: _small_op(pool, clock),
         "attention_bandwidth": lambda: _attention_bandwidth(pool, clock),
         "attention_rate": lambda: _attention_rate(pool, clock),
+        **_of_kind(device, pool, clock),
         "reference": lambda: reference.time(clock),
         "reference_reading": reference.reading,  # of the call before
     }
@@ -105,11 +105,9 @@ def microbenchmarks(
         is_over = number + 1 >= MIN_PASSES and 2 * now - pass_start - start > budget
         if is_over or now - start > MOST_BUDGETS * budget:
             break
-    medians: dict[str, float | None] = {
+    medians: dict[str, float | None] = {"fresh_bandwidth": None} | {
         name: statistics.median(values) for name, values in figures.items()
     }
-    if device.type != "cpu":
-        medians["fresh_bandwidth"] = None
     return Microbenchmarks(
         fingerprint=environment.fingerprint,
         taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,10 +167,23 @@ def _pool_elements(sizes: Sequence[Size], dtype: str, cache: Bytes) -> int:
     return math.ceil(elements / 4) * 4  # halves and fp32 words come out even
 
 
+def _of_kind(device: torch.device, pool: Pool, clock: Clock) -> Mapping[str, Callable[[], float]]:
+    """The instruments that a processor and a GPU do not share."""
+    if device.type == "cpu":
+        return {
+            "fresh_bandwidth": lambda: _fresh_bandwidth(pool.elements, clock),
+            "small_op": lambda: cold_call(pool, clock),
+        }
+    return {
+        "small_op": lambda: host_launch(pool, clock),
+        "small_kernel": lambda: small_kernel(pool, clock),
+    }
+
+
 def _read_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
     """Bytes a second when the whole pool is read once, as fp32 words, and summed."""
     words = pool.elements.view(torch.float32)
-    return words.nbytes / clock.time(lambda: words.sum())
+    return words.nbytes / mean_time(lambda: words.sum(), clock)
 
 
 def _copy_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
@@ -181,7 +192,7 @@ def _copy_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
     A processor may read what it is about to overwrite as well; that traffic is not counted.
     """
     source, target = pool.elements.chunk(2)
-    return 2 * source.nbytes / clock.time(lambda: target.copy_(source))
+    return 2 * source.nbytes / mean_time(lambda: target.copy_(source), clock)
 
 
 def _fresh_bandwidth(like: Tensor, clock: Clock) -> BytesPerSecond:
@@ -201,44 +212,14 @@ def _attention_bandwidth(pool: Pool, clock: Clock) -> BytesPerSecond:
     cache = pool.elements[: 2 * heads * length * HEAD].view(2, heads, 1, length, HEAD)
     queries = torch.randn(heads, 1, QUERIES, HEAD, device=cache.device).to(cache.dtype)
     keys, values = cache
-    return cache.nbytes / clock.time(lambda: scaled_dot_product_attention(queries, keys, values))
+    attend = partial(scaled_dot_product_attention, queries, keys, values)
+    return cache.nbytes / mean_time(attend, clock)
 
 
 def _attention_rate(pool: Pool, clock: Clock) -> FlopsPerSecond:
     """FLOPs a second of causal attention over a sequence; pairs that do not attend do not count."""
-    shape = (3, 1, HEADS, SEQUENCE, HEAD)
+    length = GPU_SEQUENCE if isinstance(clock, CudaClock) else SEQUENCE
+    shape = (3, 1, HEADS, length, HEAD)
     query, key, value = torch.randn(shape, device=pool.elements.device).to(pool.elements.dtype)
-    seconds = clock.time(lambda: scaled_dot_product_attention(query, key, value, is_causal=True))
-    return 2 * HEADS * SEQUENCE * (SEQUENCE + 1) * HEAD / seconds
-
-
-def _small_op(pool: Pool, clock: Clock) -> Seconds:
-    """Mean time of one call on a few elements, when no call waits for another.
-
-    Kinds of calls that an eager layer makes around its matrix products take turns. On a processor
-    each is made once after the pool was read, as in a layer after its weights: they have driven
-    its code from the caches, and it takes five to eight times as long as in a loop.
-    """
-    x = pool.elements[:4]
-    index = torch.arange(len(x), device=x.device)
-    calls: tuple[Callable[[], object], ...] = (
-        lambda: torch.add(x, x),
-        lambda: torch.softmax(x, 0),
-        lambda: torch.sort(x),
-        lambda: x.index_select(0, index),
-        lambda: x.sum(),
-        lambda: x.to(torch.float64),
-    )
-
-    def work(rounds: int) -> None:
-        for _ in range(rounds):
-            for call in calls:
-                call()
-
-    if x.device.type != "cpu":
-        return clock.time(partial(work, SMALL_CALLS)) / (SMALL_CALLS * len(calls))
-    times = []
-    for _ in range(COLD_CALLS):
-        pool.elements.view(torch.float32).sum()
-        times.append(clock.time(partial(work, 1)))
-    return statistics.median(times) / len(calls)
+    attend = partial(scaled_dot_product_attention, query, key, value, is_causal=True)
+    return 2 * HEADS * length * (length + 1) * HEAD / mean_time(attend, clock)

@@ -1,7 +1,8 @@
 """Matrix products as experts call them, timed with weights that come from memory.
 
 Weights are cut from a pool far larger than the last-level cache and take turns, so they are read
-from memory as those of a large model are. Data are random: zeros run faster.
+from memory as those of a large model are. Data are random: zeros run faster. On a GPU products are
+replayed as a graph: a host would launch small ones slower than the device computes them.
 """
 
 import itertools
@@ -16,7 +17,8 @@ from torch.nn.functional import linear
 
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
-from moebench.measure.clocks import Clock
+from moebench.measure.clocks import FILLED, Clock, CudaClock
+from moebench.measure.graph import Launch, recorded
 from moebench.spec.ops import Layout
 from moebench.units import Seconds
 
@@ -38,6 +40,8 @@ MIN_VISIT: Seconds = 0.5e-3
 """A timed visit repeats a product, with other weights each time, until it lasts about this."""
 MOST_REPEATS = 200
 """Most products of a visit, and most packed copies of weights of one shape."""
+MOST_REPLAYED, FIRST_REPLAYED = 1000, 20
+"""Most products of a graph, and those of a graph that says how many fill `FILLED`."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ class Products:
     def __init__(self, pool: Pool, sizes: Sequence[Size]) -> None:
         self._inputs = pool.elements.new_empty(max(s.rows * s.k for s in sizes)).normal_()
         self._weights: dict[Layout, Weights] = {"plain": pool}
+        self._graphs: dict[tuple[Size, int], Launch] = {}
         kinds: dict[Layout, type[PackedPool] | type[StreamedPool]] = {
             "packed": PackedPool,
             "avx512": StreamedPool,
@@ -179,14 +184,27 @@ class Products:
 
     def time(self, size: Size, repeats: int, clock: Clock) -> Seconds:
         """Seconds of one product, over `repeats` of them with different weights."""
+        if not isinstance(clock, CudaClock):
+            return clock.time(self._work(size, repeats)) / repeats
+        graph = self._graphs.get((size, repeats))
+        if graph is None:
+            graph, _ = recorded(self._work(size, repeats), self._inputs.device)
+            # The graph of a size whose number of products is known stays; others go.
+            self._graphs = {key: one for key, one in self._graphs.items() if key[0] != size}
+            self._graphs[size, repeats] = graph
+        return clock.time(graph) / repeats
+
+    def _work(self, size: Size, repeats: int) -> Callable[[], None]:
         x = self._inputs[: size.rows * size.k].view(size.rows, size.k)
-        return clock.time(self._weights[size.layout].work(x, size.n, repeats)) / repeats
+        return self._weights[size.layout].work(x, size.n, repeats)
 
     def repeats(self, size: Size, clock: Clock) -> int:
-        """How many products fill `MIN_VISIT`; warms the size up as well."""
-        first, second = (self.time(size, 1, clock) for _ in range(2))
-        most = self._weights[size.layout].most(size.n, size.k)
-        return max(1, min(most, math.ceil(MIN_VISIT / max(min(first, second), 1e-7))))
+        """How many products fill a visit; warms the size up as well."""
+        is_gpu = isinstance(clock, CudaClock)
+        trial, visit = (FIRST_REPLAYED, FILLED) if is_gpu else (1, MIN_VISIT)
+        first, second = (self.time(size, trial, clock) for _ in range(2))
+        most = MOST_REPLAYED if is_gpu else self._weights[size.layout].most(size.n, size.k)
+        return max(1, min(most, math.ceil(visit / max(min(first, second), 1e-7))))
 
 
 def layouts(device: torch.device, dtype: str) -> tuple[Layout, ...]:

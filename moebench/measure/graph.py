@@ -13,12 +13,15 @@ steps before anything is timed.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 StepFunction = Callable[[Tensor], Tensor]
+Launch = Callable[[], None]
+Result = TypeVar("Result")
 LEAST_RING = 64
 """Fewest inputs of a ring: fewer would stay in caches, and their routes in predictors."""
 WARM_UPS = 3
@@ -47,7 +50,7 @@ class Graph:
     """A captured step between its buffers."""
 
     x: Tensor
-    launch: Callable[[], None]
+    launch: Launch
     y: Tensor
 
     def replay(self, x: Tensor) -> Tensor:
@@ -77,21 +80,29 @@ def capture(step: StepFunction, eager: StepFunction, ring: Shaped[Tensor, "input
 
 
 def _captured(step: StepFunction, example: Tensor) -> Graph:
-    """Capture after a warm-up, both on a side stream. **Source**: PyTorch's CUDA semantics."""
     x = example.clone()
-    with torch.cuda.device(x.device):
+    launch, y = recorded(lambda: step(x), x.device)
+    return Graph(x, launch, y)
+
+
+def recorded(work: Callable[[], Result], device: torch.device) -> tuple[Launch, Result]:
+    """Capture work after a warm-up; returns what launches it again, and its result's place.
+
+    Both happen on a side stream. **Source**: PyTorch's CUDA semantics.
+    """
+    with torch.cuda.device(device):
         before = torch.cuda.current_stream()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(before)
         # A capture that fails leaves its stream set; the end of this block sets the one before.
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                step(x)
+                work()
             cuda_graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(cuda_graph, stream=side):
-                y = step(x)
+                result = work()
         before.wait_stream(side)
-    return Graph(x, cuda_graph.replay, y)
+    return cuda_graph.replay, result
 
 
 def _distances(y: Tensor, expected: Tensor) -> Float[Tensor, " tokens"]:

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,16 +11,22 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moebench.calibrate import microbenchmark
 from moebench.calibrate.microbenchmark import (
-    COLD_CALLS,
-    _small_op,
+    _attention_bandwidth,
+    _attention_rate,
+    _copy_bandwidth,
+    _read_bandwidth,
     microbenchmarks,
     recheck,
 )
-from moebench.calibrate.products import PackedPool, Pool, Size, StreamedPool, layouts
+from moebench.calibrate.products import PackedPool, Pool, Products, Size, StreamedPool, layouts
+from moebench.calibrate.small_calls import COLD_ROUNDS, cold_call, host_launch, small_kernel
+from moebench.doctor.imitation.imitate import imitated_gpu
+from moebench.doctor.imitation.timeline import LAUNCH, LEAST_KERNEL, SHARE, SLOWNESS
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
-from moebench.measure.clocks import clock_for
+from moebench.measure.clocks import FILLED, Clock, clock_for
 from moebench.measure.environment import describe_machine
 from moebench.spec.ops import Layout
 
@@ -112,9 +120,9 @@ def test_a_small_call_on_a_processor_comes_after_memory_that_fills_the_caches() 
             return func(*args, **(kwargs or {}))
 
     with Watched():
-        assert _small_op(pool, clock_for(CPU)) > 0
+        assert cold_call(pool, clock_for(CPU)) > 0
     large = [place for place, call in enumerate(seen) if call == ("sum", 4096)]
-    assert len(large) == COLD_CALLS
+    assert len(large) == COLD_ROUNDS
     between = [seen[a + 1 : b] for a, b in itertools.pairwise(large)]
     assert {tuple(sorted(name for name, size in calls if size == 4)) for calls in between} == {
         ("_softmax", "_to_copy", "add", "index_select", "sort", "sum")
@@ -125,3 +133,68 @@ def test_the_pool_is_random() -> None:
     elements = Pool(10_000, CPU, torch.bfloat16).elements.float()
     assert elements.std().item() == pytest.approx(1.0, abs=0.05)
     assert elements.unique().numel() > 100
+
+
+# A GPU, imitated: a launch takes the host 100 us or more, the least kernel takes the device 40.
+
+
+@torch.inference_mode()
+def test_products_on_a_gpu_take_what_the_device_takes_and_no_launch(tmp_path: Path) -> None:
+    with imitated_gpu(tmp_path):
+        device = torch.device("cuda", 0)
+        size, clock = Size(1, 64, 64), clock_for(device)
+        products = Products(Pool(40 * 64 * 64, device, torch.bfloat16), [size])
+        repeats = products.repeats(size, clock)
+        seconds = products.time(size, repeats, clock)
+        assert repeats * seconds == pytest.approx(FILLED, rel=0.1)
+        assert SLOWNESS * LEAST_KERNEL <= seconds < SLOWNESS * LAUNCH / 2
+
+
+@torch.inference_mode()
+def test_a_call_on_a_gpu_has_a_host_s_part_and_a_device_s(tmp_path: Path) -> None:
+    with imitated_gpu(tmp_path):
+        device = torch.device("cuda", 0)
+        pool, clock = Pool(4096, device, torch.bfloat16), clock_for(device)
+        assert host_launch(pool, clock) >= SLOWNESS * LAUNCH
+        assert small_kernel(pool, clock) < SLOWNESS * LAUNCH / 2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("what", "share"),
+    [
+        (_read_bandwidth, 1.0),
+        (_attention_bandwidth, 1.0),
+        (_copy_bandwidth, 2 / 3),  # the imitation also reads what is overwritten
+    ],
+)
+def test_bandwidths_of_a_gpu_are_of_work_that_fills_it(
+    what: Callable[[Pool, Clock], float], share: float, tmp_path: Path
+) -> None:
+    """The pool is read in a millisecond of device time, to which a launch would add a tenth."""
+    with imitated_gpu(tmp_path) as boards:
+        device = torch.device("cuda", 0)
+        reached = share * SHARE / SLOWNESS * boards.time.hardware.memory_bandwidth
+        size = int(reached * 1e-3) // 2**18 * 2**17
+        assert what(Pool(size, device, torch.bfloat16), clock_for(device)) == pytest.approx(
+            reached, rel=0.07
+        )
+
+
+@torch.inference_mode()
+def test_attention_of_a_gpu_is_timed_over_a_longer_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def attend(query: torch.Tensor, *others: torch.Tensor, is_causal: bool) -> None:
+        assert is_causal
+        seen.append(tuple(query.shape))
+
+    monkeypatch.setattr(microbenchmark, "scaled_dot_product_attention", attend)
+    _attention_rate(Pool(64, CPU, torch.bfloat16), clock_for(CPU))
+    assert seen == [(1, 32, 512, 128)]
+    with imitated_gpu(tmp_path):
+        device = torch.device("cuda", 0)
+        _attention_rate(Pool(64, device, torch.bfloat16), clock_for(device))
+    assert {*seen[1:]} == {(1, 32, 4096, 128)} and len(seen) > 3
