@@ -12,6 +12,7 @@ from torch import Tensor
 from moebench.experts.cpu import library
 from moebench.experts.cpu.library import DTYPES, Epilogue, blocks, why_not
 from moebench.experts.cpu.scratch import buffer, free_scratch
+from moebench.experts.cpu.training import train_experts
 from moebench.experts.packed import packed
 from moebench.experts.weights import ExpertWeights
 from moebench.routers.routing import Hidden, Routing
@@ -33,10 +34,12 @@ def build_layout(weights: ExpertWeights) -> tuple[Tensor, Tensor]:
 def avx512(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Run all assignments through both matrices of their experts; `packed` runs the other cases."""
     hidden, inner = weights.down.shape[1:]
-    if torch.is_grad_enabled() or x.dtype not in DTYPES or (hidden | inner) % DTYPES[x.dtype]:
+    if x.dtype not in DTYPES or (hidden | inner) % DTYPES[x.dtype]:
         return packed(x, routing, weights)
     if routing.num_assignments == 0:
         return torch.zeros_like(x)
+    if torch.is_grad_enabled():
+        return train_experts(x, routing, weights)
     assigned = _assigned(routing)
     total = assigned[2].numel()
     both = buffer((total * (inner + hidden),), x.dtype)

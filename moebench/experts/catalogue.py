@@ -1,6 +1,6 @@
 """Catalogue of expert executions: what they can do and cost; `backends.py` finds their code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moebench.spec.case import Phase
 from moebench.spec.ops import ExpertCalls, Launches
@@ -34,7 +34,10 @@ class ExpertBackend(ExpertCalls):
     stand_in: str | None = None
     """The execution that runs where it cannot run, and in its place with gradients."""
     trains_itself: bool = False
-    """Whether it keeps its place with gradients although it has a stand-in."""
+    """Whether it keeps its place with gradients although it has a stand-in.
+
+    Its weights are then the parameters, whatever layout it has otherwise.
+    """
 
 
 EXPERT_BACKENDS = {
@@ -71,6 +74,7 @@ EXPERT_BACKENDS = {
             takes_slots=True,
             hides_flops=True,
             stand_in="packed",
+            trains_itself=True,
         ),
         # Kernels of others, with what the adapter does; a fused kernel is one call for everything.
         ExpertBackend(
@@ -126,6 +130,8 @@ EXPERT_BACKENDS = {
 def executing(name: str, phase: Phase) -> ExpertBackend:
     """The execution that runs in a phase where one is asked for by name."""
     backend = EXPERT_BACKENDS[name]
-    while phase == "train" and backend.stand_in is not None and not backend.trains_itself:
+    if phase != "train":
+        return backend
+    while backend.stand_in is not None and not backend.trains_itself:
         backend = EXPERT_BACKENDS[backend.stand_in]
-    return backend
+    return replace(backend, layout="plain")

@@ -16,8 +16,8 @@ from moebench.units import BYTES_PER_ELEMENT, BytesPerSecond, FlopsPerSecond, Se
 
 DEFAULTS = ("avx512", "packed", "grouped")
 """The first of these that ran is the baseline of the other backends, in forward cells."""
-TRAINED = "grouped"
-"""The baseline of the other backends in training."""
+TRAINED = ("avx512", "grouped")
+"""The same in training."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ class BackendRow:
 
 def baseline_of(result: ExpertsResult) -> str:
     """The backend that the others of a cell are compared with."""
-    if result.plan.phase == "train":
-        return TRAINED
-    return next((name for name in DEFAULTS if name in result.samples), DEFAULTS[-1])
+    names = TRAINED if result.plan.phase == "train" else DEFAULTS
+    return next((name for name in names if name in result.samples), names[-1])
 
 
 def machine_rates(result: ExpertsResult) -> tuple[FlopsPerSecond, BytesPerSecond]:

@@ -184,4 +184,4 @@ def _routers(cells: Sequence[ExpertsResult]) -> list[Block]:
 def _baselines(cells: Sequence[ExpertsResult]) -> str:
     """The baseline of the forward cells; one name unless some cells lack it."""
     forward = (baseline_of(cell) for cell in cells if cell.plan.phase == "forward")
-    return " or ".join(dict.fromkeys(forward)) or TRAINED
+    return " or ".join(dict.fromkeys(forward)) or TRAINED[-1]

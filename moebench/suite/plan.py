@@ -227,6 +227,7 @@ def runnable_cells(
             stand_in = EXPERT_BACKENDS[name].stand_in
             if is_asked or stand_in is None:
                 raise ValueError(f"expert backend {name!r} does not run here: {why}")
+            stand_in = executing(stand_in, cell.workload.phase).name
             caveat = Caveat(
                 "stand-in",
                 f"expert backend {name!r}, the suite's choice, does not run here: {why}",

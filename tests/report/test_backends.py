@@ -100,7 +100,8 @@ def test_a_router_s_share_is_of_router_and_experts() -> None:
         (("grouped", "packed", "avx512"), "forward", "avx512"),
         (("grouped", "packed", "vllm"), "forward", "packed"),
         (("vllm", "grouped"), "forward", "grouped"),
-        (("avx512", "grouped"), "train", "grouped"),
+        (("grouped", "avx512"), "train", "avx512"),
+        (("vllm", "grouped", "packed"), "train", "grouped"),
     ],
 )
 def test_others_are_compared_with_the_first_of_the_defaults_that_ran(

@@ -1,4 +1,4 @@
-"""Our kernels' library, which a C++ compiler builds in two seconds when it is first used.
+"""Our kernels' library, which a C++ compiler builds in four seconds when it is first used.
 
 It is kept in the user's cache; without a compiler other backends run. The library uses torch's own
 OpenMP threads: two pools would compete for the cores.
@@ -30,6 +30,8 @@ SIGNATURES = {
     "ragged_linear": "psspssppsspii",
     "combine": "psppsspi",
     "experts": "psssspppppssipppi",
+    "train_forward": "psssspppppssippppi",
+    "train_backward": "psssspppppssippppppppppi",
 }
 """Arguments of each function in kernels.h, one letter each: pointer, size, int."""
 _TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "s": ctypes.c_int64, "i": ctypes.c_int}

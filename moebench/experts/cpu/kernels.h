@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "layer.h"
+#include "training.h"
 
 // x: `num_rows` rows of `inputs`, `stride` elements apart. indices: the row of each assignment,
 // sorted by expert; null: each has its own. counts: assignments of each expert. matrices: in
@@ -43,6 +43,12 @@ bool combine_rows(const Element* rows, int64_t num_assignments, const int64_t* t
   return true;
 }
 
+// Assignments of a layer.
+inline bool belong(const Assignments& all, int64_t num_tokens) {
+  return add_up(all.num_experts, all.counts, all.number) &&
+         are_below(num_tokens, all.tokens, all.number);
+}
+
 // A layer on matrices in blocks. tokens null: experts and weights are a router's slots,
 // [num_tokens][number / num_tokens], which are sorted here, and expert `num_experts` is an empty
 // slot. Otherwise assignments, sorted by expert, and `experts` is how many each expert has.
@@ -57,9 +63,9 @@ bool experts(const Element* x, int64_t num_tokens, int64_t stride, int64_t numbe
                                   Epilogue(epilogue),    nullptr,
                                   activated,             outputs};
   if (tokens) {
-    if (!add_up(num_experts, experts, number) || !are_below(num_tokens, tokens, number))
-      return false;
-    run(layer, {number, num_experts, experts, tokens, weights}, y, num_threads);
+    const Assignments all{number, num_experts, experts, tokens, weights};
+    if (!belong(all, num_tokens)) return false;
+    run(layer, all, y, num_threads);
     return true;
   }
   if (!are_below(num_experts + 1, experts, number)) return false;
@@ -69,10 +75,49 @@ bool experts(const Element* x, int64_t num_tokens, int64_t stride, int64_t numbe
   return true;
 }
 
+// A layer on parameters, for training. sums: those of the first matmul, for each assignment.
+template <class T, class Element = typename T::Element>
+bool train_forward(const Element* x, int64_t num_tokens, int64_t stride, int64_t number,
+                   int64_t num_experts, const int64_t* counts, const int64_t* tokens,
+                   const float* weights, const Element* gate_up, const Element* down,
+                   int64_t hidden, int64_t inner, int epilogue, Element* sums, Element* activated,
+                   Element* outputs, Element* y, int num_threads) {
+  const Assignments all{number, num_experts, counts, tokens, weights};
+  if (!belong(all, num_tokens)) return false;
+  const Layer<T, Parameters<T>> layer{{x, stride, nullptr},     num_tokens,
+                                      {gate_up, hidden, inner}, {down, inner, hidden},
+                                      Epilogue(epilogue),       sums,
+                                      activated,                outputs};
+  run(layer, all, y, num_threads);
+  return true;
+}
+
+// Its backward pass. sums: what the forward pass left; y_gradients: [num_tokens][hidden], dense.
+// The next four are memory, see `Between`, and the last four results, see `Gradients`.
+template <class T, class Element = typename T::Element>
+bool train_backward(const Element* x, int64_t num_tokens, int64_t stride, int64_t number,
+                    int64_t num_experts, const int64_t* counts, const int64_t* tokens,
+                    const float* weights, const Element* gate_up, const Element* down,
+                    int64_t hidden, int64_t inner, int epilogue, const Element* sums,
+                    const Element* y_gradients, Element* activated, Element* hidden_gradients,
+                    Element* rows, Element* transposed, Element* x_gradients,
+                    float* weight_gradients, Element* gate_up_gradients, Element* down_gradients,
+                    int num_threads) {
+  const Assignments all{number, num_experts, counts, tokens, weights};
+  if (!belong(all, num_tokens)) return false;
+  run_backward<T>({x, stride, nullptr}, {y_gradients, hidden, nullptr}, num_tokens, all,
+                  {gate_up, down, hidden, inner, Epilogue(epilogue)}, sums,
+                  {activated, hidden_gradients, rows, transposed},
+                  {x_gradients, weight_gradients, gate_up_gradients, down_gradients}, num_threads);
+  return true;
+}
+
 // Pointers to the functions, by their names.
 #define EXPORT(T, type)                            \
   extern "C" {                                     \
   auto* ragged_linear_##type = ragged_linear<T>;   \
   auto* combine_##type = combine_rows<T>;          \
   auto* experts_##type = experts<T>;               \
+  auto* train_forward_##type = train_forward<T>;   \
+  auto* train_backward_##type = train_backward<T>; \
   }

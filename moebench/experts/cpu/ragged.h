@@ -101,14 +101,17 @@ struct Job {
   int64_t stride, outputs;  // from row to row of y; those from here to the end of the row
   Element* sums = nullptr;  // where they go before the epilogue; null: nowhere
   int64_t sums_stride = 0;
+  bool is_streamed = false;  // whether whole lines of y go past the caches: nobody reads them soon
 };
 
-// Memory that a thread keeps.
-template <class Element>
-Element* own_memory(size_t size) {
-  static thread_local std::vector<Element> memory;
-  if (memory.size() < size) memory.resize(size);
-  return memory.data();
+// Words of memory that a thread keeps; they begin where a line of the cache does.
+inline float* own_memory(size_t size) {
+  struct alignas(64) Line {
+    float words[LANES];
+  };
+  static thread_local std::vector<Line> memory;
+  if (memory.size() * LANES < size) memory.resize((size + LANES - 1) / LANES);
+  return memory.data()->words;
 }
 
 inline __m512 epilogue_of(Epilogue epilogue, const float* sums, int vector) {
@@ -127,6 +130,14 @@ template <class T, class Source>
 void finish(const Job<Source>& job, int64_t start, int64_t num_rows, Epilogue epilogue,
             const float* sums) {
   const int64_t outputs = std::min(width_of(epilogue), job.outputs);
+  constexpr int64_t line = 64 / sizeof(typename T::Element);
+  if (job.is_streamed && outputs == BLOCK && job.stride % line == 0 && uintptr_t(job.y) % 64 == 0) {
+    for (int64_t m = 0; m < num_rows; ++m, sums += BLOCK)
+      for (int i = 0; i < BLOCK; i += 2 * LANES)
+        T::stream(job.y + (start + m) * job.stride + i, _mm512_loadu_ps(sums + i),
+                  _mm512_loadu_ps(sums + i + LANES));
+    return;
+  }
   for (int64_t m = 0; m < num_rows; ++m, sums += BLOCK)
     for (int v = 0; v * LANES < outputs; ++v) {
       const __mmask16 lanes = lanes_of(outputs - v * LANES);
@@ -146,9 +157,9 @@ void finish(const Job<Source>& job, int64_t start, int64_t num_rows, Epilogue ep
 template <class T, class JobOf>
 void work(std::atomic<int64_t>& next, int64_t num_jobs, Epilogue epilogue, const JobOf& job_of) {
   using Source = decltype(job_of(0).source);
-  float* sums = own_memory<float>(Source::CHUNK * BLOCK);
-  auto* packed =
-      own_memory<typename T::Element>(Source::IS_PACKED ? 0 : STRETCH * BLOCK * T::DEPTH);
+  constexpr int64_t num_sums = Source::CHUNK * BLOCK;
+  float* sums = own_memory(num_sums + (Source::IS_PACKED ? 0 : STRETCH * BLOCK));
+  auto* packed = (typename T::Element*)(sums + num_sums);
   for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_jobs;) {
     const auto job = job_of(task);
     const int64_t soon = task + omp_get_num_threads();

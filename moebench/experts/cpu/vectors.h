@@ -36,6 +36,10 @@ struct BFloat16 {
   static void store(Element* to, __mmask16 lanes, __m512 value) {
     _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(value));
   }
+  // Store two vectors past the caches, in whole lines.
+  static void stream(Element* to, __m512 first, __m512 second) {
+    _mm512_stream_si512((__m512i*)to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+  }
   // Words of two rows; `second` null: zeros.
   static __m512i words(const Element* first, const Element* second, __mmask16 lanes) {
     const __m512i low = widened(first, lanes);
@@ -56,6 +60,10 @@ struct Float32 {
   }
   static void store(Element* to, __mmask16 lanes, __m512 value) {
     _mm512_mask_storeu_ps(to, lanes, value);
+  }
+  static void stream(Element* to, __m512 first, __m512 second) {
+    _mm512_stream_ps(to, first);
+    _mm512_stream_ps(to + LANES, second);
   }
   static __m512i words(const Element* row, const Element*, __mmask16 lanes) {
     return _mm512_castps_si512(load(row, lanes));
