@@ -58,7 +58,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for name in ("triton", "triton.tools"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, descriptor.__name__, descriptor)
-    monkeypatch.setattr(moebench.experts.gpu, "kernels", stub, raising=False)
+    for name in ("kernels", "combine_kernel"):
+        monkeypatch.setattr(moebench.experts.gpu, name, stub, raising=False)
     return stub
 
 

@@ -117,12 +117,12 @@ import json
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.jit import create_function_from_signature
-from moebench.experts.gpu import kernels
+from moebench.experts.gpu import combine_kernel, kernels
 
 backend = CUDABackend(GPUTarget("cuda", 90, 32))
 varying = ("num_experts", "row_tiles", "bound", "num_slots")
 found = {}
-for kernel in (kernels.up_and_activate, kernels.multiply_down, kernels.combine):
+for kernel in (kernels.up_and_activate, kernels.multiply_down, combine_kernel.combine):
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     names = [one.name for one in kernel.params if one.name in varying]
     found[kernel.__name__] = names, len({

@@ -70,6 +70,8 @@ class Compiled:
     """Instructions that copy to shared memory without it."""
     barriers: int
     """Barriers of a whole block in the code."""
+    is_serialised: bool
+    """Whether the assembler had to make each wgmma wait for the last one, as it says on Hopper."""
     starts_early: bool
     """Whether it waits for the kernel before it by itself (programmatic dependent launch)."""
 
@@ -114,8 +116,23 @@ def compile_variant(capability: int, variant: Variant) -> Compiled:
         tma_loads=instructions["UTMALDG"],
         async_copies=instructions["LDGSTS"],
         barriers=instructions["BAR"],
+        is_serialised=capability == 90 and _is_serialised(binary.asm["ptx"]),
         starts_early=bool(instructions["ACQBULK"]),
     )
+
+
+def _is_serialised(ptx: str) -> bool:
+    import triton
+
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        target = ("-v", "--gpu-name", "sm_90a", "-o", "/dev/null")
+        done = subprocess.run(
+            [assembler, *target, file.name], check=True, capture_output=True, text=True
+        )
+    return "instructions are serialized" in done.stderr
 
 
 def _disassembled(cubin: bytes) -> tuple[dict[str, int], Counter[str]]:

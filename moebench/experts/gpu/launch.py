@@ -19,7 +19,9 @@ from moebench.experts.gpu.tiles import (
     COMBINED_SLOTS,
     FIRST_PDL_CAPABILITY,
     FIRST_TMA_CAPABILITY,
+    NO_TMA_CAPABILITY,
     KernelTile,
+    KernelTiles,
     choose_tiles,
     parts_of_sum,
 )
@@ -49,17 +51,20 @@ def ragged_up(
     """
     from moebench.experts.gpu import kernels
 
-    tile = choose_tiles(_capability(x), tile_rows, x.element_size()).up
-    x = x if x.stride(1) == 1 else x.contiguous()
-    hidden = x.new_empty(len(token_indices), intermediate_size)
     use_tma = _uses_tma(gate_up)
-    grid = (table.shape[1] * -(-intermediate_size // tile.columns),)
+    tile = _tiles(gate_up, tile_rows, use_tma).up
+    if x.stride(1) != 1 or tile.gathers_by_tma and not x.is_contiguous():
+        x = x.contiguous()
+    hidden = x.new_empty(len(token_indices), intermediate_size)
+    programs = table.shape[1] * -(-intermediate_size // tile.columns)
     with device_of(x):
-        kernels.up_and_activate[grid](
-            *(x, token_indices, table, _weights(gate_up, tile, use_tma), hidden),
-            *(len(gate_up), table.shape[1], x.shape[1], intermediate_size, x.stride(0)),
+        kernels.up_and_activate[(_programs(programs, tile, x),)](
+            *(_descriptor(x, 1, tile) if tile.gathers_by_tma else x, token_indices, table),
+            *(_weights(gate_up, tile, use_tma), hidden, len(gate_up), table.shape[1]),
+            *(x.shape[1], intermediate_size, x.stride(0)),
             IS_GATED=gate_up.shape[1] != intermediate_size,
             TMA=use_tma,
+            GATHER=tile.gathers_by_tma,
             **_constants(tile, x),
         )
     return hidden
@@ -82,16 +87,17 @@ def ragged_down(
     from moebench.experts.gpu import kernels
 
     bound, (hidden_size, intermediate_size) = len(hidden), down.shape[1:]
-    tile = choose_tiles(_capability(hidden), tile_rows, hidden.element_size()).down
+    use_tma = _uses_tma(down)
+    tile = _tiles(down, tile_rows, use_tma).down
+    assert parts == 1 or not tile.is_persistent
     dtype = hidden.dtype if parts == 1 else torch.float32
     outputs = hidden.new_empty(parts, bound, hidden_size, dtype=dtype)
-    use_tma = _uses_tma(down) and _uses_tma(hidden)
     rows = _descriptor(hidden, tile.rows, tile) if use_tma else hidden
     depth = tile.depth(hidden.element_size())
     split_size = -(-_steps(intermediate_size, tile, hidden) // parts) * depth
-    grid = (table.shape[1] * -(-hidden_size // tile.columns), parts)
+    programs = table.shape[1] * -(-hidden_size // tile.columns)
     with device_of(hidden):
-        kernels.multiply_down[grid](
+        kernels.multiply_down[(_programs(programs, tile, hidden), parts)](
             *(rows, table, _weights(down, tile, use_tma), down, outputs),
             *(len(down), table.shape[1], bound, hidden_size, intermediate_size, split_size),
             TMA=use_tma,
@@ -116,7 +122,7 @@ def ragged_combine(
         places: See `moebench.routers.routing.Routing.slot_places`.
         like: Tensor whose shape and type the result has without a residual.
     """
-    from moebench.experts.gpu import kernels
+    from moebench.experts.gpu import combine_kernel
 
     num_tokens, num_slots = places.shape
     hidden_size = outputs.shape[2]
@@ -126,7 +132,7 @@ def ragged_combine(
     slots = min(COMBINED_SLOTS, 1 << (num_slots - 1).bit_length())
     grid = (num_tokens, -(-hidden_size // columns))
     with device_of(outputs):
-        kernels.combine[grid](
+        combine_kernel.combine[grid](
             *(outputs, places.contiguous(), routing_weights),
             *(y if residual is None else residual.contiguous(), y),
             *(outputs.shape[1], num_slots, hidden_size, multiplier),
@@ -142,11 +148,24 @@ def ragged_combine(
 
 def choose_parts(x: Tensor, down: Tensor, tile_rows: int, expected_assignments: float) -> int:
     """Parts of the second matmul's sum for a load that is expected; see `parts_of_sum`."""
-    tile = choose_tiles(_capability(x), tile_rows, x.element_size()).down
+    tile = _tiles(down, tile_rows, _uses_tma(down)).down
+    if tile.is_persistent:
+        return 1
     row_tiles = most_row_tiles(round(expected_assignments), len(down), tile_rows)
     column_tiles = -(-down.shape[1] // tile.columns)
     steps = _steps(down.shape[2], tile, x)
     return parts_of_sum(max(1, row_tiles), column_tiles, steps, _multiprocessors(x))
+
+
+def _tiles(weights: Tensor, rows: int, use_tma: bool) -> KernelTiles:
+    capability = _capability(weights)
+    capability = capability if use_tma else min(capability, NO_TMA_CAPABILITY)
+    return choose_tiles(capability, rows, weights.element_size())
+
+
+def _programs(tiles: int, tile: KernelTile, x: Tensor) -> int:
+    """Programs that compute so many tiles: one each, or as many as the device holds at once."""
+    return min(tiles, _multiprocessors(x)) if tile.is_persistent else tiles
 
 
 def _steps(intermediate_size: int, tile: KernelTile, x: Tensor) -> int:

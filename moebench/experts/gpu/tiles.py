@@ -27,6 +27,13 @@ class KernelTile:
     is_swapped: bool = False
     """Whether the weights are the left operand of the tensor cores, and the rows the right one."""
 
+    is_persistent: bool = False
+    """Whether each program computes several tiles, one after the other."""
+    is_specialised: bool = False
+    """Whether loads, products and stores have warps of their own."""
+    gathers_by_tma: bool = False
+    """Whether rows that lie apart come through TMA."""
+
     def depth(self, element_bytes: int) -> int:
         return self.depth_bytes // element_bytes
 
@@ -37,6 +44,8 @@ class KernelTile:
             "BLOCK_N": self.columns,
             "BLOCK_K": self.depth(element_bytes),
             "SWAP": self.is_swapped,
+            "PERSISTENT": self.is_persistent,
+            "SPECIALISE": self.is_specialised,
             "GROUP": ROW_TILES_PER_GROUP,
         }
 
@@ -60,9 +69,17 @@ LARGE_SHARED_MEMORY = {
     16: KernelTiles(KernelTile(16, 64, 256, 4, 3, True), KernelTile(16, 64, 256, 4, 3, True)),
     32: KernelTiles(KernelTile(32, 64, 128, 4, 5, True), KernelTile(32, 64, 256, 4, 3, True)),
     64: KernelTiles(KernelTile(64, 64, 128, 4, 4), KernelTile(64, 128, 128, 4, 4)),
-    128: KernelTiles(KernelTile(128, 128, 128, 8, 4), KernelTile(128, 128, 128, 8, 3)),
 }
 """Tiles for the 228 KB of shared memory of a data centre's chip with TMA."""
+HOPPER_128 = KernelTiles(
+    KernelTile(128, 128, 128, 8, 4), KernelTile(128, 256, 128, 8, 3, is_persistent=True)
+)
+"""Its first kernel is not persistent: the compiler would then serialise wgmma (ptxas C7515)."""
+BLACKWELL_128 = KernelTiles(
+    KernelTile(128, 128, 128, 8, 3, is_persistent=True, gathers_by_tma=True),
+    KernelTile(128, 256, 128, 8, 4, is_persistent=True, is_specialised=True),
+)
+"""Its first kernel has no warps of their own: Triton 3.7.1 fails on them, or registers spill."""
 
 TABLE: dict[int, dict[int, KernelTiles]] = {
     80: {
@@ -72,8 +89,8 @@ TABLE: dict[int, dict[int, KernelTiles]] = {
         128: KernelTiles(KernelTile(128, 64, 128, 8, 3), KernelTile(128, 128, 128, 8, 4)),
     },
     86: SMALL_SHARED_MEMORY,
-    90: LARGE_SHARED_MEMORY,
-    100: LARGE_SHARED_MEMORY,
+    90: LARGE_SHARED_MEMORY | {128: HOPPER_128},
+    100: LARGE_SHARED_MEMORY | {128: BLACKWELL_128},
     120: SMALL_SHARED_MEMORY
     | {128: KernelTiles(KernelTile(128, 64, 128, 8, 4), KernelTile(128, 128, 128, 8, 4))},
 }
@@ -90,6 +107,8 @@ ROW_TILES_PER_GROUP = 8
 """Row tiles whose programs run side by side, so that they share weights in the L2 cache."""
 
 FIRST_TMA_CAPABILITY = 90
+NO_TMA_CAPABILITY = 89
+"""Capability whose tiles are used for matrices that TMA cannot read."""
 FIRST_PDL_CAPABILITY = 90
 
 COMBINED_COLUMNS = 1024

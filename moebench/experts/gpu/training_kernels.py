@@ -16,7 +16,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from moebench.experts.gpu.kernels import _locate_tile, _read_tile
+from moebench.experts.gpu.kernel_parts import _locate_tile, _read_tile
 
 
 @triton.jit

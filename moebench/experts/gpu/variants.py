@@ -31,7 +31,7 @@ Dtype = Literal["bf16", "fp32"]
 ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
 
 DECODE_ROWS = 32
-"""Rows of a tile up to which the report calls it decode's, where the second sum may be split."""
+"""Rows of a tile up to which the report calls it decode's."""
 
 MATRICES = ("x", "hidden", "gate_up", "down", "down_memory", "outputs", "residual", "y")
 VARYING = ("num_experts", "row_tiles", "bound", "num_slots")
@@ -55,7 +55,7 @@ def expert_variants(capability: int) -> Iterator[Variant]:
     forms: tuple[Form, ...] = ("up, gated", "up", "down", "down in parts")
     for rows in TABLE[80]:
         for form in forms:
-            if form != "down in parts" or rows <= DECODE_ROWS:
+            if form != "down in parts" or not choose_tiles(capability, rows, 2).down.is_persistent:
                 yield expert_variant(capability, form, rows, "bf16")
     for rows in TABLE[80]:
         for form in ("up, gated", "down"):
@@ -78,10 +78,12 @@ def expert_variant(capability: int, form: Form, rows: int, dtype: Dtype) -> Vari
         **tile.constants(size),
     }
     if not is_down:
-        constants["IS_GATED"] = form == "up, gated"
+        constants |= {"IS_GATED": form == "up, gated", "GATHER": tile.gathers_by_tma}
     types = TYPES | dict.fromkeys(MATRICES, f"*{dtype}")
     if form == "down in parts":
         types["outputs"] = "*fp32"
+    if tile.gathers_by_tma:
+        types["x"] = f"tensordesc<{dtype}[1, {depth}]>"
     if constants["TMA"]:
         weight = f"tensordesc<{dtype}[{tile.columns}, {depth}]>"
         types |= {"gate_up": weight, "down": weight}
@@ -103,7 +105,7 @@ def expert_variant(capability: int, form: Form, rows: int, dtype: Dtype) -> Vari
 
 def combine_variant(capability: int, parts: int) -> Variant:
     """The kernel that adds each token's outputs, or their parts, and the residual in bf16."""
-    from moebench.experts.gpu import kernels
+    from moebench.experts.gpu import combine_kernel
 
     types = TYPES | dict.fromkeys(MATRICES, "*bf16")
     if parts > 1:
@@ -111,7 +113,7 @@ def combine_variant(capability: int, parts: int) -> Variant:
     constants = {"HAS_RESIDUAL": True, "PARTS": parts, "SLOTS": COMBINED_SLOTS}
     constants |= {"BLOCK_N": COMBINED_COLUMNS, "PDL": capability >= FIRST_PDL_CAPABILITY}
     return Variant(
-        kernels.combine,
+        combine_kernel.combine,
         "combine" if parts == 1 else f"combine {parts} parts",
         "both",
         "bf16",
