@@ -9,25 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Literal
 
-from moebench.spec.case import Level, Phase
+from moebench.suite.need import CellCost, Need, allowance, cell_need
 from moebench.units import Seconds, text
 
-FEWEST_TRAINING_ROUNDS = 2
-"""Rounds of training, the longest steps of a suite, that come before cells are left out."""
-MOST_ROUNDS = 60
-QUICK_CELL: Seconds = 8.0
-"""Time of rounds that a quick cell gets even if its least number of rounds takes less."""
 LARGEST_SHARE_LEFT_OUT = 0.25
 """Share of the planned cells that may be left out."""
-MARGIN = 1.1
-"""Factor on the time of rounds: one slow round must not cost a cell its last one."""
 OVERRUN = 0.05
 """Share of the budget that may be overspent for a cell's least number of rounds."""
 FORESEEN_OVERRUN = 0.02
 """Share of the budget that may be overspent before a cell is left out for it."""
+NOTED_ENERGY = 0.25
+"""Share of the budget from which energy passes are worth a line before the first cell."""
 LATER = "--resume with a larger --time-budget measures what was left out"
 REPORT: Seconds = 5.0
 """Time of writing the report with its figures, on two cores."""
@@ -41,81 +35,13 @@ SAME_KIND = 4.0
 
 
 @dataclass(frozen=True)
-class CellCost:
-    """Predicted wall time of a cell."""
-
-    key: str
-    level: Level
-    phase: Phase
-    is_single: bool
-    """Whether it is decode at batch 1, which is always measured."""
-    setup: Seconds
-    """Operating points, FLOP counts, memory, stages, warm-up."""
-    round: Seconds
-    """One round: a visit of every case, and the reference operation."""
-    energy: Seconds = 0.0
-    """Energy passes, whose length is fixed."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """Wall time that a cell still needs, in order of importance."""
-
-    least: Seconds
-    """Time with a single round, the least possible."""
-    more: tuple[Seconds, ...]
-    """Further time: for the rounds that every cell should have, for as many in training, for as
-    many as a quick cell can have."""
-
-    @property
-    def floor(self) -> Seconds:
-        """Time with the rounds that every cell should have."""
-        return self.least + self.more[0]
-
-    @property
-    def enough(self) -> Seconds:
-        """Time with all of it."""
-        return self.least + sum(self.more)
-
-
-def cell_need(setup: Seconds, round: Seconds, min_rounds: int, phase: Phase) -> Need:
-    """The need of a cell whose set-up and rounds take this long."""
-    floor = min(min_rounds, FEWEST_TRAINING_ROUNDS) if phase == "train" else min_rounds
-    enough = max(min_rounds, min(MOST_ROUNDS, int(QUICK_CELL / round)))
-    steps = 1, floor, min_rounds, enough
-    more = tuple(MARGIN * round * (after - before) for before, after in pairwise(steps))
-    return Need(setup + MARGIN * round, more)
-
-
-def allowance(needs: Sequence[Need], budget: Seconds) -> Seconds:
-    """Time that the first of the cells still to run may spend out of what is left for all.
-
-    Every cell gets its least. What is left goes to the needs in order of importance; where it does
-    not suffice for one, cheap cells get theirs before expensive ones, since a verdict costs them
-    little. Where there is plenty, all get more in proportion. A cell that stops early leaves its
-    rest to the next call.
-    """
-    granted: Seconds = needs[0].least
-    extra = budget - sum(need.least for need in needs)
-    wants: tuple[Seconds, ...]
-    for wants in zip(*(need.more for need in needs), strict=True):
-        if extra <= 0:
-            return granted
-        if sum(wants) > extra:
-            smaller = sum(want for want in wants if want < wants[0])
-            return granted + min(wants[0], max(0.0, extra - smaller))
-        granted += wants[0]
-        extra -= sum(wants)
-    return granted + max(0.0, extra) * granted / sum(need.enough for need in needs)
-
-
-@dataclass(frozen=True)
 class Finished:
     """What a cell really took, beside its predicted cost."""
 
     cost: CellCost
     setup: Seconds
     round: Seconds
+    energy: Seconds = 0.0
 
 
 @dataclass
@@ -147,28 +73,33 @@ class Budget:
         """Take in what setting a cell up took, and the time of a round as it showed it."""
         self.finished.append(Finished(cost, setup, round or cost.round))
 
-    def finish(self, round: Seconds) -> None:
-        """Take in the time of the rounds of the cell last set up; 0 if there was none."""
-        if round:
-            self.finished[-1] = replace(self.finished[-1], round=round)
+    def finish(self, round: Seconds, energy: Seconds = 0.0) -> None:
+        """Take in what a round and the energy passes of the cell last set up took; 0: none ran."""
+        last = self.finished[-1]
+        self.finished[-1] = replace(last, round=round or last.round, energy=energy)
+
+    def energy(self, cost: CellCost) -> Seconds:
+        """Time of a cell's energy passes, corrected by what others took."""
+        return cost.energy * self._correction(cost, "energy")
 
     def need(self, cost: CellCost, *, caution: float = 1.0) -> Need:
         """The need of a cell, its cost corrected by what others of its kind took.
 
         `caution` is a factor on the set-up of a cell of whose kind none is finished.
         """
-        setup = cost.setup * self._correction(cost, "setup") + cost.energy
+        setup = cost.setup * self._correction(cost, "setup")
         if (cost.level, cost.phase) not in {(f.cost.level, f.cost.phase) for f in self.finished}:
             setup *= caution
         round = cost.round * self._correction(cost, "round")
-        return cell_need(setup, round, self.min_rounds, cost.phase)
+        return cell_need(setup + self.energy(cost), round, self.min_rounds, cost.phase)
 
     def allowed(self, cost: CellCost, later: Sequence[CellCost], round: Seconds) -> "Allowed":
         """Time for the rounds of a cell that is set up, if the cells in `later` follow.
 
         `round` is the time of a round as the set-up showed it.
         """
-        own = cell_need(cost.energy, round, self.min_rounds, cost.phase)
+        energy = self.energy(cost)
+        own = cell_need(energy, round, self.min_rounds, cost.phase)
         out = self.left_out(later, reserved=own.floor)
         later = [other for other in later if other not in out]
         others = [self.need(other) for other in later]
@@ -180,7 +111,7 @@ class Budget:
         most = left + OVERRUN * self.total - sum(other.floor for other in others)
         if cost.phase == "train":  # whose least number of rounds gives way to other cells
             most = usual
-        return Allowed(usual - cost.energy, max(usual, most) - cost.energy)
+        return Allowed(usual - energy, max(usual, most) - energy)
 
     def left_out(
         self,
@@ -255,6 +186,12 @@ class Budget:
         if new and not self.finished:
             lines.append(f"the budget of {text(self.total, 'time')} does not hold more; {LATER}")
         lines += [f"there is time for {key} after all" for key in before if key not in out]
+        energy = sum(self.energy(cost) for cost in waiting if cost.key not in out)
+        if not self.finished and energy > NOTED_ENERGY * self.total:
+            lines.append(
+                f"energy takes about {text(energy, 'time', 2)} of the budget of "
+                f"{text(self.total, 'time')}; --energy off gives that time to rounds"
+            )
         needs = [self.need(cost) for cost in waiting]
         kept = [need for cost, need in zip(waiting, needs, strict=True) if cost.key not in out]
         if not self.finished and self._lacks([need.floor for need in kept]):
@@ -283,15 +220,19 @@ class Budget:
         """Seconds by which the sum of the times exceeds what may be spent; at least 0."""
         return max(0.0, sum(times) - self.left() - FORESEEN_OVERRUN * self.total)
 
-    def _correction(self, cost: CellCost | None, what: Literal["setup", "round"]) -> float:
+    def _correction(
+        self, cost: CellCost | None, what: Literal["setup", "round", "energy"]
+    ) -> float:
         """Real over predicted time of finished cells, recent and similar ones weighing most.
 
         It is a weighted geometric mean, to which one cell is added that was as slow as the machine
-        was at first.
+        was at first; an energy pass has a length of its own, whatever the machine.
         """
-        total, weights = math.log(self.slowness), 1.0
+        total, weights = 0.0 if what == "energy" else math.log(self.slowness), 1.0
         for age, one in enumerate(reversed(self.finished)):
             real, predicted = getattr(one, what), getattr(one.cost, what)
+            if not (real and predicted):  # no energy pass
+                continue
             weight = FORGETTING**age
             if cost and (cost.level, cost.phase) == (one.cost.level, one.cost.phase):
                 weight *= SAME_KIND

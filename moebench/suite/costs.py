@@ -12,8 +12,8 @@ from moebench.predict.layers.calibration import Calibration
 from moebench.predict.layers.price import estimate
 from moebench.spec.case import Case, Phase
 from moebench.spec.model import ModelSpec
-from moebench.suite.budget import CellCost
 from moebench.suite.forecast import Estimates, case_ops
+from moebench.suite.need import CellCost
 from moebench.suite.plan import SLOW_STEP, Cell
 from moebench.units import Seconds
 

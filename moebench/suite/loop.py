@@ -22,12 +22,13 @@ from moebench.records.manifest import now
 from moebench.records.record import SCHEMA, Failure, Record
 from moebench.records.run import RunWriter
 from moebench.spec.model import ModelSpec
-from moebench.suite.budget import Allowed, Budget, CellCost
+from moebench.suite.budget import Allowed, Budget
 from moebench.suite.caveats import state_caveats
 from moebench.suite.cell import Bench
 from moebench.suite.costs import cell_costs
 from moebench.suite.forecast import Estimates, forecast_cells, predictions
-from moebench.suite.passes import failures, observe
+from moebench.suite.need import CellCost
+from moebench.suite.passes import ENERGY_PLANS, failures, observe
 from moebench.suite.plan import Cell, Effort
 from moebench.suite.prepare import prepare_cell
 from moebench.suite.suite_file import Suite
@@ -36,8 +37,8 @@ from moebench.units import Bytes, Seconds, text
 
 REFERENCES = 9
 """Calls of the reference operation that say how slow the machine is at the start of a run."""
-ENERGY: Mapping[str, Seconds] = {"quick": 9.0, "full": 40.0, "off": 0.0}
-"""Time of the energy pass over a case, where there is a counter."""
+ENERGY: Mapping[str, Seconds] = {"quick": 9.0, "full": 40.0}
+"""Time of the energy pass over a case of quick steps, where there is a counter."""
 
 
 def measure_cells(
@@ -127,7 +128,7 @@ def measure_cells(
             for case, measurement in observed.measurements.items()
         ]
         run.append(records, failures(run, cell, observed.errors))
-        budget.finish(observed.round)
+        budget.finish(observed.round, observed.energy)
         out = _left_out(budget, bar, [costs[other] for other in waiting], out)
     _record_left_out(run, [*waiting.values()], budget)
 
@@ -167,13 +168,26 @@ def _budget(
     once = statistics.median(reference.time(clock) for _ in range(REFERENCES))
     slowness = once / (machine.benchmarks.reference or once)
     once *= reference.repeats
-    length = ENERGY[effort.energy] if has_energy_counter(machine.device) else 0.0
+    has_counter = has_energy_counter(machine.device)
     costs = [
-        replace(cost, round=cost.round + once / slowness, energy=length * len(cell.cases))
+        replace(
+            cost,
+            round=cost.round + once / slowness,
+            energy=_energy_passes(cell, estimates, effort) if has_counter else 0.0,
+        )
         for cell, cost in zip(todo, costs, strict=True)
     ]
     bar = effort.bar
     return Budget(bar.expected, costs, plan.min_rounds, bar.started, slowness)
+
+
+def _energy_passes(cell: Cell, estimates: Estimates, effort: Effort) -> Seconds:
+    """Time of the energy passes of a cell: a window ends with a whole step."""
+    plan = ENERGY_PLANS[effort.energy]
+    if plan is None:
+        return 0.0
+    steps = [min(estimates[case.key].latency, plan.length) for case in cell.cases]
+    return sum(ENERGY[effort.energy] + plan.windows * step for step in steps)
 
 
 def _left_out(budget: Budget, bar: Bar, waiting: Sequence[CellCost], before: set[str]) -> set[str]:

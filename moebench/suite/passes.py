@@ -5,6 +5,7 @@ on are timed with nothing else switched on.
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -54,6 +55,8 @@ class Observed:
     errors: Mapping[str, Exception]
     round: Seconds
     """Mean wall time of a round; 0 without one."""
+    energy: Seconds
+    """Wall time of all energy passes."""
 
 
 def observe(
@@ -118,7 +121,7 @@ def observe(
     reference = Reference(operation.version, rounds.reference, rounds.reading)
     errors |= rounds.failures
     noisy = round_caveats(rounds)
-    measurements = {}
+    measurements, energy_time = {}, 0.0
     for ready in running:
         key, num_tokens = ready.case.key, cell.workload.num_tokens
         if key not in samples:
@@ -128,7 +131,9 @@ def observe(
         if plan is None:
             energy = Energy(None, None, method="none", missing="not asked for (--energy off)")
         else:
+            start = time.perf_counter()
             energy = measure_energy(cell.visit(ready), device, plan)
+            energy_time += time.perf_counter() - start
         measurements[key] = Measurement(
             samples=samples[key],
             latency=pairs.latency(samples[key]),
@@ -149,7 +154,7 @@ def observe(
             board=rounds.board,
         )
     ratios = _ratios(cell, samples, reference)
-    return Observed(measurements, ratios, errors, rounds.round_time)
+    return Observed(measurements, ratios, errors, rounds.round_time, energy_time)
 
 
 def _precise(

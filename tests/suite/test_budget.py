@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.suite.budget import (
-    FEWEST_TRAINING_ROUNDS,
-    OVERRUN,
-    REPORT,
-    Budget,
-    CellCost,
-    Need,
-    allowance,
-)
+from moebench.suite.budget import OVERRUN, REPORT, Budget
+from moebench.suite.need import FEWEST_TRAINING_ROUNDS, CellCost, Need, allowance
 
 MIN_ROUNDS = 8
 needs = st.lists(
@@ -80,7 +73,13 @@ Slowness = Callable[[float, CellCost], tuple[float, float]]
 """Real over predicted set-up and round of a cell, at a time of the run."""
 
 
-def run(costs: list[CellCost], total: float, slowness: Slowness, start: float = 0.0) -> Run:
+def run(
+    costs: list[CellCost],
+    total: float,
+    slowness: Slowness,
+    start: float = 0.0,
+    energy_factor: float = 1.0,
+) -> Run:
     """Measure cells that cost what was predicted times `slowness`, as the suite's loop does."""
     now = start
     budget = Budget(total, costs, MIN_ROUNDS, started=0.0, clock=lambda: now)
@@ -99,7 +98,9 @@ def run(costs: list[CellCost], total: float, slowness: Slowness, start: float = 
         number, spent = 1, each
         while spent + each <= (allowed.usual if number >= MIN_ROUNDS else allowed.most):
             number, spent = number + 1, spent + each
-        now += spent + cost.energy
+        energy = energy_factor * cost.energy
+        now += spent + energy
+        budget.finish(each, energy)
         rounds[key] = number
         out = left_out[len(rounds)] = {c.key for c in budget.left_out([*waiting.values()], out)}
     return Run(rounds, left_out, now + REPORT * slowness(now, costs[0])[0])
