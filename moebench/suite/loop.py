@@ -101,14 +101,18 @@ def measure_cells(
             budget.set_up(cost, time.perf_counter() - start, round)
             return budget.allowed(cost, later, round)
 
-        observed = observe(
-            ready,
-            machine.hardware.cache,
-            effort,
-            allow,
-            lambda share, what, key=key: bar.tell(f"{key}: {what}"),  # type: ignore[misc]
-        )
-        del ready  # its stream, cache and graphs are freed before the next cell's are made
+        try:
+            observed = observe(
+                ready,
+                machine.hardware.cache,
+                effort,
+                allow,
+                lambda share, what, key=key: bar.tell(f"{key}: {what}"),  # type: ignore[misc]
+            )
+            del ready  # its stream, cache and graphs are freed before the next cell's are made
+        except RuntimeError:  # of what times no case: the reference operation, or a wait
+            check_device(machine.device)
+            raise
         if observed.errors:
             # Failures of a GPU that is lost say nothing of the cases: the cell runs again.
             check_device(machine.device)

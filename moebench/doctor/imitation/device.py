@@ -26,7 +26,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 MOST_BYTES: Bytes = 2.0**24
 MOST_FLOPS = 3e7
 """Work of one operation that the processor still does: a few milliseconds."""
-UNSEEN = 32
+UNSEEN = 512
 """Most tensors that may be freed before it is noticed: peaks are too high by these."""
 CONSTANT = 2.0**-7
 """Every element of a result that was not computed."""
@@ -37,6 +37,11 @@ ALWAYS = {aten.fill_.Scalar, aten.zero_.default, aten.empty.memory_format, aten.
 """Operations that are done whatever their size: memory that nobody has read takes no time."""
 REAL_DEVICE = torch.Tensor.device
 Kind = Literal["view", "in place", "new"]
+
+
+HOMES: dict[int, tuple[StorageWeakRef, int, Bytes]] = {}
+"""Board and bytes of each storage that is said to lie on one, by torch's number of it. Storages
+that others keep, as caches of functions do, outlive an imitation and are there in the next."""
 
 
 class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -54,6 +59,8 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Boards on which something was launched."""
         self.on_launch: Callable[[Any, Sequence[Tensor]], None] = lambda function, tensors: None
         """Called before each kernel; what it raises is raised by the launch."""
+        self.stand_ins: Mapping[Any, Callable[..., Any]] = {}
+        """What is computed in place of operations of ours."""
         self.failure: Exception | None = None
         """An error that the boards do not recover from: every launch and wait raises it."""
         self._since_look = 0
@@ -61,13 +68,14 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._is_opaque = False
         """Whether an operation of ours runs, which sees the CPU as it is: one kernel from outside."""
         self._allocated = [0.0] * num_boards
-        self._homes: dict[int, tuple[StorageWeakRef, int, Bytes]] = {}
+        for _, board, size in HOMES.values():
+            self._allocated[board] += size
 
     def home(self, tensor: Tensor) -> int | None:
         """The board on which a tensor lies; None on the CPU."""
         if self._is_opaque or type(tensor) not in (Tensor, torch.nn.Parameter) or _device(tensor) != CPU:
             return None
-        found = self._homes.get(tensor.untyped_storage()._cdata)
+        found = HOMES.get(tensor.untyped_storage()._cdata)
         return None if found is None else found[1]
 
     def device(self, tensor: Tensor) -> torch.device:
@@ -95,9 +103,9 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def allocated(self, board: int) -> Bytes:
         """Bytes of the living tensors of a board."""
         self._since_look = 0
-        for key, (storage, home, size) in [*self._homes.items()]:
+        for key, (storage, home, size) in [*HOMES.items()]:
             if storage.expired():  # type: ignore[no-untyped-call]
-                del self._homes[key]
+                del HOMES[key]
                 self._allocated[home] -= size
         return self._allocated[board]
 
@@ -150,6 +158,15 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.time.launch(board, moved, _flops(function, args, kwargs, result), dtype)
         return result
 
+    def _check_room(self, board: int, size: Bytes) -> None:
+        """Refuse memory that a board does not have."""
+        is_seldom = self._allocated[board] + size > self.capacity
+        if is_seldom and self.allocated(board) + size > self.capacity:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU {board} has a "
+                f"total capacity of {self.capacity / 2**30:.2f} GiB"
+            )
+
     def _run(
         self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: list[Tensor]
     ) -> Any:
@@ -157,7 +174,7 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if function.namespace != "aten":
             self._is_opaque = True
             try:
-                return function(*args, **kwargs)
+                return self.stand_ins.get(function, function)(*args, **kwargs)
             finally:
                 self._is_opaque = False
         kind = _kind(function)
@@ -175,6 +192,7 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = sum(map(_bytes, (*tensors, *shapes)))
         if size <= MOST_BYTES and _flops(function, args, kwargs, like) <= MOST_FLOPS:
             return function(*args, **kwargs)
+        self._check_room(self.current, size)
         return tree_map_only(Tensor, _constant, like)
 
     def _check_devices(self, function: Any, tensors: Sequence[Tensor], homes: set[int]) -> None:
@@ -192,22 +210,17 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count new tensors as memory of a board."""
         for tensor in made:
             storage = tensor.untyped_storage()
-            if storage._cdata in self._homes:
+            if storage._cdata in HOMES:
                 continue
             size = float(storage.nbytes())
             over = self._allocated[board] + size
             self._since_look += 1
-            is_higher = over > self.peak[board] and self._since_look > UNSEEN
-            if is_higher or over > self.capacity:
+            if over > self.peak[board] and self._since_look > UNSEEN:
                 over = self.allocated(board) + size
-            if over > self.capacity:
-                raise torch.OutOfMemoryError(
-                    f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU {board} "
-                    f"has a total capacity of {self.capacity / 2**30:.2f} GiB"
-                )
+            self._check_room(board, size)
             self.peak[board] = max(self.peak[board], over)
             known = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            self._homes[storage._cdata] = known, board, size
+            HOMES[storage._cdata] = known, board, size
             self._allocated[board] += size
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from moebench.doctor.imitation.cuda import Cuda
 from moebench.doctor.imitation.device import Boards
 from moebench.doctor.imitation.nvml import simulated_nvml
+from moebench.doctor.imitation.kernels import STAND_INS
 from moebench.experts import triton
-from moebench.experts.weights import ExpertWeights, activation
 from moebench.measure.host import HostMeter
 from moebench.records.host import RoundLoad
-from moebench.routers.routing import Hidden, Routing
+from moebench.routers.gpu import launch
 from moebench.spec.hardware import load_hardware
 from moebench.suite import workers
 
@@ -64,7 +64,8 @@ def imitated_gpu(folder: Path, boards: int = 1, watts: float = 450.0) -> Iterato
         _patch_tensors(stack, machine)
         if not _can_interpret():
             stack.enter_context(mock.patch.object(triton, "missing", lambda device: None))
-            stack.enter_context(mock.patch.object(triton, "triton", dense))
+            machine.stand_ins = STAND_INS
+            stack.enter_context(mock.patch.object(launch, "_has_triton", lambda: False))
         started = partial(serve_imitated, imitation)
         stack.enter_context(mock.patch.object(workers, "serve", started))
         stack.enter_context(mock.patch.object(HostMeter, "load", quiet))
@@ -75,20 +76,6 @@ def imitated_gpu(folder: Path, boards: int = 1, watts: float = 450.0) -> Iterato
 def _can_interpret() -> bool:
     """Whether Triton interprets kernels in this process."""
     return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
-
-
-def dense(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
-    """Experts in place of Triton's kernels: all run on all tokens, and the host waits for nothing.
-
-    What lies behind the last assignment of a bounded routing has an expert that does not exist.
-    """
-    shares = x.new_zeros(len(x), weights.num_experts + 1)
-    where = routing.token_indices, routing.expert_indices.clamp(max=weights.num_experts)
-    shares.index_put_(where, routing.weights.to(x.dtype), accumulate=True)
-    hidden = torch.matmul(x, weights.gate_up.transpose(1, 2))
-    activated = activation(hidden.flatten(0, 1), weights.down.shape[2])
-    outputs = torch.matmul(activated.view(*hidden.shape[:2], -1), weights.down.transpose(1, 2))
-    return torch.einsum("te,eth->th", shares[:, :-1], outputs)
 
 
 def quiet(meter: HostMeter, number: int = 0) -> RoundLoad:
