@@ -21,8 +21,6 @@ from moebench.units import Seconds
 
 EXPERT_STAGES = ("launch", "first matmul", "second matmul", "elementwise", "routing")
 """Stages of the measured kernel call."""
-DONE_ONCE = ("stack-weights",)
-"""Ops that a deployment runs once, when it loads the model."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def router_time(
     rate = hardware.peak_for("bfloat16") * p.tensor
     stream = hardware.memory_bandwidth * p.bandwidth
     plain = policy("top-k").ops(deployment.model, tokens, "bfloat16")
-    known = {*DONE_ONCE, *(op.name for op in plain if op.rows is None)}
+    known = {op.name for op in plain if op.rows is None}
     return sum(
         p.gemm + max(op.flops / rate, op.bytes_moved / stream)
         for op in router.ops(deployment.model, tokens, "bfloat16")

@@ -18,7 +18,6 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from moebench.routers.ada_k.policy import AdaK, Decode
 from moebench.routers.auxiliary import AuxiliaryLoss
@@ -27,6 +26,7 @@ from moebench.routers.gpu.form import FusedForm
 from moebench.routers.operating_point import impose_counts
 from moebench.routers.policy import Policy
 from moebench.routers.routing import Choice, ChoiceScores, Hidden, Router, RouterState, router
+from moebench.routers.stacked import Stacked
 from moebench.routers.top_k.module import TopKRouter
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
@@ -59,6 +59,7 @@ class AdaKRouter(TopKRouter):
     """The base router chooses which experts, the allocator how many: 1 to num_experts."""
 
     count_bias: Tensor
+    no_bias: Tensor
 
     def __init__(self, model: ModelSpec, policy: AdaK, dtype: torch.dtype) -> None:
         hidden, dtype = model.hidden_size, product_dtype(model.gate, dtype)
@@ -69,16 +70,17 @@ class AdaKRouter(TopKRouter):
         self.generator: torch.Generator | None = None
         """Where draws come from, for decode "sampled"; None: torch's own."""
         self.allocator = random_weight(self.num_counts, hidden, dtype)
+        self.stacked, self.stacked_bias = Stacked(), Stacked()
+        self.register_buffer("no_bias", torch.zeros(self.num_counts), persistent=False)
         self.register_buffer("count_bias", torch.zeros(self.num_counts))
         self.weights_gate, self.regularisation = policy.weights_gate(model), policy.regularisation
         self.mean_k = None
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Router logits and allocator logits side by side, from one product where it may be."""
-        # Two parameters, because training freezes one of them; stacking them costs a small copy.
         # While it is trained beside a base in 16 bits, the allocator is kept in fp32.
-        weight = torch.cat((self.weight, self.allocator.to(self.weight.dtype)))
-        bias = None if self.bias is None else pad(self.bias, (0, self.num_counts))
+        weight = self.stacked(self.weight, self.allocator)
+        bias = None if self.bias is None else self.stacked_bias(self.bias, self.no_bias)
         return self.product(x, weight, bias), state
 
     def choose(self, scores: ChoiceScores) -> Choice:

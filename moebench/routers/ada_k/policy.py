@@ -68,17 +68,15 @@ class AdaK(Policy):
         return router_parameters(model) + allocators
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        """Router and allocator are one product, with stacked weights."""
+        """Router and allocator are one product, of weights that inference keeps stacked."""
         n, counts, h = choices(model), self.num_counts(model), model.hidden_size
         slots, gate = self.slots(model), self.weights_gate(model)
         product = logits_op(gate, "router-and-allocator", (num_tokens, n + counts, h), dtype)
         # Bias, argmax, first count is 1, slot numbers, comparison, masking; guards as configured.
         launches = 6 + gate.renormalise + (slots < counts)
         launches += {"argmax": 0, "sampled": 4, "rounded-mean": 4}[self.decode]
-        stacked, calls = (n + counts) * h, 1 + gate.has_bias
         read, written = 3 * num_tokens * counts, num_tokens * counts
         return (
-            traffic("stack-weights", "router", stacked, stacked, product.dtype, launches=calls),
             product,
             traffic("count", "router", read, written, dtype, launches=launches),
             choice_op(gate, num_tokens, n, slots, dtype),

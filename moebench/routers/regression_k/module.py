@@ -11,19 +11,21 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from moebench.routers.gate import random_weight
 from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy
 from moebench.routers.regression_k.policy import RegressionK
 from moebench.routers.routing import ChoiceScores, Hidden, Router, RouterState, router
+from moebench.routers.stacked import Stacked
 from moebench.routers.thresholds import Needs, ThresholdRouter
 from moebench.spec.model import ModelSpec
 
 
 class RegressionKRouter(ThresholdRouter):
     """Runs a further expert where its predicted worth reaches the threshold."""
+
+    no_bias: Tensor
 
     def __init__(self, model: ModelSpec, policy: RegressionK, dtype: torch.dtype) -> None:
         super().__init__(model, policy, dtype)
@@ -32,11 +34,13 @@ class RegressionKRouter(ThresholdRouter):
         # A count has no gradient, and the fit needs none.
         self.cost_weight = cost_weight.requires_grad_(False)
         self.cost_bias = nn.Parameter(torch.zeros(further), requires_grad=False)
+        self.stacked, self.stacked_bias = Stacked(), Stacked()
+        self.register_buffer("no_bias", torch.zeros(further), persistent=False)
 
     def scores(self, x: Hidden, state: RouterState = None) -> tuple[ChoiceScores, RouterState]:
         """Router logits and predicted costs side by side, from one product where it may be."""
-        weight = torch.cat((self.weight, self.cost_weight))
-        bias = None if self.bias is None else pad(self.bias, (0, self.top_k - 1))
+        weight = self.stacked(self.weight, self.cost_weight)
+        bias = None if self.bias is None else self.stacked_bias(self.bias, self.no_bias)
         return self.product(x, weight, bias), state
 
     def fused_form(self) -> FusedForm | None:

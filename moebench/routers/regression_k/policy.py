@@ -41,15 +41,13 @@ class RegressionK(ThresholdPolicy):
         return traffic("cost", "router", 2 * pairs, 2 * pairs, "float32", launches=2)
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        """Router and costs are one product, with stacked weights."""
+        """Router and costs are one product, of weights that inference keeps stacked."""
         n, h, slots = choices(model), model.hidden_size, self.slots(model)
         columns = n + slots - 1
         product = logits_op(model.gate, "router-and-costs", (num_tokens, columns, h), dtype)
-        stacked, pairs = columns * h, num_tokens * slots
+        pairs = num_tokens * slots
         guards = model.gate.renormalise + (model.gate.num_groups > 1)
-        calls = 1 + model.gate.has_bias
         return (
-            traffic("stack-weights", "router", stacked, stacked, product.dtype, launches=calls),
             product,
             self.needs_op(model, num_tokens, dtype),
             traffic("count", "router", 3 * pairs, 3 * pairs, "float32", launches=6 + guards),
