@@ -31,6 +31,8 @@ class ExpertBackend(ExpertCalls):
     """Whether a CUDA graph can hold it: it takes a bounded routing, never waits for the device."""
     takes_residual: bool = False
     """Whether it adds its outputs to the residual stream in its last launch."""
+    fuses_routing: bool = False
+    """Whether it runs where our kernel routes in inference: on a GPU with Triton."""
     stand_in: str | None = None
     """The execution that runs where it cannot run, and in its place with gradients."""
     trains_itself: bool = False
@@ -122,6 +124,7 @@ EXPERT_BACKENDS = {
             takes_residual=True,
             stand_in="grouped",
             trains_itself=True,
+            fuses_routing=True,
         ),
     )
 }

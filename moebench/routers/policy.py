@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Op
+from moebench.spec.ops import Op, fused
 from moebench.spec.schema import from_mapping
 from moebench.units import nearest, same_name
 
@@ -29,6 +29,17 @@ mean: that sum divided by the number of layers (megablocks, which trained OLMoE)
 pooled: one loss over the tokens of all layers together, so that imbalances of two layers can cancel
 (transformers, the released RMoE, and AdaMoE's Mixtral experiments, `exp_2`)
 """
+
+
+SORTING = frozenset({"flatten"})
+"""Ops of a router that our GPU kernel does in one launch where torch chooses."""
+CHOOSING = SORTING | {
+    *("choice", "count", "drop-nulls"),
+    *("cost", "entropy", "hash", "mass", "ratios"),
+}
+"""Ops that it does in one launch where it chooses too (`moebench.routers.gpu`)."""
+ONE_GRID_TOKENS = 1024
+"""Most tokens of which it is one launch; beyond, a second one scatters."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,16 @@ class Policy(ABC):
     @abstractmethod
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         """The router's work in one layer: matrix products exactly, all else as launches."""
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        """Names of its ops that our GPU kernel does."""
+        return SORTING
+
+    def fused_ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
+        """The router's work in one layer where our GPU kernel routes, bounded: no host waits."""
+        launches = 1 if num_tokens <= ONE_GRID_TOKENS else 2
+        return fused("route", self.ops(model, num_tokens, dtype), self.in_kernel, launches)
 
     @abstractmethod
     def k_distribution(self, model: ModelSpec) -> tuple[tuple[float, ...], str]:

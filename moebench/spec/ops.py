@@ -8,7 +8,7 @@ An op's bytes are compulsory traffic: each operand once, weights of an expert on
 least one token and not at all otherwise. What a real kernel reads twice is for a calibration.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -98,6 +98,22 @@ def traffic(
     """Work that only moves data: `read` and `written` are elements of `dtype`."""
     size = BYTES_PER_ELEMENT[dtype]
     return Op(name, stage, 0.0, size * read, size * written, dtype, launches)
+
+
+def fused(name: str, ops: Iterable[Op], names: Container[str], launches: float) -> tuple[Op, ...]:
+    """The ops where one kernel, the last, does those of some names.
+
+    It reads and writes as much as those of them that read and write most.
+    """
+    found: list[Op] = []
+    inside: list[Op] = []
+    for op in ops:
+        (inside if op.name in names else found).append(op)
+    if not inside:
+        return tuple(found)
+    read, written = max(op.bytes_read for op in inside), max(op.bytes_written for op in inside)
+    kernel = replace(inside[0], name=name, bytes_read=read, bytes_written=written)
+    return (*found, replace(kernel, launches=launches, waits=0.0))
 
 
 def rms_norm(model: ModelSpec, num_tokens: int, dtype: str) -> Op:

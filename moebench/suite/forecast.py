@@ -29,13 +29,11 @@ Estimates = dict[str, Estimate]
 def case_ops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> tuple[Op, ...]:
     """The ops of one layer of a case under a load; forward and backward when training."""
     workload = case.workload
-    forward = layer_ops(
-        model,
-        workload,
-        policy.ops(model, workload.num_tokens, workload.dtype),
-        load,
-        executing(case.backend, workload.phase),
-    )
+    backend = executing(case.backend, workload.phase)
+    is_fused = backend.fuses_routing and workload.phase != "train"
+    routed = policy.fused_ops if is_fused else policy.ops
+    router = routed(model, workload.num_tokens, workload.dtype)
+    forward = layer_ops(model, workload, router, load, backend)
     forward = mean_over_windows(forward, model, workload, case.num_layers)
     return training_ops(forward) if workload.phase == "train" else forward
 

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from routers.test_contract import Launches
 from torch import Tensor
 
+from moebench.experts.backends import execution
+from moebench.model.decoder import StepMode, build_decoder
 from moebench.routers.gpu import launch
 from moebench.routers.policy import policy
 from moebench.routers.routing import Router, Routing, build_routers
@@ -29,6 +32,7 @@ GATES = {
     "raw": Gate(score="softmax", renormalise=False, scale=2.5),
     "sigmoid": Gate(score="sigmoid", renormalise=True, scale=2.5, has_correction_bias=True),
     "softmax with correction": Gate("softmax", False, has_correction_bias=True),
+    "fp32": Gate(score="softmax", renormalise=True, router_dtype="float32"),
     "groups": Gate("sigmoid", True, num_groups=5, top_k_groups=3, has_correction_bias=True),
     "groups by maximum": Gate(
         "softmax", False, num_groups=5, top_k_groups=3, group_score="maximum"
@@ -97,6 +101,19 @@ def cases() -> Iterator[Case]:
     yield Case("top-k", 33, 3, 3)
     yield Case("oea", 1100, options=OTHERS["oea"])
     yield Case("oea", 40, 60, 4, "groups", options=OTHERS["oea"])
+
+
+CELLS: dict[str, Case] = {
+    "gru": Case("rmoe", 20, 12, options=(("state_size", 24),)),
+    "gru, 16 bits": Case("rmoe", 20, 12, dtype="bfloat16", options=(("state_size", 32),)),
+    "gru, logits in fp32": Case("rmoe", 3, 5, gate="fp32", dtype="bfloat16"),
+    "residual": Case("rmoe", 7, 5, options=(("residual", True), ("state_size", 8))),
+    "tanh": Case("rmoe", 7, 5, options=(("recurrence", "tanh"), ("state_size", 24))),
+    "no recurrence": Case("rmoe", 7, 5, options=(("recurrence", "none"), ("state_size", 24))),
+    "null experts": Case("rmoe", 7, 5, options=(("num_null_experts", 3), ("state_size", 24))),
+    "no tokens": Case("rmoe", 0),
+}
+"""Forms of RMoE's cell."""
 
 
 def model(case: Case) -> ModelSpec:
@@ -196,8 +213,65 @@ def compared(found: Routing, expected: Routing, case: Case) -> Iterator[str]:
         yield f"weights: {float((weights[0] / weights[1] - 1).abs().max()):.1e}"
 
 
+@torch.inference_mode()
+def cell_errors(case: Case) -> dict[str, float]:
+    """Largest errors of RMoE's logits and states in two layers, relative to their size."""
+    torch.manual_seed(1)
+    dtype = getattr(torch, case.dtype)
+    routers = build_routers(policy(case.router, dict(case.options)), model(case), 2, dtype)
+    for router in routers:
+        router.eval()
+        router.recurrent_gate.copy_(torch.randn(router.recurrent_gate.shape))
+    x, errors = torch.randn(2, case.num_tokens, HIDDEN).to(dtype), {"logits": 0.0, "state": 0.0}
+    state, own_state = None, None
+    for router, inputs in zip(routers, x, strict=True):
+        launch.interprets = True
+        own, own_state = router.scores(inputs, own_state)
+        launch.interprets = False
+        expected, state = router.scores(inputs, state)
+        for name, found, wanted in (("logits", own, expected), ("state", own_state, state)):
+            assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+            error = (found.double() - wanted.double()).norm() / (wanted.double().norm() + 1e-9)
+            errors[name] = max(errors[name], float(error))
+    return errors
+
+
+LAYER_ROUTERS = ("top-k", "ada-k", "adamoe", "rmoe")
+
+
+@torch.no_grad()
+def layer_launches(name: str) -> list[str]:
+    """Launches of a bounded layer with our expert kernels, its norm counted as one."""
+    spec = model(Case(name, 7, 4))
+    decoder = build_decoder(spec, 2, torch.bfloat16, "cpu")
+    options = dict(ADAPTIVE.get(name, ()))
+    routers = build_routers(policy(name, options), spec, 2, torch.bfloat16)
+    x, experts = torch.randn(7, 1, HIDDEN).bfloat16(), execution("triton")
+    for router in routers:
+        router.eval()
+
+    def step() -> None:
+        decoder(x, routers, experts, StepMode("moe", bounded=True))
+
+    launch.interprets = True
+    step()
+    with Launches() as launches:
+        step()
+    launch.interprets = False
+    with Launches() as of_norm:
+        decoder.layer(0).moe_norm(x)
+    calls, norm = launches.calls, of_norm.calls
+    first = next(place for place in range(1, len(calls)) if calls[place:][: len(norm)] == norm)
+    assert calls[: len(norm)] == norm
+    layers = ["norm", *calls[len(norm) : first]], ["norm", *calls[first + len(norm) :]]
+    assert len(layers[0]) <= len(layers[1])
+    return layers[1]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     found = {case.name: differences(case) for case in cases() if wanted in case.name}
-    json.dump(found, sys.stdout)
+    cells = {name: cell_errors(case) for name, case in CELLS.items() if wanted in name}
+    layers = {name: layer_launches(name) for name in LAYER_ROUTERS}
+    json.dump({"routers": found, "cells": cells, "layers": layers}, sys.stdout)

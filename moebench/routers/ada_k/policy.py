@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from moebench.routers.policy import Policy, PublishedMean, register
+from moebench.routers.policy import CHOOSING, SORTING, Policy, PublishedMean, register
 from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reachable_experts
 from moebench.spec.gate import Gate
 from moebench.spec.load import geometric_k
@@ -61,6 +61,10 @@ class AdaK(Policy):
     def weights_gate(self, model: ModelSpec) -> Gate:
         """The gate convention that makes the weights."""
         return replace(model.gate, renormalise=model.gate.renormalise or self.weights == "paper")
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING if self.decode == "argmax" else SORTING
 
     def parameters(self, model: ModelSpec) -> int:
         """Parameters of the base router, and an allocator of a row per count in each layer."""

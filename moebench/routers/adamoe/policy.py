@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moebench.routers.policy import Policy, PublishedMean, Reduction, register
+from moebench.routers.policy import CHOOSING, Policy, PublishedMean, Reduction, register
 from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op, reachable_experts
 from moebench.spec.gate import Gate
 from moebench.spec.load import null_expert_k
@@ -104,6 +104,10 @@ class AdaMoE(Policy):
         if not 1 <= found <= largest:
             raise ValueError(f"{self.name}: top_k: found {found}, expected 1 to {largest}")
         return found
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def parameters(self, model: ModelSpec) -> int:
         each = model.hidden_size + model.gate.has_bias

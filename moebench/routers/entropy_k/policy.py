@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import register
+from moebench.routers.policy import CHOOSING, register
 from moebench.routers.threshold_policy import ThresholdPolicy
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, traffic
@@ -28,6 +28,10 @@ class EntropyK(ThresholdPolicy):
     @property
     def threshold(self) -> float | None:
         return self.nats
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def needs_op(self, model: ModelSpec, num_tokens: int, dtype: str) -> Op:
         """Scores, their entropy and its shares; sigmoid scores are divided by sums."""

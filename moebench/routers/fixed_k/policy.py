@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import ClassVar
 
-from moebench.routers.policy import Policy, register
+from moebench.routers.policy import CHOOSING, Policy, register
 from moebench.routers.top_k.policy import (
     TopK,
     choice_op,
@@ -41,6 +41,10 @@ class FixedK(Policy):
     def distributions(self, model: ModelSpec) -> tuple[tuple[float, ...], ...]:
         """Probabilities of 0, 1, 2, ... routed experts per token in each of these layers."""
         return tuple(TopK(k).k_distribution(model)[0] for k in self.of_layers(model))
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def parameters(self, model: ModelSpec) -> int:
         return router_parameters(model)

@@ -7,7 +7,7 @@ results depend on shapes alone.
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from moebench.routers.gpu.form import RULES, FusedForm
+from moebench.routers.policy import ONE_GRID_TOKENS
 from moebench.routers.row_tiles import RowTiles, most_row_tiles
 
 if TYPE_CHECKING:
     from moebench.routers.routing import Choice
 
-ONE_GRID_TOKENS = 1024
-"""Most tokens whose routing is one launch; beyond, a second one scatters."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_COLUMNS = 1024
 """Most columns of a form: a program holds all of a token's."""
@@ -284,17 +283,27 @@ def _fake_sort(
     return _outputs(experts, Sizes(*numbers))
 
 
-OPERATIONS = {
-    "route_scores(Tensor scores, Tensor[] values, Tensor(a!) progress, int[] sizes, float scale)"
-    " -> Tensor[]": (_route_scores, _fake_route),
-    "sort_choice(Tensor weights, Tensor experts, Tensor? keep, Tensor(a!) progress, int[] sizes)"
-    " -> Tensor[]": (_sort_choice, _fake_sort),
-}
-
 LIBRARY = torch.library.Library("moebench", "FRAGMENT")  # type: ignore[no-untyped-call]
-"""The library, which defines `torch.ops.moebench.route_scores` and `sort_choice` while it lives."""
-for _schema, (_launch, _fake) in OPERATIONS.items():
-    _name = LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, _launch, _key)  # type: ignore[no-untyped-call]
-    LIBRARY.impl(_name, _fake, "Meta")  # type: ignore[no-untyped-call]
+"""The library, which defines the operations of `torch.ops.moebench` here while it lives."""
+
+
+def define(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an operation: what runs on devices, and what gives its results without values."""
+    name = LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, launch, key)  # type: ignore[no-untyped-call]
+    LIBRARY.impl(name, fake, "Meta")  # type: ignore[no-untyped-call]
+
+
+define(
+    "route_scores(Tensor scores, Tensor[] values, Tensor(a!) progress, int[] sizes, float scale)"
+    " -> Tensor[]",
+    _route_scores,
+    _fake_route,
+)
+define(
+    "sort_choice(Tensor weights, Tensor experts, Tensor? keep, Tensor(a!) progress, int[] sizes)"
+    " -> Tensor[]",
+    _sort_choice,
+    _fake_sort,
+)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from moebench.routers.policy import register
+from moebench.routers.policy import SORTING, register
 from moebench.routers.top_k.policy import TopK, choice_op, flatten_op, logits_op, reachable_experts
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad, fixed_k, marginals
@@ -48,6 +48,10 @@ class OEA(TopK):
         if not 1 <= found <= k:
             raise ValueError(f"{self.name}: own_k: found {found}, expected 1 to top_k = {k}")
         return found
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return SORTING
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         n, k = choices(model), self.experts_per_token(model)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import register
+from moebench.routers.policy import CHOOSING, register
 from moebench.routers.threshold_policy import ThresholdPolicy
 from moebench.spec.load import floor_or_ceiling_k
 from moebench.spec.model import ModelSpec
@@ -24,6 +24,10 @@ class RandomK(ThresholdPolicy):
 
     def __post_init__(self) -> None:
         check_range(self, "seed")
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def needs_op(self, model: ModelSpec, num_tokens: int, dtype: str) -> Op:
         """A hash of the logits in integers of 8 bytes, each declared as two fp32 numbers."""

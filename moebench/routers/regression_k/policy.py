@@ -7,7 +7,7 @@ can learn, Ada-K's allocator included, without reinforcement learning.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import register
+from moebench.routers.policy import CHOOSING, register
 from moebench.routers.threshold_policy import ThresholdPolicy
 from moebench.routers.top_k.policy import choice_op, flatten_op, logits_op
 from moebench.spec.model import ModelSpec
@@ -34,6 +34,10 @@ class RegressionK(ThresholdPolicy):
         """Those of the base router, and a weight and an intercept for each further expert."""
         further = self.slots(model) - 1
         return router_parameters(model) + model.num_moe_layers * further * (model.hidden_size + 1)
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def needs_op(self, model: ModelSpec, num_tokens: int, dtype: str) -> Op:
         """Predicted costs are columns of the router's product: intercepts and running minimum."""

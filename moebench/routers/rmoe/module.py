@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from moebench.routers.adamoe.module import NullExpertRouter
 from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.gate import product_dtype, random_weight
+from moebench.routers.gpu import recurrent
 from moebench.routers.policy import Policy
 from moebench.routers.rmoe.policy import RMoE
 from moebench.routers.routing import (
@@ -65,11 +66,13 @@ class RMoERouter(TopKRouter):
         below = state if self.is_recurrent else None
         if below is not None and self.is_detached:
             below = below.detach()
-        state = self.cell(linear(x, self.projection), below)
-        logits = linear(state.to(self.recurrent_gate.dtype), self.recurrent_gate)
-        if self.is_residual:
-            logits = super().scores(x)[0] + logits
-        return logits, state
+        projected, gate = linear(x, self.projection), self.recurrent_gate
+        base = super().scores(x)[0] if self.is_residual else None
+        if recurrent.fits(x, self.cell, gate):
+            return recurrent.recurrent_scores(projected, below, self.cell, gate, base)
+        state = self.cell(projected, below)
+        logits = linear(state.to(gate.dtype), gate)
+        return logits if base is None else base + logits, state
 
     def balance_loss(self, logits: ChoiceScores, indices: SlotExperts) -> AuxiliaryLoss:
         """Top-k's balance loss times k: the released code sums f over the slots."""

@@ -5,11 +5,11 @@ no expert FLOPs: its gain is quality, and a speedup over top-k is at most 1.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from moebench.routers.adamoe.policy import MOST_NULL_EXPERTS, null_choice_ops
-from moebench.routers.policy import Reduction, register
+from moebench.routers.policy import CHOOSING, Reduction, register
 from moebench.routers.top_k.policy import (
     TopK,
     choice_op,
@@ -21,6 +21,11 @@ from moebench.spec.load import null_expert_k
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, linear, traffic
 from moebench.spec.parameters import choices, router_parameters
+
+WIDEST_CELL = 512
+"""Largest state and number of columns of which our GPU kernel computes cell and gate."""
+IN_CELL = ("cell-state", "cell-gates", "gate", "add-logits")
+"""Ops that are part of the launch of its "cell-input"."""
 
 
 @register
@@ -102,6 +107,17 @@ class RMoE(TopK):
         mean = slots * experts / (experts + nulls)
         source = f"mean {mean:.3g} of perfect balance over {experts} true and {nulls} null experts"
         return null_expert_k(mean, slots, experts, nulls), source
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
+
+    def fused_ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
+        """Cell and gate are one launch too, unless they are wider than a program."""
+        ops, columns = super().fused_ops(model, num_tokens, dtype), choices(model)
+        if max(self.state_size, columns + self.num_null_experts) > WIDEST_CELL:
+            return ops
+        return tuple(replace(op, launches=0.0) if op.name in IN_CELL else op for op in ops)
 
     def ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
         n, h, p = choices(model) + self.num_null_experts, model.hidden_size, self.state_size

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import PublishedMean, register
+from moebench.routers.policy import CHOOSING, PublishedMean, register
 from moebench.routers.threshold_policy import ThresholdPolicy
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import Op, traffic
@@ -33,6 +33,10 @@ class Skip(ThresholdPolicy):
     @property
     def threshold(self) -> float | None:
         return self.beta
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def needs_op(self, model: ModelSpec, num_tokens: int, dtype: str) -> Op:
         """Scores, the largest of them and their ratios; sigmoid scores are divided by sums."""

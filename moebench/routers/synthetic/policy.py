@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moebench.routers.policy import register
+from moebench.routers.policy import SORTING, register
 from moebench.routers.top_k.policy import TopK, flatten_op
 from moebench.spec.case import OperatingPoint
 from moebench.spec.load import ExpertLoad
@@ -22,6 +22,10 @@ class Balanced(TopK):
         for option in ("aux_reduction", "balance_coefficient"):
             if getattr(self, option) != getattr(TopK, option):
                 raise ValueError(f"{option}: found one for balanced, which learns nothing")
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return SORTING
 
     def parameters(self, model: ModelSpec) -> int:
         """No parameters: nothing is learned."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from moebench.routers.policy import Policy, Reduction, register
+from moebench.routers.policy import CHOOSING, Policy, Reduction, register
 from moebench.spec.gate import Gate
 from moebench.spec.load import fixed_k, null_expert_k
 from moebench.spec.model import ModelSpec
@@ -71,6 +71,10 @@ class TopK(Policy):
             within = "num_experts" if largest == model.num_experts else "experts of the kept groups"
             raise ValueError(f"{self.name}: top_k: found {k}, expected 1 to {within} = {largest}")
         return k
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def parameters(self, model: ModelSpec) -> int:
         return router_parameters(model)

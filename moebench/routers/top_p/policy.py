@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from moebench.routers.policy import register
+from moebench.routers.policy import CHOOSING, register
 from moebench.routers.threshold_policy import ThresholdPolicy
 from moebench.spec.gate import Gate
 from moebench.spec.model import ModelSpec
@@ -35,6 +35,10 @@ class TopP(ThresholdPolicy):
 
     def weights_gate(self, model: ModelSpec) -> Gate:
         return replace(model.gate, renormalise=model.gate.renormalise and self.weights == "base")
+
+    @property
+    def in_kernel(self) -> frozenset[str]:
+        return CHOOSING
 
     def needs_op(self, model: ModelSpec, num_tokens: int, dtype: str) -> Op:
         """Scores, the largest of them, running sum and sign; sigmoid scores are divided by sums."""
