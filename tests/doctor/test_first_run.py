@@ -61,7 +61,7 @@ def test_a_figure_passes_from_its_lowest_to_its_highest_bound(
 
 
 @pytest.mark.parametrize(
-    ("is_timing", "provenance", "verdict"),
+    ("needs_gpu", "provenance", "verdict"),
     [
         (True, "measured", "fail"),
         (True, "simulated", "ran"),
@@ -69,9 +69,9 @@ def test_a_figure_passes_from_its_lowest_to_its_highest_bound(
     ],
 )
 def test_only_the_times_of_an_imitation_get_no_verdict(
-    is_timing: bool, provenance: Provenance, verdict: CheckVerdict
+    needs_gpu: bool, provenance: Provenance, verdict: CheckVerdict
 ) -> None:
-    mark = Mark("a source", at_most=1.0, is_timing=is_timing)
+    mark = Mark("a source", at_most=1.0, needs_gpu=needs_gpu)
     assert judged("speed", "a figure", 2.0, mark, provenance).verdict == verdict
     assert stated("speed", "a fact", "seen", False, mark, provenance).verdict == verdict
 

@@ -38,7 +38,7 @@ def check(run: StepRun) -> None:
         off = 100 * (value / first[name] - 1)
         mark = Mark(
             "same machine, minutes apart", "%", at_least=-AGREEMENT, at_most=AGREEMENT,
-            is_timing=True,
+            needs_gpu=True,
         )  # fmt: skip
         run.judge("repeatability", f"{name}, second calibration against the first", off, mark)
 
@@ -59,14 +59,14 @@ def figures(benchmarks: Microbenchmarks) -> dict[str, float]:
 
 def _speed(run: StepRun, machine: Machine, benchmarks: Microbenchmarks) -> None:
     topic, seen, hardware = "speed", figures(benchmarks), machine.hardware
-    took = Mark("", "s", is_timing=True)
+    took = Mark("", "s", needs_gpu=True)
     run.judge(topic, "duration of one calibration", benchmarks.duration, took)
-    run.judge(topic, "small call", 1e6 * seen["small call"], Mark("", "µs", is_timing=True))
+    run.judge(topic, "small call", 1e6 * seen["small call"], Mark("", "µs", needs_gpu=True))
     _of_datasheet(run, "best product", seen["best product"], hardware.peak.get(DTYPE), LEAST_RATE)
     bandwidth = hardware.memory_bandwidth
     _of_datasheet(run, "reading", seen["reading"], bandwidth, LEAST_BANDWIDTH)
     fit = 100 * machine.calibration.p90_error
-    run.judge(topic, "the fit's own error, 90th percentile", fit, Mark("", "%", is_timing=True))
+    run.judge(topic, "the fit's own error, 90th percentile", fit, Mark("", "%", needs_gpu=True))
 
 
 def _of_datasheet(
@@ -77,7 +77,7 @@ def _of_datasheet(
         run.miss("speed", f"{name} of the datasheet", "this board has no datasheet here")
         return
     mark = Mark(
-        "docs/gpu.md; the datasheet bounds it", "%", at_least=least, at_most=100.0, is_timing=True
+        "docs/gpu.md; the datasheet bounds it", "%", at_least=least, at_most=100.0, needs_gpu=True
     )
     what = f"{name}: {value / 1e12:.3g} of {promised / 1e12:.3g} T a second"
     run.judge("speed", what, 100 * value / promised, mark)

@@ -7,7 +7,7 @@ from typing import Literal
 from moebench.records.results import Provenance
 
 CheckVerdict = Literal["pass", "fail", "not measured", "ran"]
-"""ran: a figure of which nothing is expected, or a time that an imitation of a GPU made up."""
+"""ran: a figure of which nothing is expected, or one that an imitation of a GPU made up."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Mark:
     unit: str = ""
     at_least: float | None = None
     at_most: float | None = None
-    is_timing: bool = False
-    """Whether the figure is a time or made from one: those of an imitation mean nothing."""
+    needs_gpu: bool = False
+    """Whether only a GPU can show it, as a time: the figure of an imitation means nothing."""
     wanted: str = ""
     """The expected fact in words, where it is not a number."""
 
@@ -68,9 +68,9 @@ class Check:
 
 
 def judged(topic: str, what: str, value: float, mark: Mark, provenance: Provenance) -> Check:
-    """A figure held against its mark; a time of an imitation is shown without a verdict."""
+    """A figure held against its mark; what an imitation made up is shown without a verdict."""
     holds = mark.holds(value)
-    verdict = _verdict(holds, mark.is_timing and provenance == "simulated")
+    verdict = _verdict(holds, mark.needs_gpu and provenance == "simulated")
     seen = _figure(value, mark.unit)
     return Check(
         topic, what, seen, mark.expected, verdict, "", value, mark.unit, provenance=provenance
@@ -81,7 +81,7 @@ def stated(
     topic: str, what: str, seen: str, holds: bool | None, mark: Mark, provenance: Provenance
 ) -> Check:
     """A fact in words; `holds` says whether it is as wanted, None that nothing is."""
-    verdict = _verdict(holds, mark.is_timing and provenance == "simulated")
+    verdict = _verdict(holds, mark.needs_gpu and provenance == "simulated")
     return Check(topic, what, seen, mark.expected, verdict, provenance=provenance)
 
 

@@ -41,7 +41,7 @@ def check(run: StepRun) -> None:
         run.judge("backends", f"{name}: entries without samples", missing, whole)
     ratios = [ratio for cell in cells if (ratio := _ratio(cell)) is not None]
     if ratios:
-        times = Mark("", "times its time", is_timing=True)
+        times = Mark("", "times its time", needs_gpu=True)
         what = f"{OURS} over {BASELINE}, geometric mean of {len(ratios)} cells"
         run.judge("backends", what, math.exp(mean(map(math.log, ratios))), times)
 

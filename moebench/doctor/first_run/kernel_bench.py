@@ -20,6 +20,9 @@ from moebench.spec.model import ModelSpec
 from moebench.units import BytesPerSecond, FlopsPerSecond, Seconds
 
 LAYERS, DTYPE = 4, "bfloat16"
+TIMES = 3
+"""Times that a piece of work is timed."""
+IMITATED_CALLS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +44,19 @@ class KernelBench:
         decoder = build_decoder(model, LAYERS, getattr(torch, DTYPE), device)
         return cls(run, device, clock_for(device), hardware, model, decoder)
 
-    def best(self, work: Callable[[], object], number: int = 3) -> Seconds:
+    def best(self, work: Callable[[], object]) -> Seconds:
         """The shortest of some times of a piece of work, after one that is not timed."""
         work()
-        return min(self.clock.time(work) for _ in range(number))
+        return min(self.clock.time(work) for _ in range(1 if self.run.is_imitated else TIMES))
 
     def each(self, call: Callable[[], object], number: int) -> Seconds:
         """Time of one of several calls in a row, of which none waits for another."""
+        number = min(number, IMITATED_CALLS) if self.run.is_imitated else number
         return self.best(lambda: [call() for _ in range(number)]) / number
 
     def replayed(self, graph: Graph, ring: Tensor) -> Seconds:
         """Time of a step when a graph is replayed over a ring of inputs."""
+        ring = ring[:IMITATED_CALLS] if self.run.is_imitated else ring
         return self.best(lambda: [graph.replay(x) for x in ring]) / len(ring)
 
     @property

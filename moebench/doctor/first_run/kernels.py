@@ -22,6 +22,7 @@ from moebench.doctor.first_run.kernel_bench import (
     token_distances,
 )
 from moebench.doctor.first_run.step_run import StepRun
+from moebench.doctor.first_run.tiles import compare_tiles
 from moebench.experts.backends import execution, why_not
 from moebench.measure.devices import make_current
 from moebench.measure.graph import LEAST_RING, CaptureError, capture
@@ -44,8 +45,10 @@ ROUTERS: dict[str, dict[str, Any]] = {
 }
 AGREEMENT = 1e-2
 """Largest relative distance of the kernels from `grouped`, in bf16 over four layers."""
-CALLS = 50
-IMITATED_SCALE, IMITATED_BATCHES = 64, (1, 16)
+CALLS, EAGER_CALLS = 50, 20
+TILED = ("top-k", "ada-k")
+"""Routers whose steps are timed with other tiles as well."""
+IMITATED_SCALE, IMITATED_BATCHES, IMITATED_ROUTERS = 64, (1,), ("ada-k",)
 RESERVE: Seconds = 10.0
 """Time of the step that one more batch of a router may take."""
 
@@ -61,14 +64,14 @@ def check(run: StepRun) -> None:
     _calls(bench, scale)
     why = why_not("triton", device)
     if why is not None:
-        for topic in ("agreement", "host waits", "graphs"):
+        for topic in ("agreement", "host waits", "graphs", "tiles"):
             run.miss(topic, f"triton: {topic}", why)
         return
     for batch in IMITATED_BATCHES if run.is_imitated else BATCHES:
-        for name, options in ROUTERS.items():
+        for name in IMITATED_ROUTERS if run.is_imitated else ROUTERS:
             torch.manual_seed(0)
             with torch.device(device):
-                built = build_routers(policy(name, options), model, LAYERS, dtype)
+                built = build_routers(policy(name, ROUTERS[name]), model, LAYERS, dtype)
             what = f"{name}, {batch} tokens"
             if run.left < RESERVE:
                 run.miss("graphs", what, "the step's time was used up")
@@ -91,10 +94,10 @@ def _calls(bench: KernelBench, scale: int) -> None:
     for name, (call, amount, promised, least) in work.items():
         one, many = bench.each(call, 1), bench.each(call, CALLS)
         run.record("calls", what=name, single_s=one, of_many_s=many, amount=amount)
-        longer = Mark("", "times as long", is_timing=True)
+        longer = Mark("", "times as long", needs_gpu=True)
         run.judge("calls", f"{name}: a single call against one of {CALLS}", one / many, longer)
         if promised is not None:
-            mark = Mark("docs/gpu.md", "% of the datasheet", least, 100.0, is_timing=True)
+            mark = Mark("docs/gpu.md", "% of the datasheet", least, 100.0, needs_gpu=True)
             run.judge("calls", f"{name}, {CALLS} calls", 100 * amount / many / promised, mark)
 
 
@@ -106,10 +109,12 @@ def _batch(bench: KernelBench, name: str, batch: int, routers: Sequence[Router])
     shape = (LEAST_RING, batch, 1, bench.model.hidden_size)
     ring = torch.randn(shape, device=bench.device, dtype=getattr(torch, DTYPE))
     what = f"{name}, {batch} tokens"
+    touched, assignments = _load(bench, routers, ring[:16])
+    for router in routers:  # as an operating point says it, which the tiles are chosen by
+        router.mean_k = assignments / (batch * LAYERS)
     off = float(token_distances(triton(ring[0]), grouped(ring[0])).median())
     mark = Mark("bf16 over four layers, median token", at_most=AGREEMENT)
     run.judge("agreement", f"{what}: distance of triton from grouped", off, mark)
-    touched, assignments = _load(bench, routers, ring[:16])
     try:
         graph = capture(bounded, triton, ring)
     except CaptureError as error:
@@ -124,8 +129,8 @@ def _batch(bench: KernelBench, name: str, batch: int, routers: Sequence[Router])
         "grouped, eager": count_waits(lambda: grouped(ring[0])),
     }
     eager = {
-        "triton": bench.each(lambda: triton(ring[0]), 20),
-        "grouped": bench.each(lambda: grouped(ring[0]), 20),
+        "triton": bench.each(lambda: triton(ring[0]), EAGER_CALLS),
+        "grouped": bench.each(lambda: grouped(ring[0]), EAGER_CALLS),
     }
     run.record(
         "steps", router=name, batch=batch, graph_s=seconds, eager_s=eager, waits=waits,
@@ -135,9 +140,11 @@ def _batch(bench: KernelBench, name: str, batch: int, routers: Sequence[Router])
         no_wait = where != "grouped, eager" and where != "triton, eager"
         none = Mark("a wait empties the device's queue", "waits", at_most=0 if no_wait else None)
         run.judge("host waits", f"{what}: {where}", number, none)
-    ratio = Mark("", "times the graph", is_timing=True)
+    ratio = Mark("", "times the graph", needs_gpu=True)
     for backend, took in eager.items():
         run.judge("graphs", f"{what}: {backend} eager", took / seconds, ratio)
+    if name in TILED and run.left > RESERVE:
+        compare_tiles(bench, what, routers, ring, seconds)
 
 
 def _load(bench: KernelBench, routers: Sequence[Router], ring: Tensor) -> tuple[float, float]:
@@ -157,7 +164,7 @@ def _share(
 ) -> None:
     """The larger share of memory bandwidth and of the peak that the experts' work is."""
     run, (touched, assignments) = bench.run, load
-    run.judge("graphs", f"{what}: step", 1e6 * seconds, Mark("", "µs", is_timing=True))
+    run.judge("graphs", f"{what}: step", 1e6 * seconds, Mark("", "µs", needs_gpu=True))
     if bench.bandwidth is None or bench.peak is None:
         run.miss("graphs", f"{what}: share of the roofline", "this board has no datasheet here")
         return
@@ -168,7 +175,7 @@ def _share(
     run.record("shares", what=what, bandwidth_percent=read, peak_percent=computed)
     mark = Mark(
         "docs/gpu.md; the datasheet bounds it", "% of the roofline", SHARES.get(batch), 100.0,
-        is_timing=True,
+        needs_gpu=True,
     )  # fmt: skip
     seen = f"{what}: {read:.0f} % of bandwidth, {computed:.0f} % of peak"
     run.judge("graphs", seen, max(read, computed), mark)

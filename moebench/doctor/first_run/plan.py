@@ -47,7 +47,7 @@ PLAN = (
         "kernels",
         "Kernels in graphs against their bounds",
         160,
-        ("calls", "agreement", "host waits", "graphs"),
+        ("calls", "agreement", "host waits", "graphs", "tiles"),
     ),
     PlannedStep("smoke", "Suite smoke", 50, ("suite", "records"), SUITES),
     PlannedStep("mixtral", "Suite mixtral with Ada-K", 105, ("suite", "decode"), SUITES),

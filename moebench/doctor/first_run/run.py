@@ -39,6 +39,8 @@ from moebench.units import Seconds
 from moebench.version import PACKAGE
 
 PAGE, ARCHIVE, RECORDS, CACHE = "first-run.md", "first-run.tgz", "records", "cache"
+INTERPRETED = ("contract",)
+"""Steps of an imitation in which Triton, where it is installed, interprets the kernels."""
 Runner = Callable[[str, Path, Seconds], Ending]
 """Runs a step by its name, with the folder of its records and its limit."""
 
@@ -127,6 +129,9 @@ def process_runner(place: FirstRunPlace) -> Runner:
         imitation = ["moebench.doctor.imitation", "--folder", cache]
 
     def run(name: str, folder: Path, limit: Seconds) -> Ending:
+        if place.is_imitated:
+            # Interpreted, the kernels are slow: elsewhere a stand-in computes what they do.
+            environment["TRITON_INTERPRET"] = str(int(name in INTERPRETED))
         command = [sys.executable, "-m", *imitation, "moebench.doctor.first_run.child", name]
         command += [*options, "--folder", str(folder.resolve()), "--limit", f"{limit:.1f}"]
         return run_limited(command, folder, limit, environment)

@@ -2,15 +2,30 @@
 
 from moebench.doctor.first_run.checks import Mark
 from moebench.doctor.first_run.step_run import StepRun
-from moebench.doctor.first_run.suites import OFF, available, judge_launches, measured_records
+from moebench.doctor.first_run.suites import (
+    IMITATED_PLAN,
+    OFF,
+    available,
+    judge_launches,
+    measured_records,
+    own_suite,
+)
 
 BACKENDS = ("triton", "grouped")
+IMITATED = {
+    "router": [{"name": "top-k"}, {"name": "ada-k"}],
+    "workload": [
+        {"phase": "decode", "batch": [1], "context_length": 64},
+        {"phase": "prefill", "sequence_length": [64]},
+    ],
+}
 
 
 def check(run: StepRun) -> None:
     """Check that all cases run, decode in graphs, with memory read from the device."""
     names = available(run, "records", BACKENDS)
-    records = measured_records(run, "smoke", "--experts", ",".join(names), *OFF)
+    suite = own_suite(run, "smoke", **(IMITATED | IMITATED_PLAN if run.is_imitated else {}))
+    records = measured_records(run, suite, "--experts", ",".join(names), *OFF)
     measured = [record.measurement for record in records if record.measurement]
     if "triton" in names:
         judge_launches(run, "records", records, "triton")

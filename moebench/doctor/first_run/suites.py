@@ -2,7 +2,7 @@
 
 import tomllib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ LEAST: Seconds = 5.0
 IMITATED_SCALE = 64
 """Divisor of all widths where a processor imitates the GPU."""
 OFF = ("--energy", "off")
+IMITATED_PLAN: dict[str, Any] = {
+    "scale": IMITATED_SCALE,
+    "plan": {"min_rounds": 1, "target_half_width": 0.05, "stream_tokens": 256},
+}
+"""Keys of a suite that runs on an imitation of a GPU: narrow layers, one round, a short stream."""
 
 
 def available(run: StepRun, topic: str, backends: Sequence[str]) -> list[str]:
@@ -93,8 +98,3 @@ def judge_launches(run: StepRun, topic: str, records: Sequence[Record], backend:
     eager = [record.case.key for record in decode if record.launch != "graph"]
     wanted = Mark("the catalogue says it can be captured", "rows", at_most=0)
     run.judge(topic, f"decode rows of {backend} not in a graph", len(eager), wanted)
-
-
-def scaled(run: StepRun, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of a suite for an imitation of a GPU alone."""
-    return {"scale": IMITATED_SCALE, **changes} if run.is_imitated else {}
