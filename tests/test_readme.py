@@ -53,8 +53,8 @@ SHORT = {
     "regression-k": "--tokens 24576",
 }
 """Budgets of a few steps in place of a training's own."""
-TOO_LONG = ("--selftest", "suite pareto", "--checkpoint PATH")
-"""Minutes by design, or a checkpoint's: tests of their rooms run them in small."""
+TOO_LONG = ("--selftest", "--first-run", "suite pareto", "--checkpoint PATH")
+"""Minutes by design, a GPU's or a checkpoint's: tests of their rooms run them in small."""
 OTHERS = ("--help", "--checkpoint", " prose ", " export ")
 """What `train` does besides training a small model; tests/train runs each."""
 MEASURING = [

@@ -34,7 +34,7 @@ def check(run: StepRun) -> None:
         for entry, message in cell.errors.items():
             run.fail("backends", f"{cell.plan.key}: {entry}", message)
     whole = Mark("each backend runs each cell", "entries", at_most=0)
-    for name in names:
+    for name in names if cells else ():
         missing = sum(
             not cell.samples.get(name, {}).get(mix) for cell in cells for mix in cell.loads
         )

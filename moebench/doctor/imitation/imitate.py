@@ -23,6 +23,7 @@ from moebench.records.host import RoundLoad
 from moebench.routers.gpu import launch
 from moebench.spec.hardware import load_hardware
 from moebench.suite import workers
+from moebench.suite.workers import serve
 
 HARDWARE = "h200-sxm"
 NAMES = [name for name in dir(Cuda) if not name.startswith("__") and name != "_boards"]
@@ -86,7 +87,7 @@ def quiet(meter: HostMeter, number: int = 0) -> RoundLoad:
 def serve_imitated(imitation: Imitation, *arguments: Any) -> None:
     """Serve expert backends in a process that believes in the same GPU."""
     with imitated_gpu(imitation.folder, imitation.boards, imitation.watts):
-        workers.serve(*arguments)
+        serve(*arguments)
 
 
 def _patch_tensors(stack: ExitStack, machine: Boards) -> None:
