@@ -73,7 +73,11 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def home(self, tensor: Tensor) -> int | None:
         """The board on which a tensor lies; None on the CPU."""
-        if self._is_opaque or type(tensor) not in (Tensor, torch.nn.Parameter) or _device(tensor) != CPU:
+        if (
+            self._is_opaque
+            or type(tensor) not in (Tensor, torch.nn.Parameter)
+            or _device(tensor) != CPU
+        ):
             return None
         found = HOMES.get(tensor.untyped_storage()._cdata)
         return None if found is None else found[1]
@@ -177,6 +181,10 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return self.stand_ins.get(function, function)(*args, **kwargs)
             finally:
                 self._is_opaque = False
+        if function is aten.histc.default and not args[0].is_floating_point():
+            # CUDA counts integers, which the CPU refuses.
+            counts: Tensor = function(args[0].float(), *args[1:], **kwargs)
+            return counts.to(args[0].dtype)
         kind = _kind(function)
         if kind == "view" or function in ALWAYS:
             return function(*args, **kwargs)
