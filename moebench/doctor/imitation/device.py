@@ -66,7 +66,7 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._since_look = 0
         self._leaving = False
         self._is_opaque = False
-        """Whether an operation of ours runs, which sees the CPU as it is: one kernel from outside."""
+        """Whether an operation of ours runs, which sees the CPU: one kernel from outside."""
         self._allocated = [0.0] * num_boards
         for _, board, size in HOMES.values():
             self._allocated[board] += size

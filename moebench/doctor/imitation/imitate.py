@@ -15,8 +15,8 @@ from torch import Tensor
 
 from moebench.doctor.imitation.cuda import Cuda
 from moebench.doctor.imitation.device import Boards
-from moebench.doctor.imitation.nvml import simulated_nvml
 from moebench.doctor.imitation.kernels import STAND_INS
+from moebench.doctor.imitation.nvml import simulated_nvml
 from moebench.experts import triton
 from moebench.measure.host import HostMeter
 from moebench.records.host import RoundLoad
