@@ -9,6 +9,7 @@ import functools
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +27,7 @@ FLAGS = (
     *("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
 )
+TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")
 SIGNATURES = {
     "ragged_linear": "psspssppsspii",
     "combine": "psppsspi",
@@ -42,10 +44,10 @@ def why_not() -> str | None:
     """Why this processor cannot or should not run the kernels; None: they are compiled."""
     if not torch.cpu._is_avx512_bf16_supported():
         return "this processor has no AVX-512-BF16"
-    if torch.cpu._is_amx_tile_supported():
-        return "this processor has AMX, which oneDNN uses and our kernel does not"
     try:
         library("avx512")
+        if torch.cpu._is_amx_tile_supported() and (why := why_no_tiles()):
+            return f"{why}; oneDNN uses AMX"
     except FileNotFoundError as error:
         return f"there is no C++ compiler {error.filename!r} (the variable CXX names another)"
     except subprocess.CalledProcessError as error:
@@ -59,18 +61,41 @@ def why_not() -> str | None:
 def call(name: str, x: Tensor, *others: Tensor | int | None) -> None:
     """Call a kernel, which returns false if counts do not add up or an index is out of range."""
     arguments = (a.data_ptr() if isinstance(a, Tensor) else a for a in (x, *others))
-    if not function(name, x.dtype)(*arguments, torch.get_num_threads()):
+    run = function(name, x.dtype, library_for(x.dtype))
+    if not run(*arguments, torch.get_num_threads()):
         raise ValueError(
             f"avx512, {name}: the counts do not add up to the rows, or an index is out of range"
         )
 
 
+def library_for(dtype: torch.dtype) -> ctypes.CDLL:
+    """The library that multiplies numbers of a type fastest here: in bf16 on AMX, if there is."""
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return library("amx", *TILE_FLAGS)
+    return library("avx512")
+
+
+def why_no_tiles() -> str | None:
+    """Why AMX, which the processor has, must not be used; None: its products were right.
+
+    A process of its own multiplies and compares: this code was written where no such processor
+    was, and an illegal instruction would end our own.
+    """
+    is_allowed = library("amx", *TILE_FLAGS).is_allowed
+    is_allowed.restype = ctypes.c_bool
+    if not is_allowed():
+        return "the system does not let this process use AMX"
+    check = [sys.executable, "-m", "moebench.experts.cpu.check_tiles"]
+    status = subprocess.run(check, capture_output=True, check=False).returncode
+    return f"its products on AMX failed their check (exit status {status})" if status else None
+
+
 @functools.cache
-def function(name: str, dtype: torch.dtype) -> Any:
-    """A function of kernels.h for a type of numbers, as the library's pointer to it has it."""
+def function(name: str, dtype: torch.dtype, own: ctypes.CDLL) -> Any:
+    """A function of kernels.h for a type of numbers, as a library's pointer to it has it."""
     signature = ctypes.CFUNCTYPE(ctypes.c_bool, *(_TYPES[one] for one in SIGNATURES[name]))
     symbol = f"{name}_{str(dtype).removeprefix('torch.')}"
-    return signature(ctypes.c_void_p.in_dll(library("avx512"), symbol).value or 0)
+    return signature(ctypes.c_void_p.in_dll(own, symbol).value or 0)
 
 
 @functools.cache
