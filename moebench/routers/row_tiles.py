@@ -1,8 +1,7 @@
 """Row tiles: how the rows of each expert, sorted by expert, are cut into pieces of equal length.
 
 A GPU kernel computes one piece, one expert's rows of x at a time, in each of its programs. How many
-rows a piece has follows from how many rows an expert is expected to have, which is known before the
-step: all routers of one operating point then run the same kernel, in a graph and outside of it.
+rows a piece has is said by `moebench.spec.tile_rows`; its functions can be imported from here too.
 """
 
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-LEAST_ROWS, MOST_ROWS = 16, 128
-ROWS_WITH_ROOM = 64
-"""Largest tile that is chosen with room for twice the mean."""
+from moebench.spec.tile_rows import most_row_tiles as most_row_tiles
+from moebench.spec.tile_rows import rows_of_tile as rows_of_tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,28 +28,6 @@ class RowTiles:
         """The same tiles, as many as `count` assignments can need."""
         tiles = most_row_tiles(count, num_experts, self.rows)
         return RowTiles(self.rows, self.table[:, :tiles].contiguous())
-
-
-def rows_of_tile(mean_rows: float) -> int:
-    """Rows of a tile for experts of this many rows in the mean: 16, 32, 64 or 128.
-
-    Loads vary around their mean, and an expert with one row more than its tile reads its weights
-    twice. So a tile holds twice the mean, up to 64 rows, where weights no longer bound the kernel.
-    """
-    wanted = min(2 * mean_rows, ROWS_WITH_ROOM)
-    rows = LEAST_ROWS
-    while rows < min(max(wanted, mean_rows), MOST_ROWS):
-        rows *= 2
-    return rows
-
-
-def most_row_tiles(bound: int, num_experts: int, rows: int) -> int:
-    """The most row tiles that `bound` assignments over `num_experts` experts can need.
-
-    Most are needed where as many experts as possible have one assignment, and one all others.
-    """
-    touched = min(bound, num_experts)
-    return touched + (bound - touched) // rows
 
 
 def row_tiles(tokens_per_expert: Int[Tensor, " experts"], bound: int, rows: int) -> RowTiles:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from moebench.experts.gpu.compilation import Compiled, Variant, compile_variant
 from moebench.experts.gpu.variants import Matmul, layer_variants
@@ -60,3 +60,27 @@ def _variants(
     for matmul, ours in layer_variants(capability, layer, tokens).items():
         yield matmul, "ours", "tiles.py", ours
         yield matmul, "vLLM", source, vllm.variant(matmul, layer, tokens, tile)
+
+
+MANY_TOKENS = 4096
+"""Tokens that are sorted by expert: vLLM does not sort very few, and compiles that apart."""
+OLD_TILES = ((16, 32, 64, 4, 3), (64, 64, 32, 4, 3))
+NEW_TOKENS = (1, 64, 96, 128, 512, 4096)
+"""One number of tokens for each tile of the newer rule, but for its groups of row tiles."""
+
+
+def default_tile_variants(vllm: VllmKernel) -> Iterator[tuple[int, Variant]]:
+    """VLLM's kernel with the tiles of its default rules, of releases before 0.19 and from it on.
+
+    Source of the older rule: vLLM 0.14.0, `get_default_config`; it is no longer in the wheel.
+    """
+    layer = load_model(LAYERS[0])
+    names = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "num_warps", "num_stages")
+    tiles = [dict(zip(names, tile, strict=True)) for tile in OLD_TILES]
+    tiles += [vllm.tile(layer, "", tokens)[0] for tokens in NEW_TOKENS]
+    for device in DEVICES[:2]:
+        capability = round(10 * float(load_hardware(device).compute_capability or 0))
+        for tile in tiles:
+            for matmul in get_args(Matmul):
+                sizes = {"GROUP_SIZE_M": 1, **tile}
+                yield capability, vllm.variant(matmul, layer, MANY_TOKENS, sizes)

@@ -1,9 +1,10 @@
 """The compile report: properties of our Triton kernels for each GPU, without a GPU.
 
-    python -m moebench.experts.gpu.report [--out FILE]
+    python -m moebench.experts.gpu.report [--out FILE] [--table FILE]
 
 Two tables in Markdown: every kernel of ours for every target, and the kernels that a few layers
-launch beside those of vLLM. It takes about two minutes; the first run fetches vLLM's wheel.
+launch beside those of vLLM. `--table` writes what the model of a kernel needs of them
+(`moebench/data/tiles/compiled.csv`). It takes minutes; the first run fetches vLLM's wheel.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import terminal
-from moebench.experts.gpu.comparison import Launch, launches
+from moebench.experts.gpu.comparison import Launch, default_tile_variants, launches
 from moebench.experts.gpu.compilation import Compiled, compile_variant
 from moebench.experts.gpu.occupancy import KIB, LIMITS
 from moebench.experts.gpu.variants import CAPABILITIES, all_variants
@@ -66,6 +67,11 @@ SIDE_BY_SIDE = (
 )
 """Columns of the second table, "ours / vLLM's"."""
 
+TABLE_COLUMNS = (
+    *("maker", "capability", "kernel", "rows", "columns", "depth", "warps", "stages"),
+    *("registers", "shared_bytes", "blocks", "tensor_cores"),
+)
+
 Row = dict[str, str]
 
 
@@ -84,6 +90,30 @@ def compile_beside_vllm() -> list[Launch] | str:
     except ValueError as error:
         return str(error)
     return launches(vllm)
+
+
+def compile_default_tiles() -> list[Compiled]:
+    """VLLM's kernel with the tiles of its default rules, which most measured layers ran."""
+    from tqdm import tqdm
+
+    wanted = list(default_tile_variants(load_vllm()))
+    return [compile_variant(*one) for one in tqdm(wanted, desc="vLLM's default tiles")]
+
+
+def tile_table(ours: Sequence[Compiled], theirs: Sequence[Compiled]) -> str:
+    """The kernels that multiply in bf16, as the CSV that the model of a kernel reads."""
+    lines = [",".join(TABLE_COLUMNS)]
+    for maker, compiled in (("ours", ours), ("vLLM", theirs)):
+        for one in compiled:
+            variant = one.variant
+            if variant.dtype != "bf16" or not any(variant.tile):
+                continue
+            name = f'"{variant.kernel}"' if "," in variant.kernel else variant.kernel
+            sizes = (*variant.tile, one.warps, variant.stages)
+            figures = (one.registers, one.shared_bytes, one.occupancy.blocks)
+            cells = (maker, one.capability, name, *sizes, *figures, " ".join(one.tensor_cores))
+            lines.append(",".join(map(str, cells)))
+    return "\n".join(lines) + "\n"
 
 
 def render(compiled: Sequence[Compiled], beside: Sequence[Launch] | str, version: str) -> str:
@@ -154,17 +184,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: python -m moebench.experts.gpu.report --out report.md",
     )
     parser.add_argument("--out", type=Path, help="write the report to this file instead")
+    parser.add_argument("--table", type=Path, help="write the tiles to this file too, as CSV")
     options = parser.parse_args(arguments)
-    return terminal.run(lambda: _report(options.out))
+    return terminal.run(lambda: _report(options.out, options.table))
 
 
-def _report(out: Path | None) -> int:
+def _report(out: Path | None, table: Path | None) -> int:
     try:
         import triton
     except ImportError as error:
         message = "Triton is not installed (pip install 'moebench[triton]')"
         raise ValueError(message) from error
-    text = render(compile_all(), compile_beside_vllm(), triton.__version__)
+    compiled, beside = compile_all(), compile_beside_vllm()
+    text = render(compiled, beside, triton.__version__)
+    if table is not None:
+        if isinstance(beside, str):
+            raise ValueError(f"{table}: not written without vLLM's kernel: {beside}")
+        replace_file(table, tile_table(compiled, compile_default_tiles()).encode())
     if out is None:
         terminal.show(text.rstrip())
     else:
