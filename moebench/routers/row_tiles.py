@@ -1,7 +1,7 @@
 """Row tiles: how the rows of each expert, sorted by expert, are cut into pieces of equal length.
 
 A GPU kernel computes one piece, one expert's rows of x at a time, in each of its programs. How many
-rows a piece has is said by `moebench.spec.tile_rows`; its functions can be imported from here too.
+rows a piece has is said by `moebench.spec.tile_rows`; its names can be imported from here too.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from moebench.spec.tile_rows import LEAST_ROWS as LEAST_ROWS
+from moebench.spec.tile_rows import MOST_ROWS as MOST_ROWS
 from moebench.spec.tile_rows import most_row_tiles as most_row_tiles
 from moebench.spec.tile_rows import rows_of_tile as rows_of_tile
 

@@ -94,7 +94,7 @@ def _scored(group: Measured) -> Iterator[tuple[int, float, float]]:
 
 
 def _default_tiles(capability: int) -> dict[tuple[int, ...], tuple[CompiledTile, CompiledTile]]:
-    """VLLM's two launches by their tile: rows, columns, depth, warps, stages."""
+    """Two launches of vLLM by their tile: rows, columns, depth, warps, stages."""
     found: dict[tuple[int, ...], dict[str, CompiledTile]] = defaultdict(dict)
     for tile in compiled_tiles():
         if (tile.maker, tile.capability) == ("vLLM", capability):

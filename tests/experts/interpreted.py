@@ -19,6 +19,7 @@ from moebench.experts.backends import load_backend
 from moebench.experts.gpu import launch
 from moebench.experts.gpu.launch import ragged_combine, ragged_down, ragged_up
 from moebench.experts.gpu.tiles import TABLE, KernelTiles
+from moebench.experts.gpu.tuned import ChosenTiles
 from moebench.experts.weights import ExpertWeights
 from moebench.model.decoder import Layer, StepMode, build_decoder
 from moebench.model.flops import ForwardStep, count_flops
@@ -151,7 +152,7 @@ def layer(
     table = row_tiles(routing.tokens_per_expert, routing.num_assignments, rows).table
     places, factors = routing.slot_places(), routing.weights
     with (
-        mock.patch.object(launch, "choose_tiles", lambda *_: tiles),
+        mock.patch.object(launch, "chosen_tiles", lambda *_: ChosenTiles(tiles)),
         mock.patch.object(launch, "INTERPRETED_MULTIPROCESSORS", 2),
     ):
         hidden = ragged_up(

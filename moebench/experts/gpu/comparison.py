@@ -57,7 +57,8 @@ def _variants(
     capability = round(10 * float(hardware.compute_capability or 0))
     device_name = hardware.nvml_names[0].replace(" ", "_")
     tile, source = vllm.tile(layer, device_name, tokens)
-    for matmul, ours in layer_variants(capability, layer, tokens).items():
+    launched = layer_variants(capability, hardware.num_processors, layer, tokens)
+    for matmul, ours in launched.items():
         yield matmul, "ours", "tiles.py", ours
         yield matmul, "vLLM", source, vllm.variant(matmul, layer, tokens, tile)
 

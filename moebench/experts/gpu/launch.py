@@ -4,7 +4,7 @@ They are registered under `torch.ops.moebench`, so that counters of FLOPs and of
 them. The host never waits for a value of the device: the grid depends on shapes alone.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from moebench.experts.gpu.fingerprint import device_fingerprint
 from moebench.experts.gpu.tiles import (
     COMBINE_WARPS,
     COMBINED_COLUMNS,
@@ -21,10 +22,9 @@ from moebench.experts.gpu.tiles import (
     FIRST_TMA_CAPABILITY,
     NO_TMA_CAPABILITY,
     KernelTile,
-    KernelTiles,
-    choose_tiles,
     parts_of_sum,
 )
+from moebench.experts.gpu.tuned import ChosenTiles, LayerSizes, chosen_tiles
 from moebench.routers.routing import Hidden
 from moebench.routers.row_tiles import most_row_tiles
 
@@ -52,7 +52,8 @@ def ragged_up(
     from moebench.experts.gpu import kernels
 
     use_tma = _uses_tma(gate_up)
-    tile = _tiles(gate_up, tile_rows, use_tma).up
+    sizes = len(gate_up), x.shape[1], intermediate_size
+    tile = tiles_of(gate_up, sizes, tile_rows, use_tma).tiles.up
     if x.stride(1) != 1 or tile.gathers_by_tma and not x.is_contiguous():
         x = x.contiguous()
     hidden = x.new_empty(len(token_indices), intermediate_size)
@@ -88,7 +89,7 @@ def ragged_down(
 
     bound, (hidden_size, intermediate_size) = len(hidden), down.shape[1:]
     use_tma = _uses_tma(down)
-    tile = _tiles(down, tile_rows, use_tma).down
+    tile = tiles_of(down, down.shape, tile_rows, use_tma).tiles.down
     assert parts == 1 or not tile.is_persistent
     dtype = hidden.dtype if parts == 1 else torch.float32
     outputs = hidden.new_empty(parts, bound, hidden_size, dtype=dtype)
@@ -148,19 +149,30 @@ def ragged_combine(
 
 def choose_parts(x: Tensor, down: Tensor, tile_rows: int, expected_assignments: float) -> int:
     """Parts of the second matmul's sum for a load that is expected; see `parts_of_sum`."""
-    tile = _tiles(down, tile_rows, _uses_tma(down)).down
+    chosen = tiles_of(down, down.shape, tile_rows, _uses_tma(down))
+    tile = chosen.tiles.down
     if tile.is_persistent:
         return 1
     row_tiles = most_row_tiles(round(expected_assignments), len(down), tile_rows)
     column_tiles = -(-down.shape[1] // tile.columns)
     steps = _steps(down.shape[2], tile, x)
-    return parts_of_sum(max(1, row_tiles), column_tiles, steps, _multiprocessors(x))
+    loads = max(1, row_tiles), column_tiles, steps
+    return parts_of_sum(*loads, _multiprocessors(x), chosen.programs)
 
 
-def _tiles(weights: Tensor, rows: int, use_tma: bool) -> KernelTiles:
+def tiles_of(
+    weights: Tensor, sizes: Sequence[int], tile_rows: int, use_tma: bool = True
+) -> ChosenTiles:
+    """The tiles of a layer of experts; `sizes` are experts, hidden and intermediate size.
+
+    Matrices that TMA cannot read on a device that has it run the tiles of one that has not.
+    """
+    experts, hidden_size, intermediate_size = sizes
+    layer = LayerSizes(experts, hidden_size, intermediate_size, tile_rows, weights.element_size())
     capability = _capability(weights)
-    capability = capability if use_tma else min(capability, NO_TMA_CAPABILITY)
-    return choose_tiles(capability, rows, weights.element_size())
+    if not use_tma and capability >= FIRST_TMA_CAPABILITY:
+        return chosen_tiles(None, NO_TMA_CAPABILITY, layer)
+    return chosen_tiles(device_fingerprint(weights.device), capability, layer)
 
 
 def _programs(tiles: int, tile: KernelTile, x: Tensor) -> int:

@@ -93,7 +93,7 @@ def compile_beside_vllm() -> list[Launch] | str:
 
 
 def compile_default_tiles() -> list[Compiled]:
-    """VLLM's kernel with the tiles of its default rules, which most measured layers ran."""
+    """The kernel of vLLM with the tiles of its default rules, which most measured layers ran."""
     from tqdm import tqdm
 
     wanted = list(default_tile_variants(load_vllm()))

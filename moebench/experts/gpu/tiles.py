@@ -134,16 +134,22 @@ def choose_tiles(capability: int, rows: int, element_bytes: int) -> KernelTiles:
     return (FLOAT32 if element_bytes == 4 else TABLE[max(known)])[rows]
 
 
-def parts_of_sum(row_tiles: int, columns: int, steps: int, multiprocessors: int) -> int:
+def parts_of_sum(
+    row_tiles: int,
+    columns: int,
+    steps: int,
+    multiprocessors: int,
+    programs: int = PROGRAMS_PER_MULTIPROCESSOR,
+) -> int:
     """Parts into which the second matmul's sum is split: 1, 2, 4 or 8.
 
-    As many as give each multiprocessor two programs, if a part keeps steps enough.
+    As many as give each multiprocessor so many programs, if a part keeps steps enough.
 
     Args:
         columns: Column tiles.
         steps: Steps along the inner dimension.
     """
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
+    wanted = programs * multiprocessors
     parts = 1
     while (
         parts < MOST_PARTS

@@ -16,10 +16,11 @@ from moebench.experts.gpu.tiles import (
     MOST_PARTS,
     TABLE,
     choose_tiles,
+    parts_of_sum,
 )
 from moebench.experts.gpu.training_variants import training_variants
-from moebench.routers.row_tiles import rows_of_tile
 from moebench.spec.model import ModelSpec
+from moebench.spec.tile_rows import most_row_tiles, rows_of_tile
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
@@ -126,10 +127,21 @@ def combine_variant(capability: int, parts: int) -> Variant:
     )
 
 
-def layer_variants(capability: int, layer: ModelSpec, tokens: int) -> dict[Matmul, Variant]:
+def layer_variants(
+    capability: int, multiprocessors: int, layer: ModelSpec, tokens: int
+) -> dict[Matmul, Variant]:
     """The kernels that a layer of gated experts launches in bf16, by what they multiply."""
-    rows = rows_of_tile(tokens * layer.top_k / layer.num_experts)
-    forms: dict[Matmul, Form] = {"gate_up": "up, gated", "down": "down"}
+    assignments = tokens * layer.top_k
+    rows = rows_of_tile(assignments / layer.num_experts)
+    down = choose_tiles(capability, rows, ELEMENT_BYTES["bf16"]).down
+    row_tiles = most_row_tiles(assignments, layer.num_experts, rows)
+    column_tiles = -(-layer.hidden_size // down.columns)
+    steps = -(-layer.intermediate_size // down.depth(ELEMENT_BYTES["bf16"]))
+    parts = parts_of_sum(row_tiles, column_tiles, steps, multiprocessors)
+    forms: dict[Matmul, Form] = {
+        "gate_up": "up, gated",
+        "down": "down in parts" if parts > 1 else "down",
+    }
     return {
         matmul: expert_variant(capability, form, rows, "bf16") for matmul, form in forms.items()
     }

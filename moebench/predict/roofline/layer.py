@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moebench.experts.gpu.tiles import parts_of_sum
 from moebench.predict.kernels.loads import BLOCK_ROWS, Loads, expected_loads
 from moebench.predict.roofline.assumptions import Assumptions
 from moebench.predict.roofline.compiled import CompiledTile, own_tile
 from moebench.predict.roofline.matmul import ELEMENT, GroupedMatmul, MatmulTime, matmul_time
 from moebench.spec.hardware import HardwareSpec
 from moebench.spec.model import ModelSpec
-from moebench.spec.tile_rows import rows_of_tile
+from moebench.spec.tile_rows import most_row_tiles, rows_of_tile
 
 FP32 = 4
 """Bytes of a term of a sum that several programs share."""
@@ -68,7 +69,12 @@ def own_layer(layer: ExpertLayer, device: HardwareSpec, assumed: Assumptions) ->
     capability = capability_of(device)
     wanted = rows_of_tile(layer.rows / layer.num_experts)
     up, down = (own_tile(capability, kernel, wanted) for kernel in ("up, gated", "down"))
-    parts = 1
+    bound = most_row_tiles(layer.rows, layer.num_experts, down.rows)
+    column_tiles = -(-layer.hidden_size // down.columns)
+    steps = -(-layer.intermediate_size // down.depth)
+    parts = parts_of_sum(bound, column_tiles, steps, device.num_processors)
+    if parts > 1:
+        down = own_tile(capability, "down in parts", wanted)
     load = layer.uniform_load()
     times = _matmul_times(layer, load, (up, down), parts, (device, assumed))
     term = FP32 if parts > 1 else ELEMENT
