@@ -172,6 +172,8 @@ class Measurement:
     """Load of the host in the same rounds; None in older runs."""
     board: BoardState | None = None
     """The GPU's board in the same rounds; None on a processor and in older runs."""
+    tiles: str | None = None
+    """Tiles of our GPU kernels and where they come from; None for other executions of experts."""
 
     @property
     def provenance(self) -> Provenance:

@@ -9,7 +9,7 @@ from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.records.manifest import Manifest
 from moebench.records.record import Record
 from moebench.records.run import Run
-from moebench.report.host import board_state, memory_state
+from moebench.report.host import board_state, kernel_tiles, memory_state
 from moebench.report.notation import DASH, percent
 from moebench.spec.case import Case
 from moebench.units import Kind, text
@@ -150,6 +150,7 @@ def limits(run: Run) -> tuple[str, ...]:
             + (f"; {few} cases had fewer than {MIN_ROUNDS}, too few for a verdict." if few else ".")
         )
     lines += [*stop_reasons(run.records), *memory_state(run), *board_state(run)]
+    lines += kernel_tiles(run)
     if methods := dict.fromkeys(m.memory.method for m in measured):
         lines.append(f"Peak memory by: {'; '.join(methods)}.")
     # A run may be of a version that had other backends.

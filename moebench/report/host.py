@@ -1,5 +1,6 @@
-"""What the host did while a run was measured: its load, and how fast it read memory."""
+"""State of host and GPU while a run was measured: load, memory, clocks, and kernels' tiles."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from moebench.records.host import HostLoad
@@ -71,6 +72,13 @@ def board_state(run: Run) -> tuple[str, ...]:
     )
     why = f"; lower clocks by {', '.join(names)}" if names else ""
     return (f"SM clock while the board worked: {middle} ({low} to {high} by round){why}.",)
+
+
+def kernel_tiles(run: Run) -> tuple[str, ...]:
+    """The tiles that our GPU kernels ran, each with its number of cases, as one sentence."""
+    found = Counter(r.measurement.tiles for r in run.records if r.measurement)
+    lines = [f"{words} in {number}" for words, number in found.items() if words is not None]
+    return (f"Tiles of the expert kernels, by cases: {'; '.join(lines)}.",) if lines else ()
 
 
 def _loads(run: Run) -> list[HostLoad]:

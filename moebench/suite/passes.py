@@ -36,6 +36,7 @@ from moebench.records.run import RunWriter
 from moebench.suite.budget import Allowed
 from moebench.suite.caveats import cell_caveats, round_caveats
 from moebench.suite.cell import NotANumber, ReadyCase, ReadyCell
+from moebench.suite.kernel_tiles import tiles_in_words
 from moebench.suite.plan import SLOW_STEP, Cell, Effort
 from moebench.suite.prepare import captured
 from moebench.suite.untimed import Untimed, untimed_passes
@@ -152,6 +153,7 @@ def observe(
             launch="graph" if cell.graphs else "eager",
             host=rounds.host,
             board=rounds.board,
+            tiles=tiles_in_words(cell, ready),
         )
     ratios = _ratios(cell, samples, reference)
     return Observed(measurements, ratios, errors, rounds.round_time, energy_time)

@@ -20,7 +20,7 @@ from moebench.records.run import Run
 from moebench.report.backends import _blocks
 from moebench.report.conditions import limits
 from moebench.report.document import markdown
-from moebench.report.host import board_state, memory_state, warnings
+from moebench.report.host import board_state, kernel_tiles, memory_state, warnings
 from moebench.report.output import terminal_report
 from moebench.report.sections import report_blocks
 
@@ -144,3 +144,17 @@ def test_the_clocks_of_a_board_are_those_of_its_rounds() -> None:
     (line,) = board_state(with_board(run, BoardState(())))
     assert "does not give its clocks" in line
     assert line in limits(with_board(run, BoardState(())))
+
+
+def test_the_tiles_of_our_kernels_stand_among_the_limits() -> None:
+    run = run_with(QUIET)
+    assert kernel_tiles(run) == ()
+    first, *rest = run.records
+    assert first.measurement is not None
+    own = replace(first.measurement, tiles="up 16 x 64 (timed here, 2026-11-29)")
+    run = replace(run, records=(replace(first, measurement=own), *rest))
+    (line,) = kernel_tiles(run)
+    assert line == (
+        "Tiles of the expert kernels, by cases: up 16 x 64 (timed here, 2026-11-29) in 1."
+    )
+    assert line in limits(run)

@@ -1,6 +1,6 @@
 """The launches of a few layers on a few GPUs, ours and vLLM's, compiled by the same compiler."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -32,13 +32,18 @@ class Launch:
     compiled: Compiled
 
 
-def launches(vllm: VllmKernel) -> list[Launch]:
+def launches(
+    vllm: VllmKernel,
+    devices: Sequence[str] = DEVICES,
+    layers: Sequence[str] = LAYERS,
+    batches: Sequence[int] = TOKENS,
+) -> list[Launch]:
     """Every launch of both, ours before vLLM's; equal kernels are compiled once."""
     from tqdm import tqdm
 
     known: dict[str, Compiled] = {}
     found = []
-    cases = [(device, name, tokens) for device in DEVICES for name in LAYERS for tokens in TOKENS]
+    cases = [(device, name, tokens) for device in devices for name in layers for tokens in batches]
     for device, name, tokens in tqdm(cases, desc="beside vLLM", unit="layer"):
         hardware, layer = load_hardware(device), load_model(name)
         capability = round(10 * float(hardware.compute_capability or 0))

@@ -8,7 +8,7 @@ launch beside those of vLLM. `--table` writes what the model of a kernel needs o
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from moebench import terminal
@@ -118,20 +118,23 @@ def tile_table(ours: Sequence[Compiled], theirs: Sequence[Compiled]) -> str:
 
 def render(compiled: Sequence[Compiled], beside: Sequence[Launch] | str, version: str) -> str:
     """The report in Markdown."""
-    rows = [
-        {"target": f"sm_{one.capability}", "dtype": one.variant.dtype, "phase": one.variant.phase}
-        | {"kernel": one.variant.kernel}
-        | _figures(one)
-        for one in compiled
-    ]
     release, _, number = RELEASE.partition("==")
-    text = PREAMBLE.format(version=version) + _table(rows)
+    text = PREAMBLE.format(version=version) + _table([kernel_row(one) for one in compiled])
     text += BESIDE.format(release=f"{release} {number}", version=number)
-    return text + (f"Left out: {beside}.\n" if isinstance(beside, str) else _beside(beside))
+    if isinstance(beside, str):
+        return f"{text}Left out: {beside}.\n"
+    return text + _table(beside_rows(beside))
 
 
-def _beside(compared: Sequence[Launch]) -> str:
-    """One row for a launch of ours and the same launch of vLLM's."""
+def kernel_row(one: Compiled) -> Row:
+    """A kernel's row of the first table, by the titles of its columns."""
+    variant = one.variant
+    names = {"target": f"sm_{one.capability}", "dtype": variant.dtype, "phase": variant.phase}
+    return names | {"kernel": variant.kernel} | _figures(one)
+
+
+def beside_rows(compared: Sequence[Launch]) -> list[Row]:
+    """The rows of the second table: a launch of ours and the same launch of vLLM's."""
     rows = []
     for ours, theirs in zip(compared[::2], compared[1::2], strict=True):
         both = [_figures(one.compiled) for one in (ours, theirs)]
@@ -145,7 +148,7 @@ def _beside(compared: Sequence[Launch]) -> str:
             }
             | {title: " / ".join(one[title] for one in both) for title in SIDE_BY_SIDE}
         )
-    return _table(rows)
+    return rows
 
 
 def _figures(one: Compiled) -> Row:
@@ -171,8 +174,17 @@ def _figures(one: Compiled) -> Row:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [
+        line(rows[0].keys()),
+        line(["---"] * len(rows[0])),
+        *(line(row.values()) for row in rows),
+    ]
+    return "".join(f"{each}\n" for each in lines)
+
+
+def line(cells: Iterable[str]) -> str:
+    """One line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
