@@ -105,7 +105,27 @@ EXPERT_BACKENDS = {
             owns_process=True,
             hides_flops=True,
         ),
-        # Launches of the next two are counted in the adapters' text: neither could be run.
+        # Ends, their type, a clamp and the gather come before, twelve operations combine.
+        ExpertBackend(
+            "torch-grouped-mm",
+            Launches(matmul=(1, 0), dispatch=(4, 0), combine=(12, 0)),
+            module="torch_grouped_mm",
+            dtypes=("float32", "bfloat16"),
+            hides_flops=True,
+            is_capturable=True,
+            stand_in="grouped",
+            trains_itself=True,
+        ),
+        # Launches of the next three are counted in the adapters' text: none could be run.
+        ExpertBackend(
+            "flashinfer",
+            Launches(matmul=(0.25, 0), dispatch=(18, 0), combine=(0, 0)),
+            dtypes=("bfloat16", "float16"),
+            has_gradients=False,
+            is_gated_only=True,
+            takes_slots=True,
+            hides_flops=True,
+        ),
         ExpertBackend(
             "scattermoe", Launches(matmul=(1, 0), dispatch=(3, 0), combine=(7, 0)), hides_flops=True
         ),

@@ -6,14 +6,20 @@ Packages go into a throw-away folder, without their dependencies where these are
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
-from moebench.experts.backends import why_not
+from moebench.experts.backends import execution, why_not
 from moebench.experts.catalogue import EXPERT_BACKENDS
+from moebench.experts.weights import ExpertWeights
+from moebench.routers.routing import Routing
+from moebench.spec.model import ModelSpec
 
 ROOT = Path(__file__).parents[2]
 NETWORK_PROBLEMS = ("connection", "No matching distribution", "timed out", "resolve")
@@ -132,6 +138,102 @@ def test_a_sonicmoe_of_another_signature_is_not_called(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     found = sonicmoe.missing(torch.device("cuda"))
     assert found is None if said is None else str(found).startswith(said)
+
+
+def cutlass_fused_moe(
+    input: object,
+    token_selected_experts: object,
+    token_final_scales: object,
+    fc1_expert_weights: object,
+    fc2_expert_weights: object,
+    output_dtype: object,
+    quant_scales: object,
+    output: object = None,
+) -> None:
+    """The arguments of flashinfer-python 0.7.4 that the adapter gives."""
+
+
+@pytest.mark.parametrize(
+    ("function", "capability", "said"),
+    [
+        (cutlass_fused_moe, (9, 0), None),
+        (cutlass_fused_moe, (8, 0), "compute capability 8.0: its kernels are for 8.9, 9.0"),
+        (lambda input: None, (9, 0), "cutlass_fused_moe: found (input), expected input, token_"),
+        (None, (9, 0), "cutlass_fused_moe: found (), expected input, token_selected"),
+    ],
+)
+def test_a_flashinfer_of_another_signature_is_not_called(
+    function: object,
+    capability: tuple[int, int],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from moebench.experts import flashinfer
+
+    package = ModuleType("flashinfer.fused_moe")
+    package.cutlass_fused_moe = function  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flashinfer", ModuleType("flashinfer"))
+    monkeypatch.setitem(sys.modules, "flashinfer.fused_moe", package)
+    monkeypatch.setattr(flashinfer, "not_installed", lambda name: None)
+    monkeypatch.setattr(flashinfer.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    found = flashinfer.missing(torch.device("cuda"))
+    assert found is None if said is None else str(found).startswith(said)
+    assert flashinfer.missing(torch.device("cpu")) == "it needs a GPU"
+
+
+def test_flashinfer_gets_up_above_gate(monkeypatch: pytest.MonkeyPatch, tiny: ModelSpec) -> None:
+    """A stand-in that multiplies as its CUTLASS kernels do: silu of the lower half times upper."""
+    from moebench.experts import flashinfer
+
+    def fused(**given: Any) -> None:
+        x, experts = given["input"], given["token_selected_experts"]
+        for token, row in enumerate(x):
+            y = torch.zeros_like(row)
+            for slot, expert in enumerate(experts[token].tolist()):
+                up, gate = (given["fc1_expert_weights"][expert] @ row).chunk(2)
+                output = given["fc2_expert_weights"][expert] @ (functional.silu(gate) * up)
+                y += given["token_final_scales"][token, slot] * output
+            given["output"][token] = y
+
+    package = ModuleType("flashinfer.fused_moe")
+    package.cutlass_fused_moe = fused  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flashinfer", ModuleType("flashinfer"))
+    monkeypatch.setitem(sys.modules, "flashinfer.fused_moe", package)
+    weights = ExpertWeights(tiny, torch.float32)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[2] ** -0.5)
+    x = torch.randn(5, tiny.hidden_size)
+    keep = torch.tensor([[1, 1], [1, 0], [0, 0], [1, 1], [0, 1]]) > 0
+    for mask in (None, keep):
+        experts = torch.stack([torch.randperm(tiny.num_experts)[:2] for _ in x])
+        routing = Routing.from_slots(torch.rand(5, 2), experts, tiny.num_experts, mask)
+        with torch.no_grad():
+            expected = execution("loop")(x, routing, weights)
+            y = flashinfer.flashinfer(x, routing, weights)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_torch_without_grouped_matmuls_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moebench.experts import torch_grouped_mm
+
+    cpu = torch.device("cpu")
+    assert torch_grouped_mm.missing(cpu) is None
+    monkeypatch.setattr(functional, "grouped_mm", lambda a, b: a)
+    assert torch_grouped_mm.missing(cpu) == (
+        "grouped_mm: found a, b, expected mat_a, mat_b, offs among them"
+    )
+    monkeypatch.delattr(functional, "grouped_mm")
+    assert "has no torch.nn.functional.grouped_mm" in str(torch_grouped_mm.missing(cpu))
+
+
+def test_torchs_grouped_matmul_names_rows_that_it_does_not_take(tiny: ModelSpec) -> None:
+    narrow = replace(tiny, intermediate_size=3)
+    routing = Routing.from_slots(torch.rand(2, 1), torch.zeros(2, 1, dtype=torch.int64), 4)
+    with pytest.raises(ValueError, match="found rows of 3 elements .* multiples of 16 bytes"):
+        execution("torch-grouped-mm")(
+            torch.randn(2, tiny.hidden_size), routing, ExpertWeights(narrow, torch.float32)
+        )
 
 
 def test_triton_without_a_compiler_or_headers_says_so(
