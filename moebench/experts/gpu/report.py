@@ -37,8 +37,9 @@ were checked in Triton's interpreter only.
   may have.
 - *occupancy*: resident warps over the most that a multiprocessor (SM) holds, computed from NVIDIA's
   documented limits, and *bound by* what runs out first.
-- *tensor cores*: what multiplies matrices. In tiles of 16 and 32 rows the weights are the left
-  operand, which wgmma and tcgen05 take from 64 on; fp32 is multiplied without tensor cores.
+- *tensor cores*: what multiplies matrices. In inference's tiles of 16 and 32 rows the weights are
+  the left operand, which wgmma and tcgen05 take from 64 on; in training's they are not. fp32 is
+  multiplied without tensor cores.
 - *tile loads*: instructions in the code that load a tile by TMA, or a part of one by cp.async. Rows
   of x are gathered by cp.async: they lie apart.
 
