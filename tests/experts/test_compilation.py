@@ -98,9 +98,9 @@ def test_weights_come_by_tma_where_there_is_one_and_asynchronously_elsewhere(
         assert ("TMA" in row["tile loads"]) == has_tma, row
         # Blackwell's large tiles gather rows by TMA, all others by cp.async.
         gathers = not row["kernel"].startswith("down")
-        gathers_by_tma = gathers and (row["target"], rows_of(row)) == ("sm_100", 128)
-        is_copied = (gathers and not gathers_by_tma) or not has_tma
-        assert ("cp.async" in row["tile loads"]) == (is_copied or row["dtype"] == "fp32"), row
+        is_large = (row["target"], row["dtype"], rows_of(row)) == ("sm_100", "bf16", 128)
+        is_copied = (gathers and not is_large) or not has_tma
+        assert ("cp.async" in row["tile loads"]) == is_copied, row
 
 
 def test_two_blocks_share_a_multiprocessor_in_small_tiles(kernels: list[Row]) -> None:

@@ -70,7 +70,7 @@ SIDE_BY_SIDE = (
 
 TABLE_COLUMNS = (
     *("maker", "capability", "kernel", "rows", "columns", "depth", "warps", "stages"),
-    *("registers", "shared_bytes", "blocks", "tensor_cores"),
+    *("registers", "shared_bytes", "blocks", "persistent", "tensor_cores"),
 )
 
 Row = dict[str, str]
@@ -111,7 +111,8 @@ def tile_table(ours: Sequence[Compiled], theirs: Sequence[Compiled]) -> str:
                 continue
             name = f'"{variant.kernel}"' if "," in variant.kernel else variant.kernel
             sizes = (*variant.tile, one.warps, variant.stages)
-            figures = (one.registers, one.shared_bytes, one.occupancy.blocks)
+            is_persistent = int(variant.constants.get("PERSISTENT", False))
+            figures = (one.registers, one.shared_bytes, one.occupancy.blocks, is_persistent)
             cells = (maker, one.capability, name, *sizes, *figures, " ".join(one.tensor_cores))
             lines.append(",".join(map(str, cells)))
     return "\n".join(lines) + "\n"

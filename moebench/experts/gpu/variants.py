@@ -138,9 +138,10 @@ def layer_variants(
     column_tiles = -(-layer.hidden_size // down.columns)
     steps = -(-layer.intermediate_size // down.depth(ELEMENT_BYTES["bf16"]))
     parts = parts_of_sum(row_tiles, column_tiles, steps, multiprocessors)
+    is_split = parts > 1 and not down.is_persistent
     forms: dict[Matmul, Form] = {
         "gate_up": "up, gated",
-        "down": "down in parts" if parts > 1 else "down",
+        "down": "down in parts" if is_split else "down",
     }
     return {
         matmul: expert_variant(capability, form, rows, "bf16") for matmul, form in forms.items()

@@ -29,6 +29,8 @@ class CompiledTile:
     """Programs that one multiprocessor holds."""
     tensor_cores: str
     """PTX name of the instruction that multiplies."""
+    is_persistent: bool = False
+    """Whether each program computes several tiles, one after the other."""
 
     @property
     def products(self) -> int:
@@ -52,6 +54,7 @@ def compiled_tiles() -> tuple[CompiledTile, ...]:
                 stages=int(row["stages"]),
                 blocks=int(row["blocks"]),
                 tensor_cores=row["tensor_cores"],
+                is_persistent=row["persistent"] == "1",
             )
             for row in csv.DictReader(file)
         )

@@ -72,7 +72,8 @@ def own_layer(layer: ExpertLayer, device: HardwareSpec, assumed: Assumptions) ->
     bound = most_row_tiles(layer.rows, layer.num_experts, down.rows)
     column_tiles = -(-layer.hidden_size // down.columns)
     steps = -(-layer.intermediate_size // down.depth)
-    parts = parts_of_sum(bound, column_tiles, steps, device.num_processors)
+    loads = bound, column_tiles, steps
+    parts = 1 if down.is_persistent else parts_of_sum(*loads, device.num_processors)
     if parts > 1:
         down = own_tile(capability, "down in parts", wanted)
     load = layer.uniform_load()

@@ -121,10 +121,12 @@ def matmul_time(matmul: GroupedMatmul, device: HardwareSpec, assumed: Assumption
         for name in BOUNDS:
             times[name] += repeats * each[name]
     # A program reads its tile's place, then its rows' tokens, then the first step. Where a
-    # multiprocessor holds one program, nothing hides that in later waves.
-    start = assumed.block_start + 2 * assumed.l2_latency + assumed.dram_latency
-    starts = math.ceil(waves) if tile.blocks == 1 else 1
-    overhead = assumed.launch + starts * start + assumed.l2_latency
+    # multiprocessor holds one program, nothing hides that in later waves. A persistent program
+    # starts once; its further tiles only wait for their loads.
+    loads = 2 * assumed.l2_latency + assumed.dram_latency
+    further = max(0, math.ceil(waves) - 1) * (tile.blocks == 1)
+    start = assumed.block_start * (1 if tile.is_persistent else 1 + further) + loads * (1 + further)
+    overhead = assumed.launch + start + assumed.l2_latency
     resident = min(tile.blocks, math.ceil(matmul.programs / processors))
     bound = max(times, key=lambda name: times[name])
     return MatmulTime(seconds + overhead, waves, resident * in_flight, bound, overhead)
