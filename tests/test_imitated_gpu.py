@@ -24,10 +24,12 @@ from moebench.doctor.imitation.nvml import has_compiler
 from moebench.experts.backends import load_backend
 from moebench.experts.weights import ExpertWeights
 from moebench.measure.energy.result import EnergyPlan
+from moebench.records.experts_run import load_experts_run
 from moebench.records.run import Run, load_run
 from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
 from moebench.suite.cli import main
+from moebench.suite.expert_bench import ExpertBench
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no gcc for the simulated NVML library")
 SHIPPED = Path(__file__).parents[1] / "suites" / "smoke.toml"
@@ -80,6 +82,25 @@ TRAIN_ALONE = (
     QUICK[: QUICK.index("[[workload]]")] + QUICK[QUICK.index('[[workload]]\nphase = "tr') :]
 )
 DECODE_ALONE = QUICK[: QUICK.index('[[workload]]\nphase = "pre')] + QUICK[QUICK.index("[plan]") :]
+EXPERTS = """
+schema = 1
+kind = "experts"
+title = "Toy"
+backends = ["grouped", "triton", "sonicmoe"]
+routers = ["ada-k"]
+rounds = 2
+time_budget = "20 s"
+
+[[shape]]
+title = "Mixtral / 64"
+model = "mixtral-8x7b"
+scale = 64
+tokens = [4]
+full_tokens = [4]
+mixes = ["fixed", "geometric"]
+mixes_from = 1
+train = [4]
+"""
 DECODE, PREFILL, TRAIN = "decode", "prefill", "train"
 
 
@@ -151,6 +172,58 @@ def test_joules_come_from_windows_of_the_simulated_counter(boards: Boards, tmp_p
     energy = record.measurement.energy
     assert energy.provenance == "simulated" and "energy counter" in energy.method
     assert energy.joules * energy.num_steps / energy.window == pytest.approx(450, rel=0.1)
+
+
+class Here:
+    """A process that is this one: what it is sent is done at once."""
+
+    def Pipe(self) -> tuple["Here", "Here"]:  # noqa: N802 - multiprocessing's name
+        return self, self
+
+    def Process(self, target: Any, args: Any, daemon: bool) -> "Here":  # noqa: N802
+        self.bench, self.pid = ExpertBench(*args[1:]), None
+        return self
+
+    def start(self) -> None: ...
+
+    def join(self) -> None: ...
+
+    def send(self, order: Any) -> None:
+        if order is not None:
+            self.answer = getattr(self.bench, order[0])(*order[1])
+
+    def recv(self) -> Any:
+        return self.answer
+
+
+def test_backends_are_timed_on_the_second_board(
+    boards: Boards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moebench.suite.workers.get_context", lambda method: Here())
+    measured_experts(tmp_path)
+    assert boards.used == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("boards")
+def test_backends_are_timed_in_processes_that_believe_in_the_gpu(tmp_path: Path) -> None:
+    measured_experts(tmp_path)
+
+
+def measured_experts(folder: Path) -> None:
+    """Run the suite of backends on the second board."""
+    path = folder / "experts.toml"
+    path.write_text(EXPERTS, encoding="utf-8")
+    assert main([str(path), "--device", "cuda:1", "--out", str(folder / "runs")]) == 0
+    found = load_experts_run(directory(folder))
+    assert found.manifest.provenance == "simulated"
+    assert found.manifest.absent == {"sonicmoe": "sonicmoe is not installed"}
+    assert [cell.plan.phase for cell in found.cells] == ["forward", "train"]
+    for cell in found.cells:
+        assert not cell.errors
+        assert {"grouped", "triton"} <= set(cell.samples)
+    report = (directory(folder) / "report.md").read_text(encoding="utf-8")
+    assert report.startswith("# SIMULATED, no GPU has run this")
 
 
 def test_calibration_and_doctor_describe_the_board(

@@ -9,6 +9,7 @@ from moebench.records.checksum import Line, read_lines
 from moebench.records.host import HostLoad
 from moebench.records.manifest import MANIFEST, RunManifest, read_manifest, run_kind
 from moebench.records.record import CHECKSUMS_SINCE
+from moebench.records.results import Provenance
 from moebench.spec.case import DType
 from moebench.spec.model import ModelSpec, load_model, scaled_down
 from moebench.spec.schema import decode
@@ -92,6 +93,8 @@ class ExpertsManifest(RunManifest):
     """Backends of the suite that do not run here, and why."""
     cells: tuple[str, ...]
     kind: Literal["experts"] = "experts"
+    provenance: Provenance = "measured"
+    """Provenance of all times: "simulated" where the GPU's NVML library is a simulator."""
 
     def fact(self, part: str, name: str) -> str:
         """A fact of the environment's "cpu" or "software", for people; a dash if it is missing."""

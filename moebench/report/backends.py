@@ -67,7 +67,7 @@ def report_experts(directory: Path, as_json: bool) -> int:
 
 def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     blocks: list[Block] = [
-        Heading(run.manifest.title, 1),
+        Heading(f"{_mark(run)}{run.manifest.title}", 1),
         *map(Paragraph, _summary(run)),
         *(Paragraph(f"⚠ {line}") for line in busy_cells([c.load for c in run.cells if c.load])),
         Command(run.manifest.command),
@@ -88,6 +88,11 @@ def _blocks(run: ExpertsRun, *pictures: Picture) -> list[Block]:
     blocks += [*_goals(run.cells), *_routers(run.cells)]
     blocks += listed("What is wrong with the files of this run", run.problems)
     return blocks
+
+
+def _mark(run: ExpertsRun) -> str:
+    """What stands before the title of a run that measured nothing."""
+    return "SIMULATED, no GPU has run this: " if run.manifest.provenance == "simulated" else ""
 
 
 def _summary(run: ExpertsRun) -> tuple[str, str, str]:

@@ -20,9 +20,11 @@ from moebench.files import make_folder
 from moebench.measure.devices import choose_device
 from moebench.measure.environment import Environment, describe_machine, machine_folder
 from moebench.measure.host import meter
+from moebench.measure.nvml import is_simulated, open_nvml
 from moebench.records.checksum import append_lines, set_aside, write_document
 from moebench.records.experts_run import CELLS, ExpertsCell, ExpertsManifest, load_experts_run
 from moebench.records.manifest import MANIFEST, run_id
+from moebench.records.results import Provenance
 from moebench.report.backends import report_experts
 from moebench.spec.schema import encode
 from moebench.suite.expert_bench import scratch
@@ -71,6 +73,7 @@ def run_experts_suite(options: argparse.Namespace, source: SuiteSource, argv: Se
             absent=absent,
             cells=tuple(plan.key for plan in plans),
             started_at=started.isoformat(timespec="seconds"),
+            provenance=_provenance(device),
         )
         directory = options.out / source.name / machine_folder(environment) / manifest.run
         if directory.exists():
@@ -87,6 +90,12 @@ def run_experts_suite(options: argparse.Namespace, source: SuiteSource, argv: Se
         hire = partial(Workers, backends, str(device))
         _measure_cells(directory, suite, todo, hire, budget)
     return report_experts(directory, options.json)
+
+
+def _provenance(device: torch.device) -> Provenance:
+    """Whether times are a GPU's, or those of one that is imitated beside a simulated NVML."""
+    nvml = open_nvml() if device.type == "cuda" else None
+    return "simulated" if nvml is not None and is_simulated(nvml) else "measured"
 
 
 def _present(names: Sequence[str], device: torch.device) -> tuple[list[str], dict[str, str]]:

@@ -26,10 +26,13 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 MOST_BYTES: Bytes = 2.0**24
 MOST_FLOPS = 3e7
 """Work of one operation that the processor still does: a few milliseconds."""
+FRESH = 2**26
+"""Bytes from which new memory comes from the system, which gives zeros."""
 UNSEEN = 512
 """Most tensors that may be freed before it is noticed: peaks are too high by these."""
 CONSTANT = 2.0**-7
 """Every element of a result that was not computed."""
+PLAIN = Tensor, torch.nn.Parameter
 aten = torch.ops.aten
 CROSSING = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default}
 """Operations that take tensors of two devices."""
@@ -66,18 +69,14 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._since_look = 0
         self._leaving = False
         self._is_opaque = False
-        """Whether an operation of ours runs, which sees the CPU: one kernel from outside."""
+        """Whether an operation of ours runs: it sees the CPU, and is one kernel from outside."""
         self._allocated = [0.0] * num_boards
         for _, board, size in HOMES.values():
             self._allocated[board] += size
 
     def home(self, tensor: Tensor) -> int | None:
         """The board on which a tensor lies; None on the CPU."""
-        if (
-            self._is_opaque
-            or type(tensor) not in (Tensor, torch.nn.Parameter)
-            or _device(tensor) != CPU
-        ):
+        if self._is_opaque or type(tensor) not in PLAIN or _device(tensor) != CPU:
             return None
         found = HOMES.get(tensor.untyped_storage()._cdata)
         return None if found is None else found[1]
@@ -285,6 +284,8 @@ def _without_data(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 def _constant(like: Tensor) -> Tensor:
     """A tensor of constants, of zeros where it is large: the system gives those for nothing."""
-    made = torch.zeros(like.untyped_storage().nbytes(), dtype=torch.uint8).view(like.dtype)
+    size = like.untyped_storage().nbytes()
+    make = torch.empty if size > FRESH else torch.zeros
+    made = make(size, dtype=torch.uint8).view(like.dtype)
     made = made.as_strided(like.shape, like.stride())
     return made.fill_(CONSTANT) if _bytes(like) <= MOST_BYTES else made

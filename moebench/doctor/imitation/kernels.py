@@ -1,4 +1,4 @@
-"""What our Triton kernels compute, in torch: where Triton cannot interpret them.
+"""What our Triton kernels compute, in torch: for an imitated GPU without Triton's interpreter.
 
 Each takes the arguments of an operation (`STAND_INS`); see `moebench.experts.gpu.launch` and
 `moebench.experts.gpu.training`.
