@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
-from moebench.measure.clocks import FILLED, Clock, CudaClock
+from moebench.measure.clocks import Clock, CudaClock
 from moebench.measure.graph import Launch, recorded
 from moebench.spec.ops import Layout
 from moebench.units import Seconds
@@ -40,8 +40,10 @@ MIN_VISIT: Seconds = 0.5e-3
 """A timed visit repeats a product, with other weights each time, until it lasts about this."""
 MOST_REPEATS = 200
 """Most products of a visit, and most packed copies of weights of one shape."""
-MOST_REPLAYED, FIRST_REPLAYED = 1000, 20
-"""Most products of a graph, and those of a graph that says how many fill `FILLED`."""
+REPLAYED: Seconds = 1e-3
+"""Device time of a graph of products, whose single launch adds about 1 %."""
+MOST_REPLAYED, FIRST_REPLAYED = 500, 8
+"""Most products of a graph, and those of a graph that says how many last `REPLAYED`."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Products:
             return clock.time(self._work(size, repeats)) / repeats
         graph = self._graphs.get((size, repeats))
         if graph is None:
-            graph, _ = recorded(self._work(size, repeats), self._inputs.device)
+            graph, _ = recorded(self._work(size, repeats), self._inputs.device, warm_ups=1)
             # The graph of a size whose number of products is known stays; others go.
             self._graphs = {key: one for key, one in self._graphs.items() if key[0] != size}
             self._graphs[size, repeats] = graph
@@ -201,7 +203,7 @@ class Products:
     def repeats(self, size: Size, clock: Clock) -> int:
         """How many products fill a visit; warms the size up as well."""
         is_gpu = isinstance(clock, CudaClock)
-        trial, visit = (FIRST_REPLAYED, FILLED) if is_gpu else (1, MIN_VISIT)
+        trial, visit = (FIRST_REPLAYED, REPLAYED) if is_gpu else (1, MIN_VISIT)
         first, second = (self.time(size, trial, clock) for _ in range(2))
         most = MOST_REPLAYED if is_gpu else self._weights[size.layout].most(size.n, size.k)
         return max(1, min(most, math.ceil(visit / max(min(first, second), 1e-7))))

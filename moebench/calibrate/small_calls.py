@@ -44,7 +44,7 @@ def host_launch(pool: Pool, clock: Clock) -> Seconds:
 def small_kernel(pool: Pool, clock: Clock) -> Seconds:
     """Mean time in which a GPU executes one call, of many that are replayed as a graph."""
     calls = _calls(pool)
-    launch, _ = recorded(partial(_run, calls, ROUNDS), pool.elements.device)
+    launch, _ = recorded(partial(_run, calls, ROUNDS), pool.elements.device, warm_ups=1)
     return clock.time(launch) / (ROUNDS * len(calls))
 
 

@@ -85,7 +85,9 @@ def _captured(step: StepFunction, example: Tensor) -> Graph:
     return Graph(x, launch, y)
 
 
-def recorded(work: Callable[[], Result], device: torch.device) -> tuple[Launch, Result]:
+def recorded(
+    work: Callable[[], Result], device: torch.device, warm_ups: int = WARM_UPS
+) -> tuple[Launch, Result]:
     """Capture work after a warm-up; returns what launches it again, and its result's place.
 
     Both happen on a side stream. **Source**: PyTorch's CUDA semantics.
@@ -96,7 +98,7 @@ def recorded(work: Callable[[], Result], device: torch.device) -> tuple[Launch, 
         side.wait_stream(before)
         # A capture that fails leaves its stream set; the end of this block sets the one before.
         with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
+            for _ in range(warm_ups):
                 work()
             cuda_graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(cuda_graph, stream=side):

@@ -88,7 +88,7 @@ class Policy(ABC):
         return SORTING
 
     def fused_ops(self, model: ModelSpec, num_tokens: int, dtype: str) -> tuple[Op, ...]:
-        """The router's work in one layer where our GPU kernel routes, bounded: no host waits."""
+        """The router's work in one layer where our GPU kernel routes."""
         launches = 1 if num_tokens <= ONE_GRID_TOKENS else 2
         return fused("route", self.ops(model, num_tokens, dtype), self.in_kernel, launches)
 

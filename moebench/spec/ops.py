@@ -103,7 +103,8 @@ def traffic(
 def fused(name: str, ops: Iterable[Op], names: Container[str], launches: float) -> tuple[Op, ...]:
     """The ops where one kernel, the last, does those of some names.
 
-    It reads and writes as much as those of them that read and write most.
+    It reads and writes as much as those of them that read and write most. Waits stay: for how many
+    assignments there are, where the routing is not bounded.
     """
     found: list[Op] = []
     inside: list[Op] = []
@@ -113,7 +114,7 @@ def fused(name: str, ops: Iterable[Op], names: Container[str], launches: float) 
         return tuple(found)
     read, written = max(op.bytes_read for op in inside), max(op.bytes_written for op in inside)
     kernel = replace(inside[0], name=name, bytes_read=read, bytes_written=written)
-    return (*found, replace(kernel, launches=launches, waits=0.0))
+    return (*found, replace(kernel, launches=launches, waits=sum(op.waits for op in inside)))
 
 
 def rms_norm(model: ModelSpec, num_tokens: int, dtype: str) -> Op:

@@ -28,11 +28,12 @@ Estimates = dict[str, Estimate]
 
 def case_ops(case: Case, policy: Policy, model: ModelSpec, load: ExpertLoad) -> tuple[Op, ...]:
     """The ops of one layer of a case under a load; forward and backward when training."""
-    workload = case.workload
-    backend = executing(case.backend, workload.phase)
+    workload, backend = case.workload, executing(case.backend, case.workload.phase)
     is_fused = backend.fuses_routing and workload.phase != "train"
     routed = policy.fused_ops if is_fused else policy.ops
     router = routed(model, workload.num_tokens, workload.dtype)
+    if workload.phase == "decode" and backend.is_capturable:  # bounded, see `ReadyCell.mode`
+        router = tuple(replace(op, waits=0.0) for op in router)
     forward = layer_ops(model, workload, router, load, backend)
     forward = mean_over_windows(forward, model, workload, case.num_layers)
     return training_ops(forward) if workload.phase == "train" else forward

@@ -20,13 +20,21 @@ from moebench.calibrate.microbenchmark import (
     microbenchmarks,
     recheck,
 )
-from moebench.calibrate.products import PackedPool, Pool, Products, Size, StreamedPool, layouts
+from moebench.calibrate.products import (
+    REPLAYED,
+    PackedPool,
+    Pool,
+    Products,
+    Size,
+    StreamedPool,
+    layouts,
+)
 from moebench.calibrate.small_calls import COLD_ROUNDS, cold_call, host_launch, small_kernel
 from moebench.doctor.imitation.imitate import imitated_gpu
 from moebench.doctor.imitation.timeline import LAUNCH, LEAST_KERNEL, SHARE, SLOWNESS
 from moebench.experts.cpu import library as avx512
 from moebench.experts.cpu import onednn
-from moebench.measure.clocks import FILLED, Clock, clock_for
+from moebench.measure.clocks import Clock, clock_for
 from moebench.measure.environment import describe_machine
 from moebench.spec.ops import Layout
 
@@ -146,7 +154,7 @@ def test_products_on_a_gpu_take_what_the_device_takes_and_no_launch(tmp_path: Pa
         products = Products(Pool(40 * 64 * 64, device, torch.bfloat16), [size])
         repeats = products.repeats(size, clock)
         seconds = products.time(size, repeats, clock)
-        assert repeats * seconds == pytest.approx(FILLED, rel=0.1)
+        assert repeats * seconds == pytest.approx(REPLAYED, rel=0.1)
         assert SLOWNESS * LEAST_KERNEL <= seconds < SLOWNESS * LAUNCH / 2
 
 
