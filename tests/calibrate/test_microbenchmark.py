@@ -159,10 +159,13 @@ def test_products_on_a_gpu_take_what_the_device_takes_and_no_launch(tmp_path: Pa
 
 
 @torch.inference_mode()
-def test_a_call_on_a_gpu_has_a_host_s_part_and_a_device_s(tmp_path: Path) -> None:
-    with imitated_gpu(tmp_path):
+def test_a_call_on_a_gpu_has_a_host_s_part_and_a_device_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with imitated_gpu(tmp_path) as boards:
         device = torch.device("cuda", 0)
         pool, clock = Pool(4096, device, torch.bfloat16), clock_for(device)
+        monkeypatch.setattr(clock, "now", boards.time.now)
         assert host_launch(pool, clock) >= SLOWNESS * LAUNCH
         assert small_kernel(pool, clock) < SLOWNESS * LAUNCH / 2
 

@@ -153,7 +153,9 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = [*_tensors([result])]
         if target is not None:
             self._place(made, target)
-        if _kind(function) != "view":
+        # `to` may give its argument back, and is a copy where it does not.
+        is_view = _kind(function) == "view" and all(_shares(one, tensors) for one in made)
+        if not is_view:
             self.used.add(board)
             self.on_launch(function, tensors)
             moved = sum(_bytes(tensor) for tensor in (*tensors, *made))
@@ -254,6 +256,12 @@ def _kind(function: Any) -> Kind:
         return "in place"
     alias = results[0].alias_info
     return "new" if alias is None else "in place" if alias.is_write else "view"
+
+
+def _shares(tensor: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether a tensor's memory is that of another one."""
+    own = tensor.untyped_storage()._cdata
+    return any(own == other.untyped_storage()._cdata for other in others)
 
 
 def _bytes(tensor: Tensor) -> Bytes:
