@@ -13,6 +13,7 @@ from moebench.measure.host import HostMeter
 from moebench.measure.latency import Plan, Progress, Rounds, Visit, measure_rounds
 from moebench.records.experts_run import PROBE_WORK, ExpertsCell, ExpertsResult
 from moebench.suite.experts_plan import ExpertsFile
+from moebench.suite.experts_time import LEAST_ROUNDS, SLOW_ROUNDS, Entry, most_rounds
 from moebench.suite.workers import Workers
 from moebench.units import Seconds
 
@@ -22,16 +23,10 @@ MOST_STEPS = 16
 WARM_ALL: Seconds = 0.5
 """Quicker entries are warmed up on every step that they cycle through: oneDNN generates a kernel
 for each new number of rows (0.3 ms a matrix): ragged steps have many, fixed ones few."""
-LONG_STEP: Seconds = 5.0
+LONG_STEP: Seconds = 1.0
 """Entries with a first step as long as this are warm enough."""
-LEAST_ROUNDS = 6
-"""Rounds of every cell, whatever its time: fewer give no interval of a median."""
-SLOW_ENTRY = 12.0
-"""A backend this many times slower than the fastest is timed in `SLOW_ROUNDS` rounds only."""
-SLOW_ROUNDS = 3
-
-Entry = tuple[str, str]
-"""A backend, or "router NAME", and a mix."""
+STOPS = (SLOW_ROUNDS, LEAST_ROUNDS)
+"""Rounds after which the load of the host is asked for, and the rounds of some backends may end."""
 
 
 class WorkerClock:
@@ -62,6 +57,8 @@ def measure_cell(
 ) -> ExpertsResult:
     """Measure a cell: `LEAST_ROUNDS` rounds, and up to the suite's number while time allows.
 
+    Slow backends have fewer, see `most_rounds`.
+
     Raises:
         RuntimeError: the process that the backends share died.
     """
@@ -70,10 +67,11 @@ def measure_cell(
     loads_by_mix = workers.open(plan, file.seed, routers)
     result = ExpertsResult(plan, loads_by_mix, matmul_size=workers.matmul_size)
     warm = _warm_up(result, workers, _entries(plan, workers.backends, routers))
-    slow = _slow_entries(warm, workers.backends)
+    left = allowed - (time.perf_counter() - start)
+    most = most_rounds(warm, workers.backends, file.rounds, left)
     host = HostMeter(torch.get_num_threads(), own=workers.processor_time)
     loads = []
-    stops = sorted({min(n, file.rounds) for n in (0, SLOW_ROUNDS, LEAST_ROUNDS, file.rounds)})
+    stops = sorted({min(n, file.rounds) for n in (0, *most.values(), *STOPS, file.rounds)})
     for first, last in pairwise(stops):
         budget = math.inf
         if last > LEAST_ROUNDS:
@@ -83,7 +81,7 @@ def measure_cell(
         visits = {name: clock.visit((name, "", plan.phase), 1, 0) for name in PROBE_WORK}
         for (what, mix), seconds in warm.items():
             key = f"{what}, {mix}"
-            if key not in result.errors and (first == 0 or (what, mix) not in slow):
+            if key not in result.errors and first < most[what, mix]:
                 steps = math.ceil(QUICK_VISIT / max(seconds, 1e-6))
                 result.num_steps[key] = max(1, min(MOST_STEPS, steps))
                 turn = (what, mix, plan.phase)
@@ -121,13 +119,6 @@ def _warm_up(
         except RuntimeError as error:
             result.errors[f"{what}, {mix}"] = str(error)
     return warm
-
-
-def _slow_entries(warm: dict[Entry, Seconds], backends: Sequence[str]) -> set[Entry]:
-    """Backends that are `SLOW_ENTRY` times slower than the fastest under the same mix."""
-    own = {entry: seconds for entry, seconds in warm.items() if entry[0] in backends}
-    fastest = {mix: min(s for (_, other), s in own.items() if other == mix) for _, mix in own}
-    return {entry for entry, s in own.items() if s > SLOW_ENTRY * fastest[entry[1]]}
 
 
 def _add(result: ExpertsResult, rounds: Rounds, first: int) -> None:

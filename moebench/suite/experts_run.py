@@ -30,6 +30,7 @@ from moebench.spec.schema import encode
 from moebench.suite.expert_bench import scratch
 from moebench.suite.experts_cell import measure_cell
 from moebench.suite.experts_plan import ExpertsSuite, load_experts_suite, planned_cells
+from moebench.suite.experts_time import expected_time, opening_time
 from moebench.suite.source import SuiteSource
 from moebench.suite.workers import Workers
 from moebench.units import Bytes, Seconds
@@ -132,16 +133,23 @@ def _measure_cells(
     hire: Callable[[Bytes], Workers],
     budget: Seconds,
 ) -> None:
-    """Measure cells, each appended to the run as soon as it is done; workers live for a shape."""
+    """Measure cells, each appended to the run as soon as it is done; workers live for a shape.
+
+    A cell has its part of the time that is left, as long as it and all others are expected to take.
+    """
     again = shlex.join(["python", "-m", "moebench.suite", "--resume", str(directory.absolute())])
     deadline, left = time.perf_counter() + budget, len(todo)
+    num_backends = len(load_experts_run(directory).manifest.backends)
+    costs = {plan.key: expected_time(plan, num_backends) for plan in todo}
+    openings = {(plan.shape, plan.dtype): opening_time(plan) for plan in todo}
     with terminal.Bar(budget if math.isfinite(budget) else FULL_GRID) as bar:
-        for _, group in groupby(todo, lambda plan: (plan.shape, plan.dtype)):
+        for shape, group in groupby(todo, lambda plan: (plan.shape, plan.dtype)):
             plans = list(group)
+            openings.pop(shape, None)
             with closing(hire(max(map(scratch, plans)))) as workers:
                 for plan in plans:
-                    share = (deadline - time.perf_counter()) / left
-                    if share <= 0:
+                    free = deadline - time.perf_counter()
+                    if free <= 0:
                         terminal.say(f"out of time with {left} cells left; go on with: {again}")
                         return
 
@@ -149,7 +157,9 @@ def _measure_cells(
                         bar.tell(f"{key}: {what}")
 
                     tell(0.0, "weights")
-                    allowed = min(3 * share, LONG_CELL)
+                    rest = sum(costs.values())
+                    share = costs.pop(plan.key) / rest
+                    allowed = min(max(free - sum(openings.values()), 0.0) * share, LONG_CELL)
                     try:
                         result = measure_cell(suite.file, plan, workers, allowed, tell)
                     except RuntimeError as error:

@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 
 from moebench.records.experts_run import MATMUL_SIZE, PROBE_WORK, ExpertsCell
-from moebench.suite.experts_cell import LEAST_ROUNDS, SLOW_ENTRY, SLOW_ROUNDS, measure_cell
-from moebench.suite.experts_plan import load_experts_suite
+from moebench.suite.experts_cell import measure_cell
+from moebench.suite.experts_plan import load_experts_suite, planned_cells
+from moebench.suite.experts_time import (
+    LEAST_ROUNDS,
+    SLOW_ENTRIES,
+    SLOW_ROUNDS,
+    expected_time,
+    most_rounds,
+    opening_time,
+)
 from moebench.suite.workers import Workers
 
 FILE = load_experts_suite(str(Path(__file__).with_name("toy.toml"))).file
@@ -38,8 +46,8 @@ def measured(workers: Answering, allowed: float = 60.0, rounds: int = 9) -> Any:
 
 
 def test_every_entry_and_limit_runs_once_a_round_and_slow_backends_in_a_few() -> None:
-    slow = 2 * SLOW_ENTRY
-    result = measured(Answering({"grouped": 1.0, "packed": slow}))
+    slow = 2 * SLOW_ENTRIES[0]
+    result = measured(Answering({"grouped": 1.0, "packed": slow}), allowed=1000.0)
     assert set(result.samples) == {"grouped", "packed", "router ada-k"}
     for mix in CELL.mixes:
         assert [number for number, *_ in result.samples["grouped"][mix]] == [*range(9)]
@@ -71,3 +79,35 @@ def test_a_cell_records_the_load_of_the_host_in_its_rounds(quiet_host: None) -> 
     load = measured(Answering({"packed": 0.05}), rounds=9).load
     assert load is not None and not load.is_busy
     assert [part.round for part in load.rounds] == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        (1000.0, (9, 9, 9, SLOW_ROUNDS)),
+        (150.0, (9, 9, 9, 1)),  # three rounds of the last would take over a quarter of it
+        (60.0, (9, 9, SLOW_ROUNDS, 1)),  # 6 (1 + 3 + 5) + 20 s do not fit, but 6 (1 + 3) + 3 5 + 20
+        (45.0, (9, SLOW_ROUNDS, 1, 1)),
+        (0.0, (9, 1, 1, 1)),
+    ],
+)
+def test_slow_backends_have_fewer_rounds_where_time_is_short(
+    allowed: float, expected: tuple[int, ...]
+) -> None:
+    warm = {(name, "fixed"): s for name, s in zip("abcd", (1.0, 3.0, 5.0, 20.0), strict=True)}
+    warm["router top-k", "fixed"] = 0.001
+    found = most_rounds(warm, "abcd", 9, allowed)
+    assert tuple(found[name, "fixed"] for name in "abcd") == expected
+    assert found["router top-k", "fixed"] == 9
+    assert set(most_rounds(warm, "abcd", 2, allowed).values()) <= {1, 2}
+
+
+def test_the_suite_of_experts_is_expected_to_fit_into_its_time() -> None:
+    suite = load_experts_suite("experts")
+    plans = planned_cells(suite, is_full=False)
+    shapes = {plan.shape: plan for plan in plans}
+    cells = sum(expected_time(plan, 6) for plan in plans)
+    assert 0.5 * suite.file.time_budget < cells + sum(map(opening_time, shapes.values()))
+    assert cells + sum(map(opening_time, shapes.values())) < 1.5 * suite.file.time_budget
+    large = max(plans, key=lambda plan: expected_time(plan, 6))
+    assert (large.shape, large.num_tokens) == ("Mixtral / 4", 4096)
