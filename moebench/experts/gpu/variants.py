@@ -49,18 +49,21 @@ MULTIPLES_OF_16 = frozenset({*MATRICES, *TYPES} - {*VARYING, "multiplier"})
 
 
 def expert_variants(capability: int) -> Iterator[Variant]:
-    """The kernels of the experts with every tile that this device uses.
+    """The kernels of the experts with the tiles that this device uses.
 
-    fp16 differs from bf16 in one word of its instructions.
+    Experts of two matrices, parts of a sum and fp32 in their smallest and largest tiles only. fp16
+    differs from bf16 in one word of its instructions.
     """
-    forms: tuple[Form, ...] = ("up, gated", "up", "down", "down in parts")
-    for rows in TABLE[80]:
+    table = TABLE[80]
+    forms: tuple[Form, ...] = ("up, gated", "down")
+    for rows in table:
         for form in forms:
-            if form != "down in parts" or not choose_tiles(capability, rows, 2).down.is_persistent:
-                yield expert_variant(capability, form, rows, "bf16")
-    for rows in TABLE[80]:
-        for form in ("up, gated", "down"):
+            yield expert_variant(capability, form, rows, "bf16")
+    for rows in (min(table), max(table)):
+        yield expert_variant(capability, "up", rows, "bf16")
+        for form in forms:
             yield expert_variant(capability, form, rows, "fp32")
+    yield expert_variant(capability, "down in parts", min(table), "bf16")
     yield from (combine_variant(capability, parts) for parts in (1, MOST_PARTS))
 
 
