@@ -40,10 +40,8 @@ def execution(name: str) -> Experts:
 
     It refuses experts with biases or a clamped activation if they are beyond it.
     """
-    experts: Experts = _part(name, name.replace("-", "_"))
+    experts: Callable[..., Tensor] = _part(name, name.replace("-", "_"))
     row = EXPERT_BACKENDS[name]
-    if row.takes_biases:
-        return experts
 
     def plain_experts(
         x: Tensor, routing: Routing, weights: ExpertWeights, *residual: Residual | None
@@ -51,7 +49,9 @@ def execution(name: str) -> Experts:
         check_takes(name, weights)
         return experts(x, routing, weights, *residual)
 
-    return AddingExperts(plain_experts) if row.takes_residual else plain_experts
+    if row.takes_residual:
+        return AddingExperts(experts if row.takes_biases else plain_experts)
+    return experts if row.takes_biases else plain_experts
 
 
 def check_takes(name: str, weights: ExpertWeights) -> None:

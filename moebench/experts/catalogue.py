@@ -141,6 +141,7 @@ EXPERT_BACKENDS = {
             "triton",
             Launches(matmul=(1, 0), dispatch=(0, 0), combine=(1, 0), activation=0),
             is_capturable=True,
+            takes_biases=True,
             takes_residual=True,
             stand_in="grouped",
             trains_itself=True,

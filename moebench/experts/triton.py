@@ -24,6 +24,7 @@ from torch import Tensor
 from moebench.experts.gpu.launch import DTYPES, choose_parts
 from moebench.experts.gpu.tiles import TABLE
 from moebench.experts.gpu.training import trained_layer
+from moebench.experts.grouped import grouped
 from moebench.experts.weights import ExpertWeights, Residual, added
 from moebench.routers.routing import Hidden, Routing
 from moebench.routers.row_tiles import row_tiles, rows_of_tile
@@ -60,6 +61,11 @@ def triton(
     if x.dtype not in DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"expert backend 'triton' computes in {names}; x is {x.dtype}")
+    if weights.clamp is not None and weights.clamp.is_interleaved:
+        raise ValueError(
+            "expert backend 'triton': found gate and up in turns, expected gate above up; only "
+            "these take it: loop, grouped"
+        )
     if routing.num_assignments == 0:
         return added(torch.zeros_like(x), residual)
     operations, bound = torch.ops.moebench, routing.num_assignments
@@ -69,14 +75,19 @@ def triton(
     if tiles is None:
         rows = rows_of_tile(expected / routing.num_experts)
         tiles = row_tiles(routing.tokens_per_expert, bound, rows)
-    trained = (x, routing.weights, weights.gate_up, weights.down)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
+    biases = weights.gate_up_bias, weights.down_bias
+    trained = (x, routing.weights, weights.gate_up, weights.down, *biases)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained):
+        if not weights.is_plain:
+            return added(grouped(x, routing, weights), residual)
         return added(trained_layer(x, routing, weights, tiles), residual)
+    clamp = () if weights.clamp is None else weights.clamp[:2]
     parts = choose_parts(x, weights.down, tiles.rows, expected)
-    hidden = operations.ragged_up(
-        x, routing.token_indices, tiles.table, weights.gate_up, tiles.rows, weights.down.shape[2]
-    )
-    outputs = operations.ragged_down(hidden, tiles.table, weights.down, tiles.rows, parts)
+    inner, rows = weights.down.shape[2], tiles.rows
+    first = weights.gate_up, rows, inner, biases[0], clamp
+    hidden = operations.ragged_up(x, routing.token_indices, tiles.table, *first)
+    second = weights.down, rows, parts, biases[1]
+    outputs = operations.ragged_down(hidden, tiles.table, *second)
     stream, multiplier = residual or (None, 1.0)
     places = routing.slot_places()
     y: Tensor = operations.ragged_combine(outputs, places, routing.weights, x, stream, multiplier)

@@ -156,9 +156,10 @@ def layer(
         mock.patch.object(launch, "INTERPRETED_MULTIPROCESSORS", 2),
     ):
         hidden = ragged_up(
-            x, routing.token_indices, table, weights.gate_up, rows, weights.down.shape[2]
+            *(x, routing.token_indices, table, weights.gate_up, rows, weights.down.shape[2]),
+            *(weights.gate_up_bias, weights.clamp[:2] if weights.clamp else ()),
         )
-        outputs = ragged_down(hidden, table, weights.down, rows, parts)
+        outputs = ragged_down(hidden, table, weights.down, rows, parts, weights.down_bias)
     yield ragged_combine(outputs, places, factors, x, None, 1.0)
     yield ragged_combine(outputs, places, factors, x, x, 0.5)
 
@@ -217,6 +218,20 @@ def odd_error(shape: Shape, num_tokens: int) -> float:
     routing = Routing.from_slots(torch.rand(num_tokens, k), chosen[:-1], shape.num_experts)
     x, weights = inputs(shape, num_tokens, torch.float32)
     return error(load_backend("triton")(x, routing, weights), double_sum(x, routing, weights))
+
+
+@torch.no_grad()
+def clamped_errors() -> dict[str, float]:
+    """Relative error of experts with biases and gpt-oss's activation, beside the definition's."""
+    torch.manual_seed(0)
+    routing, spec = slots(20, 3), model(SHAPES["tensor descriptors"])
+    spec = replace(spec, has_expert_bias=True, activation="clamped-swiglu")
+    x, weights = torch.randn(20, spec.hidden_size), ExpertWeights(spec, torch.float32)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    exact = load_backend("loop")(x, routing, weights).double()
+    tiles = ((16, 1, 90), (16, 2, 90), (128, 1, 90), (128, 1, 100))
+    return {str(one): error(next(layer(x, routing, weights, *one)), exact) for one in tiles}
 
 
 @torch.no_grad()
@@ -295,6 +310,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     found = {
         "errors": {" / ".join(map(str, name)): errors(name) for name in names()},
+        "clamped": clamped_errors(),
         "odd": {name: odd_error(*case) for name, case in ODD.items()},
         "flops": {backend: flops(backend) for backend in ("triton", "grouped")},
         "replays": replay_errors(),

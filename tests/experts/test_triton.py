@@ -103,6 +103,12 @@ def test_no_number_of_experts_and_no_size_is_odd(found: dict[str, Any], name: st
 
 
 @pytest.mark.slow
+def test_biases_and_limits_are_those_of_the_definition(found: dict[str, Any]) -> None:
+    assert len(found["clamped"]) == 4
+    assert all(error < TOLERANCES["float32"] for error in found["clamped"].values())
+
+
+@pytest.mark.slow
 def test_outputs_are_added_in_the_order_of_parts_and_slots(found: dict[str, Any]) -> None:
     assert found["is summed in order"]
 

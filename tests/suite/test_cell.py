@@ -14,6 +14,7 @@ from runs import HARDWARE
 from moebench.doctor.imitation.graphs import CUDAGraph, Streams
 from moebench.experts import avx512, packed, triton
 from moebench.experts.backends import why_not
+from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import ExpertWeights, activation
 from moebench.measure.clocks import StageTimer
 from moebench.measure.graph import LEAST_RING
@@ -268,11 +269,14 @@ def test_experts_with_biases_give_way_to_a_backend_that_takes_them(
 ) -> None:
     monkeypatch.setattr(triton, "missing", lambda device: None)
     biased = replace(SUITE.model, has_expert_bias=True)
-    found, (said,) = runnable_cells(cells(SUITE, "gpu"), torch.device("cuda"), biased)
-    assert "have biases or a clamped activation; 'grouped' runs" in said
-    assert {cell.baseline.backend for cell in found} == {"grouped"}
-    found, said = runnable_cells(cells(SUITE, "gpu"), torch.device("cuda"), SUITE.model)
+    planned = cells(SUITE, "gpu")
+    found, said = runnable_cells(planned, torch.device("cuda"), biased)
     assert not said and {cell.baseline.backend for cell in found} == {"triton"}
+    row = replace(EXPERT_BACKENDS["triton"], takes_biases=False)
+    monkeypatch.setitem(EXPERT_BACKENDS, "triton", row)
+    found, (why,) = runnable_cells(planned, torch.device("cuda"), biased)
+    assert "have biases or a clamped activation; 'grouped' runs" in why
+    assert {cell.baseline.backend for cell in found} == {"grouped"}
 
 
 def static(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:

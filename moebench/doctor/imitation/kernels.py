@@ -13,25 +13,42 @@ from torch import Tensor
 from moebench.experts.gpu.launch import OPERATIONS
 from moebench.experts.gpu.training import Assignments
 from moebench.experts.grouped import activation_backward
-from moebench.experts.weights import activation
+from moebench.experts.weights import Clamp, activation, of_expert, plus
 
 
 def up(
-    x: Tensor, tokens: Tensor, table: Tensor, gate_up: Tensor, tile_rows: int, intermediate: int
+    x: Tensor,
+    tokens: Tensor,
+    table: Tensor,
+    gate_up: Tensor,
+    tile_rows: int,
+    intermediate: int,
+    bias: Tensor | None = None,
+    clamp: Sequence[float] = (),
 ) -> Tensor:
     """The activated hidden row of each assignment."""
     hidden = x.new_zeros(len(tokens), intermediate)
+    limits = Clamp(clamp[0], clamp[1]) if clamp else None
     for expert, rows in _tiles(table, len(gate_up)):
-        hidden[rows] = activation(x[tokens[rows]] @ gate_up[expert].t(), intermediate)
+        products = plus(x[tokens[rows]] @ gate_up[expert].t(), of_expert(bias, expert))
+        hidden[rows] = activation(products, intermediate, limits)
     return hidden
 
 
-def down(hidden: Tensor, table: Tensor, weights: Tensor, tile_rows: int, parts: int) -> Tensor:
+def down(
+    hidden: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    tile_rows: int,
+    parts: int,
+    bias: Tensor | None = None,
+) -> Tensor:
     """The expert output of each assignment, all of it in the first part."""
     dtype = hidden.dtype if parts == 1 else torch.float32
     outputs = torch.zeros(parts, len(hidden), weights.shape[1], dtype=dtype)
     for expert, rows in _tiles(table, len(weights)):
-        outputs[0, rows] = (hidden[rows] @ weights[expert].t()).to(dtype)
+        products = plus(hidden[rows] @ weights[expert].t(), of_expert(bias, expert))
+        outputs[0, rows] = products.to(dtype)
     return outputs
 
 

@@ -101,6 +101,34 @@ def _zeros(M: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _activation(gate, up, alpha, limit, IS_GATED: tl.constexpr, IS_CLAMPED: tl.constexpr):
+    """SiLU(gate) * up, gpt-oss's clamped activation, or relu(up)^2."""
+    if IS_CLAMPED:
+        gate = tl.minimum(gate, limit)
+        up = tl.maximum(tl.minimum(up, limit), -limit)
+        activated = (up + 1) * (gate * tl.sigmoid(alpha * gate))
+    elif IS_GATED:
+        activated = gate * tl.sigmoid(gate) * up
+    else:
+        positive = tl.maximum(up, 0.0)
+        activated = positive * positive
+    return activated
+
+
+@triton.jit
+@no_type_check
+def _add_bias(
+    tile, bias, first, column, num_columns, is_added, SWAP: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """A tile of `_multiply` plus the biases of its columns, of which `first` is the first one's."""
+    places = column + tl.arange(0, COLUMNS)
+    inside = (places < num_columns) & is_added
+    values = tl.load(bias + first + tl.arange(0, COLUMNS), mask=inside, other=0.0).to(tl.float32)
+    return tile + (values[:, None] if SWAP else values[None, :])
+
+
+@triton.jit
+@no_type_check
 def _store_tile(
     matrix,
     tile,

@@ -29,6 +29,8 @@ import triton
 import triton.language as tl
 
 from moebench.experts.gpu.kernel_parts import (
+    _activation,
+    _add_bias,
     _load_tile,
     _locate_tile,
     _multiply,
@@ -51,6 +53,7 @@ def _up_tile(
     x,
     token_indices,
     gate_up,
+    bias,
     hidden,
     expert,
     first,
@@ -60,7 +63,11 @@ def _up_tile(
     hidden_size,
     intermediate_size,
     x_stride,
+    alpha,
+    limit,
     IS_GATED: tl.constexpr,
+    IS_CLAMPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     TMA: tl.constexpr,
     GATHER: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -97,11 +104,11 @@ def _up_tile(
             gate = _multiply(gathered, weight, gate, SWAP, UPCAST)
         weight = _load_tile(gate_up, up_row, weight_rows, depth, hidden_size, TMA, BLOCK_N, BLOCK_K)
         up = _multiply(gathered, weight, up, SWAP, UPCAST)
-    if IS_GATED:
-        activated = gate * tl.sigmoid(gate) * up
-    else:
-        positive = tl.maximum(up, 0.0)
-        activated = positive * positive
+    if HAS_BIAS:
+        up = _add_bias(up, bias, up_row, column, intermediate_size, True, SWAP, BLOCK_N)
+        if IS_GATED:
+            gate = _add_bias(gate, bias, gate_row, column, intermediate_size, True, SWAP, BLOCK_N)
+    activated = _activation(gate, up, alpha, limit, IS_GATED, IS_CLAMPED)
     _store_tile(hidden, activated, 0, rows, end, column, intermediate_size, SWAP, BLOCK_N)
 
 
@@ -112,13 +119,18 @@ def up_and_activate(
     token_indices,
     table,
     gate_up,
+    bias,
     hidden,
     num_experts,
     row_tiles,
     hidden_size,
     intermediate_size,
     x_stride,
+    alpha,
+    limit,
     IS_GATED: tl.constexpr,
+    IS_CLAMPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     TMA: tl.constexpr,
     GATHER: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -133,6 +145,7 @@ def up_and_activate(
 ):
     """hidden[i] = SiLU(gate_e x_t) * up_e x_t of assignment i = (t, e), or relu(up_e x_t)^2.
 
+    `IS_CLAMPED`: gpt-oss's activation with its `alpha` and `limit`, gate above up.
     `gate_up` is [experts * width, hidden_size] row-major: a pointer, or with `TMA` a descriptor
     of tiles [BLOCK_N, BLOCK_K]. `x` is a pointer, or with `GATHER` a descriptor of [1, BLOCK_K].
     `hidden` is [bound, intermediate_size].
@@ -152,9 +165,10 @@ def up_and_activate(
             row_tile, column_tile = _place_of(number, used, column_tiles, GROUP)
             expert, first, end = _read_tile(table, row_tiles, row_tile)
             _up_tile(
-                *(x, token_indices, gate_up, hidden, expert, first, end, column_tile * BLOCK_N),
-                *(weight_rows, hidden_size, intermediate_size, x_stride),
-                *(IS_GATED, TMA, GATHER, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
+                *(x, token_indices, gate_up, bias, hidden, expert, first, end),
+                *(column_tile * BLOCK_N, weight_rows, hidden_size, intermediate_size),
+                *(x_stride, alpha, limit, IS_GATED, IS_CLAMPED, HAS_BIAS),
+                *(TMA, GATHER, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
             )
     else:
         row_tile, column_tile = _locate_tile(row_tiles, column_tiles, GROUP)
@@ -162,9 +176,10 @@ def up_and_activate(
         if expert >= num_experts:
             return
         _up_tile(
-            *(x, token_indices, gate_up, hidden, expert, first, end, column_tile * BLOCK_N),
-            *(weight_rows, hidden_size, intermediate_size, x_stride),
-            *(IS_GATED, TMA, GATHER, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
+            *(x, token_indices, gate_up, bias, hidden, expert, first, end),
+            *(column_tile * BLOCK_N, weight_rows, hidden_size, intermediate_size),
+            *(x_stride, alpha, limit, IS_GATED, IS_CLAMPED, HAS_BIAS),
+            *(TMA, GATHER, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
         )
 
 
@@ -173,6 +188,7 @@ def up_and_activate(
 def _down_tile(
     hidden,
     down,
+    bias,
     outputs,
     expert,
     first,
@@ -184,6 +200,7 @@ def _down_tile(
     intermediate_size,
     first_depth,
     end_depth,
+    HAS_BIAS: tl.constexpr,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
     SWAP: tl.constexpr,
@@ -200,6 +217,9 @@ def _down_tile(
             down, weight_row, weight_rows, depth, intermediate_size, TMA, BLOCK_N, BLOCK_K
         )
         total = _multiply(activated, weight, total, SWAP, UPCAST)
+    if HAS_BIAS:
+        is_first = first_depth == 0
+        total = _add_bias(total, bias, weight_row, column, hidden_size, is_first, SWAP, BLOCK_N)
     rows = first + tl.arange(0, BLOCK_M)
     _store_tile(outputs, total, first_output, rows, end, column, hidden_size, SWAP, BLOCK_N)
 
@@ -211,6 +231,7 @@ def multiply_down(
     table,
     down,
     down_memory,
+    bias,
     outputs,
     num_experts,
     row_tiles,
@@ -218,6 +239,7 @@ def multiply_down(
     hidden_size,
     intermediate_size,
     split_size,
+    HAS_BIAS: tl.constexpr,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
     SWAP: tl.constexpr,
@@ -252,9 +274,9 @@ def multiply_down(
             row_tile, column_tile = _place_of(number, used, column_tiles, GROUP)
             expert, first, end = _read_tile(table, row_tiles, row_tile)
             _down_tile(
-                *(hidden, down, outputs, expert, first, end, column_tile * BLOCK_N),
+                *(hidden, down, bias, outputs, expert, first, end, column_tile * BLOCK_N),
                 *(weight_rows, 0, hidden_size, intermediate_size, 0, intermediate_size),
-                *(TMA, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
+                *(HAS_BIAS, TMA, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
             )
     else:
         row_tile, column_tile = _locate_tile(row_tiles, column_tiles, GROUP)
@@ -272,7 +294,7 @@ def multiply_down(
             return
         end_depth = tl.minimum(first_depth + split_size, intermediate_size)
         _down_tile(
-            *(hidden, down, outputs, expert, first, end, column, weight_rows),
+            *(hidden, down, bias, outputs, expert, first, end, column, weight_rows),
             *(part.to(tl.int64) * bound, hidden_size, intermediate_size, first_depth, end_depth),
-            *(TMA, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
+            *(HAS_BIAS, TMA, UPCAST, SWAP, BLOCK_M, BLOCK_N, BLOCK_K),
         )

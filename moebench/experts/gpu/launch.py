@@ -41,6 +41,8 @@ def ragged_up(
     gate_up: Float[Tensor, "experts width hidden"],
     tile_rows: int,
     intermediate_size: int,
+    bias: Float[Tensor, "experts width"] | None = None,
+    clamp: Sequence[float] = (),
 ) -> Float[Tensor, "bound intermediate"]:
     """The activated hidden row of each assignment, sorted by expert; uninitialised behind the last.
 
@@ -48,6 +50,7 @@ def ragged_up(
 
     Args:
         table: See `moebench.routers.row_tiles.RowTiles`, as `tile_rows`.
+        clamp: alpha and limit of gpt-oss's activation, or nothing.
     """
     from moebench.experts.gpu import kernels
 
@@ -61,9 +64,12 @@ def ragged_up(
     with device_of(x):
         kernels.up_and_activate[(_programs(programs, tile, x),)](
             *(_descriptor(x, 1, tile) if tile.gathers_by_tma else x, token_indices, table),
-            *(_weights(gate_up, tile, use_tma), hidden, len(gate_up), table.shape[1]),
-            *(x.shape[1], intermediate_size, x.stride(0)),
+            *(_weights(gate_up, tile, use_tma), gate_up if bias is None else bias.contiguous()),
+            *(hidden, len(gate_up), table.shape[1]),
+            *(x.shape[1], intermediate_size, x.stride(0), *(clamp or (0.0, 0.0))),
             IS_GATED=gate_up.shape[1] != intermediate_size,
+            IS_CLAMPED=bool(clamp),
+            HAS_BIAS=bias is not None,
             TMA=use_tma,
             GATHER=tile.gathers_by_tma,
             **_constants(tile, x),
@@ -77,6 +83,7 @@ def ragged_down(
     down: Float[Tensor, "experts hidden intermediate"],
     tile_rows: int,
     parts: int,
+    bias: Float[Tensor, "experts hidden"] | None = None,
 ) -> Float[Tensor, "parts bound hidden"]:
     """The expert output of each assignment; uninitialised behind the last.
 
@@ -99,8 +106,10 @@ def ragged_down(
     programs = table.shape[1] * -(-hidden_size // tile.columns)
     with device_of(hidden):
         kernels.multiply_down[(_programs(programs, tile, hidden), parts)](
-            *(rows, table, _weights(down, tile, use_tma), down, outputs),
+            *(rows, table, _weights(down, tile, use_tma), down),
+            *(down if bias is None else bias.contiguous(), outputs),
             *(len(down), table.shape[1], bound, hidden_size, intermediate_size, split_size),
+            HAS_BIAS=bias is not None,
             TMA=use_tma,
             **_constants(tile, hidden),
         )
@@ -262,9 +271,9 @@ def _descriptor(stack: Tensor, block_rows: int, tile: KernelTile) -> Any:
 
 SCHEMAS = {
     ragged_up: "ragged_up(Tensor x, Tensor token_indices, Tensor table, Tensor gate_up,"
-    " int tile_rows, int intermediate_size) -> Tensor",
-    ragged_down: "ragged_down(Tensor hidden, Tensor table, Tensor down, int tile_rows, int parts)"
-    " -> Tensor",
+    " int tile_rows, int intermediate_size, Tensor? bias=None, float[] clamp=[]) -> Tensor",
+    ragged_down: "ragged_down(Tensor hidden, Tensor table, Tensor down, int tile_rows, int parts,"
+    " Tensor? bias=None) -> Tensor",
     ragged_combine: "ragged_combine(Tensor outputs, Tensor places, Tensor routing_weights,"
     " Tensor like, Tensor? residual, float multiplier) -> Tensor",
 }

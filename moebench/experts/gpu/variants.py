@@ -25,7 +25,7 @@ from moebench.spec.tile_rows import most_row_tiles, rows_of_tile
 CAPABILITIES = (80, 89, 90, 100, 120)
 """Compute capabilities of A100; L40S; H100 and H200; B200; RTX PRO 6000."""
 
-Form = Literal["up, gated", "up", "down", "down in parts"]
+Form = Literal["up, gated", "up", "up, clamped", "down", "down in parts", "down, biased"]
 Matmul = Literal["gate_up", "down"]
 """The two matmuls of a layer: gate and up are one."""
 Dtype = Literal["bf16", "fp32"]
@@ -34,25 +34,31 @@ ELEMENT_BYTES: dict[Dtype, int] = {"bf16": 2, "fp32": 4}
 DECODE_ROWS = 32
 """Rows of a tile up to which the report calls it decode's."""
 
-MATRICES = ("x", "hidden", "gate_up", "down", "down_memory", "outputs", "residual", "y")
+MATRICES = ("x", "hidden", "gate_up", "down", "down_memory", "bias", "outputs", "residual", "y")
 VARYING = ("num_experts", "row_tiles", "bound", "num_slots")
 TYPES = {
     **dict.fromkeys(("token_indices", "places"), "*i64"),
-    **{"table": "*i32", "routing_weights": "*fp32", "multiplier": "fp32"},
+    **{
+        "table": "*i32",
+        "routing_weights": "*fp32",
+        "multiplier": "fp32",
+        "alpha": "fp32",
+        "limit": "fp32",
+    },
     **dict.fromkeys(
         (*VARYING, "hidden_size", "intermediate_size", "x_stride", "split_size"), "i32"
     ),
 }
 """Types of the arguments that are no matrices."""
-MULTIPLES_OF_16 = frozenset({*MATRICES, *TYPES} - {*VARYING, "multiplier"})
+MULTIPLES_OF_16 = frozenset({*MATRICES, *TYPES} - {*VARYING, "multiplier", "alpha", "limit"})
 """Arguments that are multiples of 16 for ordinary shapes."""
 
 
 def expert_variants(capability: int) -> Iterator[Variant]:
     """The kernels of the experts with the tiles that this device uses.
 
-    Experts of two matrices, parts of a sum and fp32 in their smallest and largest tiles only. fp16
-    differs from bf16 in one word of its instructions.
+    Experts of two matrices, those of gpt-oss and fp32 in their smallest and largest tiles, parts of
+    a sum in the smallest one. fp16 differs from bf16 in one word of its instructions.
     """
     table = TABLE[80]
     forms: tuple[Form, ...] = ("up, gated", "down")
@@ -60,7 +66,9 @@ def expert_variants(capability: int) -> Iterator[Variant]:
         for form in forms:
             yield expert_variant(capability, form, rows, "bf16")
     for rows in (min(table), max(table)):
-        yield expert_variant(capability, "up", rows, "bf16")
+        others: tuple[Form, ...] = ("up", "up, clamped", "down, biased")
+        for form in others:
+            yield expert_variant(capability, form, rows, "bf16")
         for form in forms:
             yield expert_variant(capability, form, rows, "fp32")
     yield expert_variant(capability, "down in parts", min(table), "bf16")
@@ -78,11 +86,13 @@ def expert_variant(capability: int, form: Form, rows: int, dtype: Dtype) -> Vari
     constants: dict[str, Any] = {
         "TMA": capability >= FIRST_TMA_CAPABILITY,
         "UPCAST": False,
+        "HAS_BIAS": form in ("up, clamped", "down, biased"),
         "PDL": capability >= FIRST_PDL_CAPABILITY,
         **tile.constants(size),
     }
     if not is_down:
-        constants |= {"IS_GATED": form == "up, gated", "GATHER": tile.gathers_by_tma}
+        constants |= {"IS_GATED": form != "up", "IS_CLAMPED": form == "up, clamped"}
+        constants["GATHER"] = tile.gathers_by_tma
     types = TYPES | dict.fromkeys(MATRICES, f"*{dtype}")
     if form == "down in parts":
         types["outputs"] = "*fp32"
