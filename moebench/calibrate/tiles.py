@@ -169,7 +169,7 @@ def site_of(device: torch.device) -> Site:
     return Site(torch.cuda.get_device_name(device), fingerprint, 10 * major + minor)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Sweep on a device and say where the result is kept."""
     parser = argparse.ArgumentParser(
         prog="python -m moebench.calibrate.tiles",
@@ -179,7 +179,7 @@ def main() -> int:
     terminal.add_device(parser)
     parser.add_argument("--model", default="mixtral-8x7b", help="model whose layer is timed")
     parser.add_argument("--time-limit", default="120 s", help="longest time of the sweep (120 s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     limit = terminal.seconds("--time-limit", options.time_limit)
     device = choose_device(options.device)
     site, model = site_of(device), load_model(options.model)

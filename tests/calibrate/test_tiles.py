@@ -15,7 +15,10 @@ from moebench.calibrate.tile_search import (
     refusals,
 )
 from moebench.calibrate.tile_timer import is_refusal
-from moebench.calibrate.tiles import MEANS, Site, layers_of, seeds, site_of, sweep
+from moebench.calibrate.tiles import MEANS, Site, layers_of, main, seeds, site_of, sweep
+from moebench.doctor.imitation.imitate import imitated_gpu
+from moebench.doctor.imitation.nvml import has_compiler
+from moebench.experts.gpu.fingerprint import _fingerprint
 from moebench.experts.gpu.tiles import KernelTile, KernelTiles, choose_tiles
 from moebench.experts.gpu.tuned import (
     UNTIMED,
@@ -26,7 +29,7 @@ from moebench.experts.gpu.tuned import (
     table_path,
     tuned_table,
 )
-from moebench.spec.model import load_model
+from moebench.spec.model import ModelSpec, load_model
 from moebench.spec.tile_rows import rows_of_tile
 
 SITE = Site("NVIDIA H200", "imitated", 90)
@@ -205,6 +208,33 @@ def test_triton_refusals_are_known_by_their_names() -> None:
     kind = type("OutOfResources", (Exception,), {})
     assert is_refusal(kind("shared memory"))
     assert not is_refusal(RuntimeError("illegal access"))
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no gcc for the simulated NVML library")
+def test_a_sweep_runs_on_an_imitated_gpu(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny: ModelSpec,
+) -> None:
+    """Graphs, rings of routings and copies of weights; its time is made up, and no tile is real."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.7.1")
+    monkeypatch.setattr("moebench.calibrate.tiles.load_model", lambda name: tiny)
+    monkeypatch.setattr("moebench.calibrate.tile_timer.COLD", 1e-4)
+    monkeypatch.setattr("moebench.calibrate.tile_timer.RING", 2)
+    monkeypatch.setattr("moebench.calibrate.tiles.MEANS", {16: (0.0, 4.0)})
+    _fingerprint.cache_clear()
+    try:
+        with imitated_gpu(tmp_path):
+            assert main(["--device", "cuda:0", "--time-limit", "0.3 s"]) == 0
+            (path,) = (tmp_path / "cache" / "moebench").glob("*-tiles.json")
+            table = tuned_table(path.name.removesuffix("-tiles.json"))
+    finally:
+        _fingerprint.cache_clear()
+    assert table is not None and table.device == "NVIDIA H200"
+    assert {each.sizes.rows for each in table.layers} <= set(MEANS)
+    assert all(each.seconds > 0 and each.timed > 0 for each in table.layers)
+    assert str(path) in capsys.readouterr().out
 
 
 def test_there_must_be_a_gpu() -> None:
