@@ -82,9 +82,10 @@ class LayerTimer:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an error says that tiles do not fit, by the name of Triton's class."""
+    """Whether Triton says that tiles do not fit or cannot be compiled, by its classes' names."""
     names = {"OutOfResources", "PTXASError", "CompilationError"}
-    return any(kind.__name__ in names for kind in type(error).__mro__)
+    is_failed_pass = isinstance(error, RuntimeError) and "PassManager" in str(error)
+    return is_failed_pass or any(kind.__name__ in names for kind in type(error).__mro__)
 
 
 def _captured(work: Callable[[], None]) -> Callable[[], None]:

@@ -207,6 +207,7 @@ def test_a_spoilt_file_is_as_none() -> None:
 def test_triton_refusals_are_known_by_their_names() -> None:
     kind = type("OutOfResources", (Exception,), {})
     assert is_refusal(kind("shared memory"))
+    assert is_refusal(RuntimeError("PassManager::run failed"))
     assert not is_refusal(RuntimeError("illegal access"))
 
 
