@@ -79,9 +79,10 @@ EXPERT_BACKENDS = {
             trains_itself=True,
         ),
         # Kernels of others, with what the adapter does; a fused kernel is one call for everything.
+        # Who takes slots waits for their number; `eager` waits five times for a touched expert.
         ExpertBackend(
             "transformers-eager",
-            Launches(matmul=(0, 1), dispatch=(26, 0), combine=(0, 10)),
+            Launches(matmul=(0, 1), dispatch=(26, 0), combine=(0, 10), waits=(4, 5)),
             module="transformers",
             dtypes=WITH_FP64,
             is_gated_only=True,
@@ -90,7 +91,7 @@ EXPERT_BACKENDS = {
         ),
         ExpertBackend(
             "transformers-grouped-mm",
-            Launches(matmul=(1, 0), dispatch=(20, 0), combine=(15, 0)),
+            Launches(matmul=(1, 0), dispatch=(20, 0), combine=(15, 0), waits=(1, 0)),
             module="transformers",
             is_gated_only=True,
             takes_slots=True,
@@ -98,7 +99,7 @@ EXPERT_BACKENDS = {
         ),
         ExpertBackend(
             "vllm",
-            Launches(matmul=(0.25, 0), dispatch=(18, 0), combine=(0, 0)),
+            Launches(matmul=(0.25, 0), dispatch=(18, 0), combine=(0, 0), waits=(1, 0)),
             has_gradients=False,
             is_gated_only=True,
             takes_slots=True,
@@ -119,7 +120,7 @@ EXPERT_BACKENDS = {
         # Launches of the next three are counted in the adapters' text: none could be run.
         ExpertBackend(
             "flashinfer",
-            Launches(matmul=(0.25, 0), dispatch=(18, 0), combine=(0, 0)),
+            Launches(matmul=(0.25, 0), dispatch=(18, 0), combine=(0, 0), waits=(1, 0)),
             dtypes=("bfloat16", "float16"),
             has_gradients=False,
             is_gated_only=True,

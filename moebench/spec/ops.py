@@ -137,8 +137,8 @@ class Launches(NamedTuple):
     activation: float = 2
     """Launches after each of the first matmul's: SiLU and a product, or 0 where they are fused."""
     waits: tuple[float, float] = (0, 0)
-    """Times that the host waits for a GPU, once a layer and for each expert of the model: to know
-    how many rows an expert has. A test counts them again."""
+    """Times that the host waits for a GPU, once a layer and for each expert of the model, in a step
+    that touches all: mostly to know how many rows an expert has. A test counts them again."""
 
 
 @dataclass(frozen=True)
