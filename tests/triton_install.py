@@ -4,12 +4,15 @@ A wheel of 286 MB that nothing else needs on a machine without a GPU; kept betwe
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -55,3 +58,14 @@ def installed() -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def interpreted(program: ModuleType) -> dict[str, Any]:
+    """The JSON object that a program prints in a process with Triton's interpreter."""
+    assert program.__file__ is not None
+    command = [sys.executable, "-W", "ignore", program.__file__]
+    variables = {**environment(), "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result

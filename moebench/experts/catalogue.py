@@ -148,6 +148,24 @@ EXPERT_BACKENDS = {
             trains_itself=True,
             fuses_routing=True,
         ),
+        # The same launches; their weights are rounded, so nothing stands in for them.
+        *(
+            ExpertBackend(
+                f"triton-{short}",
+                Launches(matmul=(1, 0), dispatch=(0, 0), combine=(1, 0), activation=0),
+                module=f"triton_{short}",
+                dtypes=dtypes,
+                weight_type=weight_type,
+                has_gradients=False,
+                hides_flops=True,
+                is_capturable=True,
+                takes_residual=True,
+            )
+            for short, weight_type, dtypes in (
+                ("fp8", "float8", ("bfloat16", "float16")),
+                ("mxfp4", "mxfp4", ("bfloat16",)),
+            )
+        ),
     )
 }
 

@@ -27,7 +27,6 @@ from moebench.experts.gpu.training import trained_layer
 from moebench.experts.grouped import grouped
 from moebench.experts.weights import ExpertWeights, Residual, added
 from moebench.routers.routing import Hidden, Routing
-from moebench.routers.row_tiles import row_tiles, rows_of_tile
 
 
 def missing(device: torch.device) -> str | None:
@@ -68,13 +67,8 @@ def triton(
         )
     if routing.num_assignments == 0:
         return added(torch.zeros_like(x), residual)
-    operations, bound = torch.ops.moebench, routing.num_assignments
-    expected = routing.expected_assignments
-    expected = float(bound if expected is None else expected)
-    tiles = routing.row_tiles
-    if tiles is None:
-        rows = rows_of_tile(expected / routing.num_experts)
-        tiles = row_tiles(routing.tokens_per_expert, bound, rows)
+    operations = torch.ops.moebench
+    tiles, expected = routing.cut_rows()
     biases = weights.gate_up_bias, weights.down_bias
     trained = (x, routing.weights, weights.gate_up, weights.down, *biases)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained):

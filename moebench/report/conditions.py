@@ -155,10 +155,10 @@ def limits(run: Run) -> tuple[str, ...]:
         lines.append(f"Peak memory by: {'; '.join(methods)}.")
     # A run may be of a version that had other backends.
     backends = {record.case.backend for record in run.records} & set(EXPERT_BACKENDS)
-    if twice := [name for name in backends if EXPERT_BACKENDS[name].layout != "plain"]:
+    if twice := [name for name in backends if EXPERT_BACKENDS[name].copies_weights]:
         lines.append(
             f"Peak memory of {' and '.join(twice)} holds the experts' weights twice, as parameters "
-            "and in blocks."
+            "and as its kernels read them."
         )
     if any(m.launch == "graph" for m in measured):
         lines.append(

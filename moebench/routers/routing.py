@@ -30,7 +30,7 @@ from moebench.routers.auxiliary import AuxiliaryLoss
 from moebench.routers.counts import counts
 from moebench.routers.gpu.form import FusedForm
 from moebench.routers.policy import Policy, import_routers
-from moebench.routers.row_tiles import RowTiles
+from moebench.routers.row_tiles import RowTiles, row_tiles, rows_of_tile
 from moebench.spec.case import OperatingPoint
 from moebench.spec.model import ModelSpec
 from moebench.units import nearest
@@ -108,6 +108,15 @@ class Routing:
         places = places.masked_fill(places >= self.tokens_per_expert.sum(), -1)
         of_slots = places.new_full((self.num_tokens * self.num_slots,), -1)
         return of_slots.scatter(0, self.positions, places).view(self.num_tokens, self.num_slots)
+
+    def cut_rows(self) -> tuple[RowTiles, float]:
+        """Its row tiles, cut here if no fused router did it, and the assignments to expect."""
+        expected = self.expected_assignments
+        expected = float(self.num_assignments if expected is None else expected)
+        if self.row_tiles is not None:
+            return self.row_tiles, expected
+        rows = rows_of_tile(expected / self.num_experts)
+        return row_tiles(self.tokens_per_expert, self.num_assignments, rows), expected
 
     def experts_per_token(self) -> Int[Tensor, " tokens"]:
         """How many experts each token runs."""

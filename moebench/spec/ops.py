@@ -152,6 +152,17 @@ class ExpertCalls:
     """Layout of the experts' weights; any but the plain one is a copy beside the parameters."""
     least_rows: float = 1.0
     """Rows that are computed at least for a touched expert."""
+    weight_type: str | None = None
+    """Type in which its kernels read the experts' weights, see `moebench.spec.weight_types`, which
+    are then rounded copies beside the parameters; None: the model's own."""
+
+    @property
+    def copies_weights(self) -> bool:
+        return self.layout != "plain" or self.weight_type is not None
+
+    def copied_bytes(self, dtype: str) -> float:
+        """Bytes of an expert weight's copy beside a parameter of this dtype; 0: there is none."""
+        return stored_bytes(self.weight_type or dtype) if self.copies_weights else 0.0
 
 
 def expert_ops(
@@ -175,6 +186,9 @@ def expert_ops(
 
     def product(name: str, n: float, k: float) -> Op:
         op = linear(name, "experts", rows, n, k, dtype, groups=touched)
+        if backend.weight_type is not None:
+            saved = stored_bytes(dtype) - stored_bytes(backend.weight_type)
+            op = replace(op, bytes_read=op.bytes_read - touched * saved * n * k)
         return replace(op, launches=calls, layout=backend.layout, least_rows=backend.least_rows)
 
     activation = traffic("activation", "experts", assignments * up_width, assignments * f, dtype)

@@ -51,10 +51,11 @@ def peak_memories(planned: Sequence[Cell], model: ModelSpec) -> dict[str, Bytes]
         for case, policy in zip(cell.cases, cell.policies, strict=True):
             load = policy.load(model, case.workload.num_tokens, case.operating_point)
             router_parameters = policy.parameters(model) / model.num_moe_layers
-            layout = executing(case.backend, case.workload.phase).layout
+            backend = executing(case.backend, case.workload.phase)
+            copied = backend.copied_bytes(case.workload.dtype)
             loads = (load,) * case.num_layers
             memories[case.key] = layers_memory(
-                model, case.workload, loads, router_parameters, layout
+                model, case.workload, loads, router_parameters, copied
             )
     return memories
 

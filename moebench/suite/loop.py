@@ -229,7 +229,7 @@ def _without_what_does_not_fit(
                 fitting.append((case, policy))
                 continue
             message = f"needs {text(need, 'size')}, {text(available, 'size')} are available"
-            if EXPERT_BACKENDS[case.backend].layout != "plain":
+            if EXPERT_BACKENDS[case.backend].copies_weights:
                 once = executing(case.backend, "train").name
                 message += f"; --experts {once} holds the experts' weights once"
             terminal.say(f"{case.key}: does not fit: {message}")

@@ -1,16 +1,14 @@
 """The Triton kernels of training in Triton's interpreter: every case, as one JSON object.
 
-A program of its own, since TRITON_INTERPRET must be set before the kernels are imported. With the
-argument "quick" it runs the cases that reach every branch once.
+A program of its own, since TRITON_INTERPRET must be set before the kernels are imported.
 """
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from experts.interpreter_rounding import round_to_nearest
+from experts.interpreter import round_to_nearest
 from torch import Tensor
 
 from moebench.experts.backends import execution
@@ -182,9 +180,5 @@ def flops() -> dict[str, int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     round_to_nearest()
-    wanted = QUICK if "quick" in sys.argv else CASES
-    runs: dict[str, Callable[[], object]] = (
-        {} if "quick" in sys.argv else {"frozen": frozen, "flops": flops}
-    )
-    found = {"errors": {name: errors(case) for name, case in wanted.items()}}
-    json.dump(found | {name: run() for name, run in runs.items()}, sys.stdout)
+    found = {"errors": {name: errors(case) for name, case in CASES.items()}}
+    json.dump(found | {"frozen": frozen(), "flops": flops()}, sys.stdout)

@@ -70,6 +70,9 @@ def test_every_tile_multiplies_by_the_targets_best_instruction(kernels: list[Row
             is_best = row["tensor cores"] == BEST[target_of(row)]
             is_small = row["phase"] == "training" and rows_of(row) < 64
             assert is_best or (is_small and row["tensor cores"] == "mma.sync"), row
+    packed = [row for row in kernels if row["phase"] == "packed"]
+    assert {row["dtype"] for row in packed} == {"fp8", "mxfp4"}
+    assert all(row["tensor cores"] == BEST[target_of(row)] for row in packed)
     fp32 = {row["tensor cores"] for row in kernels if row["dtype"] == "fp32"}
     assert fp32 == {"none"}
 

@@ -15,16 +15,6 @@ NARROW = 1.15
 """Largest error in fp16 and bf16, in those of `grouped`, which rounds as often."""
 
 
-def interpreted(*arguments: str) -> dict[str, Any]:
-    """Results of the cases in a process with Triton's interpreter."""
-    environment = {**triton_install.environment(), "TRITON_INTERPRET": "1"}
-    program = [sys.executable, "-W", "ignore", interpreted_training.__file__, *arguments]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
 def check(errors: dict[str, tuple[float, float]], is_single: bool) -> None:
     """Output and all gradients against float64."""
     assert set(errors) == {*interpreted_training.PARTS}
@@ -32,16 +22,10 @@ def check(errors: dict[str, tuple[float, float]], is_single: bool) -> None:
         assert ours <= (SINGLE if is_single else NARROW * of_grouped), part
 
 
-def test_gradients_are_those_of_the_double_sum_where_every_branch_runs() -> None:
-    found = interpreted("quick")["errors"]
-    for name, case in interpreted_training.QUICK.items():
-        check(found[name], case.dtype.itemsize == 4)
-
-
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """Results of all cases in the interpreter."""
-    return interpreted()
+    return triton_install.interpreted(interpreted_training)
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def choose_parts(x: Tensor, down: Tensor, tile_rows: int, expected_assignments: 
     column_tiles = -(-down.shape[1] // tile.columns)
     steps = _steps(down.shape[2], tile, x)
     loads = max(1, row_tiles), column_tiles, steps
-    return parts_of_sum(*loads, _multiprocessors(x), chosen.programs)
+    return parts_of_sum(*loads, multiprocessors_of(x), chosen.programs)
 
 
 def tiles_of(
@@ -178,7 +178,7 @@ def tiles_of(
     """
     experts, hidden_size, intermediate_size = sizes
     layer = LayerSizes(experts, hidden_size, intermediate_size, tile_rows, weights.element_size())
-    capability = _capability(weights)
+    capability = capability_of(weights)
     if not use_tma and capability >= FIRST_TMA_CAPABILITY:
         return chosen_tiles(None, NO_TMA_CAPABILITY, layer)
     return chosen_tiles(device_fingerprint(weights.device), capability, layer)
@@ -186,7 +186,7 @@ def tiles_of(
 
 def _programs(tiles: int, tile: KernelTile, x: Tensor) -> int:
     """Programs that compute so many tiles: one each, or as many as the device holds at once."""
-    return min(tiles, _multiprocessors(x)) if tile.is_persistent else tiles
+    return min(tiles, multiprocessors_of(x)) if tile.is_persistent else tiles
 
 
 def _steps(intermediate_size: int, tile: KernelTile, x: Tensor) -> int:
@@ -206,7 +206,7 @@ def _constants(tile: KernelTile, x: Tensor) -> dict[str, int | bool]:
 
 def _dependent(x: Tensor) -> dict[str, bool]:
     """Constants and options of a kernel that may start before the last one ends, where it can."""
-    if x.is_cuda and _capability(x) >= FIRST_PDL_CAPABILITY:
+    if x.is_cuda and capability_of(x) >= FIRST_PDL_CAPABILITY:
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
 
@@ -217,7 +217,7 @@ def device_of(x: Tensor) -> AbstractContextManager[None]:
     return guard
 
 
-def _capability(x: Tensor) -> int:
+def capability_of(x: Tensor) -> int:
     """Compute capability of the tensor's device, 90 for 9.0."""
     if not x.is_cuda:
         return INTERPRETED_CAPABILITY
@@ -225,7 +225,8 @@ def _capability(x: Tensor) -> int:
     return 10 * major + minor
 
 
-def _multiprocessors(x: Tensor) -> int:
+def multiprocessors_of(x: Tensor) -> int:
+    """Multiprocessors of the tensor's device."""
     if not x.is_cuda:
         return INTERPRETED_MULTIPROCESSORS
     return torch.cuda.get_device_properties(x.device).multi_processor_count
@@ -235,7 +236,7 @@ def _uses_tma(matrix: Tensor) -> bool:
     """Whether the device has a tensor memory accelerator, and the matrix is aligned for it."""
     row_bytes = matrix.shape[-1] * matrix.element_size()
     is_aligned = row_bytes % 16 == 0 and matrix.data_ptr() % 16 == 0
-    return is_aligned and _capability(matrix) >= FIRST_TMA_CAPABILITY
+    return is_aligned and capability_of(matrix) >= FIRST_TMA_CAPABILITY
 
 
 _DESCRIPTORS: MutableMapping[Tensor, dict[Any, Any]] = WeakTensorKeyDictionary()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from moebench.experts.gpu.compilation import Variant
+from moebench.experts.gpu.quantised_variants import quantised_variants
 from moebench.experts.gpu.tiles import (
     COMBINE_WARPS,
     COMBINED_COLUMNS,
@@ -161,7 +162,11 @@ def layer_variants(
     }
 
 
-SOURCES: tuple[Callable[[int], Iterator[Variant]], ...] = (expert_variants, training_variants)
+SOURCES: tuple[Callable[[int], Iterator[Variant]], ...] = (
+    expert_variants,
+    training_variants,
+    quantised_variants,
+)
 """Functions that yield the variants of a compute capability (90 for 9.0)."""
 
 

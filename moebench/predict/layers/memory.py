@@ -6,25 +6,25 @@ from moebench.spec.case import Workload
 from moebench.spec.layer import cache_elements_per_token, cached_tokens
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
-from moebench.spec.ops import Layout
 from moebench.spec.parameters import attention_parameters, shared_parameters
 from moebench.spec.weight_types import stored_bytes
 from moebench.units import BYTES_PER_ELEMENT, Bytes
 
 
 def weight_memory(
-    model: ModelSpec, workload: Workload, router_parameters: float, layout: Layout = "plain"
+    model: ModelSpec, workload: Workload, router_parameters: float, copied: Bytes = 0.0
 ) -> Bytes:
     """Bytes of the weights of one layer at the workload's level, with its `router_parameters`.
 
-    Experts in a layout other than "plain" are a second copy beside the parameters.
+    Args:
+        copied: Bytes of each expert weight's copy beside the parameters.
     """
-    h, copies = model.hidden_size, 1 if layout == "plain" else 2
-    elements = copies * model.num_experts * model.expert_parameters + router_parameters
+    h, experts = model.hidden_size, model.num_experts * model.expert_parameters
+    elements = experts + router_parameters
     elements += shared_parameters(model) + h * model.has_shared_gate + h
     if workload.level == "decoder":
         elements += attention_parameters(model) + h
-    return BYTES_PER_ELEMENT[workload.dtype] * elements
+    return BYTES_PER_ELEMENT[workload.dtype] * elements + copied * experts
 
 
 def cache_memory(
@@ -61,11 +61,11 @@ def layers_memory(
     workload: Workload,
     loads: Iterable[ExpertLoad],
     router_parameters: float,
-    layout: Layout = "plain",
+    copied: Bytes = 0.0,
 ) -> Bytes:
     """Peak bytes of the layers run, one load a layer; activations add up only in training."""
     activations = [activation_memory(model, workload, load) for load in loads]
-    per_layer = weight_memory(model, workload, router_parameters, layout)
+    per_layer = weight_memory(model, workload, router_parameters, copied)
     per_layer += cache_memory(model, workload)
     if workload.phase != "train":
         return len(activations) * per_layer + max(activations)

@@ -20,7 +20,7 @@ from moebench.spec.hardware import HardwareSpec
 from moebench.spec.layer import layer_ops
 from moebench.spec.load import ExpertLoad, fixed_k, geometric_k
 from moebench.spec.model import load_model
-from moebench.spec.ops import Layout, Op, total_flops, training_ops
+from moebench.spec.ops import Op, total_flops, training_ops
 
 MIXTRAL, TOP_K = load_model("mixtral-8x7b"), policy("top-k")
 GPU = HardwareSpec(
@@ -143,12 +143,13 @@ def test_training_holds_a_gradient_for_every_weight() -> None:
     assert train > 1.9 * prefill
 
 
-@pytest.mark.parametrize("layout", ["packed", "avx512"])
-def test_experts_in_blocks_lie_in_memory_twice(layout: Layout) -> None:
+@pytest.mark.parametrize("backend", ["packed", "avx512"])
+def test_experts_in_blocks_lie_in_memory_twice(backend: str) -> None:
     load = ExpertLoad.expected(1, 8, fixed_k(2))
     workload = Workload("decode", "decoder", 1, 1, 1024)
     plain, blocks = (
-        layers_memory(MIXTRAL, workload, (load, load), 8 * 4096, each) for each in ("plain", layout)
+        layers_memory(MIXTRAL, workload, (load, load), 8 * 4096, calls.copied_bytes("bfloat16"))
+        for calls in (EXPERT_BACKENDS["grouped"], EXPERT_BACKENDS[backend])
     )
     assert blocks - plain == 2 * 2 * 8 * 3 * 4096 * 14336
 
