@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +11,9 @@ from moebench.records.host import HostLoad
 from moebench.spec.attention import Attention
 from moebench.spec.gate import Gate
 from moebench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
 
 ONE_CELL = """
 schema = 1
@@ -48,6 +52,34 @@ num_layers = 1
 time_budget = "2 s"
 """
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the device of the contract tests: the first GPU, or an imitation of one."""
+    parser.addoption("--device", choices=("imitated", "cuda"), default="imitated")
+
+
+@pytest.fixture
+def gpu(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[torch.device]":
+    """The GPU of `--device cuda`, which skips where there is none; an imitated one without it."""
+    import torch
+
+    device = torch.device("cuda", 0)
+    if request.config.getoption("--device") == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("--device cuda: torch finds no GPU here")
+        yield device
+        torch.cuda.synchronize(device)
+        return
+    from moebench.doctor.imitation.imitate import imitated_gpu
+    from moebench.doctor.imitation.nvml import has_compiler
+
+    if not has_compiler():
+        pytest.skip("no gcc here, which an imitated GPU needs; --device cuda takes a real one")
+    with imitated_gpu(tmp_path_factory.getbasetemp() / "gpu"):
+        yield device
 
 
 @pytest.fixture
