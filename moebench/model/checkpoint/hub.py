@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-PATTERNS = ["*.json", "*.safetensors"]
-"""Files of a repository that are fetched; no pickle is."""
+PATTERNS = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+"""Files of a repository that are fetched, tokenisers of all kinds among them; no pickle is."""
 
 
 def local_folder(name: str) -> Path:
