@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import triton_install
-from experts import interpreted
+from experts import interpreted, launched
 
 from moebench.experts.backends import load_backend
 from moebench.experts.gpu.tiles import LEAST_STEPS, MOST_PARTS, TABLE, choose_tiles, parts_of_sum
@@ -79,6 +79,7 @@ def found() -> dict[str, Any]:
     return result
 
 
+TWO = ("multiply_down", "up_and_activate")
 # On the norm of the error. Products of narrow types are exact in fp32; what remains is the
 # rounding of the hidden rows and of the result, 2 ** -11 (fp16) or 2 ** -8 (bf16) each.
 TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
@@ -118,39 +119,16 @@ def test_experts_and_their_residual_are_three_launches(found: dict[str, Any]) ->
     assert found["launches"] == 3
 
 
-VARYING = """
-import json
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
-from triton.runtime.jit import create_function_from_signature
-from moebench.experts.gpu import combine_kernel, kernels
-
-backend = CUDABackend(GPUTarget("cuda", 90, 32))
-varying = ("num_experts", "row_tiles", "bound", "num_slots")
-found = {}
-for kernel in (kernels.up_and_activate, kernels.multiply_down, combine_kernel.combine):
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    names = [one.name for one in kernel.params if one.name in varying]
-    found[kernel.__name__] = names, len({
-        str(bind(**{one.name: number if one.name in names else 64 for one in kernel.params})[1])
-        for number in (1, 2, 3, 16)
-    })
-print(json.dumps(found))
-"""
-
-
 @pytest.mark.slow
-def test_a_number_that_varies_from_step_to_step_compiles_no_kernel_anew() -> None:
+def test_what_the_launcher_passes_compiles_and_no_step_compiles_a_kernel_anew() -> None:
     """Triton would compile other kernels for 1 and for multiples of 16, in the middle of a run."""
     environment = {**triton_install.environment(), "TRITON_INTERPRET": "0"}
-    program = [sys.executable, "-W", "ignore", "-c", VARYING]
+    program = [sys.executable, "-W", "ignore", launched.__file__]
     done = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
-        "up_and_activate": [["num_experts", "row_tiles"], 1],
-        "multiply_down": [["num_experts", "row_tiles", "bound"], 1],
-        "combine": [["bound", "num_slots"], 1],
-    }
+    kernels = [["combine", 0], *([name, rows] for name in TWO for rows in (16, 64, 128))]
+    for capability, found in json.loads(done.stdout).items():
+        assert found == [[*kernel, int(capability) >= 90] for kernel in kernels]
 
 
 @pytest.mark.slow
