@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import triton_install
 
 from moebench.doctor import main
 from moebench.doctor.first_run import device, processes, run
@@ -21,7 +22,9 @@ from moebench.doctor.first_run.processes import Ending, run_limited
 from moebench.doctor.first_run.results import FirstRun
 from moebench.doctor.first_run.run import find_device, run_steps, write_archive
 from moebench.doctor.first_run.step_run import CHECKS, StepRun, load_checks
+from moebench.doctor.first_run.tiles import MEAN_ROWS
 from moebench.records.results import Provenance
+from moebench.routers.row_tiles import rows_of_tile
 from moebench.units import Seconds
 
 BEGUN = FirstRun("command", "a board", "versions", "2026-11-29T12:00:00+00:00", "measured")
@@ -78,6 +81,11 @@ def test_only_the_times_of_an_imitation_get_no_verdict(
 
 def test_a_figure_of_which_nothing_is_expected_only_ran() -> None:
     assert judged("speed", "a figure", 2.0, Mark("", "s"), "measured").verdict == "ran"
+
+
+@pytest.mark.parametrize("rows", MEAN_ROWS)
+def test_the_load_by_which_a_tile_is_compared_chooses_that_tile(rows: int) -> None:
+    assert rows_of_tile(MEAN_ROWS[rows]) == rows
 
 
 def hanging(name: str, folder: Path, limit: Seconds) -> Ending:
@@ -213,6 +221,29 @@ def test_a_mistake_on_its_command_line_is_one_line(
 ) -> None:
     assert main(arguments.split()) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_the_whole_run_on_an_imitation_of_a_gpu_fails_nowhere_and_is_marked_simulated(
+    tmp_path: Path,
+) -> None:
+    program = [sys.executable, "-m", "moebench.doctor", "--first-run", "--imitate"]
+    environment = triton_install.environment()
+    done = subprocess.run(
+        [*program, "--out", str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    page = (tmp_path / run.PAGE).read_text()
+    assert done.returncode == 0, page + done.stderr
+    assert page.startswith("# SIMULATED: First run on NVIDIA H200")
+    assert re.findall(r"\(`(\w+)`, ", page) == [step.name for step in PLAN]
+    with tarfile.open(tmp_path / run.ARCHIVE) as archive:
+        for member in archive.getmembers():
+            if member.name.endswith(CHECKS):
+                file = archive.extractfile(member)
+                assert file is not None
+                lines = [json.loads(line) for line in file.read().splitlines()]
+                assert lines and {line["provenance"] for line in lines} == {"simulated"}
 
 
 def test_what_is_missing_is_said_before_it_is_imported() -> None:

@@ -45,7 +45,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "adamoe": {"mean_k": 1.5},
     "rmoe": {},
 }
-IMITATED_CASE = replace(CASES[1], hidden=72, inner=48, tokens=9)
+IMITATED_CASE = replace(CASES[1], experts=4, hidden=72, inner=48, tokens=5)
 IMITATED_ROUTER, IMITATED_LAYERS, IMITATED_GRADIENTS = "ada-k", 1, ("float32",)
 """What Triton's interpreter computes in some seconds."""
 TRUNCATION = 2
