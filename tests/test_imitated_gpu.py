@@ -311,6 +311,16 @@ def test_tensors_of_two_devices_meet_as_on_a_gpu(boards: Boards) -> None:
     assert (boards.home(x.cpu()), boards.waits) == (None, 2)
 
 
+def test_tensors_that_a_cache_keeps_are_on_their_board_in_the_next_imitation(folder: Path) -> None:
+    with imitated_gpu(folder, 2):
+        kept = [torch.ones(3, device=f"cuda:{index}") for index in (0, 1)]
+    assert {one.device.type for one in kept} == {"cpu"}
+    with imitated_gpu(folder, 1):
+        assert kept[0].device == torch.device("cuda", 0)
+        assert torch.cuda.memory_allocated(0) >= kept[0].nbytes
+        assert kept[1].device.type == "cpu", "there is no second board"
+
+
 def test_memory_is_counted_and_runs_out(boards: Boards) -> None:
     before = torch.cuda.memory_allocated(0)
     x = torch.empty(2**20, device="cuda:0")

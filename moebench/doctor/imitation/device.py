@@ -44,7 +44,8 @@ Kind = Literal["view", "in place", "new"]
 
 HOMES: dict[int, tuple[StorageWeakRef, int, Bytes]] = {}
 """Board and bytes of each storage that is said to lie on one, by torch's number of it. Storages
-that others keep, as caches of functions do, outlive an imitation and are there in the next."""
+that others keep, as caches of functions do, outlive an imitation and are there in the next, if it
+has that board."""
 
 
 class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -70,6 +71,8 @@ class Boards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._leaving = False
         self._is_opaque = False
         """Whether an operation of ours runs: it sees the CPU, and is one kernel from outside."""
+        for known in [key for key, (_, board, _) in HOMES.items() if board >= num_boards]:
+            del HOMES[known]
         self._allocated = [0.0] * num_boards
         for _, board, size in HOMES.values():
             self._allocated[board] += size
