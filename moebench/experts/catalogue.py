@@ -157,9 +157,11 @@ EXPERT_BACKENDS = {
                 dtypes=dtypes,
                 weight_type=weight_type,
                 has_gradients=False,
+                takes_biases=True,
                 hides_flops=True,
                 is_capturable=True,
                 takes_residual=True,
+                fuses_routing=True,
             )
             for short, weight_type, dtypes in (
                 ("fp8", "float8", ("bfloat16", "float16")),

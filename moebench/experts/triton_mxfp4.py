@@ -31,4 +31,4 @@ def triton_mxfp4(
     x: Hidden, routing: Routing, weights: ExpertWeights, residual: Residual | None = None
 ) -> Float[Tensor, "*tokens hidden"]:
     """Launch the three kernels on packed weights."""
-    return quantised_layer(x, routing, build_layout(weights), residual)
+    return quantised_layer(x, routing, build_layout(weights), weights, residual)

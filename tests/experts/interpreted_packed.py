@@ -12,11 +12,14 @@ import torch
 from experts.interpreted_training import Case, assigned, ragged
 from experts.interpreter import multiply_scaled_operands, round_to_nearest
 
+from moebench.experts.backends import execution
 from moebench.experts.gpu.quantised import quantised_layer
 from moebench.experts.quantised import Format, pack_experts, unpack
-from moebench.experts.weights import ExpertWeights, Residual
+from moebench.experts.weights import Clamp, ExpertWeights, Residual
 
 BF16 = torch.bfloat16
+CLAMPED = Case(((1, 1, 1),) * 3, hidden=64, intermediate=1056, dtype=BF16)
+"""Experts with biases and gpt-oss's activation; the sum of their second matmul is in parts."""
 CASES: dict[str, tuple[Format, Case]] = {
     "fp8, edges of blocks": ("fp8", Case(ragged, hidden=160, intermediate=136)),
     "fp8, two matrices": ("fp8", Case(ragged, hidden=72, intermediate=130, is_gated=False)),
@@ -38,6 +41,8 @@ CASES: dict[str, tuple[Format, Case]] = {
         "mxfp4",
         Case(ragged, hidden=32, intermediate=64, dtype=BF16, is_bounded=True),
     ),
+    "fp8, biases and a clamp": ("fp8", CLAMPED),
+    "mxfp4, biases and a clamp": ("mxfp4", CLAMPED),
     "mxfp4, all on one expert": (
         "mxfp4",
         Case(((1,),) * 40, hidden=64, intermediate=64, dtype=BF16, is_one_expert=True),
@@ -52,26 +57,35 @@ CASES |= {
     for format in ("fp8", "mxfp4")
     for rows, keep in ROWS.items()
 }
-QUICK = ("fp8, two matrices", "fp8, a bound", "mxfp4", "mxfp4, a bound")
+QUICK = ("fp8, two matrices", "fp8, a bound", "mxfp4, a bound", "mxfp4, biases and a clamp")
 
 
+@torch.no_grad()
 def error(format: Format, case: Case) -> float:
     """Relative error against the double sum with the weights that the codes stand for."""
     torch.manual_seed(0)
-    routing, weights = case.routing(), ExpertWeights(case.model(), case.dtype)
+    is_clamped, model = case == CLAMPED, case.model()
+    if is_clamped:
+        model = replace(model, has_expert_bias=True, activation="clamped-swiglu")
+    routing, weights = case.routing(), ExpertWeights(model, case.dtype)
     for parameter in weights.parameters():
-        torch.nn.init.normal_(parameter, std=parameter.shape[2] ** -0.5)
+        torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    if is_clamped:
+        weights.clamp = Clamp(alpha=1.3, limit=0.5)
     packed = pack_experts(weights, format)
     x = torch.randn(len(case.keep), 2 * case.hidden).to(case.dtype)[:, : case.hidden]
     stream = torch.randn(x.shape).to(case.dtype)
-    y = quantised_layer(x, routing, packed, Residual(stream, 0.5))
-    exact = reference.moe_layer(
-        x.double(),
-        assigned(replace(routing, weights=routing.weights.double()), torch.float64),
-        unpack(packed.gate_up).view(weights.gate_up.shape).double(),
-        unpack(packed.down).double(),
-        case.is_gated,
-    )
+    y = quantised_layer(x, routing, packed, weights, Residual(stream, 0.5))
+    rounded = ExpertWeights(model, torch.float64)
+    rounded.load_state_dict(weights.state_dict())
+    rounded.clamp = weights.clamp
+    rounded.gate_up.copy_(unpack(packed.gate_up).view(weights.gate_up.shape))
+    rounded.down.copy_(unpack(packed.down))
+    flat = assigned(routing, torch.float64)
+    if is_clamped:
+        exact = execution("grouped")(x.double(), flat, rounded)
+    else:
+        exact = reference.moe_layer(x.double(), flat, rounded.gate_up, rounded.down, case.is_gated)
     expected = stream.double() + 0.5 * exact
     return float((y.double() - expected).norm() / expected.norm())
 

@@ -21,7 +21,7 @@ from moebench.experts.quantised import (
     pack_mxfp4,
     unpack,
 )
-from moebench.experts.weights import ExpertWeights
+from moebench.experts.weights import Clamp, ExpertWeights
 from moebench.predict.layers.memory import layers_memory
 from moebench.routers.routing import Routing
 from moebench.spec.case import Workload
@@ -145,8 +145,12 @@ def test_the_priced_bytes_are_those_of_the_copy(format: Any, square: ModelSpec) 
 def test_a_layer_without_assignments_needs_no_kernel(square: ModelSpec) -> None:
     keep = torch.zeros(3, 2, dtype=torch.bool)
     routing = Routing.from_slots(torch.rand(3, 2), torch.zeros(3, 2, dtype=torch.long), 4, keep)
-    packed = pack_experts(ExpertWeights(square, torch.float32), "fp8")
-    assert not quantised_layer(torch.randn(3, BLOCK), routing, packed).any()
+    weights = ExpertWeights(square, torch.float32)
+    packed = pack_experts(weights, "fp8")
+    assert not quantised_layer(torch.randn(3, BLOCK), routing, packed, weights).any()
+    weights.clamp = Clamp(is_interleaved=True)
+    with pytest.raises(ValueError, match="found gate and up in turns, expected gate above up"):
+        quantised_layer(torch.randn(3, BLOCK), routing, packed, weights)
 
 
 @pytest.fixture(scope="module")

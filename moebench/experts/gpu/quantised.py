@@ -19,21 +19,36 @@ from moebench.experts.gpu.quantised_tiles import FIRST_CONVERTING_CAPABILITY, qu
 from moebench.experts.gpu.tiles import KernelTile, parts_of_sum
 from moebench.experts.gpu.training_tiles import constants
 from moebench.experts.quantised import PackedExperts, PackedMatrices
-from moebench.experts.weights import Residual, added
+from moebench.experts.weights import Bias, ExpertWeights, Residual, added
 from moebench.routers.routing import Hidden, Routing
 from moebench.routers.row_tiles import most_row_tiles
 
 
 def quantised_layer(
-    x: Hidden, routing: Routing, packed: PackedExperts, residual: Residual | None = None
+    x: Hidden,
+    routing: Routing,
+    packed: PackedExperts,
+    weights: ExpertWeights,
+    residual: Residual | None = None,
 ) -> Float[Tensor, "*tokens hidden"]:
-    """Launch the three kernels; `routing` may be longer than its assignments."""
+    """Launch the three kernels; `routing` may be longer than its assignments.
+
+    Args:
+        weights: Only its biases and its clamp are read.
+    """
+    if weights.clamp is not None and weights.clamp.is_interleaved:
+        raise ValueError(
+            "expert backends with packed weights: found gate and up in turns, expected gate above "
+            "up; only these take it: loop, grouped"
+        )
     if routing.num_assignments == 0:
         return added(torch.zeros_like(x), residual)
     tiles, expected = routing.cut_rows()
     hidden_size, intermediate_size = x.shape[1], packed.gate_up.codes.shape[1]
+    clamp = () if weights.clamp is None else weights.clamp[:2]
     hidden = OPERATIONS.ragged_packed_up(
-        x, routing.token_indices, tiles.table, packed.gate_up, routing.num_experts, tiles.rows
+        *(x, routing.token_indices, tiles.table, _with(packed.gate_up, weights.gate_up_bias)),
+        *(routing.num_experts, tiles.rows, clamp),
     )
     tile = quantised_tiles(capability_of(x), tiles.rows).down
     parts = parts_of_sum(
@@ -42,7 +57,8 @@ def quantised_layer(
         -(-intermediate_size // tile.depth(2)),
         multiprocessors_of(x),
     )
-    outputs = OPERATIONS.ragged_packed_down(hidden, tiles.table, packed.down, tiles.rows, parts)
+    down = _with(packed.down, weights.down_bias)
+    outputs = OPERATIONS.ragged_packed_down(hidden, tiles.table, down, tiles.rows, parts)
     stream, multiplier = residual or (None, 1.0)
     y: Tensor = OPERATIONS.ragged_combine(
         outputs, routing.slot_places(), routing.weights, x, stream, multiplier
@@ -57,14 +73,18 @@ def packed_up(
     gate_up: list[Tensor],
     num_experts: int,
     tile_rows: int,
+    clamp: list[float],
 ) -> Float[Tensor, "bound intermediate"]:
-    """The activated hidden row of each assignment; `gate_up` are codes and scales of matrices.
+    """The activated hidden row of each assignment.
 
-    There is one matrix an expert (squared ReLU), or two: gate, then up.
+    Args:
+        gate_up: Codes and scales of matrices, and their bias if there is one. There is one matrix
+            an expert (squared ReLU), or two: gate, then up.
+        clamp: alpha and limit of gpt-oss's activation, or nothing.
     """
     from moebench.experts.gpu import quantised_kernels
 
-    packed = PackedMatrices(*gate_up)
+    packed, bias = PackedMatrices(*gate_up[:2]), _bias(gate_up)
     num_matrices, intermediate_size = packed.codes.shape[:2]
     tile = quantised_tiles(capability_of(x), tile_rows).up
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -72,9 +92,12 @@ def packed_up(
     grid = (table.shape[1] * -(-intermediate_size // tile.columns),)
     with device_of(x):
         quantised_kernels.packed_up[grid](
-            *(x, token_indices, table, _codes(packed), packed.scales, hidden),
+            *(x, token_indices, table, _codes(packed), packed.scales, bias, hidden),
             *(num_experts, table.shape[1], x.shape[1], intermediate_size, x.stride(0)),
+            *(clamp or (0.0, 0.0)),
             IS_GATED=num_matrices != num_experts,
+            IS_CLAMPED=bool(clamp),
+            HAS_BIAS=len(gate_up) > 2,
             **_options(tile, x, packed),
         )
     return hidden
@@ -87,10 +110,15 @@ def packed_down(
     tile_rows: int,
     parts: int,
 ) -> Float[Tensor, "parts bound hidden"]:
-    """The expert output of each assignment; several parts are terms of it, in fp32."""
+    """The expert output of each assignment; several parts are terms of it, in fp32.
+
+    Args:
+        down: Codes and scales of the matrices, and their bias if there is one.
+    """
     from moebench.experts.gpu import quantised_kernels
 
-    packed, (bound, intermediate_size) = PackedMatrices(*down), hidden.shape
+    packed, bias = PackedMatrices(*down[:2]), _bias(down)
+    bound, intermediate_size = hidden.shape
     num_experts, hidden_size = packed.codes.shape[:2]
     tile = quantised_tiles(capability_of(hidden), tile_rows).down
     dtype = hidden.dtype if parts == 1 else torch.float32
@@ -100,11 +128,22 @@ def packed_down(
     grid = (table.shape[1] * -(-hidden_size // tile.columns), parts)
     with device_of(hidden):
         quantised_kernels.packed_down[grid](
-            *(hidden, table, _codes(packed), packed.scales, outputs, num_experts),
+            *(hidden, table, _codes(packed), packed.scales, bias, outputs, num_experts),
             *(table.shape[1], bound, hidden_size, intermediate_size, split_size),
+            HAS_BIAS=len(down) > 2,
             **_options(tile, hidden, packed),
         )
     return outputs
+
+
+def _with(packed: PackedMatrices, bias: Bias) -> list[Tensor]:
+    """Codes, scales and bias, as far as there is one."""
+    return [*packed] if bias is None else [*packed, bias.contiguous()]
+
+
+def _bias(stack: list[Tensor]) -> Tensor:
+    """The bias, or something in its place that is not read."""
+    return stack[-1]
 
 
 def _converts(x: Tensor) -> bool:
@@ -130,7 +169,7 @@ def _options(tile: KernelTile, x: Tensor, packed: PackedMatrices) -> dict[str, i
 
 SCHEMAS = {
     packed_up: "ragged_packed_up(Tensor x, Tensor token_indices, Tensor table, Tensor[] gate_up,"
-    " int num_experts, int tile_rows) -> Tensor",
+    " int num_experts, int tile_rows, float[] clamp) -> Tensor",
     packed_down: "ragged_packed_down(Tensor hidden, Tensor table, Tensor[] down, int tile_rows,"
     " int parts) -> Tensor",
 }

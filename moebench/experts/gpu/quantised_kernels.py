@@ -19,7 +19,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from moebench.experts.gpu.kernel_parts import _locate_tile, _read_tile
+from moebench.experts.gpu.kernel_parts import _activation, _add_bias, _locate_tile, _read_tile
 
 BLOCK: tl.constexpr = tl.constexpr(128)
 """Side of a block with one scale (fp8)."""
@@ -107,13 +107,18 @@ def packed_up(
     table,
     codes,
     scales,
+    bias,
     hidden,
     num_experts,
     row_tiles,
     hidden_size,
     intermediate_size,
     x_stride,
+    alpha,
+    limit,
     IS_GATED: tl.constexpr,
+    IS_CLAMPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     MXFP4: tl.constexpr,
     CONVERTS: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -124,7 +129,9 @@ def packed_up(
 ):
     """hidden[i] = SiLU(gate_e x_t) * up_e x_t of assignment i = (t, e), or relu(up_e x_t)^2.
 
-    `codes` and `scales` hold [experts, 2 or 1] matrices [intermediate_size, hidden_size].
+    `codes` and `scales` hold [experts, 2 or 1] matrices [intermediate_size, hidden_size], `bias`
+    is [experts, 2 or 1, intermediate_size]. With `IS_CLAMPED` gpt-oss's activation with its
+    `alpha` and `limit`.
     """
     row_tile, column_tile = _locate_tile(row_tiles, tl.cdiv(intermediate_size, BLOCK_N), GROUP)
     expert, first, end = _read_tile(table, row_tiles, row_tile)
@@ -159,11 +166,14 @@ def packed_up(
             *(up, gathered, up_codes, up_scales, columns, intermediate_size),
             *(depth, hidden_size, MXFP4, CONVERTS, UPCAST, BLOCK_K),
         )
-    if IS_GATED:
-        activated = gate * tl.sigmoid(gate) * up
-    else:
-        positive = tl.maximum(up, 0.0)
-        activated = positive * positive
+    if HAS_BIAS:
+        column = column_tile * BLOCK_N
+        own = bias + expert * (2 if IS_GATED else 1) * intermediate_size
+        if IS_GATED:
+            gate = _add_bias(gate, own, column, column, intermediate_size, True, True, BLOCK_N)
+            own += intermediate_size
+        up = _add_bias(up, own, column, column, intermediate_size, True, True, BLOCK_N)
+    activated = _activation(gate, up, alpha, limit, IS_GATED, IS_CLAMPED)
     places = hidden + rows.to(tl.int64)[:, None] * intermediate_size + columns[None, :]
     inside = is_row[:, None] & (columns < intermediate_size)[None, :]
     tl.store(places, tl.trans(activated).to(hidden.dtype.element_ty), mask=inside)
@@ -176,6 +186,7 @@ def packed_down(
     table,
     codes,
     scales,
+    bias,
     outputs,
     num_experts,
     row_tiles,
@@ -183,6 +194,7 @@ def packed_down(
     hidden_size,
     intermediate_size,
     split_size,
+    HAS_BIAS: tl.constexpr,
     MXFP4: tl.constexpr,
     CONVERTS: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -193,8 +205,9 @@ def packed_down(
 ):
     """outputs[s, i] = down_e hidden[i] of assignment i = (t, e), over the s-th part of the sum.
 
-    `codes` and `scales` hold [experts] matrices [hidden_size, intermediate_size]. `outputs` is
-    [parts, bound, hidden_size]; a part is `split_size` of the intermediate size.
+    `codes` and `scales` hold [experts] matrices [hidden_size, intermediate_size]; `bias`
+    [experts, hidden_size] is added in the first part. `outputs` is [parts, bound, hidden_size]; a
+    part is `split_size` of the intermediate size.
     """
     row_tile, column_tile = _locate_tile(row_tiles, tl.cdiv(hidden_size, BLOCK_N), GROUP)
     expert, first, end = _read_tile(table, row_tiles, row_tile)
@@ -216,6 +229,10 @@ def packed_down(
             *(total, activated, own_codes, own_scales, columns, hidden_size),
             *(depth, intermediate_size, MXFP4, CONVERTS, UPCAST, BLOCK_K),
         )
+    if HAS_BIAS:
+        column, is_first = column_tile * BLOCK_N, tl.program_id(1) == 0
+        own_bias = bias + expert * hidden_size
+        total = _add_bias(total, own_bias, column, column, hidden_size, is_first, True, BLOCK_N)
     first_row = tl.program_id(1).to(tl.int64) * bound
     places = outputs + (first_row + rows)[:, None] * hidden_size + columns[None, :]
     inside = is_row[:, None] & (columns < hidden_size)[None, :]

@@ -8,12 +8,13 @@ from moebench.experts.gpu.tiles import KernelTile
 from moebench.experts.gpu.training_tiles import constants
 
 TYPES = {
-    **dict.fromkeys(("x", "hidden", "outputs"), "*bf16"),
+    **dict.fromkeys(("x", "hidden", "outputs", "bias"), "*bf16"),
+    **dict.fromkeys(("alpha", "limit"), "fp32"),
     "token_indices": "*i64",
     "table": "*i32",
 }
-COUNTS = frozenset({"num_experts", "row_tiles", "bound"})
-"""Numbers that are multiples of 16 by chance only."""
+COUNTS = frozenset({"num_experts", "row_tiles", "bound", "alpha", "limit"})
+"""Numbers that are multiples of 16 by chance only, or no whole ones."""
 ROWS = (16, 128)
 """The smallest and the largest row tile; those of 32 and 64 rows lie between them."""
 
@@ -32,9 +33,15 @@ def _variant(name: str, kernel: str, capability: int, tile: KernelTile, is_mxfp4
 
     function = getattr(quantised_kernels, kernel)
     converts = capability >= FIRST_CONVERTING_CAPABILITY
-    fixed = {"MXFP4": is_mxfp4, "CONVERTS": converts, "UPCAST": False, **constants(tile, 2)}
+    fixed: dict[str, int] = {
+        "MXFP4": is_mxfp4,
+        "CONVERTS": converts,
+        "UPCAST": False,
+        "HAS_BIAS": False,
+    }
+    fixed |= constants(tile, 2)
     if kernel == "packed_up":
-        fixed["IS_GATED"] = True
+        fixed |= {"IS_GATED": True, "IS_CLAMPED": False}
     codes = "*fp8e4nv" if converts and not is_mxfp4 else "*u8"
     types = TYPES | {"codes": codes, "scales": "*u8" if is_mxfp4 else "*fp32"}
     arguments = {*function.arg_names} - fixed.keys()
