@@ -130,15 +130,17 @@ from moebench.experts.gpu.report import beside_rows, kernel_row, line
 from moebench.experts.gpu.variants import CAPABILITIES, all_variants
 from moebench.experts.gpu.vllm_kernel import load_vllm
 
-MOST = 90  # all kernels of this target, of the others those of inference with the ends' tiles
-chosen, number = [], 0
+chosen, number = {}, 0
 for capability in CAPABILITIES:
     for variant in all_variants(capability):
         number += 1
-        is_end = variant.dtype == "bf16" and variant.tile[0] in (0, 16, 128)
-        if capability == MOST or (is_end and variant.phase != "training"):
-            chosen.append((capability, variant))
-compiled = [compile_variant(*one) for one in chosen]
+        # Inference in bf16 on Hopper, and of every other kind the last kernel for three targets.
+        kind = capability, variant.phase, variant.dtype
+        if kind in ((90, "decode", "bf16"), (90, "prefill", "bf16")):
+            kind = (*kind, variant.kernel, variant.tile)
+        if capability in (80, 90, 100):
+            chosen[kind] = capability, variant
+compiled = [compile_variant(*one) for one in chosen.values()]
 missing, beside = None, []
 try:
     beside = launches(load_vllm(), ("h200-sxm",), ("mixtral-8x7b",), (1, 4096))
