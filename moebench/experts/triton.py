@@ -1,9 +1,10 @@
 """Three Triton kernels: gather, matmul and activation; matmul; weighting, combine and residual.
 
 On NVIDIA GPUs of compute capability 8.0 and newer, in bf16, fp16 and fp32 (fp32 without tensor
-cores, as torch does by default). Training has further kernels (`gpu/training.py`). The grid depends
-on shapes alone: a CUDA graph can hold a step of bounded routings. No atomics: repeated runs agree
-to the bit. Expert outputs are rounded to the type of x, then weighted and added in fp32.
+cores, as torch does by default). Training has further kernels (`gpu/training.py`); experts with
+biases or a clamp train in `grouped`. The grid depends on shapes alone: a CUDA graph can hold a step
+of bounded routings. No atomics: repeated runs agree to the bit. Expert outputs are rounded to the
+type of x, then weighted and added in fp32.
 
 **Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
 fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120
