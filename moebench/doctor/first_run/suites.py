@@ -21,7 +21,9 @@ from moebench.units import Seconds
 RESERVE: Seconds = 22.0
 """Part of a suite's step for imports, looking at the calibration, and the report."""
 LEAST: Seconds = 5.0
-"""Shortest time budget of a suite, and that of a suite on an imitation of a GPU."""
+"""Shortest time budget of a suite."""
+IMITATED_BUDGET: Seconds = 45.0
+"""Time budget of a suite on an imitation of a GPU, whose first rounds are precise enough."""
 IMITATED_SCALE = 64
 """Divisor of all widths where a processor imitates the GPU."""
 OFF = ("--energy", "off")
@@ -53,7 +55,7 @@ def own_suite(run: StepRun, name: str, **changes: Any) -> str:
 
 def run_suite(run: StepRun, suite: str, *options: str) -> Path:
     """Run a suite in what the step has left; the directory of its run."""
-    budget = LEAST if run.is_imitated else max(LEAST, run.left - RESERVE)
+    budget = IMITATED_BUDGET if run.is_imitated else max(LEAST, run.left - RESERVE)
     out = run.folder / "runs"
     command = [
         *(suite, *options, "--device", run.device, "--out", str(out)),
