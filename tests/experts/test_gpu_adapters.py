@@ -1,0 +1,112 @@
+"""Adapters of GPU libraries that are not here, called on stand-ins that keep their conventions.
+
+Each stand-in computes in torch what the library's documentation says of its arguments. Whether the
+library does so is for a GPU to show.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from moebench.experts.backends import load_backend, why_not
+from moebench.experts.weights import ExpertWeights
+from moebench.routers.routing import Routing
+from moebench.spec.model import ModelSpec
+
+EXPERT = """
+import torch
+from torch.nn.functional import silu
+
+def expert(row, gate_up, down):
+    gate, up = (gate_up @ row).chunk(2)
+    return down @ (silu(gate) * up)
+"""
+PACKAGES = {
+    "sonicmoe": {
+        "__init__.py": EXPERT
+        + """
+def moe_general_routing_inputs(
+    x, weights, tokens, experts, w1, b1, w2, b2, *, E, activation_type,
+    is_inference_mode_enabled, concat_layout, stream_id,
+):
+    assert concat_layout and (tokens.diff() >= 0).all() and w1.shape[2] == w2.shape[2] == E
+    y = torch.zeros_like(x)
+    for share, token, chosen in zip(weights, tokens.tolist(), experts.tolist()):
+        y[token] += share * expert(x[token], w1[:, :, chosen], w2[:, :, chosen])
+    return y, None
+""",
+        "enums.py": "class ActivationType:\n    SWIGLU = 'swiglu'\n",
+    },
+    "scattermoe": {
+        "__init__.py": "",
+        "parallel_experts.py": """
+import torch
+
+def parallel_linear(x, w, k, experts, order, offsets, grouped_in, grouped_out):
+    assert k == 1 and grouped_in and grouped_out and int(offsets[-1]) == len(x)
+    assert order.tolist() == list(range(len(x)))
+    return torch.stack([row @ w[chosen] for row, chosen in zip(x, experts.tolist())])
+""",
+    },
+    "vllm": {
+        "__init__.py": "",
+        "model_executor/__init__.py": "",
+        "model_executor/layers/__init__.py": "",
+        "model_executor/layers/fused_moe.py": EXPERT
+        + """
+def fused_experts(x, w1, w2, topk_weights, topk_ids):
+    assert topk_weights.dtype == torch.float32 and topk_ids.dtype == torch.int32
+    rows = []
+    for row, shares, chosen in zip(x, topk_weights, topk_ids.tolist()):
+        rows.append(sum(s * expert(row, w1[e], w2[e]) for s, e in zip(shares, chosen)))
+    return torch.stack(rows)
+""",
+    },
+}
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages, importable."""
+    for package, files in PACKAGES.items():
+        for name, text in files.items():
+            path = tmp_path / package / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("kept", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("name", PACKAGES)
+@torch.no_grad()
+def test_an_adapter_passes_what_its_library_takes(
+    name: str, kept: float, gpu: torch.device, tiny: ModelSpec, request: pytest.FixtureRequest
+) -> None:
+    if request.config.getoption("--device") == "cuda":
+        pytest.skip("stand-ins say nothing about a real GPU")
+    try:
+        assert why_not(name, gpu) is None
+        weights = ExpertWeights(tiny, torch.float32).to(gpu)
+        for parameter in weights.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        experts = torch.stack([torch.randperm(4)[:3] for _ in range(7)]).to(gpu)
+        keep = torch.rand(7, 3).to(gpu) < kept
+        routing = Routing.from_slots(torch.rand(7, 3).to(gpu), experts, 4, keep)
+        x = torch.randn(7, tiny.hidden_size).to(gpu)
+        found = load_backend(name, gpu)(x, routing, weights)
+        expected = load_backend("loop", gpu)(x, routing, weights)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    finally:
+        for module in [one for one in sys.modules if one.split(".")[0] in PACKAGES]:
+            del sys.modules[module]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_adapters_refuse_a_processor() -> None:
+    assert why_not("scattermoe", torch.device("cpu")) == "it needs a GPU"
+    assert "9.0" in str(why_not("sonicmoe", torch.device("cpu")))
