@@ -8,8 +8,9 @@ type of x, then weighted and added in fp32.
 
 **Verified without a GPU only**: numbers by Triton's interpreter (where bf16 is multiplied in
 fp32), and by compiling ahead of time for sm_80, sm_90, sm_100 and sm_120
-(`python -m moebench.experts.gpu.report`). No GPU has run it: its time, its bf16 results on a
-device and its capture in a graph are unverified.
+(`python -m moebench.experts.gpu.report`), the launcher's own arguments among that. No GPU has run
+it: its time, its bf16 results on a device, its capture in a graph, and that a kernel which starts
+before the last one ends reads nothing too early, are unverified.
 """
 
 import importlib.util
