@@ -73,7 +73,7 @@ def test_blocks_cover_the_tokens_and_hold_all_columns(num_tokens: int, columns: 
     cut = launch.blocks(num_tokens, columns)
     assert (cut.programs - 1) * cut.tokens < num_tokens <= cut.programs * cut.tokens
     assert columns <= cut.columns
-    assert cut.tokens * cut.columns <= launch.ELEMENTS_OF_BLOCK
+    assert cut.tokens * cut.columns <= launch.ELEMENTS_OF_ONE
     assert 1 <= cut.warps <= 8
 
 

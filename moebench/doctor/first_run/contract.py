@@ -28,6 +28,7 @@ from moebench.experts.weights import Experts
 from moebench.measure.devices import make_current
 from moebench.measure.graph import LEAST_RING, capture
 from moebench.model.decoder import StepMode, build_decoder
+from moebench.routers.gpu.launch import by_torch
 from moebench.routers.policy import policy
 from moebench.routers.routing import build_routers
 from moebench.spec.model import ModelSpec
@@ -146,7 +147,13 @@ def _graph(run: StepRun, name: str, model: ModelSpec) -> None:
     ring = torch.randn(LEAST_RING, 7, 1, model.hidden_size, device=device)
     with torch.inference_mode():
         graph = capture(lambda x: step(x, BACKEND, bounded=True), lambda x: step(x, BACKEND), ring)
-        errors = [relative_error(graph.replay(x).cpu(), step(x, "loop").cpu()) for x in ring[-3:]]
+        found = [graph.replay(x).cpu() for x in ring[-3:]]
+        # Routed by torch: the routing kernel is checked too.
+        with by_torch():
+            errors = [
+                relative_error(y, step(x, "loop").cpu())
+                for x, y in zip(ring[-3:], found, strict=True)
+            ]
     mark = Mark("fp32, on inputs that it was not captured on", at_most=1e-5)
     run.judge("graph", f"{name}: error of replayed steps against 'loop'", max(errors), mark)
 

@@ -31,6 +31,8 @@ were checked in Triton's interpreter only.
   for experts of two matrices (squared ReLU); `down` multiplies, in parts of its sum where the tiles
   are few; `combine` adds the weighted rows, or their parts, of each token and the residual.
 - *phase* `packed`: kernels that read weights in 8 or 4 bits, their *dtype*; x is in bf16.
+- `route` chooses experts by scores and sorts the assignments, `sort` does so for a choice of torch,
+  `scatter` is their second launch beyond 1,024 tokens, `cell and gate` is RMoE's.
 - *tile*: rows x columns x depth in elements; `up, gated` computes two such tiles, gate and up.
 - *registers*: of a thread. *spills*: loads and stores of registers that did not fit. *stack*: bytes
   of a thread.

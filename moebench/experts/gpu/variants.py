@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from moebench.experts.gpu.compilation import Variant
 from moebench.experts.gpu.quantised_variants import quantised_variants
+from moebench.experts.gpu.routing_variants import routing_variants
 from moebench.experts.gpu.tiles import (
     COMBINE_WARPS,
     COMBINED_COLUMNS,
@@ -166,6 +167,7 @@ SOURCES: tuple[Callable[[int], Iterator[Variant]], ...] = (
     expert_variants,
     training_variants,
     quantised_variants,
+    routing_variants,
 )
 """Functions that yield the variants of a compute capability (90 for 9.0)."""
 

@@ -1,13 +1,15 @@
 """The routing kernels: from scores, or from a choice in slots, to a routing sorted by expert.
 
 A program chooses for `BLOCK_T` tokens; `kernel_rules` has the parts of that, and `kernel_order`
-brings what was chosen to its places.
+brings what was chosen to its places. With `PDL` the next kernel may start before this one ends, and
+waits for its results by itself.
 """
 
 from typing import no_type_check
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from moebench.routers.gpu import kernel_order as order
 from moebench.routers.gpu import kernel_rules as rules
@@ -85,11 +87,14 @@ def route_scores(
     ONE_BLOCK: tl.constexpr,
     TWO_GRIDS: tl.constexpr,
     STEP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Choose by scores [tokens, columns and more] and sort, as a router's form says.
 
     `selection_bias` [columns] is fp64; `rule_values` and `further_values` are what `RULE` reads.
     """
+    if PDL:
+        gdc_launch_dependents()
     columns = tl.arange(0, BLOCK_C)
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_token = tokens < num_tokens
@@ -186,8 +191,11 @@ def sort_choice(
     ONE_BLOCK: tl.constexpr,
     TWO_GRIDS: tl.constexpr,
     STEP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Sort a choice that was made elsewhere: slots [tokens, SLOTS] of distinct experts."""
+    if PDL:
+        gdc_launch_dependents()
     columns = tl.arange(0, BLOCK_C)
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_token = tokens < num_tokens

@@ -26,9 +26,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_COLUMNS = 1024
 """Most columns of a form: a program holds all of a token's."""
 MOST_TOKENS_OF_BLOCK = 32
-ELEMENTS_OF_BLOCK = 2048
-"""Tokens times columns of a program."""
-ELEMENTS_OF_WARP = 128
+ELEMENTS_OF_ONE, ELEMENTS_OF_MANY = 2048, 1024
+"""Most tokens times columns of a program that is alone, and of each of several: the last of these
+needs registers for the counts of all."""
+ELEMENTS_OF_WARP, MOST_WARPS = 128, 8
+MOST_REGISTERS = 160
+"""Registers of a thread that the compiler may use; it else aims at 64 and spills a few of them."""
 
 interprets = False
 """Whether CPU tensors go through the kernels too, in Triton's interpreter (for checks)."""
@@ -84,12 +87,13 @@ class Blocks(NamedTuple):
 
 
 def blocks(num_tokens: int, columns: int) -> Blocks:
-    """Blocks of tokens whose programs hold `ELEMENTS_OF_BLOCK` scores at most."""
-    wide = max(8, power_of_two(columns))
-    most = max(1, min(MOST_TOKENS_OF_BLOCK, ELEMENTS_OF_BLOCK // wide))
-    block = min(most, power_of_two(num_tokens))
-    warps = max(1, min(8, block * wide // ELEMENTS_OF_WARP))
-    return Blocks(block, wide, -(-num_tokens // block), warps)
+    """One program where it can hold all scores, else as many as hold the tokens."""
+    wide, block = max(8, power_of_two(columns)), power_of_two(num_tokens)
+    if block <= MOST_TOKENS_OF_BLOCK and block * wide <= max(wide, ELEMENTS_OF_ONE):
+        warps = max(1, min(MOST_WARPS, block * wide // ELEMENTS_OF_WARP))
+        return Blocks(block, wide, 1, warps)
+    block = max(1, min(MOST_TOKENS_OF_BLOCK, ELEMENTS_OF_MANY // wide))
+    return Blocks(block, wide, -(-num_tokens // block), MOST_WARPS)
 
 
 def power_of_two(number: int) -> int:
@@ -199,7 +203,9 @@ def _route_scores(
         **constants(sizes, counts, scale),
         **cut.constants,
         TWO_GRIDS=two_grids,
+        PDL=_starts_next(scores) and not two_grids,
         num_warps=cut.warps,
+        maxnreg=MOST_REGISTERS,
     )
     if two_grids:
         _scatter(outputs, lists, cut, sizes.slots)
@@ -248,11 +254,18 @@ def _sort_choice(
         TILE_ROWS=sizes.tile_rows,
         **cut.constants,
         TWO_GRIDS=two_grids,
+        PDL=_starts_next(experts) and not two_grids,
         num_warps=cut.warps,
+        maxnreg=MOST_REGISTERS,
     )
     if two_grids:
         _scatter(outputs, lists, cut, sizes.slots)
     return outputs
+
+
+def _starts_next(x: Tensor) -> bool:
+    """Whether the device can start a kernel while the one before it runs: from 9.0 on."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _scatter(outputs: list[Tensor], lists: list[Tensor], cut: Blocks, slots: int) -> None:
