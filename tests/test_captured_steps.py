@@ -25,6 +25,15 @@ from moebench.spec.model import ModelSpec
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no gcc for the simulated NVML library")
 OPTIONS: dict[str, dict[str, Any]] = {"ada-k": {"mean_k": 1.4}, "adamoe": {"mean_k": 1.6}}
 TOKENS, CONTEXT = 6, 8
+QUICK = ("top-k", "ada-k", "adamoe", "rmoe")
+"""Routers whose steps with attention are among the quick tests."""
+EVERY = [
+    pytest.param(
+        router, level, marks=() if router in QUICK and level == "decoder" else pytest.mark.slow
+    )
+    for router in sorted(known_builders())
+    for level in ("moe", "decoder")
+]
 DEVICE = torch.device("cuda", 1)
 
 
@@ -59,8 +68,7 @@ class Step:
         return y
 
 
-@pytest.mark.parametrize("level", ["moe", "decoder"])
-@pytest.mark.parametrize("router", sorted(known_builders()))
+@pytest.mark.parametrize(("router", "level"), EVERY)
 def test_a_captured_step_waits_for_nothing_and_stays_on_its_board(
     router: str, level: str, boards: Boards, tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
