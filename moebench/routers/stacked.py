@@ -1,7 +1,8 @@
 """Rows of several parameters as one matrix, so that one product reads them all.
 
-They stay parameters of their own, because training freezes some of them. Outside of training the
-stack is made once, and again when one of them has changed.
+They stay parameters of their own, because training freezes some of them. The stack of frozen ones
+is made once, and again when one of them has changed. Those that may be trained are stacked anew for
+every product: torch's fused optimisers change them without a trace.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 class Stacked:
-    """Parameters below one another, in the type of the first: a copy that inference keeps."""
+    """Parameters below one another, in the type of the first: a copy of frozen ones is kept."""
 
     def __init__(self) -> None:
         self._parts: tuple[tuple[int, int, torch.dtype], ...] = ()
@@ -19,8 +20,8 @@ class Stacked:
         self._stack: Tensor | None = None
 
     def __call__(self, *parts: Tensor) -> Tensor:
-        """The parts as one; made anew where gradients may flow through it."""
-        if torch.is_grad_enabled() or any(part.is_inference() for part in parts):
+        """The parts as one."""
+        if any(part.requires_grad or part.is_inference() for part in parts):
             return _stack(parts)
         memory = [part.untyped_storage() for part in parts]
         # An operation in place counts a tensor's version up. Memory that is held here can become
@@ -30,7 +31,10 @@ class Stacked:
             for held, part in zip(memory, parts, strict=True)
         )
         if self._stack is None or found != self._parts:
-            self._stack, self._parts, self._memory = _stack(parts), found, memory
+            # No inference tensor: gradients of x may flow through it later.
+            with torch.inference_mode(False):
+                self._stack = _stack(parts)
+            self._parts, self._memory = found, memory
         return self._stack
 
 

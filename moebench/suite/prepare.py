@@ -74,6 +74,8 @@ def prepare_cell(bench: Bench, cell: Cell, stream_tokens: int) -> ReadyCell:
                 routers.append(router)
             for router in routers:
                 router.train(workload.phase == "train")
+                if workload.phase != "train":
+                    router.requires_grad_(False)
             shares = [*zip(*zip_longest(*histograms, fillvalue=0.0), strict=True)]
             histogram = tuple(np.mean(shares, axis=0).tolist())
             cases.append(ReadyCase(case, own, tuple(routers), np.stack(loads), histogram, lag1))

@@ -1,6 +1,7 @@
 """The sweep over tiles, on an imitated device whose best tiles are known."""
 
 import dataclasses
+import importlib.metadata
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -219,7 +220,10 @@ def test_a_sweep_runs_on_an_imitated_gpu(
     tiny: ModelSpec,
 ) -> None:
     """Graphs, rings of routings and copies of weights; its time is made up, and no tile is real."""
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.7.1")
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: "3.7.1" if name == "triton" else version(name)
+    )
     monkeypatch.setattr("moebench.calibrate.tiles.load_model", lambda name: tiny)
     monkeypatch.setattr("moebench.calibrate.tile_timer.COLD", 1e-4)
     monkeypatch.setattr("moebench.calibrate.tile_timer.RING", 2)

@@ -50,7 +50,9 @@ def test_the_op_list_of_a_fused_router_has_its_launches(
 ) -> None:
     model, declared = load_model("mixtral-8x7b"), policy(name, OPTIONS[name])
     with torch.device("meta"):
-        own = build_routers(declared, model, 2, getattr(torch, dtype))[1].eval()
+        own = (
+            build_routers(declared, model, 2, getattr(torch, dtype))[1].eval().requires_grad_(False)
+        )
         x = torch.zeros(num_tokens, model.hidden_size, dtype=getattr(torch, dtype))
     with torch.no_grad():
         _, state = own.scores(x)

@@ -7,16 +7,28 @@ from torch import nn
 from moebench.routers.stacked import Stacked
 
 
-def parts() -> tuple[nn.Parameter, nn.Parameter]:
-    return nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(2, 4))
+def parts(are_trained: bool = False) -> tuple[nn.Parameter, nn.Parameter]:
+    above, below = (nn.Parameter(torch.randn(rows, 4), are_trained) for rows in (3, 2))
+    return above, below
 
 
-def test_inference_keeps_one_stack() -> None:
+def test_frozen_parts_have_one_stack() -> None:
     stacked, pair = Stacked(), parts()
-    with torch.no_grad():
-        first = stacked(*pair)
-        assert stacked(*pair) is first
+    first = stacked(*pair)
+    assert stacked(*pair) is first
     assert torch.equal(first, torch.cat(pair))
+
+
+@torch.no_grad()
+def test_a_fused_step_changes_the_stack() -> None:
+    """Such a step counts no version of a parameter up."""
+    stacked, pair = Stacked(), parts(are_trained=True)
+    optimiser = torch.optim.AdamW(pair, fused=True)
+    stacked(*pair)
+    for part in pair:
+        part.grad = torch.ones_like(part)
+    optimiser.step()
+    assert torch.equal(stacked(*pair), torch.cat(pair))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -35,7 +47,7 @@ def test_a_change_of_a_part_changes_the_stack(mode: type) -> None:
 
 
 def test_gradients_reach_the_parts() -> None:
-    stacked, pair = Stacked(), parts()
+    stacked, pair = Stacked(), parts(are_trained=True)
     with torch.no_grad():
         stacked(*pair)
     stacked(*pair).sum().backward()

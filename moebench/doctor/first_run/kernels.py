@@ -79,7 +79,9 @@ def check(run: StepRun) -> None:
                 run.miss("graphs", what, "the step's time was used up")
                 continue
             try:
-                _batch(bench, name, batch, [router.eval() for router in built])
+                _batch(
+                    bench, name, batch, [router.eval().requires_grad_(False) for router in built]
+                )
             except Exception as error:  # one kernel that fails must not hide the others
                 run.fail("graphs", what, error)
 
