@@ -5,6 +5,8 @@ all of it happens on the device that was asked for, and that no record passes fo
 """
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -309,6 +311,19 @@ def test_tensors_of_two_devices_meet_as_on_a_gpu(boards: Boards) -> None:
     assert (x.cpu() + torch.ones(3)).tolist() == [2.0, 2.0, 2.0]
     assert (x * torch.tensor(2.0)).device == torch.device("cuda", 1)
     assert (boards.home(x.cpu()), boards.waits) == (None, 2)
+
+
+def test_a_default_device_concerns_the_same_functions_afterwards(folder: Path) -> None:
+    """In a process that has asked for none before; torch keeps the functions that it finds."""
+    program = (
+        "import torch\nfrom pathlib import Path\n"
+        "from moebench.doctor.imitation.imitate import imitated_gpu\n"
+        f"with imitated_gpu(Path({str(folder)!r})), torch.device('cuda:0'):\n"
+        "    print(torch.zeros(2).device, torch.tensor([1]).device)\n"
+        "with torch.device('meta'):\n    print(torch.tensor([1]).device)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["cuda:0", "cuda:0", "meta"], done.stderr
 
 
 def test_tensors_that_a_cache_keeps_are_on_their_board_in_the_next_imitation(folder: Path) -> None:

@@ -96,12 +96,15 @@ def _patch_tensors(stack: ExitStack, machine: Boards) -> None:
     def replaced(owner: Any, name: str, new: Any) -> None:
         stack.enter_context(mock.patch.object(owner, name, new, create=True))
 
+    # torch looks once which functions a default device concerns, and keeps the answer.
+    with torch.device("cpu"):
+        torch.empty(0)
     to, tolist = Tensor.to, Tensor.tolist
 
     def made(make: Callable[..., Tensor], data: Any, **options: Any) -> Tensor:
         device = options.pop("device", None)
         device = torch.get_default_device() if device is None else torch.device(device)
-        found = make(data, **options, device=None if device.type == "cuda" else device)
+        found = make(data, **options, device="cpu" if device.type == "cuda" else device)
         return move(found, device) if device.type == "cuda" else found
 
     def move(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
