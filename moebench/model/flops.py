@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moebench.experts.backends import execution
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.experts.gpu import launch
+from moebench.experts.gpu import launch, training
 from moebench.experts.weights import Experts
 from moebench.model.attention import SequenceStates
 from moebench.model.decoder import Decoder, StepMode
@@ -154,6 +154,7 @@ def torch_counter() -> FlopCounterMode:
     """The counter of torch, with our formulas for attention and for grouped and ragged matmuls."""
     aten = torch.ops.aten
     formulas: dict[Any, Callable[..., int]] = {aten._grouped_mm: _grouped_mm}
+    assert training.SCHEMAS  # its import defines the operations of training
     formulas |= {getattr(launch.OPERATIONS, name): count for name, count in RAGGED.items()}
     for kind in (
         "flash_attention",

@@ -68,7 +68,7 @@ from moebench.routers.routing import Routing
 
 class Model:
     num_experts, hidden_size, intermediate_size, expert_matrices = 4, 32, 64, 3
-    has_expert_bias = False
+    has_expert_bias, activation = False, "silu"
 
 torch.manual_seed(0)
 tokens, top_k = 23, 2

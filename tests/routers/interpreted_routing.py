@@ -158,7 +158,7 @@ def differences(case: Case) -> list[str]:
     torch.manual_seed(1)
     dtype = getattr(torch, case.dtype)
     router = build_routers(policy(case.router, dict(case.options)), model(case), 2, dtype)[1]
-    router.eval()
+    router.eval().requires_grad_(False)
     if case.router in ADAPTIVE and case.num_experts > 1:
         set_apart(router, case)
     elif hasattr(router, "selection_bias"):
@@ -220,7 +220,7 @@ def cell_errors(case: Case) -> dict[str, float]:
     dtype = getattr(torch, case.dtype)
     routers = build_routers(policy(case.router, dict(case.options)), model(case), 2, dtype)
     for router in routers:
-        router.eval()
+        router.eval().requires_grad_(False)
         router.recurrent_gate.copy_(torch.randn(router.recurrent_gate.shape))
     x, errors = torch.randn(2, case.num_tokens, HIDDEN).to(dtype), {"logits": 0.0, "state": 0.0}
     state, own_state = None, None
@@ -248,7 +248,7 @@ def layer_launches(name: str) -> list[str]:
     routers = build_routers(policy(name, options), spec, 2, torch.bfloat16)
     x, experts = torch.randn(7, 1, HIDDEN).bfloat16(), execution("triton")
     for router in routers:
-        router.eval()
+        router.eval().requires_grad_(False)
 
     def step() -> None:
         decoder(x, routers, experts, StepMode("moe", bounded=True))
