@@ -50,7 +50,7 @@ class Site:
     """The device that is tuned."""
 
     name: str
-    """As NVML prints it."""
+    """The board's name as NVML prints it."""
     fingerprint: str
     capability: int
 

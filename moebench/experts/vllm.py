@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moebench.experts.grouped import combine
+from moebench.experts.slots import run_slots
 from moebench.experts.weights import ExpertWeights, not_installed
 from moebench.routers.routing import Hidden, Routing
 
@@ -47,14 +47,7 @@ def build_layout(weights: ExpertWeights) -> None:
 
 def vllm(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hidden:
     """Pass dense slots where every token has the same number of experts, else rows of one slot."""
-    if routing.num_assignments == 0:
-        return torch.zeros_like(x)
-    slot_weights, experts = routing.slots
-    if experts.numel() == routing.num_assignments:
-        return _fused(x, slot_weights, experts, weights)
-    rows = x.index_select(0, routing.token_indices)
-    ones = rows.new_ones(len(rows), 1)
-    return combine(_fused(rows, ones, routing.expert_indices.unsqueeze(1), weights), routing)
+    return run_slots(_fused, x, routing, weights)
 
 
 def _fused(

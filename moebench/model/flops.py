@@ -206,7 +206,7 @@ def _ragged(rows: int, weights: int) -> Callable[..., int]:
 
 
 def _in_training(*sides: tuple[int, int]) -> Callable[..., int]:
-    """The same in training: argument 3 begins with the assignments; dimensions of two arguments."""
+    """FLOPs of a kernel of training, whose argument 3 begins with the assignments."""
     (one, of_one), (other, of_other) = sides
     return lambda *shapes, **_: int(
         2 * shapes[3][0][0] * shapes[one][of_one] * shapes[other][of_other]

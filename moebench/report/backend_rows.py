@@ -17,7 +17,7 @@ from moebench.units import BYTES_PER_ELEMENT, BytesPerSecond, FlopsPerSecond, Se
 DEFAULTS = ("avx512", "packed", "grouped")
 """The first of these that ran is the baseline of the other backends, in forward cells."""
 TRAINED = ("avx512", "grouped")
-"""The same in training."""
+"""The first of these that ran is the baseline of the other backends, in training."""
 
 
 @dataclass(frozen=True)

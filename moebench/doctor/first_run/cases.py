@@ -64,14 +64,14 @@ class KernelInputs:
 
     x: Tensor
     routing: Routing
-    """As long as its bound, with rubbish behind the last assignment."""
+    """A routing as long as its bound, with rubbish behind the last assignment."""
     weights: ExpertWeights
     exact: Tensor
     """The layer's output in fp64, on the host."""
     is_idle: Tensor
     """Tokens without experts, which get exact zeros."""
     plain: Routing
-    """The same routing without anything behind its assignments, on the device."""
+    """The routing without anything behind its assignments, on the device."""
 
 
 def case_model(case: KernelCase) -> ModelSpec:

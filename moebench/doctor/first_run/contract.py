@@ -39,7 +39,7 @@ TOLERANCES = {"bfloat16": 8e-3, "float32": 1e-6}
 """Largest norm of the error over that of the result: what is rounded is the hidden rows and the
 result, each to 8 bits in bf16."""
 GRADIENTS = {"bfloat16": 2e-2, "float32": 1e-5}
-"""The same for gradients, behind which lie four products in place of two."""
+"""Largest error of gradients, behind which lie four products in place of two."""
 ROUTERS: dict[str, dict[str, Any]] = {
     "top-k": {},
     "ada-k": {"mean_k": 1.5},

@@ -18,7 +18,7 @@ from moebench.experts.gpu.occupancy import Occupancy, occupancy
 TENSOR_CORES = {"HMMA": "mma.sync", "HGMMA": "wgmma", "UTCHMMA": "tcgen05"}
 """Machine instructions that multiply bf16 matrices, and what PTX calls them."""
 OTHER_TENSOR_CORES = {"QGMMA": "wgmma", "QMMA": "mma.sync", "UTCQMMA": "tcgen05"}
-"""The same for operands of 8 bits and fewer; block scales may add a letter."""
+"""Machine instructions for operands of 8 bits and fewer; block scales may add a letter."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def by_kernel(router: Router, scores: ChoiceScores, dtype: torch.dtype) -> Routi
 
 
 def counted(routing: Routing) -> Routing:
-    """The same routing without what lies behind its last assignment; the host waits for it."""
+    """A routing without what lies behind its last assignment; the host waits for it."""
     if not routing.is_bound:
         return routing
     count = int(routing.tokens_per_expert.sum())
