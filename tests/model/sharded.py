@@ -5,6 +5,7 @@ gradient with those of the whole model. Accelerate calls this `fully_shard` on G
 shard on processors.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -49,7 +50,11 @@ def main(router: str) -> None:
         torch.testing.assert_close(sharded_gradients[name], gradient)
     rank, size = distributed.get_rank(), distributed.get_world_size()
     print(f"process {rank} of {size}: {len(gradients)} gradients are those of the whole model")
+    distributed.barrier()
     distributed.destroy_process_group()
+    sys.stdout.flush()
+    # A thread of gloo that meets the ending interpreter can abort the process.
+    os._exit(0)
 
 
 if __name__ == "__main__":

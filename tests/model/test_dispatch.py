@@ -101,7 +101,12 @@ def test_layers_that_fsdp_shards_learn_as_whole_ones(router: str) -> None:
     folders = [str(program.parents[2]), str(program.parents[1])]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *launch, str(program), router],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(folders),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
+        },
         capture_output=True,
         text=True,
         timeout=200,

@@ -2,13 +2,14 @@
 
     python kill_loop.py SUITE RESULTS SEED KILLS
 
-Every attempt is a fork of this process, which has imported everything but never computed. Half of
-the moments are drawn in time, half in bytes written; writing is slowed to 1 KiB at a time, so
-that kills fall between the bytes of a line too. After each kill the directory is read. Prints one
-JSON document and fails by an assertion.
+Every attempt is a fork of this process, which never computes, and imports what a first, whole run
+has imported. Half of the moments are drawn in time, half in bytes written; writing is slowed to
+1 KiB at a time, so that kills fall between the bytes of a line too. After each kill the directory
+is read. Prints one JSON document and fails by an assertion.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -26,7 +27,8 @@ from moebench.records.run import Run, load_run
 from moebench.suite import cli as suite
 
 LONGEST = 1.5
-"""Seconds until a kill that is drawn in time; one that is drawn in bytes comes at most here too."""
+"""Until a kill that is drawn in time, over what a run takes to begin; a kill that is drawn in bytes
+comes after twice this time at the latest."""
 PIECE = 1024
 LARGEST_GROWTH = 40_000
 """Bytes: twice a cell's records."""
@@ -38,8 +40,8 @@ def _slowly(descriptor: int, data: bytes) -> None:
         time.sleep(0.001)
 
 
-def start(arguments: list[str]) -> int:
-    """Run the verb in a fork; returns its process id."""
+def start(arguments: list[str], modules: int | None = None) -> int:
+    """Run the verb in a fork; returns its process id. `modules` is a pipe for what it imported."""
     child = os.fork()
     if child:
         return child
@@ -52,6 +54,8 @@ def start(arguments: list[str]) -> int:
         code = 1
         with contextlib.suppress(BaseException):
             code = suite.main(arguments)
+        if modules is not None:
+            os.write(modules, "\n".join(sys.modules).encode())
         os._exit(code)
 
 
@@ -60,10 +64,32 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*/*/*/*.jsonl"))
 
 
-def killed(child: int, results: Path, rng: random.Random) -> bool:
+def rehearse(arguments: list[str], results: Path) -> float:
+    """Import what a whole run imports; returns the seconds until a run has a directory then."""
+    reader, writer = os.pipe()
+    child = start(arguments, writer)
+    os.close(writer)
+    with os.fdopen(reader) as names:
+        for name in names.read().split():
+            with contextlib.suppress(ImportError):  # made while it ran
+                importlib.import_module(name)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the suite failed by itself"
+    shutil.rmtree(results)
+    child, begin = start(arguments), time.monotonic()
+    while not list(results.glob("*/*/*/manifest.json")):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the suite failed by itself"
+        time.sleep(0.0002)
+    took = time.monotonic() - begin
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    shutil.rmtree(results)
+    return took
+
+
+def killed(child: int, results: Path, rng: random.Random, longest: float) -> bool:
     """Wait for a random moment and kill; False if the child was done before."""
     in_bytes = rng.random() < 0.5
-    deadline = time.monotonic() + (LONGEST * 2 if in_bytes else rng.uniform(0, LONGEST))
+    deadline = time.monotonic() + (longest * 2 if in_bytes else rng.uniform(0, longest))
     enough = size(results) + rng.randrange(LARGEST_GROWTH)
     while time.monotonic() < deadline and not (in_bytes and size(results) > enough):
         done, status = os.waitpid(child, os.WNOHANG)
@@ -99,15 +125,14 @@ def main(name: str, folder: str, seed: str, kills: str) -> None:
     rng, results, left = random.Random(int(seed)), Path(folder), int(kills)
     complete = torn = nothing_yet = 0
     before: Run | None = None
+    anew = [name, "--device", "cpu", "--out", folder, "--time-budget", "0.5 s"]
+    longest = LONGEST * rehearse(anew, results)
     while left or before is not None:
         found = [path.parent for path in results.glob("*/*/*/manifest.json")]
-        arguments = [name, "--device", "cpu", "--out", folder, "--time-budget", "0.5 s"]
-        if found:
-            arguments = ["--resume", str(found[0]), "--time-budget", "0.5 s"]
-        else:
+        if not found:
             shutil.rmtree(results, ignore_errors=True)
-        child = start(arguments)
-        if left and killed(child, results, rng):
+        child = start(["--resume", str(found[0]), "--time-budget", "0.5 s"] if found else anew)
+        if left and killed(child, results, rng, longest):
             left -= 1
         else:
             with contextlib.suppress(ChildProcessError):
@@ -125,6 +150,7 @@ def main(name: str, folder: str, seed: str, kills: str) -> None:
             complete += 1
             before = None
             shutil.rmtree(results)
+    assert nothing_yet < int(kills) // 2, f"{nothing_yet} of {kills} runs had not begun"
     print(json.dumps({"complete": complete, "torn": torn, "killed_before_start": nothing_yet}))
 
 
