@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Processes that run tests, a file at a time. They hold no timing, so they may share the machine;
+# threads that wait for work then sleep, so that they do not take the other process's core.
+JOBS ?= 2
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: help mixtral test test-slow check clean
 
@@ -19,10 +23,10 @@ mixtral: $(READY)
 	$(BIN)/python -m moebench.suite $(or $(SUITE),mixtral) $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -53,7 +53,7 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a whole file so that a reader, or a crash, meets the old text or the new one."""
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # two may write at once
     try:
         _write(temporary, os.O_TRUNC, data, 0)
         temporary.replace(path)
