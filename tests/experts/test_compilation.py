@@ -14,6 +14,7 @@ from moebench.experts.gpu.comparison import DEVICES, LAYERS, TOKENS
 from moebench.experts.gpu.occupancy import KIB, LIMITS, SHARED_RESERVED, WARP, occupancy
 
 REPORT = triton_install.ROOT / "results" / "compile" / f"triton-{triton_install.VERSION}"
+DATA = triton_install.ROOT / "moebench" / "data"
 TITLE = f"# Compile report: ragged expert kernels, Triton {triton_install.VERSION}"
 BEST = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 
@@ -123,13 +124,13 @@ def test_the_report_has_vllms_kernel_beside_ours(tables: list[list[Row]]) -> Non
 
 
 PROGRAM = """
-import json, sys, triton
-from moebench.experts.gpu.comparison import launches
+import itertools, json, sys, triton
+from moebench.experts.gpu import report
+from moebench.experts.gpu.comparison import default_tile_variants, launches
 from moebench.experts.gpu.compilation import compile_variant
-from moebench.experts.gpu.report import beside_rows, kernel_row, line
 from moebench.experts.gpu.variants import CAPABILITIES, all_variants
-from moebench.experts.gpu.vllm_kernel import load_vllm
 
+out, table = sys.argv[1:]
 chosen, number = {}, 0
 for capability in CAPABILITIES:
     for variant in all_variants(capability):
@@ -140,20 +141,29 @@ for capability in CAPABILITIES:
             kind = (*kind, variant.kernel, variant.tile)
         if capability in (80, 90, 100):
             chosen[kind] = capability, variant
-compiled = [compile_variant(*one) for one in chosen.values()]
-missing, beside = None, []
+few = ("h200-sxm",), ("mixtral-8x7b",), (1, 4096)
+compiled = []
+def keep(capability, variant):
+    compiled.append(compile_variant(capability, variant))
+    return compiled[-1]
+report.compile_variant = keep
+report.all_variants = lambda capability: [v for c, v in chosen.values() if c == capability]
+report.launches = lambda vllm: launches(vllm, *few)
+report.default_tile_variants = lambda vllm: itertools.islice(default_tile_variants(vllm), 2)
+missing = None
 try:
-    beside = launches(load_vllm(), ("h200-sxm",), ("mixtral-8x7b",), (1, 4096))
+    report.load_vllm()
 except ValueError as error:
     missing = str(error)
-layer = [one for one in compiled if one.variant.phase != "routing"]  # whose kernels wait
-ours = [one for one in layer if "PDL" in one.variant.constants]
+code = report.main(["--out", out, *([] if missing else ["--table", table])])
+layer = [one for one in compiled[:len(chosen)] if one.variant.phase != "routing"]
+ours = [one for one in layer if "PDL" in one.variant.constants]  # whose kernels wait
 json.dump({
-    "lines": [line(kernel_row(one).values()) for one in compiled],
-    "beside": [line(row.values()) for row in beside_rows(beside)],
+    "code": code,
     "starts early": [[one.capability, one.starts_early] for one in ours],
-    "serialised": [str(kernel_row(one)) for one in compiled if one.is_serialised],
+    "serialised": [str(report.kernel_row(one)) for one in compiled if one.is_serialised],
     "missing": missing,
+    "compiled": len(chosen),
     "number": number,
     "where": triton.__file__,
     "version": triton.__version__,
@@ -162,34 +172,53 @@ json.dump({
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, Any]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the command writes the report of many kernels, and the table of their tiles."""
+    return tmp_path_factory.mktemp("written")
+
+
+@pytest.fixture(scope="module")
+def compiled(written: Path) -> dict[str, Any]:
     """What the compiler says of many kernels, in a process that has Triton."""
     environment = {**triton_install.environment(), "TRITON_INTERPRET": "0"}
-    program = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    files = [str(written / "report.md"), str(written / "compiled.csv")]
+    program = [sys.executable, "-W", "ignore", "-c", PROGRAM, *files]
     done = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
+def new_lines(written: Path, committed: Path) -> list[str]:
+    """Lines of a written file that the committed one does not have."""
+    kept = set(committed.read_text(encoding="utf-8").splitlines())
+    lines = (written / committed.name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line not in kept]
+
+
 @pytest.mark.slow
 def test_the_committed_report_is_what_the_compiler_says(
-    compiled: dict[str, Any], kernels: list[Row]
+    compiled: dict[str, Any], kernels: list[Row], written: Path
 ) -> None:
     if compiled["version"] != triton_install.VERSION:
         pytest.skip(f"another version of Triton is installed here: {compiled['version']}")
-    lines = (REPORT / "report.md").read_text(encoding="utf-8").splitlines()
-    assert [line for line in compiled["lines"] if line not in lines] == []
+    assert compiled["code"] == 0
+    left_out = compiled["missing"] and f"Left out: {compiled['missing']}."
+    assert new_lines(written, REPORT / "report.md") == ([left_out] if left_out else [])
+    rows = (written / "report.md").read_text(encoding="utf-8").count("| sm_")
+    assert rows == compiled["compiled"] + (0 if left_out else 2 * 2)
     assert len(kernels) == compiled["number"]
 
 
 @pytest.mark.slow
-def test_vllms_kernel_is_what_the_compiler_says(compiled: dict[str, Any]) -> None:
+def test_the_table_that_predictions_read_is_what_the_compiler_says(
+    compiled: dict[str, Any], written: Path
+) -> None:
     if compiled["missing"] or compiled["version"] != triton_install.VERSION:
         pytest.skip(compiled["missing"] or "another version of Triton is installed here")
-    assert compiled["beside"]
-    lines = (REPORT / "report.md").read_text(encoding="utf-8").splitlines()
-    assert [line for line in compiled["beside"] if line not in lines] == []
+    assert new_lines(written, DATA / "tiles" / "compiled.csv") == []
+    table = (written / "compiled.csv").read_text(encoding="utf-8")
+    assert table.count("\nvLLM,") == 2 and "\nours," in table
 
 
 @pytest.mark.slow
