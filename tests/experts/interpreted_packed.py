@@ -12,9 +12,9 @@ import torch
 from experts.interpreted_training import Case, assigned, ragged
 from experts.interpreter import multiply_scaled_operands, round_to_nearest
 
+from moebench.experts import triton_fp8, triton_mxfp4
 from moebench.experts.backends import execution
-from moebench.experts.gpu.quantised import quantised_layer
-from moebench.experts.quantised import Format, pack_experts, unpack
+from moebench.experts.quantised import Format, unpack
 from moebench.experts.weights import Clamp, ExpertWeights, Residual
 
 BF16 = torch.bfloat16
@@ -72,10 +72,11 @@ def error(format: Format, case: Case) -> float:
         torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     if is_clamped:
         weights.clamp = Clamp(alpha=1.3, limit=0.5)
-    packed = pack_experts(weights, format)
     x = torch.randn(len(case.keep), 2 * case.hidden).to(case.dtype)[:, : case.hidden]
     stream = torch.randn(x.shape).to(case.dtype)
-    y = quantised_layer(x, routing, packed, weights, Residual(stream, 0.5))
+    backend = triton_fp8 if format == "fp8" else triton_mxfp4
+    packed, layer = backend.build_layout(weights), getattr(backend, f"triton_{format}")
+    y = layer(x, routing, weights, Residual(stream, 0.5))
     rounded = ExpertWeights(model, torch.float64)
     rounded.load_state_dict(weights.state_dict())
     rounded.clamp = weights.clamp

@@ -236,12 +236,14 @@ def test_torchs_grouped_matmul_names_rows_that_it_does_not_take(tiny: ModelSpec)
         )
 
 
-def test_triton_without_a_compiler_or_headers_says_so(
+def test_triton_on_an_old_board_or_without_a_compiler_or_headers_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from moebench.experts import triton
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 8.0 or newer" in str(triton.missing(torch.device("cuda")))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.setattr("shutil.which", lambda name: None)

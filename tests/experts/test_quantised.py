@@ -9,6 +9,7 @@ import torch
 import triton_install
 from experts import interpreted_packed
 
+from moebench.experts import triton_fp8, triton_mxfp4
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.gpu.quantised import quantised_layer
 from moebench.experts.quantised import (
@@ -151,6 +152,16 @@ def test_a_layer_without_assignments_needs_no_kernel(square: ModelSpec) -> None:
     weights.clamp = Clamp(is_interleaved=True)
     with pytest.raises(ValueError, match="found gate and up in turns, expected gate above up"):
         quantised_layer(torch.randn(3, BLOCK), routing, packed, weights)
+
+
+def test_the_interpreter_is_no_processor_for_4_bit_operands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    cpu = torch.device("cpu")
+    assert triton_fp8.missing(cpu) is None
+    assert "no products of scaled 4-bit operands" in str(triton_mxfp4.missing(cpu))
 
 
 @pytest.fixture(scope="module")
