@@ -8,14 +8,17 @@ READY := $(VENV)/.ready
 # Processes that run tests, a file at a time. They hold no timing, so they may share the machine;
 # threads that wait for work then sleep, so that they do not take the other process's core.
 JOBS ?= 2
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+OPTIONS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(OPTIONS)
+COVERAGE := OMP_WAIT_POLICY=passive $(BIN)/python -m coverage
 
-.PHONY: help mixtral test test-slow check clean
+.PHONY: help mixtral test test-slow coverage check clean
 
 help:
 	@echo "make mixtral            measure the suite mixtral (SUITE=smoke for the smallest, ARGS='...' for options)"
 	@echo "make test               the quick tests"
 	@echo "make test-slow          the slow ones"
+	@echo "make coverage           quick and slow tests, and the share of the GPU's path that they run"
 	@echo "make check              formatting, lint, types"
 	@echo "make PYTHON=python3.12  another interpreter for a new .venv"
 
@@ -28,6 +31,13 @@ test: $(READY)
 test-slow: $(READY)
 	$(PYTEST) -m slow $(ARGS)
 
+coverage: $(READY)
+	$(COVERAGE) erase
+	$(COVERAGE) run -m pytest $(OPTIONS)
+	$(COVERAGE) run -m pytest $(OPTIONS) -m slow
+	$(COVERAGE) combine --quiet
+	$(COVERAGE) report --skip-covered --sort=cover --fail-under=97
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,7 +45,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
 # Installed again whenever a requirement or a tested version changes.
 $(READY): pyproject.toml constraints.txt

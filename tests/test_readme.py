@@ -66,6 +66,7 @@ MEASURING = [
 ]
 INSTEAD = {
     "suite mixtral": "suite smoke",
+    "suite experts-training": "suite toy.toml",
     "suite experts": "suite toy.toml",
     "path/to/mine.toml": "mine.toml",
 }

@@ -117,6 +117,14 @@ EXPERT_BACKENDS = {
             stand_in="grouped",
             trains_itself=True,
         ),
+        ExpertBackend(
+            "deepgemm",
+            Launches(matmul=(1, 0), dispatch=(43, 0), combine=(13, 0)),
+            dtypes=("bfloat16",),
+            has_gradients=False,
+            hides_flops=True,
+            is_capturable=True,
+        ),
         # Launches of the next three are counted in the adapters' text: none could be run.
         ExpertBackend(
             "flashinfer",

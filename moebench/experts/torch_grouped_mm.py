@@ -52,11 +52,16 @@ def torch_grouped_mm(x: Hidden, routing: Routing, weights: ExpertWeights) -> Hid
     return combine_slots(outputs, routing)
 
 
-def combine_slots(outputs: Tensor, routing: Routing) -> Hidden:
-    """Each token's weighted outputs in fp32, in the order of its slots, without a wait."""
+def combine_slots(outputs: Tensor, routing: Routing, row_of: Tensor | None = None) -> Hidden:
+    """Each token's weighted outputs in fp32, in the order of its slots, without a wait.
+
+    Args:
+        row_of: The row of outputs of each assignment, if they are not in the routing's order.
+    """
     places = routing.slot_places()
     is_used = places >= 0
     chosen = places.clamp(min=0)
     weights = routing.weights[chosen].float().masked_fill(~is_used, 0.0)
-    rows = outputs[chosen].float().masked_fill(~is_used.unsqueeze(2), 0.0)
+    rows = outputs[chosen if row_of is None else row_of[chosen]]
+    rows = rows.float().masked_fill(~is_used.unsqueeze(2), 0.0)
     return (weights.unsqueeze(2) * rows).sum(1).to(outputs.dtype)

@@ -49,6 +49,12 @@ def baseline_of(result: ExpertsResult) -> str:
     return next((name for name in names if name in result.samples), names[-1])
 
 
+def drawn_phase(cells: Sequence[ExpertsResult]) -> str:
+    """The phase of the figure and of the summary: training where nothing else was measured."""
+    phases = {cell.plan.phase for cell in cells}
+    return "train" if phases == {"train"} else "forward"
+
+
 def machine_rates(result: ExpertsResult) -> tuple[FlopsPerSecond, BytesPerSecond]:
     """Medians over a cell's rounds: of a square matmul in its type, of the fastest way to read."""
     work = probe_work(result.matmul_size)

@@ -8,12 +8,13 @@ from moebench import terminal
 from moebench.files import replace_file
 from moebench.records.experts_run import ExpertsResult, ExpertsRun, load_experts_run
 from moebench.records.results import Interval
-from moebench.report.backend_goals import goals
+from moebench.report.backend_goals import goals, savings
 from moebench.report.backend_rows import (
     TRAINED,
     BackendRow,
     backend_rows,
     baseline_of,
+    drawn_phase,
     machine_rates,
     router_shares,
 )
@@ -31,10 +32,8 @@ from moebench.report.host import busy_cells
 from moebench.spec.schema import encode
 from moebench.units import text
 
-CAPTION = (
-    "Left: time of each backend over the default's, same rounds, with 95 % intervals. Right: "
-    "what fewer assignments save in the bound, and in time."
-)
+TIMES = "time of each backend over the default's, same rounds, with 95 % intervals."
+SAVED = "what fewer assignments save in the bound, and in time."
 TWO_POINT_ADA_K = (
     " ada-k is here one expert for 60 % of the tokens and two for 40 %; since schema 3 it is the "
     "geometric distribution of the same mean."
@@ -54,7 +53,9 @@ def report_experts(directory: Path, as_json: bool) -> int:
         raise ValueError(f"{directory}: no cell was measured yet; nothing to report")
     with styled():
         drawn = png(backends_figure(run.cells, _baselines(run.cells)))
-    picture = Picture("execution", "Expert execution", CAPTION, drawn)
+    has_savings = any(saving.is_promised for saving in savings(run.cells))
+    caption = f"Left: {TIMES} Right: {SAVED}" if has_savings else TIMES.capitalize()
+    picture = Picture("execution", "Expert execution", caption, drawn)
     files = {"execution.png": drawn, "report.md": markdown(_blocks(run, picture)).encode()}
     for name, data in files.items():
         terminal.write_beside(partial(replace_file, directory / name, data))
@@ -109,7 +110,7 @@ def _summary(run: ExpertsRun) -> tuple[str, str, str]:
     waiting = len(run.manifest.cells) - len(run.cells)
     absent = run.manifest.absent
     open_questions = [
-        f"{len(missed)} of {len(asked)} figures asked were not reached",
+        f"{len(missed)} of {len(asked)} figures asked were not reached" * bool(missed),
         f"{waiting} cells were not measured" * (waiting > 0),
         f"{', '.join(absent)} did not run here" * bool(absent),
     ]
@@ -122,7 +123,7 @@ def _summary(run: ExpertsRun) -> tuple[str, str, str]:
     return (
         f"Established: slower than {_baselines(run.cells)} are, in the cells where both ran, "
         f"{'; '.join(slower) or 'none'}.",
-        f"Not established: {'; '.join(filter(None, open_questions))}.",
+        f"Not established: {'; '.join(filter(None, open_questions)) or 'nothing that was asked'}.",
         f"Next: {following}.",
     )
 
@@ -187,6 +188,6 @@ def _routers(cells: Sequence[ExpertsResult]) -> list[Block]:
 
 
 def _baselines(cells: Sequence[ExpertsResult]) -> str:
-    """The baseline of the forward cells; one name unless some cells lack it."""
-    forward = (baseline_of(cell) for cell in cells if cell.plan.phase == "forward")
-    return " or ".join(dict.fromkeys(forward)) or TRAINED[-1]
+    """The baseline of the cells that are drawn; one name unless some cells lack it."""
+    names = (baseline_of(cell) for cell in cells if cell.plan.phase == drawn_phase(cells))
+    return " or ".join(dict.fromkeys(names)) or TRAINED[-1]

@@ -180,6 +180,9 @@ def test_a_flashinfer_of_another_signature_is_not_called(
     found = flashinfer.missing(torch.device("cuda"))
     assert found is None if said is None else str(found).startswith(said)
     assert flashinfer.missing(torch.device("cpu")) == "it needs a GPU"
+    monkeypatch.setattr(flashinfer.shutil, "which", lambda name: None)
+    if said is None:
+        assert "nvcc" in str(flashinfer.missing(torch.device("cuda")))
 
 
 def test_flashinfer_gets_up_above_gate(monkeypatch: pytest.MonkeyPatch, tiny: ModelSpec) -> None:
@@ -203,6 +206,7 @@ def test_flashinfer_gets_up_above_gate(monkeypatch: pytest.MonkeyPatch, tiny: Mo
     weights = ExpertWeights(tiny, torch.float32)
     for parameter in weights.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[2] ** -0.5)
+    flashinfer.build_layout(weights)
     x = torch.randn(5, tiny.hidden_size)
     keep = torch.tensor([[1, 1], [1, 0], [0, 0], [1, 1], [0, 1]]) > 0
     for mask in (None, keep):
@@ -223,8 +227,42 @@ def test_a_torch_without_grouped_matmuls_says_so(monkeypatch: pytest.MonkeyPatch
     assert torch_grouped_mm.missing(cpu) == (
         "grouped_mm: found a, b, expected mat_a, mat_b, offs among them"
     )
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    old = torch_grouped_mm.missing(torch.device("cuda"))
+    assert old == "it needs compute capability 8.0 or newer"
     monkeypatch.delattr(functional, "grouped_mm")
     assert "has no torch.nn.functional.grouped_mm" in str(torch_grouped_mm.missing(cpu))
+
+
+@pytest.mark.parametrize(
+    ("avx512", "bf16", "name"),
+    [
+        (False, False, "_C_AVX2.abi3.so"),
+        (True, False, "_C_AVX512.abi3.so"),
+        (True, True, "_C.abi3.so"),
+    ],
+)
+def test_vllms_kernels_are_those_of_the_processor(
+    avx512: bool, bf16: bool, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moebench.experts import vllm
+
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    assert "has no kernels for processors" in str(vllm.missing(torch.device("cpu")))
+    (tmp_path / "vllm" / name).touch()
+    assert vllm.missing(torch.device("cpu")) is None
+
+
+def test_vllms_op_names_sizes_that_it_does_not_take(tiny: ModelSpec) -> None:
+    from moebench.experts import vllm
+
+    with pytest.raises(ValueError, match=r"found sizes 32 and 16, expected multiples of 32"):
+        vllm.build_layout(ExpertWeights(tiny, torch.bfloat16))
 
 
 def test_torchs_grouped_matmul_names_rows_that_it_does_not_take(tiny: ModelSpec) -> None:

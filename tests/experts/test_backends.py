@@ -6,13 +6,12 @@ Backends that other packages bring are skipped where these are not installed; th
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import reference
 import torch
+from experts.dispatched import Launches, Waits
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moebench.experts.backends import execution, load_backend, takes_dtype, why_not
 from moebench.experts.catalogue import EXPERT_BACKENDS, ExpertBackend
@@ -246,19 +245,6 @@ def test_every_row_of_the_catalogue_names_an_execution(name: str) -> None:
     assert callable(execution(name))
 
 
-class Launches(TorchDispatchMode):
-    """Counts dispatched operations that are no views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        aliases = (returned.alias_info for returned in func._schema.returns)
-        self.count += not any(alias is not None and not alias.is_write for alias in aliases)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("touched", [2, 3])
 def test_declared_launches_are_those_dispatched(
     backend: ExpertBackend, touched: int, narrow: ModelSpec
@@ -283,27 +269,6 @@ def test_declared_launches_are_those_dispatched(
     load = ExpertLoad.observed(routing.tokens_per_expert.tolist(), NUM_TOKENS)
     declared = expert_ops(narrow, load, "bfloat16", EXPERT_BACKENDS[backend.name])
     assert launches.count == sum(op.launches for op in declared)
-
-
-class Waits(TorchDispatchMode):
-    """Counts what a host would wait for on a GPU: values, and shapes that depend on values.
-
-    `bincount` is a processor's alone, see `test_counts_do_not_wait_for_a_gpu`.
-    """
-
-    TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_mask = func is torch.ops.aten.index.Tensor and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        others = {torch.ops.aten.bincount.default, torch.ops.aten.index.Tensor}
-        self.count += is_mask or bool(self.TAGS & set(func.tags) and func not in others)
-        return func(*args, **(kwargs or {}))
 
 
 def test_declared_waits_are_those_that_a_gpu_would_make(

@@ -230,6 +230,15 @@ def test_a_counter_for_root_only_gives_none_and_says_so(
     assert energy.missing.startswith("no_permission")
 
 
+def test_a_counter_that_is_no_number_gives_none_and_says_so(tmp_path: Path) -> None:
+    folder = domain(tmp_path, "0", "package-0", 0)
+    (folder / "energy_uj").write_text("many")
+    energy = measure_energy(work, CPU, powercap=tmp_path)
+    assert energy.joules is None
+    assert energy.missing is not None
+    assert energy.missing.startswith("RAPL cannot be read: invalid literal")
+
+
 @pytest.mark.slow
 def test_a_counter_that_never_moves_gives_none_and_not_zero(tmp_path: Path) -> None:
     domain(tmp_path, "0", "package-0", 1000)

@@ -10,10 +10,12 @@ from moebench.report.backend_goals import goals
 from moebench.report.backend_rows import (
     backend_rows,
     baseline_of,
+    drawn_phase,
     machine_rates,
     router_shares,
     time_ratio,
 )
+from moebench.report.figures.backends import backends_figure
 from moebench.spec.model import load_model
 
 RATE, READ = 4e11, 3e10
@@ -111,6 +113,17 @@ def test_others_are_compared_with_the_first_of_the_defaults_that_ran(
     one = replace(one, plan=replace(one.plan, phase=phase))
     assert baseline_of(one) == expected
     assert {line.backend for line in backend_rows([one]) if line.ratio is None} == {expected}
+
+
+def test_a_run_of_training_alone_is_told_against_what_trained() -> None:
+    times = {name: {"fixed": [seconds] * 6} for name, seconds in (("avx512", 1), ("grouped", 3))}
+    trained = cell(times, {"fixed": (2, 2)}, phase="train")
+    assert drawn_phase([trained]) == "train"
+    assert drawn_phase([trained, cell(times, {"fixed": (2, 2)})]) == "forward"
+    figure = backends_figure([trained], "avx512")
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "time over that of avx512 (above 1: slower)"
+    assert [3.0] in [list(line.get_xdata()) for line in axes.lines]
 
 
 def test_reading_is_judged_by_the_fastest_probe() -> None:

@@ -57,6 +57,13 @@ def test_a_backend_that_is_not_here_must_not_be_asked_for(
     assert "'sonicmoe' does not run here: sonicmoe is not installed" in capsys.readouterr().err
 
 
+def test_options_of_other_suites_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(written(tmp_path)), "--only", "ada-k", "--out", str(tmp_path)]) == 2
+    assert "--only: not for a suite of expert backends" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(written(tmp_path)), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
