@@ -12,7 +12,7 @@ from moebench.records.checksum import append_lines, read_document, read_lines, w
 from moebench.records.experts_run import CELLS, load_experts_run
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = sorted(path.parent for path in (ROOT / "results" / "experts").glob("*/*/manifest.json"))
+RUNS = sorted(path.parent for path in (ROOT / "results").glob("experts*/*/*/manifest.json"))
 
 
 @pytest.fixture

@@ -1,31 +1,22 @@
 """A cell: every router sees the same stream at its operating point, in a fair order."""
 
-import functools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from cuda_graphs import cuda
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import HARDWARE
+from suite_cells import CELLS, SUITE, bench, ready_cell
 
-from moebench.doctor.imitation.graphs import CUDAGraph, Streams
 from moebench.experts import avx512, packed, triton
 from moebench.experts.backends import why_not
 from moebench.experts.catalogue import EXPERT_BACKENDS
-from moebench.experts.weights import ExpertWeights, activation
 from moebench.measure.clocks import StageTimer
-from moebench.measure.graph import LEAST_RING
 from moebench.model.attention import GroupedQueryAttention, KVCache
-from moebench.model.decoder import build_decoder
 from moebench.model.rotary import rotary_angles
-from moebench.routers.routing import Routing
-from moebench.suite.budget import Allowed
 from moebench.suite.caveats import cell_caveats
 from moebench.suite.cell import (
-    Bench,
     NotANumber,
     ReadyCell,
     balanced_order,
@@ -33,31 +24,9 @@ from moebench.suite.cell import (
 )
 from moebench.suite.counting import count_case
 from moebench.suite.forecast import case_ops
-from moebench.suite.passes import observe
-from moebench.suite.plan import Cell, CellChoice, Effort, cells, changed, runnable_cells
-from moebench.suite.prepare import captured, prepare_cell, with_alternatives
-from moebench.suite.suite_file import MeasurePlan, load_suite
+from moebench.suite.plan import Cell, cells, changed, runnable_cells
+from moebench.suite.prepare import with_alternatives
 from moebench.suite.untimed import untimed_passes
-from moebench.terminal import Bar
-
-__all__ = ["cuda"]
-
-SUITE = load_suite("smoke")
-CELLS = {cell.key: cell for cell in cells(SUITE, "cpu", CellChoice(backends=("packed",)))}
-
-
-@functools.cache
-def bench() -> Bench:
-    decoder = build_decoder(SUITE.model, 2, torch.float32, "cpu", 0)
-    return Bench(SUITE.model, decoder, torch.device("cpu"), torch.float32)
-
-
-@functools.cache
-def ready_cell(key: str, num_tokens: int = 4096) -> ReadyCell:
-    """A cell with a stream of tokens; as long as a suite's where its statistics are asked for."""
-    cell = CELLS[key]
-    cases = tuple(replace(case, num_layers=2) for case in cell.cases)
-    return prepare_cell(bench(), replace(cell, cases=cases), num_tokens)
 
 
 @pytest.mark.parametrize(
@@ -277,98 +246,6 @@ def test_experts_with_biases_give_way_to_a_backend_that_takes_them(
     found, (why,) = runnable_cells(planned, torch.device("cuda"), biased)
     assert "have biases or a clamped activation; 'grouped' runs" in why
     assert {cell.baseline.backend for cell in found} == {"grouped"}
-
-
-def static(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
-    """Experts that can be captured: every assignment up to the bound gets matrices of its own."""
-    expert = routing.expert_indices.clamp(max=weights.num_experts - 1)
-    is_kept = routing.expert_indices < weights.num_experts
-    rows = x[routing.token_indices].unsqueeze(2)
-    hidden = activation((weights.gate_up[expert] @ rows).squeeze(2), weights.down.shape[2])
-    outputs = (weights.down[expert] @ hidden.unsqueeze(2)).squeeze(2)
-    weighted = outputs * (routing.weights * is_kept).unsqueeze(1)
-    return torch.zeros_like(x).index_add(0, routing.token_indices, weighted)
-
-
-def asking(x: torch.Tensor, routing: Routing, weights: ExpertWeights) -> torch.Tensor:
-    """Experts that wait for a value of the device."""
-    routing.tokens_per_expert.max().item()
-    return static(x, routing, weights)
-
-
-def as_graph(cell: Cell) -> Cell:
-    """The cell's baseline alone, planned as a graph."""
-    baseline = replace(cell.baseline, launch="graph")
-    return replace(cell, cases=(baseline,), policies=cell.policies[:1], baseline=baseline)
-
-
-def test_replays_of_every_router_are_its_eager_steps(cuda: Streams) -> None:
-    eager = ready_cell("decoder decode b16 context 64 bfloat16")
-    replayed = captured(replace(eager, experts=static), eager.cases)
-    assert replayed.not_captured is None
-    assert len(replayed.graphs) == 5
-    for case in eager.cases:
-        for place in (0, 1, eager.num_steps + 77):
-            expected = eager.step(case, place)
-            torch.testing.assert_close(replayed.step(case, place), expected, rtol=1e-4, atol=1e-5)
-
-
-def with_backend(ready: ReadyCell, backend: str) -> ReadyCell:
-    baseline = replace(ready.cell.baseline, backend=backend)
-    return replace(ready, cell=replace(ready.cell, baseline=baseline), experts=static)
-
-
-def test_eager_decode_never_asks_the_device_where_the_experts_do_not() -> None:
-    ready = ready_cell("decoder decode b16 context 64 bfloat16")
-    waiting = with_backend(ready, "grouped")
-    for case in ready.cases:
-        with CUDAGraph() as step:
-            y = with_backend(ready, "triton").step(case, 0)
-        assert step.operations
-        torch.testing.assert_close(waiting.step(case, 0), y, rtol=1e-4, atol=1e-5)
-    with pytest.raises(RuntimeError, match="not permitted"), CUDAGraph():
-        waiting.step(ready.cases[1], 0)
-
-
-def test_a_bound_holds_no_memory_in_prefill() -> None:
-    ready = ready_cell(next(key for key in CELLS if "prefill" in key))
-    assert not with_backend(ready, "triton").mode().bounded
-
-
-def test_where_one_router_cannot_be_captured_none_is(cuda: Streams) -> None:
-    def asking_beyond_top_k(
-        x: torch.Tensor, routing: Routing, weights: ExpertWeights
-    ) -> torch.Tensor:
-        return (asking if routing.num_assignments > 4 * len(x) else static)(x, routing, weights)
-
-    ready = ready_cell("moe decode b16 context 64 bfloat16")
-    ready = replace(ready, experts=asking_beyond_top_k)
-    found = captured(ready, ready.cases)
-    assert not found.graphs
-    (caveat,) = [c for c in cell_caveats(found, ready.cases[0], 1.0) if c.kind == "not-captured"]
-    assert "ada-k cannot be captured: RuntimeError: aten" in caveat.seen
-
-
-def test_a_replayed_cell_has_a_ring_of_inputs() -> None:
-    cell = CELLS["moe decode b16 context 64 bfloat16"]
-    assert prepare_cell(bench(), as_graph(cell), 32).num_steps == LEAST_RING
-
-
-@pytest.mark.parametrize("is_capturable", [True, False])
-def test_a_measurement_says_how_its_steps_were_launched(is_capturable: bool, cuda: Streams) -> None:
-    ready = replace(
-        ready_cell("moe decode b16 context 64 bfloat16"),
-        experts=static if is_capturable else asking,
-    )
-    ready = replace(ready, cell=as_graph(ready.cell), cases=ready.cases[:1])
-    with Bar(1.0) as bar:
-        effort = Effort(MeasurePlan(min_rounds=1), "off", bar)
-        found = observe(ready, HARDWARE.cache, effort, lambda round: Allowed(0.1, 0.1), bar)
-    (measurement,) = found.measurements.values()
-    assert measurement.launch == ("graph" if is_capturable else "eager")
-    assert bool(measurement.by_stage) is not is_capturable
-    kinds = {caveat.kind for caveat in measurement.caveats}
-    assert ("not-captured" in kinds) is not is_capturable
 
 
 @pytest.mark.skipif(

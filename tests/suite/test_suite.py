@@ -84,7 +84,7 @@ def test_a_dry_run_leaves_nothing_behind(
     ("arguments", "message"),
     [
         (["mixtrl"], "unknown suite 'mixtrl'; did you mean 'mixtral'?"),
-        ([], "which suite? known: experts, mixtral, pareto, smoke"),
+        ([], "which suite? known: experts, experts-training, mixtral"),
         (["smoke", "--predict", "h100-smx"], "did you mean 'h100-sxm'?"),
         (["smoke", "--only", "adak"], "--only: no router 'adak' in suite smoke"),
         (["smoke", "--time-budget", "8"], "--time-budget: found no unit in '8'"),

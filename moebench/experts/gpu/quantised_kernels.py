@@ -19,7 +19,13 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from moebench.experts.gpu.kernel_parts import _activation, _add_bias, _locate_tile, _read_tile
+from moebench.experts.gpu.kernel_parts import (
+    _activation,
+    _add_bias,
+    _locate_tile,
+    _read_tile,
+    _store_tile,
+)
 
 BLOCK: tl.constexpr = tl.constexpr(128)
 """Side of a block with one scale (fp8)."""
@@ -166,17 +172,15 @@ def packed_up(
             *(up, gathered, up_codes, up_scales, columns, intermediate_size),
             *(depth, hidden_size, MXFP4, CONVERTS, UPCAST, BLOCK_K),
         )
+    column = column_tile * BLOCK_N
     if HAS_BIAS:
-        column = column_tile * BLOCK_N
         own = bias + expert * (2 if IS_GATED else 1) * intermediate_size
         if IS_GATED:
             gate = _add_bias(gate, own, column, column, intermediate_size, True, True, BLOCK_N)
             own += intermediate_size
         up = _add_bias(up, own, column, column, intermediate_size, True, True, BLOCK_N)
     activated = _activation(gate, up, alpha, limit, IS_GATED, IS_CLAMPED)
-    places = hidden + rows.to(tl.int64)[:, None] * intermediate_size + columns[None, :]
-    inside = is_row[:, None] & (columns < intermediate_size)[None, :]
-    tl.store(places, tl.trans(activated).to(hidden.dtype.element_ty), mask=inside)
+    _store_tile(hidden, activated, 0, rows, end, column, intermediate_size, True, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=["num_experts", "row_tiles", "bound"])
@@ -229,11 +233,10 @@ def packed_down(
             *(total, activated, own_codes, own_scales, columns, hidden_size),
             *(depth, intermediate_size, MXFP4, CONVERTS, UPCAST, BLOCK_K),
         )
+    column = column_tile * BLOCK_N
     if HAS_BIAS:
-        column, is_first = column_tile * BLOCK_N, tl.program_id(1) == 0
+        is_first = tl.program_id(1) == 0
         own_bias = bias + expert * hidden_size
         total = _add_bias(total, own_bias, column, column, hidden_size, is_first, True, BLOCK_N)
     first_row = tl.program_id(1).to(tl.int64) * bound
-    places = outputs + (first_row + rows)[:, None] * hidden_size + columns[None, :]
-    inside = is_row[:, None] & (columns < hidden_size)[None, :]
-    tl.store(places, tl.trans(total).to(outputs.dtype.element_ty), mask=inside)
+    _store_tile(outputs, total, first_row, rows, end, column, hidden_size, True, BLOCK_N)
