@@ -52,11 +52,17 @@ num_layers = 1
 time_budget = "2 s"
 """
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+LONGEST = "test_readme.py", "test_faults.py", "test_first_run.py", "test_selftest.py"
+"""Files whose slow tests take minutes: they begin first, so that processes end together."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the device of the contract tests: the first GPU, or an imitation of one."""
     parser.addoption("--device", choices=("imitated", "cuda"), default="imitated")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture
