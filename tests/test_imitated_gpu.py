@@ -6,12 +6,13 @@ all of it happens on the device that was asked for, and that no record passes fo
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from imitated_boards import boards, folder
 from torch import Tensor
 
 from moebench.calibrate import microbenchmark, saved
@@ -19,7 +20,6 @@ from moebench.calibrate.cli import main as calibrate
 from moebench.calibrate.products import Size
 from moebench.doctor.cli import main as doctor
 from moebench.doctor.imitation.device import Boards
-from moebench.doctor.imitation.imitate import imitated_gpu
 from moebench.doctor.imitation.nvml import has_compiler
 from moebench.experts.backends import load_backend
 from moebench.experts.weights import ExpertWeights
@@ -30,6 +30,8 @@ from moebench.routers.routing import Routing
 from moebench.spec.model import ModelSpec
 from moebench.suite.cli import main
 from moebench.suite.expert_bench import ExpertBench
+
+__all__ = ["boards", "folder"]
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no gcc for the simulated NVML library")
 SHIPPED = Path(__file__).parents[1] / "suites" / "smoke.toml"
@@ -102,18 +104,6 @@ mixes_from = 1
 train = [4]
 """
 DECODE, PREFILL, TRAIN = "decode", "prefill", "train"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("imitated")
-
-
-@pytest.fixture
-def boards(folder: Path) -> Iterator[Boards]:
-    """A machine with two boards."""
-    with imitated_gpu(folder, 2) as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)

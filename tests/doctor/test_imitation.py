@@ -2,29 +2,19 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from imitated_boards import boards, folder
 
 from moebench.doctor.imitation.device import Boards
 from moebench.doctor.imitation.imitate import imitated_gpu
 from moebench.doctor.imitation.nvml import has_compiler
 
+__all__ = ["boards", "folder"]
+
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no gcc for the simulated NVML library")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("imitated")
-
-
-@pytest.fixture
-def boards(folder: Path) -> Iterator[Boards]:
-    """A machine with two boards."""
-    with imitated_gpu(folder, 2) as found:
-        yield found
 
 
 def test_tensors_of_two_devices_meet_as_on_a_gpu(boards: Boards) -> None:

@@ -10,7 +10,7 @@ from moebench.suite import workers
 from moebench.suite.workers import SHARED, Workers
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-"""Of Python 3.12: the forks do nothing with torch."""
+"""Python 3.12 warns of forks beside threads; these forks compute nothing."""
 
 
 class Bench:
