@@ -8,9 +8,8 @@ from moebench import terminal
 from moebench.files import replace_file
 from moebench.records.experts_run import ExpertsResult, ExpertsRun, load_experts_run
 from moebench.records.results import Interval
-from moebench.report.backend_goals import goals, savings
+from moebench.report.backend_goals import goals
 from moebench.report.backend_rows import (
-    TRAINED,
     BackendRow,
     backend_rows,
     baseline_of,
@@ -52,9 +51,9 @@ def report_experts(directory: Path, as_json: bool) -> int:
     if not run.cells:
         raise ValueError(f"{directory}: no cell was measured yet; nothing to report")
     with styled():
-        drawn = png(backends_figure(run.cells, _baselines(run.cells)))
-    has_savings = any(saving.is_promised for saving in savings(run.cells))
-    caption = f"Left: {TIMES} Right: {SAVED}" if has_savings else TIMES.capitalize()
+        figure = backends_figure(run.cells, _baselines(run.cells))
+        drawn = png(figure)
+    caption = f"Left: {TIMES} Right: {SAVED}" if len(figure.axes) > 1 else TIMES.capitalize()
     picture = Picture("execution", "Expert execution", caption, drawn)
     files = {"execution.png": drawn, "report.md": markdown(_blocks(run, picture)).encode()}
     for name, data in files.items():
@@ -190,4 +189,4 @@ def _routers(cells: Sequence[ExpertsResult]) -> list[Block]:
 def _baselines(cells: Sequence[ExpertsResult]) -> str:
     """The baseline of the cells that are drawn; one name unless some cells lack it."""
     names = (baseline_of(cell) for cell in cells if cell.plan.phase == drawn_phase(cells))
-    return " or ".join(dict.fromkeys(names)) or TRAINED[-1]
+    return " or ".join(dict.fromkeys(names))

@@ -16,7 +16,7 @@ from experts.dispatched import Launches, Waits
 from moebench.experts.backends import execution, load_backend, why_not
 from moebench.experts.catalogue import EXPERT_BACKENDS
 from moebench.experts.weights import ExpertWeights
-from moebench.routers.routing import Routing
+from moebench.routers.routing import Choice, Routing
 from moebench.spec.load import ExpertLoad
 from moebench.spec.model import ModelSpec
 from moebench.spec.ops import expert_ops
@@ -170,6 +170,21 @@ def test_a_deepgemm_that_would_compute_something_else_is_not_called(
         assert missing() == f"this DeepGEMM has no {name}"
     monkeypatch.setattr(deepgemm.shutil, "which", lambda name, path: None)
     assert "nvcc" in missing()
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("kept", [0.0, 0.6])
+@torch.no_grad()
+def test_deepgemm_takes_the_bounded_routing_of_a_graph(kept: float, tiny: ModelSpec) -> None:
+    weights = ExpertWeights(tiny, torch.float32)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    experts = torch.stack([torch.randperm(4)[:3] for _ in range(7)])
+    choice = Choice(torch.rand(7, 3), experts, 4, torch.rand(7, 3) < kept)
+    x = torch.randn(7, tiny.hidden_size)
+    found = execution("deepgemm")(x, Routing.bounded(choice), weights)
+    expected = execution("loop")(x, Routing.from_slots(*choice), weights)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("stand_ins")
